@@ -1,0 +1,41 @@
+"""dipole_ray: Dichotomous Diffusion Policy Optimization, offline to online, on Ray.
+
+The public names load their modules on first use, so that `import dipole_ray` stays instant and works
+where torch or Ray are not needed (`dipole --help`, `dipole data inspect`).
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "AgentConfig": "dipole_ray.agents.dipole",
+    "DipoleAgent": "dipole_ray.agents.dipole",
+    "DIPOLE": "dipole_ray.rllib.algorithm",
+    "DIPOLEConfig": "dipole_ray.rllib.config",
+    "Replay": "dipole_ray.data.replay",
+    "RunConfig": "dipole_ray.config",
+    "make_env": "dipole_ray.envs.make",
+    "open_dataset": "dipole_ray.data.dataset",
+}
+
+__all__ = ["AgentConfig", "DIPOLE", "DIPOLEConfig", "DipoleAgent", "Replay", "RunConfig", "make_env", "open_dataset"]
+
+if TYPE_CHECKING:
+    from dipole_ray.agents.dipole import AgentConfig, DipoleAgent
+    from dipole_ray.config import RunConfig
+    from dipole_ray.data.dataset import open_dataset
+    from dipole_ray.data.replay import Replay
+    from dipole_ray.envs.make import make_env
+    from dipole_ray.rllib.algorithm import DIPOLE
+    from dipole_ray.rllib.config import DIPOLEConfig
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401
+    """Import the public name `name` from the module that defines it."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'dipole_ray' has no attribute '{name}'")
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,1 @@
+"""The algorithm in torch, and nothing else: no Ray, no gymnasium, no files."""

@@ -1,0 +1,1 @@
+"""One reader a format; each yields trajectories as rows of the common schema."""

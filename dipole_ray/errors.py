@@ -1,0 +1,35 @@
+"""Every error that dipole_ray raises on purpose.
+
+Each message says what failed, where, what was found there and what to do about it. The command line
+prints such a message as one sentence; anything else is a defect of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class DipoleError(Exception):
+    """Base of all errors a user can cause and mend."""
+
+
+class ConfigError(DipoleError):
+    """A setting is unknown, of the wrong type, out of range, or contradicts another one."""
+
+
+class DatasetError(DipoleError):
+    """A dataset cannot be read, or what it holds cannot be trained on."""
+
+
+class CorruptSegment(DatasetError):
+    """A stored data file differs from what its manifest says (length, checksum or layout)."""
+
+
+class CheckpointError(DipoleError):
+    """A checkpoint cannot be written, read, or does not fit what it is loaded into."""
+
+
+class NonFiniteError(DipoleError):
+    """NaN or infinity where only finite numbers may stand."""
+
+
+class EnvironmentUnavailable(DipoleError):
+    """An environment exists by name but cannot be built or rendered on this machine."""

@@ -1,0 +1,1 @@
+"""DIPOLE as an RLlib algorithm on the new API stack."""
