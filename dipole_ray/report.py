@@ -1,0 +1,222 @@
+"""The result of an evaluation as people and programs read it: terminal table, Markdown, JSON.
+
+An evaluation maps a phase (`offline`, `online`) to rows, one a cell of the grid; `evaluation.json` in a run
+folder is exactly that.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TypedDict
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from dipole_ray.errors import DatasetError
+
+FILE_NAME = "evaluation.json"
+"""Name of the JSON file inside a run folder."""
+
+Row = TypedDict(
+    "Row",
+    {
+        "method": str,
+        "omega": float | None,
+        "candidates": int,
+        "episodes": int,
+        "success": float | None,
+        "success_low": float | None,
+        "success_high": float | None,
+        "return": float,
+        "return_low": float | None,
+        "return_high": float | None,
+        "length": float,
+        "length_low": float | None,
+        "length_high": float | None,
+        "confidence": float,
+        "action_bound_fraction": float,
+    },
+)
+"""One cell: means with the ends of their intervals. `omega` is None for BC, `success` where the task defines
+none, an interval where a single episode cannot give one. Lengths in environment steps; success and fractions
+in [0, 1]."""
+
+Evaluation = Mapping[str, Sequence[Row]]
+"""Phase name to rows."""
+
+_PHASES = ("offline", "online")
+_NOTE = "chosen before the run"
+
+
+def sort_rows(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows by number of candidates, BC first, then omega rising, so that omega reads down a column."""
+    return sorted(
+        rows,
+        key=lambda row: (
+            row["candidates"],
+            row["omega"] is not None,
+            row["method"],
+            row["omega"] if row["omega"] is not None else 0.0,
+        ),
+    )
+
+
+def phases_of(evaluation: Evaluation) -> list[str]:
+    """Return the phases that hold rows, offline before online before any other."""
+    known = [phase for phase in _PHASES if evaluation.get(phase)]
+    return known + [phase for phase in evaluation if phase not in _PHASES and evaluation[phase]]
+
+
+def is_chosen(row: Row, chosen: tuple[float, int] | None) -> bool:
+    """Tell whether a row is the (omega, candidates) that the preset named before the run."""
+    return chosen is not None and row["omega"] == chosen[0] and row["candidates"] == chosen[1]
+
+
+def table(evaluation: Evaluation, *, chosen: tuple[float, int] | None = None, title: str = "") -> Table:
+    """Return the terminal table; it fits 100 columns.
+
+    Args:
+        evaluation: Rows per phase.
+        chosen: Omega and candidates named before the run; their rows are marked.
+        title: Line above the table.
+    """
+    rows = [row for phase in phases_of(evaluation) for row in evaluation[phase]]
+    has_success = any(row["success"] is not None for row in rows)
+    result = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", title_style="bold", pad_edge=False)
+    for name in ("phase", "method"):
+        result.add_column(name, no_wrap=True)
+    for name in ("omega", "cand."):
+        result.add_column(name, justify="right", no_wrap=True)
+    for name in _measures(has_success):
+        result.add_column(name, justify="right", no_wrap=True)
+    result.add_column("", no_wrap=True)
+    for phase in phases_of(evaluation):
+        previous = None
+        for row in sort_rows(evaluation[phase]):
+            if previous is not None and previous != row["candidates"]:
+                result.add_section()
+            marked = is_chosen(row, chosen)
+            label = phase if previous is None else ""
+            cells = [label, row["method"], _omega(row), str(row["candidates"]), *_values(row, has_success)]
+            # The arrow also reads where there is no colour.
+            cells.append("<" if marked else "")
+            result.add_row(*(Text(cell) for cell in cells), style="bold green" if marked else None)
+            previous = row["candidates"]
+        result.add_section()
+    result.caption = _caption(rows, chosen)
+    result.caption_justify = "left"
+    return result
+
+
+def print_table(
+    evaluation: Evaluation,
+    *,
+    chosen: tuple[float, int] | None = None,
+    title: str = "",
+    console: Console | None = None,
+) -> None:
+    """Print the table; without colour and at 100 columns where the output is not a terminal."""
+    if console is None:
+        console = Console()
+        if not console.is_terminal:
+            console = Console(width=100, no_color=True, highlight=False)
+    console.print(table(evaluation, chosen=chosen, title=title))
+
+
+def markdown(evaluation: Evaluation, *, chosen: tuple[float, int] | None = None) -> str:
+    """Return the same table in Markdown, the chosen rows in bold."""
+    rows = [row for phase in phases_of(evaluation) for row in evaluation[phase]]
+    has_success = any(row["success"] is not None for row in rows)
+    measures = _measures(has_success)
+    header = ["phase", "method", "omega", "candidates", *measures]
+    lines = ["| " + " | ".join(header) + " |", "|---|---|--:|--:|" + "--:|" * len(measures)]
+    for phase in phases_of(evaluation):
+        for row in sort_rows(evaluation[phase]):
+            cells = [phase, row["method"], _omega(row), str(row["candidates"]), *_values(row, has_success)]
+            if is_chosen(row, chosen):
+                cells = [f"**{cell}**" for cell in cells]
+            lines.append("| " + " | ".join(cells) + " |")
+    caption = _caption(rows, None)
+    if chosen is not None:
+        caption += f" Bold: omega {chosen[0]:g} and {_count(chosen[1], 'candidate')}, {_NOTE}."
+    return "\n".join([*lines, "", caption]) + "\n"
+
+
+def write_evaluation(path: Path, evaluation: Evaluation) -> None:
+    """Write the rows as JSON, replacing an older file atomically."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        json.dump({phase: list(rows) for phase, rows in evaluation.items()}, file, indent=1, allow_nan=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def read_evaluation(path: Path) -> dict[str, list[Row]]:
+    """Read what `write_evaluation` wrote.
+
+    Raises:
+        DatasetError: If the file is missing or not of this layout.
+    """
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        required = Row.__required_keys__
+        for phase, rows in stored.items():
+            for row in rows:
+                if missing := sorted(required - row.keys()):
+                    raise ValueError(f"a row of '{phase}' lacks {', '.join(missing)}")
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise DatasetError(f"{path}: not a readable evaluation ({error}); run 'dipole evaluate' again") from error
+    return dict(stored)
+
+
+def _measures(has_success: bool) -> list[str]:
+    return (["success"] if has_success else []) + ["return", "length"]
+
+
+def _values(row: Row, has_success: bool) -> list[str]:
+    success = _with_interval(row["success"], row["success_low"], row["success_high"], "{:.2f}")
+    returns = (row["return"], row["return_low"], row["return_high"])
+    largest = max(abs(value) for value in returns if value is not None)
+    # Three digits that matter: small returns (sums of dense rewards below 10) need decimals, large ones none.
+    form = "{:.0f}" if largest >= 100 else "{:.1f}" if largest >= 10 else "{:.2f}"
+    values = [_with_interval(*returns, form)]
+    values.append(_with_interval(row["length"], row["length_low"], row["length_high"], "{:.0f}"))
+    return ([success] if has_success else []) + values
+
+
+def _with_interval(value: float | None, low: float | None, high: float | None, form: str) -> str:
+    if value is None:
+        return "-"
+    if low is None or high is None:
+        return form.format(value)
+    return f"{form.format(value)} [{form.format(low)}, {form.format(high)}]"
+
+
+def _omega(row: Row) -> str:
+    return "-" if row["omega"] is None else f"{row['omega']:g}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _caption(rows: Sequence[Row], chosen: tuple[float, int] | None) -> str:
+    """Say what the brackets, the counts and the mark mean."""
+    if not rows:
+        return "no rows"
+    episodes = sorted({row["episodes"] for row in rows})
+    counts = _count(episodes[0], "episode") if len(episodes) == 1 else f"{episodes[0]} to {episodes[-1]} episodes"
+    text = f"Mean [{rows[0]['confidence']:.0%} interval] of {counts} per row"
+    if any(row["success"] is not None for row in rows):
+        text += "; Wilson for success, BCa bootstrap for the rest"
+    text += "."
+    if chosen is not None and any(is_chosen(row, chosen) for row in rows):
+        text += f"\n< omega {chosen[0]:g} and {_count(chosen[1], 'candidate')}, {_NOTE}."
+    return text

@@ -1,0 +1,146 @@
+"""The paths of evaluation episodes through a maze, and the file that keeps them for the pictures.
+
+`evaluation-paths.npz` holds everything the maze picture needs, so that drawing it again needs neither
+the environment nor the policy. Ragged paths are stored end to end, with one entry a path in every other
+column; nothing in the file is a pickled object.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dipole_ray.errors import DatasetError
+
+FILE_NAME = "evaluation-paths.npz"
+"""Name of the file inside a run folder."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Maze:
+    """The floor plan of an OGBench maze task."""
+
+    walls: NDArray[np.bool_]
+    """True where a cell is a wall, shape (rows, columns); row i spans y, column j spans x."""
+    unit: float
+    """Side of a cell, metres."""
+    offset_x: float
+    """Column 0 is centred at x = -offset_x, metres."""
+    offset_y: float
+    """Row 0 is centred at y = -offset_y, metres."""
+    start: tuple[float, float]
+    """Centre of the start cell, metres."""
+    goal: tuple[float, float]
+    """Centre of the goal cell, metres."""
+    goal_radius: float
+    """Distance to the goal that counts as success, metres."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trajectory:
+    """One recorded episode and the cell of the evaluation grid it belongs to."""
+
+    phase: str
+    """When it was evaluated: `offline` or `online`."""
+    policy: str
+    """`guided` or `bc`."""
+    omega: float | None
+    """Greediness of the guided policy; None for `bc`."""
+    candidates: int
+    """Actions sampled per step, of which the best by Q is taken."""
+    success: bool
+    """Whether the episode reached the goal."""
+    positions: NDArray[np.float32]
+    """Positions from reset to the last state, shape (T + 1, 2), metres."""
+
+
+def maze_of(env: Any) -> Maze | None:  # noqa: ANN401
+    """Return the floor plan of an environment's maze and task, or None if it is not an OGBench maze.
+
+    Args:
+        env: A gymnasium environment that has been reset (the task is chosen by the reset).
+    """
+    bare = env.unwrapped
+    task = getattr(bare, "cur_task_info", None)
+    if task is None or not hasattr(bare, "maze_map"):
+        return None
+    # In the soccer mazes the task names the starts of the agent and of the ball.
+    start, goal = task["init_xy" if "init_xy" in task else "agent_init_xy"], task["goal_xy"]
+    return Maze(
+        walls=np.asarray(bare.maze_map) == 1,
+        unit=float(bare._maze_unit),
+        offset_x=float(bare._offset_x),
+        offset_y=float(bare._offset_y),
+        start=(float(start[0]), float(start[1])),
+        goal=(float(goal[0]), float(goal[1])),
+        goal_radius=float(bare._goal_tol),
+    )
+
+
+def write_trajectories(path: Path, maze: Maze, trajectories: Sequence[Trajectory]) -> None:
+    """Write the paths and their maze to one npz file, replacing an older one atomically."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        np.savez_compressed(
+            file,
+            walls=maze.walls,
+            geometry=np.array([maze.unit, maze.offset_x, maze.offset_y, *maze.start, *maze.goal, maze.goal_radius]),
+            phase=np.array([t.phase for t in trajectories], dtype=np.str_),
+            policy=np.array([t.policy for t in trajectories], dtype=np.str_),
+            omega=np.array([np.nan if t.omega is None else t.omega for t in trajectories], dtype=np.float64),
+            candidates=np.array([t.candidates for t in trajectories], dtype=np.int64),
+            success=np.array([t.success for t in trajectories], dtype=np.bool_),
+            num_positions=np.array([len(t.positions) for t in trajectories], dtype=np.int64),
+            positions=np.concatenate([np.zeros((0, 2), np.float32), *(t.positions for t in trajectories)]),
+        )
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def read_trajectories(path: Path) -> tuple[Maze, list[Trajectory]]:
+    """Read what `write_trajectories` wrote.
+
+    Raises:
+        DatasetError: If the file is missing, damaged or not of this layout.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            columns = {name: stored[name] for name in stored.files}
+        geometry = [float(value) for value in columns["geometry"]]
+        unit, offset_x, offset_y, start_x, start_y, goal_x, goal_y, goal_radius = geometry
+        ends = np.cumsum(columns["num_positions"])
+        pieces = np.split(columns["positions"], ends[:-1]) if len(ends) else []
+        trajectories = [
+            Trajectory(
+                phase=str(columns["phase"][i]),
+                policy=str(columns["policy"][i]),
+                omega=None if np.isnan(columns["omega"][i]) else float(columns["omega"][i]),
+                candidates=int(columns["candidates"][i]),
+                success=bool(columns["success"][i]),
+                positions=piece,
+            )
+            for i, piece in enumerate(pieces)
+        ]
+        walls = columns["walls"].astype(np.bool_)
+    except (OSError, KeyError, ValueError, IndexError, BadZipFile, EOFError) as error:
+        raise DatasetError(
+            f"{path}: not a readable file of evaluation paths ({error}); run 'dipole evaluate' again to rewrite it"
+        ) from error
+    maze = Maze(
+        walls=walls,
+        unit=unit,
+        offset_x=offset_x,
+        offset_y=offset_y,
+        start=(start_x, start_y),
+        goal=(goal_x, goal_y),
+        goal_radius=goal_radius,
+    )
+    return maze, trajectories
