@@ -1,0 +1,326 @@
+"""Typed settings: frozen dataclasses to and from nested plain mappings, with errors that name the remedy.
+
+A section is a dataclass whose every field has a type, mostly a default, and a string under it that explains it.
+This file turns YAML or `key=value` into such sections and back; it knows nothing about what they configure.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import dataclasses
+import difflib
+import inspect
+import math
+import textwrap
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from dipole_ray.errors import ConfigError
+
+Section = TypeVar("Section")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FieldDoc:
+    """One setting as the user meets it in help texts and documentation."""
+
+    key: str
+    """Dotted key, such as `agent.beta`."""
+    type: str
+    """The accepted values, in words such as `number or null`."""
+    default: str
+    """The default as YAML, or `required`."""
+    text: str
+    """The explanation that stands under the field in its class."""
+
+
+def from_mapping(cls: type[Section], mapping: Mapping[str, Any], where: str = "") -> Section:
+    """Build a config section, and the sections in it, from nested plain values.
+
+    Args:
+        cls: A dataclass; its fields may be numbers, strings, paths, literals, tuples, dicts, unions, dataclasses.
+        mapping: Keys and values as YAML or JSON gives them; keys left out take their defaults.
+        where: Dotted key of the section, put before every key that a message names.
+
+    Raises:
+        ConfigError: An unknown key (the nearest valid one is named), a missing one, or a value of the wrong type.
+    """
+    valid = list(_dotted_keys(cls, where))
+    section: Section = _read_section(cls, mapping, where, valid)
+    return section
+
+
+def to_mapping(instance: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Return a config section as nested JSON-able values that `from_mapping` reads back to an equal section."""
+    return {field.name: _plain(getattr(instance, field.name)) for field in dataclasses.fields(instance)}
+
+
+def merge(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with the values of `update` on top; sections are merged, everything else is replaced."""
+    merged = {key: copy.deepcopy(value) for key, value in base.items()}
+    for key, value in update.items():
+        below = merged.get(key)
+        merged[key] = merge(below, value) if _both_sections(below, value) else copy.deepcopy(value)
+    return merged
+
+
+def apply_overrides(mapping: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Return `mapping` with dotted assignments on top, the later ones winning.
+
+    Args:
+        mapping: Nested plain values; left as it is.
+        overrides: Texts such as `agent.beta=5` or `evaluation.omegas=[0, 1]`; the values are YAML.
+
+    Raises:
+        ConfigError: A text is no assignment, its value is not YAML, or it reaches into something that is no section.
+    """
+    result = merge({}, mapping)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        path = key.strip().split(".")
+        if not equals or not all(path) or not text.strip():
+            raise ConfigError(f"'{override}' is no setting: write key=value, such as agent.beta=5 (null for no value)")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{key}: the value '{text}' is not YAML ({_one_line(error)}); put it in quotes") from None
+        section = result
+        for depth, name in enumerate(path[:-1], start=1):
+            below = section.get(name)
+            if below is not None and not isinstance(below, dict):
+                raise ConfigError(f"'{override}': {'.'.join(path[:depth])} is {below!r}, which holds no further keys")
+            section[name] = {} if below is None else below
+            section = section[name]
+        section.update(merge(section, {path[-1]: value}))
+    return result
+
+
+def flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested sections as one flat dict with dotted keys; an empty section stays as an empty dict."""
+    flat: dict[str, Any] = {}
+    for key, value in mapping.items():
+        dotted = f"{prefix}.{key}" if prefix else str(key)
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, dotted))
+        else:
+            flat[dotted] = value
+    return flat
+
+
+def describe(cls: type, prefix: str = "") -> Iterator[FieldDoc]:
+    """Yield every setting of a config section, sections in it included, in the order of the source."""
+    texts = _field_texts(cls)
+    hints = get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        key = f"{prefix}.{field.name}" if prefix else field.name
+        hint = hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            yield FieldDoc(key=key, type="section", default="", text=texts.get(field.name, ""))
+            yield from describe(hint, key)  # type: ignore[arg-type]
+        else:
+            yield FieldDoc(key=key, type=_words(hint), default=_default_text(field), text=texts.get(field.name, ""))
+
+
+def _dotted_keys(cls: type, prefix: str) -> Iterator[str]:
+    """Yield every valid dotted key of a section, sections included."""
+    hints = get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        key = f"{prefix}.{field.name}" if prefix else field.name
+        yield key
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from _dotted_keys(hints[field.name], key)  # type: ignore[arg-type]
+
+
+def _read_section(cls: Any, mapping: Any, where: str, valid: Sequence[str]) -> Any:  # noqa: ANN401
+    """Build the dataclass `cls` from `mapping`; `valid` are all keys of the root, to suggest from."""
+    if isinstance(mapping, cls):
+        return mapping
+    if mapping is None:  # `agent:` with nothing below it is an empty section in YAML
+        mapping = {}
+    if not isinstance(mapping, Mapping):
+        raise ConfigError(f"{where or 'the config'} is {mapping!r}: a section of keys is needed")
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    hints = get_type_hints(cls)
+    values: dict[str, Any] = {}
+    for name, value in mapping.items():
+        key = f"{where}.{name}" if where else str(name)
+        if name not in fields:
+            raise ConfigError(f"unknown setting '{key}'{_suggestion(key, valid)}")
+        values[name] = _convert(hints[name], value, key, valid)
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in values:
+            key = f"{where}.{name}" if where else name
+            raise ConfigError(
+                f"{key} is missing: give {_words(hints[name])}. {_field_texts(cls).get(name, '')}".strip()
+            )
+    return cls(**values)
+
+
+def _suggestion(key: str, valid: Sequence[str]) -> str:
+    """Return `; did you mean 'x'?` for the nearest valid key, by whole key first, then by last name."""
+    near = difflib.get_close_matches(key, valid, n=1, cutoff=0.75)
+    if not near:
+        last = {name.rpartition(".")[2]: name for name in reversed(valid)}
+        near = [last[name] for name in difflib.get_close_matches(key.rpartition(".")[2], list(last), n=1, cutoff=0.6)]
+    if not near:
+        near = difflib.get_close_matches(key, valid, n=1, cutoff=0.0)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def _convert(hint: Any, value: Any, key: str, valid: Sequence[str]) -> Any:  # noqa: ANN401
+    """Return `value` as the type `hint`, or raise ConfigError naming `key`, the expectation and the finding."""
+    if dataclasses.is_dataclass(hint):
+        return _read_section(hint, value, key, valid)
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return _convert_union(hint, value, key, valid)
+    if origin is tuple and isinstance(value, list | tuple):
+        kinds = get_args(hint)
+        kinds = (kinds[0],) * len(value) if kinds[-1:] == (Ellipsis,) else kinds
+        if len(kinds) == len(value):
+            pairs = enumerate(zip(kinds, value, strict=True))
+            return tuple(_convert(kind, item, f"{key}[{index}]", valid) for index, (kind, item) in pairs)
+    if origin is dict and isinstance(value, Mapping):
+        kind = get_args(hint)[1]
+        return {str(name): _convert(kind, item, f"{key}.{name}", valid) for name, item in value.items()}
+    accepted, result = _scalar(hint, value)
+    if not accepted:
+        raise ConfigError(f"{key} is {value!r}: {_words(hint)} is needed{_hint_at(hint, value)}")
+    return result
+
+
+def _convert_union(hint: Any, value: Any, key: str, valid: Sequence[str]) -> Any:  # noqa: ANN401
+    """Return `value` as the arm that takes it unchanged, else as the first arm that takes it at all."""
+    results = []
+    for arm in get_args(hint):
+        try:
+            results.append(_convert(arm, value, key, valid))
+        except ConfigError:
+            continue
+        if type(results[-1]) is type(value):
+            return results[-1]
+    if not results:
+        raise ConfigError(f"{key} is {value!r}: {_words(hint)} is needed")
+    return results[0]
+
+
+def _scalar(hint: Any, value: Any) -> tuple[bool, Any]:  # noqa: ANN401
+    """Return whether `value` can stand for the scalar type `hint`, and the converted value."""
+    if hint is Any:
+        return True, value
+    if get_origin(hint) is Literal:
+        return any(value == choice and type(value) is type(choice) for choice in get_args(hint)), value
+    if hint in (type(None), None):
+        return value is None, None
+    if hint in (bool, str):
+        return isinstance(value, hint), value
+    if hint is Path:
+        return isinstance(value, str | Path), Path(value) if isinstance(value, str | Path) else None
+    if hint in (int, float):
+        return _number(hint, value)
+    return False, None
+
+
+def _number(kind: type[int] | type[float], value: Any) -> tuple[bool, Any]:  # noqa: ANN401
+    """Return whether `value` is a number of this kind; PyYAML leaves `1e-3` and `1e6` as text, both are meant."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return False, None
+    if kind is int and isinstance(value, int):
+        return True, value
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return False, None
+    if kind is float:
+        return not math.isnan(number), number
+    return number.is_integer(), int(number) if number.is_integer() else None
+
+
+def _hint_at(hint: Any, value: Any) -> str:  # noqa: ANN401
+    """Return the remedy for the common slips: a bare number for text, a bare value for a list."""
+    if hint is str and isinstance(value, bool | int | float):
+        return f"; put it in quotes: '\"{value}\"'"
+    if get_origin(hint) is tuple and not isinstance(value, list | tuple | Mapping | None):
+        return f"; write [{value}]"
+    return ""
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401
+    """Return a setting's value as JSON can hold it; infinities become text, which floats are read from."""
+    if dataclasses.is_dataclass(value):
+        return to_mapping(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+def _both_sections(below: Any, value: Any) -> bool:  # noqa: ANN401
+    """Return whether both are mappings, so that one can be merged into the other."""
+    return isinstance(below, Mapping) and isinstance(value, Mapping)
+
+
+def _words(hint: Any) -> str:  # noqa: ANN401
+    """Return a type in the words of a user, such as `a whole number or null`."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_words(arm) for arm in inner)
+    if origin is Literal:
+        return "one of " + ", ".join(str(choice) for choice in inner) if len(inner) > 1 else str(inner[0])
+    if origin is tuple:
+        if inner[-1:] == (Ellipsis,):
+            return f"a list (each {_words(inner[0])})"
+        return f"a list of {len(inner)} ({', '.join(_words(kind) for kind in inner)})"
+    if origin is dict:
+        return f"a mapping (each value {_words(inner[1])})"
+    if dataclasses.is_dataclass(hint):
+        return "a section of keys"
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
+    return "null" if hint in (type(None), None) else names.get(hint, str(hint))
+
+
+def _default_text(field: dataclasses.Field[Any]) -> str:
+    """Return a field's default as YAML on one line."""
+    if field.default is not dataclasses.MISSING:
+        value = field.default
+    elif field.default_factory is not dataclasses.MISSING:
+        value = field.default_factory()
+    else:
+        return "required"
+    return yaml.safe_dump(_plain(value), default_flow_style=True, width=1000).removesuffix("\n").removesuffix("\n...")
+
+
+def _field_texts(cls: type) -> dict[str, str]:
+    """Return the string under each field of a dataclass, read from its source; base classes come first."""
+    texts: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if not dataclasses.is_dataclass(base):
+            continue
+        try:
+            body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+        except (OSError, TypeError, SyntaxError):  # no source at hand, as in a frozen program
+            continue
+        assert isinstance(body, ast.ClassDef)
+        for statement, below in zip(body.body, body.body[1:], strict=False):
+            if isinstance(statement, ast.AnnAssign) and isinstance(below, ast.Expr):
+                target, text = statement.target, getattr(below.value, "value", None)
+                if isinstance(target, ast.Name) and isinstance(text, str):
+                    texts[target.id] = " ".join(text.split())
+    return texts
+
+
+def _one_line(error: Exception) -> str:
+    """Return an error's message on one line."""
+    return " ".join(str(error).split())
