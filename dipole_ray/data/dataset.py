@@ -1,0 +1,277 @@
+"""A dataset on disk: a folder of immutable Arrow files and the manifest that names them.
+
+The manifest is written last and atomically, so a folder without one is an import that did not finish, and
+a folder with one is complete. Files are named after their content: replacing a dataset never touches the
+files of the old one until the new manifest stands.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dipole_ray.data.durable import format_bytes, sync_directory, write_json
+from dipole_ray.data.schema import Rows, Schema, concatenate, validate_rows
+from dipole_ray.data.segment import SegmentEntry, open_segment, write_segment
+from dipole_ray.errors import CorruptSegment, DatasetError
+
+FORMAT = "dipole-dataset"
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+SEGMENT_ROWS = 1_000_000
+"""Rows after which a new file is begun: sampling is fastest from one file, so files are large."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """What `manifest.json` says: version, dimensions, origin and files."""
+
+    schema: Schema
+    """Dimensions of every file."""
+    source: dict[str, Any]
+    """Where the data came from, as JSON: reader, file, environment, options."""
+    files: tuple[SegmentEntry, ...]
+    """The files in order."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows over all files, closing rows included."""
+        return sum(entry.rows for entry in self.files)
+
+    @property
+    def num_transitions(self) -> int:
+        """Transitions over all files."""
+        return sum(entry.transitions for entry in self.files)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the manifest as a JSON object."""
+        return {
+            "format": FORMAT,
+            "version": FORMAT_VERSION,
+            "schema": self.schema.to_json(),
+            "source": self.source,
+            "files": [entry.to_json() for entry in self.files],
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any], path: Path) -> Manifest:
+        """Check and rebuild a manifest.
+
+        Raises:
+            DatasetError: If it is of another format or version.
+            CorruptSegment: If it lacks something or names a file outside its folder.
+        """
+        if value.get("format") != FORMAT or value.get("version") != FORMAT_VERSION:
+            raise DatasetError(
+                f"{path}: format {value.get('format')!r} version {value.get('version')!r} is not {FORMAT!r} version "
+                f"{FORMAT_VERSION}; import the original data again with this version"
+            )
+        try:
+            files = tuple(SegmentEntry(**entry) for entry in value["files"])
+            manifest = cls(schema=Schema.from_json(value["schema"]), source=dict(value["source"]), files=files)
+        except (KeyError, TypeError, ValueError) as error:
+            raise CorruptSegment(f"{path}: incomplete manifest ({error!r}); import the dataset again") from error
+        for entry in files:
+            if Path(entry.name).name != entry.name:
+                raise CorruptSegment(
+                    f"{path}: file name {entry.name!r} points outside the folder; do not use this dataset"
+                )
+        return manifest
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Segment:
+    """One verified, mapped file."""
+
+    entry: SegmentEntry
+    """Its line of the manifest."""
+    columns: Rows
+    """Read-only views into the file."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OfflineDataset:
+    """An opened dataset; its arrays live in mapped files, not in memory."""
+
+    directory: Path
+    """The folder."""
+    manifest: Manifest
+    """What the folder says about itself."""
+    segments: tuple[Segment, ...]
+    """The verified files."""
+
+    @property
+    def schema(self) -> Schema:
+        """Dimensions of observations and actions."""
+        return self.manifest.schema
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """Where the data came from."""
+        return self.manifest.source
+
+    @property
+    def num_rows(self) -> int:
+        """Rows, closing rows included."""
+        return self.manifest.num_rows
+
+    @property
+    def num_transitions(self) -> int:
+        """Transitions."""
+        return self.manifest.num_transitions
+
+    def iter_rows(self, chunk_rows: int = 65_536) -> Iterator[Rows]:
+        """Yield views of about `chunk_rows` rows that begin and end with whole trajectories."""
+        for segment in self.segments:
+            closing = np.flatnonzero(segment.columns["remaining"] == 0)
+            start = 0
+            while start < segment.entry.rows:
+                last = closing[min(int(np.searchsorted(closing, start + chunk_rows - 1)), len(closing) - 1)]
+                yield {name: column[start : last + 1] for name, column in segment.columns.items()}
+                start = int(last) + 1
+
+
+def open_dataset(directory: Path | str) -> OfflineDataset:
+    """Open a dataset written by `write_dataset`, verifying every file's length and checksum first.
+
+    Raises:
+        DatasetError: If there is no (complete) dataset.
+        CorruptSegment: If a file is not what the manifest says.
+    """
+    directory = Path(directory)
+    manifest = read_manifest(directory)
+    segments = tuple(
+        Segment(entry=entry, columns=open_segment(directory, entry, manifest.schema)) for entry in manifest.files
+    )
+    return OfflineDataset(directory=directory, manifest=manifest, segments=segments)
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Read the manifest of a dataset without opening its files.
+
+    Raises:
+        DatasetError: If there is none, or it cannot be read.
+    """
+    path = directory / MANIFEST
+    if not path.is_file():
+        found = "an import that did not finish" if any(directory.glob("data-*.arrow")) else "no dataset"
+        raise DatasetError(
+            f"{directory}: no {MANIFEST}, so this is {found}; "
+            "make one with 'dipole data import' or 'dipole data collect'"
+        )
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CorruptSegment(f"{path}: cannot be read ({error}); restore it or import the dataset again") from error
+    if not isinstance(value, dict):
+        raise CorruptSegment(f"{path}: is not a JSON object; restore it or import the dataset again")
+    return Manifest.from_json(value, path)
+
+
+def write_dataset(
+    directory: Path | str,
+    rows: Iterable[Rows],
+    schema: Schema,
+    source: dict[str, Any],
+    *,
+    overwrite: bool = False,
+    segment_rows: int = SEGMENT_ROWS,
+) -> Manifest:
+    """Write whole trajectories as a dataset; either all of it stands afterwards or none.
+
+    Args:
+        directory: Folder to make; must not hold anything else.
+        rows: Rows of one or more whole trajectories each; consumed as a stream.
+        schema: Their dimensions.
+        source: Where they came from, JSON-able.
+        overwrite: Replace a dataset that is already there. The old one stays valid until the new one is complete.
+        segment_rows: Rows after which a new file is begun, at the end of the item at hand.
+
+    Returns:
+        The manifest that was written.
+
+    Raises:
+        DatasetError: If the folder is taken, a row is wrong, there are no rows, or the disk refuses.
+        NonFiniteError: If a number is NaN or infinite.
+    """
+    directory = Path(directory)
+    _check_target(directory, overwrite)
+    is_new = not directory.exists()
+    written: list[SegmentEntry] = []
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for number, block in enumerate(_segment_blocks(rows, schema, segment_rows)):
+            written.append(write_segment(directory, number, block, schema))
+        if not written:
+            raise DatasetError(f"{directory}: the source gave no transitions, nothing was written; inspect the source")
+        manifest = Manifest(schema=schema, source=source, files=tuple(written))
+        write_json(directory / MANIFEST, manifest.to_json())
+    except OSError as error:
+        _discard_unnamed(directory, remove_folder=is_new)
+        need = format_bytes(sum(entry.bytes for entry in written))
+        raise DatasetError(
+            f"{directory}: cannot write the dataset ({error.strerror or error}) after {need}; nothing of it was kept: "
+            "free space or choose another folder with --out"
+        ) from error
+    except BaseException:
+        _discard_unnamed(directory, remove_folder=is_new)
+        raise
+    _discard_unnamed(directory, remove_folder=False)
+    return manifest
+
+
+def _check_target(directory: Path, overwrite: bool) -> None:
+    if not directory.exists():
+        return
+    if not directory.is_dir():
+        raise DatasetError(f"{directory}: is a file; name a folder for the dataset")
+    if (directory / MANIFEST).exists():
+        if not overwrite:
+            raise DatasetError(f"{directory}: already holds a dataset; choose another folder or pass --overwrite")
+        read_manifest(directory)  # somebody else's manifest.json is never replaced
+        return
+    strangers = [entry.name for entry in directory.iterdir() if not _is_ours(entry)]
+    if strangers:
+        raise DatasetError(
+            f"{directory}: holds other files ({', '.join(sorted(strangers)[:3])}); name a new or empty folder"
+        )
+
+
+def _is_ours(path: Path) -> bool:
+    return path.match("data-*.arrow") or path.match(".data-*.arrow.tmp") or path.name == f".{MANIFEST}.tmp"
+
+
+def _segment_blocks(pieces: Iterable[Rows], schema: Schema, segment_rows: int) -> Iterator[Rows]:
+    """Group validated rows into blocks of at most `segment_rows` rows where the items allow it."""
+    held: list[Rows] = []
+    held_rows = total = 0
+    for piece in pieces:
+        validate_rows(piece, schema, where=f"rows from {total} on")
+        count = len(piece["remaining"])
+        if held and held_rows + count > segment_rows:
+            yield concatenate(held)
+            held, held_rows = [], 0
+        held.append(piece)
+        held_rows += count
+        total += count
+    if held:
+        yield concatenate(held)
+
+
+def _discard_unnamed(directory: Path, *, remove_folder: bool) -> None:
+    """Remove data files that the standing manifest (if any) does not name."""
+    if not directory.is_dir():
+        return
+    kept = {entry.name for entry in read_manifest(directory).files} if (directory / MANIFEST).exists() else set()
+    for path in directory.iterdir():
+        if _is_ours(path) and path.name not in kept:
+            path.unlink()
+    if remove_folder and not any(directory.iterdir()):
+        directory.rmdir()
+    else:
+        sync_directory(directory)

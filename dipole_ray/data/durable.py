@@ -1,0 +1,46 @@
+"""Files that are either complete on disk or not there: write, fsync, rename, fsync the folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def sync_file(path: Path) -> None:
+    """Force the contents of `path` to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_directory(directory: Path) -> None:
+    """Force the names in `directory` to the disk, so that a rename survives a power cut."""
+    sync_file(directory)
+
+
+def commit_file(temporary: Path, final: Path) -> None:
+    """Make a finished temporary file durable under its final name, replacing what stood there."""
+    sync_file(temporary)
+    temporary.replace(final)
+    sync_directory(final.parent)
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write `value` to `path` atomically and durably."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    commit_file(temporary, path)
+
+
+def format_bytes(count: int) -> str:
+    """Return a byte count for a person, such as `41.9 MB`."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"

@@ -1,0 +1,81 @@
+"""The update-to-data ratio, kept exactly over a run and across restarts."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import Any
+
+from dipole_ray.errors import CheckpointError, ConfigError
+
+_MAX_DENOMINATOR = 1_000_000
+
+
+class UpdateLimiter:
+    """Says how many gradient updates the environment steps taken so far have paid for.
+
+    After `env_steps` steps and all due updates, exactly `floor(ratio * env_steps)` updates were done: the ratio is a
+    fraction, so no rounding accumulates. A restart with another ratio counts from there on with the new one; the steps
+    of the past are never billed again, so there is no burst of updates after a resume.
+    """
+
+    def __init__(self, updates_per_env_step: float | Fraction) -> None:
+        """Make a limiter.
+
+        Args:
+            updates_per_env_step: Ratio >= 0; floats are taken as the nearest fraction with a denominator up to 10^6.
+
+        Raises:
+            ConfigError: If the ratio is negative, not finite, or too small to tell from 0.
+        """
+        if not math.isfinite(updates_per_env_step) or updates_per_env_step < 0:
+            raise ConfigError(
+                f"updates_per_env_step={updates_per_env_step} must be finite and >= 0; 1.0 is a good start"
+            )
+        exact = isinstance(updates_per_env_step, Fraction)
+        ratio = Fraction(updates_per_env_step)
+        self.ratio = ratio if exact else ratio.limit_denominator(_MAX_DENOMINATOR)
+        if updates_per_env_step > 0 and self.ratio == 0:
+            raise ConfigError(
+                f"updates_per_env_step={updates_per_env_step} is below 1/{_MAX_DENOMINATOR}; use 0 for no updates"
+            )
+        self.updates_done = 0
+        self.env_steps = 0
+        self._base_env_steps = 0
+        self._base_updates = 0
+
+    def due(self, env_steps: int) -> int:
+        """Return the updates still owed once `env_steps` environment steps were taken in total; never negative."""
+        self.env_steps = max(self.env_steps, env_steps)
+        earned = self.ratio * (env_steps - self._base_env_steps)
+        return max(0, math.floor(earned) - (self.updates_done - self._base_updates))
+
+    def record(self, updates: int) -> None:
+        """Count updates that were done."""
+        if updates < 0:
+            raise ConfigError(f"record({updates}): updates cannot be undone; pass the number just performed")
+        self.updates_done += updates
+
+    def state(self) -> dict[str, Any]:
+        """Return what `load_state` needs, as JSON."""
+        return {
+            "ratio": [self.ratio.numerator, self.ratio.denominator],
+            "updates_done": self.updates_done,
+            "env_steps": self.env_steps,
+            "base": [self._base_env_steps, self._base_updates],
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from `state`, with this limiter's own ratio from there on.
+
+        Raises:
+            CheckpointError: If something is missing from the state.
+        """
+        try:
+            stored = Fraction(*state["ratio"])
+            self.updates_done, self.env_steps = int(state["updates_done"]), int(state["env_steps"])
+            self._base_env_steps, self._base_updates = (int(value) for value in state["base"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"limiter state is incomplete ({error!r}); resume from another checkpoint") from error
+        if stored != self.ratio:
+            self._base_env_steps, self._base_updates = self.env_steps, self.updates_done

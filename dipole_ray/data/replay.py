@@ -1,0 +1,314 @@
+"""The replay: uniform or exact-share samples of n-step transitions from mapped Arrow files.
+
+    offline datasets (immutable files) ──┐
+                                         ├──> sample(batch_size, num_batches) ──> batch for DipoleAgent.update
+    insert(rows) ──> online ring ────────┘
+
+Nothing is held in memory but the row numbers of the transitions; sampling is `np.take` on mapped columns. The whole
+state is a few kilobytes of JSON: counts, checksums, the sampler's random state and the last insert of each worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import EllipsisType, TracebackType
+from typing import Any
+
+import numpy as np
+
+from dipole_ray.data.dataset import open_dataset
+from dipole_ray.data.ring import OnlineRing
+from dipole_ray.data.schema import Rows, Schema, validate_rows
+from dipole_ray.data.segment import SegmentEntry
+from dipole_ray.data.windows import gather_windows
+from dipole_ray.errors import CheckpointError, ConfigError, DatasetError
+
+STATE_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReplayConfig:
+    """Settings of the replay; n-step length and discount come from the agent's config."""
+
+    capacity: int = 1_000_000
+    """Online rows that can be sampled at a time, closing rows included; 0 for none."""
+    offline_fraction: float | None = None
+    """Share of offline transitions in each batch once there are online ones, in [0, 1]; null: the union's own share."""
+
+    def __post_init__(self) -> None:
+        if self.capacity < 0 or self.capacity == 1:
+            raise ConfigError(f"capacity={self.capacity} must be 0 (offline only) or at least 2 rows")
+        check_fraction(self.offline_fraction)
+
+
+def check_fraction(offline_fraction: float | None) -> None:
+    """Raise ConfigError unless `offline_fraction` is None or in [0, 1]."""
+    if offline_fraction is not None and not 0.0 <= offline_fraction <= 1.0:
+        raise ConfigError(
+            f"offline_fraction={offline_fraction} must lie in [0, 1], or be null for the union's own shares"
+        )
+
+
+class Replay:
+    """Samples transitions from offline datasets and an online ring.
+
+    The loop without Ray:
+
+        data = open_dataset(path)
+        replay = Replay(schema=data.schema, offline=[path], n_step=1, discount=0.99)
+        agent = DipoleAgent(AgentConfig(), data.schema.observation_dim, data.schema.action_dim, seed=0)
+        for _ in range(10_000):
+            agent.update(replay.sample(256))
+    """
+
+    def __init__(
+        self,
+        *,
+        schema: Schema,
+        offline: Sequence[Path | str] = (),
+        online: Path | str | None = None,
+        capacity: int = 0,
+        n_step: int = 1,
+        discount: float = 0.99,
+        offline_fraction: float | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Open the offline datasets and map (or make) the online ring.
+
+        Args:
+            schema: Dimensions that every part must have.
+            offline: Folders of datasets.
+            online: File of the online ring; None for offline training only. An existing ring counts as empty until
+                `load_state` names its rows.
+            capacity: Rows of the ring that can be sampled at a time; 0 exactly when `online` is None.
+            n_step: Transitions per window, >= 1.
+            discount: Discount per transition, in [0, 1].
+            offline_fraction: Share of offline transitions in every batch, None for the union's own shares.
+            seed: Seed of the sampler.
+
+        Raises:
+            ConfigError: If settings contradict each other.
+            DatasetError: If a dataset cannot be opened or has other dimensions.
+        """
+        check_fraction(offline_fraction)
+        if n_step < 1 or not 0.0 <= discount <= 1.0:
+            raise ConfigError(f"n_step={n_step} must be >= 1 and discount={discount} in [0, 1]")
+        if (online is None) != (capacity == 0):
+            raise ConfigError(
+                f"online={online} with capacity={capacity}: give both a file and a capacity for online rows, or neither"
+            )
+        self.schema, self.n_step, self.discount, self.offline_fraction = schema, n_step, discount, offline_fraction
+        self._powers = discount ** np.arange(n_step + 1, dtype=np.float64)
+        self._entries: list[SegmentEntry] = []
+        self._offline: list[tuple[Rows, np.ndarray]] = []
+        for directory in offline:
+            self._open_offline(Path(directory))
+        self._ends = np.cumsum([len(valid) for _, valid in self._offline], dtype=np.int64)
+        self.num_offline = int(self._ends[-1]) if len(self._ends) else 0
+        self._ring = None if online is None else OnlineRing(Path(online), schema, capacity)
+        self._random = np.random.Generator(np.random.PCG64(seed))
+        self._last_sequence: dict[tuple[int, int], int] = {}
+        self.env_steps_inserted = 0
+
+    def _open_offline(self, directory: Path) -> None:
+        dataset = open_dataset(directory)
+        if dataset.schema != self.schema:
+            raise DatasetError(
+                f"{directory}: dataset has observation_dim={dataset.schema.observation_dim} and "
+                f"action_dim={dataset.schema.action_dim}, expected {self.schema.observation_dim} and "
+                f"{self.schema.action_dim}; use a dataset of this environment"
+            )
+        for segment in dataset.segments:
+            self._entries.append(segment.entry)
+            self._offline.append((segment.columns, np.flatnonzero(segment.columns["remaining"])))
+
+    @property
+    def num_online(self) -> int:
+        """Online transitions that can be sampled now."""
+        return 0 if self._ring is None else self._ring.num_transitions
+
+    def insert(self, rows: Rows, *, worker: int, incarnation: int, sequence: int) -> int:
+        """Add rows of whole trajectories or closed pieces to the online ring, all of them or none.
+
+        Args:
+            rows: As `schema.close_trajectory` makes them.
+            worker: Who sends them.
+            incarnation: How often that worker was restarted.
+            sequence: Number of this insert, increasing per worker and incarnation. A number seen before (a retry) is
+                ignored.
+
+        Returns:
+            Transitions accepted; 0 for a retry.
+
+        Raises:
+            ConfigError: If this replay has no online ring.
+            DatasetError: If the rows do not fit.
+            NonFiniteError: If a number is NaN or infinite.
+        """
+        if self._ring is None:
+            raise ConfigError("this replay is offline only; pass online=FILE and capacity=ROWS to insert into it")
+        sender = (worker, incarnation)
+        if sequence <= self._last_sequence.get(sender, -1):
+            return 0
+        validate_rows(rows, self.schema, where=f"insert {sequence} of worker {worker} (incarnation {incarnation})")
+        accepted = self._ring.append(rows)
+        self._last_sequence[sender] = sequence
+        self.env_steps_inserted += accepted
+        return accepted
+
+    def sample(
+        self, batch_size: int, num_batches: int = 1, offline_fraction: float | EllipsisType | None = ...
+    ) -> dict[str, np.ndarray]:
+        """Draw transitions uniformly with replacement.
+
+        Args:
+            batch_size: B, transitions per batch.
+            num_batches: Batches in one call; asking for many at once is much faster.
+            offline_fraction: Share of offline transitions per batch: exactly round(fraction * B) of them, first in the
+                batch. None draws from the union. Left out: as configured.
+
+        Returns:
+            float32 arrays with leading dimension num_batches * B: observations, actions, rewards (n-step sum), masks,
+            next_observations, discounts. Each consecutive B of them is one batch.
+
+        Raises:
+            DatasetError: If a side that must contribute holds no transitions.
+        """
+        fraction = self.offline_fraction if offline_fraction is ... else offline_fraction
+        picks = self._pick(batch_size, num_batches, fraction).reshape(-1)
+        if not self._offline:
+            return self._gather_online(picks)
+        if len(self._offline) == 1 and self.num_online == 0:
+            return self._gather_offline(0, picks)
+        # One gather a file, scattered to where its transitions stand in the batches.
+        part = np.searchsorted(self._ends, picks, side="right")
+        batch: dict[str, np.ndarray] = {}
+        for index in np.unique(part):
+            chosen = np.flatnonzero(part == index)
+            is_online = index == len(self._offline)
+            first = int(self._ends[index - 1]) if index else 0
+            found = (
+                self._gather_online(picks[chosen] - first) if is_online
+                else self._gather_offline(int(index), picks[chosen] - first)
+            )  # fmt: skip
+            for name, values in found.items():
+                if name not in batch:
+                    batch[name] = np.empty((len(picks), *values.shape[1:]), dtype=values.dtype)
+                batch[name][chosen] = values
+        return batch
+
+    def _pick(self, batch_size: int, num_batches: int, fraction: float | None) -> np.ndarray:
+        """Draw (num_batches, batch_size) numbers; those from `num_offline` on mean online transitions."""
+        if batch_size < 1 or num_batches < 1:
+            raise ConfigError(f"batch_size={batch_size} and num_batches={num_batches} must be at least 1")
+        total = self.num_offline + self.num_online
+        if total == 0:
+            raise DatasetError(
+                "the replay holds no transitions; give it an offline dataset or insert rows before sampling"
+            )
+        if fraction is None:
+            return self._random.integers(0, total, size=(num_batches, batch_size))
+        check_fraction(fraction)
+        share = round(fraction * batch_size)
+        for count, held, side in (
+            (share, self.num_offline, "offline"),
+            (batch_size - share, self.num_online, "online"),
+        ):
+            if count and not held:
+                raise DatasetError(
+                    f"offline_fraction={fraction} asks for {count} {side} transitions in every batch of {batch_size}, "
+                    "but there are none; until there are, sample with offline_fraction="
+                    f"{0.0 if side == 'offline' else 1.0}"
+                )
+        offline = self._random.integers(0, max(1, self.num_offline), size=(num_batches, share))
+        online = self._random.integers(self.num_offline, max(1, total), size=(num_batches, batch_size - share))
+        return np.concatenate([offline, online], axis=1)
+
+    def _gather_offline(self, index: int, picks: np.ndarray) -> dict[str, np.ndarray]:
+        columns, valid = self._offline[index]
+        return gather_windows(columns, valid[picks], self._powers)
+
+    def _gather_online(self, picks: np.ndarray) -> dict[str, np.ndarray]:
+        assert self._ring is not None
+        return gather_windows(self._ring.columns, self._ring.transition_rows(picks), self._powers)
+
+    def state(self) -> dict[str, Any]:
+        """Return everything needed to continue, as JSON of a few kilobytes; online rows are flushed to disk first."""
+        sampler = self._random.bit_generator.state
+        return {
+            "version": STATE_VERSION,
+            "schema": self.schema.to_json(),
+            "env_steps_inserted": self.env_steps_inserted,
+            "offline": [entry.to_json() for entry in self._entries],
+            "online": None if self._ring is None else self._ring.state(),
+            "last_sequences": [[*sender, sequence] for sender, sequence in self._last_sequence.items()],
+            # 128-bit numbers as text: not every JSON reader keeps them.
+            "sampler": {
+                "state": str(sampler["state"]["state"]),
+                "inc": str(sampler["state"]["inc"]),
+                "has_uint32": int(sampler["has_uint32"]),
+                "uinteger": int(sampler["uinteger"]),
+            },
+        }
+
+    def load_state(self, state: dict[str, Any]) -> int:
+        """Continue exactly where `state` was taken: the next samples are bitwise those of the original.
+
+        Rows inserted after the state was taken are dropped; their workers may send them again.
+
+        Returns:
+            Online rows that were overwritten since and are gone; 0 unless far more was inserted after the checkpoint
+            than the ring has to spare (an eighth of its capacity). A warning says so as well.
+
+        Raises:
+            CheckpointError: If the state belongs to other data, another capacity or another version.
+            CorruptSegment: If online rows are missing or fail their checksum.
+        """
+        try:
+            self._check_state(state)
+            sampler = state["sampler"]
+            inner = {"state": int(sampler["state"]), "inc": int(sampler["inc"])}
+            restored: dict[str, Any] = {"bit_generator": "PCG64", "state": inner}
+            restored |= {"has_uint32": int(sampler["has_uint32"]), "uinteger": int(sampler["uinteger"])}
+            senders = {(int(w), int(i)): int(s) for w, i, s in state["last_sequences"]}
+            lost = 0 if self._ring is None else self._ring.load_state(state["online"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"replay state is incomplete ({error!r}); resume from another checkpoint") from error
+        self._random.bit_generator.state = restored
+        self._last_sequence = senders
+        self.env_steps_inserted = int(state["env_steps_inserted"])
+        return lost
+
+    def _check_state(self, state: dict[str, Any]) -> None:
+        if state["version"] != STATE_VERSION or Schema.from_json(state["schema"]) != self.schema:
+            raise CheckpointError(
+                f"replay state of version {state['version']} and dimensions {state['schema']} does not fit this replay "
+                f"(version {STATE_VERSION}, {self.schema.to_json()}); resume with the original environment and data"
+            )
+        stored, found = state["offline"], [entry.to_json() for entry in self._entries]
+        if stored != found:
+            names = [[entry["name"] for entry in side] for side in (stored, found)]
+            raise CheckpointError(
+                f"the checkpoint was trained on offline files {names[0]}, this replay has {names[1]}; "
+                "resume with the same datasets in the same order"
+            )
+        if (state["online"] is None) != (self._ring is None):
+            raise CheckpointError(
+                f"the checkpoint has {'no ' if state['online'] is None else 'an '}online ring and this replay has "
+                f"{'none' if self._ring is None else 'one'}; resume with the same replay settings"
+            )
+
+    def close(self) -> None:
+        """Flush and give up the online ring; the replay cannot be used afterwards."""
+        if self._ring is not None:
+            self._ring.close()
+
+    def __enter__(self) -> Replay:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,152 @@
+"""The online ring's file: one preallocated Arrow record batch that is filled in place.
+
+It is a valid Arrow IPC (Feather) file from the first moment on, so any Arrow reader can look into a running
+experiment. Space is reserved when the file is made: a full disk is an error at the start and not a SIGBUS later.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import pyarrow as pa
+
+from dipole_ray.data.durable import commit_file, format_bytes
+from dipole_ray.data.schema import Rows, Schema
+from dipole_ray.data.segment import ColumnLayout, map_columns, record_batch
+from dipole_ray.errors import ConfigError, CorruptSegment, DatasetError
+
+_METADATA_BYTES = 1 << 16
+
+
+def ring_layout(schema: Schema) -> ColumnLayout:
+    """Return the ring's columns: those of every dataset and the commit mark `sequence`."""
+    return {**schema.columns, "sequence": (np.dtype(np.int64), ())}
+
+
+def create_ring_file(path: Path, schema: Schema, num_rows: int) -> None:
+    """Make a ring file of `num_rows` empty rows; quick, because the zeros are never written.
+
+    Raises:
+        DatasetError: If the disk cannot hold it or cannot be written.
+    """
+    layout = ring_layout(schema)
+    sizes = {name: num_rows * dtype.itemsize * (shape[0] if shape else 1) for name, (dtype, shape) in layout.items()}
+    needed = sum(sizes.values()) + _METADATA_BYTES
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(path.parent).free
+        if needed > free:
+            raise DatasetError(
+                f"{path}: a ring of {num_rows} rows takes {format_bytes(needed)}, the disk has {format_bytes(free)} "
+                "free; lower the replay capacity or choose another disk"
+            )
+        _write_empty(temporary, layout, sizes, num_rows)
+        commit_file(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise DatasetError(
+            f"{path}: cannot make the replay's ring of {format_bytes(needed)} ({error.strerror or error}); "
+            "free space, lower the replay capacity or choose another folder"
+        ) from error
+
+
+def _write_empty(path: Path, layout: ColumnLayout, sizes: dict[str, int], num_rows: int) -> None:
+    with path.open("wb+") as stream:
+        stream.truncate(max(sizes.values()))
+        zeros = np.memmap(path, dtype=np.uint8, mode="r")  # stands in for every column; holes take no memory
+        buffers = {name: pa.py_buffer(zeros[:size]) for name, size in sizes.items()}
+        batch = record_batch(layout, buffers, num_rows)
+        with pa.ipc.new_file(pa.PythonFile(_HoleSink(stream), mode="w"), batch.schema) as writer:
+            writer.write_batch(batch)
+        length = stream.tell()
+        stream.truncate(length)
+        stream.flush()
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(stream.fileno(), 0, length)
+
+
+class _HoleSink:
+    """A sink for Arrow's writer that keeps its metadata and skips over the (all-zero) column buffers."""
+
+    closed = False
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+
+    def write(self, data: bytes | pa.Buffer) -> int:
+        if not isinstance(data, pa.Buffer):
+            return self._stream.write(data)
+        self._stream.seek(data.size, os.SEEK_CUR)
+        return int(data.size)
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def close(self) -> None:
+        self.closed = True
+
+    def writable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return False
+
+    def seekable(self) -> bool:
+        return False
+
+
+def lock_ring_file(path: Path) -> IO[bytes]:
+    """Become the ring's only writer for as long as the returned file stays open.
+
+    Raises:
+        DatasetError: If another replay is writing to it.
+    """
+    stream = path.open("rb")
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        stream.close()
+        raise DatasetError(
+            f"{path}: another replay is writing to this ring; close it (or end the run that owns it) first"
+        ) from error
+    except OSError:
+        pass  # some network file systems have no locks; a single writer is then up to the user
+    return stream
+
+
+def map_ring_file(path: Path, schema: Schema, num_rows: int) -> tuple[np.memmap, Rows]:
+    """Map a ring file for writing.
+
+    Returns:
+        The mapping and writable views of its columns.
+
+    Raises:
+        CorruptSegment: If the file is cut short or not a ring.
+        ConfigError: If it is a ring of another size or other dimensions.
+    """
+    remedy = "restore the file, or delete it and start the online phase without resuming"
+    if path.stat().st_size == 0:
+        raise CorruptSegment(f"{path}: length is 0 bytes; all online rows are affected: {remedy}")
+    mapped = np.memmap(path, dtype=np.uint8, mode="r+")
+    try:
+        batch = pa.ipc.open_file(pa.py_buffer(mapped)).get_batch(0)
+        found = (batch.schema.field("observations").type.list_size, batch.schema.field("actions").type.list_size)
+    except (pa.ArrowInvalid, OSError, KeyError, AttributeError) as error:
+        raise CorruptSegment(f"{path}: cut short or not a replay ring ({error}); {remedy}") from error
+    asked = (schema.observation_dim, schema.action_dim)
+    if found != asked or batch.num_rows != num_rows:
+        raise ConfigError(
+            f"{path}: the ring there has {batch.num_rows} rows of (observation, action) dimensions {found}, this "
+            f"replay needs {num_rows} rows of {asked}; use the capacity and environment it was made with, "
+            "or delete the file"
+        )
+    return mapped, map_columns(mapped, ring_layout(schema), path)
