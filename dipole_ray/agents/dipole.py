@@ -1,0 +1,385 @@
+"""The agent: dichotomous flow policies on a shared value learner, and the methods beside them.
+
+Shapes: B batch rows, N candidates, O observation dim, A action dim, E critics, F vector fields.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dipole_ray.agents import flow, losses, state
+from dipole_ray.agents.config import AgentConfig
+from dipole_ray.agents.metrics import learning_metrics
+from dipole_ray.agents.networks import AgentNetworks
+from dipole_ray.errors import ConfigError, NonFiniteError
+
+__all__ = ["AgentConfig", "DipoleAgent"]
+
+Batch = Mapping[str, np.ndarray | Tensor]
+MAX_CONSECUTIVE_SKIPS = 10
+COUNTERS = ("learner_steps", "skipped_updates", "consecutive_skips")
+
+
+class DipoleAgent:
+    """Networks, optimizer and random state of one learner, on one device.
+
+    Every random draw comes from the agent's own generator, so two agents with equal state and equal
+    batches stay bitwise equal on CPU.
+
+    Attributes:
+        config: The settings.
+        networks: All learned functions.
+        learner_steps: Calls of `update`, the skipped ones included: each has used up its batch and its noise.
+        skipped_updates: How many of them changed nothing because the loss or the gradient was not finite.
+        gradient_hook: Called between the backward pass and the finite check with every tensor that several
+            learners must average in place: the gradients, the total loss and the running variance. As all
+            learners then see the same numbers, they skip together.
+        failure_directory: Where the batch goes before the error that ends a row of skipped updates.
+    """
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        observation_dim: int,
+        action_dim: int,
+        seed: int,
+        device: str | torch.device = "cpu",
+        failure_directory: Path | None = None,
+    ) -> None:
+        self.config = config
+        self.observation_dim = observation_dim
+        self.action_dim = action_dim
+        self.device = torch.device(device)
+        self.failure_directory = failure_directory
+        self.gradient_hook: Callable[[list[Tensor]], None] | None = None
+        self.learner_steps = 0
+        self.skipped_updates = 0
+        self.consecutive_skips = 0
+        # Drawn on the CPU, so that one seed means the same initial networks on every device.
+        initial = torch.Generator().manual_seed(seed)
+        self.networks = AgentNetworks(
+            observation_dim,
+            action_dim,
+            config.hidden_dims,
+            num_critics=config.num_critics,
+            num_fields=len(config.field_names),
+            generator=initial,
+        ).to(self.device)
+        draw_seed = int(torch.randint(2**62, (1,), generator=initial).item())
+        self.generator = torch.Generator(self.device).manual_seed(draw_seed)
+        self._running_variance = torch.zeros((), device=self.device)
+        self._running_mass = torch.zeros((), device=self.device)
+        self._parameters = list(self.networks.trained_parameters().values())
+        self._critic_parameters: list[Tensor] = list(self.networks.critic.parameters())
+        self._target_parameters: list[Tensor] = list(self.networks.target_critic.parameters())
+        self.optimizer = state.make_adam(self._parameters, config.learning_rate)
+
+    @property
+    def has_bc(self) -> bool:
+        """Whether a behaviour-cloning field is trained, so that `sample_actions(policy="bc")` works."""
+        return "bc" in self.config.field_names
+
+    # Learning.
+
+    def update(self, batch: Batch, diagnostics: bool = True) -> dict[str, Tensor]:
+        """Take one gradient step of all networks together.
+
+        If the loss or the gradient is not finite, nothing changes but the counters and the noise generator:
+        parameters, targets, optimizer state and running statistics stay as they were, bit for bit.
+
+        Args:
+            batch: observations (B, O), actions (B, A), rewards (B,) as discounted n-step sums of raw rewards,
+                masks (B,) with 0 where the bootstrap stops, next_observations (B, O), and discounts (B,),
+                the discount to the power of each row's horizon (`config.discount` where absent). float32.
+            diagnostics: Whether to add the metrics that cost something: means, quantiles of the weights,
+                the effective sample fraction.
+
+        Returns:
+            Metrics by name, detached scalars.
+
+        Raises:
+            ConfigError: If the batch lacks a column or does not fit the networks.
+            NonFiniteError: After 10 skipped updates in a row, once the batch is saved.
+        """
+        tensors = self._read_batch(batch)
+        total, metrics, statistics = self._losses(tensors, diagnostics)
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        total = total.detach()
+        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        if self.gradient_hook is not None:
+            self.gradient_hook([*gradients, total, statistics[0]])
+        grad_norm = torch.nn.utils.get_total_norm(gradients)
+        self.learner_steps += 1
+        # The one wait for the device in an update.
+        if bool(torch.isfinite(total + grad_norm + statistics[0])):
+            self.optimizer.step()
+            with torch.no_grad():
+                torch._foreach_lerp_(self._target_parameters, self._critic_parameters, self.config.tau)
+            self._running_variance, self._running_mass = statistics
+            self.consecutive_skips = 0
+        else:
+            self._skip(tensors)
+        metrics["system/grad_norm"] = grad_norm
+        metrics["system/skipped_updates"] = torch.tensor(float(self.skipped_updates))
+        return metrics
+
+    def _losses(
+        self, batch: dict[str, Tensor], diagnostics: bool
+    ) -> tuple[Tensor, dict[str, Tensor], tuple[Tensor, Tensor]]:
+        """Return the sum of all losses, the metrics, and the running statistics this batch would leave."""
+        config, networks = self.config, self.networks
+        q_target, q_data = self._critic_targets(batch)
+
+        # Value: expectile regression on the target critics at the data's actions.
+        v = networks.value(batch["observations"])[0, :, 0]
+        residual = losses.aggregate(q_data, config.value_aggregation, config.rho) - v
+        value_loss = losses.expectile_loss(residual, config.expectile).mean()
+
+        # Critics.
+        q = networks.critic(torch.cat((batch["observations"], batch["actions"]), dim=-1)).squeeze(-1)
+        critic_loss = losses.temporal_difference_loss(q, q_target)
+
+        # Policy fields, all on the same noise and time.
+        advantage = residual.detach()
+        scaled, *statistics = losses.normalized_advantage(
+            advantage, config.advantage_normalization, self._running_variance, self._running_mass
+        )
+        weights = self._field_weights(scaled)
+        noise = self._normal(batch["actions"].shape)
+        t = torch.rand(len(noise), 1, generator=self.generator, device=self.device)
+        x = flow.path_point(noise, batch["actions"], t)
+        velocities = networks.fields(batch["observations"], x, t)
+        target = flow.path_velocity(noise, batch["actions"])
+        field_losses = losses.flow_matching_losses(velocities, target, weights)
+
+        total = critic_loss + value_loss + field_losses.sum()
+        metrics = {"critic/loss": critic_loss.detach(), "value/loss": value_loss.detach()}
+        for name, loss in zip(config.field_names, field_losses.detach(), strict=True):
+            metrics[f"actor/loss_{name}"] = loss
+        if diagnostics:
+            metrics |= learning_metrics(q.detach(), q_target, v.detach(), advantage, weights[0])
+        return total, metrics, (statistics[0], statistics[1])
+
+    @torch.no_grad()
+    def _critic_targets(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the TD target (B,) and the target critics' estimates (E, B) at the data's actions."""
+        config, networks = self.config, self.networks
+        next_observations, rows = batch["next_observations"], len(batch["rewards"])
+        pairs = torch.cat((batch["observations"], batch["actions"]), dim=-1)
+        if config.bootstrap == "value":
+            q_data = networks.target_critic(pairs).squeeze(-1)
+            bootstrap = networks.value(next_observations)[0, :, 0]
+        else:
+            candidates = config.target_candidates
+            noise = self._normal((rows, candidates, self.action_dim))
+            next_actions = self._sample(next_observations, noise, config.target_omega, "guided").flatten(0, 1)
+            repeated = next_observations.repeat_interleave(candidates, dim=0) if candidates > 1 else next_observations
+            next_pairs = torch.cat((repeated, next_actions), dim=-1)
+            q = networks.target_critic(torch.cat((pairs, next_pairs))).squeeze(-1)
+            q_data, q_next = q[:, :rows], q[:, rows:].unflatten(1, (rows, candidates))
+            best = losses.aggregate(q_next, config.value_aggregation, config.rho).argmax(dim=1)
+            q_best = q_next.gather(2, best.expand(len(q), rows).unsqueeze(2)).squeeze(2)
+            bootstrap = losses.aggregate(q_best, config.target_aggregation, config.rho)
+        discounts = batch["discounts"]
+        rewards = losses.shaped_rewards(
+            batch["rewards"], discounts, config.discount, config.reward_scale, config.reward_shift
+        )
+        return rewards + discounts * batch["masks"] * bootstrap, q_data
+
+    def _field_weights(self, advantage: Tensor) -> Tensor:
+        """Return the weight scheme's row weights for every field, (F, B)."""
+        config = self.config
+        ones = torch.ones_like(advantage)
+        if config.weight_scheme == "dipole":
+            scheme: tuple[Tensor, ...] = losses.dichotomous_weights(
+                advantage, config.beta, config.shift, check_finite=False
+            )
+        elif config.weight_scheme == "exp":
+            scheme = (losses.exponential_weight(advantage, config.beta, config.exp_weight_max),)
+        elif config.weight_scheme == "cfgrl":
+            scheme = losses.optimality_weights(advantage)
+        else:
+            scheme = (ones,)
+        missing = len(config.field_names) - len(scheme)
+        return torch.stack((*scheme, *[ones] * missing))
+
+    def _skip(self, batch: dict[str, Tensor]) -> None:
+        """Count an update that was not applied; after 10 in a row save the batch and raise."""
+        self.skipped_updates += 1
+        self.consecutive_skips += 1
+        if self.consecutive_skips < MAX_CONSECUTIVE_SKIPS:
+            return
+        saved = "the batch was not saved (no failure_directory)"
+        if self.failure_directory is not None:
+            path = self.failure_directory / f"nonfinite-batch-{self.learner_steps}.safetensors"
+            state.save_batch(path, batch)
+            saved = f"the last batch is in {path}"
+        raise NonFiniteError(
+            f"learner step {self.learner_steps}: loss or gradient was not finite in {self.consecutive_skips} updates "
+            f"in a row, none of them applied; {saved}. Look for extreme rewards there, or lower agent.learning_rate "
+            f"(now {self.config.learning_rate}) or agent.beta (now {self.config.beta})"
+        )
+
+    # Acting.
+
+    @torch.no_grad()
+    def sample_actions(
+        self,
+        observations: np.ndarray | Tensor,
+        omega: float | None = None,
+        num_candidates: int | None = None,
+        generator: torch.Generator | None = None,
+        policy: str = "guided",
+    ) -> Tensor:
+        """Draw one action for each observation: the best of N samples by the online critics.
+
+        Args:
+            observations: (B, O), float32.
+            omega: Greediness; None for the config's. At 0 only pi+ is evaluated, at -1 only pi-.
+            num_candidates: N; None for the config's. With 1 the critics are not asked.
+            generator: Where the noise comes from; None for the agent's own generator.
+            policy: `guided`, or `bc` for the behaviour-cloning field.
+
+        Returns:
+            (B, A) in [-1, 1], on the agent's device.
+
+        Raises:
+            ConfigError: If the agent has no such policy, or omega does not apply to it.
+        """
+        omega = self._check_policy(policy, omega)
+        candidates = self.config.num_candidates if num_candidates is None else num_candidates
+        if candidates < 1:
+            raise ConfigError(f"num_candidates: found {candidates}; give a whole number of at least 1")
+        observations = torch.as_tensor(observations, dtype=torch.float32, device=self.device)
+        noise = self._normal((len(observations), candidates, self.action_dim), generator)
+        actions = self._sample(observations, noise, omega, policy)
+        if candidates == 1:
+            return actions[:, 0]
+        repeated = observations.unsqueeze(1).expand(-1, candidates, -1)
+        q = self.networks.critic(torch.cat((repeated, actions), dim=-1).flatten(0, 1)).view(-1, *actions.shape[:2])
+        best = losses.aggregate(q, self.config.value_aggregation, self.config.rho).argmax(dim=1)
+        return actions[torch.arange(len(actions), device=self.device), best]
+
+    def _check_policy(self, policy: str, omega: float | None) -> float:
+        """Return the omega to sample with, or raise ConfigError if the agent cannot sample so."""
+        if policy not in ("guided", "bc"):
+            raise ConfigError(f"policy: found '{policy}'; choose guided or bc")
+        if policy == "bc" and not self.has_bc:
+            raise ConfigError("policy 'bc': this agent trained no behaviour-cloning field; set agent.train_bc=true")
+        if policy == "bc" and omega:
+            raise ConfigError(f"omega: found {omega}, but policy 'bc' has nothing to guide; leave omega out")
+        if omega and not self.config.is_guided:
+            raise ConfigError(
+                f"omega: found {omega}, but weight_scheme '{self.config.weight_scheme}' has one field and nothing "
+                "to guide; use omega 0 or train with agent.weight_scheme=dipole"
+            )
+        if policy == "bc":
+            return 0.0
+        return self.config.omega if omega is None else omega
+
+    def _sample(self, observations: Tensor, noise: Tensor, omega: float, policy: str) -> Tensor:
+        """Return the actions (B, N, A) that `noise` (B, N, A) flows to; evaluates only the fields that matter."""
+        fields = self.networks.fields
+        if policy == "bc":
+            index = self.config.field_names.index("bc")
+            chosen = slice(index, index + 1)
+        else:
+            chosen = {0.0: slice(0, 1), -1.0: slice(1, 2)}.get(float(omega), slice(0, 2))
+        embedded = fields.embed(observations, chosen)
+
+        def velocity(x: Tensor, t: float) -> Tensor:
+            velocities = fields.velocity(embedded, x, t, chosen)
+            if len(velocities) == 1:
+                return velocities[0]
+            return flow.guided_velocity(velocities[0], velocities[1], omega)
+
+        return flow.sample(velocity, noise, self.config.denoise_steps)
+
+    def _normal(self, shape: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:
+        """Draw standard normal noise on the agent's device, from the agent's generator unless another is given."""
+        source = self.generator if generator is None else generator
+        return torch.randn(shape, generator=source, device=source.device).to(self.device)
+
+    def _read_batch(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the batch on the agent's device, with discounts; names a column that is missing or misfits."""
+        rows = len(batch["rewards"]) if "rewards" in batch else 0
+        tensors = {}
+        for name, shape in {
+            "observations": (rows, self.observation_dim),
+            "actions": (rows, self.action_dim),
+            "rewards": (rows,),
+            "masks": (rows,),
+            "next_observations": (rows, self.observation_dim),
+            "discounts": (rows,),
+        }.items():
+            if name not in batch and name == "discounts" and self.config.n_step == 1:
+                tensors[name] = torch.full(shape, self.config.discount, device=self.device)
+                continue
+            if name not in batch:
+                raise ConfigError(f"batch: column '{name}' is missing; found {', '.join(sorted(batch))}")
+            tensors[name] = torch.as_tensor(batch[name], dtype=torch.float32, device=self.device)
+            if tensors[name].shape != shape:
+                raise ConfigError(f"batch: column '{name}' has shape {tuple(tensors[name].shape)}, expected {shape}")
+        return tensors
+
+    # State.
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return copies of everything a bitwise continuation needs, as one flat dict of tensors.
+
+        Keys: `networks.*` with the targets, `optimizer.*`, `statistics.*`, `generator`, and the counters
+        `learner_steps`, `skipped_updates`, `consecutive_skips`.
+        """
+        live = {name: tensor.detach().clone() for name, tensor in self._live_tensors().items()}
+        counters = {name: torch.tensor(getattr(self, name)) for name in COUNTERS}
+        return {**live, **counters, "generator": self.generator.get_state()}
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """Continue from the `state_dict` of an agent with the same config and dimensions.
+
+        Bitwise on the same type of device; on another one the noise differs, see `state.restore_generator`.
+
+        Raises:
+            CheckpointError: If keys are missing, unexpected or mis-shaped; nothing is changed then.
+        """
+        live = self._live_tensors()
+        expected = {**live, **{name: torch.zeros(()) for name in COUNTERS}}
+        expected["generator"] = tensors.get("generator", self.generator.get_state())
+        state.check_matches(expected, tensors, "agent state")
+        state.copy_into(live, tensors)
+        for name in COUNTERS:
+            setattr(self, name, int(tensors[name].item()))
+        state.restore_generator(self.generator, tensors["generator"])
+
+    def _live_tensors(self) -> dict[str, Tensor]:
+        """Return the agent's own tensors by their names in `state_dict`."""
+        tensors = {f"networks.{name}": tensor for name, tensor in self.networks.state_dict().items()}
+        adam = state.adam_tensors(self.optimizer, self.networks.trained_parameters())
+        tensors |= {f"optimizer.{name}": tensor for name, tensor in adam.items()}
+        tensors["statistics.running_variance"] = self._running_variance
+        tensors["statistics.running_mass"] = self._running_mass
+        return tensors
+
+    def policy_state(self) -> dict[str, Tensor]:
+        """Return copies on the CPU of what acting needs: the fields and the online critics."""
+        return {name: tensor.detach().cpu().clone() for name, tensor in self._policy_tensors().items()}
+
+    def load_policy_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Act from now on with the fields and critics of a `policy_state`.
+
+        Raises:
+            CheckpointError: If keys are missing, unexpected or mis-shaped; nothing is changed then.
+        """
+        own = self._policy_tensors()
+        state.check_matches(own, tensors, "policy state")
+        state.copy_into(own, tensors)
+
+    def _policy_tensors(self) -> dict[str, Tensor]:
+        fields = {f"fields.{name}": tensor for name, tensor in self.networks.fields.state_dict().items()}
+        return fields | {f"critic.{name}": tensor for name, tensor in self.networks.critic.state_dict().items()}

@@ -1,0 +1,167 @@
+"""The objectives as pure functions of tensors; every one also works in float64.
+
+Shapes: B rows, E critics, F fields, A action dim.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dipole_ray.errors import NonFiniteError
+
+RUNNING_DECAY = 0.99
+STD_FLOOR = 1e-6
+
+
+def dichotomous_weights(
+    advantage: Tensor, beta: float, shift: float = 0.0, *, check_finite: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Return the bounded regression weights of the two policies, sigma(x) and sigma(-x) with x = beta G + k.
+
+    Eq. 9 of Liang et al. (ICLR 2026). Written as two sigmoids because 1 - sigma(x) is exactly 0 in
+    float32 from x = 17 on, while sigma(-x) keeps its relative accuracy.
+
+    Args:
+        advantage: G(s, a), shape (B,). Must be finite.
+        beta: Steepness, > 0, per unit of advantage. Large values approach a step function.
+        shift: k, moves the knee; the product density of Eq. 7 does not depend on it.
+        check_finite: Whether to look at the values first, which waits for the device. The agent turns
+            it off: its one check per update, of the loss and the gradient, covers this one.
+
+    Returns:
+        `weight_pos`, `weight_neg`, each (B,) in [0, 1], summing to 1 within one unit in the last place.
+
+    Raises:
+        NonFiniteError: If `advantage` holds NaN or infinity; names the first bad row.
+    """
+    if check_finite:
+        require_finite(advantage, "advantage")
+    x = beta * advantage + shift
+    return torch.sigmoid(x), torch.sigmoid(-x)
+
+
+def exponential_weight(advantage: Tensor, beta: float, maximum: float = 100.0) -> Tensor:
+    """Return min(exp(beta G), maximum), the weight of Eq. 4; `maximum` may be infinite. Shape (B,)."""
+    return torch.exp(beta * advantage).clamp(max=maximum)
+
+
+def optimality_weights(advantage: Tensor) -> tuple[Tensor, Tensor]:
+    """Return CFGRL's weights: 1 where G >= 0 for the conditional field, 1 everywhere for the other. Shapes (B,)."""
+    return (advantage >= 0).to(advantage.dtype), torch.ones_like(advantage)
+
+
+def effective_sample_fraction(weight: Tensor) -> Tensor:
+    """Return (sum w)^2 / (B sum w^2), in (0, 1]: the share of the batch that the weights (B,) leave in use."""
+    tiny = torch.finfo(weight.dtype).tiny
+    return weight.sum().square() / (len(weight) * weight.square().sum()).clamp(min=tiny)
+
+
+def expectile_loss(residual: Tensor, expectile: float) -> Tensor:
+    """Return |expectile - 1[residual < 0]| residual^2 for each sample.
+
+    Args:
+        residual: Target minus prediction, any shape.
+        expectile: In (0, 1); 0.5 is half the squared error, towards 1 the prediction approaches the maximum.
+
+    Returns:
+        The losses, same shape.
+    """
+    return torch.where(residual < 0, 1.0 - expectile, expectile) * residual.square()
+
+
+def aggregate(q: Tensor, how: str, rho: float = 0.0) -> Tensor:
+    """Reduce an ensemble's estimates over its first dimension.
+
+    Args:
+        q: (E, ...).
+        how: `min`, `mean`, or `mean_minus_std` (mean - rho std, the population deviation).
+        rho: Pessimism of `mean_minus_std`, >= 0.
+
+    Returns:
+        The remaining shape.
+    """
+    if how == "min":
+        return q.amin(dim=0)
+    if how == "mean":
+        return q.mean(dim=0)
+    assert how == "mean_minus_std", how
+    return q.mean(dim=0) - rho * q.std(dim=0, correction=0)
+
+
+def shaped_rewards(rewards: Tensor, discounts: Tensor, discount: float, scale: float, shift: float) -> Tensor:
+    """Scale and shift the rewards inside a discounted n-step sum.
+
+    Equal to replacing each reward r by scale r + shift before summing, since h rewards carry the total
+    weight 1 + g + ... + g^(h-1) = (1 - g^h) / (1 - g).
+
+    Args:
+        rewards: Discounted sums of raw rewards over each row's own horizon h, shape (B,).
+        discounts: g^h, shape (B,).
+        discount: g, below 1 when `shift` is not 0.
+        scale: Factor on each reward.
+        shift: Addend to each reward.
+
+    Returns:
+        The shaped sums, shape (B,).
+    """
+    if shift == 0.0:
+        return rewards if scale == 1.0 else scale * rewards
+    return scale * rewards + shift * (1.0 - discounts) / (1.0 - discount)
+
+
+def temporal_difference_loss(q: Tensor, target: Tensor) -> Tensor:
+    """Return the mean squared error of all critics (E, B) against one target (B,), a scalar."""
+    return (q - target).square().mean()
+
+
+def flow_matching_losses(velocities: Tensor, target: Tensor, weights: Tensor) -> Tensor:
+    """Return each field's weighted regression loss, mean over rows of w times the mean squared error over A (Eq. 9).
+
+    Args:
+        velocities: (F, B, A).
+        target: u = a - x_0, shape (B, A), shared by the fields.
+        weights: (F, B), treated as constants.
+
+    Returns:
+        (F,).
+    """
+    return (weights * (velocities - target).square().mean(dim=-1)).mean(dim=-1)
+
+
+def normalized_advantage(
+    advantage: Tensor, how: str, running_variance: Tensor, running_mass: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Divide the advantage by a standard deviation; its sign is kept, so nothing is subtracted.
+
+    Args:
+        advantage: (B,).
+        how: `none`, `batch_std` (this batch alone), or `running_std` (exponential average of the batch
+            variances with decay 0.99, this batch included, corrected for its start at zero).
+        running_variance: The average so far, a scalar starting at 0.
+        running_mass: The total weight in it so far, a scalar starting at 0.
+
+    Returns:
+        The scaled advantage (B,) and the two updated statistics; they are the given ones unless
+        `how` is `running_std`.
+    """
+    if how == "none":
+        return advantage, running_variance, running_mass
+    variance = advantage.var(correction=0)
+    if how == "batch_std":
+        return advantage / (variance.sqrt() + STD_FLOOR), running_variance, running_mass
+    assert how == "running_std", how
+    running_variance = torch.lerp(variance, running_variance, RUNNING_DECAY)
+    running_mass = RUNNING_DECAY * running_mass + (1.0 - RUNNING_DECAY)
+    return advantage / ((running_variance / running_mass).sqrt() + STD_FLOOR), running_variance, running_mass
+
+
+def require_finite(values: Tensor, name: str) -> None:
+    """Raise NonFiniteError if `values` (rows first) holds NaN or infinity, naming the first bad row."""
+    finite = torch.isfinite(values)
+    if not bool(finite.all()):
+        index = tuple((~finite).nonzero()[0].tolist())
+        raise NonFiniteError(
+            f"{name}: row {index[0]} holds {values[index].item()} ({int((~finite).sum())} of "
+            f"{values.numel()} values are not finite); check the rewards and observations it came from"
+        )

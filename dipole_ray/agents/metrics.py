@@ -1,0 +1,40 @@
+"""What the learner reports about one update beside its losses.
+
+Shapes: B batch rows, E critics.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dipole_ray.agents.losses import effective_sample_fraction
+
+WEIGHT_QUANTILES = {"q05": 0.05, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q95": 0.95}
+
+
+def learning_metrics(q: Tensor, q_target: Tensor, v: Tensor, advantage: Tensor, weight: Tensor) -> dict[str, Tensor]:
+    """Return means and spreads of one batch by metric name, detached scalars.
+
+    The quantiles of the weight tell whether beta suits the advantage: all near 0.5 means it is too small,
+    all at 0 or 1 too large.
+
+    Args:
+        q: Online critics, (E, B).
+        q_target: TD target, (B,).
+        v: V(s), (B,).
+        advantage: Before any normalisation, (B,).
+        weight: Row weights of the first field, (B,).
+    """
+    levels = torch.tensor(list(WEIGHT_QUANTILES.values()), dtype=weight.dtype, device=weight.device)
+    metrics = {
+        "critic/q_mean": q.mean(),
+        "critic/q_spread": q.std(dim=0, correction=0).mean(),
+        "critic/target_mean": q_target.mean(),
+        "value/v_mean": v.mean(),
+        "actor/advantage_mean": advantage.mean(),
+        "actor/advantage_std": advantage.std(correction=0),
+        "actor/effective_sample_fraction": effective_sample_fraction(weight),
+    }
+    quantiles = torch.quantile(weight, levels)
+    return metrics | {f"actor/weight_{name}": quantiles[i] for i, name in enumerate(WEIGHT_QUANTILES)}

@@ -1,0 +1,78 @@
+"""What an agent writes down and reads back: plain tensors by name, checked before anything is overwritten."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dipole_ray.errors import CheckpointError
+
+
+def make_adam(parameters: list[nn.Parameter], learning_rate: float) -> torch.optim.Adam:
+    """Return Adam over `parameters` in its fused form, with its moments and step counts in place from the start."""
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate, fused=True)
+    for parameter in parameters:
+        optimizer.state[parameter] = {
+            "step": torch.zeros((), device=parameter.device),
+            "exp_avg": torch.zeros_like(parameter, requires_grad=False),
+            "exp_avg_sq": torch.zeros_like(parameter, requires_grad=False),
+        }
+    return optimizer
+
+
+def adam_tensors(optimizer: torch.optim.Adam, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """Return the optimizer's live tensors as `{step, exp_avg, exp_avg_sq}.{parameter name}`."""
+    return {
+        f"{kind}.{name}": optimizer.state[parameter][kind]
+        for kind in ("step", "exp_avg", "exp_avg_sq")
+        for name, parameter in parameters.items()
+    }
+
+
+def check_matches(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], what: str) -> None:
+    """Raise CheckpointError unless `found` has exactly the keys and shapes of `expected`, naming what differs."""
+    problems = [f"missing {name}" for name in expected if name not in found]
+    problems += [f"unexpected {name}" for name in found if name not in expected]
+    problems += [
+        f"{name} has shape {tuple(found[name].shape)}, expected {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in found and found[name].shape != tensor.shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise CheckpointError(
+            f"{what}: {'; '.join(problems[:5])}{more}; load it into an agent with the configuration and dimensions "
+            "it was saved from"
+        )
+
+
+@torch.no_grad()
+def copy_into(destination: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> None:
+    """Overwrite each destination tensor in place with the source tensor of the same name."""
+    for name, tensor in destination.items():
+        tensor.copy_(source[name])
+
+
+def restore_generator(generator: torch.Generator, saved: Tensor) -> None:
+    """Put `generator` where `saved` was taken.
+
+    A state taken on another type of device has another layout and cannot be continued; the generator is then
+    seeded from its bytes, so that the draws are new but still reproducible.
+    """
+    saved = saved.cpu()
+    if saved.shape == generator.get_state().shape:
+        generator.set_state(saved)
+    else:
+        generator.manual_seed(zlib.crc32(saved.numpy().tobytes()))
+
+
+def save_batch(path: Path, batch: Mapping[str, Tensor]) -> None:
+    """Write a batch to a safetensors file, making its folder if need be."""
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.cpu().contiguous() for name, tensor in batch.items()}, path)
