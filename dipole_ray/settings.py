@@ -66,7 +66,10 @@ def merge(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]:
     merged = {key: copy.deepcopy(value) for key, value in base.items()}
     for key, value in update.items():
         below = merged.get(key)
-        merged[key] = merge(below, value) if _both_sections(below, value) else copy.deepcopy(value)
+        if isinstance(below, Mapping) and isinstance(value, Mapping):
+            merged[key] = merge(below, value)
+        else:
+            merged[key] = copy.deepcopy(value)
     return merged
 
 
@@ -164,14 +167,14 @@ def _read_section(cls: Any, mapping: Any, where: str, valid: Sequence[str]) -> A
 
 
 def _suggestion(key: str, valid: Sequence[str]) -> str:
-    """Return `; did you mean 'x'?` for the nearest valid key, by whole key first, then by last name."""
+    """Return the part of a message that names the nearest valid key: by whole key first, then by last name."""
     near = difflib.get_close_matches(key, valid, n=1, cutoff=0.75)
     if not near:
         last = {name.rpartition(".")[2]: name for name in reversed(valid)}
         near = [last[name] for name in difflib.get_close_matches(key.rpartition(".")[2], list(last), n=1, cutoff=0.6)]
     if not near:
         near = difflib.get_close_matches(key, valid, n=1, cutoff=0.0)
-    return f"; did you mean '{near[0]}'?" if near else ""
+    return f"; the nearest valid one is '{near[0]}'" if near else ""
 
 
 def _convert(hint: Any, value: Any, key: str, valid: Sequence[str]) -> Any:  # noqa: ANN401
@@ -265,11 +268,6 @@ def _plain(value: Any) -> Any:  # noqa: ANN401
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value
-
-
-def _both_sections(below: Any, value: Any) -> bool:  # noqa: ANN401
-    """Return whether both are mappings, so that one can be merged into the other."""
-    return isinstance(below, Mapping) and isinstance(value, Mapping)
 
 
 def _words(hint: Any) -> str:  # noqa: ANN401

@@ -1,0 +1,353 @@
+"""Checkpoints: one folder each, `checkpoints/000004000`, of safetensors files and a `state.json`; never pickle.
+
+A folder is written beside its place, every file flushed to the disk, then renamed: it is there whole or not at all.
+`state.json` names every file with its length and SHA-256, and carries a checksum of itself, so that a flipped bit
+or a cut anywhere in a checkpoint is found before anything of it is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from dipole_ray.errors import CheckpointError, ConfigError
+from dipole_ray.provenance import package_versions
+
+FORMAT = 1
+STATE_FILE = "state.json"
+MAX_STATE_BYTES = 64 * 2**20
+
+_log = logging.getLogger(__name__)
+_STEP_NAME = re.compile(r"\d{9,}")
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
+_WRITING, _REPLACED, _REMOVING = ".writing-", ".replaced-", ".removing-"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointConfig:
+    """How often the run is saved, and how many checkpoints stay on the disk."""
+
+    every_learner_steps: int = 50_000
+    """Updates between two checkpoints; one is also written at the end of each phase and on Ctrl-C."""
+    keep: int = 2
+    """Checkpoints that stay, at least 1; with 2, one is left if the disk damages the other."""
+
+    def __post_init__(self) -> None:
+        """Reject a run that never saves or keeps nothing."""
+        if self.every_learner_steps < 1:
+            raise ConfigError(
+                f"checkpoint.every_learner_steps is {self.every_learner_steps}: at least 1 is needed; "
+                "give a number above the run's updates to save only at the end of each phase"
+            )
+        if self.keep < 1:
+            raise ConfigError(f"checkpoint.keep is {self.keep}: at least 1 is needed, or nothing could be resumed")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpoint:
+    """What a verified checkpoint holds."""
+
+    path: Path
+    """Its folder."""
+    learner_steps: int
+    """Updates done when it was written."""
+    tensors: dict[str, dict[str, Tensor]]
+    """Flat tensors by file name without suffix, on the CPU, not shared with anything."""
+    metadata: dict[str, Any]
+    """The writer's own JSON values."""
+    versions: dict[str, str]
+    """Package versions at the time of writing."""
+
+
+def write_checkpoint(
+    directory: Path, learner_steps: int, tensors: Mapping[str, Mapping[str, Tensor]], metadata: Mapping[str, Any]
+) -> Path:
+    """Write a checkpoint that is either there whole or not at all, and return its folder.
+
+    A run has one writer: what an earlier, killed one left half-written is removed. A checkpoint with the same
+    `learner_steps` is replaced. On a failure the checkpoints that were there before are untouched.
+
+    Args:
+        directory: The folder of all checkpoints of a run; made if missing.
+        learner_steps: Updates done so far, the name of the checkpoint.
+        tensors: Flat tensors by file name without suffix, any device; one safetensors file each.
+        metadata: JSON values only: text keys, finite numbers.
+
+    Raises:
+        CheckpointError: The disk is full or read-only, or `metadata` is not JSON.
+    """
+    name = f"{learner_steps:09d}"
+    _require_json(dict(metadata), "metadata")
+    for file_name in tensors:
+        if not _FILE_NAME.fullmatch(file_name):
+            raise CheckpointError(f"checkpoint file name '{file_name}': only letters, digits, '_' and '-' can be used")
+    writing = directory / f"{_WRITING}{name}-{os.getpid()}"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(directory, (_WRITING, _REMOVING))
+        writing.mkdir()
+        _fill(writing, learner_steps, tensors, metadata)
+        final = directory / name
+        replaced = directory / f"{_REPLACED}{name}"
+        if final.exists():
+            # Until the next rename, `newest_valid` finds the old checkpoint under this second name.
+            _remove_leftovers(directory, (_REPLACED,))
+            final.rename(replaced)
+        writing.rename(final)
+        _sync_folder(directory)
+        _remove_leftovers(directory, (_REPLACED,))
+    except OSError as error:
+        raise CheckpointError(
+            f"checkpoint {directory / name}: could not be written ({error.strerror or error}); earlier checkpoints are "
+            "untouched; free space or make the folder writable, then go on with 'dipole train --resume'"
+        ) from error
+    finally:
+        shutil.rmtree(writing, ignore_errors=True)
+    return final
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint, every byte of it verified.
+
+    Args:
+        path: A checkpoint's folder, or a folder of checkpoints, of which the newest valid one is read.
+
+    Raises:
+        CheckpointError: Nothing is there, a file is missing, damaged, or of a format this version does not know.
+    """
+    if not (path / STATE_FILE).exists():
+        newest = newest_valid(path)
+        if newest is None:
+            raise CheckpointError(f"{path}: holds no valid checkpoint; give a run or checkpoint folder that has one")
+        path = newest
+    state = _read_state(path)
+    tensors = {}
+    for name, record in state["files"].items():
+        data = _read_verified(path, name, record)
+        try:
+            tensors[name] = safetensors.torch.load(data)
+        except (SafetensorError, ValueError, RuntimeError, KeyError) as error:
+            raise _damaged(path / f"{name}.safetensors", f"not a safetensors file: {error}") from None
+    return Checkpoint(
+        path=path,
+        learner_steps=state["learner_steps"],
+        tensors=tensors,
+        metadata=state["metadata"],
+        versions=state["versions"],
+    )
+
+
+def verify_checkpoint(path: Path) -> None:
+    """Check every file of a checkpoint against its checksum.
+
+    Raises:
+        CheckpointError: Names the first file that is missing or damaged.
+    """
+    for name, record in _read_state(path)["files"].items():
+        _read_verified(path, name, record)
+
+
+def newest_valid(directory: Path) -> Path | None:
+    """Return the newest checkpoint that is whole, or None; damaged ones are passed over with a warning each."""
+    for path in _checkpoints(directory):
+        try:
+            verify_checkpoint(path)
+        except CheckpointError as error:
+            _log.warning("passed over: %s", error)
+            continue
+        return path
+    return None
+
+
+def prune(newest: Path, keep: int) -> list[Path]:
+    """Remove the checkpoints that are no longer needed, and return them.
+
+    Kept are `newest` and the `keep - 1` before it. Later ones are removed too: the run has gone back behind them,
+    and a resume must not take them for its newest.
+
+    Args:
+        newest: The checkpoint just written.
+        keep: How many stay, at least 1.
+
+    Raises:
+        CheckpointError: One could not be removed.
+    """
+    kept = [path for path in _checkpoints(newest.parent) if _steps(path) <= _steps(newest)][:keep]
+    removed = [path for path in _checkpoints(newest.parent) if path not in kept]
+    try:
+        for path in removed:
+            # Renamed first, so that a kill in the middle leaves no half-removed folder that looks like a checkpoint.
+            path.rename(path.with_name(f"{_REMOVING}{_steps(path):09d}"))
+            _remove_leftovers(newest.parent, (_REMOVING,))
+    except OSError as error:
+        raise CheckpointError(f"{newest.parent}: old checkpoints could not be removed ({error.strerror})") from error
+    return removed
+
+
+def _checkpoints(directory: Path) -> list[Path]:
+    """Return the checkpoint folders, the newest first; a set-aside one counts where its successor never arrived."""
+    if not directory.is_dir():
+        return []
+    found = {path.name: path for path in directory.iterdir() if _STEP_NAME.fullmatch(path.name)}
+    for path in directory.glob(f"{_REPLACED}*"):
+        found.setdefault(path.name.removeprefix(_REPLACED), path)
+    return sorted(found.values(), key=_steps, reverse=True)
+
+
+def _steps(path: Path) -> int:
+    """Return the learner steps that a checkpoint folder is named after."""
+    return int(path.name.removeprefix(_REPLACED))
+
+
+def _fill(
+    folder: Path, learner_steps: int, tensors: Mapping[str, Mapping[str, Tensor]], metadata: Mapping[str, Any]
+) -> None:
+    """Write all files of a checkpoint into `folder` and flush them to the disk."""
+    files = {}
+    for name, flat in tensors.items():
+        # Clones, because safetensors refuses tensors that share memory, as tied weights and views do.
+        plain = {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in flat.items()}
+        data = safetensors.torch.save(plain)
+        _write_synced(folder / f"{name}.safetensors", data)
+        files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    body = {
+        "format": FORMAT,
+        "learner_steps": learner_steps,
+        "written_s": time.time(),
+        "versions": package_versions(),
+        "files": files,
+        "metadata": dict(metadata),
+    }
+    text = json.dumps({**body, "checksum": _checksum(body)}, indent=1)
+    _write_synced(folder / STATE_FILE, text.encode())
+    _sync_folder(folder)
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    """Return `state.json`, its checksum and layout verified."""
+    file = path / STATE_FILE
+    try:
+        state = json.loads(_read_regular(file, MAX_STATE_BYTES))
+    except (ValueError, RecursionError) as error:
+        raise _damaged(file, f"not JSON: {str(error)[:200]}") from None
+    if not isinstance(state, dict):
+        raise _damaged(file, "not a JSON object")
+    if state.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{file}: format {state.get('format')!r}, this version of dipole_ray reads format {FORMAT}; "
+            "install the version of dipole_ray that wrote it ('versions' in the same file)"
+        )
+    if state.pop("checksum", None) != _checksum(state):
+        raise _damaged(file, "its content does not match its checksum")
+    layout: dict[str, Callable[[Any], bool]] = {
+        "learner_steps": lambda value: isinstance(value, int) and not isinstance(value, bool),
+        "versions": lambda value: isinstance(value, dict),
+        "metadata": lambda value: isinstance(value, dict),
+        "files": _is_file_table,
+    }
+    for key, fits in layout.items():
+        if not fits(state.get(key)):
+            raise _damaged(file, f"'{key}' is missing or of the wrong form")
+    return state
+
+
+def _is_file_table(table: Any) -> bool:  # noqa: ANN401
+    """Return whether `table` maps plain file names, none of which leaves the folder, to lengths and checksums."""
+    return isinstance(table, dict) and all(
+        _FILE_NAME.fullmatch(name)
+        and isinstance(record, dict)
+        and isinstance(record.get("bytes"), int)
+        and isinstance(record.get("sha256"), str)
+        for name, record in table.items()
+    )
+
+
+def _read_verified(path: Path, name: str, record: Mapping[str, Any]) -> bytes:
+    """Return the bytes of one tensor file if they are those that were written."""
+    file = path / f"{name}.safetensors"
+    data = _read_regular(file, record["bytes"])
+    if len(data) != record["bytes"]:
+        raise _damaged(file, f"{len(data)} bytes, {record['bytes']} were written")
+    found = hashlib.sha256(data).hexdigest()
+    if found != record["sha256"]:
+        raise _damaged(file, f"checksum mismatch (stored {record['sha256'][:12]}, read {found[:12]})")
+    return data
+
+
+def _read_regular(file: Path, max_bytes: int) -> bytes:
+    """Return the content of a regular file of at most `max_bytes`; links and devices are refused."""
+    try:
+        if file.is_symlink() or not file.is_file():
+            raise _damaged(file, "missing, or not a regular file")
+        size = file.stat().st_size
+        if size > max_bytes:
+            raise _damaged(file, f"{size} bytes, at most {max_bytes} belong there")
+        return file.read_bytes()
+    except OSError as error:
+        raise _damaged(file, error.strerror or str(error)) from None
+
+
+def _damaged(file: Path, finding: str) -> CheckpointError:
+    """Return the error for a file that cannot be trusted, with the way out."""
+    return CheckpointError(f"{file}: {finding}; remove this checkpoint's folder, or resume from another one beside it")
+
+
+def _checksum(body: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of JSON values, whatever their layout on the disk."""
+    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _write_synced(file: Path, data: bytes) -> None:
+    """Write a new file and wait until the disk has it."""
+    with file.open("xb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Wait until the disk has the names in a folder."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_leftovers(directory: Path, prefixes: tuple[str, ...]) -> None:
+    """Remove the working folders with these prefixes."""
+    for path in directory.iterdir():
+        if path.name.startswith(prefixes):
+            shutil.rmtree(path)
+
+
+def _require_json(value: Any, where: str) -> None:  # noqa: ANN401
+    """Raise CheckpointError, naming the key, where `value` would not come back from JSON as it is."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise CheckpointError(f"{where}: the key {key!r} is no text; use str({key!r})")
+            _require_json(item, f"{where}.{key}")
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            _require_json(item, f"{where}[{index}]")
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise CheckpointError(f"{where} is {value}: JSON has no such number; store null")
+    elif value is not None and not isinstance(value, str | int):
+        raise CheckpointError(f"{where} is a {type(value).__name__}: only JSON values can be stored there")

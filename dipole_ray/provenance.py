@@ -1,0 +1,47 @@
+"""Where a result comes from: the versions of the packages that matter and the commit of the code."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+PACKAGES = ("torch", "ray", "numpy", "pyarrow", "gymnasium", "mujoco", "dm_control", "ogbench", "mlflow", "safetensors")
+
+
+@cache
+def package_versions() -> dict[str, str]:
+    """Return the versions of Python, dipole_ray and the packages a result depends on; absent ones are left out."""
+    from dipole_ray import __version__
+
+    versions = {"python": platform.python_version(), "dipole_ray": __version__}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+@cache
+def git_commit() -> str | None:
+    """Return the commit of the source tree, with `+changes` if tracked files differ; None outside a git checkout."""
+    root = Path(__file__).resolve().parent
+    try:
+        commit = _git(root, "rev-parse", "HEAD")
+        tracked = _git(root, "ls-files", "--error-unmatch", str(Path(__file__).resolve()))
+        changes = _git(root, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.SubprocessError):
+        return None
+    # An installed copy may lie inside somebody else's repository, whose commit says nothing about it.
+    return (f"{commit}+changes" if changes else commit) if tracked else None
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    """Return what a git command prints."""
+    done = subprocess.run(  # `git` from the user's PATH is meant
+        ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=10
+    )
+    return done.stdout.strip()

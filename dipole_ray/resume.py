@@ -1,0 +1,72 @@
+"""The guard of a resume: what differs from the saved run is refused or named, never ignored."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dipole_ray.errors import ConfigError
+from dipole_ray.settings import flatten
+
+ABSENT = "(absent)"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Difference:
+    """One setting that is not what the saved run had."""
+
+    key: str
+    """Dotted key."""
+    saved: Any
+    """Value in the checkpoint, or `(absent)`."""
+    current: Any
+    """Value now, or `(absent)`."""
+
+    def __str__(self) -> str:
+        """Return the change as `agent.beta: 1.0 -> 5.0`."""
+        return f"{self.key}: {self.saved} -> {self.current}"
+
+
+def config_differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[Difference]:
+    """Return every setting that differs between two nested plain configs, in the order of the keys.
+
+    Args:
+        saved: The checkpoint's config, as `settings.to_mapping` gave it.
+        current: The config of the run that resumes.
+    """
+    before, after = flatten(saved), flatten(current)
+    return [
+        Difference(key=key, saved=before.get(key, ABSENT), current=after.get(key, ABSENT))
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key, ABSENT) != after.get(key, ABSENT)
+    ]
+
+
+def guard_resume(saved: Mapping[str, Any], current: Mapping[str, Any], fixed: Collection[str]) -> list[Difference]:
+    """Let a resume pass if nothing changed that must not, with one warning that names every other change.
+
+    Args:
+        saved: The checkpoint's config.
+        current: The config of the run that resumes.
+        fixed: Dotted keys, or sections, that a checkpoint cannot be continued without, such as `env.id`.
+
+    Returns:
+        The allowed differences.
+
+    Raises:
+        ConfigError: Names every setting under `fixed` that differs.
+    """
+    differences = config_differences(saved, current)
+    refused = [item for item in differences if any(item.key == key or item.key.startswith(f"{key}.") for key in fixed)]
+    if refused:
+        raise ConfigError(
+            f"the checkpoint cannot be continued with other settings: {'; '.join(map(str, refused))}; "
+            "put them back to the saved values, or start a new run"
+        )
+    if differences:
+        _log.warning("resumed with changed settings: %s", "; ".join(map(str, differences)))
+    return differences
