@@ -121,7 +121,7 @@ class AgentConfig:
         return cls(**{**PRESETS[name], **changes})
 
     @property
-    def field_names(self) -> tuple[str, ...]:
+    def fields(self) -> tuple[str, ...]:
         """Names of the vector fields this agent trains, in their stacked order."""
         names = {
             "dipole": ("positive", "negative"),

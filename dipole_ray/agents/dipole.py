@@ -67,7 +67,7 @@ class DipoleAgent:
             action_dim,
             config.hidden_dims,
             num_critics=config.num_critics,
-            num_fields=len(config.field_names),
+            num_fields=len(config.fields),
             generator=initial,
         ).to(self.device)
         draw_seed = int(torch.randint(2**62, (1,), generator=initial).item())
@@ -82,7 +82,7 @@ class DipoleAgent:
     @property
     def has_bc(self) -> bool:
         """Whether a behaviour-cloning field is trained, so that `sample_actions(policy="bc")` works."""
-        return "bc" in self.config.field_names
+        return "bc" in self.config.fields
 
     # Learning.
 
@@ -160,7 +160,7 @@ class DipoleAgent:
 
         total = critic_loss + value_loss + field_losses.sum()
         metrics = {"critic/loss": critic_loss.detach(), "value/loss": value_loss.detach()}
-        for name, loss in zip(config.field_names, field_losses.detach(), strict=True):
+        for name, loss in zip(config.fields, field_losses.detach(), strict=True):
             metrics[f"actor/loss_{name}"] = loss
         if diagnostics:
             metrics |= learning_metrics(q.detach(), q_target, v.detach(), advantage, weights[0])
@@ -206,7 +206,7 @@ class DipoleAgent:
             scheme = losses.optimality_weights(advantage)
         else:
             scheme = (ones,)
-        missing = len(config.field_names) - len(scheme)
+        missing = len(config.fields) - len(scheme)
         return torch.stack((*scheme, *[ones] * missing))
 
     def _skip(self, batch: dict[str, Tensor]) -> None:
@@ -287,7 +287,7 @@ class DipoleAgent:
         """Return the actions (B, N, A) that `noise` (B, N, A) flows to; evaluates only the fields that matter."""
         fields = self.networks.fields
         if policy == "bc":
-            index = self.config.field_names.index("bc")
+            index = self.config.fields.index("bc")
             chosen = slice(index, index + 1)
         else:
             chosen = {0.0: slice(0, 1), -1.0: slice(1, 2)}.get(float(omega), slice(0, 2))
