@@ -1,0 +1,62 @@
+"""Which OpenGL backend MuJoCo uses: none for stepping states, EGL for pictures.
+
+MuJoCo and dm_control read `MUJOCO_GL` once, at import. Stepping needs no OpenGL, and importing it for nothing costs
+time, prints warnings on servers and opens the GPU, so the default here is none; pictures switch it on when asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+from dipole_ray.errors import EnvironmentUnavailable
+
+DEBIAN_PACKAGES = "libegl1 libegl-mesa0 libgl1-mesa-dri libgl1"
+"""What EGL rendering in software needs on Debian and Ubuntu."""
+
+_DISABLED = ("", "disable", "disabled", "off", "false", "0")
+
+
+def disable_rendering_by_default() -> None:
+    """Set `MUJOCO_GL=disable` unless the user chose a backend. Call before the first import of mujoco."""
+    if not os.environ.get("MUJOCO_GL"):
+        os.environ["MUJOCO_GL"] = "disable"
+
+
+def enable_rendering() -> None:
+    """Make a working OpenGL backend available in this process, EGL unless the user chose another.
+
+    Modules that were imported with rendering switched off are loaded again, so that an environment made for
+    stepping earlier in the same process does not forbid pictures later.
+
+    Raises:
+        EnvironmentUnavailable: If no context can be made; names the backend, the cause and the packages to install.
+    """
+    if os.environ.get("MUJOCO_GL", "").lower().strip() in _DISABLED:
+        os.environ["MUJOCO_GL"] = "egl"
+        os.environ.setdefault("PYOPENGL_PLATFORM", "egl")
+    backend = os.environ["MUJOCO_GL"]
+    try:
+        gl_context = importlib.import_module("mujoco.gl_context")
+        if not hasattr(gl_context, "GLContext"):
+            gl_context = importlib.reload(gl_context)
+            if "dm_control._render" in sys.modules:
+                importlib.reload(sys.modules["dm_control._render"])
+        gl_context.GLContext(16, 16).free()
+    except (ImportError, AttributeError, RuntimeError, OSError) as error:
+        raise EnvironmentUnavailable(
+            f"rendering with MUJOCO_GL={backend} does not work here ({type(error).__name__}: {error}); install the "
+            f"OpenGL libraries ('apt-get install {DEBIAN_PACKAGES}' on Debian or Ubuntu), choose another backend with "
+            "MUJOCO_GL=osmesa or glfw, or leave rendering out"
+        ) from error
+
+
+def draw_plainly(model: object) -> None:
+    """Switch off shadows and multisampling of a `mujoco.MjModel`: software rendering gets 10 to 30 times faster.
+
+    Has an effect only before the model's first rendering context is made.
+    """
+    quality = model.vis.quality  # type: ignore[attr-defined]
+    quality.shadowsize = 0
+    quality.offsamples = 0

@@ -1,0 +1,197 @@
+"""One factory for OGBench single tasks, dm_control suite tasks and gymnasium environments."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from dipole_ray.envs.dm_suite import SuiteEnv
+from dipole_ray.envs.gl import disable_rendering_by_default, enable_rendering
+from dipole_ray.envs.registry import family
+from dipole_ray.envs.standard import GlobalDraws, StandardEnv
+from dipole_ray.errors import ConfigError, EnvironmentUnavailable
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EnvConfig:
+    """Which environment, and the two things about it that runs differ in."""
+
+    id: str
+    """`pointmaze-medium-navigate-singletask-task1-v0` (OGBench; without `-taskK` the default task),
+    `dm_control/walker-walk`, a gymnasium id such as `Pendulum-v1`, or `your_module:YourEnv-v0`."""
+
+    success_timing: str | None = None
+    """OGBench only: whether reward, success and end of step t are judged on the state before the action, `pre`,
+    or after it, `post`. None: OGBench's own choice, `pre` since 1.2.0, which is also how its datasets are labelled,
+    so that offline and online rows of one replay agree. Published online results used `post`."""
+
+    max_episode_steps: int | None = None
+    """Steps after which an episode is truncated, >= 1. None: the environment's own limit."""
+
+    def __post_init__(self) -> None:
+        if self.success_timing not in (None, "pre", "post"):
+            raise ConfigError(f"env.success_timing is '{self.success_timing}'; use 'pre', 'post', or leave it out")
+        if self.success_timing is not None and "singletask" not in self.id.split("-"):
+            raise ConfigError(
+                f"env.success_timing={self.success_timing} has no effect on '{self.id}': only OGBench's single tasks "
+                "know it; leave it out"
+            )
+        if self.max_episode_steps is not None and self.max_episode_steps < 1:
+            raise ConfigError(f"env.max_episode_steps is {self.max_episode_steps}; it must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EnvDims:
+    """What a policy and an evaluation need to know of an environment before it is built."""
+
+    observation_dim: int
+    """Length of the observation vector."""
+
+    action_dim: int
+    """Length of the action vector; each entry is in [-1, 1]."""
+
+    max_episode_steps: int
+    """Steps after which an episode is truncated."""
+
+    has_success: bool
+    """Whether `info["success"]` is given."""
+
+
+def make_env(config: EnvConfig | str, render: bool = False) -> StandardEnv:
+    """Build an environment.
+
+    Args:
+        config: The environment, or just its id.
+        render: Whether `env.render()` shall return pictures, uint8 (height, width, 3).
+
+    Returns:
+        Observations float32 (O,), actions float32 (A,) in [-1, 1], float `info["success"]` where the task
+        defines success, and trajectories that depend on seed and actions alone (see `StandardEnv`).
+
+    Raises:
+        ConfigError: If the id is unknown, or the environment's spaces are not flat boxes.
+        EnvironmentUnavailable: If it exists, but cannot be built or drawn on this machine.
+    """
+    if isinstance(config, str):
+        config = EnvConfig(id=config)
+    if render:
+        enable_rendering()
+    else:
+        disable_rendering_by_default()
+    kind = family(config.id)
+    if kind == "dm_control":
+        env: gymnasium.Env = SuiteEnv(config.id, config.max_episode_steps)
+        return StandardEnv(_checked(env, config))
+    if kind == "ogbench":
+        return _make_ogbench(config)
+    return StandardEnv(_checked(_make_gymnasium(config, render), config))
+
+
+@lru_cache(maxsize=64)
+def _dims(config: EnvConfig) -> EnvDims:
+    env = make_env(config)
+    try:
+        assert env.observation_space.shape is not None and env.action_space.shape is not None
+        env.reset(seed=0)
+        info = env.step(np.zeros(env.action_space.shape, np.float32))[4]
+        limit = _step_limit(env)
+        assert limit is not None
+        return EnvDims(
+            observation_dim=env.observation_space.shape[0],
+            action_dim=env.action_space.shape[0],
+            max_episode_steps=limit,
+            has_success="success" in info,
+        )
+    finally:
+        env.close()
+
+
+def env_dims(config: EnvConfig | str) -> EnvDims:
+    """Return the sizes of an environment, found by building and stepping it once per process."""
+    return _dims(EnvConfig(id=config) if isinstance(config, str) else config)
+
+
+def _make_ogbench(config: EnvConfig) -> StandardEnv:
+    import ogbench
+
+    kwargs: dict[str, Any] = {"env_only": True, "disable_env_checker": True}
+    if config.success_timing is not None:
+        kwargs["success_timing"] = config.success_timing
+    if config.max_episode_steps is not None:
+        kwargs["max_episode_steps"] = config.max_episode_steps
+    return standard_ogbench(lambda: ogbench.make_env_and_datasets(config.id, **kwargs), config.id)
+
+
+def standard_ogbench(build: Callable[[], gymnasium.Env], env_id: str) -> StandardEnv:
+    """Wrap the OGBench environment that `build` returns, cleaning up after its construction."""
+    with warnings.catch_warnings():
+        # Its action spaces warn of a cast from float64 to float32 that loses nothing.
+        warnings.filterwarnings("ignore", message=".*precision lowered by casting.*")
+        env = build()
+        # A maze leaves its XML in the temporary folder once the model is compiled.
+        path = getattr(env.unwrapped, "fullpath", None)
+        if path is not None and Path(path).parent == Path(tempfile.gettempdir()):
+            Path(path).unlink(missing_ok=True)
+        return StandardEnv(env, _ogbench_global_draws(env_id))
+
+
+def _ogbench_global_draws(env_id: str) -> GlobalDraws:
+    if "teleport" in env_id:
+        return "step"
+    return "reset" if "maze" in env_id or "soccer" in env_id else "never"
+
+
+def _make_gymnasium(config: EnvConfig, render: bool) -> gymnasium.Env:
+    kwargs: dict[str, Any] = {"disable_env_checker": True}
+    if render:
+        kwargs["render_mode"] = "rgb_array"
+    if config.max_episode_steps is not None:
+        kwargs["max_episode_steps"] = config.max_episode_steps
+    try:
+        return gymnasium.make(config.id, **kwargs)
+    except (gymnasium.error.Error, ImportError, AttributeError) as error:
+        raise EnvironmentUnavailable(
+            f"environment '{config.id}' is registered, but cannot be built here: {error}"
+        ) from error
+
+
+def _checked(env: gymnasium.Env, config: EnvConfig) -> gymnasium.Env:
+    """Return `env` if this package can use it; close it and raise ConfigError if not."""
+    problem = _problem(env)
+    if problem is None:
+        return env
+    env.close()
+    raise ConfigError(f"environment '{config.id}' {problem}")
+
+
+def _problem(env: gymnasium.Env) -> str | None:
+    spaces = {"observation": env.observation_space, "action": env.action_space}
+    for name, space in spaces.items():
+        if not isinstance(space, gymnasium.spaces.Box):
+            return f"has a {type(space).__name__} {name} space; only a flat Box can be used: register a wrapped version"
+        if len(space.shape) != 1 or not np.issubdtype(space.dtype, np.floating):
+            return (
+                f"has {name}s of shape {space.shape} and type {space.dtype}; only flat vectors of floats can be used: "
+                "register a version wrapped in gymnasium.wrappers.FlattenObservation"
+            )
+    action_space = spaces["action"]
+    assert isinstance(action_space, gymnasium.spaces.Box)
+    if not action_space.is_bounded():
+        return "has unbounded actions; register a version whose action space has finite bounds"
+    if _step_limit(env) is None:
+        return "has no time limit, so an episode may never end; set env.max_episode_steps"
+    return None
+
+
+def _step_limit(env: gymnasium.Env) -> int | None:
+    if isinstance(env.unwrapped, SuiteEnv):
+        return env.unwrapped.max_episode_steps
+    return None if env.spec is None else env.spec.max_episode_steps

@@ -1,0 +1,109 @@
+"""What environment ids exist, and which family an id belongs to."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from typing import Literal
+
+import gymnasium
+
+from dipole_ray.envs import dm_suite
+from dipole_ray.envs.gl import disable_rendering_by_default
+from dipole_ray.errors import ConfigError
+
+Family = Literal["ogbench", "dm_control", "gymnasium"]
+
+DATASET_TYPES = {
+    "pointmaze": ("navigate", "stitch"),
+    "antmaze": ("navigate", "stitch", "explore"),
+    "humanoidmaze": ("navigate", "stitch"),
+    "antsoccer": ("navigate", "stitch"),
+    "cube": ("play", "noisy"),
+    "scene": ("play", "noisy"),
+    "puzzle": ("play", "noisy"),
+}
+"""Kinds of data that OGBench publishes per domain; the word stands before `singletask` in an id."""
+
+
+def load_ogbench() -> None:
+    """Import ogbench (2 s), which registers its environments with gymnasium."""
+    disable_rendering_by_default()
+    importlib.import_module("ogbench")
+
+
+def ogbench_ids() -> list[str]:
+    """Return every state-based single-task id, `{domain}-{data}-singletask[-taskK]-v0`."""
+    load_ogbench()
+    ids = []
+    for name in gymnasium.registry:
+        head, mark, tail = name.partition("-singletask")
+        domain = head.partition("-")[0]
+        if mark and domain in DATASET_TYPES:
+            ids += [f"{head}-{kind}{mark}{tail}" for kind in DATASET_TYPES[domain]]
+    return ids
+
+
+def family(env_id: str) -> Family:
+    """Return the family of `env_id`.
+
+    Raises:
+        ConfigError: If no environment has this id (names the nearest ones), if it is one of OGBench's
+            goal-conditioned ones, or if it observes images.
+    """
+    if env_id.startswith(dm_suite.PREFIX):
+        disable_rendering_by_default()
+        if env_id in dm_suite.task_ids():
+            return "dm_control"
+        raise ConfigError(_unknown(env_id, dm_suite.task_ids()))
+    if "singletask" in env_id.split("-"):
+        return _check_ogbench(env_id)
+    if _in_gymnasium(env_id):
+        entry = str(gymnasium.spec(env_id).entry_point)
+        if entry.startswith("ogbench."):
+            raise ConfigError(
+                f"environment '{env_id}' is goal-conditioned: its observation does not hold the goal, so no single "
+                f"policy can solve it; take one of its tasks{_nearest(env_id, ogbench_ids())}"
+            )
+        return "gymnasium"
+    raise ConfigError(_unknown(env_id, [*gymnasium.registry, *ogbench_ids(), *dm_suite.task_ids()]))
+
+
+def _check_ogbench(env_id: str) -> Family:
+    ids = ogbench_ids()
+    if env_id in ids:
+        return "ogbench"
+    if env_id.startswith("visual-"):
+        raise ConfigError(
+            f"environment '{env_id}' observes images, and this agent takes state vectors; use "
+            f"'{env_id.removeprefix('visual-')}'"
+        )
+    raise ConfigError(_unknown(env_id, ids))
+
+
+def _in_gymnasium(env_id: str) -> bool:
+    """Whether gymnasium knows the id; `module:Name-v0` imports the module first, as gymnasium does."""
+    module, colon, name = env_id.rpartition(":")
+    if colon:
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                f"environment '{env_id}': cannot import '{module}' ({error}); install it, or put its folder on "
+                "PYTHONPATH"
+            ) from error
+    return name in gymnasium.registry
+
+
+def _nearest(env_id: str, ids: list[str]) -> str:
+    near = difflib.get_close_matches(env_id, ids, n=3, cutoff=0.4)
+    return ": " + ", ".join(f"'{name}'" for name in near) if near else ""
+
+
+def _unknown(env_id: str, ids: list[str]) -> str:
+    near = _nearest(env_id, ids)
+    return f"unknown environment '{env_id}'" + (
+        f"; the nearest ids are{near}"
+        if near
+        else "; ids look like 'pointmaze-medium-navigate-singletask-task1-v0', 'dm_control/walker-walk', 'Pendulum-v1'"
+    )

@@ -1,0 +1,64 @@
+"""Rewards and masks of one OGBench task for rows that were collected without one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from dipole_ray.envs.make import make_env
+from dipole_ray.envs.registry import family
+from dipole_ray.errors import ConfigError, DatasetError
+
+
+def ogbench_relabel(env_id: str, arrays: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rewards and masks of the single task `env_id` on the rows of an OGBench file.
+
+    The rule is `ogbench.relabel_utils.relabel_dataset` itself: r(s_t) is -1 until the goal and 0 at it in mazes, and
+    minus the number of unsolved sub-tasks in manipulation; the mask is 0 exactly where s_t solves the task.
+
+    Args:
+        env_id: For example `cube-single-play-singletask-task2-v0`.
+        arrays: `qpos` (rows, number of joint positions) and, for scene and puzzle, `button_states` (rows, buttons).
+
+    Returns:
+        Rewards float32 (rows,) and masks float32 (rows,).
+
+    Raises:
+        ConfigError: If `env_id` is not an OGBench single task.
+        DatasetError: If a column is missing or is not of this environment.
+    """
+    if family(env_id) != "ogbench":
+        raise ConfigError(f"'{env_id}' is no OGBench single task: only those label rows by their joint positions")
+    from ogbench.relabel_utils import relabel_dataset
+
+    env = make_env(env_id)
+    try:
+        env.reset(seed=0)
+        rows = _columns(env_id, arrays, env.unwrapped)
+        relabel_dataset(env_id, env, rows)
+        return rows["rewards"], rows["masks"]
+    finally:
+        env.close()
+
+
+def _columns(env_id: str, arrays: Mapping[str, np.ndarray], simulation: object) -> dict[str, np.ndarray]:
+    """Return the columns the task is judged by, checked against the simulation's sizes."""
+    widths = {"qpos": int(simulation.model.nq)}  # type: ignore[attr-defined]
+    if env_id.startswith(("scene", "puzzle")):
+        widths["button_states"] = int(simulation._num_buttons)  # type: ignore[attr-defined]
+    columns = {}
+    for name, width in widths.items():
+        if name not in arrays:
+            raise DatasetError(
+                f"cannot label rows for '{env_id}': column '{name}' is missing (found {sorted(arrays)}); use OGBench's "
+                "own file, or one that 'dipole data collect' wrote"
+            )
+        column = np.asarray(arrays[name])
+        if column.ndim != 2 or column.shape[1] != width:
+            raise DatasetError(
+                f"cannot label rows for '{env_id}': column '{name}' has shape {column.shape}, expected "
+                f"(rows, {width}); the file was made in another environment"
+            )
+        columns[name] = column
+    return columns

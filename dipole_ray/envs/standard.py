@@ -1,0 +1,103 @@
+"""The one shape in which every environment reaches the rest of the package."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any, Literal
+
+import gymnasium
+import numpy as np
+
+from dipole_ray.envs.gl import draw_plainly
+from dipole_ray.envs.random_state import PrivateGlobalRandom
+from dipole_ray.errors import EnvironmentUnavailable, NonFiniteError
+
+GlobalDraws = Literal["never", "reset", "step"]
+"""Where an environment draws from numpy's global stream: nowhere, in reset only, or in reset and step."""
+
+
+class StandardEnv(gymnasium.Wrapper):
+    """Float32 observations, actions in [-1, 1], and episodes that depend on their seed and actions alone.
+
+    `reset(seed=s)` followed by the same actions gives bitwise the same trajectory in any process of the same
+    machine and library versions, whatever else runs there and whatever this object did before: the environment's
+    own stream, numpy's global stream as seen by the environment, and its action space's stream (OGBench warms up
+    its scenes with sampled actions) all start from `s`. `reset()` without a seed goes on in those streams.
+
+    `info["success"]` is a float on every step of a task that defines success.
+    """
+
+    def __init__(self, env: gymnasium.Env, global_draws: GlobalDraws = "never") -> None:
+        """Wrap `env`, whose observation is a flat Box and whose action is a flat, bounded Box."""
+        super().__init__(env)
+        inner = env.action_space
+        if not isinstance(env.unwrapped.__dict__.get("action_space"), gymnasium.spaces.Space):
+            inner = _pin_action_space(env.unwrapped)
+        assert isinstance(inner, gymnasium.spaces.Box)
+        self._inner_action_space = inner
+        self._low = inner.low
+        self._high = inner.high
+        self._is_unit_range = bool(np.all(inner.low == -1.0) and np.all(inner.high == 1.0))
+        self._global_draws = global_draws
+        self._global_random = PrivateGlobalRandom()
+        self._has_plain_model = False
+        assert env.observation_space.shape is not None
+        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, env.observation_space.shape, np.float32)
+        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, inner.shape, np.float32)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Start an episode; returns the observation, float32 (O,), and the environment's info."""
+        if seed is not None:
+            self._global_random.seed(seed)
+            self._inner_action_space.seed(seed)
+        with nullcontext() if self._global_draws == "never" else self._global_random.swapped_in():
+            observation, info = self.env.reset(seed=seed, options=options)
+        return np.asarray(observation, np.float32), info
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Advance one step with `action`, float32 (A,); values beyond [-1, 1] are clipped.
+
+        Raises:
+            NonFiniteError: If `action` holds NaN or infinity, which MuJoCo would turn into a silent reset.
+        """
+        action = np.asarray(action, np.float32)
+        if not np.isfinite(action).all():
+            raise NonFiniteError(f"action {action} is not finite: the policy has diverged; nothing was stepped")
+        action = np.clip(action, -1.0, 1.0)
+        if not self._is_unit_range:
+            action = (self._low + (action + 1.0) * 0.5 * (self._high - self._low)).astype(self._low.dtype)
+        with self._global_random.swapped_in() if self._global_draws == "step" else nullcontext():
+            observation, reward, terminated, truncated, info = self.env.step(action)
+        success = info.get("success", info.get("is_success"))
+        if success is not None:
+            info["success"] = float(success)
+        return np.asarray(observation, np.float32), float(reward), bool(terminated), bool(truncated), info
+
+    def render(self) -> np.ndarray:
+        """Return the current frame, uint8 (height, width, 3).
+
+        Raises:
+            EnvironmentUnavailable: If a library that draws this environment is missing.
+        """
+        if not self._has_plain_model:
+            model = getattr(self.unwrapped, "model", None)
+            if hasattr(model, "vis"):
+                draw_plainly(model)
+            self._has_plain_model = True
+        try:
+            return np.asarray(self.env.render())
+        except gymnasium.error.DependencyNotInstalled as error:
+            raise EnvironmentUnavailable(f"cannot draw {self.env}: {error}") from error
+
+
+def _pin_action_space(env: gymnasium.Env) -> gymnasium.spaces.Space:
+    """Give `env`, whose class makes a new action space at every access, one space that keeps its seed.
+
+    OGBench's manipulation environments sample from that property while they reset, which no seed reaches. An
+    instance attribute cannot shadow a property, hence the subclass.
+    """
+    space = env.action_space
+    env.__class__ = type(type(env).__name__, (type(env),), {"action_space": space, "__module__": type(env).__module__})
+    return space
