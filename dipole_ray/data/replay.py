@@ -11,7 +11,6 @@ state is a few kilobytes of JSON: counts, checksums, the sampler's random state 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import EllipsisType, TracebackType
 from typing import Any
@@ -26,21 +25,6 @@ from dipole_ray.data.windows import gather_windows
 from dipole_ray.errors import CheckpointError, ConfigError, DatasetError
 
 STATE_VERSION = 1
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ReplayConfig:
-    """Settings of the replay; n-step length and discount come from the agent's config."""
-
-    capacity: int = 1_000_000
-    """Online rows that can be sampled at a time, closing rows included; 0 for none."""
-    offline_fraction: float | None = None
-    """Share of offline transitions in each batch once there are online ones, in [0, 1]; null: the union's own share."""
-
-    def __post_init__(self) -> None:
-        if self.capacity < 0 or self.capacity == 1:
-            raise ConfigError(f"capacity={self.capacity} must be 0 (offline only) or at least 2 rows")
-        check_fraction(self.offline_fraction)
 
 
 def check_fraction(offline_fraction: float | None) -> None:
@@ -85,7 +69,8 @@ class Replay:
             capacity: Rows of the ring that can be sampled at a time; 0 exactly when `online` is None.
             n_step: Transitions per window, >= 1.
             discount: Discount per transition, in [0, 1].
-            offline_fraction: Share of offline transitions in every batch, None for the union's own shares.
+            offline_fraction: Share of offline transitions in every batch once there are online ones (until then all are
+                offline); None for the union's own shares.
             seed: Seed of the sampler.
 
         Raises:
@@ -167,7 +152,7 @@ class Replay:
             batch_size: B, transitions per batch.
             num_batches: Batches in one call; asking for many at once is much faster.
             offline_fraction: Share of offline transitions per batch: exactly round(fraction * B) of them, first in the
-                batch. None draws from the union. Left out: as configured.
+                batch. None draws from the union. Left out: as configured, and offline only while the ring is empty.
 
         Returns:
             float32 arrays with leading dimension num_batches * B: observations, actions, rewards (n-step sum), masks,
@@ -176,7 +161,7 @@ class Replay:
         Raises:
             DatasetError: If a side that must contribute holds no transitions.
         """
-        fraction = self.offline_fraction if offline_fraction is ... else offline_fraction
+        fraction = self._configured_fraction() if offline_fraction is ... else offline_fraction
         picks = self._pick(batch_size, num_batches, fraction).reshape(-1)
         if not self._offline:
             return self._gather_online(picks)
@@ -198,6 +183,9 @@ class Replay:
                     batch[name] = np.empty((len(picks), *values.shape[1:]), dtype=values.dtype)
                 batch[name][chosen] = values
         return batch
+
+    def _configured_fraction(self) -> float | None:
+        return None if self.num_online == 0 else self.offline_fraction
 
     def _pick(self, batch_size: int, num_batches: int, fraction: float | None) -> np.ndarray:
         """Draw (num_batches, batch_size) numbers; those from `num_offline` on mean online transitions."""

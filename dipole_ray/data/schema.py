@@ -31,7 +31,7 @@ ACTION_TOLERANCE = 1e-4
 """How far beyond [-1, 1] an action may lie and still count as rounding."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Schema:
     """Dimensions of one dataset or replay; everything else about its columns is fixed."""
 
