@@ -22,7 +22,7 @@ from torch import Tensor
 
 from dipole_ray.envs.make import EnvConfig, make_env
 from dipole_ray.errors import ConfigError, NonFiniteError
-from dipole_ray.report import Row
+from dipole_ray.report import BC, Row
 from dipole_ray.statistics import Interval, bootstrap_interval, wilson_interval
 from dipole_ray.trajectories import Maze, Trajectory, maze_of
 
@@ -54,7 +54,7 @@ class EvalConfig:
     episodes: int = 50
     """Episodes per cell, at least 1."""
     omegas: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0)
-    """Greediness of the guided policy, each >= 0; 0 is the positive policy alone."""
+    """Greediness of the guided policy, each >= -1; 0 is the positive policy alone, -1 the negative one."""
     candidates: tuple[int, ...] = (1, 16)
     """Actions sampled per step, of which the one with the highest Q is taken; each >= 1. The paper uses 1 and 32."""
     bc: bool = True
@@ -74,18 +74,22 @@ class EvalConfig:
         """Reject what cannot be evaluated."""
         for name in ("episodes", "num_envs"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"eval.{name} must be at least 1; found {getattr(self, name)}")
+                raise ConfigError(f"evaluation.{name} must be at least 1; found {getattr(self, name)}")
         for name in ("trajectories", "videos", "seed"):
             if getattr(self, name) < 0:
-                raise ConfigError(f"eval.{name} must not be negative; found {getattr(self, name)}")
+                raise ConfigError(f"evaluation.{name} must not be negative; found {getattr(self, name)}")
         if not 0 < self.confidence < 1:
-            raise ConfigError(f"eval.confidence must lie strictly between 0 and 1; found {self.confidence}")
+            raise ConfigError(f"evaluation.confidence must lie strictly between 0 and 1; found {self.confidence}")
         if not self.candidates or any(count < 1 for count in self.candidates):
-            raise ConfigError(f"eval.candidates needs counts of at least 1, such as [1, 16]; found {self.candidates}")
-        if any(not math.isfinite(omega) or omega < 0 for omega in self.omegas):
-            raise ConfigError(f"eval.omegas must be finite and not negative; found {self.omegas}")
+            raise ConfigError(
+                f"evaluation.candidates needs counts of at least 1, such as [1, 16]; found {self.candidates}"
+            )
+        if any(not math.isfinite(omega) or omega < -1 for omega in self.omegas):
+            raise ConfigError(f"evaluation.omegas must be finite and at least -1; found {self.omegas}")
         if not self.omegas and not self.bc:
-            raise ConfigError("eval.omegas is empty and eval.bc is false: nothing is left to evaluate; name an omega")
+            raise ConfigError(
+                "evaluation.omegas is empty and evaluation.bc is false: nothing is left to evaluate; name an omega"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +99,14 @@ class Cell:
     policy: PolicyName = "guided"
     """`guided` by omega, or the behaviour-cloned policy `bc`."""
     omega: float | None = 1.0
-    """Greediness of the guided policy; None for `bc`."""
+    """Greediness of the guided policy, >= -1; None for `bc`."""
     candidates: int = 1
     """Actions sampled per step, of which the best by Q is taken."""
 
     def __post_init__(self) -> None:
         """Reject an omega where none applies, and its absence where one does."""
         if (self.policy == "bc") != (self.omega is None):
-            raise ConfigError(f"policy '{self.policy}' cannot have omega {self.omega}; only 'bc' has none")
+            raise ConfigError(f"policy '{self.policy}' cannot have omega {self.omega}; only 'bc' has None")
 
     def __str__(self) -> str:
         name = "BC" if self.omega is None else f"omega {self.omega:g}"
@@ -144,14 +148,19 @@ class CellResult:
 
 
 def grid(config: EvalConfig, has_bc: bool) -> list[Cell]:
-    """Return the cells to evaluate: per number of candidates, BC first and then omega rising."""
+    """Return the cells to evaluate: per number of candidates, BC first and then omega rising.
+
+    Args:
+        config: What to evaluate.
+        has_bc: Whether the agent trained an unweighted field.
+    """
     cells = []
     for candidates in sorted(set(config.candidates)):
         if config.bc and has_bc:
             cells.append(Cell("bc", None, candidates))
         cells.extend(Cell("guided", omega, candidates) for omega in sorted(set(config.omegas)))
     if not cells:
-        raise ConfigError("eval.omegas is empty and this agent trained no BC policy; name an omega, such as [0, 1]")
+        raise ConfigError("evaluation.omegas is empty and this agent trained no BC policy; name an omega, such as 1")
     return cells
 
 
@@ -251,7 +260,7 @@ def summarize(result: CellResult, method: str = "DIPOLE", confidence: float = 0.
     return_interval = _none_if_undefined(bootstrap_interval(result.returns, confidence))
     length_interval = _none_if_undefined(bootstrap_interval(result.lengths, confidence))
     return {
-        "method": "BC" if result.cell.policy == "bc" else method,
+        "method": BC if result.cell.policy == "bc" else method,
         "omega": result.cell.omega,
         "candidates": result.cell.candidates,
         "episodes": len(result.returns),
@@ -333,7 +342,7 @@ def _act(agent: Policy, cell: Cell, running: list[_Episode], generator: torch.Ge
 
 def _generator(agent: Policy, cell: Cell, seed: int) -> torch.Generator:
     """Return the noise source of a cell, on the agent's device, seeded by (seed, cell)."""
-    omega_bits = int(np.float64(-1.0 if cell.omega is None else cell.omega + 0.0).view(np.uint64))
+    omega_bits = int(np.float64(np.inf if cell.omega is None else cell.omega + 0.0).view(np.uint64))
     entropy: list[int] = [_POLICY_STREAM, seed, omega_bits, cell.candidates]
     state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
     device: Any = getattr(agent, "device", "cpu")

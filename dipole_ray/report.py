@@ -22,6 +22,9 @@ from dipole_ray.errors import DatasetError
 FILE_NAME = "evaluation.json"
 """Name of the JSON file inside a run folder."""
 
+BC = "BC"
+"""Method name of the rows of the behaviour-cloned policy."""
+
 Row = TypedDict(
     "Row",
     {
@@ -42,9 +45,9 @@ Row = TypedDict(
         "action_bound_fraction": float,
     },
 )
-"""One cell: means with the ends of their intervals. `omega` is None for BC, `success` where the task defines
-none, an interval where a single episode cannot give one. Lengths in environment steps; success and fractions
-in [0, 1]."""
+"""One cell: means with the ends of their intervals. `omega` is None for BC, `success` where the task defines none,
+an interval where a single episode cannot give one. Lengths are in environment steps; success and fractions lie in
+[0, 1]."""
 
 Evaluation = Mapping[str, Sequence[Row]]
 """Phase name to rows."""
@@ -59,7 +62,7 @@ def sort_rows(rows: Sequence[Row]) -> list[Row]:
         rows,
         key=lambda row: (
             row["candidates"],
-            row["omega"] is not None,
+            row["method"] != BC,
             row["method"],
             row["omega"] if row["omega"] is not None else 0.0,
         ),

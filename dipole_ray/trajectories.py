@@ -50,7 +50,7 @@ class Trajectory:
     phase: str
     """When it was evaluated: `offline` or `online`."""
     policy: str
-    """`guided` or `bc`."""
+    """`guided` or `bc`, as in `evaluation.Cell`."""
     omega: float | None
     """Greediness of the guided policy; None for `bc`."""
     candidates: int

@@ -1,0 +1,215 @@
+"""The learning curves of a run, read from its metrics.jsonl."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+
+from dipole_ray.errors import DatasetError
+from dipole_ray.plots import style
+
+_SMOOTH_ABOVE = 60
+"""Curves with more points than this are drawn faintly, with a moving median on top."""
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """The lines of a metrics file, in the order of learner steps."""
+
+    lines: tuple[Mapping[str, Any], ...]
+
+    def series(self, key: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return learner steps and values of the lines that hold a finite `key`."""
+        points = [
+            (float(line["learner_steps"]), float(line[key]))
+            for line in self.lines
+            if isinstance(line.get(key), int | float) and math.isfinite(line[key])
+        ]
+        x, y = np.array(points, np.float64).reshape(-1, 2).T
+        return x, y
+
+    def keys(self, pattern: str) -> list[str]:
+        """Return the keys that match a regular expression as a whole and hold a finite number, sorted."""
+        names = {name for line in self.lines for name in line if re.fullmatch(pattern, name)}
+        return sorted(name for name in names if len(self.series(name)[0]))
+
+    def switch(self) -> tuple[float, int] | None:
+        """Return the learner steps at which the online phase began and the environment steps it took, if it did."""
+        online = [line for line in self.lines if line.get("phase") == "online"]
+        if not online:
+            return None
+        offline = [line["learner_steps"] for line in self.lines if line.get("phase") == "offline"]
+        start = float(max(offline)) if offline else float(online[0]["learner_steps"])
+        return start, int(max(line.get("env_steps", 0) for line in online))
+
+
+def read_metrics(path: Path) -> Metrics:
+    """Read a metrics file; a last line cut short by a killed process is left out.
+
+    Raises:
+        DatasetError: If the file is missing, or another line is not a JSON object with `learner_steps`.
+    """
+    lines = []
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise DatasetError(f"{path}: no metrics to draw ({error}); name a run folder that has trained") from error
+    complete, _, _ = text.rpartition("\n")
+    for number, line in enumerate(complete.splitlines(), start=1):
+        try:
+            entry = json.loads(line)
+            float(entry["learner_steps"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise DatasetError(f"{path}, line {number}: not a line of metrics ({error!r})") from error
+        lines.append(entry)
+    return Metrics(tuple(sorted(lines, key=lambda entry: float(entry["learner_steps"]))))
+
+
+def draw_curves(metrics: Metrics, path: Path, *, title: str = "") -> Path:
+    """Draw evaluation, rollouts, losses, values and weights over learner steps and save them as PNG.
+
+    Panels without data are left out, and so are keys; the online phase is shaded.
+
+    Args:
+        metrics: From `read_metrics`.
+        path: The PNG to write.
+        title: Headline.
+
+    Returns:
+        `path`.
+
+    Raises:
+        DatasetError: If the file holds nothing that has a panel.
+    """
+    panels = [(name, draw) for name, keys, draw in _PANELS if any(metrics.keys(key) for key in keys)]
+    if not panels:
+        raise DatasetError("the metrics hold no evaluation, rollout, loss, value or weight to draw")
+    columns = min(3, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    with style.look():
+        figure = style.new_figure(3.6 * columns + 0.2, 2.5 * rows + (0.4 if title else 0.1))
+        grid = figure.subplots(rows, columns, squeeze=False)
+        for index, axes in enumerate(grid.flat):
+            if index >= len(panels):
+                axes.set_visible(False)
+                continue
+            name, draw = panels[index]
+            draw(axes, metrics)
+            axes.set_title(name)
+            axes.margins(x=0)
+            style.thousands(axes)
+            _shade_online(axes, metrics)
+            if index >= len(panels) - columns:
+                axes.set_xlabel("learner steps")
+        if title:
+            figure.suptitle(title, fontsize=10.5, fontweight="bold")
+        return style.save(figure, path)
+
+
+def _draw_evaluation(measure: str) -> Callable[[Axes, Metrics], None]:
+    """Return a panel of one measure: evaluation with its interval, and the rollouts of training."""
+
+    def draw(axes: Axes, metrics: Metrics) -> None:
+        x, y = metrics.series(f"rollout/{measure}")
+        if len(x):
+            _draw_line(axes, x, y, style.GREY, "training rollouts")
+        x, y = metrics.series(f"eval/{measure}")
+        if len(x):
+            axes.plot(x, y, color=style.BLUE, marker="o", markersize=4, label="evaluation")
+        at_low, low = metrics.series(f"eval/{measure}_low")
+        at_high, high = metrics.series(f"eval/{measure}_high")
+        if len(at_low) and np.array_equal(at_low, at_high):
+            axes.fill_between(at_low, low, high, color=style.BLUE, alpha=0.16, linewidth=0)
+        if measure == "success":
+            axes.set_ylim(-0.05, 1.05)
+        axes.set_ylabel({"success": "success rate", "return": "return per episode"}[measure])
+        axes.legend()
+
+    return draw
+
+
+def _draw_keys(pattern: str, ylabel: str, log: bool = False) -> Callable[[Axes, Metrics], None]:
+    """Return a panel with one line for each key that matches; logarithmic only where all are positive."""
+
+    def draw(axes: Axes, metrics: Metrics) -> None:
+        keys = metrics.keys(pattern)
+        groups = {key.split("/")[0] for key in keys}
+        lowest = math.inf
+        for key, colour in zip(keys, style.CYCLE, strict=False):
+            x, y = metrics.series(key)
+            label = key.split("/")[1] if len(groups) == 1 else key.replace("/", " ")
+            _draw_line(axes, x, y, colour, label.replace("_", " "))
+            lowest = min(lowest, float(y.min()))
+        if log and lowest > 0:
+            axes.set_yscale("log")
+        axes.set_ylabel(ylabel)
+        axes.legend()
+
+    return draw
+
+
+_QUANTILE = re.compile(r"actor/weight_q(\d+)")
+
+
+def _draw_weights(axes: Axes, metrics: Metrics) -> None:
+    """Draw the quantiles of the positive weight as nested bands around the median."""
+    keys = {int(match.group(1)): key for key in metrics.keys(_QUANTILE.pattern) if (match := _QUANTILE.fullmatch(key))}
+    levels = sorted(keys)
+    for low, high in zip(levels, reversed(levels), strict=True):
+        if low >= high:
+            break
+        x, bottom = metrics.series(keys[low])
+        other, top = metrics.series(keys[high])
+        if np.array_equal(x, other):
+            label = f"{low} to {high} % of the batch"
+            axes.fill_between(x, bottom, top, color=style.PURPLE, alpha=0.22, linewidth=0, label=label)
+    if 50 in keys:
+        axes.plot(*metrics.series(keys[50]), color=style.PURPLE, label="median")
+    axes.set_ylim(-0.02, 1.02)
+    axes.set_ylabel("weight of the positive policy")
+    axes.legend()
+
+
+def _draw_line(axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64], colour: str, label: str) -> None:
+    """Draw a line, with a moving median over a fiftieth of the run where the points are many."""
+    if len(x) <= _SMOOTH_ABOVE:
+        axes.plot(x, y, color=colour, label=label)
+        return
+    width = max(3, len(x) // 50)
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(y, (width // 2, width - 1 - width // 2), "edge"), width)
+    axes.plot(x, y, color=colour, alpha=0.25, linewidth=0.7)
+    axes.plot(x, np.median(windows, axis=-1), color=colour, label=label)
+
+
+def _shade_online(axes: Axes, metrics: Metrics) -> None:
+    switch = metrics.switch()
+    if switch is None:
+        return
+    start, env_steps = switch
+    end = max(float(line["learner_steps"]) for line in metrics.lines)
+    axes.axvspan(start, end, color=style.SKY, alpha=0.10, linewidth=0, zorder=0)
+    axes.axvline(start, color=style.GREY, linewidth=0.9, linestyle=(0, (2, 2)))
+    text = f"online, {env_steps:,} env steps".replace(",", "\u2009")
+    axes.annotate(
+        text, (end, 1.0), xycoords=("data", "axes fraction"), ha="right", va="bottom", fontsize=7, color=style.GREY
+    )
+
+
+_PANELS: Sequence[tuple[str, tuple[str, ...], Callable[[Axes, Metrics], None]]] = (
+    ("Success", ("eval/success", "rollout/success"), _draw_evaluation("success")),
+    ("Return", ("eval/return", "rollout/return"), _draw_evaluation("return")),
+    ("Weights", (_QUANTILE.pattern,), _draw_weights),
+    ("Policy losses", (r"actor/loss.*",), _draw_keys(r"actor/loss.*", "flow matching loss", log=True)),
+    ("Value losses", (r"(critic|value)/loss.*",), _draw_keys(r"(critic|value)/loss.*", "loss", log=True)),
+    ("Values", (r"critic/q_mean|value/v_mean",), _draw_keys(r"critic/q_mean|value/v_mean", "value (scaled reward)")),
+)
+"""Title, the keys of which at least one must be there, and how to draw it."""

@@ -1,0 +1,143 @@
+"""The maze picture: where the policies walk, one panel per omega, offline above online."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Circle
+
+from dipole_ray.errors import DatasetError
+from dipole_ray.plots import style
+from dipole_ray.report import BC, Evaluation, Row
+from dipole_ray.trajectories import Maze, Trajectory
+
+_SUCCESS, _FAILURE = style.BLUE, style.VERMILLION
+
+
+def draw_maze(
+    maze: Maze,
+    trajectories: Sequence[Trajectory],
+    path: Path,
+    *,
+    candidates: int = 1,
+    evaluation: Evaluation | None = None,
+    title: str = "",
+) -> Path:
+    """Draw the recorded paths as small multiples and save them as PNG.
+
+    Args:
+        maze: The floor plan.
+        trajectories: Recorded paths; those with another number of candidates are left out.
+        path: The PNG to write.
+        candidates: Which paths to show.
+        evaluation: Rows over all counted episodes, for the figures under each panel; without them the
+            panel says how many of the paths drawn succeeded.
+        title: Headline.
+
+    Returns:
+        `path`.
+
+    Raises:
+        DatasetError: If no path has that number of candidates.
+    """
+    shown = [one for one in trajectories if one.candidates == candidates]
+    if not shown:
+        found = sorted({one.candidates for one in trajectories})
+        raise DatasetError(f"no recorded path has {candidates} candidates; recorded: {found or 'none'}")
+    phases = [phase for phase in ("offline", "online") if any(one.phase == phase for one in shown)]
+    columns = sorted({(one.policy, one.omega) for one in shown}, key=lambda key: (key[0] != "bc", key[1] or 0.0))
+    rows, cols = maze.walls.shape
+    width = 2.15 * len(columns) + 0.35
+    height = 2.15 * (rows - 1) / (cols - 1) * len(phases) + 0.30 * len(phases) + 0.75
+    with style.look():
+        figure = style.new_figure(max(width, 4.5), height)
+        grid = figure.subplots(len(phases), len(columns), squeeze=False, sharex=True, sharey=True)
+        for i, phase in enumerate(phases):
+            for j, (policy, omega) in enumerate(columns):
+                axes = grid[i][j]
+                here = [one for one in shown if (one.phase, one.policy, one.omega) == (phase, policy, omega)]
+                _draw_floor(axes, maze)
+                _draw_paths(axes, here)
+                _draw_ends(axes, maze)
+                axes.set_xlabel(_score(here, (evaluation or {}).get(phase, ())), fontsize=8, labelpad=3)
+                if i == 0:
+                    axes.set_title(_name(policy, omega), loc="center", fontsize=11)
+            grid[i][0].set_ylabel(phase, fontsize=10.5, fontweight="bold", labelpad=6)
+        _headline(figure, title, candidates)
+        return style.save(figure, path)
+
+
+def _draw_floor(axes: Axes, maze: Maze) -> None:
+    rows, cols = maze.walls.shape
+    left, bottom = -maze.offset_x, -maze.offset_y
+    half = maze.unit / 2
+    extent = (left - half, left + (cols - 0.5) * maze.unit, bottom - half, bottom + (rows - 0.5) * maze.unit)
+    colours = mpl.colors.ListedColormap([style.FLOOR, style.WALL])
+    axes.imshow(maze.walls, cmap=colours, vmin=0, vmax=1, extent=extent, origin="lower", interpolation="nearest")
+    # Half of the outer wall is enough to see that it is one.
+    axes.set_xlim(left, left + (cols - 1) * maze.unit)
+    axes.set_ylim(bottom, bottom + (rows - 1) * maze.unit)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+
+
+def _draw_paths(axes: Axes, trajectories: Sequence[Trajectory]) -> None:
+    """Draw failures below successes, and mark where each failure ended."""
+    for success, colour in ((False, _FAILURE), (True, _SUCCESS)):
+        paths = [one.positions for one in trajectories if one.success is success]
+        if not paths:
+            continue
+        axes.add_collection(
+            LineCollection(paths, colors=colour, linewidths=0.8, alpha=0.5, capstyle="round", joinstyle="round")
+        )
+        if not success:
+            ends = np.stack([positions[-1] for positions in paths])
+            axes.scatter(ends[:, 0], ends[:, 1], s=9, color=colour, linewidths=0, zorder=3)
+
+
+def _draw_ends(axes: Axes, maze: Maze) -> None:
+    axes.scatter(*maze.start, s=46, facecolor="white", edgecolor=style.INK, linewidth=1.3, zorder=4)
+    axes.add_patch(Circle(maze.goal, maze.goal_radius, facecolor="none", edgecolor=style.INK, linewidth=0.9, zorder=4))
+    axes.scatter(*maze.goal, marker="*", s=70, color=style.ORANGE, edgecolor=style.INK, linewidth=0.7, zorder=5)
+
+
+def _name(policy: str, omega: float | None) -> str:
+    if policy == "bc":
+        return "BC"
+    return "policy" if omega is None else f"\u03c9 = {omega:g}"
+
+
+def _score(here: Sequence[Trajectory], rows: Sequence[Row]) -> str:
+    """Return the line under a panel, over all counted episodes where their row is known."""
+    if not here:
+        return "not evaluated"
+    key = (here[0].policy == "bc", here[0].omega, here[0].candidates)
+    for row in rows:
+        if (row["method"] == BC, row["omega"], row["candidates"]) == key and row["success"] is not None:
+            won = round(row["success"] * row["episodes"])
+            return f"success {won}/{row['episodes']} \u00b7 {row['length']:.0f} steps"
+    return f"success {sum(one.success for one in here)}/{len(here)} of the paths drawn"
+
+
+def _headline(figure: Figure, title: str, candidates: int) -> None:
+    plural = "" if candidates == 1 else "s"
+    text = f"{title} \u2013 {candidates} candidate{plural}" if title else f"{candidates} candidate{plural}"
+    marks = [
+        Line2D([], [], marker="o", linestyle="", markerfacecolor="white", markeredgecolor=style.INK, label="start"),
+        Line2D(
+            [], [], marker="*", linestyle="", color=style.ORANGE, markeredgecolor=style.INK, markersize=9, label="goal"
+        ),
+        Line2D([], [], color=_SUCCESS, label="reaches the goal"),
+        Line2D([], [], color=_FAILURE, marker="o", markersize=3.5, label="runs out of time"),
+    ]
+    figure.suptitle(text, fontsize=10.5, fontweight="bold")
+    figure.legend(handles=marks, loc="outside lower center", ncols=4, fontsize=8.5, handletextpad=0.5)
