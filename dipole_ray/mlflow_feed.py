@@ -1,0 +1,360 @@
+"""The thread that feeds MLflow from a run's `metrics.jsonl`; the only file that imports mlflow.
+
+`run_dir/mlflow.json` remembers the MLflow run, how far the file is delivered, and which files wait to be sent.
+Delivery may be repeated, but no (metric, step) arrives twice: a point is sent only if its step is beyond the last
+one delivered for that metric, which also holds after a resume has cut the file back and written its end anew.
+
+MLflow's step is `learner_steps`. From the first environment step on, `rollout/` and `eval/` metrics also appear as
+`by_env_steps/<name>` with `env_steps` as their step, and `env_steps` is itself a metric.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import threading
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit, urlunsplit
+
+from dipole_ray.provenance import git_commit, package_versions
+from dipole_ray.settings import flatten
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+METRICS_FILE = "metrics.jsonl"
+STATE_FILE = "mlflow.json"
+RUN_KEY_TAG = "dipole.run_key"
+BY_ENV_STEPS_GROUPS = ("rollout/", "eval/")
+BATCH_INTERVAL_S = 1.0
+MAX_PAUSE_S = 60.0
+# The limits of MLflow's REST interface for one log_batch.
+MAX_METRICS, MAX_PARAMETERS, MAX_NAME, MAX_TEXT = 1000, 100, 250, 6000
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class FeedState:
+    """What must survive a restart of the process, stored in `mlflow.json`."""
+
+    tracking_uri: str
+    """Address without credentials."""
+    experiment: str
+    """Name of the experiment."""
+    run_key: str = field(default_factory=lambda: uuid.uuid4().hex)
+    """A tag of the MLflow run, known before the run is made: a run whose creation was cut short is found by it."""
+    run_id: str | None = None
+    """MLflow's id of the run, once it is known."""
+    offset: int = 0
+    """Bytes of `metrics.jsonl` that are delivered."""
+    delivered: dict[str, int] = field(default_factory=dict)
+    """Last step delivered, by MLflow metric."""
+    artifacts: list[list[str]] = field(default_factory=list)
+    """Files and folders that wait to be sent, each with its folder in MLflow."""
+
+
+class MlflowFeed:
+    """One daemon thread that brings a run's metrics, parameters and artifacts to MLflow, retrying for ever."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        uri: str,
+        experiment: str,
+        run_name: str,
+        parameters: Mapping[str, Any],
+        tags: Mapping[str, str],
+        metrics_bytes: int,
+    ) -> None:
+        """Start the thread.
+
+        Args:
+            run_dir: Folder of the run, which has `metrics.jsonl`.
+            uri: MLflow address.
+            experiment: Name of the experiment, made if missing.
+            run_name: Name of the run in MLflow.
+            parameters: The run's config, nested or flat.
+            tags: Tags besides versions and git commit.
+            metrics_bytes: Length of `metrics.jsonl`; what was delivered beyond it has been cut off since.
+        """
+        self.failures = 0
+        """Deliveries that failed so far."""
+        self._run_dir, self._uri, self._experiment, self._run_name = run_dir, uri, experiment, run_name
+        self._parameters = {_name(key): _text(value) for key, value in flatten(parameters).items()}
+        self._tags = dict(tags)
+        self._state = self._load_state(metrics_bytes)
+        self._client: MlflowClient | None = None
+        self._failing = 0
+        self._status = "FINISHED"
+        self._lock = threading.Lock()
+        self._wake, self._closing, self._given_up = threading.Event(), threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, name="mlflow-feed", daemon=True)
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Say that there are new lines."""
+        self._wake.set()
+
+    def artifact(self, path: Path, folder: str) -> None:
+        """Queue a file or folder."""
+        with self._lock:
+            self._state.artifacts.append([str(path.resolve()), folder])
+        try:
+            self._save_state()
+        except OSError as error:
+            self._report(error)
+        self._wake.set()
+
+    def close(self, status: str, timeout_s: float) -> None:
+        """Deliver the rest, end the MLflow run with `status`, and warn of what is left after `timeout_s`."""
+        self._status = status
+        self._closing.set()
+        self._wake.set()
+        self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            self._given_up.set()
+            lines, artifacts = self._undelivered()
+            _log.warning(
+                "MLflow at %s: %d lines of metrics and %d artifacts were not delivered within %.0f s; they are in %s, "
+                "and the next 'dipole train --resume %s' delivers them",
+                *(redacted(self._uri), lines, artifacts, timeout_s, self._run_dir, self._run_dir),
+            )
+
+    def _run(self) -> None:
+        """Deliver whenever there is something new, at most once a second; pause longer after each failure."""
+        while not self._given_up.is_set():
+            closing = self._closing.is_set()  # read first: lines written before the closing are then seen below
+            self._wake.clear()
+            try:
+                self._deliver()
+                if closing and not self._given_up.is_set():
+                    self._end_run()
+                    return
+            except Exception as error:  # whatever a tracker does, training goes on
+                self._client = None  # look the run up again: the server may have lost it
+                self._report(error)
+                pause_s = min(2.0 ** min(self._failing - 1, 10), MAX_PAUSE_S)
+                self._given_up.wait(1.0) if closing else self._closing.wait(pause_s)
+                continue
+            self._failing = 0
+            self._closing.wait(BATCH_INTERVAL_S)
+            self._wake.wait()
+
+    def _deliver(self) -> None:
+        """Bring everything that is new to MLflow; raises whatever MLflow raises."""
+        if self._client is None:
+            self._client = self._open_run()
+            self._save_state()
+        for points, offset in self._batches():
+            if self._given_up.is_set():
+                return
+            self._log_points(points)
+            with self._lock:
+                self._state.offset = offset
+                self._state.delivered.update((name, step) for name, _, _, step in points)
+            self._save_state()
+        while self._state.artifacts:
+            self._send_artifact(*self._state.artifacts[0])
+            with self._lock:
+                self._state.artifacts.pop(0)
+            self._save_state()
+
+    def _open_run(self) -> MlflowClient:
+        """Find the MLflow run, or make it, and log its parameters and tags."""
+        client = connect(self._uri)
+        experiment_id = self._experiment_id(client)
+        run = self._find_run(client, experiment_id)
+        if run is None:
+            self._save_state()  # the key first, so that a run made by a call that never returns is found again
+            run = client.create_run(experiment_id, tags={RUN_KEY_TAG: self._state.run_key}, run_name=self._run_name)
+        elif run.info.status != "RUNNING":
+            client.update_run(run.info.run_id, status="RUNNING")
+        self._state.run_id = run.info.run_id
+        self._log_parameters(client, run)
+        return client
+
+    def _experiment_id(self, client: MlflowClient) -> str:
+        """Return the experiment's id; make the experiment if it is missing."""
+        found = client.get_experiment_by_name(self._experiment)
+        if found is not None:
+            return str(found.experiment_id)
+        # Without a server in between, MLflow would put artifacts below the current folder, wherever that is.
+        is_local = self._uri.startswith("sqlite:///")
+        beside = Path(self._uri.removeprefix("sqlite:///")).resolve().parent / "mlartifacts" if is_local else None
+        return str(client.create_experiment(self._experiment, artifact_location=beside and beside.as_uri()))
+
+    def _find_run(self, client: MlflowClient, experiment_id: str) -> Run | None:
+        """Return the MLflow run of this run folder; a deleted one is replaced, with everything delivered anew."""
+        filters = f"tags.`{RUN_KEY_TAG}` = '{self._state.run_key}'"
+        runs = client.search_runs([experiment_id], filter_string=filters, max_results=1)
+        if runs:
+            return runs[0]
+        if self._state.run_id is not None:
+            _log.warning("the MLflow run %s is gone; a new one takes the whole history", self._state.run_id)
+            with self._lock:
+                fresh = FeedState(tracking_uri=redacted(self._uri), experiment=self._experiment)
+                fresh.artifacts = self._state.artifacts
+                self._state = fresh
+        return None
+
+    def _log_parameters(self, client: MlflowClient, run: Run) -> None:
+        """Log parameters that are new; MLflow never changes one, so a different value becomes a tag."""
+        from mlflow.entities import Param, RunTag
+
+        known = dict(run.data.params)
+        new = [Param(name, value) for name, value in self._parameters.items() if name not in known]
+        changed = {f"changed.{k}": v for k, v in self._parameters.items() if k in known and known[k] != v}
+        versions = {f"version.{name}": version for name, version in package_versions().items()}
+        commit = git_commit()
+        source = {"mlflow.source.name": "dipole train", **({"mlflow.source.git.commit": commit} if commit else {})}
+        tags = [RunTag(_name(k), _text(v)) for k, v in {**versions, **source, **self._tags, **changed}.items()]
+        for start in range(0, max(len(new), len(tags)), MAX_PARAMETERS):
+            chunk = slice(start, start + MAX_PARAMETERS)
+            client.log_batch(run.info.run_id, params=new[chunk], tags=tags[chunk])
+
+    def _batches(self) -> Iterator[tuple[list[tuple[str, float, int, int]], int]]:
+        """Yield new points (metric, value, time in ms, step), as many as MLflow takes, and the offset after them."""
+        points: list[tuple[str, float, int, int]] = []
+        seen = dict(self._state.delivered)
+        offset = self._state.offset
+        with (self._run_dir / METRICS_FILE).open("rb") as file:
+            file.seek(offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                for point in _points(json.loads(line)):
+                    if point[3] <= seen.get(point[0], -1):
+                        continue
+                    if len(points) == MAX_METRICS:
+                        # The offset stays before this line; its points sent here are passed over by `delivered`.
+                        yield points, offset
+                        points = []
+                    points.append(point)
+                    seen[point[0]] = point[3]
+                offset += len(line)
+        if offset != self._state.offset:
+            yield points, offset
+
+    def _log_points(self, points: list[tuple[str, float, int, int]]) -> None:
+        """Send one batch."""
+        from mlflow.entities import Metric
+
+        assert self._client is not None
+        if points:
+            self._client.log_batch(self._state.run_id, metrics=[Metric(*point) for point in points])
+
+    def _send_artifact(self, path: str, folder: str) -> None:
+        """Send one file or folder; one that is gone by now is left out with a warning."""
+        assert self._client is not None
+        if Path(path).exists():
+            self._client.log_artifact(self._state.run_id, path, folder or None)
+        else:
+            _log.warning("%s is gone and was not sent to MLflow", path)
+
+    def _end_run(self) -> None:
+        """Set the run's final status."""
+        assert self._client is not None
+        self._client.set_terminated(self._state.run_id, self._status)
+
+    def _report(self, error: Exception) -> None:
+        """Count a failure, and warn of the first in a row."""
+        self.failures += 1
+        self._failing += 1
+        if self._failing == 1:
+            first_line = (str(error).splitlines() or [""])[0][:300]
+            _log.warning(
+                "MLflow at %s takes no metrics (%s: %s); training goes on, metrics.jsonl is complete, and delivery "
+                "is tried again",
+                *(redacted(self._uri), type(error).__name__, first_line),
+            )
+
+    def _undelivered(self) -> tuple[int, int]:
+        """Return how many lines and artifacts MLflow does not have."""
+        with self._lock, (self._run_dir / METRICS_FILE).open("rb") as file:
+            file.seek(self._state.offset)
+            return sum(1 for _ in file), len(self._state.artifacts)
+
+    def _load_state(self, metrics_bytes: int) -> FeedState:
+        """Return the stored state; a new one if there is none or MLflow is elsewhere now."""
+        fresh = FeedState(tracking_uri=redacted(self._uri), experiment=self._experiment)
+        try:
+            state = FeedState(**json.loads((self._run_dir / STATE_FILE).read_bytes()))
+        except FileNotFoundError:
+            return fresh
+        except (OSError, ValueError, TypeError) as error:
+            _log.warning("%s is unreadable (%s); a new MLflow run is made", self._run_dir / STATE_FILE, error)
+            return fresh
+        if (state.tracking_uri, state.experiment) != (fresh.tracking_uri, fresh.experiment):
+            _log.warning(
+                "MLflow was %s (%s) and is now %s (%s); a new MLflow run there takes the whole history",
+                *(state.tracking_uri, state.experiment, fresh.tracking_uri, fresh.experiment),
+            )
+            return fresh
+        state.offset = min(state.offset, metrics_bytes)
+        return state
+
+    def _save_state(self) -> None:
+        """Replace `mlflow.json` at once and for good."""
+        file = self._run_dir / STATE_FILE
+        beside = file.with_name(f".{STATE_FILE}.new")
+        with self._lock:
+            with beside.open("w") as stream:
+                json.dump(asdict(self._state), stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+            beside.replace(file)
+
+
+def connect(uri: str) -> MlflowClient:
+    """Return a client for `uri`, with MLflow's own retries, prints and log lines turned down.
+
+    Importing mlflow takes seconds, hence in here and on the feeding thread.
+    """
+    # A refused connection must come back at once, for the thread has its own retries and a run to end.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    from mlflow import MlflowClient
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    return MlflowClient(tracking_uri=uri)
+
+
+def redacted(uri: str) -> str:
+    """Return an address without user name and password, for files, logs and screens."""
+    parts = urlsplit(uri)
+    if "@" not in parts.netloc:
+        return uri
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def _points(line: Mapping[str, Any]) -> Iterator[tuple[str, float, int, int]]:
+    """Yield (metric, value, time in ms, step) for everything in one line of `metrics.jsonl`."""
+    time_ms, env_steps, learner_steps = round(line["time"] * 1000), line["env_steps"], line["learner_steps"]
+    for key, value in line.items():
+        if key in ("time", "learner_steps") or value is None:
+            continue
+        yield _name(key), value, time_ms, learner_steps
+        if env_steps and key.startswith(BY_ENV_STEPS_GROUPS):
+            yield _name(f"by_env_steps/{key}"), value, time_ms, env_steps
+
+
+def _name(key: str) -> str:
+    """Return a name that MLflow accepts: letters, digits, `_-. :/`, no empty or dotted path parts."""
+    parts = re.sub(r"[^\w\-. :/]", "_", key, flags=re.ASCII).split("/")
+    return "/".join(part for part in parts if part.strip(". "))[:MAX_NAME] or "_"
+
+
+def _text(value: Any) -> str:  # noqa: ANN401
+    """Return a parameter or tag as MLflow takes it."""
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return text[:MAX_TEXT]

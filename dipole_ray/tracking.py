@@ -1,0 +1,251 @@
+"""Metrics of a run: one JSON line each in `metrics.jsonl`, from which a background thread feeds MLflow.
+
+The file comes first and alone decides what the run's metrics are. Training appends and goes on; an outage, a slow
+server or a restart of MLflow costs it nothing, and what MLflow has missed is delivered from the file later.
+
+A line holds `time` (seconds since 1970), `env_steps`, `learner_steps` and the metrics by name; NaN and infinity are
+null. A checkpoint remembers the file's length (`sync`), and a resume cuts the file back to it, so that the lines of
+updates that were lost with a killed process are not counted twice.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, SupportsFloat
+
+from dipole_ray.errors import ConfigError
+from dipole_ray.mlflow_feed import METRICS_FILE, MlflowFeed, redacted
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrackingConfig:
+    """Where the metrics go besides `metrics.jsonl`, which every run writes."""
+
+    mlflow: bool = True
+    """Feed MLflow as well."""
+    tracking_uri: str | None = None
+    """MLflow server or database; null = MLFLOW_TRACKING_URI, else SQLite in `mlflow.db` beside the runs."""
+    experiment: str = "dipole_ray"
+    """MLflow experiment the run appears in; made if missing."""
+
+    def __post_init__(self) -> None:
+        """Reject an address that cannot be one."""
+        if not self.experiment.strip():
+            raise ConfigError(
+                "tracking.experiment is empty: give a name, or turn MLflow off with tracking.mlflow=false"
+            )
+        if self.tracking_uri is not None and not self.tracking_uri.strip():
+            raise ConfigError("tracking.tracking_uri is empty: give an address, or null for the default")
+        if self.tracking_uri is not None and not self.mlflow:
+            raise ConfigError("tracking.tracking_uri is set but tracking.mlflow is false: drop one of them")
+
+    def resolve_uri(self, runs_dir: Path) -> str:
+        """Return the MLflow address that holds for runs in `runs_dir`."""
+        default = f"sqlite:///{runs_dir.resolve() / 'mlflow.db'}"
+        return self.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or default
+
+
+class Tracker:
+    """The metrics of one run; every method but the constructor keeps tracker trouble to itself."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        config: TrackingConfig,
+        *,
+        run_name: str,
+        parameters: Mapping[str, Any],
+        tags: Mapping[str, str] | None = None,
+        resume: bool = False,
+        state: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Open `run_dir/metrics.jsonl` and start to feed MLflow, which takes no time of the caller's.
+
+        Args:
+            run_dir: Folder of the run; made if missing.
+            config: Whether and where MLflow is.
+            run_name: Name in MLflow.
+            parameters: The run's config, nested or flat; logged once, later differences become tags.
+            tags: Further tags, such as the config's digest; versions and git commit are added anyway.
+            resume: Continue the file and the MLflow run that are there.
+            state: What `sync` returned for the checkpoint that is resumed; lines after it are cut off.
+                Without it all whole lines stay.
+
+        Raises:
+            ConfigError: The folder cannot be written, or holds metrics already and `resume` is false.
+        """
+        path = run_dir / METRICS_FILE
+        if not resume and path.exists():
+            raise ConfigError(f"{path} exists already: resume that run, or give the new one another name")
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            self._file = MetricsFile(path, keep_bytes=None if state is None else int(state["metrics_bytes"]))
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be written ({error.strerror}); choose a folder that can") from error
+        self._lock = threading.Lock()
+        self.uri = redacted(config.resolve_uri(run_dir.parent)) if config.mlflow else None
+        """The MLflow address without credentials, or None where MLflow is off."""
+        self._feed: MlflowFeed | None = None
+        if config.mlflow:
+            self._feed = MlflowFeed(
+                run_dir,
+                uri=config.resolve_uri(run_dir.parent),
+                experiment=config.experiment,
+                run_name=run_name,
+                parameters=parameters,
+                tags=tags or {},
+                metrics_bytes=self._file.size,
+            )
+
+    def __enter__(self) -> Tracker:
+        """Return itself; leaving the block closes it with the status that fits."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close as finished, killed (Ctrl-C) or failed."""
+        self.close("FINISHED" if error is None else "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+
+    def log(self, metrics: Mapping[str, SupportsFloat | None], *, env_steps: int, learner_steps: int) -> None:
+        """Append one line; it is with the operating system when this returns.
+
+        Args:
+            metrics: Numbers (Python's, numpy's, 0-d tensors) by `group/name`; None and non-finite ones become null.
+                `time`, `env_steps` and `learner_steps` are the line's own.
+            env_steps: Environment steps of the run so far.
+            learner_steps: Updates of the run so far.
+        """
+        line: dict[str, float | None] = {"time": round(time.time(), 3)}
+        line["env_steps"], line["learner_steps"] = int(env_steps), int(learner_steps)
+        line.update((name, _finite(value)) for name, value in metrics.items() if name not in line)
+        if self._feed is not None and self._feed.failures:
+            line["system/tracking_failures"] = self._feed.failures
+        with self._lock:
+            self._file.append(json.dumps(line).encode() + b"\n")
+        if self._feed is not None:
+            self._feed.wake()
+
+    @property
+    def view_command(self) -> str | None:
+        """The command, or address, that shows the run in MLflow; None where MLflow is off."""
+        if self.uri is None or self.uri.startswith("http"):
+            return self.uri
+        return f"mlflow ui --backend-store-uri {self.uri}"
+
+    def sync(self) -> dict[str, Any]:
+        """Flush all lines to the disk, and return what a checkpoint must store for `Tracker(state=...)`."""
+        with self._lock:
+            return {"metrics_bytes": self._file.sync()}
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        """Queue a file or folder for MLflow, under `folder` there; it is sent as it is when its turn comes."""
+        if self._feed is not None:
+            self._feed.artifact(path, folder)
+
+    def close(self, status: Status = "FINISHED", timeout_s: float = 30.0) -> None:
+        """Deliver what is left, end the MLflow run, and say what could not be delivered.
+
+        Args:
+            status: How the run ended.
+            timeout_s: Longest wait for MLflow; a later resume delivers the rest.
+        """
+        with self._lock:
+            self._file.close()
+        if self._feed is not None:
+            self._feed.close(status, timeout_s)
+
+
+class MetricsFile:
+    """An append-only file of whole lines, which survives a full disk by keeping lines back until there is space."""
+
+    def __init__(self, path: Path, keep_bytes: int | None = None) -> None:
+        """Open the file and cut a torn last line off.
+
+        Args:
+            path: The file; made if missing.
+            keep_bytes: Length to cut an existing file back to; None = all its whole lines.
+
+        Raises:
+            OSError: It cannot be opened for writing.
+        """
+        self._path = path
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self._kept_back: deque[bytes] = deque()
+        content = path.read_bytes()
+        if keep_bytes is not None and keep_bytes > len(content):
+            _log.warning("%s is shorter than at the checkpoint (%d < %d bytes)", path, len(content), keep_bytes)
+        self.size = content.rfind(b"\n", 0, keep_bytes) + 1
+        """Bytes of whole lines."""
+        os.ftruncate(self._descriptor, self.size)
+
+    def append(self, line: bytes) -> None:
+        """Write one line and those kept back before it; on an error of the disk keep them back, with one warning."""
+        self._kept_back.append(line)
+        was_failing = len(self._kept_back) > 1
+        try:
+            while self._kept_back:
+                self._write_whole(self._kept_back[0])
+                self.size += len(self._kept_back.popleft())
+        except OSError as error:
+            if not was_failing:
+                _log.warning("%s: %s; metrics are kept in memory until it can be written", self._path, error.strerror)
+
+    def sync(self) -> int:
+        """Wait until the disk has all lines, and return the length of the file in bytes."""
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            _log.warning("%s: %s; the last metrics may not survive a power loss", self._path, error.strerror)
+        return self.size
+
+    def close(self) -> None:
+        """Write what was kept back if there is space now, and close; closing twice does nothing."""
+        if self._descriptor < 0:
+            return
+        if self._kept_back:
+            self.append(self._kept_back.pop())
+        if self._kept_back:
+            _log.warning("%s: the last %d lines could not be written", self._path, len(self._kept_back))
+        self.sync()
+        os.close(self._descriptor)
+        self._descriptor = -1
+
+    def _write_whole(self, line: bytes) -> None:
+        """Write a line, or leave the file as it was and raise OSError."""
+        try:
+            rest = memoryview(line)
+            while rest:
+                rest = rest[os.write(self._descriptor, rest) :]
+        except OSError:
+            os.ftruncate(self._descriptor, self.size)
+            raise
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """Return the lines of a run's `metrics.jsonl`; a torn last line, as in a run that is being written, is left out."""
+    path = run_dir / METRICS_FILE
+    if not path.is_file():
+        return []
+    content = path.read_bytes()
+    return [json.loads(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
+
+
+def _finite(value: SupportsFloat | None) -> float | None:
+    """Return a metric as a float, or None where JSON has no number for it."""
+    number = math.nan if value is None else float(value)
+    return number if math.isfinite(number) else None
