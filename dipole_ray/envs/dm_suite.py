@@ -78,7 +78,7 @@ class SuiteEnv(gymnasium.Env):
         terminated = bool(step.last() and step.discount == 0.0)
         return self._flatten(step.observation), float(step.reward), terminated, bool(step.last() and not terminated), {}
 
-    def render(self) -> np.ndarray:
+    def render(self) -> np.ndarray:  # type: ignore[override]
         """Return an RGB picture from the task's first camera, uint8 (240, 320, 3)."""
         return np.asarray(self._env.physics.render(height=240, width=320, camera_id=0))
 

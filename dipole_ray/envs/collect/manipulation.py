@@ -1,0 +1,138 @@
+"""The `play` and `noisy` data of OGBench's cube, scene and puzzle environments, by its scripted oracles.
+
+`play` follows planned arm paths with smooth noise; `noisy` follows a closed-loop rule with white noise and a share of
+random actions, which covers more states with less skill. Either does one random sub-task after another.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from dipole_ray.envs.collect.episode import Columns, Recorder, env_seed, open_ogbench
+from dipole_ray.envs.random_state import PrivateGlobalRandom
+from dipole_ray.errors import EnvironmentUnavailable
+
+PLAN_NOISE = {"noise": 0.1, "noise_smoothing": 0.5}
+MIN_NORM = 0.4
+MAX_ACTION_NOISE = 0.1
+ACTION_NOISE_SHAPE = np.array([1.0, 1.0, 1.0, 3.0, 10.0])
+"""Noise of `noisy` data per action (x, y, z, yaw, gripper), in multiples of the episode's level."""
+
+STACKING = {"single": (0.0, 0.0), "double": (0.0, 0.25), "triple": (0.05, 0.35), "quadruple": (0.1, 0.5)}
+STACKING_OCTUPLE = (0.0, 0.35)
+"""Ranges of an episode's chance to stack a cube, as in OGBench's own data."""
+
+MAX_ATTEMPTS = 50
+"""Episodes tried before giving up on a healthy one; about one in a hundred scenes loses its cube."""
+
+
+class ManipulationCollector:
+    """Plays one sub-task after another with OGBench's oracles."""
+
+    def __init__(self, env_id: str, kind: str) -> None:
+        """Open `env_id`, for example `cube-single-v0`; `kind` is `play` or `noisy`."""
+        self._domain, _, rest = env_id.partition("-")
+        self._variant = rest.partition("-")[0]
+        self._is_noisy = kind == "noisy"
+        self._random_action_fraction = (0.2 if self._domain == "puzzle" else 0.1) if self._is_noisy else 0.0
+        self._env = open_ogbench(env_id, mode="data_collection", visualize_info=False)
+        self._arm: Any = self._env.unwrapped
+        self._oracles = _oracles(self._env, self._domain, self._is_noisy)
+
+    def episode(self, seed: np.random.SeedSequence, num_transitions: int) -> Columns:
+        """Return one episode of `num_transitions`, T+1 rows.
+
+        Raises:
+            EnvironmentUnavailable: If the simulation loses the cube again and again.
+        """
+        for attempt in seed.spawn(MAX_ATTEMPTS):
+            columns = self._attempt(attempt, num_transitions)
+            if self._domain != "scene" or _cube_stays_visible(columns["qpos"]):
+                return columns
+        raise EnvironmentUnavailable(
+            f"{MAX_ATTEMPTS} scene episodes in a row lost the cube: the physics is not OGBench's; install the mujoco "
+            "version that dipole_ray asks for (>=3.1.6,<3.5)"
+        )
+
+    def close(self) -> None:
+        """Free the environment."""
+        self._env.close()
+
+    def _attempt(self, seed: np.random.SeedSequence, num_transitions: int) -> Columns:
+        rng = np.random.default_rng(seed)
+        with PrivateGlobalRandom(seed).swapped_in():
+            observation, info = self._env.reset(seed=env_seed(seed))
+            stacking = self._stacking(rng)
+            noise = rng.uniform(0.0, MAX_ACTION_NOISE) * ACTION_NOISE_SHAPE
+            oracle = self._oracles[info["privileged/target_task"]]
+            oracle.reset(observation, info)
+            recorder = Recorder(self._env)
+            for step in range(num_transitions + 1):
+                action = self._action(rng, oracle, observation, info, noise)
+                recorder.add(observation, action)
+                if step == num_transitions:
+                    break
+                observation, _, _, _, info = self._env.step(action)
+                if oracle.done:
+                    _, info = self._arm.set_new_target(p_stack=stacking)
+                    oracle = self._oracles[info["privileged/target_task"]]
+                    oracle.reset(observation, info)
+        return recorder.columns()
+
+    def _action(
+        self,
+        rng: np.random.Generator,
+        oracle: Any,  # noqa: ANN401 - OGBench ships no types
+        observation: np.ndarray,
+        info: dict[str, Any],
+        noise: np.ndarray,
+    ) -> np.ndarray:
+        if self._is_noisy and rng.random() < self._random_action_fraction:
+            return rng.uniform(-1.0, 1.0, 5).astype(np.float32)
+        action: np.ndarray = np.asarray(oracle.select_action(observation, info))
+        if self._is_noisy:
+            action = action + rng.normal(0.0, noise)
+        return np.clip(action, -1.0, 1.0).astype(np.float32)
+
+    def _stacking(self, rng: np.random.Generator) -> float:
+        if self._domain != "cube":
+            return 0.5
+        return float(rng.uniform(*STACKING.get(self._variant, STACKING_OCTUPLE)))
+
+
+def _oracles(env: Any, domain: str, is_noisy: bool) -> dict[str, Any]:  # noqa: ANN401
+    """Return the oracle of each sub-task of `domain`."""
+    if is_noisy:
+        from ogbench.manipspace.oracles.markov import button_markov, cube_markov, drawer_markov, window_markov
+
+        classes = {
+            "cube": cube_markov.CubeMarkovOracle,
+            "button": button_markov.ButtonMarkovOracle,
+            "drawer": drawer_markov.DrawerMarkovOracle,
+            "window": window_markov.WindowMarkovOracle,
+        }
+        settings: dict[str, Any] = {"min_norm": MIN_NORM}
+    else:
+        from ogbench.manipspace.oracles.plan import button_plan, cube_plan, drawer_plan, window_plan
+
+        classes = {
+            "cube": cube_plan.CubePlanOracle,
+            "button": button_plan.ButtonPlanOracle,
+            "drawer": drawer_plan.DrawerPlanOracle,
+            "window": window_plan.WindowPlanOracle,
+        }
+        settings = dict(PLAN_NOISE)
+    if domain == "puzzle":
+        # Nothing to grasp: the fingers stay closed to press with.
+        return {"button": classes["button"](env=env, gripper_always_closed=True, **settings)}
+    tasks = ["cube"] if domain == "cube" else list(classes)
+    return {task: classes[task](env=env, **settings) for task in tasks}
+
+
+def _cube_stays_visible(qpos: np.ndarray) -> bool:
+    """Whether the cube of a scene never lies beyond the table's edge, except inside the drawer."""
+    y, z = qpos[:, 15], qpos[:, 16]
+    is_in_drawer = (z >= 0.06) & (z <= 0.08)
+    return not bool(np.any(y >= 0.29) or np.any((y <= -0.3) & ~is_in_drawer))

@@ -1,0 +1,81 @@
+"""The `navigate` data of OGBench's point mazes: one goal after another, with a noisy hand on the wheel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from dipole_ray.envs.collect.episode import Columns, Recorder, env_seed, open_ogbench
+from dipole_ray.envs.random_state import PrivateGlobalRandom
+
+ACTION_NOISE = 0.5
+"""Standard deviation of the Gaussian noise on each action, as in OGBench's own point maze data."""
+
+Cell = tuple[int, int]
+
+
+class PointmazeCollector:
+    """Walks towards the maze oracle's next cell and takes a new goal whenever one is reached.
+
+    Starts are drawn from all free cells and goals from those that are not mere corridor, as in OGBench's own data.
+    The action is the unit vector towards the centre of the next cell, plus noise, clipped to [-1, 1].
+    """
+
+    def __init__(self, env_id: str) -> None:
+        """Open the maze `env_id`, for example `pointmaze-medium-v0`."""
+        self._env = open_ogbench(env_id)
+        maze: Any = self._env.unwrapped
+        self._maze = maze
+        walls = maze.maze_map
+        self._cells: list[Cell] = [(int(i), int(j)) for i, j in np.argwhere(walls == 0)]
+        self._vertices = [cell for cell in self._cells if not _is_corridor(walls, cell)]
+        self._next_cell: dict[tuple[Cell, Cell], np.ndarray] = {}
+
+    def episode(self, seed: np.random.SeedSequence, num_transitions: int) -> Columns:
+        """Return one episode of `num_transitions`, T+1 rows."""
+        rng = np.random.default_rng(seed)
+        with PrivateGlobalRandom(seed).swapped_in():
+            task = {"init_ij": self._draw(rng, self._cells), "goal_ij": self._draw(rng, self._vertices)}
+            observation, _ = self._env.reset(seed=env_seed(seed), options={"task_info": task})
+            recorder = Recorder(self._env)
+            for step in range(num_transitions + 1):
+                action = self._action(rng)
+                recorder.add(observation, action)
+                if step == num_transitions:
+                    break
+                observation, _, _, _, info = self._env.step(action)
+                if info["success"]:
+                    goal_xy = self._maze.ij_to_xy(self._draw(rng, self._vertices))
+                    self._maze.set_goal(goal_xy=self._maze.add_noise(goal_xy))
+        return recorder.columns()
+
+    def close(self) -> None:
+        """Free the maze."""
+        self._env.close()
+
+    def _action(self, rng: np.random.Generator) -> np.ndarray:
+        position = self._maze.get_xy()
+        offset = self._subgoal(position, self._maze.cur_goal_xy) - position
+        direction = offset / (np.linalg.norm(offset) + 1e-6)
+        action: np.ndarray = np.clip(direction + rng.normal(0.0, ACTION_NOISE, 2), -1.0, 1.0)
+        return action.astype(np.float32)
+
+    def _subgoal(self, position: np.ndarray, goal: np.ndarray) -> np.ndarray:
+        """Return the centre of the next cell on the way; the oracle's search is done once per pair of cells."""
+        key = (self._maze.xy_to_ij(position), self._maze.xy_to_ij(goal))
+        if key not in self._next_cell:
+            self._next_cell[key] = self._maze.get_oracle_subgoal(position, goal)[0]
+        return self._next_cell[key]
+
+    @staticmethod
+    def _draw(rng: np.random.Generator, cells: list[Cell]) -> Cell:
+        return cells[int(rng.integers(len(cells)))]
+
+
+def _is_corridor(walls: np.ndarray, cell: Cell) -> bool:
+    """Whether `cell` only leads straight on: open on two opposite sides, walled on the other two."""
+    i, j = cell
+    vertical = (walls[i - 1, j], walls[i + 1, j])
+    horizontal = (walls[i, j - 1], walls[i, j + 1])
+    return (vertical, horizontal) in {((0, 0), (1, 1)), ((1, 1), (0, 0))}

@@ -1,0 +1,89 @@
+"""Which datasets can be collected here, and by what."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from dipole_ray.envs.collect.episode import Collector
+from dipole_ray.envs.collect.manipulation import ManipulationCollector
+from dipole_ray.envs.collect.pendulum import PendulumCollector
+from dipole_ray.envs.collect.pointmaze import PointmazeCollector
+from dipole_ray.errors import ConfigError
+
+PENDULUM = "Pendulum-v1"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """How one dataset is collected."""
+
+    collector: str
+    """Name of the controller and its version; rows change only when this does."""
+
+    open: Callable[[], Collector]
+    """Opens the collector."""
+
+    episode_steps: int
+    """Transitions of a whole episode."""
+
+    validation_share: int
+    """One transition in this many more goes into the validation file; 0 for none."""
+
+
+def collector_names() -> list[str]:
+    """Return the name of every dataset that `collect` can make."""
+    return list(_recipes())
+
+
+def recipe(name: str) -> Recipe:
+    """Return the recipe of the dataset `name`.
+
+    Raises:
+        ConfigError: If there is none; says whether it has to be downloaded, or names the nearest valid ones.
+    """
+    recipes = _recipes()
+    if name in recipes:
+        return recipes[name]
+    if name.startswith(("antmaze", "humanoidmaze", "antsoccer")):
+        raise ConfigError(
+            f"cannot collect '{name}': its walkers need trained experts; download OGBench's own files instead, with "
+            f"ogbench.download_datasets(['{name}'])"
+        )
+    if name.startswith("visual-"):
+        raise ConfigError(f"cannot collect '{name}': it holds images, and this agent takes state vectors")
+    if "singletask" in name:
+        dataset = "-".join(word for word in name.split("-") if not word.startswith(("singletask", "task")))
+        raise ConfigError(
+            f"cannot collect '{name}': data is collected without a task, and labelled for one when it is read; "
+            f"collect '{dataset}'"
+        )
+    near = difflib.get_close_matches(name, list(recipes), n=3, cutoff=0.4) or sorted(recipes)
+    raise ConfigError(f"no collector for '{name}'; there are collectors for " + ", ".join(f"'{n}'" for n in near))
+
+
+def _recipes() -> dict[str, Recipe]:
+    recipes = {}
+    for size in ("medium", "large", "giant", "teleport"):
+        recipes[f"pointmaze-{size}-navigate-v0"] = Recipe(
+            collector="pointmaze-navigate-1",
+            open=partial(PointmazeCollector, f"pointmaze-{size}-v0"),
+            episode_steps=2000 if size == "giant" else 1000,
+            validation_share=10,
+        )
+    cubes = ("single", "double", "triple", "quadruple", "octuple")
+    boards = ("3x3", "4x4", "4x5", "4x6")
+    for scene in (*(f"cube-{n}" for n in cubes), "scene", *(f"puzzle-{n}" for n in boards)):
+        for kind in ("play", "noisy"):
+            recipes[f"{scene}-{kind}-v0"] = Recipe(
+                collector=f"manipulation-{kind}-1",
+                open=partial(ManipulationCollector, f"{scene}-v0", kind),
+                episode_steps=1000,
+                validation_share=10,
+            )
+    recipes[PENDULUM] = Recipe(
+        collector="pendulum-mixed-1", open=PendulumCollector, episode_steps=200, validation_share=0
+    )
+    return recipes

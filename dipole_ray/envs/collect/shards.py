@@ -1,0 +1,120 @@
+"""Cutting a dataset into shards of whole episodes, playing one, and keeping it on disk.
+
+A shard is fixed by the request alone, and an episode by the request's seed and its own number, so the rows are the
+same for any number of workers and after any interruption.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dipole_ray.data.durable import commit_file
+from dipole_ray.envs.collect.episode import Columns
+from dipole_ray.envs.collect.registry import Recipe, recipe
+
+SHARD_TRANSITIONS = 10_000
+"""Transitions of a full shard: seconds to half a minute of work."""
+
+_SPLITS = ("train", "val")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shard:
+    """Some consecutive episodes of one split."""
+
+    name: str
+    """The dataset."""
+
+    split: str
+    """`train` or `val`."""
+
+    first_episode: int
+    """Number of the first episode within the split."""
+
+    lengths: tuple[int, ...]
+    """Transitions of each episode."""
+
+    seed: int
+    """Seed of the request."""
+
+    def __str__(self) -> str:
+        last = self.first_episode + len(self.lengths) - 1
+        return f"{self.name} {self.split} episodes {self.first_episode}-{last}"
+
+    @property
+    def num_transitions(self) -> int:
+        """Transitions of all its episodes."""
+        return sum(self.lengths)
+
+    @property
+    def file_name(self) -> str:
+        """Name of the file that keeps it."""
+        return f"{self.split}-{self.first_episode:06d}.npz"
+
+
+def plan(name: str, transitions: int, seed: int) -> list[Shard]:
+    """Return the shards of a request in order, the validation split last; its last episode may be shorter."""
+    how = recipe(name)
+    totals = {"train": transitions}
+    if how.validation_share:
+        totals["val"] = max(1, transitions // how.validation_share)
+    return [shard for split, total in totals.items() for shard in _plan_split(name, how, split, total, seed)]
+
+
+def _plan_split(name: str, how: Recipe, split: str, total: int, seed: int) -> list[Shard]:
+    full, rest = divmod(total, how.episode_steps)
+    lengths = [how.episode_steps] * full + [rest] * (rest > 0)
+    block = max(1, SHARD_TRANSITIONS // how.episode_steps)
+    return [
+        Shard(name=name, split=split, first_episode=first, lengths=tuple(lengths[first : first + block]), seed=seed)
+        for first in range(0, len(lengths), block)
+    ]
+
+
+def play(shard: Shard) -> list[Columns]:
+    """Play the episodes of `shard` in an environment of its own."""
+    collector = recipe(shard.name).open()
+    try:
+        return [
+            collector.episode(_episode_seed(shard, shard.first_episode + offset), length)
+            for offset, length in enumerate(shard.lengths)
+        ]
+    finally:
+        collector.close()
+
+
+def _episode_seed(shard: Shard, episode: int) -> np.random.SeedSequence:
+    return np.random.SeedSequence(shard.seed, spawn_key=(_SPLITS.index(shard.split), episode))
+
+
+def keep(shard: Shard, episodes: list[Columns], folder: Path) -> Path:
+    """Write the episodes of `shard` to its file in `folder`, whole or not at all."""
+    path = folder / shard.file_name
+    temporary = path.with_name(f".{path.name}.tmp")
+    arrays: dict[str, Any] = {
+        f"{number}/{name}": column for number, part in enumerate(episodes) for name, column in part.items()
+    }
+    with temporary.open("wb") as file:
+        np.savez(file, **arrays)
+    commit_file(temporary, path)
+    return path
+
+
+def kept(shard: Shard, folder: Path) -> Path | None:
+    """Return the file of `shard` if an earlier run finished it."""
+    path = folder / shard.file_name
+    return path if path.exists() else None
+
+
+def read(path: Path) -> list[Columns]:
+    """Return the episodes of a kept shard, in order."""
+    episodes: dict[int, Columns] = {}
+    with np.load(path, allow_pickle=False) as file:
+        for key in file.files:
+            number, _, name = key.partition("/")
+            episodes.setdefault(int(number), {})[name] = file[key]
+    return [episodes[number] for number in sorted(episodes)]

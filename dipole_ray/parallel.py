@@ -1,0 +1,176 @@
+"""An ordered, resumable map over Ray tasks with a progress bar.
+
+For work that is many independent pieces of seconds to minutes each: collecting data, relabelling, benchmarks. The
+function and its items travel to the workers, results come back here, so a cluster needs no shared file system.
+"""
+
+from __future__ import annotations
+
+import logging
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, TypeVar
+
+from dipole_ray.errors import ConfigError, DipoleError
+from dipole_ray.progress import Progress
+
+Item = TypeVar("Item")
+
+_ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+
+
+def map_tasks(
+    function: Callable[[Item], Any],
+    items: Sequence[Item],
+    *,
+    description: str,
+    num_cpus: float = 1.0,
+    max_in_flight: int | None = None,
+    unit: str = "tasks",
+    local: bool = False,
+    size: Callable[[Item], int] | None = None,
+    saved: Callable[[Item], Any] | None = None,
+    save: Callable[[Item, Any], Any] | None = None,
+    progress: bool = True,
+) -> list[Any]:
+    """Return `[function(item) for item in items]`, computed by Ray tasks, each in a process with one thread.
+
+    A local Ray is started if this process is connected to none, and stopped again at the end. A worker that dies
+    is replaced and its item retried by Ray, so `function` must not mind being run twice. Ctrl-C cancels what runs.
+
+    Args:
+        function: A function of one item that workers can import.
+        items: The items.
+        description: What is being done, for the progress bar and for errors.
+        num_cpus: CPU cores a task holds, > 0.
+        max_in_flight: Most tasks handed to Ray at a time; None: two for each that the cluster can run at once.
+        unit: What `size` counts.
+        local: Run in this process, without Ray; so does a single item.
+        size: Amount of work in an item, for the progress bar; 1 each by default.
+        saved: Returns an item's kept result from an earlier, interrupted run, or None if it has to be computed.
+        save: Called in this process with an item and its result as soon as it arrives; what it returns takes the
+            result's place. With `saved` it makes the map resumable and keeps its memory small.
+        progress: Whether to show progress.
+
+    Returns:
+        One result per item, in the order of `items`.
+
+    Raises:
+        DipoleError: If a task raised one (of the same class, naming the item), or its worker kept dying.
+        RuntimeError: If a task failed in another way; names the item, and the cause keeps its traceback.
+    """
+    if num_cpus <= 0:
+        raise ConfigError(f"{description}: num_cpus is {num_cpus}; it must be above 0")
+    if max_in_flight is not None and max_in_flight < 1:
+        raise ConfigError(f"{description}: max_in_flight is {max_in_flight}; it must be at least 1")
+    sizes = [1 if size is None else size(item) for item in items]
+    results = [None if saved is None else saved(item) for item in items]
+    pending = [index for index, result in enumerate(results) if result is None]
+    finished = sum(sizes) - sum(sizes[index] for index in pending)
+    bar = Progress(description, sum(sizes), unit, completed=finished) if progress else None
+    if local or len(pending) <= 1:
+        arrivals = _run_here(function, items, pending, description)
+    else:
+        arrivals = _run_on_ray(function, items, pending, description, num_cpus, max_in_flight)
+    with bar or nullcontext():
+        for index, result in arrivals:
+            results[index] = result if save is None else save(items[index], result)
+            if bar is not None:
+                bar.advance(sizes[index])
+    return results
+
+
+@contextmanager
+def ray_session() -> Iterator[None]:
+    """Connect to Ray for the block: keep a connection there is, else join the cluster found, else start a local one.
+
+    What was started here is stopped here, on failure and Ctrl-C too.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _run_here(
+    function: Callable[[Item], Any], items: Sequence[Item], pending: list[int], description: str
+) -> Iterator[tuple[int, Any]]:
+    for index in pending:
+        try:
+            result = function(items[index])
+        except Exception as error:
+            raise _failure(description, items[index], error) from error
+        yield index, result
+
+
+def _run_on_ray(
+    function: Callable[[Item], Any],
+    items: Sequence[Item],
+    pending: list[int],
+    description: str,
+    num_cpus: float,
+    max_in_flight: int | None,
+) -> Iterator[tuple[int, Any]]:
+    """Yield (index, result) in order of completion; whatever still runs is cancelled when the caller stops early."""
+    import ray
+
+    with ray_session():
+        task = ray.remote(function).options(num_cpus=num_cpus, runtime_env={"env_vars": _ONE_THREAD})
+        queue = list(reversed(pending))
+        running: dict[Any, int] = {}
+        try:
+            while queue or running:
+                limit = max_in_flight or 2 * _slots(description, num_cpus)
+                while queue and len(running) < limit:
+                    index = queue.pop()
+                    running[task.remote(items[index])] = index
+                # A time-out so that Ctrl-C is seen soon, and a growing cluster is used.
+                for reference in ray.wait(list(running), timeout=1.0)[0]:
+                    index = running.pop(reference)
+                    yield index, _result(reference, description, items[index])
+        finally:
+            for reference in running:
+                ray.cancel(reference, force=True)
+
+
+def _slots(description: str, num_cpus: float) -> int:
+    """Return how many tasks the cluster can run at once."""
+    import ray
+
+    cores = ray.cluster_resources().get("CPU", 0.0)
+    if cores < num_cpus:
+        raise ConfigError(f"{description}: a task needs num_cpus={num_cpus}, and Ray has {cores} CPU cores in all")
+    return int(cores // num_cpus)
+
+
+def _result(reference: Any, description: str, item: Any) -> Any:  # noqa: ANN401 - results are the caller's own
+    import ray
+
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        raise _failure(description, item, error.cause or error) from error
+    except ray.exceptions.RayError as error:
+        raise DipoleError(
+            f"{description}: {_name(item)}: its worker process was lost again after Ray's retries "
+            f"({type(error).__name__}); usually memory ran out: use fewer workers. What was finished is kept where the "
+            "work is resumable"
+        ) from error
+
+
+def _failure(description: str, item: Any, error: BaseException) -> Exception:  # noqa: ANN401
+    message = f"{description}: {_name(item)}: {error}"
+    if isinstance(error, DipoleError):
+        return type(error)(message)
+    return RuntimeError(f"{description}: {_name(item)} failed with {type(error).__name__}: {error}")
+
+
+def _name(item: Any) -> str:  # noqa: ANN401
+    return textwrap.shorten(str(item), 200, placeholder="...")
