@@ -1,0 +1,312 @@
+"""What this machine has and lacks for dipole_ray: one finding a line, each that is not fine with its remedy.
+
+Whatever may hang or crash (Ray, GL, a tracking server) is tried in a process of its own, with a time limit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import Any, Literal
+
+from packaging.requirements import Requirement
+
+from dipole_ray.mlflow_feed import redacted
+from dipole_ray.tracking import TrackingConfig
+
+Status = Literal["ok", "warn", "fail"]
+
+LOW_DISK_GIB, MIN_DISK_GIB = 5.0, 0.5
+GL_PACKAGES = "libegl1 libegl-mesa0 libgl1-mesa-dri libgl1"
+REASONS = {
+    "mujoco": "the physics of OGBench's ant and manipulation tasks changed at 3.5, and 4.0 breaks dm_control",
+    "dm_control": "later ones need a mujoco that changes the physics",
+    "gymnasium": "RLlib 2.60 is built for it",
+}
+
+RAY_PROBE = """
+import json, os, sys, ray, ray.rllib
+address = sys.argv[1] or None
+local = {} if address else {"num_cpus": 1, "include_dashboard": False}
+ray.init(address=address or "local", log_to_driver=False, logging_level="error", **local)
+answer = ray.get(ray.remote(lambda: 41 + 1).remote(), timeout=60)
+assert answer == 42
+resources = ray.cluster_resources()
+print(json.dumps({"nodes": len(ray.nodes()), "cpus": resources.get("CPU", 0), "gpus": resources.get("GPU", 0),
+                  "auth": os.environ.get("RAY_AUTH_MODE", "disabled")}))
+"""
+
+GL_PROBE = """
+import json, mujoco
+scene = "<mujoco><worldbody><light pos='0 0 3'/><geom size='.5'/></worldbody></mujoco>"
+model = mujoco.MjModel.from_xml_string(scene)
+data = mujoco.MjData(model)
+mujoco.mj_forward(model, data)
+with mujoco.Renderer(model, 48, 64) as renderer:
+    renderer.update_scene(data)
+    print(json.dumps({"brightest": int(renderer.render().max())}))
+"""
+
+MLFLOW_PROBE = """
+import json, sys
+from dipole_ray.mlflow_feed import connect
+print(json.dumps({"experiments": len(connect(sys.argv[1]).search_experiments(max_results=100))}))
+"""
+
+ENVIRONMENT_PROBE = """
+import json, sys
+from dipole_ray.envs.make import make_env
+env = make_env(sys.argv[1])
+env.reset(seed=0)
+env.step(env.action_space.sample())
+print(json.dumps({"observation_dim": int(env.observation_space.shape[0])}))
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """One line of the report."""
+
+    name: str
+    """What was looked at."""
+    status: Status
+    """`ok`; `warn` where something is slower or missing that a run can do without; `fail` where runs cannot work."""
+    message: str
+    """What was found."""
+    remedy: str = ""
+    """What to do about it; empty only where the status is ok."""
+
+
+def examine(runs: Path, cache: Path, address: str | None = None) -> Iterator[Finding]:
+    """Yield the findings as they are made; the whole takes half a minute, most of it Ray's.
+
+    Args:
+        runs: Folder where runs will be written.
+        cache: Folder of collected datasets.
+        address: Ray cluster to try; None = a small local one, started and stopped here.
+    """
+    yield check_python()
+    yield from check_packages()
+    yield from check_torch()
+    yield check_cores()
+    yield check_environment("Environment, MuJoCo", "pointmaze-medium-navigate-singletask-task1-v0")
+    yield check_environment("Environment, dm_control", "dm_control/cartpole-swingup")
+    yield check_rendering()
+    yield check_ray(address)
+    yield check_mlflow(runs)
+    yield check_folder("Run folder", runs, "choose another with folder=PATH")
+    yield check_folder("Dataset cache", cache, "choose another with data.cache=PATH")
+
+
+def check_python() -> Finding:
+    """Look at the interpreter."""
+    found = f"{sys.version.split()[0]} ({sys.executable})"
+    if (3, 11) <= sys.version_info[:2] <= (3, 12):
+        return Finding(name="Python", status="ok", message=found)
+    remedy = "make a virtual environment with Python 3.11 or 3.12, which Ray 2.60 and the simulators are tested with"
+    return Finding(name="Python", status="fail", message=found, remedy=remedy)
+
+
+def check_packages() -> Iterator[Finding]:
+    """Compare the installed packages with the bounds that dipole_ray declares."""
+    try:
+        declared = requires("dipole-ray") or []
+    except PackageNotFoundError:
+        remedy = "install it, for example with 'pip install -e .' in the source folder"
+        yield Finding(name="Packages", status="fail", message="dipole_ray itself is not installed", remedy=remedy)
+        return
+    fitting = []
+    for requirement in map(Requirement, declared):
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        found = _installed(requirement.name)
+        if found is not None and requirement.specifier.contains(found, prereleases=True):
+            fitting.append(f"{requirement.name} {found}")
+            continue
+        reason = f" ({REASONS[requirement.name]})" if requirement.name in REASONS else ""
+        yield Finding(
+            name=f"Package {requirement.name}",
+            status="fail",
+            message=f"{found or 'not installed'}, needed is {requirement.specifier}{reason}",
+            remedy=f"pip install '{requirement}'",
+        )
+    yield Finding(name="Packages", status="ok", message=", ".join(fitting))
+
+
+def check_torch() -> Iterator[Finding]:
+    """Look at torch, its threads and its GPU."""
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        message = f"cannot be imported ({_first_line(str(error))})"
+        yield Finding(name="torch", status="fail", message=message, remedy="pip install 'torch>=2.6,<3'")
+        return
+    yield Finding(name="torch", status="ok", message=f"{torch.__version__}, {torch.get_num_threads()} threads")
+    if torch.cuda.is_available():
+        names = ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
+        yield Finding(name="GPU", status="ok", message=names)
+    elif shutil.which("nvidia-smi"):
+        yield Finding(
+            name="GPU",
+            status="warn",
+            message=f"the machine has an NVIDIA driver, but torch {torch.__version__} (CUDA {torch.version.cuda}) "
+            "does not use it",
+            remedy="install the torch build for the driver's CUDA version (pytorch.org, 'Start locally')",
+        )
+    else:
+        yield Finding(name="GPU", status="ok", message="none; the learner computes on the CPU")
+
+
+def check_cores() -> Finding:
+    """Compare the cores this process may use with the threads it is told to use."""
+    cores, all_cores = len(os.sched_getaffinity(0)), os.cpu_count() or 1
+    quota = _cpu_quota()
+    usable = min(cores, quota) if quota else float(cores)
+    found = f"{usable:g} of {all_cores} usable" if usable < all_cores else f"{cores}"
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    if told.isdigit() and int(told) > usable:
+        return Finding(
+            name="CPU cores",
+            status="warn",
+            message=f"{found}, but OMP_NUM_THREADS={told}: threads that wait for a core slow updates many times",
+            remedy=f"unset OMP_NUM_THREADS, or set it to {max(1, int(usable))} at most",
+        )
+    if usable < 2:
+        return Finding(
+            name="CPU cores",
+            status="warn",
+            message=f"{found}: a remote learner and remote workers would share one core",
+            remedy="train in one process: rollout.num_workers=0 learner.remote=false",
+        )
+    advice = f"with K rollout workers leave learner.num_threads at null (cores - K) or give at most {int(usable)} - K"
+    return Finding(name="CPU cores", status="ok", message=f"{found}; {advice}")
+
+
+def check_environment(name: str, env_id: str) -> Finding:
+    """Make an environment and step it once."""
+    answer, trouble = _probe(ENVIRONMENT_PROBE, env_id, timeout_s=120)
+    if answer is None:
+        remedy = "pip install --force-reinstall 'mujoco>=3.1.6,<3.5' 'dm_control<=1.0.36' 'ogbench>=1.2,<1.3'"
+        return Finding(name=name, status="fail", message=f"{env_id}: {trouble}", remedy=remedy)
+    return Finding(name=name, status="ok", message=f"{env_id} steps, {answer['observation_dim']} observations")
+
+
+def check_rendering() -> Finding:
+    """Render one picture off screen, which videos need and training does not."""
+    backend = os.environ.get("MUJOCO_GL") or "egl"
+    answer, trouble = _probe(GL_PROBE, timeout_s=60, MUJOCO_GL=backend)
+    if answer is not None and answer["brightest"] > 0:
+        return Finding(name="Rendering (GL)", status="ok", message=f"MUJOCO_GL={backend} renders off screen")
+    return Finding(
+        name="Rendering (GL)",
+        status="warn",
+        message=f"MUJOCO_GL={backend} does not render ({trouble or 'the picture is black'}); videos will be missing",
+        remedy=f"on Debian or Ubuntu: apt-get install {GL_PACKAGES}; then set MUJOCO_GL=egl",
+    )
+
+
+def check_ray(address: str | None) -> Finding:
+    """Run one task on a Ray cluster, and import RLlib."""
+    where = f"cluster {address}" if address else "local cluster"
+    answer, trouble = _probe(RAY_PROBE, address or "", timeout_s=180)
+    if answer is None:
+        remedy = (
+            f"check that the cluster at {address} runs the same Ray and Python, and RAY_AUTH_MODE and its token"
+            if address
+            else "free memory and /dev/shm, make /tmp writable; runs with rollout.num_workers=0 need no cluster"
+        )
+        return Finding(name="Ray", status="fail", message=f"{where}: {trouble}", remedy=remedy)
+    size = f"{answer['nodes']} nodes, {answer['cpus']:g} CPUs, {answer['gpus']:g} GPUs"
+    found = f"{_installed('ray')}, {where} answers ({size}), authentication: {answer['auth']}; RLlib imports"
+    if address and answer["auth"] != "token":
+        remedy = "start every node with RAY_AUTH_MODE=token: whoever reaches an open cluster can run code on it"
+        return Finding(name="Ray", status="warn", message=found, remedy=remedy)
+    return Finding(name="Ray", status="ok", message=found)
+
+
+def check_mlflow(runs: Path) -> Finding:
+    """Ask MLflow for its experiments; a database that does not exist yet is not made."""
+    uri = TrackingConfig().resolve_uri(runs)
+    shown = redacted(uri)
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        return Finding(name="MLflow", status="ok", message=f"{_installed('mlflow')}, {shown} is made by the first run")
+    answer, trouble = _probe(MLFLOW_PROBE, uri, timeout_s=60)
+    if answer is not None:
+        message = f"{_installed('mlflow')}, {shown} answers, {answer['experiments']} experiments"
+        return Finding(name="MLflow", status="ok", message=message)
+    return Finding(
+        name="MLflow",
+        status="warn",
+        message=f"{shown}: {trouble}; training works, its metrics stay in metrics.jsonl",
+        remedy="start the server, correct MLFLOW_TRACKING_URI, or unset it to use SQLite beside the runs",
+    )
+
+
+def check_folder(name: str, folder: Path, alternative: str) -> Finding:
+    """Look whether a folder, or the one it would be made in, can be written and has space."""
+    there = folder.expanduser().resolve()
+    while not there.exists():
+        there = there.parent
+    try:
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(b"dipole")
+            file.flush()
+        free_gib = shutil.disk_usage(there).free / 2**30
+    except OSError as error:
+        message = f"{there} cannot be written ({error.strerror})"
+        return Finding(name=name, status="fail", message=message, remedy=f"make it writable, or {alternative}")
+    message = f"{folder}: writable, {free_gib:.1f} GiB free"
+    if free_gib >= LOW_DISK_GIB:
+        return Finding(name=name, status="ok", message=message)
+    status: Status = "fail" if free_gib < MIN_DISK_GIB else "warn"
+    return Finding(name=name, status=status, message=message, remedy=f"free at least 5 GiB, or {alternative}")
+
+
+def _probe(code: str, *arguments: str, timeout_s: float, **environment: str) -> tuple[dict[str, Any] | None, str]:
+    """Run `code` in a fresh process; return the JSON object it prints last, or None and what went wrong."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            env={**os.environ, **environment},
+        )
+    except subprocess.TimeoutExpired:
+        return None, f"no answer within {timeout_s:.0f} s"
+    lines = done.stdout.strip().splitlines()
+    if done.returncode == 0 and lines:
+        answer: dict[str, Any] = json.loads(lines[-1])
+        return answer, ""
+    errors = done.stderr.strip().splitlines()
+    return None, _first_line(errors[-1] if errors else f"ended with status {done.returncode}")
+
+
+def _installed(name: str) -> str | None:
+    """Return the installed version of a package, or None."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _cpu_quota() -> float | None:
+    """Return the cores that a container's quota amounts to, or None without a quota."""
+    try:
+        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return None
+    return None if limit == "max" else int(limit) / int(period)
+
+
+def _first_line(text: str) -> str:
+    """Return the first line of a message, shortened."""
+    return (text.strip().splitlines() or [""])[0][:300]
