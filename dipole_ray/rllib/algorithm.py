@@ -1,0 +1,299 @@
+"""DIPOLE as an RLlib Algorithm: one loop for the offline and the online phase.
+
+Offline, the learner takes K updates a call from the dataset. Online, workers collect fragments, the replay takes
+them, and every inserted environment step owes the learner `updates_per_env_step` updates. Workers and learner
+overlap: while the learner works off one fragment, the workers collect the next. The same code runs in one
+process (`num_env_runners=0, num_learners=0`), where each call simply finishes before the next begins.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.env.env_runner_group import EnvRunnerGroup
+from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
+from torch import Tensor
+
+from dipole_ray.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from dipole_ray.data.limiter import UpdateLimiter
+from dipole_ray.envs.make import env_dims
+from dipole_ray.errors import CheckpointError, ConfigError
+from dipole_ray.report import Row
+from dipole_ray.rllib.config import DIPOLEConfig
+from dipole_ray.rllib.evaluate import score_of
+from dipole_ray.rllib.fragment import FragmentReport
+from dipole_ray.rllib.learner import UpdateReport
+from dipole_ray.rllib.learner_client import LearnerClient
+from dipole_ray.rllib.replay_actor import ReplayClient, ReplaySpec
+from dipole_ray.rllib.rollouts import Rollouts
+
+AGENT_FILE, ROLLOUT_FILE = "agent", "rollout"
+RING_FILE = "online.arrow"
+RECENT_EPISODES = 100
+
+
+class DIPOLE(Algorithm):
+    """Dichotomous diffusion policy optimization, offline to online."""
+
+    config: DIPOLEConfig
+
+    @classmethod
+    def get_default_config(cls) -> DIPOLEConfig:
+        """Return the config with the paper's settings."""
+        return DIPOLEConfig()
+
+    def setup(self, config: Any) -> None:  # noqa: ANN401
+        """Build workers and learner as RLlib does, then open the replay beside them."""
+        super().setup(config)
+        self._training = self.config.training_settings()
+        self._agent = self.config.agent_settings()
+        self._limiter = UpdateLimiter(self._training.updates_per_env_step)
+        self.learner_steps = 0
+        self.env_steps = 0
+        self.num_episodes = 0
+        self.score = -math.inf
+        self.recent: dict[str, list[float]] = {"return": [], "length": [], "success": []}
+        self.group_metrics: dict[str, float] = {}
+        self.replay = self._open_replay()
+        self.learner = LearnerClient(self.learner_group, self._agent.batch_size)
+        self.rollouts = Rollouts(self.env_runner_group, self.config.get_rollout_fragment_length())
+        if self.offline_data is not None:
+            self.offline_data.replay = self.replay
+
+    # ---- the loop ----
+
+    @property
+    def phase(self) -> str:
+        """`offline` while updates on the dataset alone remain, then `online`."""
+        is_offline = self.learner_steps < self._training.offline_learner_steps or not self._training.online_env_steps
+        return "offline" if is_offline else "online"
+
+    def training_step(self) -> None:
+        """Run one iteration of the present phase; see the module's docstring."""
+        start = time.perf_counter()
+        fragments: list[FragmentReport] = []
+        updates = self._offline_iteration() if self.phase == "offline" else self._online_iteration(fragments)
+        self._log(updates, fragments, wall_s=time.perf_counter() - start)
+
+    def _offline_iteration(self) -> list[UpdateReport]:
+        """Take the next updates on the dataset, stopping exactly at the end of the phase."""
+        left = self._training.offline_learner_steps - self.learner_steps
+        steps = self._training.learner_steps_per_iteration
+        return self._update(min(left, steps) if left > 0 else steps, publish=False) + self._drain()
+
+    def _online_iteration(self, fragments: list[FragmentReport]) -> list[UpdateReport]:
+        """Collect, insert, and submit the updates owed; the learner works while the next fragments are collected."""
+        if not self._limiter.updates_done and not self.env_steps:
+            self.learner.publish()
+        updates: list[UpdateReport] = []
+        collected = 0
+        for report in self.rollouts.gather(lambda: self.learner.policy):
+            fragments.append(report)
+            if report.env_steps:
+                inserted = self.replay.insert(report.rows, report.worker, report.incarnation, report.sequence)
+                self.env_steps += inserted
+                collected += inserted
+            self._note_episodes(report)
+            updates += self._update(self._limiter.due(self.env_steps), publish=True, online=True)
+            if collected >= self._training.env_steps_per_iteration:
+                break
+        return updates
+
+    def _update(self, steps: int, *, publish: bool, online: bool = False) -> list[UpdateReport]:
+        """Submit `steps` updates in calls of `learner_steps_per_call`; return the reports that came back."""
+        reports: list[UpdateReport] = []
+        while steps > 0:
+            k = min(steps, self._training.learner_steps_per_call)
+            reports += self.learner.submit(self.replay.sample(self._agent.batch_size, k), publish=publish)
+            self.learner_steps += k
+            if online:
+                self._limiter.record(k)
+            steps -= k
+        return reports
+
+    def _drain(self) -> list[UpdateReport]:
+        return self.learner.drain()
+
+    def settle(self) -> None:
+        """Wait until no update is in flight and publish the learner's weights."""
+        self._drain()
+        self.learner.publish()
+
+    # ---- metrics ----
+
+    def _note_episodes(self, report: FragmentReport) -> None:
+        """Keep the statistics of the last episodes."""
+        self.num_episodes += len(report.returns)
+        for name, values in (("return", report.returns), ("length", report.lengths), ("success", report.successes)):
+            self.recent[name] = (self.recent[name] + [float(value) for value in values])[-RECENT_EPISODES:]
+
+    def note_score(self, row: Row) -> None:
+        """Take the evaluation of the chosen cell as the score that sweeps maximise."""
+        self.score = score_of(row)
+
+    def _log(self, updates: list[UpdateReport], fragments: list[FragmentReport], *, wall_s: float) -> None:
+        """Log under our `group/name`s and under RLlib's usual keys."""
+        metrics: dict[str, float] = dict(updates[-1].metrics) if updates else {}
+        learner_busy_s = sum(report.busy_s for report in updates)
+        rollout_busy_s = sum(report.busy_s for report in fragments)
+        metrics["time/iteration_s"] = wall_s
+        metrics["time/learner_wait_fraction"] = max(0.0, 1.0 - learner_busy_s / wall_s)
+        metrics["time/updates_per_s"] = sum(report.num_updates for report in updates) / wall_s
+        if fragments:
+            workers = max(1, self.rollouts.num_workers)
+            metrics["time/rollout_wait_fraction"] = max(0.0, 1.0 - rollout_busy_s / wall_s / workers)
+            metrics["time/env_steps_per_s"] = sum(report.env_steps for report in fragments) / wall_s
+            metrics["rollout/policy_version"] = float(min(report.policy_version for report in fragments))
+            metrics["rollout/policy_lag"] = self.learner.policy.version - metrics["rollout/policy_version"]
+            metrics["rollout/dropped_env_steps"] = float(sum(report.dropped_env_steps for report in fragments))
+        if self.recent["return"]:
+            metrics.update(
+                {f"rollout/{name}": float(np.mean(values)) for name, values in self.recent.items() if values}
+            )
+            metrics["rollout/episodes"] = float(self.num_episodes)
+        metrics.update({f"replay/{name}": float(count) for name, count in self.replay.sizes().items()})
+        if self.env_steps:
+            metrics["replay/updates_per_env_step"] = self._limiter.updates_done / self.env_steps
+        self.group_metrics = metrics
+        for name, value in metrics.items():
+            self.metrics.log_value((LEARNER_RESULTS, "default_policy", *name.split("/")), value, window=1)
+        self.metrics.log_value((ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME), self.env_steps, window=1)
+        self.metrics.log_value("learner_steps", self.learner_steps, window=1)
+        self.metrics.log_value("env_steps", self.env_steps, window=1)
+        self.metrics.log_value("score", self.score, window=1)
+        if self.recent["return"]:
+            key = (ENV_RUNNER_RESULTS, "episode_return_mean")
+            self.metrics.log_value(key, metrics["rollout/return"], window=1)
+            self.metrics.log_value((ENV_RUNNER_RESULTS, "episode_len_mean"), metrics["rollout/length"], window=1)
+
+    # ---- the replay ----
+
+    def _open_replay(self) -> ReplayClient:
+        """Open the offline files and the online ring, in an actor when anything else is remote."""
+        dims = env_dims(self.config.env_settings())
+        offline: tuple[str, ...] = ()
+        if self.offline_data is not None:
+            offline = self.offline_data.paths
+            schema = self.offline_data.schema
+            if (schema.observation_dim, schema.action_dim) != (dims.observation_dim, dims.action_dim):
+                raise ConfigError(
+                    f"{offline[0]} holds observations of {schema.observation_dim} and actions of {schema.action_dim} "
+                    f"numbers, environment '{self.config.env}' has {dims.observation_dim} and {dims.action_dim}: "
+                    "give the environment the data was collected in"
+                )
+        online = self.replay_directory / RING_FILE if self._training.online_env_steps else None
+        return ReplayClient(
+            ReplaySpec(
+                observation_dim=dims.observation_dim,
+                action_dim=dims.action_dim,
+                offline=offline,
+                online=None if online is None else str(online),
+                capacity=self._capacity(dims.max_episode_steps) if online else 0,
+                n_step=self._agent.n_step,
+                discount=self._agent.discount,
+                offline_fraction=self._training.offline_fraction,
+                seed=self.config.seed or 0,
+            ),
+            remote=self.config.num_env_runners > 0 or self.config.num_learners > 0,
+        )
+
+    @property
+    def replay_directory(self) -> Path:
+        """Folder of the online ring: the run's own, or the trial's."""
+        return Path(self.config.replay_directory or Path(self.logdir) / "replay")
+
+    def _adopt_ring(self, directory: Path) -> None:
+        """Take a copy of the online ring of the algorithm a checkpoint came from, if that was another one."""
+        source, target = directory / RING_FILE, self.replay_directory / RING_FILE
+        if source.resolve() == target.resolve() or not source.exists() or not target.exists():
+            return
+        self.replay.close()
+        shutil.copyfile(source, target)
+        self.replay = self._open_replay()
+
+    def _capacity(self, max_episode_steps: int) -> int:
+        """Return the ring's rows: all online steps, what an iteration overshoots, and a closing row a piece."""
+        if self._training.replay_capacity is not None:
+            return self._training.replay_capacity
+        fragment = self.config.get_rollout_fragment_length()
+        per_delivery = self.config.num_envs_per_env_runner * fragment * max(1, self.config.num_env_runners)
+        steps = self._training.online_env_steps + self._training.env_steps_per_iteration + 2 * per_delivery
+        return steps + 2 * (steps // min(fragment, max_episode_steps) + 1) + per_delivery
+
+    # ---- checkpoints: our own format (safetensors and JSON) behind RLlib's calls ----
+
+    def checkpoint_contents(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        """Return the tensors by file, and the metadata, of everything needed to continue."""
+        self._drain()
+        tensors = {AGENT_FILE: self.learner.agent_state()}
+        metadata: dict[str, Any] = {
+            "algorithm": self.config.to_plain(),
+            "learner_steps": self.learner_steps,
+            "env_steps": self.env_steps,
+            "num_episodes": self.num_episodes,
+            "iteration": self.iteration,
+            "policy_version": self.learner.policy.version,
+            "score": self.score if math.isfinite(self.score) else None,
+            "recent": self.recent,
+            "limiter": self._limiter.state(),
+            "replay": self.replay.state(),
+            "replay_directory": str(self.replay_directory),
+        }
+        if not self.rollouts.is_remote:
+            tensors[ROLLOUT_FILE], metadata["rollout"] = self.env_runner_group.local_env_runner.rollout_state()
+        return tensors, metadata
+
+    def restore_contents(self, checkpoint: Checkpoint) -> None:
+        """Continue exactly from a checkpoint, whatever this algorithm did before."""
+        metadata = checkpoint.metadata
+        self.learner.load_agent_state(checkpoint.tensors[AGENT_FILE])
+        self.learner_steps, self.env_steps = int(metadata["learner_steps"]), int(metadata["env_steps"])
+        self.num_episodes = int(metadata["num_episodes"])
+        self.score = -math.inf if metadata["score"] is None else float(metadata["score"])
+        self.recent = {name: list(values) for name, values in metadata["recent"].items()}
+        self._iteration = int(metadata["iteration"])
+        self._limiter.load_state(metadata["limiter"])
+        self._adopt_ring(Path(metadata["replay_directory"]))
+        self.replay.load_state(metadata["replay"])
+        self.learner.continue_versions(int(metadata["policy_version"]))
+        if not self.rollouts.is_remote and ROLLOUT_FILE in checkpoint.tensors:
+            runner = self.env_runner_group.local_env_runner
+            runner.load_rollout_state(checkpoint.tensors[ROLLOUT_FILE], metadata["rollout"])
+
+    def save_to_path(self, path: Any = None, **kwargs: Any) -> str:  # noqa: ANN401
+        """Write a checkpoint into the folder `path` and return it."""
+        if path is None:
+            raise CheckpointError("save_to_path needs the folder to write: algo.save_to_path('checkpoints/mine')")
+        tensors, metadata = self.checkpoint_contents()
+        return str(write_checkpoint(Path(path), self.learner_steps, tensors, metadata))
+
+    def restore_from_path(self, path: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        """Continue from a folder written by `save_to_path`."""
+        self.restore_contents(read_checkpoint(Path(path)))
+
+    @classmethod
+    def from_checkpoint(cls, path: Any, filesystem: Any = None, **kwargs: Any) -> DIPOLE:  # noqa: ANN401
+        """Build the algorithm a checkpoint came from and continue it; nothing is unpickled."""
+        checkpoint = read_checkpoint(Path(path))
+        config = DIPOLEConfig.from_plain(checkpoint.metadata["algorithm"])
+        algorithm: DIPOLE = config.build_algo()
+        algorithm.restore_contents(checkpoint)
+        return algorithm
+
+    # ---- life cycle ----
+
+    def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:
+        """Bring restarted workers back in; their weights come with the next request."""
+        return list(env_runner_group.probe_unhealthy_env_runners() or [])
+
+    def cleanup(self) -> None:
+        """End every actor and close the replay's files."""
+        if getattr(self, "replay", None) is not None:
+            self.replay.close()
+        super().cleanup()

@@ -1,0 +1,77 @@
+"""A fragment: the trajectory pieces one worker gathers between two deliveries, and the report that goes with them.
+
+N environments of the worker, O observation dim, A action dim.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dipole_ray.data.schema import Rows, close_trajectory, concatenate
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FragmentReport:
+    """What one `collect` did, beside its rows."""
+
+    rows: Any
+    """The rows, or a reference to them in Ray's object store."""
+    worker: int
+    """Index of the worker."""
+    incarnation: int
+    """Which life of the worker: it differs after a restart."""
+    sequence: int
+    """Number of the fragment within the incarnation."""
+    env_steps: int
+    """Transitions in the rows."""
+    dropped_env_steps: int
+    """Transitions thrown away because an environment gave non-finite numbers."""
+    returns: list[float]
+    """Undiscounted returns of the episodes that ended."""
+    lengths: list[int]
+    """Their lengths in steps."""
+    successes: list[float]
+    """Their successes, where the task defines success."""
+    policy_version: int
+    """The policy that acted."""
+    busy_s: float
+    """Seconds this worker computed."""
+
+
+class FragmentRecorder:
+    """Trajectory pieces being recorded, one open piece per environment."""
+
+    def __init__(self, num_envs: int) -> None:
+        self._open: list[list[tuple[np.ndarray, np.ndarray, float, float]]] = [[] for _ in range(num_envs)]
+        self._closed: list[Rows] = []
+        self.dropped = 0
+
+    def add(self, observations: np.ndarray, actions: np.ndarray, rewards: np.ndarray, terminated: np.ndarray) -> None:
+        """Record one step of every environment: (N, O), (N, A), (N,), (N,)."""
+        for i, piece in enumerate(self._open):
+            piece.append((observations[i], actions[i], float(rewards[i]), 1.0 - float(terminated[i])))
+
+    def close(self, i: int, last_observation: np.ndarray, *, keep: bool = True) -> None:
+        """End environment `i`'s piece with its last observation; `keep=False` throws it away."""
+        piece, self._open[i] = self._open[i], []
+        if not keep:
+            self.dropped += len(piece)
+        elif piece:
+            observations, actions, rewards, masks = zip(*piece, strict=True)
+            self._closed.append(
+                close_trajectory(
+                    np.stack([*observations, last_observation]).astype(np.float32),
+                    np.stack(actions).astype(np.float32),
+                    np.asarray(rewards, np.float32),
+                    np.asarray(masks, np.float32),
+                )
+            )
+
+    def finish(self, observations: np.ndarray) -> Rows:
+        """Close every open piece at `observations` (N, O) and return all rows; none when everything was thrown away."""
+        for i, observation in enumerate(observations):
+            self.close(i, observation)
+        return concatenate(self._closed) if self._closed else {}

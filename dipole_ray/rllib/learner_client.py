@@ -1,0 +1,110 @@
+"""The driver's side of the learner: updates submitted ahead, reports in order, versioned weights."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.rllib.core.learner.learner_group import LearnerGroup
+from torch import Tensor
+
+from dipole_ray.rllib.learner import UpdateReport
+
+IN_FLIGHT = 2
+"""Calls queued at the learner: one computing, one waiting with its batches, so that it never idles on the driver."""
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedPolicy:
+    """The weights rollout workers act with."""
+
+    version: int
+    """Counts publications; it never goes back, also when the learner restarts from a checkpoint."""
+    state: Any
+    """The tensors, or a reference to them in Ray's object store."""
+
+
+class LearnerClient:
+    """Submits update calls to the local or the remote learner of an RLlib LearnerGroup."""
+
+    def __init__(self, group: LearnerGroup, batch_size: int) -> None:
+        self._group = group
+        self._batch_size = batch_size
+        self._pending: deque[tuple[Any, Any]] = deque()
+        self.policy = PublishedPolicy(0, None)
+        self.publish()
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the learner is an actor of its own."""
+        return bool(self._group.is_remote)
+
+    def submit(self, batches: Any, *, publish: bool) -> list[UpdateReport]:  # noqa: ANN401
+        """Queue one call; return the reports of calls that had to finish first.
+
+        Args:
+            batches: Arrays from the replay or a reference to them.
+            publish: Make the weights after this call the next policy version.
+        """
+        if not self.is_remote:
+            report, state = self._group._learner.update_on(batches, self._batch_size, publish)
+            self._set_policy(state)
+            return [report]
+        finished = [self._finish_oldest()] if len(self._pending) >= IN_FLIGHT else []
+        call = self._group._workers[0].update_on.options(num_returns=2)
+        report_ref, policy_ref = call.remote(batches, self._batch_size, publish)
+        self._pending.append((report_ref, policy_ref if publish else None))
+        return finished
+
+    def drain(self) -> list[UpdateReport]:
+        """Wait until no call is in flight; return their reports."""
+        return [self._finish_oldest() for _ in range(len(self._pending))]
+
+    def publish(self) -> None:
+        """Take the learner's present weights as the next policy version."""
+        self._set_policy(self._call("policy_state"))
+
+    def continue_versions(self, version: int) -> None:
+        """Number the policies from beyond `version`, the last one published before a restart."""
+        self.policy = PublishedPolicy(max(self.policy.version, version) + 1, self.policy.state)
+
+    def agent_state(self) -> dict[str, Tensor]:
+        """Return the agent's complete state, after all submitted updates."""
+        assert not self._pending, "drain() before reading the agent's state"
+        state: dict[str, Tensor] = self._call("agent_state")
+        return state
+
+    def load_agent_state(self, state: Mapping[str, Tensor]) -> None:
+        """Continue exactly from a state returned by `agent_state`, and publish its weights."""
+        self.drain()
+        self._call("load_agent_state", dict(state))
+        self.publish()
+
+    def _finish_oldest(self) -> UpdateReport:
+        """Wait for the oldest call; its weights become the published policy."""
+        report_ref, policy_ref = self._pending.popleft()
+        report: UpdateReport = _get(report_ref)
+        self._set_policy(policy_ref)
+        return report
+
+    def _set_policy(self, state: Any) -> None:  # noqa: ANN401
+        """Publish `state`, if there is one, under the next version."""
+        if state is not None:
+            self.policy = PublishedPolicy(self.policy.version + 1, state)
+
+    def _call(self, method: str, *args: Any) -> Any:  # noqa: ANN401
+        """Call a method of the one learner and wait."""
+        if not self.is_remote:
+            return getattr(self._group._learner, method)(*args)
+        return _get(getattr(self._group._workers[0], method).remote(*args))
+
+
+def _get(reference: Any) -> Any:  # noqa: ANN401
+    """Return the value, or raise the learner's own exception rather than Ray's wrapper of it."""
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause or error from None

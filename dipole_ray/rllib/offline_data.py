@@ -1,0 +1,44 @@
+"""`DIPOLEConfig.offline_data(input_=...)` over Arrow datasets: same meaning as RLlib's, no Ray Data pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ray.rllib.offline.offline_data import OfflineData
+
+from dipole_ray.data.dataset import open_dataset
+from dipole_ray.data.schema import Schema
+from dipole_ray.errors import DatasetError
+
+
+class ArrowOfflineData(OfflineData):
+    """The datasets named by `input_`, opened and verified; the algorithm samples them through its replay.
+
+    RLlib's own class turns every row into a Python episode (36 k rows per CPU-second against 11 M for a gather).
+    """
+
+    def __init__(self, config: Any) -> None:  # noqa: ANN401
+        self.config = config
+        inputs = config.input_ if isinstance(config.input_, list) else [config.input_]
+        self.paths = tuple(str(Path(path).expanduser().resolve()) for path in inputs)
+        datasets = [open_dataset(Path(path)) for path in self.paths]
+        self.schema: Schema = datasets[0].schema
+        for path, dataset in zip(self.paths, datasets, strict=True):
+            if dataset.schema != self.schema:
+                raise DatasetError(
+                    f"{path}: holds {dataset.schema}, {self.paths[0]} holds {self.schema}: "
+                    "datasets of one run must have the same dimensions"
+                )
+        self.num_transitions = sum(dataset.num_transitions for dataset in datasets)
+        self.replay: Any = None
+
+    def sample(self, num_samples: int, return_iterator: bool = False, num_shards: int = 0) -> dict[str, np.ndarray]:
+        """Return `num_samples` transitions drawn by the algorithm's replay."""
+        if return_iterator or num_shards > 1:
+            raise DatasetError("DIPOLE samples whole batches, without iterators or shards: call sample(num_samples)")
+        from ray import ObjectRef, get
+
+        batch: Any = self.replay.sample(num_samples, 1)
+        return dict(get(batch)) if isinstance(batch, ObjectRef) else batch

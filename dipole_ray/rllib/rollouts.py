@@ -1,0 +1,140 @@
+"""The driver's side of the rollout workers: one request in flight at each.
+
+A worker that dies is left out until RLlib has restarted it; what it was asked for is asked of others.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import ray
+from ray.rllib.env.env_runner_group import EnvRunnerGroup
+
+from dipole_ray.evaluation import Cell, CellResult
+from dipole_ray.rllib.env_runner import DIPOLEEnvRunner
+from dipole_ray.rllib.fragment import FragmentReport
+from dipole_ray.rllib.learner_client import PublishedPolicy
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.2
+SILENCE_S = 30.0
+
+
+class Rollouts:
+    """Collects fragments from, and spreads evaluation cells over, the workers of an RLlib EnvRunnerGroup."""
+
+    def __init__(self, group: EnvRunnerGroup, fragment_steps: int) -> None:
+        self._group = group
+        self._fragment_steps = fragment_steps
+        self._unread: dict[str, deque[Any]] = {"collect": deque(), "evaluate": deque()}
+
+    @property
+    def num_workers(self) -> int:
+        """Rollout workers that can be asked now; the training process itself counts when there are no others."""
+        return int(self._group.num_healthy_remote_workers()) if self.is_remote else 1
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the workers are actors of their own."""
+        return bool(self._group.num_remote_workers() > 0)
+
+    def gather(self, policy: Callable[[], PublishedPolicy]) -> Iterator[FragmentReport]:
+        """Yield fragments without end; remote workers go on collecting while one is being used.
+
+        Args:
+            policy: Returns what an idle worker acts with next.
+        """
+        if self.is_remote:
+            yield from self._answers("collect", lambda: self._request(policy()))
+        while True:
+            newest = policy()
+            yield self._group.local_env_runner.collect(self._fragment_steps, newest.version, newest.state)
+
+    def evaluate(
+        self,
+        cells: Sequence[Cell],
+        policy: PublishedPolicy,
+        **how: Any,  # noqa: ANN401
+    ) -> Iterator[CellResult]:
+        """Yield the result of each cell as it is finished, not in order.
+
+        Args:
+            cells: Cells of the grid, each played by one worker.
+            policy: What is evaluated.
+            **how: `episodes`, `seed`, `num_envs`, `trajectories` of `evaluate_cell`.
+        """
+        how = {**how, "version": policy.version}
+        if not self.is_remote:
+            for cell in cells:
+                yield self._group.local_env_runner.evaluate(cell, policy=policy.state, **how)
+            return
+        shared = _share(policy)
+        finished: set[Cell] = set()
+        assigned: dict[int, Cell] = {}
+
+        def hand_out() -> None:
+            busy = self._asked("evaluate")
+            in_flight = {assigned[worker] for worker in busy}  # the cell of a worker that died is not in it
+            waiting = [cell for cell in cells if cell not in finished and cell not in in_flight]
+            idle = [worker for worker in self._group.healthy_worker_ids() if worker not in busy]
+            for worker, cell in zip(idle, waiting, strict=False):
+                assigned[worker] = cell
+                call = partial(_evaluate, cell=cell, policy=shared, **how)
+                self._group.foreach_env_runner_async(call, tag="evaluate", remote_worker_ids=[worker])
+
+        for result in self._answers("evaluate", hand_out):
+            finished.add(result.cell)
+            yield result
+            if len(finished) == len(cells):
+                return
+
+    def _answers(self, tag: str, ask: Callable[[], None]) -> Iterator[Any]:
+        """Yield answers as they come, asking again before every wait; never silent for long."""
+        last = time.monotonic()
+        unread = self._unread[tag]
+        while True:
+            ready = self._group.fetch_ready_async_reqs(tags=tag, timeout_seconds=0.0 if unread else POLL_S)
+            unread.extend(answer for _, answer in ready)
+            ask()  # before the caller works on an answer: its worker is busy again meanwhile
+            if unread:
+                last = time.monotonic()
+                yield unread.popleft()
+            elif not self._group.num_healthy_remote_workers():
+                self._group.probe_unhealthy_env_runners(timeout_seconds=POLL_S)
+            if time.monotonic() - last > SILENCE_S:
+                healthy, total = self._group.num_healthy_remote_workers(), self._group.num_remote_workers()
+                text = "no rollout worker answered '%s' for %.0f s (%d of %d healthy): waiting on"
+                logger.warning(text, tag, time.monotonic() - last, healthy, total)
+                last = time.monotonic()
+
+    def _request(self, policy: PublishedPolicy) -> None:
+        """Ask every idle healthy worker for a fragment, acting with `policy`."""
+        busy = self._asked("collect")
+        idle = [worker for worker in self._group.healthy_worker_ids() if worker not in busy]
+        if idle:
+            collect = partial(_collect, num_steps=self._fragment_steps, version=policy.version, policy=_share(policy))
+            self._group.foreach_env_runner_async(collect, tag="collect", remote_worker_ids=idle)
+
+    def _asked(self, tag: str) -> set[int]:
+        """Return the workers that have not answered a request with `tag` yet."""
+        in_flight = self._group._worker_manager._in_flight_req_to_actor_id.values()
+        return {worker for request_tag, worker in in_flight if request_tag == tag}
+
+
+def _share(policy: PublishedPolicy) -> Any:  # noqa: ANN401
+    """Return a reference to the policy's tensors, put into the object store once for all workers."""
+    return policy.state if isinstance(policy.state, ray.ObjectRef) else ray.put(policy.state)
+
+
+def _collect(worker: DIPOLEEnvRunner, *, num_steps: int, version: int, policy: Any) -> FragmentReport:  # noqa: ANN401
+    return worker.collect(num_steps, version, policy)
+
+
+def _evaluate(worker: DIPOLEEnvRunner, **how: Any) -> CellResult:  # noqa: ANN401
+    return worker.evaluate(**how)
