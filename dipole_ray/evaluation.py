@@ -170,6 +170,42 @@ def episode_seed(seed: int, episode: int) -> int:
     return int(state[0]) & 0x7FFFFFFF
 
 
+def policy_generator(agent: Policy, cell: Cell, seed: int) -> torch.Generator:
+    """Return the noise source of a cell, on the agent's device, seeded by (seed, cell)."""
+    omega_bits = int(np.float64(np.inf if cell.omega is None else cell.omega + 0.0).view(np.uint64))
+    entropy: list[int] = [_POLICY_STREAM, seed, omega_bits, cell.candidates]
+    state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
+    device: Any = getattr(agent, "device", "cpu")
+    return torch.Generator(device=device).manual_seed(int(state[0]) & 0x7FFFFFFFFFFFFFFF)
+
+
+def act(
+    agent: Policy, cell: Cell, observations: NDArray[np.float32], generator: torch.Generator
+) -> NDArray[np.float32]:
+    """Return the actions (B, A) of a cell for observations (B, O).
+
+    Raises:
+        NonFiniteError: If an action is NaN or infinite; names the row.
+    """
+    with torch.no_grad():
+        chosen = agent.sample_actions(
+            torch.from_numpy(observations),
+            omega=cell.omega,
+            num_candidates=cell.candidates,
+            generator=generator,
+            policy=cell.policy,
+        )
+    actions: NDArray[np.float32] = chosen.cpu().numpy()
+    finite = np.isfinite(actions).all(axis=-1)
+    if not finite.all():
+        row = int(np.argmin(finite))
+        raise NonFiniteError(
+            f"evaluation ({cell}): the policy's action {actions[row]} for the observation {observations[row]} is not "
+            "finite; use an earlier checkpoint or lower the learning rate"
+        )
+    return actions
+
+
 @contextmanager
 def environments(env: EnvConfig | str, num_envs: int) -> Iterator[list[gymnasium.Env]]:
     """Make environments that several cells may share, and close them afterwards."""
@@ -217,10 +253,10 @@ def evaluate_cell(
     running = [_Episode.start(one, index, seed, trajectories) for index, one in enumerate(env[:episodes])]
     maze = maze_of(running[0].env)
     started = len(running)
-    generator = _generator(agent, cell, seed)
+    generator = policy_generator(agent, cell, seed)
     bound_hits = components = 0
     while running:
-        actions = _act(agent, cell, running, generator)
+        actions = act(agent, cell, np.stack([episode.observation for episode in running]), generator)
         bound_hits += int(np.count_nonzero(np.abs(actions) >= _AT_BOUND))
         components += actions.size
         still: list[_Episode] = []
@@ -317,36 +353,6 @@ class _Episode:
         # The observations of all OGBench mazes begin with the agent's x and y.
         if self.keeps_path:
             self.positions.append(np.array(self.observation[:2], np.float32))
-
-
-def _act(agent: Policy, cell: Cell, running: list[_Episode], generator: torch.Generator) -> NDArray[np.float32]:
-    observations = torch.from_numpy(np.stack([episode.observation for episode in running]).astype(np.float32))
-    with torch.no_grad():
-        chosen = agent.sample_actions(
-            observations,
-            omega=cell.omega,
-            num_candidates=cell.candidates,
-            generator=generator,
-            policy=cell.policy,
-        )
-    actions: NDArray[np.float32] = chosen.detach().cpu().numpy()
-    finite = np.isfinite(actions).all(axis=-1)
-    if not finite.all():
-        episode = running[int(np.argmin(finite))]
-        raise NonFiniteError(
-            f"evaluation ({cell}), episode {episode.index}, step {episode.length}: the policy's action is not finite; "
-            "use an earlier checkpoint or lower the learning rate"
-        )
-    return actions
-
-
-def _generator(agent: Policy, cell: Cell, seed: int) -> torch.Generator:
-    """Return the noise source of a cell, on the agent's device, seeded by (seed, cell)."""
-    omega_bits = int(np.float64(np.inf if cell.omega is None else cell.omega + 0.0).view(np.uint64))
-    entropy: list[int] = [_POLICY_STREAM, seed, omega_bits, cell.candidates]
-    state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
-    device: Any = getattr(agent, "device", "cpu")
-    return torch.Generator(device=device).manual_seed(int(state[0]) & 0x7FFFFFFFFFFFFFFF)
 
 
 def _successes(finished: list[_Episode]) -> NDArray[np.bool_] | None:

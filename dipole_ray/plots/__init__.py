@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dipole_ray import report, trajectories
-from dipole_ray.plots.curves import draw_curves, read_metrics
+from dipole_ray.plots.curves import draw_curves, has_curves, read_metrics
 from dipole_ray.plots.maze import draw_maze
 from dipole_ray.plots.omega import draw_omega
 
@@ -33,7 +33,7 @@ def draw_run(run: Path, *, chosen: tuple[float, int] | None = None, title: str =
     evaluation = None
     if (run / "metrics.jsonl").exists():
         metrics = read_metrics(run / "metrics.jsonl")
-        if metrics.lines:
+        if has_curves(metrics):
             pictures.append(draw_curves(metrics, run / "curves.png", title=title))
     if (run / report.FILE_NAME).exists():
         evaluation = report.read_evaluation(run / report.FILE_NAME)

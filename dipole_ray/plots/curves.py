@@ -18,7 +18,7 @@ from dipole_ray.errors import DatasetError
 from dipole_ray.plots import style
 
 _SMOOTH_ABOVE = 60
-"""Curves with more points than this are drawn faintly, with a moving median on top."""
+"""Curves with more points than this are smoothed by a moving median."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,11 @@ class Metrics:
         """Return the keys that match a regular expression as a whole and hold a finite number, sorted."""
         names = {name for line in self.lines for name in line if re.fullmatch(pattern, name)}
         return sorted(name for name in names if len(self.series(name)[0]))
+
+    @property
+    def end(self) -> float:
+        """Learner steps of the last line."""
+        return max(float(line["learner_steps"]) for line in self.lines)
 
     def switch(self) -> tuple[float, int] | None:
         """Return the learner steps at which the online phase began and the environment steps it took, if it did."""
@@ -74,6 +79,11 @@ def read_metrics(path: Path) -> Metrics:
     return Metrics(tuple(sorted(lines, key=lambda entry: float(entry["learner_steps"]))))
 
 
+def has_curves(metrics: Metrics) -> bool:
+    """Tell whether the metrics hold anything that `draw_curves` has a panel for."""
+    return bool(_panels_of(metrics))
+
+
 def draw_curves(metrics: Metrics, path: Path, *, title: str = "") -> Path:
     """Draw evaluation, rollouts, losses, values and weights over learner steps and save them as PNG.
 
@@ -90,7 +100,7 @@ def draw_curves(metrics: Metrics, path: Path, *, title: str = "") -> Path:
     Raises:
         DatasetError: If the file holds nothing that has a panel.
     """
-    panels = [(name, draw) for name, keys, draw in _PANELS if any(metrics.keys(key) for key in keys)]
+    panels = _panels_of(metrics)
     if not panels:
         raise DatasetError("the metrics hold no evaluation, rollout, loss, value or weight to draw")
     columns = min(3, len(panels))
@@ -105,14 +115,18 @@ def draw_curves(metrics: Metrics, path: Path, *, title: str = "") -> Path:
             name, draw = panels[index]
             draw(axes, metrics)
             axes.set_title(name)
-            axes.margins(x=0)
             style.thousands(axes)
             _shade_online(axes, metrics)
+            axes.set_xlim(0, max(1.0, metrics.end))
             if index >= len(panels) - columns:
                 axes.set_xlabel("learner steps")
         if title:
             figure.suptitle(title, fontsize=10.5, fontweight="bold")
         return style.save(figure, path)
+
+
+def _panels_of(metrics: Metrics) -> list[tuple[str, Callable[[Axes, Metrics], None]]]:
+    return [(name, draw) for name, keys, draw in _PANELS if any(metrics.keys(key) for key in keys)]
 
 
 def _draw_evaluation(measure: str) -> Callable[[Axes, Metrics], None]:
@@ -124,7 +138,7 @@ def _draw_evaluation(measure: str) -> Callable[[Axes, Metrics], None]:
             _draw_line(axes, x, y, style.GREY, "training rollouts")
         x, y = metrics.series(f"eval/{measure}")
         if len(x):
-            axes.plot(x, y, color=style.BLUE, marker="o", markersize=4, label="evaluation")
+            axes.plot(x, y, color=style.BLUE, marker="o", markersize=4, clip_on=False, zorder=5, label="evaluation")
         at_low, low = metrics.series(f"eval/{measure}_low")
         at_high, high = metrics.series(f"eval/{measure}_high")
         if len(at_low) and np.array_equal(at_low, at_high):
@@ -137,20 +151,22 @@ def _draw_evaluation(measure: str) -> Callable[[Axes, Metrics], None]:
     return draw
 
 
+_LABELS = {"critic/q_mean": "mean Q", "value/v_mean": "mean V", "critic/loss": "critics", "value/loss": "value"}
+
+
 def _draw_keys(pattern: str, ylabel: str, log: bool = False) -> Callable[[Axes, Metrics], None]:
     """Return a panel with one line for each key that matches; logarithmic only where all are positive."""
 
     def draw(axes: Axes, metrics: Metrics) -> None:
-        keys = metrics.keys(pattern)
-        groups = {key.split("/")[0] for key in keys}
-        lowest = math.inf
-        for key, colour in zip(keys, style.CYCLE, strict=False):
-            x, y = metrics.series(key)
-            label = key.split("/")[1] if len(groups) == 1 else key.replace("/", " ")
-            _draw_line(axes, x, y, colour, label.replace("_", " "))
-            lowest = min(lowest, float(y.min()))
+        smooth = []
+        for key, colour in zip(metrics.keys(pattern), style.CYCLE, strict=False):
+            label = _LABELS.get(key, key.split("/")[1].removeprefix("loss_").replace("_", " "))
+            smooth.append(_draw_line(axes, *metrics.series(key), colour, label))
+        lowest, highest = min(y.min() for y in smooth), max(y.max() for y in smooth)
         if log and lowest > 0:
+            # Single batches scatter over decades; the scale is for the medians.
             axes.set_yscale("log")
+            axes.set_ylim(lowest / 2, highest * 2)
         axes.set_ylabel(ylabel)
         axes.legend()
 
@@ -170,24 +186,36 @@ def _draw_weights(axes: Axes, metrics: Metrics) -> None:
         x, bottom = metrics.series(keys[low])
         other, top = metrics.series(keys[high])
         if np.array_equal(x, other):
-            label = f"{low} to {high} % of the batch"
-            axes.fill_between(x, bottom, top, color=style.PURPLE, alpha=0.22, linewidth=0, label=label)
+            label = f"{low} to {high} % of a batch"
+            axes.fill_between(
+                x, _smooth(bottom), _smooth(top), color=style.PURPLE, alpha=0.22, linewidth=0, label=label
+            )
     if 50 in keys:
-        axes.plot(*metrics.series(keys[50]), color=style.PURPLE, label="median")
+        x, median = metrics.series(keys[50])
+        axes.plot(x, _smooth(median), color=style.PURPLE, label="median")
     axes.set_ylim(-0.02, 1.02)
     axes.set_ylabel("weight of the positive policy")
     axes.legend()
 
 
-def _draw_line(axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64], colour: str, label: str) -> None:
-    """Draw a line, with a moving median over a fiftieth of the run where the points are many."""
-    if len(x) <= _SMOOTH_ABOVE:
-        axes.plot(x, y, color=colour, label=label)
-        return
-    width = max(3, len(x) // 50)
-    windows = np.lib.stride_tricks.sliding_window_view(np.pad(y, (width // 2, width - 1 - width // 2), "edge"), width)
-    axes.plot(x, y, color=colour, alpha=0.25, linewidth=0.7)
-    axes.plot(x, np.median(windows, axis=-1), color=colour, label=label)
+def _draw_line(
+    axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64], colour: str, label: str
+) -> NDArray[np.float64]:
+    """Draw a line, faintly with its moving median on top where the points are many; return what stands out."""
+    smooth = _smooth(y)
+    if smooth is not y:
+        axes.plot(x, y, color=colour, alpha=0.25, linewidth=0.7)
+    axes.plot(x, smooth, color=colour, label=label)
+    return smooth
+
+
+def _smooth(y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the moving median over a fiftieth of the run, or `y` itself where the points are few."""
+    if len(y) <= _SMOOTH_ABOVE:
+        return y
+    width = max(5, len(y) // 50)
+    padded = np.pad(y, (width // 2, width - 1 - width // 2), "edge")
+    return np.asarray(np.median(np.lib.stride_tricks.sliding_window_view(padded, width), axis=-1))
 
 
 def _shade_online(axes: Axes, metrics: Metrics) -> None:
@@ -195,12 +223,17 @@ def _shade_online(axes: Axes, metrics: Metrics) -> None:
     if switch is None:
         return
     start, env_steps = switch
-    end = max(float(line["learner_steps"]) for line in metrics.lines)
-    axes.axvspan(start, end, color=style.SKY, alpha=0.10, linewidth=0, zorder=0)
+    axes.axvspan(start, metrics.end, color=style.SKY, alpha=0.10, linewidth=0, zorder=0)
     axes.axvline(start, color=style.GREY, linewidth=0.9, linestyle=(0, (2, 2)))
-    text = f"online, {env_steps:,} env steps".replace(",", "\u2009")
+    text = "online: " + f"{env_steps:,} env steps".replace(",", "\u2009")
     axes.annotate(
-        text, (end, 1.0), xycoords=("data", "axes fraction"), ha="right", va="bottom", fontsize=7, color=style.GREY
+        text,
+        (metrics.end, 1.0),
+        xycoords=("data", "axes fraction"),
+        ha="right",
+        va="bottom",
+        fontsize=7,
+        color=style.GREY,
     )
 
 

@@ -55,7 +55,7 @@ def draw_maze(
     columns = sorted({(one.policy, one.omega) for one in shown}, key=lambda key: (key[0] != "bc", key[1] or 0.0))
     rows, cols = maze.walls.shape
     width = 2.15 * len(columns) + 0.35
-    height = 2.15 * (rows - 1) / (cols - 1) * len(phases) + 0.30 * len(phases) + 0.75
+    height = 2.15 * (rows - 1) / (cols - 1) * len(phases) + 0.2 * len(phases) + 0.72
     with style.look():
         figure = style.new_figure(max(width, 4.5), height)
         grid = figure.subplots(len(phases), len(columns), squeeze=False, sharex=True, sharey=True)
@@ -97,7 +97,7 @@ def _draw_paths(axes: Axes, trajectories: Sequence[Trajectory]) -> None:
         if not paths:
             continue
         axes.add_collection(
-            LineCollection(paths, colors=colour, linewidths=0.8, alpha=0.5, capstyle="round", joinstyle="round")
+            LineCollection(paths, colors=colour, linewidths=0.75, alpha=0.4, capstyle="round", joinstyle="round")
         )
         if not success:
             ends = np.stack([positions[-1] for positions in paths])

@@ -68,13 +68,20 @@ def _is_worth_drawing(rows: Sequence[Row], measure: str) -> bool:
 def _draw_curve(axes: Axes, rows: Sequence[Row], measure: str, phase: str) -> None:
     colour = style.PHASE_COLOURS.get(phase, style.GREEN)
     curve = sorted((row for row in rows if row["omega"] is not None), key=lambda row: row["omega"] or 0.0)
+    _draw_bc(axes, rows, measure, phase, colour)
+    if not curve:
+        return
     omegas = [row["omega"] or 0.0 for row in curve]
     middle = [_number(row, measure) or 0.0 for row in curve]
     low = [_bound(row, measure, "low") for row in curve]
     high = [_bound(row, measure, "high") for row in curve]
     axes.fill_between(omegas, low, high, color=colour, alpha=0.16, linewidth=0)
-    axes.plot(omegas, middle, color=colour, marker="o", markersize=4.5, label=f"DIPOLE, {phase}")
-    axes.set_xticks(omegas)
+    axes.plot(omegas, middle, color=colour, marker="o", markersize=4.5, label=f"{curve[0]['method']}, {phase}")
+    axes.set_xticks(omegas, [f"{omega:g}" for omega in omegas])
+
+
+def _draw_bc(axes: Axes, rows: Sequence[Row], measure: str, phase: str, colour: str) -> None:
+    """Draw BC, which knows no omega, as a level with its interval."""
     for row in rows:
         if row["method"] == BC:
             axes.axhspan(_bound(row, measure, "low"), _bound(row, measure, "high"), color=colour, alpha=0.07, lw=0)

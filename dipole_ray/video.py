@@ -1,0 +1,89 @@
+"""Videos of a policy acting. They are for looking at: no episode recorded here enters a statistic."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import imageio.v2 as imageio
+import numpy as np
+from numpy.typing import NDArray
+
+from dipole_ray.envs.make import EnvConfig, make_env
+from dipole_ray.errors import ConfigError, EnvironmentUnavailable
+from dipole_ray.evaluation import Cell, Policy, act, episode_seed, policy_generator
+
+_BLOCK = 2  # H.264 with chroma at half resolution wants even sides, in pixels
+
+
+def record_video(
+    agent: Policy,
+    env: EnvConfig | str,
+    cell: Cell,
+    path: Path,
+    *,
+    episodes: int = 1,
+    seed: int = 0,
+    fps: int | None = None,
+    frame_every: int = 1,
+) -> Path:
+    """Record episodes, one after another, as one MP4 file.
+
+    The episodes start where the counted ones of the same seed do; their noise differs, for they run alone.
+
+    Args:
+        agent: Acts; its networks are only read.
+        env: What to make the rendering environment of.
+        cell: How to act.
+        path: The .mp4 to write; its folder is made.
+        episodes: Number of episodes, at least 1.
+        seed: Seed of start states and policy noise.
+        fps: Frames per second of the video; None for real time, or 30 where the environment names no rate.
+        frame_every: Draw every n-th environment step, at least 1; long episodes stay short that way.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ConfigError: If a count is impossible or the file name does not end in .mp4.
+        EnvironmentUnavailable: If the environment cannot be rendered here (no GL), with the remedy.
+    """
+    if path.suffix != ".mp4" or episodes < 1 or frame_every < 1 or (fps is not None and fps < 1):
+        raise ConfigError(
+            f"a video needs a name ending in .mp4 and counts of at least 1; found {path.name}, "
+            f"episodes={episodes}, fps={fps}, frame_every={frame_every}"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial.mp4")
+    made = make_env(env, render=True)
+    rate = fps or round(float(made.metadata.get("render_fps") or 30))
+    try:
+        writer: Any = imageio.get_writer(partial, fps=rate, macro_block_size=1)
+        with closing(writer):
+            generator = policy_generator(agent, cell, seed)
+            for episode in range(episodes):
+                observation, _ = made.reset(seed=episode_seed(seed, episode))
+                writer.append_data(_frame(made))
+                over, length = False, 0
+                while not over:
+                    action = act(agent, cell, observation[None], generator)[0]
+                    observation, _, terminated, truncated, _ = made.step(action)
+                    over, length = terminated or truncated, length + 1
+                    if length % frame_every == 0 or over:
+                        writer.append_data(_frame(made))
+        partial.replace(path)
+    finally:
+        made.close()
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def _frame(env: Any) -> NDArray[np.uint8]:  # noqa: ANN401
+    """Return one picture (height, width, 3), its sides cut to what the codec takes."""
+    picture = env.render()
+    if picture is None:
+        raise EnvironmentUnavailable(f"{env}: render() gives no picture; this environment cannot be recorded")
+    frame = np.asarray(picture, np.uint8)
+    height, width = (max(side - side % _BLOCK, _BLOCK) for side in frame.shape[:2])
+    return frame[:height, :width]
