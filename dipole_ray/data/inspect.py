@@ -1,0 +1,168 @@
+"""One verdict for any dataset, before training: boundaries, time limits, numbers, actions, duplicates, returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from dipole_ray.data.dataset import MANIFEST, open_dataset
+from dipole_ray.data.schema import Rows
+from dipole_ray.data.sources.mapping import TableMapping
+from dipole_ray.data.sources.ogbench import Relabel, has_rewards, read_ogbench
+from dipole_ray.data.sources.pieces import ImportReport
+from dipole_ray.data.sources.table import read_table, table_columns
+from dipole_ray.data.summary import Summary
+from dipole_ray.data.verdict import Finding, Verdict, judge, worst
+from dipole_ray.errors import ConfigError, DatasetError
+
+Kind = Literal["dataset", "ogbench", "table"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inspection:
+    """The verdict on one dataset and the figures behind it."""
+
+    path: str
+    """What was inspected."""
+    kind: Kind
+    """A dipole dataset, an OGBench .npz, or a table."""
+    verdict: Verdict
+    """The worst of the findings."""
+    findings: tuple[Finding, ...]
+    """What a user should know, worst first."""
+    figures: dict[str, float]
+    """Named numbers: counts, shares, quantiles."""
+    histograms: dict[str, tuple[list[float], list[int]]]
+    """`returns`, `lengths`, `actions`: bin edges and counts."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as a JSON object."""
+        return asdict(self) | {"findings": [asdict(finding) for finding in self.findings]}
+
+
+def dataset_kind(path: Path) -> Kind:
+    """Return what lies at `path`, by its name and contents.
+
+    Raises:
+        DatasetError: If nothing lies there.
+    """
+    if not path.exists():
+        raise DatasetError(f"{path}: no such file or folder; give a dataset folder, an OGBench .npz or a table")
+    if path.suffix == ".npz":
+        return "ogbench"
+    return "dataset" if path.is_dir() and ((path / MANIFEST).exists() or any(path.glob("data-*.arrow"))) else "table"
+
+
+def inspect_dataset(
+    path: Path | str,
+    *,
+    mapping: TableMapping | None = None,
+    relabel: Relabel | None = None,
+    on_transitions: Callable[[int], None] | None = None,
+) -> Inspection:
+    """Read a dataset from beginning to end and judge it; what cannot be read is a finding, not an exception.
+
+    Args:
+        path: A dataset folder, an OGBench .npz, or a table.
+        mapping: For tables; by default columns are taken by their names.
+        relabel: For .npz files without rewards.
+        on_transitions: Called with the transitions read so far.
+
+    Raises:
+        DatasetError: If there is nothing at `path`.
+    """
+    path = Path(path)
+    kind, report, summary = dataset_kind(path), ImportReport(), Summary()
+    findings: list[Finding] = []
+    labelled = True
+    try:
+        labelled = kind != "ogbench" or relabel is not None or has_rewards(path)
+        for rows in _read(path, kind, mapping, relabel if labelled else _no_rewards, report):
+            summary.add(rows)
+            if on_transitions is not None:
+                on_transitions(summary.num_transitions)
+    except (DatasetError, ConfigError) as error:
+        findings.append(Finding.from_message("error", str(error)))
+    if not labelled:
+        findings.append(
+            Finding(
+                level="info",
+                what="the file holds no rewards, so returns and masks are not judged",
+                where=path.name,
+                remedy="name a task with --env, here and when importing",
+            )
+        )
+    if summary.num_transitions:
+        findings += judge(summary, report, has_rewards=labelled)
+    elif not findings:
+        findings.append(Finding(level="error", what="no transitions", where=path.name, remedy="check the source"))
+    findings.sort(key=lambda finding: ("error", "warning", "info").index(finding.level))
+    return Inspection(
+        path=str(path),
+        kind=kind,
+        verdict=worst(findings),
+        findings=tuple(findings),
+        figures=_figures(summary, report, labelled) if summary.num_transitions else {},
+        histograms=_histograms(summary, labelled) if summary.num_transitions else {},
+    )
+
+
+def _read(
+    path: Path, kind: Kind, mapping: TableMapping | None, relabel: Relabel | None, report: ImportReport
+) -> Iterator[Rows]:
+    if kind == "dataset":
+        return open_dataset(path).iter_rows()
+    if kind == "ogbench":
+        return read_ogbench(path, relabel, non_finite="drop", report=report)
+    return read_table(path, mapping or TableMapping.guess(table_columns(path)), non_finite="drop", report=report)
+
+
+def _no_rewards(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    count = len(arrays["observations"])
+    return np.zeros(count, dtype=np.float32), np.ones(count, dtype=np.float32)
+
+
+def _figures(summary: Summary, report: ImportReport, labelled: bool) -> dict[str, float]:
+    lengths, returns = summary.lengths, summary.returns
+    figures: dict[str, float] = {
+        "transitions": summary.num_transitions,
+        "trajectories": len(lengths),
+        "observation_dim": len(summary.observation_min),
+        "action_dim": len(summary.action_min),
+        "megabytes": summary.num_rows * 4 * (len(summary.observation_min) + len(summary.action_min) + 3) / 1e6,
+        "length_min": int(lengths.min()),
+        "length_median": float(np.median(lengths)),
+        "length_max": int(lengths.max()),
+        "action_min": float(summary.action_min.min()),
+        "action_max": float(summary.action_max.max()),
+        "action_saturated_fraction": summary.num_saturated / max(1, int(summary.action_histogram.sum())),
+        "duplicate_transitions": summary.duplicate_transitions(),
+        "duplicate_trajectories": summary.duplicate_trajectories(),
+        "dropped_transitions": report.dropped_transitions,
+    }
+    if labelled:
+        figures |= {
+            "reward_min": summary.reward_min,
+            "reward_max": summary.reward_max,
+            "return_min": float(returns.min()),
+            "return_median": float(np.median(returns)),
+            "return_max": float(returns.max()),
+            "masked_fraction": summary.num_masked / summary.num_transitions,
+            "terminated_fraction": float(summary.terminated.mean()),
+            "solved_fraction": float(summary.solved.mean()),
+        }
+    return figures
+
+
+def _histograms(summary: Summary, labelled: bool) -> dict[str, tuple[list[float], list[int]]]:
+    edges = np.linspace(-1.0, 1.0, len(summary.action_histogram) + 1)
+    found = {"actions": (edges.tolist(), summary.action_histogram.tolist())}
+    for name, values in (("lengths", summary.lengths), ("returns", summary.returns)):
+        if labelled or name == "lengths":
+            counts, edges = np.histogram(values, bins=30)
+            found[name] = (edges.tolist(), counts.tolist())
+    return found

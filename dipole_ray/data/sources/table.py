@@ -1,0 +1,262 @@
+"""Read any Parquet, Arrow or Feather table, or a folder of them, by a column mapping.
+
+A table row is one transition. Where the table has no next observations, the last row of a trajectory that was cut by a
+time limit only closes it (nobody knows what its action led to); the last row of one that terminated is kept, because
+its next observation is never used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dipole_ray.data.schema import Rows, Schema
+from dipole_ray.data.sources.mapping import TableMapping
+from dipole_ray.data.sources.pieces import Block, ImportReport, NonFinitePolicy, finish_block, to_float32
+from dipole_ray.errors import DatasetError
+
+SUFFIXES = (".parquet", ".arrow", ".feather", ".ipc")
+_BATCH_ROWS = 65_536
+
+Arrays = dict[str, np.ndarray]
+
+
+def table_files(path: Path) -> list[Path]:
+    """Return the table files at `path`, in the order of their names.
+
+    Raises:
+        DatasetError: If there is none.
+    """
+    files = sorted(p for p in path.iterdir() if p.suffix in SUFFIXES) if path.is_dir() else [path]
+    if not files or not files[0].is_file() or files[0].suffix not in SUFFIXES:
+        raise DatasetError(f"{path}: no table here; give a file, or a folder of files, ending in {', '.join(SUFFIXES)}")
+    return files
+
+
+def table_columns(path: Path | str) -> list[str]:
+    """Return the column names of the (first) table file."""
+    return _names(_open_table(table_files(Path(path))[0]))
+
+
+def table_schema(path: Path | str, mapping: TableMapping) -> Schema:
+    """Return the dimensions that the mapping gives, from the first rows of the table.
+
+    Raises:
+        DatasetError: If a column is missing or of the wrong kind.
+    """
+    path = Path(path)
+    for batch in _batches(path, mapping):
+        columns = mapping.resolve(batch.schema.names, path)
+        sizes = [_matrix(batch, columns[name], path, 0).shape[1] for name in ("observations", "actions")]
+        return Schema(*sizes)
+    raise DatasetError(f"{path}: the table has no rows; nothing to import")
+
+
+def read_table(
+    path: Path | str,
+    mapping: TableMapping,
+    *,
+    non_finite: NonFinitePolicy = "refuse",
+    report: ImportReport | None = None,
+) -> Iterator[Rows]:
+    """Yield rows of whole trajectories from a table.
+
+    Args:
+        path: A file, or a folder whose files continue each other in the order of their names.
+        mapping: Which columns mean what.
+        non_finite: `refuse` raises at a NaN or infinity; `drop` leaves those transitions out, splitting the trajectory.
+        report: Counts what was read and dropped.
+
+    Raises:
+        DatasetError: If a column is missing, of the wrong kind or holds nulls, or next observations contradict
+            the order of the rows; says where and what to do.
+    """
+    path, report = Path(path), ImportReport() if report is None else report
+    held: Arrays = {}
+    width = 0
+    for batch in _batches(path, mapping):
+        found = _batch_arrays(batch, mapping, path, report.rows_read + _length(held))
+        width = width or found["observations"].shape[1] + found["actions"].shape[1]
+        if found["observations"].shape[1] + found["actions"].shape[1] != width:
+            raise DatasetError(
+                f"{path}: vectors change their length near row {report.rows_read + _length(held)}; "
+                "import tables of different environments one by one"
+            )
+        held = {name: np.concatenate([held[name], found[name]]) for name in found} if held else found
+        ends = _trajectory_ends(held, mapping, is_last=False)
+        if ends.any():
+            count = int(np.flatnonzero(ends)[-1]) + 1
+            whole = {name: values[:count] for name, values in held.items()}
+            held = {name: values[count:] for name, values in held.items()}
+            yield from _finish(whole, ends[:count], path, non_finite, report)
+    if _length(held):
+        yield from _finish(held, _trajectory_ends(held, mapping, is_last=True), path, non_finite, report)
+
+
+def _finish(
+    arrays: Arrays, ends: np.ndarray, path: Path, non_finite: NonFinitePolicy, report: ImportReport
+) -> Iterator[Rows]:
+    rows = finish_block(_close(arrays, ends, path, report.rows_read), path, non_finite, report)
+    report.rows_read += len(ends)
+    if rows is not None:
+        yield rows
+
+
+def _close(arrays: Arrays, ends: np.ndarray, path: Path, first_row: int) -> Block:
+    """Give every trajectory its closing row: its last row, or an added one where that is a full transition."""
+    observations, following = arrays["observations"], arrays.get("next_observations")
+    if following is not None:
+        _check_following(observations, following, ends, path, first_row)
+        is_added = ends
+    else:
+        is_added = ends & (arrays["masks"] == 0)
+    order = np.repeat(np.arange(len(ends)), 1 + is_added)
+    is_copy = np.append(False, order[1:] == order[:-1])
+    states = observations[order]
+    if following is not None:
+        states[is_copy] = following[ends]
+    return Block(
+        observations=states,
+        actions=arrays["actions"][order],
+        rewards=arrays["rewards"][order],
+        masks=arrays["masks"][order],
+        closing=is_copy | (ends & ~is_added)[order],
+        row_numbers=first_row + order,
+    )
+
+
+def _check_following(
+    observations: np.ndarray, following: np.ndarray, ends: np.ndarray, path: Path, first_row: int
+) -> None:
+    inner = np.flatnonzero(~ends[:-1])
+    same = np.isclose(following[inner], observations[inner + 1], rtol=1e-5, atol=1e-6, equal_nan=True).all(axis=1)
+    if not same.all():
+        row = int(inner[np.flatnonzero(~same)[0]])
+        raise DatasetError(
+            f"{path}: {int((~same).sum())} next observations differ from the next row's observation inside a "
+            f"trajectory, the first at row {first_row + row}; sort the table by episode and time, or map the "
+            "column that ends trajectories (episode, terminals or timeouts)"
+        )
+
+
+def _trajectory_ends(arrays: Arrays, mapping: TableMapping, *, is_last: bool) -> np.ndarray:
+    """Return (N,) bool: the last row of each trajectory; of the newest row it may not be known yet."""
+    ends = arrays["ends"].copy()
+    if mapping.episode is not None:
+        ends[:-1] |= arrays["episode"][1:] != arrays["episode"][:-1]
+    elif mapping.infers_boundaries:
+        following, states = arrays["next_observations"][:-1], arrays["observations"][1:]
+        ends[:-1] |= ~np.isclose(following, states, rtol=1e-5, atol=1e-6, equal_nan=True).all(axis=1)
+    if is_last:
+        ends[-1] = True
+    elif mapping.episode is not None:
+        # The next batch may go on with this episode's rows even after an end flag of another column.
+        ends[-1] = False
+    return ends
+
+
+def _batch_arrays(batch: pa.RecordBatch, mapping: TableMapping, path: Path, first_row: int) -> Arrays:
+    columns = mapping.resolve(batch.schema.names, path)
+    arrays: Arrays = {}
+    for name in ("observations", "actions", "next_observations"):
+        if name in columns:
+            arrays[name] = _matrix(batch, columns[name], path, first_row)
+    if arrays.get("next_observations", arrays["observations"]).shape != arrays["observations"].shape:
+        raise DatasetError(
+            f"{path}: next_observations have {arrays['next_observations'].shape[1]} dimensions, observations "
+            f"{arrays['observations'].shape[1]}; map columns that fit together"
+        )
+    flags: Arrays = {}
+    for name in ("rewards", "masks", "terminals", "timeouts"):
+        if name in columns:
+            flags[name] = _vector(batch, columns[name][0], path, first_row)
+    arrays["rewards"] = flags["rewards"]
+    arrays["masks"], arrays["ends"] = mapping.masks_and_ends(flags, batch.num_rows)
+    if "episode" in columns:
+        values = batch.column(columns["episode"][0])
+        _check_nulls(values, columns["episode"][0], path, first_row)
+        arrays["episode"] = values.to_numpy(zero_copy_only=False)
+    return arrays
+
+
+def _matrix(batch: pa.RecordBatch, names: tuple[str, ...], path: Path, first_row: int) -> np.ndarray:
+    """Return (N, dim) float32 from one list column or several scalar columns."""
+    column = batch.column(names[0])
+    is_list = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+    if len(names) > 1 or not (is_list or pa.types.is_fixed_size_list(column.type)):
+        return np.stack([_vector(batch, name, path, first_row) for name in names], axis=1)
+    _check_nulls(column, names[0], path, first_row)
+    values = column.flatten()
+    _check_nulls(values, names[0], path, first_row)
+    if is_list:
+        lengths = np.diff(column.offsets.to_numpy())
+        if len(lengths) and (lengths != lengths[0]).any():
+            row = int(np.flatnonzero(lengths != lengths[0])[0])
+            raise DatasetError(
+                f"{path}: column '{names[0]}' has {lengths[row]} values at row {first_row + row} and {lengths[0]} "
+                f"at row {first_row}; every row needs the same length"
+            )
+    return _to_numbers(values, names[0], path).reshape(batch.num_rows, -1)
+
+
+def _vector(batch: pa.RecordBatch, name: str, path: Path, first_row: int) -> np.ndarray:
+    column = batch.column(name)
+    _check_nulls(column, name, path, first_row)
+    values = _to_numbers(column, name, path)
+    if len(values) != batch.num_rows:
+        raise DatasetError(f"{path}: column '{name}' holds lists; one number a row is needed")
+    return values
+
+
+def _to_numbers(values: pa.Array, name: str, path: Path) -> np.ndarray:
+    kind = values.type
+    if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
+        raise DatasetError(f"{path}: column '{name}' is of type {kind}; map a column of numbers or of lists of numbers")
+    return to_float32(values.to_numpy(zero_copy_only=False))
+
+
+def _check_nulls(values: pa.Array, name: str, path: Path, first_row: int) -> None:
+    if values.null_count:
+        row = int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])
+        raise DatasetError(
+            f"{path}: column '{name}' has {values.null_count} missing values, the first near row {first_row + row}; "
+            "fill them or remove those rows"
+        )
+
+
+def _batches(path: Path, mapping: TableMapping) -> Iterator[pa.RecordBatch]:
+    for file in table_files(path):
+        try:
+            table = _open_table(file)
+            groups = mapping.resolve(_names(table), file).values()
+            names = list(dict.fromkeys(name for group in groups for name in group))
+            if isinstance(table, pq.ParquetFile):
+                batches = table.iter_batches(batch_size=_BATCH_ROWS, columns=names)
+            else:
+                batches = (table.get_batch(i).select(names) for i in range(table.num_record_batches))
+            yield from (batch for batch in batches if batch.num_rows)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+            raise DatasetError(
+                f"{file}: not a complete table ({error}); it is damaged or cut short, get it again"
+            ) from error
+
+
+def _open_table(file: Path) -> pq.ParquetFile | pa.RecordBatchFileReader:
+    try:
+        return pq.ParquetFile(file) if file.suffix == ".parquet" else pa.ipc.open_file(pa.OSFile(str(file)))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        raise DatasetError(
+            f"{file}: not a complete table ({error}); it is damaged or cut short, get it again"
+        ) from error
+
+
+def _names(table: pq.ParquetFile | pa.RecordBatchFileReader) -> list[str]:
+    return list(table.schema_arrow.names if isinstance(table, pq.ParquetFile) else table.schema.names)
+
+
+def _length(arrays: Arrays) -> int:
+    return len(arrays["rewards"]) if arrays else 0

@@ -1,0 +1,189 @@
+"""The rules that turn a dataset's figures into findings, each with its remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from dipole_ray.data.sources.pieces import ImportReport
+from dipole_ray.data.summary import Summary
+
+Verdict = Literal["ok", "warning", "error"]
+
+JUMP_FACTOR = 20.0
+"""A step this many times longer than the 99th percentile looks like a missing trajectory end."""
+DUPLICATE_FRACTION = 0.01
+SATURATED_FRACTION = 0.5
+MASKED_FRACTION = 0.5
+FEW_TRANSITIONS = 1000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """One thing a user should know about a dataset."""
+
+    level: Literal["info", "warning", "error"]
+    """`error`: cannot be trained on; `warning`: likely to mislead; `info`: worth knowing."""
+    what: str
+    """What was found."""
+    where: str
+    """Where: column, rows, trajectories."""
+    remedy: str
+    """What to do."""
+
+    @classmethod
+    def from_message(cls, level: Literal["info", "warning", "error"], message: str) -> Finding:
+        """Split one of our error messages, `where: what; remedy`, into a finding."""
+        where, _, rest = message.partition(": ")
+        what, _, remedy = rest.rpartition("; ")
+        return cls(level=level, what=what or rest, where=where, remedy=remedy if what else "see the message")
+
+
+def worst(findings: Sequence[Finding]) -> Verdict:
+    """Return the verdict that a list of findings amounts to."""
+    levels = {finding.level for finding in findings}
+    return "error" if "error" in levels else "warning" if "warning" in levels else "ok"
+
+
+def judge(summary: Summary, report: ImportReport, *, has_rewards: bool) -> list[Finding]:
+    """Return every finding on a dataset that could be read.
+
+    Args:
+        summary: Figures over all its rows.
+        report: What the reader met.
+        has_rewards: Whether rewards and masks mean anything.
+    """
+    findings = [*_boundaries(summary), *_numbers(summary, report), *_actions(summary), *_duplicates(summary)]
+    return findings + ([*_time_limits(summary), *_rewards(summary)] if has_rewards else [])
+
+
+def _boundaries(summary: Summary) -> Iterator[Finding]:
+    lengths, jumps = summary.lengths, summary.jumps
+    if summary.num_transitions < FEW_TRANSITIONS:
+        yield Finding(
+            level="warning",
+            what=f"only {summary.num_transitions} transitions",
+            where="whole dataset",
+            remedy="collect more; a policy trained on so few will mostly memorise them",
+        )
+    if len(lengths) == 1 and lengths[0] > 10 * FEW_TRANSITIONS:
+        yield Finding(
+            level="warning",
+            what=f"a single trajectory of {lengths[0]} transitions",
+            where="trajectory ends",
+            remedy="check that every episode's last row is marked (terminals, timeouts or episode)",
+        )
+    far = np.flatnonzero(jumps > JUMP_FACTOR * max(float(np.quantile(jumps, 0.99)), 1e-6))
+    if len(far):
+        yield Finding(
+            level="warning",
+            what=f"{len(far)} transitions jump more than {JUMP_FACTOR:.0f} times farther than 99 % of all",
+            where=f"first at transition {far[0]}",
+            remedy="check for missing trajectory ends there; ignore this if the environment teleports",
+        )
+
+
+def _time_limits(summary: Summary) -> Iterator[Finding]:
+    lengths, terminated = summary.lengths, summary.terminated
+    at_limit = lengths == lengths.max()
+    if len(lengths) >= 5 and terminated[at_limit].all() and at_limit.mean() > 0.9:
+        yield Finding(
+            level="warning",
+            what=f"{int(at_limit.sum())} of {len(lengths)} trajectories end the task after {lengths.max()} steps",
+            where="masks of the last transitions",
+            remedy="if that is a time limit, store mask 1 there (map it as timeouts): it must not stop the bootstrap",
+        )
+    if not summary.num_masked:
+        yield Finding(
+            level="info",
+            what="no transition ends the task; every trajectory is cut by a time limit and bootstrapped",
+            where="masks",
+            remedy="right for tasks without an end; otherwise map masks, or collect data that reaches the goal",
+        )
+    if summary.num_masked > MASKED_FRACTION * summary.num_transitions:
+        yield Finding(
+            level="warning",
+            what=f"{summary.num_masked / summary.num_transitions:.0%} of the transitions end the task",
+            where="masks",
+            remedy="masks are 1 - terminated; check that they are not stored the other way round",
+        )
+
+
+def _numbers(summary: Summary, report: ImportReport) -> Iterator[Finding]:
+    if report.dropped_transitions:
+        yield Finding(
+            level="error",
+            what=f"{report.dropped_transitions} transitions hold NaN or infinity",
+            where=f"first at row {report.first_dropped_row}",
+            remedy="repair them, or import with --non-finite drop",
+        )
+    constant = np.flatnonzero(summary.observation_min == summary.observation_max)
+    if len(constant):
+        yield Finding(
+            level="info",
+            what=f"{len(constant)} of {len(summary.observation_min)} observation dimensions never change",
+            where=f"dimensions {_list(constant)}",
+            remedy="harmless; drop them if they carry no meaning online either",
+        )
+
+
+def _actions(summary: Summary) -> Iterator[Finding]:
+    share = summary.num_saturated / max(1, int(summary.action_histogram.sum()))
+    if share > SATURATED_FRACTION:
+        yield Finding(
+            level="warning",
+            what=f"{share:.0%} of the action entries lie at -1 or 1",
+            where="actions",
+            remedy="check the scaling; clipped actions hide what the behaviour policy did",
+        )
+    constant = np.flatnonzero(summary.action_min == summary.action_max)
+    if len(constant):
+        yield Finding(
+            level="warning",
+            what=f"{len(constant)} of {len(summary.action_min)} action dimensions never change",
+            where=f"dimensions {_list(constant)}",
+            remedy="the policy cannot learn to use them from this data",
+        )
+    largest = float(max(np.abs(summary.action_min).max(), np.abs(summary.action_max).max()))
+    if largest < 0.1 and len(constant) < len(summary.action_min):
+        yield Finding(
+            level="warning",
+            what=f"no action is larger than {largest:.3g}",
+            where="actions",
+            remedy="rescale the actions so that the environment's limits are -1 and 1",
+        )
+
+
+def _duplicates(summary: Summary) -> Iterator[Finding]:
+    transitions, trajectories = summary.duplicate_transitions(), summary.duplicate_trajectories()
+    if trajectories:
+        yield Finding(
+            level="warning",
+            what=f"{trajectories} of {len(summary.lengths)} trajectories are exact copies of others",
+            where="observations and actions",
+            remedy="remove them, or know that they count twice (were files imported twice, or seeds repeated?)",
+        )
+    elif transitions > DUPLICATE_FRACTION * summary.num_transitions:
+        yield Finding(
+            level="warning",
+            what=f"{transitions / summary.num_transitions:.1%} of the transitions repeat an earlier one exactly",
+            where="observations and actions",
+            remedy="check the recording; repeated rows weigh more in training",
+        )
+
+
+def _rewards(summary: Summary) -> Iterator[Finding]:
+    if summary.reward_min == summary.reward_max:
+        yield Finding(
+            level="warning",
+            what=f"every reward is {summary.reward_min:g}",
+            where="rewards",
+            remedy="no action is better than another here: choose another task, or collect data that reaches the goal",
+        )
+
+
+def _list(indices: np.ndarray) -> str:
+    return ", ".join(map(str, indices[:8])) + (", ..." if len(indices) > 8 else "")
