@@ -107,7 +107,8 @@ class DipoleAgent:
             NonFiniteError: After 10 skipped updates in a row, once the batch is saved.
         """
         tensors = self._read_batch(batch)
-        total, metrics, statistics = self._losses(tensors, diagnostics)
+        terms, metrics, statistics = self._losses(tensors, diagnostics)
+        total = terms["critic"] + terms["value"] + terms["actor"]
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         total = total.detach()
@@ -131,8 +132,8 @@ class DipoleAgent:
 
     def _losses(
         self, batch: dict[str, Tensor], diagnostics: bool
-    ) -> tuple[Tensor, dict[str, Tensor], tuple[Tensor, Tensor]]:
-        """Return the sum of all losses, the metrics, and the running statistics this batch would leave."""
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], tuple[Tensor, Tensor]]:
+        """Return the loss of each group of networks, the metrics, and the running statistics this batch would leave."""
         config, networks = self.config, self.networks
         q_target, q_data = self._critic_targets(batch)
 
@@ -158,13 +159,13 @@ class DipoleAgent:
         target = flow.path_velocity(noise, batch["actions"])
         field_losses = losses.flow_matching_losses(velocities, target, weights)
 
-        total = critic_loss + value_loss + field_losses.sum()
+        terms = {"critic": critic_loss, "value": value_loss, "actor": field_losses.sum()}
         metrics = {"critic/loss": critic_loss.detach(), "value/loss": value_loss.detach()}
         for name, loss in zip(config.fields, field_losses.detach(), strict=True):
             metrics[f"actor/loss_{name}"] = loss
         if diagnostics:
             metrics |= learning_metrics(q.detach(), q_target, v.detach(), advantage, weights[0])
-        return total, metrics, (statistics[0], statistics[1])
+        return terms, metrics, (statistics[0], statistics[1])
 
     @torch.no_grad()
     def _critic_targets(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

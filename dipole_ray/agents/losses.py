@@ -67,7 +67,9 @@ def expectile_loss(residual: Tensor, expectile: float) -> Tensor:
     Returns:
         The losses, same shape.
     """
-    return torch.where(residual < 0, 1.0 - expectile, expectile) * residual.square()
+    # Not torch.where on two numbers: that makes a float32 tensor, and float64 input would lose its digits.
+    square = residual.square()
+    return torch.where(residual < 0, (1.0 - expectile) * square, expectile * square)
 
 
 def aggregate(q: Tensor, how: str, rho: float = 0.0) -> Tensor:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dipole_ray.agents.activation import gelu_tanh
+
 LAYER_NORM_EPS = 1e-6
 
 
@@ -72,7 +74,7 @@ class StackedMLP(nn.Module):
     def after_first_layer(self, hidden: Tensor, members: slice | None = None) -> Tensor:
         """Finish the pass from the first layer's pre-activation (E, B, H); returns (E, B, D)."""
         for layer in range(1, len(self.kernels)):
-            hidden = F.gelu(hidden, approximate="tanh")
+            hidden = gelu_tanh(hidden)
             if self.layer_norm:
                 hidden = F.layer_norm(hidden, hidden.shape[-1:], eps=LAYER_NORM_EPS)
                 scale, shift = self.norm_scales[layer - 1], self.norm_shifts[layer - 1]

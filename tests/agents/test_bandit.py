@@ -1,0 +1,101 @@
+"""On a bandit with two modes and a known reward, greediness pays and bounded weights survive a steep beta."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dipole_ray.agents.dipole import AgentConfig, DipoleAgent
+from dipole_ray.errors import NonFiniteError
+
+ROWS = 128
+
+
+def bandit_config(**changes: Any) -> AgentConfig:  # noqa: ANN401
+    small = {
+        "hidden_dims": (48, 48),
+        "learning_rate": 3e-3,
+        "expectile": 0.5,
+        "num_candidates": 1,
+        "bootstrap": "value",
+    }
+    return AgentConfig(**{**small, "beta": 2.0, **changes})
+
+
+def reward_of(actions: np.ndarray) -> np.ndarray:
+    """Return the known reward, in (0, 1]: best at 0.5, next to nothing at the other mode and outside the data."""
+    return np.exp(-((actions - 0.5) ** 2) / (2 * 0.2**2))
+
+
+def bandit_batch(rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Return one-step episodes whose actions come from two modes, at -0.5 and 0.5."""
+    actions = rng.choice([-0.5, 0.5], size=(ROWS, 1)) + 0.08 * rng.normal(size=(ROWS, 1))
+    nothing = np.zeros((ROWS, 1), np.float32)
+    return {
+        "observations": nothing,
+        "actions": actions.astype(np.float32),
+        "rewards": reward_of(actions[:, 0]).astype(np.float32),
+        "masks": np.zeros(ROWS, np.float32),
+        "next_observations": nothing,
+    }
+
+
+def train(config: AgentConfig, updates: int) -> tuple[DipoleAgent, list[float]]:
+    """Return the trained agent and the positive field's loss at every update."""
+    agent, rng = DipoleAgent(config, 1, 1, seed=0), np.random.default_rng(0)
+    history = []
+    for _ in range(updates):
+        history.append(float(agent.update(bandit_batch(rng), diagnostics=False)["actor/loss_positive"]))
+    return agent, history
+
+
+@cache
+def trained_dipole() -> DipoleAgent:
+    return train(bandit_config(train_bc=True), 1000)[0]
+
+
+def expected_reward(agent: DipoleAgent, **options: Any) -> float:  # noqa: ANN401
+    actions = agent.sample_actions(
+        np.zeros((4000, 1), np.float32), generator=torch.Generator().manual_seed(0), **options
+    )
+    return float(reward_of(actions.numpy()).mean())
+
+
+def test_expected_reward_rises_with_omega_and_falls_when_pressed_out_of_the_data() -> None:
+    agent = trained_dipole()
+    rewards = [expected_reward(agent, omega=omega) for omega in (-1.0, -0.5, 0.0, 0.5, 1.0, 2.0)]
+    pressed = expected_reward(agent, omega=100.0)
+    cloned = expected_reward(agent, policy="bc")
+    print(f"omega -1 to 2: {np.round(rewards, 3)}, 100: {pressed:.3f}, behaviour cloning: {cloned:.3f}")
+    assert all(low < high for low, high in pairwise(rewards))
+    assert rewards[-1] > 0.85 and pressed < 0.5
+    # Both modes have half the data and A = +-a with a = 0.464, so pi+ gives the better one sigma(2 a).
+    in_mode = (0.2**2 / (0.2**2 + 0.08**2)) ** 0.5
+    assert cloned == pytest.approx(in_mode / 2, abs=0.1)
+    assert rewards[2] == pytest.approx(in_mode / (1 + np.exp(-2.0 * in_mode / 2)), abs=0.1)
+
+
+def test_choosing_among_candidates_also_raises_the_reward_of_cloning() -> None:
+    agent = trained_dipole()
+    assert expected_reward(agent, policy="bc", num_candidates=16) > 0.9
+
+
+def test_exponential_weights_blow_up_where_the_dichotomous_ones_stay_bounded() -> None:
+    steep = 6.0
+    agent, bounded = train(bandit_config(beta=steep), 300)
+    _, exploding = train(bandit_config(beta=steep, weight_scheme="exp", exp_weight_max=math.inf), 300)
+    print(f"largest loss at beta {steep}: dipole {max(bounded):.2f}, exp {max(exploding):.2e}")
+    assert max(bounded) < 10 and max(exploding) > 1e4
+    assert expected_reward(agent, omega=0.0) > 0.5
+    # Steeper still, exp(beta A) leaves float32 and no step can be taken; the bounded weights do not notice.
+    with pytest.raises(NonFiniteError):
+        train(bandit_config(beta=1e4, weight_scheme="exp", exp_weight_max=math.inf), 300)
+    agent, bounded = train(bandit_config(beta=1e4), 300)
+    assert max(bounded) < 10 and agent.skipped_updates == 0
+    assert expected_reward(agent, omega=0.0) > 0.5

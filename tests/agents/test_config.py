@@ -1,0 +1,65 @@
+"""Settings that contradict each other or cannot work are refused with the remedy."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from dipole_ray.agents.config import AgentConfig
+from dipole_ray.errors import ConfigError
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"weight_scheme": "awr"}, "choose one of dipole, bc, exp, cfgrl"),
+    ({"bootstrap": "critic"}, "choose one of policy, value"),
+    ({"beta": 0.0}, "agent.beta: found 0.0; give a finite number above 0"),
+    ({"beta": math.inf}, "agent.beta: found inf"),
+    ({"shift": math.nan}, "agent.shift: found nan"),
+    ({"omega": -1.5}, "at least -1"),
+    ({"expectile": 1.0}, "agent.expectile: found 1.0; give a number strictly between 0 and 1"),
+    ({"discount": 1.01}, "agent.discount"),
+    ({"tau": 0.0}, "agent.tau"),
+    ({"num_candidates": 0}, "agent.num_candidates"),
+    ({"hidden_dims": ()}, "agent.hidden_dims"),
+    ({"weight_scheme": "bc", "omega": 1.0}, "set agent.omega=0 or agent.weight_scheme=dipole"),
+    ({"weight_scheme": "exp", "target_omega": 0.5}, "set agent.target_omega=0"),
+    ({"weight_scheme": "cfgrl", "shift": 1.0}, "set agent.shift=0"),
+    ({"bootstrap": "value", "target_candidates": 4}, "set agent.target_candidates=1 or agent.bootstrap=policy"),
+    ({"bootstrap": "value", "target_aggregation": "min"}, "set agent.target_aggregation=mean"),
+    ({"num_critics": 1, "target_aggregation": "mean_minus_std"}, "set agent.num_critics=2"),
+    ({"discount": 1.0, "reward_shift": 1.0}, "set agent.discount below 1 or agent.reward_shift=0"),
+]
+
+
+@pytest.mark.parametrize(("settings", "remedy"), REFUSED)
+def test_refused_settings_name_the_remedy(settings: dict[str, Any], remedy: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        AgentConfig(**settings)
+    assert remedy in str(caught.value)
+
+
+def test_unknown_preset_names_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="choose one of paper, small, dipole, bc, ifql, exp, cfgrl"):
+        AgentConfig.preset("large")
+
+
+def test_defaults_are_the_papers_table() -> None:
+    config = AgentConfig.preset("paper")
+    assert config == AgentConfig()
+    assert (config.hidden_dims, config.batch_size, config.learning_rate) == ((512, 512, 512), 256, 3e-4)
+    assert (config.expectile, config.discount, config.tau) == (0.9, 0.995, 0.005)
+    assert (config.beta, config.shift, config.denoise_steps, config.num_candidates) == (1.0, 0.0, 10, 32)
+    assert (config.bootstrap, config.target_candidates, config.target_omega) == ("policy", 1, 0.0)
+    assert (config.target_aggregation, config.value_aggregation, config.num_critics) == ("mean", "min", 2)
+
+
+def test_uncapped_exponential_weights_and_changes_on_a_preset_are_allowed() -> None:
+    config = AgentConfig.preset("exp", exp_weight_max=math.inf, hidden_dims=(8,))
+    assert (config.weight_scheme, config.exp_weight_max, config.hidden_dims) == ("exp", math.inf, (8,))
+
+
+def test_a_bc_field_is_added_only_where_the_scheme_has_none() -> None:
+    assert AgentConfig(train_bc=True).fields == ("positive", "negative", "bc")
+    assert AgentConfig.preset("cfgrl", train_bc=True).fields == ("positive", "bc")
+    assert AgentConfig.preset("bc", train_bc=True).fields == ("bc",)

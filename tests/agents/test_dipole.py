@@ -1,0 +1,286 @@
+"""One update does exactly what section 2 of the method says, and nothing when its numbers are not finite."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from dipole_ray.agents import flow
+from dipole_ray.agents.dipole import DipoleAgent
+from dipole_ray.errors import CheckpointError, ConfigError, NonFiniteError
+from tests.agents.battery import ACTION_DIM, OBSERVATION_DIM, ROWS, assert_same, make_agent, make_batch, tiny_config
+
+COUNTERS_AND_NOISE = {"learner_steps", "skipped_updates", "consecutive_skips", "generator"}
+
+
+def test_target_critics_follow_by_polyak_averaging_after_the_step() -> None:
+    agent = make_agent(tiny_config(tau=0.1))
+    agent.update(make_batch(0))
+    old = {name: tensor.clone() for name, tensor in agent.networks.target_critic.state_dict().items()}
+    agent.update(make_batch(1))
+    for name, target in agent.networks.target_critic.state_dict().items():
+        online = agent.networks.critic.state_dict()[name]
+        torch.testing.assert_close(target, 0.1 * online + 0.9 * old[name], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("bootstrap", ["policy", "value"])
+def test_masks_stop_the_bootstrap(bootstrap: str) -> None:
+    agent = make_agent(tiny_config(bootstrap=bootstrap, reward_scale=2.0))
+    batch = make_batch(0)
+    batch["masks"][:] = 0
+    target, _ = agent._critic_targets(agent._read_batch(batch))
+    torch.testing.assert_close(target, 2.0 * torch.from_numpy(batch["rewards"]))
+
+
+def test_value_bootstrap_takes_v_of_the_next_state_at_each_rows_own_horizon() -> None:
+    agent = make_agent(tiny_config(bootstrap="value", reward_shift=1.0))
+    batch = {name: torch.from_numpy(column) for name, column in make_batch(0).items()}
+    v_next = agent.networks.value(batch["next_observations"])[0, :, 0]
+    shift = (1 - batch["discounts"]) / (1 - 0.995)
+    expected = batch["rewards"] + shift + batch["discounts"] * batch["masks"] * v_next
+    torch.testing.assert_close(agent._critic_targets(batch)[0], expected.detach(), rtol=1e-5, atol=1e-5)
+
+
+def test_policy_bootstrap_takes_the_mean_target_critic_at_a_positive_sample() -> None:
+    agent = make_agent(tiny_config())
+    batch = {name: torch.from_numpy(column) for name, column in make_batch(0).items()}
+    noise = torch.Generator().manual_seed(0)
+    noise.set_state(agent.generator.get_state())
+    x = torch.randn(ROWS, 1, ACTION_DIM, generator=noise)[:, 0]
+    with torch.no_grad():
+        for k in range(10):
+            x = x + agent.networks.fields(batch["next_observations"], x, torch.full((ROWS, 1), k / 10))[0] / 10
+        pairs = torch.cat((batch["next_observations"], x.clamp(-1, 1)), dim=1)
+        bootstrap = agent.networks.target_critic(pairs).mean(dim=0)[:, 0]
+    expected = batch["rewards"] + batch["discounts"] * batch["masks"] * bootstrap
+    torch.testing.assert_close(agent._critic_targets(batch)[0], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("bootstrap", ["policy", "value"])
+def test_each_loss_reaches_only_its_own_network(bootstrap: str) -> None:
+    agent = make_agent(tiny_config(train_bc=True, bootstrap=bootstrap))
+    terms, _, _ = agent._losses(agent._read_batch(make_batch(0)), diagnostics=True)
+    parameters = agent.networks.trained_parameters()
+    for term, owner in {"critic": "critic", "value": "value", "actor": "fields"}.items():
+        gradients = torch.autograd.grad(terms[term], list(parameters.values()), allow_unused=True, retain_graph=True)
+        reached = {name.split(".")[0] for name, g in zip(parameters, gradients, strict=True) if g is not None}
+        assert reached == {owner}, term
+
+
+def test_each_field_learns_from_its_own_weights() -> None:
+    """Sums of the stacked pass are the weighted regressions of Eq. 9 computed one by one."""
+    agent = make_agent(tiny_config(train_bc=True, beta=2.0, shift=0.3))
+    columns = make_batch(0)
+    batch = agent._read_batch(columns)
+    saved = agent.generator.get_state()
+    terms, metrics, _ = agent._losses(batch, diagnostics=True)
+
+    agent.generator.set_state(saved)
+    q_target, q_data = agent._critic_targets(batch)
+    noise = torch.randn(ROWS, ACTION_DIM, generator=agent.generator)
+    t = torch.rand(ROWS, 1, generator=agent.generator)
+    x, target = flow.path_point(noise, batch["actions"], t), batch["actions"] - noise
+    with torch.no_grad():
+        advantage = q_data.amin(dim=0) - agent.networks.value(batch["observations"])[0, :, 0]
+        errors = (agent.networks.fields(batch["observations"], x, t) - target).square().mean(dim=-1)
+        q = agent.networks.critic(torch.cat((batch["observations"], batch["actions"]), dim=1))[..., 0]
+    weight = 1 / (1 + torch.exp(-(2.0 * advantage + 0.3)))
+    expected = [(weight * errors[0]).mean(), ((1 - weight) * errors[1]).mean(), errors[2].mean()]
+    found = [metrics[f"actor/loss_{name}"] for name in ("positive", "negative", "bc")]
+    torch.testing.assert_close(torch.stack(found), torch.stack(expected))
+    torch.testing.assert_close(terms["actor"].detach(), torch.stack(expected).sum())
+    torch.testing.assert_close(metrics["critic/loss"], (q - q_target).square().mean())
+    expectile = torch.where(advantage < 0, 0.1, 0.9)
+    torch.testing.assert_close(metrics["value/loss"], (expectile * advantage.square()).mean())
+    torch.testing.assert_close(metrics["actor/weight_q50"], weight.quantile(0.5))
+
+
+def test_omega_zero_is_the_positive_policy_and_minus_one_the_negative() -> None:
+    agent = make_agent(tiny_config(num_candidates=1))
+    for step in range(3):
+        agent.update(make_batch(step))
+    observations = make_batch(9)["observations"]
+
+    def act(chosen: DipoleAgent, omega: float) -> Tensor:
+        return chosen.sample_actions(observations, omega=omega, generator=torch.Generator().manual_seed(0))
+
+    swapped = make_agent(tiny_config(num_candidates=1))
+    exchanged = {
+        name: tensor.flip(0) if name.startswith("fields.") else tensor for name, tensor in agent.policy_state().items()
+    }
+    swapped.load_policy_state(exchanged)
+    assert torch.equal(act(agent, 0.0), act(swapped, -1.0))
+    assert torch.equal(act(agent, -1.0), act(swapped, 0.0))
+    # The general formula next to both ends: the shortcut and the guided pass are one policy.
+    torch.testing.assert_close(act(agent, 1e-9), act(agent, 0.0), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(act(agent, -1 + 1e-9), act(agent, -1.0), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(act(agent, 1.5), act(swapped, -2.5), rtol=1e-4, atol=1e-5)
+
+
+def test_acting_keeps_the_candidate_with_the_largest_smallest_critic() -> None:
+    agent = make_agent(tiny_config())
+    observations = torch.from_numpy(make_batch(9)["observations"])
+    chosen = agent.sample_actions(observations, num_candidates=6, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(ROWS, 6, ACTION_DIM, generator=torch.Generator().manual_seed(0))
+    candidates = agent._sample(observations, noise, 0.0, "guided")
+    for row in range(ROWS):
+        pairs = torch.cat((observations[row].expand(6, -1), candidates[row]), dim=1)
+        best = agent.networks.critic(pairs)[..., 0].amin(dim=0).argmax()
+        assert torch.equal(chosen[row], candidates[row, best])
+
+
+@pytest.mark.parametrize("column", ["rewards", "observations", "actions", "next_observations"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 1e30])
+def test_a_non_finite_update_leaves_every_tensor_bitwise_unchanged(column: str, bad: float) -> None:
+    agent = make_agent(tiny_config(advantage_normalization="running_std"))
+    agent.update(make_batch(0))
+    before = agent.state_dict()
+    batch = make_batch(1)
+    batch[column].reshape(ROWS, -1)[3, 0] = bad
+    metrics = agent.update(batch)
+    after = agent.state_dict()
+    unchanged = before.keys() - COUNTERS_AND_NOISE
+    assert_same({name: before[name] for name in unchanged}, {name: after[name] for name in unchanged})
+    assert float(metrics["system/skipped_updates"]) == 1.0 and int(after["learner_steps"]) == 2
+    agent.update(make_batch(2))
+    assert agent.consecutive_skips == 0 and agent.skipped_updates == 1
+    assert not torch.equal(before["networks.value.kernels.0"], agent.state_dict()["networks.value.kernels.0"])
+
+
+def test_exploding_gradients_are_skipped_too() -> None:
+    agent = make_agent(tiny_config())
+
+    def explode(tensors: list[Tensor]) -> None:
+        tensors[0].mul_(math.inf)
+
+    agent.gradient_hook = explode
+    before = agent.policy_state()
+    agent.update(make_batch(0))
+    assert_same(before, agent.policy_state())
+    assert agent.skipped_updates == 1
+
+
+def test_ten_skips_in_a_row_are_an_error_with_the_batch_saved(tmp_path: Path) -> None:
+    agent = DipoleAgent(tiny_config(), OBSERVATION_DIM, ACTION_DIM, seed=0, failure_directory=tmp_path / "failures")
+    batch = make_batch(1)
+    batch["rewards"][5] = math.nan
+    for _ in range(9):
+        agent.update(batch)
+    with pytest.raises(NonFiniteError, match=r"10 updates in a row.*nonfinite-batch-10\.safetensors"):
+        agent.update(batch)
+    saved = load_file(tmp_path / "failures" / "nonfinite-batch-10.safetensors")
+    assert saved.keys() == batch.keys()
+    for name, column in batch.items():
+        np.testing.assert_array_equal(saved[name].numpy(), column)
+
+
+def test_averaging_learners_through_the_hook_keeps_them_equal() -> None:
+    """Two learners on halves of a batch, gradients averaged, stay bitwise equal and skip together."""
+    config = tiny_config(advantage_normalization="running_std")
+    pair = [make_agent(config), make_agent(config)]
+    held: list[list[Tensor]] = []
+
+    def mailbox(tensors: list[Tensor]) -> None:
+        held.append([tensor.clone() for tensor in tensors])
+
+    for step in range(4):
+        batches = [make_batch(10 * step), make_batch(10 * step + 1)]
+        if step == 2:
+            batches[1]["rewards"][0] = math.inf
+        held.clear()
+        for agent, batch in zip(pair, batches, strict=True):  # First see what each would contribute,
+            twin = make_agent(config)
+            twin.load_state_dict(agent.state_dict())
+            twin.gradient_hook = mailbox
+            twin.update(batch)
+        averages = [(first + second) / 2 for first, second in zip(*held, strict=True)]
+
+        def average(tensors: list[Tensor], averages: list[Tensor] = averages) -> None:
+            for tensor, mean in zip(tensors, averages, strict=True):
+                tensor.copy_(mean)
+
+        for agent, batch in zip(pair, batches, strict=True):  # then apply the average in both.
+            agent.gradient_hook = average
+            agent.update(batch)
+        assert_same(pair[0].state_dict(), pair[1].state_dict())
+        assert pair[0].skipped_updates == (1 if step >= 2 else 0)
+
+
+def test_same_seed_means_the_same_run_and_another_seed_another() -> None:
+    first, second, other = make_agent(tiny_config(), 3), make_agent(tiny_config(), 3), make_agent(tiny_config(), 4)
+    torch.manual_seed(0)
+    for step in range(3):
+        first.update(make_batch(step))
+    torch.manual_seed(1)  # The global generator has no say.
+    for step in range(3):
+        second.update(make_batch(step), diagnostics=False)
+        other.update(make_batch(step))
+    assert_same(first.state_dict(), second.state_dict())
+    assert not torch.equal(first.networks.value.kernels[0], other.networks.value.kernels[0])
+
+
+def test_a_state_that_does_not_fit_is_refused_and_changes_nothing() -> None:
+    agent = make_agent(tiny_config())
+    before = agent.state_dict()
+    state = make_agent(tiny_config(), 1).state_dict()
+    missing = {name: tensor for name, tensor in state.items() if name != "networks.value.biases.0"}
+    with pytest.raises(CheckpointError, match=r"missing networks\.value\.biases\.0"):
+        agent.load_state_dict(missing)
+    with pytest.raises(CheckpointError, match="unexpected extra"):
+        agent.load_state_dict({**state, "extra": torch.zeros(1)})
+    with pytest.raises(CheckpointError, match="has shape"):
+        agent.load_state_dict(make_agent(tiny_config(hidden_dims=(8, 8))).state_dict())
+    with pytest.raises(CheckpointError, match="missing generator"):
+        agent.load_state_dict({name: tensor for name, tensor in state.items() if name != "generator"})
+    with pytest.raises(CheckpointError, match="policy state: missing"):
+        agent.load_policy_state({})
+    assert_same(before, agent.state_dict())
+
+
+def test_state_is_a_copy() -> None:
+    agent = make_agent(tiny_config())
+    state, policy = agent.state_dict(), agent.policy_state()
+    kept = {name: tensor.clone() for name, tensor in state.items()}
+    kept_policy = {name: tensor.clone() for name, tensor in policy.items()}
+    agent.update(make_batch(0))
+    assert_same(state, kept)
+    assert_same(policy, kept_policy)
+
+
+def test_a_generator_state_of_another_device_still_gives_reproducible_noise() -> None:
+    state = {**make_agent(tiny_config()).state_dict(), "generator": torch.arange(16, dtype=torch.uint8)}
+    first, second = make_agent(tiny_config(), 1), make_agent(tiny_config(), 2)
+    first.load_state_dict(state)
+    second.load_state_dict(state)
+    assert_same(first.update(make_batch(0)), second.update(make_batch(0)))
+
+
+def test_batches_that_do_not_fit_name_the_column() -> None:
+    agent = make_agent(tiny_config(n_step=3))
+    batch = make_batch(0)
+    with pytest.raises(ConfigError, match="'discounts' is missing"):
+        agent.update({name: column for name, column in batch.items() if name != "discounts"})
+    with pytest.raises(ConfigError, match=r"'rewards' has shape \(32, 1\), expected \(32,\)"):
+        agent.update({**batch, "rewards": batch["rewards"][:, None]})
+    with pytest.raises(ConfigError, match="'actions' has shape"):
+        agent.update({**batch, "actions": batch["actions"][:, :1]})
+
+
+def test_policies_the_agent_does_not_have_are_refused() -> None:
+    observations = make_batch(0)["observations"]
+    with pytest.raises(ConfigError, match=r"agent\.train_bc=true"):
+        make_agent(tiny_config()).sample_actions(observations, policy="bc")
+    with pytest.raises(ConfigError, match="nothing to guide"):
+        make_agent(tiny_config("exp")).sample_actions(observations, omega=1.0)
+    with pytest.raises(ConfigError, match="leave omega out"):
+        make_agent(tiny_config(train_bc=True)).sample_actions(observations, omega=1.0, policy="bc")
+    with pytest.raises(ConfigError, match="num_candidates"):
+        make_agent(tiny_config()).sample_actions(observations, num_candidates=0)
+    with pytest.raises(ConfigError, match="choose guided or bc"):
+        make_agent(tiny_config()).sample_actions(observations, policy="positive")

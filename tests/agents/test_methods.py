@@ -1,0 +1,95 @@
+"""Every method of the family keeps the promises of the battery."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import pytest
+import torch
+
+from dipole_ray.agents.config import PRESETS
+from dipole_ray.agents.dipole import AgentConfig
+from tests.agents.battery import make_agent, make_batch, run_battery, tiny_config
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "with a BC field": {"train_bc": True},
+    "value bootstrap, running deviation": {"bootstrap": "value", "advantage_normalization": "running_std"},
+    "pessimistic ensemble": {
+        "num_critics": 5,
+        "target_aggregation": "mean_minus_std",
+        "value_aggregation": "mean_minus_std",
+    },
+    "best of 4 in a guided target": {
+        "target_candidates": 4,
+        "target_omega": 1.5,
+        "advantage_normalization": "batch_std",
+    },
+}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_preset_keeps_the_battery(preset: str) -> None:
+    run_battery(tiny_config(preset))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variant_keeps_the_battery(variant: str) -> None:
+    run_battery(tiny_config(**VARIANTS[variant]))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_resolve_to_valid_configs(preset: str) -> None:
+    config = AgentConfig.preset(preset)
+    assert len(config.fields) == {"bc": 1, "exp": 1}.get(config.weight_scheme, 2)
+
+
+CHANGES: dict[str, tuple[dict[str, Any], Any]] = {
+    "weight_scheme": ({}, "cfgrl"),
+    "beta": ({}, 5.0),
+    "shift": ({}, -1.0),
+    "omega": ({}, 1.0),
+    "num_candidates": ({}, 4),
+    "exp_weight_max": ({"weight_scheme": "exp", "beta": 4.0}, 1.0),
+    "train_bc": ({}, True),
+    "expectile": ({}, 0.5),
+    "discount": ({}, 0.9),
+    "tau": ({}, 0.5),
+    "bootstrap": ({}, "value"),
+    "target_candidates": ({}, 3),
+    "target_omega": ({}, 1.0),
+    "target_aggregation": ({}, "min"),
+    "value_aggregation": ({}, "mean"),
+    "rho": ({"target_aggregation": "mean_minus_std"}, 2.0),
+    "num_critics": ({}, 3),
+    "reward_scale": ({}, 3.0),
+    "reward_shift": ({}, 1.0),
+    "advantage_normalization": ({}, "batch_std"),
+    "hidden_dims": ({}, (16, 16)),
+    "denoise_steps": ({}, 3),
+    "learning_rate": ({}, 3e-3),
+}
+"""A setting the change needs, and the changed value, for each field that the agent itself acts on."""
+READ_BY_THE_REPLAY = {"batch_size", "n_step"}
+
+
+def test_every_setting_is_covered_below() -> None:
+    assert {field.name for field in fields(AgentConfig)} == CHANGES.keys() | READ_BY_THE_REPLAY
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_every_setting_changes_what_the_agent_does(name: str) -> None:
+    needed, value = CHANGES[name]
+    outcomes = []
+    for config in (tiny_config(**needed), tiny_config(**{**needed, name: value})):
+        agent = make_agent(config)
+        for step in range(3):
+            batch = make_batch(step)
+            del batch["discounts"]
+            agent.update(batch)
+        actions = agent.sample_actions(make_batch(9)["observations"])
+        outcomes.append({**agent.policy_state(), "actions": actions})
+    same_layout = {key: tensor.shape for key, tensor in outcomes[0].items()} == {
+        key: tensor.shape for key, tensor in outcomes[1].items()
+    }
+    assert not same_layout or any(not torch.equal(outcomes[0][key], outcomes[1][key]) for key in outcomes[0])
