@@ -25,6 +25,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from dipole_ray.data.durable import sync_directory
 from dipole_ray.errors import CheckpointError, ConfigError
 from dipole_ray.provenance import package_versions
 
@@ -109,7 +110,7 @@ def write_checkpoint(
             _remove_leftovers(directory, (_REPLACED,))
             final.rename(replaced)
         writing.rename(final)
-        _sync_folder(directory)
+        sync_directory(directory)
         _remove_leftovers(directory, (_REPLACED,))
     except OSError as error:
         raise CheckpointError(
@@ -235,7 +236,7 @@ def _fill(
     }
     text = json.dumps({**body, "checksum": _checksum(body)}, indent=1)
     _write_synced(folder / STATE_FILE, text.encode())
-    _sync_folder(folder)
+    sync_directory(folder)
 
 
 def _read_state(path: Path) -> dict[str, Any]:
@@ -318,15 +319,6 @@ def _write_synced(file: Path, data: bytes) -> None:
         stream.write(data)
         stream.flush()
         os.fsync(stream.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    """Wait until the disk has the names in a folder."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove_leftovers(directory: Path, prefixes: tuple[str, ...]) -> None:

@@ -19,13 +19,13 @@ from typing import Any, Literal
 
 from packaging.requirements import Requirement
 
+from dipole_ray.envs.gl import DEBIAN_PACKAGES
 from dipole_ray.mlflow_feed import redacted
 from dipole_ray.tracking import TrackingConfig
 
 Status = Literal["ok", "warn", "fail"]
 
 LOW_DISK_GIB, MIN_DISK_GIB = 5.0, 0.5
-GL_PACKAGES = "libegl1 libegl-mesa0 libgl1-mesa-dri libgl1"
 REASONS = {
     "mujoco": "the physics of OGBench's ant and manipulation tasks changed at 3.5, and 4.0 breaks dm_control",
     "dm_control": "later ones need a mujoco that changes the physics",
@@ -57,6 +57,7 @@ with mujoco.Renderer(model, 48, 64) as renderer:
 
 MLFLOW_PROBE = """
 import json, sys
+from dipole_ray.envs.gl import DEBIAN_PACKAGES
 from dipole_ray.mlflow_feed import connect
 print(json.dumps({"experiments": len(connect(sys.argv[1]).search_experiments(max_results=100))}))
 """
@@ -201,7 +202,8 @@ def check_environment(name: str, env_id: str) -> Finding:
 
 def check_rendering() -> Finding:
     """Render one picture off screen, which videos need and training does not."""
-    backend = os.environ.get("MUJOCO_GL") or "egl"
+    chosen = os.environ.get("MUJOCO_GL", "")
+    backend = "egl" if chosen in ("", "disable") else chosen
     answer, trouble = _probe(GL_PROBE, timeout_s=60, MUJOCO_GL=backend)
     if answer is not None and answer["brightest"] > 0:
         return Finding(name="Rendering (GL)", status="ok", message=f"MUJOCO_GL={backend} renders off screen")
@@ -209,7 +211,7 @@ def check_rendering() -> Finding:
         name="Rendering (GL)",
         status="warn",
         message=f"MUJOCO_GL={backend} does not render ({trouble or 'the picture is black'}); videos will be missing",
-        remedy=f"on Debian or Ubuntu: apt-get install {GL_PACKAGES}; then set MUJOCO_GL=egl",
+        remedy=f"on Debian or Ubuntu: apt-get install {DEBIAN_PACKAGES}; then set MUJOCO_GL=egl",
     )
 
 

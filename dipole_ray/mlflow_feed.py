@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
+from dipole_ray.data.durable import write_json
 from dipole_ray.provenance import git_commit, package_versions
 from dipole_ray.settings import flatten
 
@@ -304,14 +305,8 @@ class MlflowFeed:
 
     def _save_state(self) -> None:
         """Replace `mlflow.json` at once and for good."""
-        file = self._run_dir / STATE_FILE
-        beside = file.with_name(f".{STATE_FILE}.new")
         with self._lock:
-            with beside.open("w") as stream:
-                json.dump(asdict(self._state), stream)
-                stream.flush()
-                os.fsync(stream.fileno())
-            beside.replace(file)
+            write_json(self._run_dir / STATE_FILE, asdict(self._state))
 
 
 def connect(uri: str) -> MlflowClient:
