@@ -90,7 +90,15 @@ def table(evaluation: Evaluation, *, chosen: tuple[float, int] | None = None, ti
     """
     rows = [row for phase in phases_of(evaluation) for row in evaluation[phase]]
     has_success = any(row["success"] is not None for row in rows)
-    result = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", title_style="bold", pad_edge=False)
+    result = Table(
+        box=box.SIMPLE_HEAD,
+        title=title or None,
+        title_justify="left",
+        title_style="bold",
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
     for name in ("phase", "method"):
         result.add_column(name, no_wrap=True)
     for name in ("omega", "cand."):

@@ -162,9 +162,9 @@ def _draw_keys(pattern: str, ylabel: str, log: bool = False) -> Callable[[Axes, 
         for key, colour in zip(metrics.keys(pattern), style.CYCLE, strict=False):
             label = _LABELS.get(key, key.split("/")[1].removeprefix("loss_").replace("_", " "))
             smooth.append(_draw_line(axes, *metrics.series(key), colour, label))
-        lowest, highest = min(y.min() for y in smooth), max(y.max() for y in smooth)
+        lowest, highest = np.quantile(np.concatenate(smooth), (0.01, 0.99))
         if log and lowest > 0:
-            # Single batches scatter over decades; the scale is for the medians.
+            # The first batches, and single ones later, lie decades away from the course of the curve.
             axes.set_yscale("log")
             axes.set_ylim(lowest / 2, highest * 2)
         axes.set_ylabel(ylabel)
@@ -186,16 +186,17 @@ def _draw_weights(axes: Axes, metrics: Metrics) -> None:
         x, bottom = metrics.series(keys[low])
         other, top = metrics.series(keys[high])
         if np.array_equal(x, other):
-            label = f"{low} to {high} % of a batch"
+            label = f"{low}\u2013{high} %"
             axes.fill_between(
                 x, _smooth(bottom), _smooth(top), color=style.PURPLE, alpha=0.22, linewidth=0, label=label
             )
     if 50 in keys:
         x, median = metrics.series(keys[50])
         axes.plot(x, _smooth(median), color=style.PURPLE, label="median")
-    axes.set_ylim(-0.02, 1.02)
+    axes.set_ylim(-0.02, 1.22)
+    axes.set_yticks(np.linspace(0, 1, 6))
     axes.set_ylabel("weight of the positive policy")
-    axes.legend()
+    axes.legend(loc="upper left", ncols=3, columnspacing=1.2)
 
 
 def _draw_line(

@@ -68,7 +68,6 @@ def _is_worth_drawing(rows: Sequence[Row], measure: str) -> bool:
 def _draw_curve(axes: Axes, rows: Sequence[Row], measure: str, phase: str) -> None:
     colour = style.PHASE_COLOURS.get(phase, style.GREEN)
     curve = sorted((row for row in rows if row["omega"] is not None), key=lambda row: row["omega"] or 0.0)
-    _draw_bc(axes, rows, measure, phase, colour)
     if not curve:
         return
     omegas = [row["omega"] or 0.0 for row in curve]
@@ -78,6 +77,7 @@ def _draw_curve(axes: Axes, rows: Sequence[Row], measure: str, phase: str) -> No
     axes.fill_between(omegas, low, high, color=colour, alpha=0.16, linewidth=0)
     axes.plot(omegas, middle, color=colour, marker="o", markersize=4.5, label=f"{curve[0]['method']}, {phase}")
     axes.set_xticks(omegas, [f"{omega:g}" for omega in omegas])
+    _draw_bc(axes, rows, measure, phase, colour)
 
 
 def _draw_bc(axes: Axes, rows: Sequence[Row], measure: str, phase: str, colour: str) -> None:
@@ -86,7 +86,9 @@ def _draw_bc(axes: Axes, rows: Sequence[Row], measure: str, phase: str, colour: 
         if row["method"] == BC:
             axes.axhspan(_bound(row, measure, "low"), _bound(row, measure, "high"), color=colour, alpha=0.07, lw=0)
             level = _number(row, measure) or 0.0
-            axes.axhline(level, color=colour, linestyle=(0, (4, 3)), linewidth=1.2, label=f"BC, {phase}")
+            # Where both phases lie at one level, their dashes alternate.
+            dashes = (4 * (phase == "online"), (4, 4))
+            axes.axhline(level, color=colour, linestyle=dashes, linewidth=1.2, zorder=1.5, label=f"BC, {phase}")
 
 
 def _ring_chosen(axes: Axes, rows: Sequence[Row], measure: str, chosen: tuple[float, int] | None) -> None:
