@@ -43,13 +43,22 @@ def enable_rendering() -> None:
             gl_context = importlib.reload(gl_context)
             if "dm_control._render" in sys.modules:
                 importlib.reload(sys.modules["dm_control._render"])
-        gl_context.GLContext(16, 16).free()
-    except (ImportError, AttributeError, RuntimeError, OSError) as error:
+        _draw_nothing()
+    except Exception as error:  # PyOpenGL, GLFW and MuJoCo each fail in their own way, down to an AttributeError
         raise EnvironmentUnavailable(
             f"rendering with MUJOCO_GL={backend} does not work here ({type(error).__name__}: {error}); install the "
             f"OpenGL libraries ('apt-get install {DEBIAN_PACKAGES}' on Debian or Ubuntu), choose another backend with "
-            "MUJOCO_GL=osmesa or glfw, or leave rendering out"
+            "MUJOCO_GL=egl, osmesa or glfw, or leave rendering out"
         ) from error
+
+
+def _draw_nothing() -> None:
+    """Render an empty world: some backends hand out a context that fails only when it is used."""
+    import mujoco
+
+    renderer = mujoco.Renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), 16, 16)
+    renderer.render()
+    renderer.close()
 
 
 def draw_plainly(model: object) -> None:

@@ -103,7 +103,7 @@ def _nearest(env_id: str, ids: list[str]) -> str:
 def _unknown(env_id: str, ids: list[str]) -> str:
     near = _nearest(env_id, ids)
     return f"unknown environment '{env_id}'" + (
-        f"; the nearest ids are{near}"
+        f"; the nearest{near}"
         if near
         else "; ids look like 'pointmaze-medium-navigate-singletask-task1-v0', 'dm_control/walker-walk', 'Pendulum-v1'"
     )

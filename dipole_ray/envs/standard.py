@@ -35,8 +35,8 @@ class StandardEnv(gymnasium.Wrapper):
             inner = _pin_action_space(env.unwrapped)
         assert isinstance(inner, gymnasium.spaces.Box)
         self._inner_action_space = inner
-        self._low = inner.low
-        self._high = inner.high
+        self._centre = (inner.high + inner.low) / 2
+        self._half_range = (inner.high - inner.low) / 2
         self._is_unit_range = bool(np.all(inner.low == -1.0) and np.all(inner.high == 1.0))
         self._global_draws = global_draws
         self._global_random = PrivateGlobalRandom()
@@ -67,7 +67,7 @@ class StandardEnv(gymnasium.Wrapper):
             raise NonFiniteError(f"action {action} is not finite: the policy has diverged; nothing was stepped")
         action = np.clip(action, -1.0, 1.0)
         if not self._is_unit_range:
-            action = (self._low + (action + 1.0) * 0.5 * (self._high - self._low)).astype(self._low.dtype)
+            action = self._centre + action * self._half_range
         with self._global_random.swapped_in() if self._global_draws == "step" else nullcontext():
             observation, reward, terminated, truncated, info = self.env.step(action)
         success = info.get("success", info.get("is_success"))
@@ -90,6 +90,15 @@ class StandardEnv(gymnasium.Wrapper):
             return np.asarray(self.env.render())
         except gymnasium.error.DependencyNotInstalled as error:
             raise EnvironmentUnavailable(f"cannot draw {self.env}: {error}") from error
+
+    def close(self) -> None:
+        """Close the environment, with the renderers that OGBench leaves open."""
+        for name in ("custom_renderer", "_renderer"):
+            renderer = getattr(self.unwrapped, name, None)
+            if renderer is not None:
+                renderer.close()
+                setattr(self.unwrapped, name, None)
+        self.env.close()
 
 
 def _pin_action_space(env: gymnasium.Env) -> gymnasium.spaces.Space:

@@ -22,6 +22,9 @@ from dipole_ray.parallel import map_tasks
 
 Request = dict[str, Any]
 
+WORTH_RAY_S = 15.0
+"""Seconds of work on one core above which starting Ray pays."""
+
 
 def collect(
     name: str,
@@ -44,7 +47,8 @@ def collect(
         transitions: Transitions of the training file, >= 1.
         seed: Seed, >= 0.
         out: Folder to write into; made if needed.
-        num_workers: Ray tasks at a time; 1 collects in this process, None uses the whole cluster.
+        num_workers: Ray tasks at a time; 1 collects in this process. None: the whole cluster, or this process if
+            the work takes but a few seconds.
         progress: Whether to show progress.
         overwrite: Whether to replace files of that name that were made by another request.
 
@@ -74,6 +78,8 @@ def collect(
     try:
         work.mkdir(parents=True, exist_ok=True)
         shards = plan(name, transitions, seed)
+        if num_workers is None and sum(shard.num_transitions for shard in shards) < WORTH_RAY_S * how.transitions_per_s:
+            num_workers = 1
         _play_all(shards, work, num_workers, progress)
         if name == PENDULUM:
             _write_folder(shards, work, targets[0], request)

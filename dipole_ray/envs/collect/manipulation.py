@@ -94,7 +94,8 @@ class ManipulationCollector:
         action: np.ndarray = np.asarray(oracle.select_action(observation, info))
         if self._is_noisy:
             action = action + rng.normal(0.0, noise)
-        return np.clip(action, -1.0, 1.0).astype(np.float32)
+        clipped: np.ndarray = np.clip(action, -1.0, 1.0)
+        return clipped.astype(np.float32)
 
     def _stacking(self, rng: np.random.Generator) -> float:
         if self._domain != "cube":

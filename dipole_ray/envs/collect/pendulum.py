@@ -8,11 +8,19 @@ from dipole_ray.envs.collect.episode import Columns, env_seed
 from dipole_ray.envs.make import make_env
 
 ENERGY_GAIN = 1.0
+"""Torque in N m per unit of missing energy (per unit of inertia); above 0.1 the torque is nearly always the largest."""
+
 BALANCE_GAINS = (8.0, 2.0)
-"""Torque per radian and per radian/s near the top, in units of the largest torque (2 N m) over 2."""
+"""Torque in N m per radian and per radian/s near the top."""
+
+OVERRULED_FRACTION = (0.6, 1.0)
+"""Range of the share of an episode's stretches in which the controller is overruled."""
+
+ACTION_NOISE = 0.3
+"""Standard deviation of the noise on every action, whose range is [-1, 1]."""
 
 HOLD_STEPS = 10
-"""Mean length of a stretch in which one random torque overrules the controller."""
+"""Mean length of a stretch, in steps of 0.05 s; one random torque fills an overruled one."""
 
 
 def teacher_action(observation: np.ndarray) -> float:
@@ -40,7 +48,7 @@ class PendulumCollector:
     def episode(self, seed: np.random.SeedSequence, num_transitions: int) -> Columns:
         """Return one episode: observations (T+1, 3), actions (T, 1), rewards and masks (T,)."""
         rng = np.random.default_rng(seed)
-        overruled_fraction = rng.uniform(0.2, 1.0)
+        overruled_fraction = rng.uniform(*OVERRULED_FRACTION)
         observations = np.empty((num_transitions + 1, 3), np.float32)
         actions = np.empty((num_transitions, 1), np.float32)
         rewards = np.empty(num_transitions, np.float32)
@@ -50,7 +58,7 @@ class PendulumCollector:
             if step == 0 or rng.random() < 1.0 / HOLD_STEPS:
                 random_torque = rng.uniform(-1.0, 1.0) if rng.random() < overruled_fraction else None
             action = teacher_action(observations[step]) if random_torque is None else random_torque
-            actions[step] = np.clip(action + rng.normal(0.0, 0.1), -1.0, 1.0)
+            actions[step] = np.clip(action + rng.normal(0.0, ACTION_NOISE), -1.0, 1.0)
             observations[step + 1], rewards[step], _, _, _ = self._env.step(actions[step])
         # Pendulum never terminates: every step may be bootstrapped.
         masks = np.ones(num_transitions, np.float32)

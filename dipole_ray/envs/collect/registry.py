@@ -29,6 +29,9 @@ class Recipe:
     episode_steps: int
     """Transitions of a whole episode."""
 
+    transitions_per_s: float
+    """Rough speed on one core; decides whether starting Ray is worth it."""
+
     validation_share: int
     """One transition in this many more goes into the validation file; 0 for none."""
 
@@ -71,6 +74,7 @@ def _recipes() -> dict[str, Recipe]:
             collector="pointmaze-navigate-1",
             open=partial(PointmazeCollector, f"pointmaze-{size}-v0"),
             episode_steps=2000 if size == "giant" else 1000,
+            transitions_per_s=8000.0,
             validation_share=10,
         )
     cubes = ("single", "double", "triple", "quadruple", "octuple")
@@ -81,9 +85,14 @@ def _recipes() -> dict[str, Recipe]:
                 collector=f"manipulation-{kind}-1",
                 open=partial(ManipulationCollector, f"{scene}-v0", kind),
                 episode_steps=1000,
+                transitions_per_s=500.0,
                 validation_share=10,
             )
     recipes[PENDULUM] = Recipe(
-        collector="pendulum-mixed-1", open=PendulumCollector, episode_steps=200, validation_share=0
+        collector="pendulum-mixed-1",
+        open=PendulumCollector,
+        episode_steps=200,
+        transitions_per_s=30_000.0,
+        validation_share=0,
     )
     return recipes

@@ -95,9 +95,9 @@ def keep(shard: Shard, episodes: list[Columns], folder: Path) -> Path:
     """Write the episodes of `shard` to its file in `folder`, whole or not at all."""
     path = folder / shard.file_name
     temporary = path.with_name(f".{path.name}.tmp")
-    arrays: dict[str, Any] = {
-        f"{number}/{name}": column for number, part in enumerate(episodes) for name, column in part.items()
-    }
+    arrays: dict[str, Any] = {}
+    for number, columns in enumerate(episodes):
+        arrays.update({f"{number}/{name}": column for name, column in columns.items()})
     with temporary.open("wb") as file:
         np.savez(file, **arrays)
     commit_file(temporary, path)
