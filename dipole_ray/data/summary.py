@@ -118,10 +118,10 @@ class Summary:
 def _hash_rows(values: np.ndarray) -> np.ndarray:
     """Return one 64-bit hash a row of float32 (N, D)."""
     words = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
-    weights = np.random.Generator(np.random.PCG64(0)).integers(1, 1 << 63, size=words.shape[1], dtype=np.uint64)
+    weights = np.random.Generator(np.random.PCG64(0)).integers(1, 1 << 63, size=(words.shape[1],), dtype=np.uint64)
     total = np.zeros(len(words), dtype=np.uint64)
-    for index, weight in enumerate(weights):
-        total += _mix(words[:, index].astype(np.uint64) * (weight | np.uint64(1)) + weight)
+    for index, weight in enumerate(weights.tolist()):
+        total += _mix(words[:, index].astype(np.uint64) * np.uint64(weight | 1) + np.uint64(weight))
     return total
 
 

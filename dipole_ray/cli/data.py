@@ -1,0 +1,236 @@
+"""`dipole data import | inspect | collect`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from dipole_ray.errors import ConfigError, DatasetError
+
+IMPORT_HELP = """\
+Turn an OGBench .npz, or any Parquet / Arrow / Feather table, into a dataset that training maps from disk.
+
+examples:
+  # OGBench data, labelled with the rewards of one task
+  dipole data import pointmaze-medium-navigate-v0.npz --env pointmaze-medium-navigate-singletask-task1-v0 --out DIR
+
+  # a table with columns called observations, actions, rewards, terminals, timeouts
+  dipole data import robot.parquet --out DIR
+
+  # a table with other names: several columns make a vector, obs_* takes all that begin so
+  dipole data import robot.parquet --out DIR --map 'observations=obs_*' --map actions=throttle,steer \\
+      --map rewards=r --map episode=run --map terminals=crashed
+
+meanings for --map: observations, actions, rewards, next_observations, masks (0 = the task ended), terminals,
+  timeouts (1 = a time limit cut the trajectory), episode, terminals_are (termination or boundary)
+"""
+
+INSPECT_HELP = """\
+Read a dataset from beginning to end and give a verdict (ok, warning, error) before any training.
+
+examples:
+  dipole data inspect DIR
+  dipole data inspect cube-single-play-v0.npz --env cube-single-play-singletask-v0 --plot cube.png
+  dipole data inspect robot.parquet --map rewards=r --map episode=run --json verdict.json
+
+The exit code is 0 for ok and warning, 1 for error.
+"""
+
+COLLECT_HELP = """\
+Make a dataset on the spot with a seeded scripted collector, in parallel through Ray tasks.
+
+examples:
+  dipole data collect pointmaze-medium-navigate-v0 --transitions 50000 --seed 0 --out DIR
+  dipole data collect cube-single-play-v0 --transitions 100000 --seed 0 --out DIR --workers 8
+  dipole data collect Pendulum-v1 --transitions 50000 --seed 0 --out DIR
+
+OGBench names give OGBench's own file pair (NAME.npz and NAME-val.npz), which `ogbench` loads; the same name,
+transitions and seed give the same data, whatever the number of workers.
+"""
+
+
+def add_data_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `data` and its commands to the main parser; each sets `run`, a function of the parsed arguments."""
+    parser = subparsers.add_parser("data", help="import, inspect or collect a dataset", description=__doc__)
+    commands = parser.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
+    _add_import(commands)
+    _add_inspect(commands)
+    _add_collect(commands)
+
+
+def _add_command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str
+) -> argparse.ArgumentParser:
+    summary = text.partition("\n")[0]
+    return commands.add_parser(
+        name, help=summary, description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def _add_import(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _add_command(commands, "import", IMPORT_HELP)
+    parser.add_argument("source", metavar="SRC", type=Path, help="an OGBench .npz, a table, or a folder of tables")
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the dataset")
+    parser.add_argument("--env", metavar="ENV_ID", help="task that gives the rewards, and whose spaces must match")
+    parser.add_argument("--format", choices=("ogbench", "table"), help="default: by the file's ending")
+    _add_map(parser)
+    parser.add_argument(
+        "--non-finite",
+        choices=("refuse", "drop"),
+        default="refuse",
+        help="what to do with transitions that hold NaN or infinity (default: refuse)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the dataset in DIR")
+    parser.set_defaults(run=run_import)
+
+
+def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _add_command(commands, "inspect", INSPECT_HELP)
+    parser.add_argument("path", metavar="PATH", type=Path, help="a dataset folder, an OGBench .npz, or a table")
+    parser.add_argument("--env", metavar="ENV_ID", help="task that gives an OGBench file its rewards")
+    _add_map(parser)
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the verdict as JSON as well")
+    parser.add_argument("--plot", metavar="FILE", type=Path, help="draw returns, lengths and actions as a picture")
+    parser.set_defaults(run=run_inspect)
+
+
+def _add_collect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _add_command(commands, "collect", COLLECT_HELP)
+    parser.add_argument("name", metavar="NAME", help="an OGBench dataset name, or Pendulum-v1")
+    parser.add_argument("--transitions", metavar="N", type=int, required=True, help="transitions to make")
+    parser.add_argument("--seed", metavar="S", type=int, default=0, help="seed (default: 0)")
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the files")
+    parser.add_argument("--workers", metavar="W", type=int, help="Ray tasks at a time (default: the whole cluster)")
+    parser.add_argument("--overwrite", action="store_true", help="replace files made by another request")
+    parser.set_defaults(run=run_collect)
+
+
+def _add_map(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--map",
+        metavar="MEANING=COLUMN",
+        action="append",
+        default=[],
+        help="table column(s) for one meaning; repeatable",
+    )
+
+
+def run_import(args: argparse.Namespace) -> int:
+    """Import a file as a dataset and say what to do next."""
+    from dipole_ray.data.dataset import write_dataset
+    from dipole_ray.data.inspect import dataset_kind
+    from dipole_ray.data.sources.pieces import ImportReport
+    from dipole_ray.progress import Progress
+
+    kind = dataset_kind(args.source)
+    if kind == "dataset":
+        raise DatasetError(f"{args.source}: is a dataset already; train on it as it is, or import its original")
+    kind = args.format or kind
+    if kind == "ogbench" and args.map:
+        raise ConfigError(
+            "--map is for tables; an OGBench file has fixed names: leave --map out or pass --format table"
+        )
+    report = ImportReport()
+    schema, rows, source = _open_source(args, kind, report)
+    if args.env is not None:
+        _check_environment(args.env, args.source, schema.observation_dim, schema.action_dim)
+    with Progress(f"import {args.source.name}", unit="transitions") as progress:
+        manifest = write_dataset(args.out, _counted(rows, progress), schema, source, overwrite=args.overwrite)
+    dropped = f", {report.dropped_transitions} dropped as not finite" if report.dropped_transitions else ""
+    print(
+        f"{args.out}: {manifest.num_transitions} transitions in {report.trajectories} trajectories{dropped}, "
+        f"observations {schema.observation_dim}, actions {schema.action_dim}\n"
+        f"next: dipole data inspect {args.out}\n"
+        f"      dipole train data.path={args.out}" + (f" env.id={args.env}" if args.env else " env.id=ENV_ID")
+    )
+    return 0
+
+
+def _open_source(args: argparse.Namespace, kind: str, report: Any) -> tuple[Any, Iterator[Any], dict[str, Any]]:  # noqa: ANN401
+    """Return the schema, the rows and the description of what is to be imported."""
+    from dipole_ray.data.sources.mapping import TableMapping
+    from dipole_ray.data.sources.ogbench import ogbench_schema, read_ogbench
+    from dipole_ray.data.sources.table import read_table, table_columns, table_schema
+
+    source = {"format": kind, "file": args.source.name, "env": args.env, "non_finite": args.non_finite}
+    if kind == "ogbench":
+        rows = read_ogbench(args.source, _relabel(args.env), non_finite=args.non_finite, report=report)
+        return ogbench_schema(args.source), rows, source
+    columns = table_columns(args.source)
+    mapping = TableMapping.from_pairs(args.map) if args.map else TableMapping.guess(columns)
+    rows = read_table(args.source, mapping, non_finite=args.non_finite, report=report)
+    return table_schema(args.source, mapping), rows, source | {"mapping": mapping.to_json()}
+
+
+def _relabel(env_id: str | None) -> Any:  # noqa: ANN401
+    """Return the labelling of an OGBench single task; other environments' files bring their own rewards."""
+    if env_id is None or "singletask" not in env_id:
+        return None
+    from dipole_ray.envs.relabel import ogbench_relabel
+
+    return partial(ogbench_relabel, env_id)
+
+
+def _check_environment(env_id: str, source: Path, observation_dim: int, action_dim: int) -> None:
+    from dipole_ray.envs.make import env_dims
+
+    dims = env_dims(env_id)
+    if (dims.observation_dim, dims.action_dim) != (observation_dim, action_dim):
+        raise DatasetError(
+            f"{source}: observations have {observation_dim} and actions {action_dim} dimensions, '{env_id}' has "
+            f"{dims.observation_dim} and {dims.action_dim}; name the environment that made this data with --env"
+        )
+
+
+def _counted(rows: Iterable[Any], progress: Any) -> Iterator[Any]:  # noqa: ANN401
+    for piece in rows:
+        yield piece
+        progress.advance(int((piece["remaining"] > 0).sum()))
+
+
+def run_inspect(args: argparse.Namespace) -> int:
+    """Inspect a dataset, print the verdict, and write it where asked."""
+    from dipole_ray.cli.inspect_report import plot_inspection, print_inspection
+    from dipole_ray.data.inspect import inspect_dataset
+    from dipole_ray.data.sources.mapping import TableMapping
+    from dipole_ray.progress import Progress
+
+    mapping = TableMapping.from_pairs(args.map) if args.map else None
+    with Progress(f"inspect {args.path.name}", unit="transitions") as progress:
+        inspection = inspect_dataset(
+            args.path, mapping=mapping, relabel=_relabel(args.env), on_transitions=progress.update
+        )
+    print_inspection(inspection)
+    try:
+        if args.json is not None:
+            args.json.write_text(json.dumps(inspection.to_json(), indent=1) + "\n", encoding="utf-8")
+        if args.plot is not None:
+            plot_inspection(inspection, args.plot)
+    except OSError as error:
+        raise ConfigError(
+            f"{error.filename or args.plot}: cannot be written ({error.strerror or error}); "
+            "choose another place for the output"
+        ) from error
+    return 1 if inspection.verdict == "error" else 0
+
+
+def run_collect(args: argparse.Namespace) -> int:
+    """Collect a dataset and say what to do next."""
+    from dipole_ray.envs.collect import collect
+
+    paths = collect(
+        args.name, args.transitions, args.seed, args.out, num_workers=args.workers, overwrite=args.overwrite
+    )
+    for path in paths:
+        print(path)
+    if paths[0].suffix == ".npz":
+        task = "-singletask-".join(args.name.rsplit("-", 1))
+        print(f"next: dipole data import {paths[0]} --env {task} --out DIR", file=sys.stdout)
+    else:
+        print(f"next: dipole data inspect {paths[0]}")
+    return 0

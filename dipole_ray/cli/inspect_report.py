@@ -1,0 +1,108 @@
+"""The verdict of `dipole data inspect` as a table with small histograms, and as a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from dipole_ray.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dipole_ray.data.inspect import Inspection
+
+_BARS = " ▁▂▃▄▅▆▇█"
+_STYLES = {"ok": "bold green", "info": "cyan", "warning": "bold yellow", "error": "bold red"}
+_TITLES = {"returns": "return of a trajectory", "lengths": "transitions of a trajectory", "actions": "action entries"}
+
+
+def print_inspection(inspection: Inspection, console: Console | None = None) -> None:
+    """Print verdict, findings, figures and histograms."""
+    console = console or Console()
+    console.print(
+        Text.assemble(f"{inspection.path} ({inspection.kind}): ", (inspection.verdict, _STYLES[inspection.verdict]))
+    )
+    for finding in inspection.findings:
+        console.print(
+            Text.assemble("  ", (f"{finding.level}: ", _STYLES[finding.level]), f"{finding.what} [{finding.where}]"),
+            soft_wrap=True,
+        )
+        console.print(Text(f"    -> {finding.remedy}"), soft_wrap=True)
+    if not inspection.figures:
+        return
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, text in _figure_lines(inspection.figures):
+        table.add_row(name, text)
+    for name, (edges, counts) in inspection.histograms.items():
+        table.add_row(_TITLES[name], f"{edges[0]:.6g} |{_sparkline(counts)}| {edges[-1]:.6g}")
+    console.print(table)
+
+
+def plot_inspection(inspection: Inspection, path: Path) -> None:
+    """Draw the histograms side by side into an image file.
+
+    Raises:
+        ConfigError: If there is nothing to draw, or the file's ending names no picture format.
+    """
+    import matplotlib
+
+    if not inspection.histograms:
+        raise ConfigError(
+            f"{path}: no picture, because no transition of {inspection.path} could be read; see the findings"
+        )
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    shown = [name for name in ("returns", "lengths", "actions") if name in inspection.histograms]
+    figure, axes = pyplot.subplots(1, len(shown), figsize=(4.2 * len(shown), 3.2), layout="constrained", squeeze=False)
+    for axis, name in zip(axes[0], shown, strict=True):
+        edges, counts = inspection.histograms[name]
+        axis.stairs(counts, edges, fill=True, color="tab:blue")
+        axis.set_xlabel(_TITLES[name])
+        axis.set_ylabel("count")
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(f"{Path(inspection.path).name}: {inspection.verdict}")
+    try:
+        figure.savefig(path, dpi=120)
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}; let the name end in .png, .pdf or .svg") from error
+    finally:
+        pyplot.close(figure)
+
+
+def _figure_lines(figures: dict[str, float]) -> list[tuple[str, str]]:
+    """Return the figures as named lines for a person."""
+    value = {name: f"{number:.6g}" for name, number in figures.items()}
+    lines = [
+        ("transitions", f"{figures['transitions']:,.0f} in {figures['trajectories']:,.0f} trajectories"),
+        ("dimensions", f"observations {value['observation_dim']}, actions {value['action_dim']}"),
+        ("size", f"{figures['megabytes']:,.1f} MB as a dataset"),
+        ("length", f"{value['length_min']} to {value['length_max']}, median {value['length_median']}"),
+        (
+            "actions",
+            f"{value['action_min']} to {value['action_max']}, {figures['action_saturated_fraction']:.1%} at the limits",
+        ),
+    ]
+    if "reward_min" in figures:
+        lines += [
+            ("rewards", f"{value['reward_min']} to {value['reward_max']}"),
+            ("return", f"{value['return_min']} to {value['return_max']}, median {value['return_median']}"),
+            ("task ended (mask 0)", f"{figures['masked_fraction']:.2%} of transitions"),
+            (
+                "trajectories with it",
+                f"{figures['solved_fraction']:.1%}, as the end {figures['terminated_fraction']:.1%}",
+            ),
+        ]
+    lines.append(
+        ("duplicates", f"{value['duplicate_transitions']} transitions, {value['duplicate_trajectories']} trajectories")
+    )
+    return lines
+
+
+def _sparkline(counts: list[int]) -> str:
+    largest = max(*counts, 1)
+    return "".join(_BARS[-(-count * (len(_BARS) - 1) // largest)] for count in counts)
