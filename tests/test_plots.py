@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dipole_ray.envs.make import EnvConfig
-from dipole_ray.errors import ConfigError, DatasetError
+from dipole_ray.errors import ConfigError, DatasetError, EnvironmentUnavailable
 from dipole_ray.evaluation import Cell, CellResult, environments, evaluate_cell, summarize
 from dipole_ray.plots import draw_curves, draw_maze, draw_omega, draw_run, read_metrics
 from dipole_ray.plots.style import DPI
@@ -187,3 +187,16 @@ def test_a_video_refuses_impossible_requests_before_making_anything(tmp_path: Pa
     with pytest.raises(ConfigError, match="found clip"):
         record_video(MazeWalker(), MAZE, Cell(), tmp_path / "folder" / "clip.gif")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_video_shows_the_episode_frame_by_frame(tmp_path: Path) -> None:
+    env = EnvConfig(id=MAZE, max_episode_steps=12)
+    try:
+        path = record_video(MazeWalker(), env, Cell(), tmp_path / "videos" / "clip.mp4", episodes=2, frame_every=5)
+    except EnvironmentUnavailable as error:
+        pytest.skip(str(error))
+    frames = list(imageio.get_reader(path).iter_data())
+    assert len(frames) == 2 * (1 + 2 + 1), "reset, steps 5 and 10, and the last step of each episode"
+    assert all(side % 2 == 0 for side in frames[0].shape[:2])
+    assert np.std(frames[0]) > 1
+    assert [entry.name for entry in path.parent.iterdir()] == ["clip.mp4"]
