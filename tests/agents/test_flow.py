@@ -60,9 +60,7 @@ def extrapolated(values: list[np.ndarray]) -> np.ndarray:
     """Remove the error powers 1/K, 1/K^2, ... from results at K, 2K, 4K, ... (Richardson)."""
     order = 1
     while len(values) > 1:
-        values = [
-            (2**order * fine - coarse) / (2**order - 1) for coarse, fine in pairwise(values)
-        ]
+        values = [(2**order * fine - coarse) / (2**order - 1) for coarse, fine in pairwise(values)]
         order += 1
     return values[0]
 

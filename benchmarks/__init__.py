@@ -1,0 +1,1 @@
+"""Measurements of this package; each writes a dated result."""
