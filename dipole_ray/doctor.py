@@ -247,7 +247,7 @@ def check_mlflow(runs: Path) -> Finding:
     return Finding(
         name="MLflow",
         status="warn",
-        message=f"{shown}: {trouble}; training works, its metrics stay in metrics.jsonl",
+        message=f"{shown}: {redacted(trouble)}; training works, its metrics stay in metrics.jsonl",
         remedy="start the server, correct MLFLOW_TRACKING_URI, or unset it to use SQLite beside the runs",
     )
 

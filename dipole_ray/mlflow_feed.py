@@ -20,7 +20,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit, urlunsplit
 
 from dipole_ray.data.durable import write_json
 from dipole_ray.provenance import git_commit, package_versions
@@ -125,7 +124,7 @@ class MlflowFeed:
             self._given_up.set()
             lines, artifacts = self._undelivered()
             _log.warning(
-                "MLflow at %s: %d lines of metrics and %d artifacts were not delivered within %.0f s; they are in %s, "
+                "MLflow at %s: %d lines of metrics and %d artifacts were not delivered within %g s; they are in %s, "
                 "and the next 'dipole train --resume %s' delivers them",
                 *(redacted(self._uri), lines, artifacts, timeout_s, self._run_dir, self._run_dir),
             )
@@ -275,7 +274,7 @@ class MlflowFeed:
             _log.warning(
                 "MLflow at %s takes no metrics (%s: %s); training goes on, metrics.jsonl is complete, and delivery "
                 "is tried again",
-                *(redacted(self._uri), type(error).__name__, first_line),
+                *(redacted(self._uri), type(error).__name__, redacted(first_line)),
             )
 
     def _undelivered(self) -> tuple[int, int]:
@@ -299,6 +298,7 @@ class MlflowFeed:
                 "MLflow was %s (%s) and is now %s (%s); a new MLflow run there takes the whole history",
                 *(state.tracking_uri, state.experiment, fresh.tracking_uri, fresh.experiment),
             )
+            fresh.artifacts = state.artifacts
             return fresh
         state.offset = min(state.offset, metrics_bytes)
         return state
@@ -324,12 +324,9 @@ def connect(uri: str) -> MlflowClient:
     return MlflowClient(tracking_uri=uri)
 
 
-def redacted(uri: str) -> str:
-    """Return an address without user name and password, for files, logs and screens."""
-    parts = urlsplit(uri)
-    if "@" not in parts.netloc:
-        return uri
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+def redacted(text: str) -> str:
+    """Return a text with the user name and password of every address in it left out, for files, logs and screens."""
+    return re.sub(r"(?<=://)[^/?#\s]*@", "", text)
 
 
 def _points(line: Mapping[str, Any]) -> Iterator[tuple[str, float, int, int]]:
@@ -350,6 +347,6 @@ def _name(key: str) -> str:
 
 
 def _text(value: Any) -> str:  # noqa: ANN401
-    """Return a parameter or tag as MLflow takes it."""
+    """Return a parameter or tag as MLflow takes it; the config may hold an address with a password."""
     text = value if isinstance(value, str) else json.dumps(value, default=str)
-    return text[:MAX_TEXT]
+    return redacted(text)[:MAX_TEXT]

@@ -1,0 +1,327 @@
+"""Metrics are complete on the disk whatever MLflow does, and MLflow gets each of them once, sooner or later."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dipole_ray.errors import ConfigError
+from dipole_ray.mlflow_feed import connect, redacted
+from dipole_ray.tracking import MetricsFile, Tracker, TrackingConfig, read_metrics
+
+PARAMETERS = {"agent": {"beta": 1.0, "hidden_dims": [64, 64]}, "seed": 0}
+DEAD_URI = "http://user:secret@127.0.0.1:9"
+
+
+@pytest.fixture(autouse=True)
+def no_server_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the tests away from a server that the environment names."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of runs whose MLflow database is made once, which takes seconds."""
+    return tmp_path_factory.mktemp("runs")
+
+
+def start(run_dir: Path, config: TrackingConfig | None = None, **options: Any) -> Tracker:  # noqa: ANN401
+    """Return a tracker for `run_dir`."""
+    options = {"parameters": PARAMETERS, **options}
+    return Tracker(run_dir, config or TrackingConfig(), run_name=run_dir.name, **options)
+
+
+def log_lines(tracker: Tracker, learner_steps: range, offset: float = 0.0) -> None:
+    """Log one line for each of `learner_steps`; the online phase begins at 3."""
+    for step in learner_steps:
+        metrics = {"critic/loss": step + offset, "rollout/return": step - offset}
+        tracker.log(metrics, env_steps=max(0, step - 2) * 10, learner_steps=step)
+
+
+def mlflow_run(run_dir: Path) -> tuple[Any, Any]:
+    """Return the MLflow client and run of a run folder."""
+    state = json.loads((run_dir / "mlflow.json").read_text())
+    client = connect(state["tracking_uri"])
+    return client, client.get_run(state["run_id"])
+
+
+def history(run_dir: Path, metric: str) -> list[tuple[int, float]]:
+    """Return (step, value) of a metric as MLflow has it."""
+    client, run = mlflow_run(run_dir)
+    return [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, metric)]
+
+
+def wait_until(condition: Callable[[], bool], limit_s: float = 120.0) -> None:
+    """Wait for a condition that other threads or processes bring about."""
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline, "the condition was not met in time"
+        time.sleep(0.02)
+
+
+def test_mlflow_has_metrics_by_both_counters_parameters_tags_and_artifacts(runs: Path) -> None:
+    run_dir = runs / "whole"
+    folder = run_dir / "checkpoints" / "000000009"
+    with start(run_dir, tags={"config_hash": "abc"}) as tracker:
+        log_lines(tracker, range(10))
+        folder.mkdir(parents=True)
+        (folder / "state.json").write_text("{}")
+        (run_dir / "maze.png").write_bytes(b"png")
+        tracker.artifact(run_dir / "maze.png", "pictures")
+        tracker.artifact(folder, "checkpoints")
+        tracker.artifact(run_dir / "gone.png")
+    client, run = mlflow_run(run_dir)
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {"agent.beta": "1.0", "agent.hidden_dims": "[64, 64]", "seed": "0"}
+    assert run.data.tags["config_hash"] == "abc"
+    assert run.data.tags["version.torch"] == torch.__version__
+    assert history(run_dir, "critic/loss") == [(step, float(step)) for step in range(10)]
+    assert history(run_dir, "env_steps")[-1] == (9, 70.0)
+    assert history(run_dir, "by_env_steps/rollout/return") == [((step - 2) * 10, float(step)) for step in range(3, 10)]
+    listed = [item.path for item in client.list_artifacts(run.info.run_id, "checkpoints/000000009")]
+    assert listed == ["checkpoints/000000009/state.json"]
+    assert (runs / "mlartifacts" / run.info.run_id / "artifacts" / "pictures" / "maze.png").read_bytes() == b"png"
+
+
+def test_a_resume_continues_the_run_and_sends_no_step_twice(runs: Path) -> None:
+    run_dir = runs / "resumed"
+    with start(run_dir) as tracker:
+        log_lines(tracker, range(5))
+        state = tracker.sync()
+        log_lines(tracker, range(5, 8))  # these updates are lost: the checkpoint is from before them
+    first_id = mlflow_run(run_dir)[1].info.run_id
+    changed = {"agent": {"beta": 5.0, "hidden_dims": [64, 64]}, "seed": 0, "added": True}
+    tracker = start(run_dir, parameters=changed, resume=True, state=state)
+    log_lines(tracker, range(5, 12), offset=0.5)
+    tracker.close("KILLED")
+    assert [line["critic/loss"] for line in read_metrics(run_dir)] == [
+        *range(5),
+        *(step + 0.5 for step in range(5, 12)),
+    ]
+    _, run = mlflow_run(run_dir)
+    assert (run.info.run_id, run.info.status) == (first_id, "KILLED")
+    assert [step for step, _ in history(run_dir, "critic/loss")] == list(range(12))
+    assert [step for step, _ in history(run_dir, "by_env_steps/rollout/return")] == list(range(10, 100, 10))
+    assert (run.data.params["agent.beta"], run.data.params["added"]) == ("1.0", "true")
+    assert run.data.tags["changed.agent.beta"] == "5.0"
+
+
+def test_a_deleted_run_is_replaced_with_its_whole_history(runs: Path) -> None:
+    run_dir = runs / "deleted"
+    with start(run_dir) as tracker:
+        log_lines(tracker, range(3))
+    client, run = mlflow_run(run_dir)
+    client.delete_run(run.info.run_id)
+    with start(run_dir, resume=True) as tracker:
+        log_lines(tracker, range(3, 6))
+    assert mlflow_run(run_dir)[1].info.run_id != run.info.run_id
+    assert [step for step, _ in history(run_dir, "critic/loss")] == list(range(6))
+
+
+def test_a_run_whose_creation_was_cut_short_is_found_again(runs: Path) -> None:
+    run_dir = runs / "cut"
+    with start(run_dir) as tracker:
+        log_lines(tracker, range(3))
+    run_id = mlflow_run(run_dir)[1].info.run_id
+    state = json.loads((run_dir / "mlflow.json").read_text())
+    (run_dir / "mlflow.json").write_text(json.dumps({**state, "run_id": None, "offset": 0}))
+    with start(run_dir, resume=True) as tracker:
+        log_lines(tracker, range(3, 5))
+    assert mlflow_run(run_dir)[1].info.run_id == run_id
+    assert [step for step, _ in history(run_dir, "critic/loss")] == list(range(5))
+
+
+def test_a_killed_process_leaves_nothing_out_and_nothing_twice(runs: Path) -> None:
+    run_dir = runs / "killed"
+    code = (
+        "import sys, itertools; from pathlib import Path; from dipole_ray.tracking import Tracker, TrackingConfig\n"
+        "tracker = Tracker(Path(sys.argv[1]), TrackingConfig(), run_name='killed', parameters={})\n"
+        "for step in itertools.count():\n"
+        "    tracker.log({f'actor/{name}': step for name in range(20)}, env_steps=0, learner_steps=step)\n"
+        "    if step == 200: input()\n"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code, str(run_dir)], stdin=subprocess.PIPE)
+    wait_until(lambda: _delivered_bytes(run_dir) > 0)  # in the middle of its first batches
+    child.kill()
+    child.communicate()
+    assert _delivered_bytes(run_dir) > 0
+    start(run_dir, resume=True, parameters={}).close()
+    lines = len(read_metrics(run_dir))
+    assert lines > 0
+    assert history(run_dir, "actor/7") == [(step, float(step)) for step in range(lines)]
+
+
+def _delivered_bytes(run_dir: Path) -> int:
+    """Return how far MLflow is, according to the run folder."""
+    file = run_dir / "mlflow.json"
+    return int(json.loads(file.read_text())["offset"]) if file.exists() else 0
+
+
+def test_without_mlflow_training_goes_on_and_a_later_resume_delivers(
+    runs: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_dir = runs / "down"
+    tracker = start(run_dir, TrackingConfig(tracking_uri=DEAD_URI))
+    assert tracker.view_command == "http://127.0.0.1:9"
+    log_lines(tracker, range(4))
+    wait_until(lambda: bool(caplog.records))
+    log_lines(tracker, range(4, 6))
+    tracker.artifact(run_dir / "metrics.jsonl")
+    tracker.close(timeout_s=0.1)
+    assert [line["learner_steps"] for line in read_metrics(run_dir)] == list(range(6))
+    assert read_metrics(run_dir)[-1]["system/tracking_failures"] >= 1
+    outage, closing = caplog.messages
+    assert "training goes on" in outage
+    assert "6 lines of metrics and 1 artifacts were not delivered" in closing and "--resume" in closing
+    start(run_dir, resume=True, parameters={"tracking": {"tracking_uri": DEAD_URI}}).close()
+    assert [step for step, _ in history(run_dir, "critic/loss")] == list(range(6))
+    client, run = mlflow_run(run_dir)
+    assert [item.path for item in client.list_artifacts(run.info.run_id)] == ["metrics.jsonl"]
+    assert run.data.params == {"tracking.tracking_uri": "http://127.0.0.1:9"}
+    assert not any("secret" in text for text in (*caplog.messages, (run_dir / "mlflow.json").read_text()))
+
+
+def test_a_server_that_never_answers_does_not_hold_training_up(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        tracker = start(tmp_path / "run", TrackingConfig(tracking_uri=uri))
+        log_lines(tracker, range(1000))
+        tracker.close(timeout_s=0.1)
+    assert len(read_metrics(tmp_path / "run")) == 1000
+
+
+def _serve(database: Path, port: int, log: Path) -> subprocess.Popen[bytes]:
+    """Start a real MLflow server and return once it listens."""
+    store = ["--backend-store-uri", f"sqlite:///{database}", "--artifacts-destination", str(database.parent / "store")]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), *store]
+    with log.open("ab") as stream:
+        server = subprocess.Popen([*command, "--workers", "1"], stdout=stream, stderr=stream, start_new_session=True)
+
+    def listens() -> bool:
+        assert server.poll() is None, log.read_text()
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", port)) == 0
+
+    wait_until(listens)
+    return server
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """A port that was free a moment ago."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        number = int(taken.getsockname()[1])
+    yield number
+
+
+@pytest.mark.slow
+def test_a_server_killed_and_restarted_gets_the_whole_history(
+    tmp_path: Path, port: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_dir, database, log = tmp_path / "run", tmp_path / "server.db", tmp_path / "server.log"
+    server = _serve(database, port, log)
+    tracker = start(run_dir, TrackingConfig(tracking_uri=f"http://127.0.0.1:{port}"))
+    try:
+        log_lines(tracker, range(50))
+        wait_until(lambda: _delivered_bytes(run_dir) == (run_dir / "metrics.jsonl").stat().st_size)
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+        log_lines(tracker, range(50, 100))
+        wait_until(lambda: "training goes on" in caplog.text)
+        tracker.artifact(run_dir / "metrics.jsonl", "files")
+        server = _serve(database, port, log)
+        log_lines(tracker, range(100, 150))
+        tracker.close(timeout_s=120)
+        assert history(run_dir, "critic/loss") == [(step, float(step)) for step in range(150)]
+        client, run = mlflow_run(run_dir)
+        assert run.info.status == "FINISHED"
+        assert [item.path for item in client.list_artifacts(run.info.run_id, "files")] == ["files/metrics.jsonl"]
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def test_every_line_is_json_and_non_finite_values_are_null(tmp_path: Path) -> None:
+    with start(tmp_path, TrackingConfig(mlflow=False)) as tracker:
+        metrics = {"a": np.float32(0.5), "b": torch.tensor(2), "c": float("nan"), "d": float("-inf"), "e": None}
+        tracker.log(metrics, env_steps=np.int64(3), learner_steps=4)  # type: ignore[arg-type]
+    (line,) = read_metrics(tmp_path)
+    del line["time"]
+    assert line == {"env_steps": 3, "learner_steps": 4, "a": 0.5, "b": 2.0, "c": None, "d": None, "e": None}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl"]
+
+
+def test_a_torn_last_line_is_cut_off_on_resume(tmp_path: Path) -> None:
+    config = TrackingConfig(mlflow=False)
+    with start(tmp_path, config) as tracker:
+        log_lines(tracker, range(3))
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"time": 1, "critic/lo')
+    assert len(read_metrics(tmp_path)) == 3
+    with start(tmp_path, config, resume=True) as tracker:
+        log_lines(tracker, range(3, 5))
+    assert [line["learner_steps"] for line in read_metrics(tmp_path)] == list(range(5))
+
+
+def test_a_full_disk_keeps_lines_back_until_there_is_space(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = [json.dumps({"learner_steps": step, "text": "x" * 80}).encode() + b"\n" for step in range(40)]
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            file = MetricsFile(path)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1234, resource.RLIM_INFINITY))  # in the middle of a line
+            for line in lines[:30]:
+                file.append(line)
+            full = path.read_bytes()
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            for line in lines[30:]:
+                file.append(line)
+            file.close()
+            status = 0 if full == b"".join(lines)[: len(full)] and full.endswith(b"\n") else 2
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert path.read_bytes() == b"".join(lines)
+
+
+def test_a_new_run_never_writes_into_an_old_ones_metrics(tmp_path: Path) -> None:
+    config = TrackingConfig(mlflow=False)
+    start(tmp_path, config).close()
+    with pytest.raises(ConfigError, match="exists already"):
+        start(tmp_path, config)
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_training(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        start(tmp_path / "file" / "run", TrackingConfig(mlflow=False))
+
+
+def test_the_address_is_the_config_then_the_environment_then_sqlite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert TrackingConfig().resolve_uri(tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://a")
+    assert TrackingConfig().resolve_uri(tmp_path) == "http://a"
+    assert TrackingConfig(tracking_uri="http://b").resolve_uri(tmp_path) == "http://b"
+
+
+def test_credentials_stay_out_of_files_and_messages() -> None:
+    assert redacted("https://me:pw@host:5000/x?y=a@b") == "https://host:5000/x?y=a@b"
+    assert redacted("no http://me:p@w@a/b, no ftp://me@c") == "no http://a/b, no ftp://c"
+    assert redacted("sqlite:////a/b.db") == "sqlite:////a/b.db"
