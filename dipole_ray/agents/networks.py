@@ -55,6 +55,9 @@ class StackedMLP(nn.Module):
         norm_dims = hidden_dims if layer_norm else ()
         self.norm_scales = nn.ParameterList([nn.Parameter(torch.ones(num_members, 1, h)) for h in norm_dims])
         self.norm_shifts = nn.ParameterList([nn.Parameter(torch.zeros(num_members, 1, h)) for h in norm_dims])
+        # The same parameters in plain tuples: looking them up in a ParameterList is slow beside a small network's pass.
+        self._dense = tuple(zip(self.kernels, self.biases, strict=True))
+        self._norms = tuple(zip(self.norm_scales, self.norm_shifts, strict=True))
 
     def forward(self, inputs: Tensor, members: slice | None = None) -> Tensor:
         """Evaluate the chosen members.
@@ -66,21 +69,20 @@ class StackedMLP(nn.Module):
         Returns:
             (E, B, D), E counting the chosen members.
         """
-        kernel, bias = _choose(self.kernels[0], members), _choose(self.biases[0], members)
+        kernel, bias = (_choose(parameter, members) for parameter in self._dense[0])
         if inputs.dim() == 2:
             inputs = inputs.expand(kernel.shape[0], *inputs.shape)
         return self.after_first_layer(torch.baddbmm(bias, inputs, kernel), members)
 
     def after_first_layer(self, hidden: Tensor, members: slice | None = None) -> Tensor:
         """Finish the pass from the first layer's pre-activation (E, B, H); returns (E, B, D)."""
-        for layer in range(1, len(self.kernels)):
+        for layer, (kernel, bias) in enumerate(self._dense[1:]):
             hidden = gelu_tanh(hidden)
             if self.layer_norm:
+                scale, shift = self._norms[layer]
                 hidden = F.layer_norm(hidden, hidden.shape[-1:], eps=LAYER_NORM_EPS)
-                scale, shift = self.norm_scales[layer - 1], self.norm_shifts[layer - 1]
                 hidden = torch.addcmul(_choose(shift, members), hidden, _choose(scale, members))
-            kernel, bias = _choose(self.kernels[layer], members), _choose(self.biases[layer], members)
-            hidden = torch.baddbmm(bias, hidden, kernel)
+            hidden = torch.baddbmm(_choose(bias, members), hidden, _choose(kernel, members))
         return hidden
 
 
