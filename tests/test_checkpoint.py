@@ -163,8 +163,8 @@ def test_every_flipped_bit_and_every_cut_is_found(tmp_path: Path) -> None:
         if case % 4 == 3:
             damaged = whole[:position]
         else:
-            damaged = bytearray(whole)
-            damaged[position] ^= 1 << int(random.integers(8))
+            flipped = whole[position] ^ 1 << int(random.integers(8))
+            damaged = whole[:position] + bytes([flipped]) + whole[position + 1 :]
         file.write_bytes(damaged)
         with pytest.raises(CheckpointError, match=r"resume from another|reads format"):
             read_checkpoint(path)

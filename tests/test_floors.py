@@ -20,6 +20,7 @@ FLOORS = (
     {"envs"},
     {"report", "statistics", "trajectories", "evaluation", "video", "plots"},
     {"checkpoint", "resume", "mlflow_feed", "tracking"},
+    {"policy"},
     {"config"},
     {"prepare", "rllib"},
     {"run", "sweep"},
