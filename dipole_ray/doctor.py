@@ -20,7 +20,7 @@ from typing import Any, Literal
 from packaging.requirements import Requirement
 
 from dipole_ray.envs.gl import DEBIAN_PACKAGES
-from dipole_ray.mlflow_feed import redacted
+from dipole_ray.mlflow_feed import redacted, sqlite_file
 from dipole_ray.tracking import TrackingConfig
 
 Status = Literal["ok", "warn", "fail"]
@@ -238,7 +238,8 @@ def check_mlflow(runs: Path) -> Finding:
     """Ask MLflow for its experiments; a database that does not exist yet is not made."""
     uri = TrackingConfig().resolve_uri(runs)
     shown = redacted(uri)
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+    database = sqlite_file(uri)
+    if database is not None and not database.exists():
         return Finding(name="MLflow", status="ok", message=f"{_installed('mlflow')}, {shown} is made by the first run")
     answer, trouble = _probe(MLFLOW_PROBE, uri, timeout_s=60)
     if answer is not None:

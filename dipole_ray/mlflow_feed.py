@@ -10,6 +10,7 @@ MLflow's step is `learner_steps`. From the first environment step on, `rollout/`
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
@@ -21,7 +22,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dipole_ray.data.durable import write_json
+from dipole_ray.data.durable import commit_file, write_json
 from dipole_ray.provenance import git_commit, package_versions
 from dipole_ray.settings import flatten
 
@@ -188,9 +189,9 @@ class MlflowFeed:
         if found is not None:
             return str(found.experiment_id)
         # Without a server in between, MLflow would put artifacts below the current folder, wherever that is.
-        is_local = self._uri.startswith("sqlite:///")
-        beside = Path(self._uri.removeprefix("sqlite:///")).resolve().parent / "mlartifacts" if is_local else None
-        return str(client.create_experiment(self._experiment, artifact_location=beside and beside.as_uri()))
+        database = sqlite_file(self._uri)
+        beside = None if database is None else (database.parent / "mlartifacts").as_uri()
+        return str(client.create_experiment(self._experiment, artifact_location=beside))
 
     def _find_run(self, client: MlflowClient, experiment_id: str) -> Run | None:
         """Return the MLflow run of this run folder; a deleted one is replaced, with everything delivered anew."""
@@ -321,7 +322,35 @@ def connect(uri: str) -> MlflowClient:
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    database = sqlite_file(uri)
+    if database is not None and not database.exists():
+        _make_database(database)
     return MlflowClient(tracking_uri=uri)
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """Return the file of an SQLite address, or None for a server."""
+    return Path(uri.removeprefix("sqlite:///")).resolve() if uri.startswith("sqlite:///") else None
+
+
+def _make_database(database: Path) -> None:
+    """Make MLflow's database whole or not at all, by one process at a time.
+
+    MLflow takes seconds to make its tables, one migration after the other; a second process that starts in between,
+    or a kill, would leave a file that MLflow can never open again.
+    """
+    from mlflow import MlflowClient
+
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with database.with_name(f".{database.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if database.exists():
+            return
+        beside = database.with_name(f".{database.name}.new")
+        for leftover in (beside, beside.with_name(f"{beside.name}-journal")):
+            leftover.unlink(missing_ok=True)
+        MlflowClient(tracking_uri=f"sqlite:///{beside}").search_experiments(max_results=1)
+        commit_file(beside, database)
 
 
 def redacted(text: str) -> str:

@@ -50,6 +50,11 @@ class TrackingConfig:
             )
         if self.tracking_uri is not None and not self.tracking_uri.strip():
             raise ConfigError("tracking.tracking_uri is empty: give an address, or null for the default")
+        if self.tracking_uri is not None and redacted(self.tracking_uri) != self.tracking_uri:
+            raise ConfigError(
+                f"tracking.tracking_uri ({redacted(self.tracking_uri)}) holds credentials, and a run's config is "
+                "stored in many places: set the address as MLFLOW_TRACKING_URI in the environment instead"
+            )
         if self.tracking_uri is not None and not self.mlflow:
             raise ConfigError("tracking.tracking_uri is set but tracking.mlflow is false: drop one of them")
 

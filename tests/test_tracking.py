@@ -164,6 +164,30 @@ def test_a_killed_process_leaves_nothing_out_and_nothing_twice(runs: Path) -> No
     assert history(run_dir, "actor/7") == [(step, float(step)) for step in range(lines)]
 
 
+@pytest.mark.slow
+def test_runs_that_start_at_once_share_a_new_database(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from dipole_ray.tracking import Tracker, TrackingConfig\n"
+        "tracker = Tracker(Path(sys.argv[1]), TrackingConfig(), run_name=sys.argv[1], parameters={})\n"
+        "for step in range(100): tracker.log({'critic/loss': step}, env_steps=0, learner_steps=step)\n"
+        "tracker.close(timeout_s=300)\n"
+    )
+    children = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / f"run-{seed}")]) for seed in range(4)]
+    assert [child.wait() for child in children] == [0, 0, 0, 0]
+    for seed in range(4):
+        assert history(tmp_path / f"run-{seed}", "critic/loss") == [(step, float(step)) for step in range(100)]
+    assert len(mlflow_run(tmp_path / "run-0")[0].search_runs(["1"])) == 4
+
+
+def test_a_database_whose_making_was_cut_short_is_made_anew(tmp_path: Path) -> None:
+    (tmp_path / ".mlflow.db.new").write_bytes(b"half a database")
+    (tmp_path / ".mlflow.db.new-journal").write_bytes(b"of another one")
+    with start(tmp_path / "run") as tracker:
+        log_lines(tracker, range(2))
+    assert [step for step, _ in history(tmp_path / "run", "critic/loss")] == [0, 1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".mlflow.db.lock", "mlflow.db", "run"]
+
+
 def _delivered_bytes(run_dir: Path) -> int:
     """Return how far MLflow is, according to the run folder."""
     file = run_dir / "mlflow.json"
@@ -171,10 +195,12 @@ def _delivered_bytes(run_dir: Path) -> int:
 
 
 def test_without_mlflow_training_goes_on_and_a_later_resume_delivers(
-    runs: Path, caplog: pytest.LogCaptureFixture
+    runs: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_dir = runs / "down"
-    tracker = start(run_dir, TrackingConfig(tracking_uri=DEAD_URI))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", DEAD_URI)
+    tracker = start(run_dir)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert tracker.view_command == "http://127.0.0.1:9"
     log_lines(tracker, range(4))
     wait_until(lambda: bool(caplog.records))
@@ -325,3 +351,6 @@ def test_credentials_stay_out_of_files_and_messages() -> None:
     assert redacted("https://me:pw@host:5000/x?y=a@b") == "https://host:5000/x?y=a@b"
     assert redacted("no http://me:p@w@a/b, no ftp://me@c") == "no http://a/b, no ftp://c"
     assert redacted("sqlite:////a/b.db") == "sqlite:////a/b.db"
+    with pytest.raises(ConfigError, match="MLFLOW_TRACKING_URI") as caught:
+        TrackingConfig(tracking_uri=DEAD_URI)
+    assert "secret" not in str(caught.value)
