@@ -80,27 +80,34 @@ class _HoleSink:
         self._stream = stream
 
     def write(self, data: bytes | pa.Buffer) -> int:
+        """Write metadata; move past a column's buffer."""
         if not isinstance(data, pa.Buffer):
             return self._stream.write(data)
         self._stream.seek(data.size, os.SEEK_CUR)
         return int(data.size)
 
     def tell(self) -> int:
+        """Return the position."""
         return self._stream.tell()
 
     def flush(self) -> None:
+        """Hand metadata to the system."""
         self._stream.flush()
 
     def close(self) -> None:
+        """End writing; the stream stays open for its owner."""
         self.closed = True
 
     def writable(self) -> bool:
+        """Answer Arrow: yes."""
         return True
 
     def readable(self) -> bool:
+        """Answer Arrow: no."""
         return False
 
     def seekable(self) -> bool:
+        """Answer Arrow: no."""
         return False
 
 
@@ -140,7 +147,7 @@ def map_ring_file(path: Path, schema: Schema, num_rows: int) -> tuple[np.memmap,
     try:
         batch = pa.ipc.open_file(pa.py_buffer(mapped)).get_batch(0)
         found = (batch.schema.field("observations").type.list_size, batch.schema.field("actions").type.list_size)
-    except (pa.ArrowInvalid, OSError, KeyError, AttributeError) as error:
+    except (pa.ArrowException, OSError, ValueError, KeyError, AttributeError) as error:
         raise CorruptSegment(f"{path}: cut short or not a replay ring ({error}); {remedy}") from error
     asked = (schema.observation_dim, schema.action_dim)
     if found != asked or batch.num_rows != num_rows:

@@ -151,7 +151,7 @@ def map_columns(mapped: np.ndarray, layout: ColumnLayout, path: Path) -> Rows:
         reader = pa.ipc.open_file(pa.py_buffer(mapped))
         batches = reader.num_record_batches
         batch = reader.get_batch(0) if batches == 1 else None
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise CorruptSegment(f"{path}: not a readable Arrow file ({error}); {remedy}") from error
     if batch is None or not batch.schema.equals(arrow_schema(layout)):
         raise CorruptSegment(f"{path}: {batches} record batches of {reader.schema}; one of other columns; {remedy}")

@@ -179,6 +179,34 @@ def test_bit_flips_in_rows_of_the_checkpoint_are_found(tmp_path: Path) -> None:
             replay.load_state(state)
 
 
+def test_a_damaged_header_never_changes_what_is_sampled(tmp_path: Path) -> None:
+    """Arrow's own metadata has no checksum of ours: a flip there is refused, or touches nothing that is used."""
+    path = tmp_path / "ring.arrow"
+    state, _ = filled(path)
+    original = path.read_bytes()
+    with Replay(schema=SCHEMA, online=path, capacity=200) as replay:
+        replay.load_state(state)
+        expected = replay.sample(50, 4)
+    ring = OnlineRing(path, SCHEMA, 200)
+    base = ring._mapped.ctypes.data
+    begin = ring.columns["observations"].ctypes.data - base
+    end = ring.columns["sequence"].ctypes.data - base + ring.columns["sequence"].nbytes
+    ring.close()
+    places = [*range(begin), *range(end, len(original))]
+    random, refused = np.random.default_rng(6), 0
+    for place in random.choice(places, size=150):
+        damaged = bytearray(original)
+        damaged[place] ^= 1 << int(random.integers(8))
+        path.write_bytes(damaged)
+        try:
+            with Replay(schema=SCHEMA, online=path, capacity=200) as replay:
+                assert replay.load_state(state) == 0
+                assert_same(replay.sample(50, 4), expected)
+        except (CorruptSegment, ConfigError):
+            refused += 1
+    assert refused > 30
+
+
 def test_a_missing_short_or_foreign_ring_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "ring.arrow"
     state, _ = filled(path)

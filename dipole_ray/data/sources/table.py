@@ -239,7 +239,7 @@ def _batches(path: Path, mapping: TableMapping) -> Iterator[pa.RecordBatch]:
             else:
                 batches = (table.get_batch(i).select(names) for i in range(table.num_record_batches))
             yield from (batch for batch in batches if batch.num_rows)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        except (pa.ArrowException, OSError) as error:
             raise DatasetError(
                 f"{file}: not a complete table ({error}); it is damaged or cut short, get it again"
             ) from error
@@ -248,7 +248,7 @@ def _batches(path: Path, mapping: TableMapping) -> Iterator[pa.RecordBatch]:
 def _open_table(file: Path) -> pq.ParquetFile | pa.RecordBatchFileReader:
     try:
         return pq.ParquetFile(file) if file.suffix == ".parquet" else pa.ipc.open_file(pa.OSFile(str(file)))
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise DatasetError(
             f"{file}: not a complete table ({error}); it is damaged or cut short, get it again"
         ) from error
