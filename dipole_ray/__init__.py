@@ -22,7 +22,7 @@ _HOMES = {
     "open_dataset": "dipole_ray.data.dataset",
 }
 
-__all__ = ["AgentConfig", "DIPOLE", "DIPOLEConfig", "DipoleAgent", "Replay", "RunConfig", "make_env", "open_dataset"]
+__all__ = ["DIPOLE", "AgentConfig", "DIPOLEConfig", "DipoleAgent", "Replay", "RunConfig", "make_env", "open_dataset"]
 
 if TYPE_CHECKING:
     from dipole_ray.agents.dipole import AgentConfig, DipoleAgent

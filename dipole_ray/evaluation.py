@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dipole_ray.agents.dipole import AgentConfig
 from dipole_ray.envs.make import EnvConfig, make_env
 from dipole_ray.errors import ConfigError, NonFiniteError
 from dipole_ray.report import BC, Row
@@ -67,15 +68,19 @@ class EvalConfig:
     """Coverage of the intervals, in (0, 1)."""
     trajectories: int = 20
     """Episodes per cell whose path is kept for the maze picture; only mazes have one."""
+    every_learner_steps: int = 0
+    """Updates between two evaluations of the chosen cell during training, for the learning curves; 0 = none."""
+    interval_episodes: int = 10
+    """Episodes of each evaluation during training, at least 1."""
     videos: int = 0
     """Episodes of the preset's cell rendered to video after the counted ones; they enter no statistic."""
 
     def __post_init__(self) -> None:
         """Reject what cannot be evaluated."""
-        for name in ("episodes", "num_envs"):
+        for name in ("episodes", "num_envs", "interval_episodes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"evaluation.{name} must be at least 1; found {getattr(self, name)}")
-        for name in ("trajectories", "videos", "seed"):
+        for name in ("trajectories", "videos", "seed", "every_learner_steps"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"evaluation.{name} must not be negative; found {getattr(self, name)}")
         if not 0 < self.confidence < 1:
@@ -162,6 +167,22 @@ def grid(config: EvalConfig, has_bc: bool) -> list[Cell]:
     if not cells:
         raise ConfigError("evaluation.omegas is empty and this agent trained no BC policy; name an omega, such as 1")
     return cells
+
+
+def chosen_cell(agent: AgentConfig) -> Cell:
+    """Return the cell the agent's own config acts with."""
+    if agent.weight_scheme == "bc":
+        return Cell("bc", None, agent.num_candidates)
+    return Cell("guided", agent.omega, agent.num_candidates)
+
+
+def cells_of(config: EvalConfig, agent: AgentConfig) -> list[Cell]:
+    """Return the cells of the grid that this agent can act in: one with a single field knows no omega."""
+    cells = grid(config, "bc" in agent.fields)
+    if agent.is_guided:
+        return cells
+    unguided = 0.0 if agent.weight_scheme != "bc" else None
+    return [cell for cell in cells if cell.omega in (None, unguided)]
 
 
 def episode_seed(seed: int, episode: int) -> int:

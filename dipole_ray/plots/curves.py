@@ -49,10 +49,10 @@ class Metrics:
 
     def switch(self) -> tuple[float, int] | None:
         """Return the learner steps at which the online phase began and the environment steps it took, if it did."""
-        online = [line for line in self.lines if line.get("phase") == "online"]
+        online = [line for line in self.lines if line.get("env_steps", 0) > 0]
         if not online:
             return None
-        offline = [line["learner_steps"] for line in self.lines if line.get("phase") == "offline"]
+        offline = [line["learner_steps"] for line in self.lines if not line.get("env_steps", 0)]
         start = float(max(offline)) if offline else float(online[0]["learner_steps"])
         return start, int(max(line.get("env_steps", 0) for line in online))
 

@@ -53,6 +53,7 @@ class DIPOLE(Algorithm):
         super().setup(config)
         self._training = self.config.training_settings()
         self._agent = self.config.agent_settings()
+        self._dims = env_dims(self.config.env_settings())
         self._limiter = UpdateLimiter(self._training.updates_per_env_step)
         self.learner_steps = 0
         self.env_steps = 0
@@ -176,7 +177,7 @@ class DIPOLE(Algorithm):
 
     def _open_replay(self) -> ReplayClient:
         """Open the offline files and the online ring, in an actor when anything else is remote."""
-        dims = env_dims(self.config.env_settings())
+        dims = self._dims
         offline: tuple[str, ...] = ()
         if self.offline_data is not None:
             offline = self.offline_data.paths
@@ -221,8 +222,8 @@ class DIPOLE(Algorithm):
         """Return the ring's rows: all online steps, what an iteration overshoots, and a closing row a piece."""
         if self._training.replay_capacity is not None:
             return self._training.replay_capacity
-        fragment = self.config.get_rollout_fragment_length()
-        per_delivery = self.config.num_envs_per_env_runner * fragment * max(1, self.config.num_env_runners)
+        fragment = int(self.config.get_rollout_fragment_length())
+        per_delivery: int = self.config.num_envs_per_env_runner * fragment * max(1, self.config.num_env_runners)
         steps = self._training.online_env_steps + self._training.env_steps_per_iteration + 2 * per_delivery
         return steps + 2 * (steps // min(fragment, max_episode_steps) + 1) + per_delivery
 
@@ -234,6 +235,8 @@ class DIPOLE(Algorithm):
         tensors = {AGENT_FILE: self.learner.agent_state()}
         metadata: dict[str, Any] = {
             "algorithm": self.config.to_plain(),
+            "observation_dim": self._dims.observation_dim,
+            "action_dim": self._dims.action_dim,
             "learner_steps": self.learner_steps,
             "env_steps": self.env_steps,
             "num_episodes": self.num_episodes,

@@ -103,13 +103,15 @@ class DIPOLEConfig(AlgorithmConfig):
         """Set RLlib's learner settings, and `num_threads`: torch threads of the learner (None = automatic)."""
         if num_threads is not None:
             self.learner_num_threads = num_threads
-        return super().learners(**kwargs)
+        super().learners(**kwargs)
+        return self
 
     def evaluation(self, **kwargs: Any) -> Self:  # noqa: ANN401
         """Set RLlib's evaluation settings, and those of `EvalConfig` (episodes, omegas, candidates, ...)."""
         ours = {key: kwargs.pop(key) for key in list(kwargs) if key in EVALUATION_KEYS}
         self.eval_settings = {**self.eval_settings, **ours}
-        return super().evaluation(**kwargs)
+        super().evaluation(**kwargs)
+        return self
 
     @classmethod
     def from_run(cls, run: RunConfig, dataset: str | None, replay_directory: str | None) -> DIPOLEConfig:

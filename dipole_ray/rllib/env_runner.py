@@ -55,9 +55,12 @@ class Episode:
 class DIPOLEEnvRunner(EnvRunner):
     """Collects for training, and plays evaluation episodes."""
 
+    env: Any
+    """An `EnvBatch`, made on first use."""
+
     def __init__(self, *, config: Any, **kwargs: Any) -> None:  # noqa: ANN401
         super().__init__(config=config, **kwargs)
-        self.worker_index = self.worker_index or 0
+        self.worker_index: int = int(kwargs.get("worker_index") or 0)
         if self.worker_index:
             torch.set_num_threads(1)  # one core a worker: more threads would fight the learner for them
         self._env_config: EnvConfig = self.config.env_settings()
@@ -102,7 +105,7 @@ class DIPOLEEnvRunner(EnvRunner):
         """Collect at least `num_timesteps` environment steps and return their rows."""
         wanted = num_timesteps or self.num_envs * self.config.get_rollout_fragment_length()
         report = self.collect(-(-wanted // self.num_envs))
-        rows: Rows = report.rows if isinstance(report.rows, Mapping) else ray.get(report.rows)
+        rows: Rows = ray.get(report.rows) if isinstance(report.rows, ray.ObjectRef) else report.rows
         return rows
 
     def get_metrics(self) -> dict[str, Any]:
@@ -166,7 +169,7 @@ class DIPOLEEnvRunner(EnvRunner):
             broken = ~np.isfinite(rewards) | ~np.isfinite(next_observations).all(axis=1)
             done = terminated | truncated | broken
             for i in np.flatnonzero(done):
-                record.close(i, self._observations[i], keep=not broken[i])
+                record.close(int(i), self._observations[i], keep=not broken[i])
                 if not broken[i]:
                     ended.append(self._episodes[i])
             if done.any():

@@ -9,8 +9,7 @@ from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EVALUATION_RESULTS
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 
-from dipole_ray.agents.dipole import AgentConfig
-from dipole_ray.evaluation import Cell, CellResult, EvalConfig, grid, summarize
+from dipole_ray.evaluation import Cell, CellResult, cells_of, chosen_cell, summarize
 from dipole_ray.report import Row
 from dipole_ray.rllib.rollouts import Rollouts
 
@@ -90,22 +89,6 @@ def play(
         if on_result is not None:
             on_result(result)
     return [results[cell] for cell in cells]
-
-
-def chosen_cell(agent: AgentConfig) -> Cell:
-    """Return the cell the agent's own config acts with."""
-    if agent.weight_scheme == "bc":
-        return Cell("bc", None, agent.num_candidates)
-    return Cell("guided", agent.omega, agent.num_candidates)
-
-
-def cells_of(config: EvalConfig, agent: AgentConfig) -> list[Cell]:
-    """Return the cells of the grid that this agent can act in: one with a single field knows no omega."""
-    cells = grid(config, "bc" in agent.fields)
-    if agent.is_guided:
-        return cells
-    unguided = 0.0 if agent.weight_scheme != "bc" else None
-    return [cell for cell in cells if cell.omega in (None, unguided)]
 
 
 def cell_key(cell: Cell) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -23,7 +23,7 @@ from dipole_ray.rllib.learner_client import PublishedPolicy
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.2
-SILENCE_S = 30.0
+SILENCE_S = 60.0
 
 
 class Rollouts:
@@ -32,7 +32,8 @@ class Rollouts:
     def __init__(self, group: EnvRunnerGroup, fragment_steps: int) -> None:
         self._group = group
         self._fragment_steps = fragment_steps
-        self._unread: dict[str, deque[Any]] = {"collect": deque(), "evaluate": deque()}
+        self._unread: defaultdict[str, deque[Any]] = defaultdict(deque)
+        self._num_evaluations = 0
 
     @property
     def num_workers(self) -> int:
@@ -75,20 +76,25 @@ class Rollouts:
                 yield self._group.local_env_runner.evaluate(cell, policy=policy.state, **how)
             return
         shared = _share(policy)
+        self._num_evaluations += 1
+        tag = (
+            f"evaluate {self._num_evaluations}"  # an answer to an earlier evaluation must not be taken for one of this
+        )
         finished: set[Cell] = set()
         assigned: dict[int, Cell] = {}
 
         def hand_out() -> None:
-            busy = self._asked("evaluate")
-            in_flight = {assigned[worker] for worker in busy}  # the cell of a worker that died is not in it
-            waiting = [cell for cell in cells if cell not in finished and cell not in in_flight]
+            busy = self._asked(tag)
+            taken = finished | {result.cell for result in self._unread[tag]}
+            taken |= {assigned[worker] for worker in busy}  # the cell of a worker that died is not among them
+            waiting = [cell for cell in cells if cell not in taken]
             idle = [worker for worker in self._group.healthy_worker_ids() if worker not in busy]
             for worker, cell in zip(idle, waiting, strict=False):
                 assigned[worker] = cell
                 call = partial(_evaluate, cell=cell, policy=shared, **how)
-                self._group.foreach_env_runner_async(call, tag="evaluate", remote_worker_ids=[worker])
+                self._group.foreach_env_runner_async(call, tag=tag, remote_worker_ids=[worker])
 
-        for result in self._answers("evaluate", hand_out):
+        for result in self._answers(tag, hand_out):
             finished.add(result.cell)
             yield result
             if len(finished) == len(cells):

@@ -1,0 +1,50 @@
+"""The command line: `dipole train | evaluate | data | doctor`. Each subcommand has a file of its own here."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+from dipole_ray import __version__
+from dipole_ray.cli.data import add_data_parser
+from dipole_ray.cli.doctor import add_doctor_parser
+from dipole_ray.cli.evaluate import add_evaluate_parser
+from dipole_ray.cli.train import add_train_parser
+from dipole_ray.errors import DipoleError
+
+_DESCRIPTION = """\
+Dichotomous Diffusion Policy Optimization, from offline data to a fine-tuned policy, on Ray.
+
+  dipole train quickstart              five minutes on two cores: data, offline phase, online phase, table, pictures
+  dipole evaluate runs/RUN             one checkpoint over a grid of omega and candidates
+  dipole data collect|import|inspect   make, convert and check datasets
+  dipole doctor                        what this machine has and lacks, with remedies
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of all subcommands."""
+    top = argparse.ArgumentParser(
+        prog="dipole", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    top.add_argument("--version", action="version", version=f"dipole_ray {__version__}")
+    subparsers = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for add in (add_train_parser, add_evaluate_parser, add_data_parser, add_doctor_parser):
+        add(subparsers)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; errors of the user's are one sentence on standard error and status 2."""
+    arguments = parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        return int(arguments.run(arguments))
+    except DipoleError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130

@@ -1,0 +1,124 @@
+"""`dipole evaluate`: one checkpoint over a grid of omega and candidates; neither costs any training."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dipole_ray.evaluation import Cell, CellResult
+
+_EPILOG = """\
+examples:
+  dipole evaluate runs/quickstart-20260101-120000
+  dipole evaluate RUN --omega 0 0.5 1 2 --candidates 1 16 --episodes 50 --json table.json
+  dipole evaluate RUN/checkpoints/000004000 --omega 1 --candidates 16 --videos 3
+
+omega is the greediness of the guided policy (0 is pi+ alone), candidates the actions sampled per step, of which the
+one with the highest Q is taken; 1 candidate is the result without rejection sampling. Every cell starts its
+episodes from the same states. BC rows are included where the run trained a behaviour-cloned field.
+"""
+
+
+def add_evaluate_parser(subparsers: Any) -> None:  # noqa: ANN401
+    """Add the subcommand to the parsers of `dipole`."""
+    parser = subparsers.add_parser(
+        "evaluate",
+        help="evaluate one checkpoint over a grid of omega and candidates",
+        description="Evaluate a trained policy.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("policy", metavar="RUN", type=Path, help="a run's folder, or one checkpoint's")
+    parser.add_argument(
+        "--omega", nargs="+", type=float, metavar="X", help="each >= 0 (default: 0 0.5 1 2)"
+    )
+    parser.add_argument("--candidates", nargs="+", type=int, metavar="N", help="actions per step (default: 1 16)")
+    parser.add_argument("--episodes", type=int, default=50, help="episodes per cell (default: 50)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of start states and policy noise (default: 0)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows as JSON")
+    parser.add_argument("--videos", type=int, default=0, metavar="N", help="record N episodes of each cell as MP4")
+    parser.set_defaults(run=run_evaluate)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Job:
+    """One cell to be played by one task."""
+
+    checkpoint: Path
+    cell: Cell
+    episodes: int
+    num_envs: int
+    seed: int
+
+    def __str__(self) -> str:
+        return str(self.cell)
+
+
+def run_evaluate(arguments: argparse.Namespace) -> int:
+    """Play every cell, print the table, and write rows and videos where asked."""
+    from dipole_ray import report
+    from dipole_ray.errors import ConfigError
+    from dipole_ray.evaluation import EvalConfig, cells_of, summarize
+    from dipole_ray.parallel import map_tasks
+    from dipole_ray.policy import load_policy
+    from dipole_ray.settings import from_mapping
+
+    asked = {"omegas": arguments.omega, "candidates": arguments.candidates}
+    given = {name: values for name, values in asked.items() if values is not None}
+    config = from_mapping(EvalConfig, {"episodes": arguments.episodes, "seed": arguments.seed, **given}, "evaluation")
+    if arguments.json is not None and not arguments.json.resolve().parent.is_dir():
+        raise ConfigError(f"--json {arguments.json}: the folder does not exist; make it first")
+    policy = load_policy(arguments.policy)
+    agent = policy.agent.config
+    cells = cells_of(config, agent)
+    jobs = [
+        _Job(
+            checkpoint=policy.path,
+            cell=cell,
+            episodes=config.episodes,
+            num_envs=min(config.num_envs, config.episodes),
+            seed=config.seed,
+        )
+        for cell in cells
+    ]
+    results = map_tasks(_play, jobs, description=f"evaluating {policy.path.parent.parent.name}", unit="cells")
+    rows = [summarize(result, agent.weight_scheme.upper(), config.confidence) for result in results]
+    phase = "online" if policy.env_steps else "offline"
+    report.print_table({phase: rows}, title=f"{policy.env.id} after {policy.learner_steps} updates")
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(report.sort_rows(rows), indent=1) + "\n")
+        print(f"rows      {arguments.json}")
+    if arguments.videos:
+        _record(policy, cells, arguments)
+    return 0
+
+
+def _play(job: _Job) -> CellResult:
+    """Play one cell; runs in a process of its own."""
+    import torch
+
+    from dipole_ray.evaluation import evaluate_cell
+    from dipole_ray.policy import load_policy
+
+    torch.set_num_threads(1)
+    policy = load_policy(job.checkpoint)
+    return evaluate_cell(
+        policy.agent, policy.env, job.cell, episodes=job.episodes, seed=job.seed, num_envs=job.num_envs
+    )
+
+
+def _record(policy: Any, cells: list[Cell], arguments: argparse.Namespace) -> None:  # noqa: ANN401
+    """Record videos of every cell into the run's folder."""
+    from dipole_ray.video import record_video
+
+    folder = policy.path.parent.parent / "videos"
+    for cell in cells:
+        name = f"{'bc' if cell.omega is None else f'omega-{cell.omega:g}'}-candidates-{cell.candidates}.mp4"
+        path = record_video(
+            policy.agent, policy.env, cell, folder / name, episodes=arguments.videos, seed=arguments.seed
+        )
+        print(f"video     {path}")

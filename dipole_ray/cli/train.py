@@ -1,0 +1,90 @@
+"""`dipole train`: a run from a preset or a YAML file, or the continuation of one."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+_EPILOG = """\
+examples:
+  dipole train quickstart
+  dipole train quickstart agent.beta=5 agent.omega=0.5 seed=1
+  dipole train my_run.yaml training.online_env_steps=0
+  dipole train --resume runs/quickstart-20260101-120000
+
+KEY=VALUE changes any setting (values are YAML); `dipole train --help-config` explains every key.
+Ctrl-C ends after the iteration at hand with a checkpoint, and prints the command that continues.
+To use a running Ray cluster, give --address or set RAY_ADDRESS.
+"""
+
+
+def add_train_parser(subparsers: Any) -> None:  # noqa: ANN401
+    """Add the subcommand to the parsers of `dipole`."""
+    parser = subparsers.add_parser(
+        "train",
+        help="train a policy: offline phase, online phase, evaluation",
+        description="Train DIPOLE from an offline dataset and fine-tune it online.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", nargs="?", metavar="PRESET|FILE.yaml", help="what to run")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings on top")
+    parser.add_argument("--resume", metavar="RUN", type=Path, help="continue the run in this folder")
+    parser.add_argument("--address", help="Ray cluster to run on (default: RAY_ADDRESS, or a local one)")
+    parser.add_argument("--help-config", action="store_true", help="explain every setting and stop")
+    parser.set_defaults(run=run_train)
+
+
+def run_train(arguments: argparse.Namespace) -> int:
+    """Train, then print the table and what to do next."""
+    if arguments.help_config:
+        return _explain()
+    from dipole_ray.config import load, presets
+    from dipole_ray.errors import ConfigError
+    from dipole_ray.run import resume_run, start_run
+
+    if arguments.address:
+        os.environ["RAY_ADDRESS"] = arguments.address
+    words = [word for word in (arguments.source, *arguments.overrides) if word is not None]
+    source = words.pop(0) if words and "=" not in words[0] else None
+    if arguments.resume is not None:
+        if source is not None:
+            raise ConfigError(f"'{source}' and --resume: a resumed run has its own config; give only KEY=VALUE with it")
+        return _finish(resume_run(arguments.resume, words))
+    if source is None and not words:
+        raise ConfigError(f"nothing to train: name a preset ({', '.join(presets())}), a YAML file, or KEY=VALUE")
+    return _finish(start_run(load(source, words)))
+
+
+def _explain() -> int:
+    """Print every key with type, default and meaning."""
+    from dipole_ray.config import RunConfig
+    from dipole_ray.settings import describe
+
+    for entry in describe(RunConfig):
+        print(f"{entry.key}: {entry.type} = {entry.default}\n    {entry.text}")
+    return 0
+
+
+def _finish(outcome: Any) -> int:  # noqa: ANN401
+    """Print the table, the pictures and the next commands; status 130 after Ctrl-C."""
+    from dipole_ray.report import print_table
+
+    folder = outcome.folder
+    if outcome.evaluation:
+        print_table(outcome.evaluation, chosen=outcome.chosen, title=folder.name)
+    if not outcome.finished:
+        print(f"\nstopped with a checkpoint; continue with:\n  dipole train --resume {folder}")
+        return 130
+    print(f"\nrun       {folder}")
+    for picture in outcome.pictures:
+        print(f"picture   {picture}")
+    if outcome.view_command is not None:
+        print(f"mlflow    {outcome.view_command}")
+    print("\nnext:")
+    print(f"  dipole evaluate {folder} --omega 0 1 3 --candidates 1 32 --episodes 50")
+    print("  dipole train quickstart agent.beta=10     # steeper weights")
+    print("  dipole train --help-config                # every setting, explained")
+    return 0

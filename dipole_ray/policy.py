@@ -1,0 +1,57 @@
+"""A trained policy from a checkpoint: torch and the environment's config, no Ray."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dipole_ray import settings
+from dipole_ray.agents.dipole import AgentConfig, DipoleAgent
+from dipole_ray.checkpoint import newest_valid, read_checkpoint
+from dipole_ray.envs.make import EnvConfig
+from dipole_ray.errors import CheckpointError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainedPolicy:
+    """An agent as a checkpoint left it, and what it was trained for."""
+
+    agent: DipoleAgent
+    """Acts with `sample_actions`."""
+    env: EnvConfig
+    """The environment it was trained in."""
+    path: Path
+    """The checkpoint's folder."""
+    learner_steps: int
+    """Updates it had."""
+    env_steps: int
+    """Environment steps it had."""
+
+
+def load_policy(run: Path, device: str | torch.device = "cpu") -> TrainedPolicy:
+    """Load the agent of a run.
+
+    Args:
+        run: A run's folder, of which the newest valid checkpoint is taken, or one checkpoint's folder.
+        device: Where the networks go.
+
+    Raises:
+        CheckpointError: There is no checkpoint, or it is damaged.
+    """
+    path = newest_valid(run / "checkpoints") if (run / "checkpoints").is_dir() else run
+    if path is None or not path.is_dir():
+        raise CheckpointError(f"{run}: no checkpoint there; give a run folder that 'dipole train' printed")
+    checkpoint = read_checkpoint(path)
+    metadata = checkpoint.metadata
+    config = settings.from_mapping(AgentConfig, metadata["algorithm"]["agent"], "agent")
+    agent = DipoleAgent(config, metadata["observation_dim"], metadata["action_dim"], seed=0, device=device)
+    agent.load_state_dict(checkpoint.tensors["agent"])
+    return TrainedPolicy(
+        agent=agent,
+        env=settings.from_mapping(EnvConfig, metadata["algorithm"]["env"], "env"),
+        path=checkpoint.path,
+        learner_steps=checkpoint.learner_steps,
+        env_steps=int(metadata["env_steps"]),
+    )

@@ -1,0 +1,84 @@
+"""From what the config names to a dataset folder: an imported one, an OGBench file, or one made on the spot."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+from dipole_ray.config import DataConfig
+from dipole_ray.data.dataset import MANIFEST, open_dataset, write_dataset
+from dipole_ray.data.schema import Schema
+from dipole_ray.data.sources.ogbench import read_ogbench
+from dipole_ray.envs.collect import collect
+from dipole_ray.envs.make import EnvConfig, env_dims
+from dipole_ray.envs.relabel import ogbench_relabel
+from dipole_ray.errors import DatasetError
+
+_TASK = re.compile(r"-singletask(-task\d+)?(?=-v\d+$)")
+
+
+def prepare_dataset(data: DataConfig, env: EnvConfig) -> Path | None:
+    """Return the folder of the run's offline dataset, collecting or converting it first where needed.
+
+    What was collected or converted once is found in `data.cache` the next time.
+
+    Args:
+        data: Where the transitions come from.
+        env: The environment, whose task labels OGBench files with rewards.
+
+    Raises:
+        ConfigError: There is no collector for the environment.
+        DatasetError: The data cannot be read.
+    """
+    cache = Path(data.cache).expanduser()
+    if data.path is not None:
+        path = Path(data.path).expanduser()
+        if path.suffix == ".npz":
+            return _converted(path, env, cache)
+        open_dataset(path)  # verifies it, and says what is wrong in a sentence
+        return path
+    if not data.collect_transitions:
+        return None
+    name = dataset_name(env.id)
+    folder = cache / "collected" / f"{name}-{data.collect_transitions}-seed{data.collect_seed}"
+    made = collect(name, data.collect_transitions, data.collect_seed, folder)[0]
+    return _converted(made, env, cache) if made.suffix == ".npz" else made
+
+
+def dataset_name(env_id: str) -> str:
+    """Return the dataset an environment's task is learned from, such as `cube-single-play-v0`."""
+    return _TASK.sub("", env_id)
+
+
+def import_ogbench(source: Path, env: EnvConfig, out: Path, *, overwrite: bool = False) -> Path:
+    """Convert an OGBench file into a dataset folder, rewarded for one task.
+
+    Args:
+        source: The .npz file.
+        env: The single task its rows are labelled for.
+        out: The folder to make.
+        overwrite: Replace a dataset that stands there.
+
+    Raises:
+        DatasetError: The file is malformed or belongs to another environment.
+    """
+    dims = env_dims(env)
+    pieces = read_ogbench(source, relabel=lambda arrays: ogbench_relabel(env.id, arrays))
+    schema = Schema(observation_dim=dims.observation_dim, action_dim=dims.action_dim)
+    about = {"format": "ogbench", "file": source.name, "env": env.id}
+    write_dataset(out, pieces, schema, about, overwrite=overwrite)
+    return out
+
+
+def _converted(source: Path, env: EnvConfig, cache: Path) -> Path:
+    """Return the cached dataset folder of an OGBench file and task, converting the file the first time."""
+    if not source.is_file():
+        raise DatasetError(f"{source}: no such file; give an OGBench .npz or a dataset folder with data.path")
+    status = source.stat()
+    key = f"{source.resolve()}:{status.st_size}:{status.st_mtime_ns}:{env.id}"
+    out = cache / "converted" / f"{source.stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    if (out / MANIFEST).is_file():
+        open_dataset(out)
+        return out
+    return import_ogbench(source, env, out)

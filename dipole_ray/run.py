@@ -1,0 +1,307 @@
+"""A training run from its config to its pictures: folder, both phases, evaluation, checkpoints, resume.
+
+A run folder holds `run.yaml` (the resolved config), `metrics.jsonl`, `checkpoints/`, `replay/` (the online rows),
+`evaluation.json`, the paths of its episodes, and the pictures. Ctrl-C ends the run after the iteration at hand, with
+a checkpoint.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import yaml
+
+from dipole_ray import plots, report, trajectories
+from dipole_ray.checkpoint import Checkpoint, newest_valid, prune, read_checkpoint, write_checkpoint
+from dipole_ray.config import RunConfig, load
+from dipole_ray.errors import CheckpointError, ConfigError
+from dipole_ray.evaluation import CellResult, cells_of, chosen_cell, summarize
+from dipole_ray.parallel import ray_session
+from dipole_ray.prepare import prepare_dataset
+from dipole_ray.progress import Progress
+from dipole_ray.resume import guard_resume
+from dipole_ray.rllib.algorithm import DIPOLE
+from dipole_ray.rllib.config import DIPOLEConfig
+from dipole_ray.rllib.evaluate import cell_key, play
+from dipole_ray.tracking import Tracker
+from dipole_ray.trajectories import Maze, Trajectory
+
+RUN_FILE = "run.yaml"
+FIXED = ("env", "seed", "agent.hidden_dims", "agent.num_critics", "agent.weight_scheme", "agent.train_bc")
+"""Settings a checkpoint cannot be continued without."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """How a run ended."""
+
+    folder: Path
+    """The run's folder."""
+    finished: bool
+    """False after Ctrl-C."""
+    evaluation: dict[str, list[report.Row]]
+    """Rows of the table by phase."""
+    pictures: list[Path]
+    """The PNG files drawn."""
+    chosen: tuple[float, int] | None
+    """Omega and candidates named before the run; None for a method without omega."""
+    view_command: str | None
+    """What shows the run in MLflow."""
+
+
+def start_run(config: RunConfig) -> Outcome:
+    """Train a new run.
+
+    Raises:
+        DipoleError: Any of ours, when config, data, environment or run folder do not allow it.
+    """
+    folder = Path(config.folder).expanduser() / f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    with ray_session():
+        dataset = prepare_dataset(config.data, config.env)
+        _make_folder(folder, config)
+        return _Run(folder, config, dataset, checkpoint=None).train()
+
+
+def resume_run(folder: Path, overrides: list[str]) -> Outcome:
+    """Continue a run from its newest valid checkpoint.
+
+    Args:
+        folder: The run's folder.
+        overrides: `key=value` changes; what a checkpoint cannot be continued without is refused.
+
+    Raises:
+        CheckpointError: There is nothing to continue.
+        ConfigError: A setting changed that must not.
+    """
+    if not (folder / RUN_FILE).is_file():
+        raise CheckpointError(f"{folder}: no {RUN_FILE} there, so this is no run; name the folder that 'train' printed")
+    newest = newest_valid(folder / "checkpoints")
+    if newest is None:
+        raise CheckpointError(f"{folder}: no valid checkpoint to continue from; start the run anew")
+    checkpoint = read_checkpoint(newest)
+    config = load(folder / RUN_FILE, overrides)
+    guard_resume(checkpoint.metadata["run"], config.to_mapping(), FIXED)
+    with ray_session():
+        dataset = prepare_dataset(config.data, config.env)
+        return _Run(folder, config, dataset, checkpoint).train()
+
+
+def _make_folder(folder: Path, config: RunConfig) -> None:
+    """Make the run's folder with its config inside."""
+    try:
+        folder.mkdir(parents=True)
+        (folder / RUN_FILE).write_text(yaml.safe_dump(config.to_mapping(), sort_keys=False))
+    except OSError as error:
+        raise ConfigError(
+            f"run folder {folder}: cannot be made ({error.strerror}); choose another place with folder=PATH"
+        ) from error
+
+
+class _Run:
+    """The state of a run while it trains."""
+
+    def __init__(self, folder: Path, config: RunConfig, dataset: Path | None, checkpoint: Checkpoint | None) -> None:
+        self.folder, self.config = folder, config
+        rllib = DIPOLEConfig.from_run(config, None if dataset is None else str(dataset), str(folder / "replay"))
+        self.algorithm: DIPOLE = rllib.build_algo()
+        self.evaluation: dict[str, list[report.Row]] = {}
+        self.maze: Maze | None = None
+        self.paths: list[Trajectory] = []
+        self.pictures: list[Path] = []
+        self.saved_at = (-1, -1)
+        if checkpoint is not None:
+            self.algorithm.restore_contents(checkpoint)
+            self.saved_at = self._steps()
+            self._read_results(checkpoint.metadata["evaluated"])
+        self.tracker = Tracker(
+            folder,
+            config.tracking,
+            run_name=folder.name,
+            parameters=config.to_mapping(),
+            tags={"config_digest": config.digest()},
+            resume=checkpoint is not None,
+            state=None if checkpoint is None else checkpoint.metadata["tracker"],
+        )
+
+    def train(self) -> Outcome:
+        """Run what is left of both phases; see the module's docstring."""
+        training = self.config.training
+        try:
+            with self.tracker, _interruptible() as interrupted:
+                for phase, total in (
+                    ("offline", training.offline_learner_steps),
+                    ("online", training.online_env_steps),
+                ):
+                    if total and phase not in self.evaluation:
+                        self._train_phase(phase, total, interrupted)
+                        self._save()
+                        if interrupted:
+                            raise KeyboardInterrupt
+                        self._evaluate(phase)
+                        self._save(again=True)
+                self._draw()
+                self._hand_over()
+        except KeyboardInterrupt:
+            return self._outcome(finished=False)
+        finally:
+            self.algorithm.stop()
+        return self._outcome(finished=True)
+
+    # ---- training ----
+
+    def _train_phase(self, phase: str, total: int, interrupted: list[int]) -> None:
+        """Iterate until the phase's count is reached or Ctrl-C was pressed."""
+        unit = "updates" if phase == "offline" else "env steps"
+        with Progress(phase, total, unit, completed=min(self._count(phase), total)) as progress:
+            while self._count(phase) < total and not interrupted:
+                before = self.algorithm.learner_steps
+                self.algorithm.train()
+                metrics = dict(self.algorithm.group_metrics)
+                if self._count(phase) < total:  # the whole grid follows at the end of the phase
+                    metrics.update(self._evaluate_if_due(before))
+                self._log(metrics)
+                progress.update(
+                    min(self._count(phase), total),
+                    loss=metrics.get("actor/loss_positive", metrics.get("actor/loss")),
+                    success=metrics.get("rollout/success"),
+                    evaluation=self._last_evaluation(),
+                )
+                if self.algorithm.learner_steps - self.saved_at[0] >= self.config.checkpoint.every_learner_steps:
+                    self._save()
+
+    def _steps(self) -> tuple[int, int]:
+        """Return updates and environment steps so far."""
+        return self.algorithm.learner_steps, self.algorithm.env_steps
+
+    def _count(self, phase: str) -> int:
+        return self.algorithm.learner_steps if phase == "offline" else self.algorithm.env_steps
+
+    def _last_evaluation(self) -> str | None:
+        """Return the last evaluation of the chosen cell for the progress bar."""
+        return None if self.algorithm.score == float("-inf") else f"{self.algorithm.score:.2f}"
+
+    def _evaluate_if_due(self, before: int) -> dict[str, float]:
+        """Evaluate the chosen cell with a few episodes now and then, for the learning curves.
+
+        Args:
+            before: Updates done before the last iteration.
+        """
+        every, episodes = self.config.evaluation.every_learner_steps, self.config.evaluation.interval_episodes
+        if not every or self.algorithm.learner_steps // every == before // every:
+            return {}
+        result = play(self.algorithm, None, [chosen_cell(self.config.agent)], episodes=episodes)[0]
+        row = summarize(result, confidence=self.config.evaluation.confidence)
+        self.algorithm.note_score(row)
+        return {f"eval/{name}": value for name, value in row.items() if isinstance(value, float)}
+
+    def _log(self, metrics: dict[str, float]) -> None:
+        self.tracker.log(metrics, env_steps=self.algorithm.env_steps, learner_steps=self.algorithm.learner_steps)
+
+    def _save(self, *, again: bool = False) -> None:
+        """Write a checkpoint, unless this very state is saved already."""
+        if self.saved_at == self._steps() and not again:
+            return
+        tensors, metadata = self.algorithm.checkpoint_contents()
+        metadata["run"] = self.config.to_mapping()
+        metadata["tracker"] = self.tracker.sync()
+        metadata["evaluated"] = list(self.evaluation)
+        path = write_checkpoint(self.folder / "checkpoints", self.algorithm.learner_steps, tensors, metadata)
+        prune(path, self.config.checkpoint.keep)
+        self.saved_at = self._steps()
+
+    # ---- evaluation ----
+
+    def _evaluate(self, phase: str) -> None:
+        """Evaluate the whole grid at the end of a phase, and write rows and paths."""
+        cells = cells_of(self.config.evaluation, self.config.agent)
+        chosen = chosen_cell(self.config.agent)
+        cells += [] if chosen in cells else [chosen]
+        rows: list[report.Row] = []
+        with Progress(f"evaluation after the {phase} phase", len(cells), "cells") as progress:
+
+            def show(result: CellResult) -> None:
+                progress.advance(1, last=str(result.cell))
+
+            episodes = self.config.evaluation.episodes
+            results = play(self.algorithm, None, cells, episodes=episodes, on_result=show)
+        metrics: dict[str, float] = {}
+        for result in results:
+            row = summarize(result, self.config.agent.weight_scheme.upper(), self.config.evaluation.confidence)
+            rows.append(row)
+            numbers = {name: value for name, value in row.items() if isinstance(value, float) and name != "omega"}
+            metrics.update({f"eval/{cell_key(result.cell)}/{name}": value for name, value in numbers.items()})
+            if result.cell == chosen:
+                self.algorithm.note_score(row)
+                metrics.update({f"eval/{name}": value for name, value in numbers.items()})
+            self.maze = result.maze or self.maze
+            self.paths += result.trajectories(phase)
+        self._log(metrics)
+        self.evaluation[phase] = rows
+        report.write_evaluation(self.folder / report.FILE_NAME, self.evaluation)
+        if self.maze is not None:
+            trajectories.write_trajectories(self.folder / trajectories.FILE_NAME, self.maze, self.paths)
+
+    def _read_results(self, phases: list[str]) -> None:
+        """Take back the evaluations that were done before the checkpoint."""
+        if not phases:
+            return
+        stored = report.read_evaluation(self.folder / report.FILE_NAME)
+        self.evaluation = {phase: stored[phase] for phase in phases if phase in stored}
+        if (self.folder / trajectories.FILE_NAME).is_file():
+            self.maze, paths = trajectories.read_trajectories(self.folder / trajectories.FILE_NAME)
+            self.paths = [path for path in paths if path.phase in phases]
+
+    # ---- the end ----
+
+    def _draw(self) -> None:
+        """Draw what the run's files hold."""
+        self.pictures = plots.draw_run(self.folder, chosen=self._chosen(), title=self.config.env.id)
+
+    def _chosen(self) -> tuple[float, int] | None:
+        cell = chosen_cell(self.config.agent)
+        return None if cell.omega is None else (cell.omega, cell.candidates)
+
+    def _hand_over(self) -> None:
+        """Give MLflow the pictures, the rows and the final checkpoint."""
+        for picture in self.pictures:
+            self.tracker.artifact(picture, "pictures")
+        for name in (RUN_FILE, report.FILE_NAME):
+            if (self.folder / name).exists():
+                self.tracker.artifact(self.folder / name)
+        newest = newest_valid(self.folder / "checkpoints")
+        if newest is not None:
+            self.tracker.artifact(newest, "checkpoint")
+
+    def _outcome(self, *, finished: bool) -> Outcome:
+        return Outcome(
+            folder=self.folder,
+            finished=finished,
+            evaluation=self.evaluation,
+            pictures=self.pictures,
+            chosen=self._chosen(),
+            view_command=self.tracker.view_command,
+        )
+
+
+@contextmanager
+def _interruptible() -> Iterator[list[int]]:
+    """Turn the first Ctrl-C into an entry of the list, seen after the iteration at hand; a second one ends at once."""
+    seen: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> Any:  # noqa: ANN401
+        if seen:
+            raise KeyboardInterrupt
+        seen.append(number)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, before)
