@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import logging
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 from dipole_ray.errors import ConfigError, DipoleError
 from dipole_ray.progress import Progress
 
 Item = TypeVar("Item")
+
+CANCEL_DEADLINE_S = 15.0
+"""Longest wait for cancelled tasks to end before an error or Ctrl-C is passed on."""
 
 _ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 
@@ -73,7 +77,8 @@ def map_tasks(
         arrivals = _run_here(function, items, pending, description)
     else:
         arrivals = _run_on_ray(function, items, pending, description, num_cpus, max_in_flight)
-    with bar or nullcontext():
+    # Closed here and not by the garbage collector: a pending exception would keep tasks and Ray alive.
+    with bar or nullcontext(), closing(arrivals):
         for index, result in arrivals:
             results[index] = result if save is None else save(items[index], result)
             if bar is not None:
@@ -101,7 +106,7 @@ def ray_session() -> Iterator[None]:
 
 def _run_here(
     function: Callable[[Item], Any], items: Sequence[Item], pending: list[int], description: str
-) -> Iterator[tuple[int, Any]]:
+) -> Generator[tuple[int, Any], None, None]:
     for index in pending:
         try:
             result = function(items[index])
@@ -117,7 +122,7 @@ def _run_on_ray(
     description: str,
     num_cpus: float,
     max_in_flight: int | None,
-) -> Iterator[tuple[int, Any]]:
+) -> Generator[tuple[int, Any], None, None]:
     """Yield (index, result) in order of completion; whatever still runs is cancelled when the caller stops early."""
     import ray
 
@@ -136,8 +141,18 @@ def _run_on_ray(
                     index = running.pop(reference)
                     yield index, _result(reference, description, items[index])
         finally:
-            for reference in running:
-                ray.cancel(reference, force=True)
+            _cancel(list(running))
+
+
+def _cancel(references: list[Any]) -> None:
+    """Cancel tasks and see them end; Ray loses a cancellation that meets a task whose worker is still starting."""
+    import ray
+
+    deadline = time.monotonic() + CANCEL_DEADLINE_S
+    while references and time.monotonic() < deadline:
+        for reference in references:
+            ray.cancel(reference, force=True)
+        _, references = ray.wait(references, num_returns=len(references), timeout=0.5)
 
 
 def _slots(description: str, num_cpus: float) -> int:

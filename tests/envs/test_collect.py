@@ -1,6 +1,4 @@
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -11,14 +9,13 @@ import pytest
 import ray
 
 from dipole_ray.data.dataset import open_dataset
-from dipole_ray.envs.collect import collect, collector_names
+from dipole_ray.envs.collect import collect, collector_names, dataset, shards
 from dipole_ray.envs.collect.episode import Columns
 from dipole_ray.envs.collect.manipulation import ManipulationCollector
-from dipole_ray.envs.collect.shards import SHARD_TRANSITIONS
 from dipole_ray.errors import ConfigError, DatasetError
 
 MAZE = "pointmaze-medium-navigate-v0"
-TRANSITIONS = 2 * SHARD_TRANSITIONS + 500
+TRANSITIONS = 12_500
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +54,7 @@ def test_pointmaze_data_covers_the_maze_and_reaches_its_goals(reference: list[Pa
             for task in range(1, 6)
         ]
     assert len(cells) >= 26, "some free cells were never visited"
-    assert min(reached) > 20, reached
+    assert min(reached) > 5, reached
 
 
 def test_another_seed_gives_other_data(reference: list[Path], tmp_path: Path) -> None:
@@ -66,31 +63,47 @@ def test_another_seed_gives_other_data(reference: list[Path], tmp_path: Path) ->
         assert not np.array_equal(new["observations"][:50], old["observations"][:50])
 
 
-def test_two_workers_write_the_same_bytes_as_one(reference: list[Path], tmp_path: Path) -> None:
+def test_workers_and_shards_make_no_difference_to_the_bytes(
+    reference: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "SHARD_TRANSITIONS", 4000)
     files = collect(MAZE, TRANSITIONS, 3, tmp_path, num_workers=2, progress=False)
     assert contents(files) == contents(reference)
     assert not ray.is_initialized(), "the Ray that was started here was left running"
 
 
-def test_a_killed_collection_goes_on_from_its_finished_shards(reference: list[Path], tmp_path: Path) -> None:
-    code = f"from dipole_ray.envs.collect import collect; collect({MAZE!r}, {TRANSITIONS}, 3, {str(tmp_path)!r}, 1)"
+COLLECT = """
+from dipole_ray.envs.collect import collect, shards
+shards.SHARD_TRANSITIONS = 2000
+collect("{name}", {transitions}, 3, "{out}", num_workers=1)
+"""
+
+
+def test_a_killed_collection_goes_on_from_its_finished_shards(
+    reference: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "SHARD_TRANSITIONS", 2000)
+    code = COLLECT.format(name=MAZE, transitions=TRANSITIONS, out=tmp_path)
     child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
-    while not (shards := list(tmp_path.glob(".*.partial/train-*.npz"))) and time.monotonic() < deadline:
+    while not (kept := sorted(tmp_path.glob(".*.partial/train-*.npz"))) and time.monotonic() < deadline:
         assert child.poll() is None, "the collection ended before it could be killed"
-        os.sched_yield()
-    child.send_signal(signal.SIGKILL)
+        time.sleep(0.02)
+    child.kill()
     child.wait()
     assert not list(tmp_path.glob("*.npz")), "files appeared before the collection was complete"
-    kept = shards[0].open("rb")  # the open file tells whether the name was written again
-    stamp = os.fstat(kept.fileno()).st_mtime_ns
-    from dipole_ray.envs.collect.shards import plan, read
+    played: list[str] = []
 
-    assert len(read(shards[0])) == len(plan(MAZE, TRANSITIONS, 3)[0].lengths)
+    def play_and_note(shard: shards.Shard) -> list[Columns]:
+        played.append(shard.file_name)
+        return shards.play(shard)
+
+    monkeypatch.setattr(dataset, "play", play_and_note)
+    kept = sorted(tmp_path.glob(".*.partial/train-*.npz"))
     files = collect(MAZE, TRANSITIONS, 3, tmp_path, num_workers=1, progress=False)
     assert contents(files) == contents(reference)
-    assert os.fstat(kept.fileno()).st_mtime_ns == stamp
-    kept.close()
+    planned = {shard.file_name for shard in shards.plan(MAZE, TRANSITIONS, 3)}
+    assert set(played) == planned - {path.name for path in kept} and len(played) < len(planned)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
         [f"{MAZE}-val.npz", f"{MAZE}.json", f"{MAZE}.npz"]
     )
@@ -101,7 +114,7 @@ def test_the_same_request_is_answered_from_disk_and_another_does_not_overwrite(t
     stamps = [file.stat().st_mtime_ns for file in first]
     assert collect(MAZE, 60, 0, tmp_path, progress=False) == first
     assert [file.stat().st_mtime_ns for file in first] == stamps
-    with pytest.raises(DatasetError, match="already holds .*seed 0"):
+    with pytest.raises(DatasetError, match=r"already holds .*seed 0"):
         collect(MAZE, 60, 1, tmp_path, progress=False)
     assert [file.stat().st_mtime_ns for file in first] == stamps
     before = contents(first)
@@ -130,9 +143,9 @@ def test_a_manipulation_episode_depends_on_its_seed_alone(env_id: str, kind: str
 
 def test_pendulum_data_is_a_dataset_of_mixed_quality(tmp_path: Path) -> None:
     (folder,) = collect("Pendulum-v1", 20_050, 0, tmp_path / "one", progress=False)
-    dataset = open_dataset(folder)
-    assert dataset.num_transitions == 20_050 and dataset.source["request"]["seed"] == 0
-    rows = next(dataset.iter_rows(chunk_rows=30_000))
+    pendulum = open_dataset(folder)
+    assert pendulum.num_transitions == 20_050 and pendulum.source["request"]["seed"] == 0
+    rows = next(pendulum.iter_rows(chunk_rows=30_000))
     assert (rows["masks"] == 1).all()
     closing = np.flatnonzero(rows["remaining"] == 0)
     returns = np.add.reduceat(rows["rewards"], [0, *closing[:-1] + 1])[:100]

@@ -13,7 +13,7 @@ ENERGY_GAIN = 1.0
 BALANCE_GAINS = (8.0, 2.0)
 """Torque in N m per radian and per radian/s near the top."""
 
-OVERRULED_FRACTION = (0.6, 1.0)
+OVERRULED_FRACTION = (0.4, 1.0)
 """Range of the share of an episode's stretches in which the controller is overruled."""
 
 ACTION_NOISE = 0.3
