@@ -160,6 +160,11 @@ class RunConfig:
                 f"training.offline_learner_steps is {self.training.offline_learner_steps} but there is no dataset: "
                 "set data.path, or data.collect_transitions, or training.offline_learner_steps=0"
             )
+        if self.agent.observation_normalization == "dataset" and not has_data:
+            raise ConfigError(
+                "agent.observation_normalization is 'dataset' but there is no dataset: set data.path or "
+                "data.collect_transitions, or agent.observation_normalization=none"
+            )
         if self.training.offline_fraction and not has_data:
             raise ConfigError(
                 f"training.offline_fraction is {self.training.offline_fraction} but there is no dataset: "

@@ -13,6 +13,7 @@ WEIGHT_SCHEMES = ("dipole", "bc", "exp", "cfgrl")
 AGGREGATIONS = ("min", "mean", "mean_minus_std")
 BOOTSTRAPS = ("policy", "value")
 NORMALIZATIONS = ("none", "batch_std", "running_std")
+OBSERVATION_NORMALIZATIONS = ("none", "dataset")
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
@@ -88,6 +89,9 @@ class AgentConfig:
     """Added to every scaled reward; 1 turns OGBench's -1/0 into 0/1. Needs discount < 1. Paper: 0."""
     advantage_normalization: str = "none"
     """Divisor of the advantage in the weights: `none` (paper), `batch_std` or `running_std`."""
+    observation_normalization: str = "none"
+    """`none` (paper), or `dataset`: observations enter every network less the dataset's mean, over its deviation.
+    Without it a coordinate in metres drowns an action in [-1, 1], and small networks learn no advantage."""
 
     hidden_dims: tuple[int, ...] = (512, 512, 512)
     """Hidden layers of every network, in units. Paper: 3 x 512."""
@@ -144,6 +148,7 @@ def _check_choices(config: AgentConfig) -> None:
         "target_aggregation": AGGREGATIONS,
         "value_aggregation": AGGREGATIONS,
         "advantage_normalization": NORMALIZATIONS,
+        "observation_normalization": OBSERVATION_NORMALIZATIONS,
     }.items():
         if getattr(config, name) not in choices:
             raise ConfigError(f"agent.{name}: found '{getattr(config, name)}'; choose one of {', '.join(choices)}")

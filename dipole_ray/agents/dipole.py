@@ -22,6 +22,8 @@ __all__ = ["AgentConfig", "DipoleAgent"]
 
 Batch = Mapping[str, np.ndarray | Tensor]
 MAX_CONSECUTIVE_SKIPS = 10
+MIN_STD = 1e-6
+"""Deviation below which an observation's dimension counts as constant."""
 COUNTERS = ("learner_steps", "skipped_updates", "consecutive_skips")
 
 
@@ -72,6 +74,7 @@ class DipoleAgent:
         ).to(self.device)
         draw_seed = int(torch.randint(2**62, (1,), generator=initial).item())
         self.generator = torch.Generator(self.device).manual_seed(draw_seed)
+        self._has_statistics = False
         self._running_variance = torch.zeros((), device=self.device)
         self._running_mass = torch.zeros((), device=self.device)
         self._parameters = list(self.networks.trained_parameters().values())
@@ -83,6 +86,44 @@ class DipoleAgent:
     def has_bc(self) -> bool:
         """Whether a behaviour-cloning field is trained, so that `sample_actions(policy="bc")` works."""
         return "bc" in self.config.fields
+
+    # Observations.
+
+    def fit_observations(self, mean: np.ndarray | Tensor, std: np.ndarray | Tensor) -> None:
+        """Set what `observation_normalization: dataset` subtracts and divides by; once, before the first update.
+
+        Args:
+            mean: (O,), of the dataset.
+            std: (O,), of the dataset; a dimension that never moves is left as it is.
+
+        Raises:
+            ConfigError: If the config does not normalize, or the agent has learned already.
+        """
+        if self.config.observation_normalization != "dataset" or self.learner_steps:
+            raise ConfigError(
+                f"fit_observations: observation_normalization is '{self.config.observation_normalization}' after "
+                f"{self.learner_steps} updates; set it to 'dataset' and call this before the first update"
+            )
+        spread = torch.as_tensor(std, dtype=torch.float32, device=self.device)
+        state.copy_into(
+            {"mean": self.networks.observation_mean, "std": self.networks.observation_std},
+            {
+                "mean": torch.as_tensor(mean, dtype=torch.float32, device=self.device),
+                "std": torch.where(spread > MIN_STD, spread, torch.ones_like(spread)),
+            },
+        )
+        self._has_statistics = True
+
+    def _normalized(self, observations: Tensor) -> Tensor:
+        """Return observations (..., O) as the networks take them."""
+        if self.config.observation_normalization == "none":
+            return observations
+        if not self._has_statistics:
+            raise ConfigError(
+                "observation_normalization is 'dataset', but the agent was never told the dataset's statistics: call "
+                "agent.fit_observations(*replay.observation_statistics()) first"
+            )
+        return (observations - self.networks.observation_mean) / self.networks.observation_std
 
     # Learning.
 
@@ -107,7 +148,8 @@ class DipoleAgent:
             NonFiniteError: After 10 skipped updates in a row, once the batch is saved.
         """
         tensors = self._read_batch(batch)
-        terms, metrics, statistics = self._losses(tensors, diagnostics)
+        seen = {name: self._normalized(tensors[name]) for name in ("observations", "next_observations")}
+        terms, metrics, statistics = self._losses({**tensors, **seen}, diagnostics)
         total = terms["critic"] + terms["value"] + terms["actor"]
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
@@ -257,7 +299,7 @@ class DipoleAgent:
         candidates = self.config.num_candidates if num_candidates is None else num_candidates
         if candidates < 1:
             raise ConfigError(f"num_candidates: found {candidates}; give a whole number of at least 1")
-        observations = torch.as_tensor(observations, dtype=torch.float32, device=self.device)
+        observations = self._normalized(torch.as_tensor(observations, dtype=torch.float32, device=self.device))
         noise = self._normal((len(observations), candidates, self.action_dim), generator)
         actions = self._sample(observations, noise, omega, policy)
         if candidates == 1:
@@ -354,6 +396,7 @@ class DipoleAgent:
         expected["generator"] = tensors.get("generator", self.generator.get_state())
         state.check_matches(expected, tensors, "agent state")
         state.copy_into(live, tensors)
+        self._has_statistics = True
         for name in COUNTERS:
             setattr(self, name, int(tensors[name].item()))
         state.restore_generator(self.generator, tensors["generator"])
@@ -380,7 +423,8 @@ class DipoleAgent:
         own = self._policy_tensors()
         state.check_matches(own, tensors, "policy state")
         state.copy_into(own, tensors)
+        self._has_statistics = True
 
     def _policy_tensors(self) -> dict[str, Tensor]:
-        fields = {f"fields.{name}": tensor for name, tensor in self.networks.fields.state_dict().items()}
-        return fields | {f"critic.{name}": tensor for name, tensor in self.networks.critic.state_dict().items()}
+        names = ("fields.", "critic.", "observation_")
+        return {name: tensor for name, tensor in self.networks.state_dict().items() if name.startswith(names)}

@@ -159,6 +159,10 @@ class AgentNetworks(nn.Module):
         self.target_critic.load_state_dict(self.critic.state_dict())
         self.value = StackedMLP(1, observation_dim, hidden_dims, 1, layer_norm=True, generator=generator)
         self.fields = VelocityFields(num_fields, observation_dim, action_dim, hidden_dims, generator)
+        self.observation_mean: Tensor
+        self.observation_std: Tensor
+        self.register_buffer("observation_mean", torch.zeros(observation_dim))
+        self.register_buffer("observation_std", torch.ones(observation_dim))
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """Return the parameters the optimizer moves by name; the target critics follow by Polyak averaging."""

@@ -25,6 +25,7 @@ from dipole_ray.data.windows import gather_windows
 from dipole_ray.errors import CheckpointError, ConfigError, DatasetError
 
 STATE_VERSION = 1
+_CHUNK_ROWS = 65_536
 
 
 def check_fraction(offline_fraction: float | None) -> None:
@@ -221,6 +222,23 @@ class Replay:
     def _gather_online(self, picks: np.ndarray) -> dict[str, np.ndarray]:
         assert self._ring is not None
         return gather_windows(self._ring.columns, self._ring.transition_rows(picks), self._powers)
+
+    def observation_statistics(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return mean and standard deviation (O,), float64, of the offline observations, closing rows included.
+
+        Raises:
+            DatasetError: If there are no offline rows.
+        """
+        if not self._offline:
+            raise DatasetError("observation statistics need offline rows, and this replay has none; open a dataset")
+        count, total, squares = 0, 0.0, 0.0
+        shift = self._offline[0][0]["observations"][0].astype(np.float64)  # against cancellation far from zero
+        for columns, _ in self._offline:
+            for start in range(0, len(columns["observations"]), _CHUNK_ROWS):
+                chunk = columns["observations"][start : start + _CHUNK_ROWS].astype(np.float64) - shift
+                count, total, squares = count + len(chunk), total + chunk.sum(axis=0), squares + (chunk**2).sum(axis=0)
+        mean = total / count
+        return mean + shift, np.sqrt(np.maximum(squares / count - mean**2, 0.0))
 
     def state(self) -> dict[str, Any]:
         """Return everything needed to continue, as JSON of a few kilobytes; online rows are flushed to disk first."""

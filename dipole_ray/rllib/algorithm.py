@@ -63,6 +63,8 @@ class DIPOLE(Algorithm):
         self.group_metrics: dict[str, float] = {}
         self.replay = self._open_replay()
         self.learner = LearnerClient(self.learner_group, self._agent.batch_size)
+        if self._agent.observation_normalization == "dataset":
+            self.learner.fit_observations(*self.replay.observation_statistics())
         self.rollouts = Rollouts(self.env_runner_group, self.config.get_rollout_fragment_length())
         if self.offline_data is not None:
             self.offline_data.replay = self.replay

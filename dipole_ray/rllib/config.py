@@ -220,7 +220,7 @@ class DIPOLEConfig(AlgorithmConfig):
         """
         self._settle_automatic()
         super().validate()
-        self.agent_settings()
+        agent = self.agent_settings()
         training = self.training_settings()
         self.evaluation_settings()
         if not isinstance(self.env, str):
@@ -234,6 +234,11 @@ class DIPOLEConfig(AlgorithmConfig):
             raise ConfigError(
                 f"offline_learner_steps is {training.offline_learner_steps} but there is no dataset: call "
                 ".offline_data(input_=FOLDER), or set offline_learner_steps=0"
+            )
+        if agent.observation_normalization == "dataset" and not self.is_offline:
+            raise ConfigError(
+                "observation_normalization is 'dataset' but there is no dataset: call .offline_data(input_=FOLDER), or "
+                "set it to 'none'"
             )
         if not self.is_offline and not training.online_env_steps:
             raise ConfigError("online_env_steps is 0 and there is no dataset: nothing could be learned from")

@@ -106,6 +106,10 @@ class DIPOLELearner(TorchLearner):
         )
         return report, policy
 
+    def fit_observations(self, mean: np.ndarray, std: np.ndarray) -> None:
+        """Set what the agent normalizes observations with (see `DipoleAgent.fit_observations`)."""
+        self.agent.fit_observations(mean.copy(), std.copy())
+
     def agent_state(self) -> dict[str, Tensor]:
         """Return the agent's complete state on the CPU, for a checkpoint."""
         return {name: tensor.detach().cpu() for name, tensor in self.agent.state_dict().items()}

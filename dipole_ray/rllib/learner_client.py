@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import ray
 from ray.rllib.core.learner.learner_group import LearnerGroup
 from torch import Tensor
@@ -62,6 +63,11 @@ class LearnerClient:
     def drain(self) -> list[UpdateReport]:
         """Wait until no call is in flight; return their reports."""
         return [self._finish_oldest() for _ in range(len(self._pending))]
+
+    def fit_observations(self, mean: np.ndarray, std: np.ndarray) -> None:
+        """Set what the agent normalizes observations with, before its first update, and publish it."""
+        self._call("fit_observations", mean, std)
+        self.publish()
 
     def publish(self) -> None:
         """Take the learner's present weights as the next policy version."""

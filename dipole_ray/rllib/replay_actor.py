@@ -64,6 +64,10 @@ class ReplayHost:
         """Return how many transitions can be sampled."""
         return {"offline": self._replay.num_offline, "online": self._replay.num_online}
 
+    def observation_statistics(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return mean and standard deviation (O,) of the offline observations."""
+        return self._replay.observation_statistics()
+
     def state(self) -> dict[str, Any]:
         """Return the manifest and the sampler's state."""
         return self._replay.state()
@@ -98,6 +102,11 @@ class ReplayClient:
     def sizes(self) -> dict[str, int]:
         """Return how many offline and online transitions can be sampled."""
         return dict(self._call("sizes"))
+
+    def observation_statistics(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return mean and standard deviation (O,) of the offline observations."""
+        mean, std = self._call("observation_statistics")
+        return mean, std
 
     def state(self) -> dict[str, Any]:
         """Return the manifest and the sampler's state, JSON-able."""

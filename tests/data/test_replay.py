@@ -167,3 +167,21 @@ def test_contradicting_settings_are_refused(tmp_path: Path) -> None:
         open_replay(tmp_path, schema=Schema(4, 2))
     with pytest.raises(DatasetError, match="holds no transitions"), open_replay(tmp_path, offline=[]) as replay:
         replay.sample(4)
+
+
+def test_observation_statistics_are_those_of_all_offline_rows(tmp_path: Path) -> None:
+    generator = np.random.default_rng(3)
+    pieces = [
+        close_trajectory(
+            generator.normal(1000.0, [1.0, 5.0, 0.0], (length + 1, 3)),
+            np.zeros((length, 2)),
+            np.zeros(length),
+            np.ones(length),
+        )
+        for length in (40, 7)
+    ]
+    write_dataset(tmp_path / "data", pieces, SCHEMA, {})
+    stored = np.concatenate([piece["observations"] for piece in pieces]).astype(np.float64)
+    mean, std = Replay(schema=SCHEMA, offline=[tmp_path / "data"]).observation_statistics()
+    np.testing.assert_allclose(mean, stored.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(std, stored.std(axis=0), rtol=1e-6, atol=1e-6)
