@@ -8,6 +8,7 @@ process (`num_env_runners=0, num_learners=0`), where each call simply finishes b
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
 import time
@@ -66,8 +67,6 @@ class DIPOLE(Algorithm):
         if self._agent.observation_normalization == "dataset":
             self.learner.fit_observations(*self.replay.observation_statistics())
         self.rollouts = Rollouts(self.env_runner_group, self.config.get_rollout_fragment_length())
-        if self.offline_data is not None:
-            self.offline_data.replay = self.replay
 
     # ---- the loop ----
 
@@ -191,7 +190,7 @@ class DIPOLE(Algorithm):
                     "give the environment the data was collected in"
                 )
         online = self.replay_directory / RING_FILE if self._training.online_env_steps else None
-        return ReplayClient(
+        replay = ReplayClient(
             ReplaySpec(
                 observation_dim=dims.observation_dim,
                 action_dim=dims.action_dim,
@@ -205,6 +204,9 @@ class DIPOLE(Algorithm):
             ),
             remote=self.config.num_env_runners > 0 or self.config.num_learners > 0,
         )
+        if self.offline_data is not None:
+            self.offline_data.replay = replay
+        return replay
 
     @property
     def replay_directory(self) -> Path:
@@ -270,6 +272,8 @@ class DIPOLE(Algorithm):
         if not self.rollouts.is_remote and ROLLOUT_FILE in checkpoint.tensors:
             runner = self.env_runner_group.local_env_runner
             runner.load_rollout_state(checkpoint.tensors[ROLLOUT_FILE], metadata["rollout"])
+        elif self.rollouts.is_remote:
+            self.rollouts.begin_life(self.env_steps)
 
     def save_to_path(self, path: Any = None, **kwargs: Any) -> str:  # noqa: ANN401
         """Write a checkpoint into the folder `path` and return it."""
@@ -302,3 +306,6 @@ class DIPOLE(Algorithm):
         if getattr(self, "replay", None) is not None:
             self.replay.close()
         super().cleanup()
+        if self._storage is None:  # outside Tune nothing but a ring is ever put into RLlib's own folder
+            with contextlib.suppress(OSError):
+                Path(self.logdir).rmdir()

@@ -210,6 +210,13 @@ class DIPOLEEnvRunner(EnvRunner):
 
     # ---- exact resume ----
 
+    def begin_life(self, life: int) -> None:
+        """Drop the running episodes and draw from streams of their own: a resumed run must not repeat its beginning."""
+        self._seed_of_life = life
+        self._num_episodes = [0] * self.num_envs
+        self._episodes = []
+        self._generator.manual_seed(self._derived_seed(0, 0))
+
     def rollout_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return tensors and JSON from which `load_rollout_state` continues the running episodes exactly."""
         tensors = {"generator": self._generator.get_state()}

@@ -45,6 +45,14 @@ class Rollouts:
         """Whether the workers are actors of their own."""
         return bool(self._group.num_remote_workers() > 0)
 
+    def begin_life(self, life: int) -> None:
+        """Start new episodes everywhere, with random numbers that no earlier part of the run had.
+
+        Args:
+            life: Number of this part of the run, such as the environment steps before it.
+        """
+        self._group.foreach_env_runner(partial(_begin_life, life=life), local_env_runner=False)
+
     def gather(self, policy: Callable[[], PublishedPolicy]) -> Iterator[FragmentReport]:
         """Yield fragments without end; remote workers go on collecting while one is being used.
 
@@ -136,6 +144,10 @@ class Rollouts:
 def _share(policy: PublishedPolicy) -> Any:  # noqa: ANN401
     """Return a reference to the policy's tensors, put into the object store once for all workers."""
     return policy.state if isinstance(policy.state, ray.ObjectRef) else ray.put(policy.state)
+
+
+def _begin_life(worker: DIPOLEEnvRunner, *, life: int) -> None:
+    worker.begin_life(life)
 
 
 def _collect(worker: DIPOLEEnvRunner, *, num_steps: int, version: int, policy: Any) -> FragmentReport:  # noqa: ANN401
