@@ -16,7 +16,7 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from dipole_ray import settings
 from dipole_ray.agents.dipole import AgentConfig
 from dipole_ray.config import RunConfig, TrainingConfig
-from dipole_ray.envs.make import EnvConfig
+from dipole_ray.envs.make import EnvConfig, env_dims
 from dipole_ray.errors import ConfigError
 from dipole_ray.evaluation import EvalConfig
 from dipole_ray.rllib.evaluate import evaluate_grid
@@ -228,6 +228,7 @@ class DIPOLEConfig(AlgorithmConfig):
                 f"environment is {self.env!r}: give an id; an environment of your own gets one by "
                 "gymnasium.register (then 'your_module:YourEnv-v0' also imports it in every worker)"
             )
+        env_dims(self.env_settings())  # an unknown environment would otherwise fail in an actor
         if self.num_learners > 1:
             raise ConfigError(f"num_learners is {self.num_learners}: one learner is supported; set it to 0 or 1")
         if training.offline_learner_steps and not self.is_offline:
@@ -239,6 +240,11 @@ class DIPOLEConfig(AlgorithmConfig):
             raise ConfigError(
                 "observation_normalization is 'dataset' but there is no dataset: call .offline_data(input_=FOLDER), or "
                 "set it to 'none'"
+            )
+        if training.offline_fraction and not self.is_offline:
+            raise ConfigError(
+                f"offline_fraction is {training.offline_fraction} but there is no dataset: call "
+                ".offline_data(input_=FOLDER), or leave the fraction None"
             )
         if not self.is_offline and not training.online_env_steps:
             raise ConfigError("online_env_steps is 0 and there is no dataset: nothing could be learned from")
@@ -255,7 +261,9 @@ class DIPOLEConfig(AlgorithmConfig):
             self.num_gpus_per_learner = int(has_gpu)
         if self.learner_num_threads is None:
             cores = len(os.sched_getaffinity(0))
-            self.learner_num_threads = max(1, cores - self.num_env_runners)
+            # Beside a remote learner without workers, this process steps the environments.
+            stepping = self.num_env_runners or self.num_learners
+            self.learner_num_threads = max(1, cores - stepping)
 
 
 def _unknown(key: str, valid: Sequence[str]) -> str:

@@ -61,7 +61,7 @@ class DIPOLEEnvRunner(EnvRunner):
     def __init__(self, *, config: Any, **kwargs: Any) -> None:  # noqa: ANN401
         super().__init__(config=config, **kwargs)
         self.worker_index: int = int(kwargs.get("worker_index") or 0)
-        if self.worker_index:
+        if self.worker_index or self.config.num_learners:
             torch.set_num_threads(1)  # one core a worker: more threads would fight the learner for them
         self._env_config: EnvConfig = self.config.env_settings()
         dims = env_dims(self._env_config)

@@ -26,6 +26,7 @@ def config(dataset: Path | None, *, workers: int = 0, learners: int = 0, **setti
     made = DIPOLEConfig().environment("Pendulum-v1")
     if dataset is not None:
         made.offline_data(input_=str(dataset))
+        settings = {"observation_normalization": "dataset", **settings}
     return (
         made.training(preset="small", **{**AGENT, **LOOP, **settings})
         .env_runners(

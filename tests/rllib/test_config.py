@@ -1,0 +1,173 @@
+"""`DIPOLEConfig` takes every setting of ours under its own name, and says what is wrong before anything is built."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+
+from dipole_ray import DIPOLEConfig
+from dipole_ray.agents.dipole import AgentConfig
+from dipole_ray.config import RunConfig, TrainingConfig
+from dipole_ray.errors import ConfigError
+from tests.rllib.small import config
+
+# One allowed value per key that is not the default; together they contradict nothing.
+AGENT_VALUES: dict[str, Any] = {
+    "weight_scheme": "cfgrl",
+    "beta": 5.0,
+    "shift": 0.0,
+    "omega": 2.0,
+    "num_candidates": 3,
+    "exp_weight_max": 7.0,
+    "train_bc": True,
+    "expectile": 0.7,
+    "discount": 0.9,
+    "tau": 0.1,
+    "bootstrap": "policy",
+    "target_candidates": 2,
+    "target_omega": 0.5,
+    "target_aggregation": "min",
+    "value_aggregation": "mean",
+    "rho": 0.2,
+    "num_critics": 3,
+    "n_step": 4,
+    "reward_scale": 2.0,
+    "reward_shift": 1.0,
+    "advantage_normalization": "batch_std",
+    "observation_normalization": "dataset",
+    "hidden_dims": (8, 8),
+    "denoise_steps": 3,
+    "learning_rate": 1e-2,
+    "batch_size": 17,
+}
+TRAINING_VALUES: dict[str, Any] = {
+    "offline_learner_steps": 11,
+    "online_env_steps": 12,
+    "updates_per_env_step": 0.5,
+    "learner_steps_per_call": 13,
+    "learner_steps_per_iteration": 14,
+    "env_steps_per_iteration": 15,
+    "replay_capacity": 16,
+    "offline_fraction": 0.25,
+}
+
+
+def test_every_key_of_ours_is_a_key_of_training() -> None:
+    assert AGENT_VALUES.keys() == {field.name for field in fields(AgentConfig)}
+    assert TRAINING_VALUES.keys() == {field.name for field in fields(TrainingConfig)}
+    made = DIPOLEConfig().training(**AGENT_VALUES, **TRAINING_VALUES)
+    assert made.agent_settings() == AgentConfig(**AGENT_VALUES)
+    assert made.training_settings() == TrainingConfig(**TRAINING_VALUES)
+
+
+def test_preset_is_what_the_other_keys_start_from() -> None:
+    made = DIPOLEConfig().training(preset="small", beta=9.0)
+    assert made.agent_settings() == AgentConfig.preset("small", beta=9.0)
+    with pytest.raises(ConfigError, match="choose one of paper, small"):
+        DIPOLEConfig().training(preset="smal")
+
+
+def test_no_key_of_ours_is_an_attribute_of_rllibs() -> None:
+    """A common name would be set twice, with two meanings."""
+    ours = {*AGENT_VALUES, *TRAINING_VALUES, "replay_directory", "eval_settings", "learner_num_threads"}
+    rllibs = set(vars(AlgorithmConfig())) | set(dir(AlgorithmConfig))
+    assert ours & rllibs == set()
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("betta", "did you mean 'beta'"),
+        ("offline_steps", "did you mean 'offline"),
+        ("lr", "called 'learning_rate' in DIPOLE"),
+        ("gamma", "called 'discount' in DIPOLE"),
+        ("train_batch_size", "called 'batch_size' in DIPOLE"),
+        ("train_batch_size_per_learner", "called 'batch_size' in DIPOLE"),
+        ("zzz", "valid keys: "),
+    ],
+)
+def test_unknown_key_is_refused_with_the_name_that_was_meant(key: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        DIPOLEConfig().training(**{key: 1})
+
+
+def test_description_in_a_checkpoint_gives_the_same_config_back() -> None:
+    made = config(Path("/data/pendulum"), workers=2, learners=1, **{**AGENT_VALUES, **TRAINING_VALUES})
+    made.environment(env_config={"max_episode_steps": 50}).debugging(seed=7).evaluation(episodes=3)
+    plain = json.loads(json.dumps(made.to_plain()))
+    again = DIPOLEConfig.from_plain(plain)
+    assert again.to_plain() == made.to_plain()
+    assert again.agent_settings() == made.agent_settings()
+    assert again.env_settings().max_episode_steps == 50
+    assert (again.num_env_runners, again.num_learners, again.seed) == (2, 1, 7)
+
+
+def test_run_config_reaches_every_part() -> None:
+    run = RunConfig.from_mapping(
+        {
+            "env": {"id": "Pendulum-v1", "max_episode_steps": 60},
+            "data": {"path": "somewhere"},
+            "seed": 5,
+            "agent": {"preset": "small", "beta": 2.0},
+            "training": {"offline_learner_steps": 10, "offline_fraction": 0.5},
+            "rollout": {"num_workers": 2, "envs_per_worker": 3, "fragment_steps": 7, "cpus_per_worker": 0.25},
+            "learner": {"remote": True, "num_threads": 2},
+            "evaluation": {"episodes": 6, "omegas": [1.0], "candidates": [2]},
+        }
+    )
+    made = DIPOLEConfig.from_run(run, "somewhere", "elsewhere")
+    assert made.env_settings() == run.env
+    assert made.agent_settings() == run.agent
+    assert made.training_settings() == run.training
+    assert made.evaluation_settings() == run.evaluation
+    plain = made.to_plain()
+    assert (plain["seed"], plain["input"], made.replay_directory) == (5, ["somewhere"], "elsewhere")
+    assert (plain["num_env_runners"], plain["num_envs_per_env_runner"], plain["rollout_fragment_length"]) == (2, 3, 7)
+    assert (plain["num_cpus_per_env_runner"], plain["num_learners"], plain["learner_num_threads"]) == (0.25, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda c: c.learners(num_learners=2), "one learner is supported; set it to 0 or 1"),
+        (lambda c: c.training(offline_learner_steps=10), r"no dataset: call .offline_data\(input_=FOLDER\)"),
+        (lambda c: c.training(online_env_steps=0), "nothing could be learned from"),
+        (lambda c: c.training(beta=-1.0), "agent.beta: found -1.0; give a finite number above 0"),
+        (lambda c: c.training(beta="steep"), "beta"),
+        (lambda c: c.training(learner_steps_per_call=0), "training.learner_steps_per_call is 0: at least 1"),
+        (lambda c: c.training(offline_fraction=0.5), "offline_fraction is 0.5 but there is no dataset"),
+        (lambda c: c.evaluation(episodes=0), "evaluation.episodes must be at least 1"),
+        (lambda c: c.evaluation(candidates=(0,)), "evaluation.candidates needs counts of at least 1"),
+        (lambda c: c.environment(env_config={"max_steps": 5}), "nearest valid one is 'env.max_episode_steps'"),
+        (lambda c: c.environment(dict), "environment is <class 'dict'>: give an id"),
+        (lambda c: c.environment("Pendulun-v1"), "Pendulum-v1"),
+    ],
+)
+def test_contradictions_are_refused_before_anything_is_built(change: Any, said: str) -> None:  # noqa: ANN401
+    made = DIPOLEConfig().environment("Pendulum-v1")
+    change(made)
+    with pytest.raises(ConfigError, match=said):
+        made.validate()
+
+
+def test_search_spaces_of_tune_are_kept_for_tune() -> None:
+    """`tune.grid_search` is set like a value, and checked once a trial has one."""
+    from ray import tune
+
+    made = DIPOLEConfig().environment("Pendulum-v1").training(beta=tune.grid_search([1.0, 3.0]))
+    assert made.to_dict()["beta"] == {"grid_search": [1.0, 3.0]}
+
+
+def test_threads_are_divided_between_learner_and_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One thread a worker, the rest is the learner's; a process that steps environments itself needs one as well."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)))
+    for workers, learners, threads in ((0, 0, 8), (3, 1, 5), (3, 0, 5), (20, 1, 1), (0, 1, 7)):
+        made = DIPOLEConfig().environment("Pendulum-v1")
+        made.env_runners(num_env_runners=workers).learners(num_learners=learners)
+        made.validate()
+        assert made.learner_num_threads == threads, (workers, learners)
