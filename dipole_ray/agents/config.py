@@ -59,7 +59,8 @@ class AgentConfig:
     exp_weight_max: float = 100.0
     """Ceiling of the weight of `exp`, > 0, may be infinite. FQL's AWR baselines: 100."""
     train_bc: bool = False
-    """Keep an unweighted field for comparison: adds one unless the scheme has it already (`bc`, `cfgrl`)."""
+    """Keep an unweighted field for comparison: adds one unless the scheme has it already (`bc`, `cfgrl`). The added
+    field clones offline rows alone, so that it stays the dataset's baseline in the online phase."""
 
     expectile: float = 0.9
     """Expectile of the regression of V, in (0, 1). Paper: 0.9."""

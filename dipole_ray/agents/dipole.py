@@ -136,7 +136,8 @@ class DipoleAgent:
         Args:
             batch: observations (B, O), actions (B, A), rewards (B,) as discounted n-step sums of raw rewards,
                 masks (B,) with 0 where the bootstrap stops, next_observations (B, O), and discounts (B,),
-                the discount to the power of each row's horizon (`config.discount` where absent). float32.
+                the discount to the power of each row's horizon (`config.discount` where absent), is_offline (B,)
+                with 0 for rows of the online phase (1 where absent). float32.
             diagnostics: Whether to add the metrics that cost something: means, quantiles of the weights,
                 the effective sample fraction.
 
@@ -193,7 +194,7 @@ class DipoleAgent:
         scaled, *statistics = losses.normalized_advantage(
             advantage, config.advantage_normalization, self._running_variance, self._running_mass
         )
-        weights = self._field_weights(scaled)
+        weights = self._field_weights(scaled, batch["is_offline"])
         noise = self._normal(batch["actions"].shape)
         t = torch.rand(len(noise), 1, generator=self.generator, device=self.device)
         x = flow.path_point(noise, batch["actions"], t)
@@ -235,8 +236,8 @@ class DipoleAgent:
         )
         return rewards + discounts * batch["masks"] * bootstrap, q_data
 
-    def _field_weights(self, advantage: Tensor) -> Tensor:
-        """Return the weight scheme's row weights for every field, (F, B)."""
+    def _field_weights(self, advantage: Tensor, is_offline: Tensor) -> Tensor:
+        """Return the row weights of every field, (F, B): the scheme's, and 1 on offline rows for an added BC field."""
         config = self.config
         ones = torch.ones_like(advantage)
         if config.weight_scheme == "dipole":
@@ -250,7 +251,7 @@ class DipoleAgent:
         else:
             scheme = (ones,)
         missing = len(config.fields) - len(scheme)
-        return torch.stack((*scheme, *[ones] * missing))
+        return torch.stack((*scheme, *[is_offline] * missing))
 
     def _skip(self, batch: dict[str, Tensor]) -> None:
         """Count an update that was not applied; after 10 in a row save the batch and raise."""
@@ -360,9 +361,11 @@ class DipoleAgent:
             "masks": (rows,),
             "next_observations": (rows, self.observation_dim),
             "discounts": (rows,),
+            "is_offline": (rows,),
         }.items():
-            if name not in batch and name == "discounts" and self.config.n_step == 1:
-                tensors[name] = torch.full(shape, self.config.discount, device=self.device)
+            if name not in batch and (name == "is_offline" or (name == "discounts" and self.config.n_step == 1)):
+                default = self.config.discount if name == "discounts" else 1.0
+                tensors[name] = torch.full(shape, default, device=self.device)
                 continue
             if name not in batch:
                 raise ConfigError(f"batch: column '{name}' is missing; found {', '.join(sorted(batch))}")

@@ -157,13 +157,17 @@ class Replay:
 
         Returns:
             float32 arrays with leading dimension num_batches * B: observations, actions, rewards (n-step sum), masks,
-            next_observations, discounts. Each consecutive B of them is one batch.
+            next_observations, discounts, is_offline (1 or 0). Each consecutive B of them is one batch.
 
         Raises:
             DatasetError: If a side that must contribute holds no transitions.
         """
         fraction = self._configured_fraction() if offline_fraction is ... else offline_fraction
         picks = self._pick(batch_size, num_batches, fraction).reshape(-1)
+        return {**self._gather(picks), "is_offline": (picks < self.num_offline).astype(np.float32)}
+
+    def _gather(self, picks: np.ndarray) -> dict[str, np.ndarray]:
+        """Gather transitions by number; those from `num_offline` on are online ones."""
         if not self._offline:
             return self._gather_online(picks)
         if len(self._offline) == 1 and self.num_online == 0:

@@ -175,7 +175,7 @@ def test_ten_skips_in_a_row_are_an_error_with_the_batch_saved(tmp_path: Path) ->
     with pytest.raises(NonFiniteError, match=r"10 updates in a row.*nonfinite-batch-10\.safetensors"):
         agent.update(batch)
     saved = load_file(tmp_path / "failures" / "nonfinite-batch-10.safetensors")
-    assert saved.keys() == batch.keys()
+    assert saved.keys() == batch.keys() | {"is_offline"}
     for name, column in batch.items():
         np.testing.assert_array_equal(saved[name].numpy(), column)
 
@@ -284,3 +284,17 @@ def test_policies_the_agent_does_not_have_are_refused() -> None:
         make_agent(tiny_config()).sample_actions(observations, num_candidates=0)
     with pytest.raises(ConfigError, match="choose guided or bc"):
         make_agent(tiny_config()).sample_actions(observations, policy="positive")
+
+
+def test_an_added_bc_field_clones_offline_rows_alone() -> None:
+    """Else the baseline of the online phase would clone the very policy it is compared with."""
+    one, other = (make_agent(tiny_config(train_bc=True, bootstrap="value")) for _ in range(2))
+    batch = make_batch(0)
+    batch["is_offline"] = np.array([1.0, 0.0] * (ROWS // 2), np.float32)
+    changed = {**batch, "actions": np.where(batch["is_offline"][:, None] > 0, batch["actions"], -batch["actions"])}
+    one.update(batch)
+    other.update(changed)
+    index = one.config.fields.index("bc")
+    for name, kernel in one.networks.fields.state_dict().items():
+        assert torch.equal(kernel[index], other.networks.fields.state_dict()[name][index]), name
+        assert not torch.equal(kernel[0], other.networks.fields.state_dict()[name][0]), name

@@ -76,6 +76,7 @@ def test_every_transition_is_drawn_and_no_other(tmp_path: Path, segment_rows: in
     place = {row["observations"].tobytes(): index for index, row in enumerate(expected)}
     batch = replay.sample(95, num_batches=200)
     drawn = np.array([place[observation.tobytes()] for observation in batch["observations"]])
+    assert batch.pop("is_offline").all()
     for name, values in batch.items():
         np.testing.assert_allclose(values, np.stack([row[name] for row in expected])[drawn], rtol=1e-6, atol=1e-6)
     counts = np.bincount(drawn, minlength=len(expected))
