@@ -48,10 +48,14 @@ class Rollouts:
     def begin_life(self, life: int) -> None:
         """Start new episodes everywhere, with random numbers that no earlier part of the run had.
 
+        What the workers collected before and nobody has taken yet is dropped.
+
         Args:
             life: Number of this part of the run, such as the environment steps before it.
         """
         self._group.foreach_env_runner(partial(_begin_life, life=life), local_env_runner=False)
+        self._group.fetch_ready_async_reqs(tags="collect", timeout_seconds=0.0)
+        self._unread["collect"].clear()
 
     def gather(self, policy: Callable[[], PublishedPolicy]) -> Iterator[FragmentReport]:
         """Yield fragments without end; remote workers go on collecting while one is being used.

@@ -126,8 +126,8 @@ def test_restore_into_the_live_algorithm_rolls_everything_back(
 ) -> None:
     saved, tensors, metadata = uninterrupted
     with running(config(pendulum).build_algo()) as algo:
-        algo.env_runner_group.local_env_runner.collect(40)  # a course of its own
         train_until(algo, lambda a: a.env_steps >= 300)
+        algo.env_runner_group.local_env_runner.collect(40)  # a course of its own
         version = algo.learner.policy.version
         algo.restore_from_path(saved[5])
         assert (algo.learner_steps, algo.env_steps, algo.iteration) == (76, 120, 5)
