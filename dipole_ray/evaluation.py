@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import gymnasium
@@ -178,11 +178,11 @@ def chosen_cell(agent: AgentConfig) -> Cell:
 
 def cells_of(config: EvalConfig, agent: AgentConfig) -> list[Cell]:
     """Return the cells of the grid that this agent can act in: one with a single field knows no omega."""
-    cells = grid(config, "bc" in agent.fields)
     if agent.is_guided:
-        return cells
-    unguided = 0.0 if agent.weight_scheme != "bc" else None
-    return [cell for cell in cells if cell.omega in (None, unguided)]
+        return grid(config, "bc" in agent.fields)
+    own = [replace(chosen_cell(agent), candidates=count) for count in sorted(set(config.candidates))]
+    added = agent.weight_scheme != "bc" and agent.train_bc and config.bc
+    return [Cell("bc", None, cell.candidates) for cell in own if added] + own
 
 
 def episode_seed(seed: int, episode: int) -> int:

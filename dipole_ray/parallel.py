@@ -7,6 +7,7 @@ function and its items travel to the workers, results come back here, so a clust
 from __future__ import annotations
 
 import logging
+import os
 import textwrap
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -97,6 +98,8 @@ def ray_session() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    # Ray's C++ core prints advice to its own developers at level ERROR; real failures surface as exceptions.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         yield

@@ -7,6 +7,7 @@ a checkpoint.
 
 from __future__ import annotations
 
+import logging
 import signal
 import time
 from collections.abc import Iterator
@@ -21,9 +22,10 @@ import yaml
 from dipole_ray import plots, report, trajectories
 from dipole_ray.checkpoint import Checkpoint, newest_valid, prune, read_checkpoint, write_checkpoint
 from dipole_ray.config import RunConfig, load
-from dipole_ray.errors import CheckpointError, ConfigError
+from dipole_ray.errors import CheckpointError, ConfigError, EnvironmentUnavailable
 from dipole_ray.evaluation import CellResult, cells_of, chosen_cell, summarize
 from dipole_ray.parallel import ray_session
+from dipole_ray.policy import load_policy
 from dipole_ray.prepare import prepare_dataset
 from dipole_ray.progress import Progress
 from dipole_ray.resume import guard_resume
@@ -32,6 +34,9 @@ from dipole_ray.rllib.config import DIPOLEConfig
 from dipole_ray.rllib.evaluate import cell_key, play
 from dipole_ray.tracking import Tracker
 from dipole_ray.trajectories import Maze, Trajectory
+from dipole_ray.video import record_video
+
+_log = logging.getLogger(__name__)
 
 RUN_FILE = "run.yaml"
 FIXED = ("env", "seed", "agent.hidden_dims", "agent.num_critics", "agent.weight_scheme", "agent.train_bc")
@@ -147,6 +152,7 @@ class _Run:
                         self._evaluate(phase)
                         self._save(again=True)
                 self._draw()
+                self._record_videos()
                 self._hand_over()
         except KeyboardInterrupt:
             return self._outcome(finished=False)
@@ -263,6 +269,20 @@ class _Run:
     def _draw(self) -> None:
         """Draw what the run's files hold."""
         self.pictures = plots.draw_run(self.folder, chosen=self._chosen(), title=self.config.env.id)
+
+    def _record_videos(self) -> None:
+        """Record the chosen cell where videos are asked for; a machine that cannot render loses them, not the run."""
+        if not self.config.evaluation.videos:
+            return
+        policy = load_policy(self.folder)
+        path = self.folder / "videos" / f"{cell_key(chosen_cell(self.config.agent))}.mp4"
+        how = {"episodes": self.config.evaluation.videos, "seed": self.config.evaluation.seed}
+        try:
+            record_video(policy.agent, policy.env, chosen_cell(self.config.agent), path, **how)
+        except EnvironmentUnavailable as error:
+            _log.warning("no video: %s", error)
+            return
+        self.tracker.artifact(path, "videos")
 
     def _chosen(self) -> tuple[float, int] | None:
         cell = chosen_cell(self.config.agent)

@@ -17,6 +17,7 @@ from dipole_ray.evaluation import (
     CellResult,
     EvalConfig,
     PolicyName,
+    cells_of,
     environments,
     episode_seed,
     evaluate_cell,
@@ -230,3 +231,14 @@ def test_a_cell_has_an_omega_exactly_where_one_applies() -> None:
         Cell("bc", 1.0, 1)
     with pytest.raises(ConfigError, match="only 'bc'"):
         Cell("guided", None, 1)
+
+
+def test_an_agent_is_evaluated_only_where_it_can_act() -> None:
+    config = EvalConfig(omegas=(0.5, 1.0), candidates=(1, 4))
+    guided = cells_of(config, AgentConfig.preset("dipole", train_bc=True))
+    assert guided == grid(config, has_bc=True)
+    assert cells_of(config, AgentConfig.preset("bc")) == [Cell("bc", None, 1), Cell("bc", None, 4)]
+    assert cells_of(config, AgentConfig.preset("exp")) == [Cell("guided", 0.0, 1), Cell("guided", 0.0, 4)]
+    with_bc = cells_of(config, AgentConfig.preset("exp", train_bc=True))
+    assert with_bc[:2] == [Cell("bc", None, 1), Cell("bc", None, 4)]
+    assert len(with_bc) == 4

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import warnings
 
 from dipole_ray.errors import EnvironmentUnavailable
 
@@ -20,6 +21,8 @@ _DISABLED = ("", "disable", "disabled", "off", "false", "0")
 
 def disable_rendering_by_default() -> None:
     """Set `MUJOCO_GL=disable` unless the user chose a backend. Call before the first import of mujoco."""
+    # gymnasium imports GLFW for its viewer windows, and GLFW complains on every server without a screen.
+    warnings.filterwarnings("ignore", message=".*DISPLAY environment variable is missing")
     if not os.environ.get("MUJOCO_GL"):
         os.environ["MUJOCO_GL"] = "disable"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,8 @@ class DIPOLELearner(TorchLearner):
         if self.device is not None and torch.device(self.device).type != "cpu":
             module[DEFAULT_MODULE_ID].build_agent(self.device)
         self.agent = module[DEFAULT_MODULE_ID].agent
+        if self.config.replay_directory is not None:
+            self.agent.failure_directory = Path(self.config.replay_directory).parent / "failures"
         return module
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:  # noqa: ANN401
