@@ -76,6 +76,12 @@ class DIPOLE(Algorithm):
         is_offline = self.learner_steps < self._training.offline_learner_steps or not self._training.online_env_steps
         return "offline" if is_offline else "online"
 
+    def step(self) -> dict[str, Any]:
+        """Run one iteration, with its evaluation where one is due, and return the results of both."""
+        results: dict[str, Any] = super().step()
+        results["score"] = self.score  # RLlib's own metrics are closed before the evaluation of an iteration
+        return results
+
     def training_step(self) -> None:
         """Run one iteration of the present phase; see the module's docstring."""
         start = time.perf_counter()
@@ -168,7 +174,6 @@ class DIPOLE(Algorithm):
         self.metrics.log_value((ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME), self.env_steps, window=1)
         self.metrics.log_value("learner_steps", self.learner_steps, window=1)
         self.metrics.log_value("env_steps", self.env_steps, window=1)
-        self.metrics.log_value("score", self.score, window=1)
         if self.recent["return"]:
             key = (ENV_RUNNER_RESULTS, "episode_return_mean")
             self.metrics.log_value(key, metrics["rollout/return"], window=1)

@@ -34,6 +34,7 @@ RENAMED = {
     "num_epochs": "updates_per_env_step",
 }
 """RLlib's names for what DIPOLE calls by the field's own."""
+OLD_STACK_KEYS = ("model", "optimizer", "replay_buffer_config")
 
 
 class DIPOLEConfig(AlgorithmConfig):
@@ -193,6 +194,26 @@ class DIPOLEConfig(AlgorithmConfig):
         return config
 
     # ---- RLlib's hooks ----
+
+    def update_from_dict(self, config_dict: Mapping[str, Any]) -> Self:
+        """Take keys as Ray Tune gives them: a partial dict, or a whole config's.
+
+        Raises:
+            ConfigError: A key that nothing would read.
+        """
+        taken = {}
+        for key, value in config_dict.items():
+            name = self._translate_special_keys(key, warn_deprecated=False)
+            is_of_tune = name.startswith("__") or name == "multiagent"
+            if not hasattr(self, name) and not is_of_tune:
+                raise ConfigError(_unknown(key, (*AGENT_KEYS, *TRAINING_KEYS)))
+            if name in RENAMED and value != getattr(self, name):
+                raise ConfigError(_unknown(key, ()))
+            # RLlib would pass these defaults of its old stack on to `training`, where they mean nothing.
+            if name not in OLD_STACK_KEYS or value != getattr(self, name):
+                taken[key] = value
+        super().update_from_dict(taken)
+        return self
 
     def get_default_rl_module_spec(self) -> RLModuleSpec:
         """Return the spec of the module around the agent."""

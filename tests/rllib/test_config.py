@@ -171,3 +171,13 @@ def test_threads_are_divided_between_learner_and_workers(monkeypatch: pytest.Mon
         made.env_runners(num_env_runners=workers).learners(num_learners=learners)
         made.validate()
         assert made.learner_num_threads == threads, (workers, learners)
+
+
+def test_dict_of_tune_is_taken_whole_or_refused() -> None:
+    """RLlib itself would set keys that nothing reads."""
+    made = DIPOLEConfig().environment("Pendulum-v1").training(beta=4.0)
+    again = DIPOLEConfig().update_from_dict({**made.to_dict(), "__trial_info__": object(), "omega": 2.0})
+    assert (again.env, again.beta, again.omega) == ("Pendulum-v1", 4.0, 2.0)
+    for key, said in (("betta", "did you mean 'beta'"), ("lr", "called 'learning_rate'"), ("model", "'model'")):
+        with pytest.raises(ConfigError, match=said):
+            DIPOLEConfig().update_from_dict({key: {"one": 1}})

@@ -1,0 +1,51 @@
+"""`tune.Tuner(DIPOLE, param_space=config)` sweeps our keys, and what it keeps can be continued."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from ray import tune
+from ray.tune.utils import flatten_dict
+
+from dipole_ray import DIPOLE
+from tests.rllib.small import config
+
+pytestmark = pytest.mark.usefixtures("cluster")
+
+
+def test_tuner_tries_values_and_keeps_checkpoints(pendulum: Path, tmp_path: Path) -> None:
+    space = config(pendulum, beta=tune.grid_search([1.0, 3.0]), offline_learner_steps=16)
+    space.evaluation(evaluation_interval=2)
+    tuner = tune.Tuner(
+        DIPOLE,
+        param_space=space,
+        run_config=tune.RunConfig(
+            stop={"training_iteration": 2},
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=True),
+            storage_path=str(tmp_path),
+            verbose=0,
+        ),
+    )
+    results = tuner.fit()
+    assert results.num_errors == 0
+    assert sorted(result.config["beta"] for result in results) == [1.0, 3.0]
+    rings = set()
+    for result in results:
+        metrics = flatten_dict(result.metrics)
+        history = result.metrics_dataframe["score"].tolist()
+        assert history == [-math.inf, metrics["score"]], "there from the first result on, or Tune would stop"
+        assert metrics["score"] == metrics["evaluation/env_runners/episode_return_mean"] < 0
+        assert (metrics["learner_steps"], metrics["env_steps"]) == (16 + 18, 60)
+        assert not list(Path(result.checkpoint.path).rglob("*.pkl")), "nothing of ours is pickled"
+        algorithm = DIPOLE.from_checkpoint(result.checkpoint.path)
+        assert (algorithm.learner_steps, algorithm.env_steps) == (34, 60)
+        assert algorithm.config.agent_settings().beta == result.config["beta"]
+        rings.add(algorithm.replay_directory)
+        algorithm.train()
+        assert (algorithm.learner_steps, algorithm.env_steps) == (16 + 36, 120)
+        algorithm.stop()
+    assert len(rings) == 2
+    best = results.get_best_result("score", "max")
+    assert best.metrics["score"] == max(result.metrics["score"] for result in results)
