@@ -7,11 +7,12 @@ a checkpoint.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import shutil
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -22,6 +23,8 @@ import yaml
 from dipole_ray import plots, report, trajectories
 from dipole_ray.checkpoint import Checkpoint, newest_valid, prune, read_checkpoint, write_checkpoint
 from dipole_ray.config import RunConfig, load
+from dipole_ray.data.dataset import open_dataset
+from dipole_ray.envs.make import EnvConfig, env_dims
 from dipole_ray.errors import CheckpointError, ConfigError, EnvironmentUnavailable
 from dipole_ray.evaluation import CellResult, cells_of, chosen_cell, summarize
 from dipole_ray.parallel import ray_session
@@ -68,10 +71,17 @@ def start_run(config: RunConfig) -> Outcome:
         DipoleError: Any of ours, when config, data, environment or run folder do not allow it.
     """
     folder = Path(config.folder).expanduser() / f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    with ray_session():
-        dataset = prepare_dataset(config.data, config.env)
-        _make_folder(folder, config)
-        return _Run(folder, config, dataset, checkpoint=None).train()
+    env_dims(config.env)  # what can be refused is refused before a folder is made and Ray started
+    dataset = None if config.data.collect_transitions else prepare_dataset(config.data, config.env)
+    _require_fit(dataset, config.env)
+    _make_folder(folder, config)
+    with contextlib.ExitStack() as undo:
+        undo.callback(shutil.rmtree, folder, ignore_errors=True)
+        with ray_session():
+            dataset = dataset or prepare_dataset(config.data, config.env)
+            run = _Run(folder, config, dataset, checkpoint=None)
+            undo.pop_all()  # from here on there is something to keep
+            return run.train()
 
 
 def resume_run(folder: Path, overrides: list[str]) -> Outcome:
@@ -98,6 +108,19 @@ def resume_run(folder: Path, overrides: list[str]) -> Outcome:
         return _Run(folder, config, dataset, checkpoint).train()
 
 
+def _require_fit(dataset: Path | None, env: EnvConfig) -> None:
+    """Raise ConfigError unless the dataset's numbers are as many as the environment's."""
+    if dataset is None:
+        return
+    schema, dims = open_dataset(dataset).schema, env_dims(env)
+    if (schema.observation_dim, schema.action_dim) != (dims.observation_dim, dims.action_dim):
+        raise ConfigError(
+            f"{dataset} holds observations of {schema.observation_dim} and actions of {schema.action_dim} numbers, "
+            f"environment '{env.id}' has {dims.observation_dim} and {dims.action_dim}: set env.id to the environment "
+            "the data was collected in"
+        )
+
+
 def _make_folder(folder: Path, config: RunConfig) -> None:
     """Make the run's folder with its config inside."""
     try:
@@ -115,6 +138,9 @@ class _Run:
     def __init__(self, folder: Path, config: RunConfig, dataset: Path | None, checkpoint: Checkpoint | None) -> None:
         self.folder, self.config = folder, config
         rllib = DIPOLEConfig.from_run(config, None if dataset is None else str(dataset), str(folder / "replay"))
+        ring = None if checkpoint is None else checkpoint.metadata["replay"]["online"]
+        if ring is not None and config.training.replay_capacity is None:
+            rllib.training(replay_capacity=ring["capacity"])  # a run that is made longer keeps the ring it has
         self.algorithm: DIPOLE = rllib.build_algo()
         self.evaluation: dict[str, list[report.Row]] = {}
         self.maze: Maze | None = None
@@ -144,7 +170,7 @@ class _Run:
                     ("offline", training.offline_learner_steps),
                     ("online", training.online_env_steps),
                 ):
-                    if total and phase not in self.evaluation:
+                    if self._count(phase) < total or (total and phase not in self.evaluation):
                         self._train_phase(phase, total, interrupted)
                         self._save()
                         if interrupted:
@@ -230,6 +256,7 @@ class _Run:
         chosen = chosen_cell(self.config.agent)
         cells += [] if chosen in cells else [chosen]
         rows: list[report.Row] = []
+        self.paths = [path for path in self.paths if path.phase != phase]
         with Progress(f"evaluation after the {phase} phase", len(cells), "cells") as progress:
 
             def show(result: CellResult) -> None:
@@ -310,7 +337,7 @@ class _Run:
         )
 
 
-@contextmanager
+@contextlib.contextmanager
 def _interruptible() -> Iterator[list[int]]:
     """Turn the first Ctrl-C into an entry of the list, seen after the iteration at hand; a second one ends at once."""
     seen: list[int] = []
