@@ -45,12 +45,18 @@ def load_policy(run: Path, device: str | torch.device = "cpu") -> TrainedPolicy:
         raise CheckpointError(f"{run}: no checkpoint there; give a run folder that 'dipole train' printed")
     checkpoint = read_checkpoint(path)
     metadata = checkpoint.metadata
-    config = settings.from_mapping(AgentConfig, metadata["algorithm"]["agent"], "agent")
-    agent = DipoleAgent(config, metadata["observation_dim"], metadata["action_dim"], seed=0, device=device)
-    agent.load_state_dict(checkpoint.tensors["agent"])
+    try:
+        plain, dims = metadata["algorithm"], (int(metadata["observation_dim"]), int(metadata["action_dim"]))
+        config = settings.from_mapping(AgentConfig, plain["agent"], "agent")
+        env = settings.from_mapping(EnvConfig, plain["env"], "env")
+        state = checkpoint.tensors["agent"]
+    except KeyError as error:
+        raise CheckpointError(f"{checkpoint.path}: lacks {error}, so it is no checkpoint of a DIPOLE run") from None
+    agent = DipoleAgent(config, *dims, seed=0, device=device)
+    agent.load_state_dict(state)
     return TrainedPolicy(
         agent=agent,
-        env=settings.from_mapping(EnvConfig, metadata["algorithm"]["env"], "env"),
+        env=env,
         path=checkpoint.path,
         learner_steps=checkpoint.learner_steps,
         env_steps=int(metadata["env_steps"]),

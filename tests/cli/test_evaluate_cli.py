@@ -1,0 +1,110 @@
+"""`dipole evaluate` on a checkpoint: the grid that was asked for, and clear refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dipole_ray.agents.dipole import AgentConfig, DipoleAgent
+from dipole_ray.checkpoint import write_checkpoint
+from dipole_ray.cli import main
+from dipole_ray.policy import load_policy
+from dipole_ray.settings import to_mapping
+
+
+def saved_run(folder: Path, config: AgentConfig) -> Path:
+    """Write the checkpoint of a fresh agent for Pendulum as a run's."""
+    agent = DipoleAgent(config, 3, 1, seed=0)
+    metadata = {
+        "algorithm": {"agent": to_mapping(config), "env": {"id": "Pendulum-v1", "max_episode_steps": 20}},
+        "observation_dim": 3,
+        "action_dim": 1,
+        "env_steps": 0,
+    }
+    write_checkpoint(folder / "checkpoints", 7, {"agent": agent.state_dict()}, metadata)
+    return folder
+
+
+def small(**changes: object) -> AgentConfig:
+    """Return a tiny agent's config."""
+    return AgentConfig.preset("small", hidden_dims=(8, 8), denoise_steps=2, **changes)
+
+
+def test_one_cell_without_ray_and_its_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = saved_run(tmp_path / "run", small())
+    table = tmp_path / "rows.json"
+    words = ["--omega", "1.5", "--candidates", "3", "--episodes", "2", "--json", str(table)]
+    assert main(["evaluate", str(run), *words]) == 0
+    rows = json.loads(table.read_text())
+    assert [(row["method"], row["omega"], row["candidates"], row["episodes"]) for row in rows] == [
+        ("DIPOLE", 1.5, 3, 2)
+    ]
+    assert rows[0]["length"] == 20 and rows[0]["success"] is None
+    assert "Pendulum-v1 after 7 updates" in capsys.readouterr().out
+    # The same seed gives the same episodes, also from the checkpoint's own folder.
+    again = tmp_path / "again.json"
+    newest = run / "checkpoints" / "000000007"
+    assert main(["evaluate", str(newest), *words[:-1], str(again)]) == 0
+    assert json.loads(again.read_text()) == rows
+    assert main(["evaluate", str(newest), *words[:-1], str(again), "--seed", "1"]) == 0
+    assert json.loads(again.read_text()) != rows
+
+
+def test_single_field_agent_is_evaluated_without_omega(tmp_path: Path) -> None:
+    run = saved_run(tmp_path / "run", small(weight_scheme="bc"))
+    table = tmp_path / "rows.json"
+    assert main(["evaluate", str(run), "--candidates", "2", "--episodes", "1", "--json", str(table)]) == 0
+    rows = json.loads(table.read_text())
+    assert [(row["method"], row["omega"], row["candidates"]) for row in rows] == [("BC", None, 2)]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--candidates", "0"], "evaluation.candidates"),
+        (["--omega", "-2"], "evaluation.omegas"),
+        (["--omega", "nan"], "evaluation.omegas"),
+        (["--episodes", "0"], "evaluation.episodes"),
+        (["--json", "nowhere/rows.json"], "the folder does not exist"),
+    ],
+)
+def test_wrong_words_are_one_sentence(
+    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = saved_run(tmp_path / "run", small())
+    assert main(["evaluate", str(run), *words]) == 2
+    shown = capsys.readouterr().err
+    assert shown.count("error:") == 1 and said in shown and "Traceback" not in shown
+
+
+def test_no_run_and_damaged_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
+    for path in (tmp_path / "nowhere", tmp_path / "empty", tmp_path):
+        assert main(["evaluate", str(path)]) == 2
+        shown = capsys.readouterr().err
+        assert shown.count("error:") == 1 and "checkpoint" in shown and "Traceback" not in shown
+    run = saved_run(tmp_path / "run", small())
+    file = run / "checkpoints" / "000000007" / "agent.safetensors"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(bytes(content))
+    assert main(["evaluate", str(run)]) == 2
+    assert "checkpoint" in capsys.readouterr().err
+
+
+def test_checkpoint_of_another_program_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_checkpoint(tmp_path / "checkpoints", 1, {"other": {}}, {"hello": "world"})
+    assert main(["evaluate", str(tmp_path)]) == 2
+    shown = capsys.readouterr().err
+    assert shown.count("error:") == 1 and "Traceback" not in shown
+
+
+def test_policy_without_ray(tmp_path: Path) -> None:
+    """The loaded policy acts as the saved one would."""
+    config = small(omega=1.0)
+    policy = load_policy(saved_run(tmp_path / "run", config))
+    assert policy.agent.config == config and policy.learner_steps == 7 and policy.env.id == "Pendulum-v1"
+    saved = DipoleAgent(config, 3, 1, seed=0).policy_state()
+    assert all((tensor == saved[name]).all() for name, tensor in policy.agent.policy_state().items())
