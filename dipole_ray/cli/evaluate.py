@@ -33,9 +33,7 @@ def add_evaluate_parser(subparsers: Any) -> None:  # noqa: ANN401
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("policy", metavar="RUN", type=Path, help="a run's folder, or one checkpoint's")
-    parser.add_argument(
-        "--omega", nargs="+", type=float, metavar="X", help="each >= 0 (default: 0 0.5 1 2)"
-    )
+    parser.add_argument("--omega", nargs="+", type=float, metavar="X", help="each >= -1 (default: 0 0.5 1 2)")
     parser.add_argument("--candidates", nargs="+", type=int, metavar="N", help="actions per step (default: 1 16)")
     parser.add_argument("--episodes", type=int, default=50, help="episodes per cell (default: 50)")
     parser.add_argument("--seed", type=int, default=0, help="seed of start states and policy noise (default: 0)")
