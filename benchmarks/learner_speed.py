@@ -93,7 +93,7 @@ def breakdown(agent: DipoleAgent, batches: list[Batch], updates: int) -> dict[st
         return time.perf_counter()
 
     def clocked(function: Callable[..., Any], name: str) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        def call(*args: Any, **kwargs: Any) -> Any:
             marks[f"{name} start"] = now()
             result = function(*args, **kwargs)
             marks[f"{name} end"] = now()

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from dipole_ray.rllib.config import DIPOLEConfig
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401
+def __getattr__(name: str) -> Any:
     """Import the public name `name` from the module that defines it."""
     if name not in _HOMES:
         raise AttributeError(f"module 'dipole_ray' has no attribute '{name}'")

@@ -267,7 +267,7 @@ def _read_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def _is_file_table(table: Any) -> bool:  # noqa: ANN401
+def _is_file_table(table: Any) -> bool:
     """Return whether `table` maps plain file names, none of which leaves the folder, to lengths and checksums."""
     return isinstance(table, dict) and all(
         _FILE_NAME.fullmatch(name)
@@ -328,7 +328,7 @@ def _remove_leftovers(directory: Path, prefixes: tuple[str, ...]) -> None:
             shutil.rmtree(path)
 
 
-def _require_json(value: Any, where: str) -> None:  # noqa: ANN401
+def _require_json(value: Any, where: str) -> None:
     """Raise CheckpointError, naming the key, where `value` would not come back from JSON as it is."""
     if isinstance(value, dict):
         for key, item in value.items():

@@ -32,4 +32,4 @@ class NonFiniteError(DipoleError):
 
 
 class EnvironmentUnavailable(DipoleError):
-    """An environment exists by name but cannot be built or rendered on this machine."""
+    """An environment exists by name but cannot be built, stepped or rendered on this machine."""

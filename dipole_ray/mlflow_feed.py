@@ -375,7 +375,7 @@ def _name(key: str) -> str:
     return "/".join(part for part in parts if part.strip(". "))[:MAX_NAME] or "_"
 
 
-def _text(value: Any) -> str:  # noqa: ANN401
+def _text(value: Any) -> str:
     """Return a parameter or tag as MLflow takes it; the config may hold an address with a password."""
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     return redacted(text)[:MAX_TEXT]

@@ -168,7 +168,7 @@ def _slots(description: str, num_cpus: float) -> int:
     return int(cores // num_cpus)
 
 
-def _result(reference: Any, description: str, item: Any) -> Any:  # noqa: ANN401 - results are the caller's own
+def _result(reference: Any, description: str, item: Any) -> Any:
     import ray
 
     try:
@@ -183,12 +183,12 @@ def _result(reference: Any, description: str, item: Any) -> Any:  # noqa: ANN401
         ) from error
 
 
-def _failure(description: str, item: Any, error: BaseException) -> Exception:  # noqa: ANN401
+def _failure(description: str, item: Any, error: BaseException) -> Exception:
     message = f"{description}: {_name(item)}: {error}"
     if isinstance(error, DipoleError):
         return type(error)(message)
     return RuntimeError(f"{description}: {_name(item)} failed with {type(error).__name__}: {error}")
 
 
-def _name(item: Any) -> str:  # noqa: ANN401
+def _name(item: Any) -> str:
     return textwrap.shorten(str(item), 200, placeholder="...")

@@ -101,6 +101,8 @@ def resume_run(folder: Path, overrides: list[str]) -> Outcome:
     if newest is None:
         raise CheckpointError(f"{folder}: no valid checkpoint to continue from; start the run anew")
     checkpoint = read_checkpoint(newest)
+    if "run" not in checkpoint.metadata:
+        raise CheckpointError(f"{newest}: not written by 'dipole train', so there is no run to continue from it")
     config = load(folder / RUN_FILE, overrides)
     guard_resume(checkpoint.metadata["run"], config.to_mapping(), FIXED)
     with ray_session():
@@ -342,7 +344,7 @@ def _interruptible() -> Iterator[list[int]]:
     """Turn the first Ctrl-C into an entry of the list, seen after the iteration at hand; a second one ends at once."""
     seen: list[int] = []
 
-    def note(number: int, frame: FrameType | None) -> Any:  # noqa: ANN401
+    def note(number: int, frame: FrameType | None) -> Any:
         if seen:
             raise KeyboardInterrupt
         seen.append(number)

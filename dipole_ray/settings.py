@@ -56,7 +56,7 @@ def from_mapping(cls: type[Section], mapping: Mapping[str, Any], where: str = ""
     return section
 
 
-def to_mapping(instance: Any) -> dict[str, Any]:  # noqa: ANN401
+def to_mapping(instance: Any) -> dict[str, Any]:
     """Return a config section as nested JSON-able values that `from_mapping` reads back to an equal section."""
     return {field.name: _plain(getattr(instance, field.name)) for field in dataclasses.fields(instance)}
 
@@ -140,7 +140,7 @@ def _dotted_keys(cls: type, prefix: str) -> Iterator[str]:
             yield from _dotted_keys(hints[field.name], key)  # type: ignore[arg-type]
 
 
-def _read_section(cls: Any, mapping: Any, where: str, valid: Sequence[str]) -> Any:  # noqa: ANN401
+def _read_section(cls: Any, mapping: Any, where: str, valid: Sequence[str]) -> Any:
     """Build the dataclass `cls` from `mapping`; `valid` are all keys of the root, to suggest from."""
     if isinstance(mapping, cls):
         return mapping
@@ -177,7 +177,7 @@ def _suggestion(key: str, valid: Sequence[str]) -> str:
     return f"; the nearest valid one is '{near[0]}'" if near else ""
 
 
-def _convert(hint: Any, value: Any, key: str, valid: Sequence[str]) -> Any:  # noqa: ANN401
+def _convert(hint: Any, value: Any, key: str, valid: Sequence[str]) -> Any:
     """Return `value` as the type `hint`, or raise ConfigError naming `key`, the expectation and the finding."""
     if dataclasses.is_dataclass(hint):
         return _read_section(hint, value, key, valid)
@@ -199,7 +199,7 @@ def _convert(hint: Any, value: Any, key: str, valid: Sequence[str]) -> Any:  # n
     return result
 
 
-def _convert_union(hint: Any, value: Any, key: str, valid: Sequence[str]) -> Any:  # noqa: ANN401
+def _convert_union(hint: Any, value: Any, key: str, valid: Sequence[str]) -> Any:
     """Return `value` as the arm that takes it unchanged, else as the first arm that takes it at all."""
     results = []
     for arm in get_args(hint):
@@ -214,7 +214,7 @@ def _convert_union(hint: Any, value: Any, key: str, valid: Sequence[str]) -> Any
     return results[0]
 
 
-def _scalar(hint: Any, value: Any) -> tuple[bool, Any]:  # noqa: ANN401
+def _scalar(hint: Any, value: Any) -> tuple[bool, Any]:
     """Return whether `value` can stand for the scalar type `hint`, and the converted value."""
     if hint is Any:
         return True, value
@@ -231,7 +231,7 @@ def _scalar(hint: Any, value: Any) -> tuple[bool, Any]:  # noqa: ANN401
     return False, None
 
 
-def _number(kind: type[int] | type[float], value: Any) -> tuple[bool, Any]:  # noqa: ANN401
+def _number(kind: type[int] | type[float], value: Any) -> tuple[bool, Any]:
     """Return whether `value` is a number of this kind; PyYAML leaves `1e-3` and `1e6` as text, both are meant."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return False, None
@@ -246,7 +246,7 @@ def _number(kind: type[int] | type[float], value: Any) -> tuple[bool, Any]:  # n
     return number.is_integer(), int(number) if number.is_integer() else None
 
 
-def _hint_at(hint: Any, value: Any) -> str:  # noqa: ANN401
+def _hint_at(hint: Any, value: Any) -> str:
     """Return the remedy for the common slips: a bare number for text, a bare value for a list."""
     if hint is str and isinstance(value, bool | int | float):
         return f"; put it in quotes: '\"{value}\"'"
@@ -255,7 +255,7 @@ def _hint_at(hint: Any, value: Any) -> str:  # noqa: ANN401
     return ""
 
 
-def _plain(value: Any) -> Any:  # noqa: ANN401
+def _plain(value: Any) -> Any:
     """Return a setting's value as JSON can hold it; infinities become text, which floats are read from."""
     if dataclasses.is_dataclass(value):
         return to_mapping(value)
@@ -270,7 +270,7 @@ def _plain(value: Any) -> Any:  # noqa: ANN401
     return value
 
 
-def _words(hint: Any) -> str:  # noqa: ANN401
+def _words(hint: Any) -> str:
     """Return a type in the words of a user, such as `a whole number or null`."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):

@@ -61,7 +61,7 @@ class Trajectory:
     """Positions from reset to the last state, shape (T + 1, 2), metres."""
 
 
-def maze_of(env: Any) -> Maze | None:  # noqa: ANN401
+def maze_of(env: Any) -> Maze | None:
     """Return the floor plan of an environment's maze and task, or None if it is not an OGBench maze.
 
     Args:

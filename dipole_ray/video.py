@@ -79,7 +79,7 @@ def record_video(
     return path
 
 
-def _frame(env: Any) -> NDArray[np.uint8]:  # noqa: ANN401
+def _frame(env: Any) -> NDArray[np.uint8]:
     """Return one picture (height, width, 3), its sides cut to what the codec takes."""
     picture = env.render()
     if picture is None:

@@ -106,7 +106,7 @@ def test_killed_at_any_file_operation_the_newest_checkpoint_is_whole(tmp_path: P
         def action() -> None:
             count = 0
 
-            def hook(event: str, _: Any) -> None:  # noqa: ANN401
+            def hook(event: str, _: Any) -> None:
                 nonlocal count
                 if event == "open" or (event.startswith(("os.", "shutil.")) and event != "os.kill"):
                     count += 1
@@ -200,7 +200,7 @@ def hostile(tmp_path: Path, payload: bytes, name: str = "agent") -> Path:
     return path
 
 
-def vouch(path: Path, files: Any, **changes: Any) -> None:  # noqa: ANN401
+def vouch(path: Path, files: Any, **changes: Any) -> None:
     """Rewrite a checkpoint's state.json with another file table and a right checksum."""
     state = {**json.loads((path / "state.json").read_text()), "files": files, **changes}
     del state["checksum"]

@@ -99,7 +99,7 @@ def test_evaluation_has_every_cell_of_both_phases(finished: tuple[Path, subproce
     assert "omega" in ended.stdout.lower() and "BC" in ended.stdout
 
 
-def _rows_by_phase(stored: Any) -> dict[str, list[dict[str, Any]]]:  # noqa: ANN401
+def _rows_by_phase(stored: Any) -> dict[str, list[dict[str, Any]]]:
     """Return the rows of `evaluation.json` by phase."""
     phases: Any = stored.get("phases", stored) if isinstance(stored, dict) else stored
     if isinstance(phases, list):
@@ -129,7 +129,7 @@ def test_mlflow_has_parameters_metrics_pictures_and_the_checkpoint(
     assert any(path.endswith("agent.safetensors") for path in kept)
 
 
-def _files(client: Any, run_id: str, folder: str) -> list[Any]:  # noqa: ANN401
+def _files(client: Any, run_id: str, folder: str) -> list[Any]:
     """Return every file under an artifact folder."""
     files = []
     for item in client.list_artifacts(run_id, folder):

@@ -38,7 +38,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs")
 
 
-def start(run_dir: Path, config: TrackingConfig | None = None, **options: Any) -> Tracker:  # noqa: ANN401
+def start(run_dir: Path, config: TrackingConfig | None = None, **options: Any) -> Tracker:
     """Return a tracker for `run_dir`."""
     options = {"parameters": PARAMETERS, **options}
     return Tracker(run_dir, config or TrackingConfig(), run_name=run_dir.name, **options)

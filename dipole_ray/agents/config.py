@@ -110,7 +110,7 @@ class AgentConfig:
         _check_contradictions(self)
 
     @classmethod
-    def preset(cls, name: str, **changes: Any) -> AgentConfig:  # noqa: ANN401
+    def preset(cls, name: str, **changes: Any) -> AgentConfig:
         """Return the preset `name` with `changes` on top.
 
         Args:

@@ -37,9 +37,21 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the arguments; KEY=VALUE words may also follow options, where argparse alone would not take them."""
+    top = parser()
+    arguments, rest = top.parse_known_args(argv)
+    unknown = [word for word in rest if word.startswith("-") or "=" not in word or not hasattr(arguments, "overrides")]
+    if unknown:
+        top.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if rest:
+        arguments.overrides = [*arguments.overrides, *rest]
+    return arguments
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; errors of the user's are one sentence on standard error and status 2."""
-    arguments = parser().parse_args(argv)
+    arguments = _parse(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         return int(arguments.run(arguments))

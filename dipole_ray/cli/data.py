@@ -151,7 +151,7 @@ def run_import(args: argparse.Namespace) -> int:
     return 0
 
 
-def _open_source(args: argparse.Namespace, kind: str, report: Any) -> tuple[Any, Iterator[Any], dict[str, Any]]:  # noqa: ANN401
+def _open_source(args: argparse.Namespace, kind: str, report: Any) -> tuple[Any, Iterator[Any], dict[str, Any]]:
     """Return the schema, the rows and the description of what is to be imported."""
     from dipole_ray.data.sources.mapping import TableMapping
     from dipole_ray.data.sources.ogbench import ogbench_schema, read_ogbench
@@ -167,7 +167,7 @@ def _open_source(args: argparse.Namespace, kind: str, report: Any) -> tuple[Any,
     return table_schema(args.source, mapping), rows, source | {"mapping": mapping.to_json()}
 
 
-def _relabel(env_id: str | None) -> Any:  # noqa: ANN401
+def _relabel(env_id: str | None) -> Any:
     """Return the labelling of an OGBench single task; other environments' files bring their own rewards."""
     if env_id is None or "singletask" not in env_id:
         return None
@@ -187,7 +187,7 @@ def _check_environment(env_id: str, source: Path, observation_dim: int, action_d
         )
 
 
-def _counted(rows: Iterable[Any], progress: Any) -> Iterator[Any]:  # noqa: ANN401
+def _counted(rows: Iterable[Any], progress: Any) -> Iterator[Any]:
     for piece in rows:
         yield piece
         progress.advance(int((piece["remaining"] > 0).sum()))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 
-def add_doctor_parser(subparsers: Any) -> None:  # noqa: ANN401
+def add_doctor_parser(subparsers: Any) -> None:
     """Add the subcommand to the parsers of `dipole`."""
     parser = subparsers.add_parser(
         "doctor",

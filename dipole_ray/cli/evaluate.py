@@ -23,7 +23,7 @@ episodes from the same states. BC rows are included where the run trained a beha
 """
 
 
-def add_evaluate_parser(subparsers: Any) -> None:  # noqa: ANN401
+def add_evaluate_parser(subparsers: Any) -> None:
     """Add the subcommand to the parsers of `dipole`."""
     parser = subparsers.add_parser(
         "evaluate",
@@ -109,7 +109,7 @@ def _play(job: _Job) -> CellResult:
     )
 
 
-def _record(policy: Any, cells: list[Cell], arguments: argparse.Namespace) -> None:  # noqa: ANN401
+def _record(policy: Any, cells: list[Cell], arguments: argparse.Namespace) -> None:
     """Record videos of every cell into the run's folder."""
     from dipole_ray.video import record_video
 

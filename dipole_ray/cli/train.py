@@ -20,7 +20,7 @@ To use a running Ray cluster, give --address or set RAY_ADDRESS.
 """
 
 
-def add_train_parser(subparsers: Any) -> None:  # noqa: ANN401
+def add_train_parser(subparsers: Any) -> None:
     """Add the subcommand to the parsers of `dipole`."""
     parser = subparsers.add_parser(
         "train",
@@ -68,7 +68,7 @@ def _explain() -> int:
     return 0
 
 
-def _finish(outcome: Any) -> int:  # noqa: ANN401
+def _finish(outcome: Any) -> int:
     """Print the table, the pictures and the next commands; status 130 after Ctrl-C."""
     from dipole_ray.report import print_table
 

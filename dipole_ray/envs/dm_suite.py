@@ -43,7 +43,7 @@ class SuiteEnv(gymnasium.Env):
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float32)
         self.render_mode = "rgb_array"
 
-    def _load(self, time_limit_s: float | None) -> Any:  # noqa: ANN401 - dm_control ships no types
+    def _load(self, time_limit_s: float | None) -> Any:
         from dm_control import suite
 
         # Tasks that draw their model at construction (lqr) draw the same one every time.
@@ -59,7 +59,7 @@ class SuiteEnv(gymnasium.Env):
         return None if math.isinf(limit) else math.ceil(limit)
 
     @property
-    def model(self) -> Any:  # noqa: ANN401 - dm_control ships no types
+    def model(self) -> Any:
         """The task's `mujoco.MjModel`."""
         return self._env.physics.model
 

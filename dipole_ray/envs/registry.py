@@ -59,7 +59,7 @@ def family(env_id: str) -> Family:
     if "singletask" in env_id.split("-"):
         return _check_ogbench(env_id)
     if _in_gymnasium(env_id):
-        entry = str(gymnasium.spec(env_id).entry_point)
+        entry = str(gymnasium.spec(env_id.rpartition(":")[2]).entry_point)
         if entry.startswith("ogbench."):
             raise ConfigError(
                 f"environment '{env_id}' is goal-conditioned: its observation does not hold the goal, so no single "

@@ -49,7 +49,7 @@ class DIPOLE(Algorithm):
         """Return the config with the paper's settings."""
         return DIPOLEConfig()
 
-    def setup(self, config: Any) -> None:  # noqa: ANN401
+    def setup(self, config: Any) -> None:
         """Build workers and learner as RLlib does, then open the replay beside them."""
         super().setup(config)
         self._training = self.config.training_settings()
@@ -280,21 +280,23 @@ class DIPOLE(Algorithm):
         elif self.rollouts.is_remote:
             self.rollouts.begin_life(self.env_steps)
 
-    def save_to_path(self, path: Any = None, **kwargs: Any) -> str:  # noqa: ANN401
+    def save_to_path(self, path: Any = None, **kwargs: Any) -> str:
         """Write a checkpoint into the folder `path` and return it."""
         if path is None:
             raise CheckpointError("save_to_path needs the folder to write: algo.save_to_path('checkpoints/mine')")
         tensors, metadata = self.checkpoint_contents()
         return str(write_checkpoint(Path(path), self.learner_steps, tensors, metadata))
 
-    def restore_from_path(self, path: Any, **kwargs: Any) -> None:  # noqa: ANN401
+    def restore_from_path(self, path: Any, **kwargs: Any) -> None:
         """Continue from a folder written by `save_to_path`."""
         self.restore_contents(read_checkpoint(Path(path)))
 
     @classmethod
-    def from_checkpoint(cls, path: Any, filesystem: Any = None, **kwargs: Any) -> DIPOLE:  # noqa: ANN401
+    def from_checkpoint(cls, path: Any, filesystem: Any = None, **kwargs: Any) -> DIPOLE:
         """Build the algorithm a checkpoint came from and continue it; nothing is unpickled."""
         checkpoint = read_checkpoint(Path(path))
+        if "algorithm" not in checkpoint.metadata:
+            raise CheckpointError(f"{checkpoint.path}: lacks 'algorithm', so it is no checkpoint of DIPOLE")
         config = DIPOLEConfig.from_plain(checkpoint.metadata["algorithm"])
         algorithm: DIPOLE = config.build_algo()
         algorithm.restore_contents(checkpoint)

@@ -12,6 +12,7 @@ import ray
 import torch
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.util.debug import log_once
 
 from dipole_ray import settings
 from dipole_ray.agents.dipole import AgentConfig
@@ -79,7 +80,7 @@ class DIPOLEConfig(AlgorithmConfig):
 
     # ---- fluent setters ----
 
-    def training(self, *, preset: str | None = None, learner_class: Any = None, **settings_: Any) -> Self:  # noqa: ANN401
+    def training(self, *, preset: str | None = None, learner_class: Any = None, **settings_: Any) -> Self:
         """Set keys of `AgentConfig` (beta, omega, expectile, ...) and of `TrainingConfig`.
 
         Args:
@@ -100,14 +101,14 @@ class DIPOLEConfig(AlgorithmConfig):
             setattr(self, key, value)
         return self
 
-    def learners(self, *, num_threads: int | None = None, **kwargs: Any) -> Self:  # noqa: ANN401
+    def learners(self, *, num_threads: int | None = None, **kwargs: Any) -> Self:
         """Set RLlib's learner settings, and `num_threads`: torch threads of the learner (None = automatic)."""
         if num_threads is not None:
             self.learner_num_threads = num_threads
         super().learners(**kwargs)
         return self
 
-    def evaluation(self, **kwargs: Any) -> Self:  # noqa: ANN401
+    def evaluation(self, **kwargs: Any) -> Self:
         """Set RLlib's evaluation settings, and those of `EvalConfig` (episodes, omegas, candidates, ...)."""
         ours = {key: kwargs.pop(key) for key in list(kwargs) if key in EVALUATION_KEYS}
         self.eval_settings = {**self.eval_settings, **ours}
@@ -240,6 +241,7 @@ class DIPOLEConfig(AlgorithmConfig):
             ConfigError: A contradiction, with its remedy.
         """
         self._settle_automatic()
+        log_once("DIPOLE_on_new_api_stack")  # takes the place of RLlib's warning that says no more than its name
         super().validate()
         agent = self.agent_settings()
         training = self.training_settings()

@@ -58,7 +58,7 @@ class DIPOLEEnvRunner(EnvRunner):
     env: Any
     """An `EnvBatch`, made on first use."""
 
-    def __init__(self, *, config: Any, **kwargs: Any) -> None:  # noqa: ANN401
+    def __init__(self, *, config: Any, **kwargs: Any) -> None:
         super().__init__(config=config, **kwargs)
         self.worker_index: int = int(kwargs.get("worker_index") or 0)
         if self.worker_index or self.config.num_learners:
@@ -101,7 +101,7 @@ class DIPOLEEnvRunner(EnvRunner):
         """Check that the constructor finished."""
         assert self.module is not None
 
-    def sample(self, *, num_timesteps: int | None = None, **kwargs: Any) -> Rows:  # noqa: ANN401
+    def sample(self, *, num_timesteps: int | None = None, **kwargs: Any) -> Rows:
         """Collect at least `num_timesteps` environment steps and return their rows."""
         wanted = num_timesteps or self.num_envs * self.config.get_rollout_fragment_length()
         report = self.collect(-(-wanted // self.num_envs))
@@ -112,11 +112,11 @@ class DIPOLEEnvRunner(EnvRunner):
         """Return nothing: reports carry this worker's numbers to the algorithm."""
         return {}
 
-    def get_state(self, components: Any = None, **kwargs: Any) -> dict[str, Any]:  # noqa: ANN401
+    def get_state(self, components: Any = None, **kwargs: Any) -> dict[str, Any]:
         """Return the module's weights under RLlib's key."""
         return {COMPONENT_RL_MODULE: {DEFAULT_MODULE_ID: self.module.get_state()}}
 
-    def set_state(self, state: Any) -> None:  # noqa: ANN401
+    def set_state(self, state: Any) -> None:
         """Take module weights that RLlib broadcasts."""
         module_state = state.get(COMPONENT_RL_MODULE)
         if module_state is not None:
@@ -132,15 +132,20 @@ class DIPOLEEnvRunner(EnvRunner):
             env.close()
         self._eval_envs = []
 
+    def abandon_episodes(self) -> None:
+        """Throw the running episodes and their environments away; the next request begins with new ones."""
+        self.stop()
+        self._episodes = []
+
     # ---- collecting ----
 
-    def set_policy(self, version: int, state: Any) -> None:  # noqa: ANN401
+    def set_policy(self, version: int, state: Any) -> None:
         """Act with a published policy from now on, unless it is older than the present one."""
         if version > self.policy_version:
             self.module.agent.load_policy_state(ray.get(state) if isinstance(state, ray.ObjectRef) else state)
             self.policy_version = version
 
-    def collect(self, num_steps: int, version: int = 0, policy: Any = None) -> FragmentReport:  # noqa: ANN401
+    def collect(self, num_steps: int, version: int = 0, policy: Any = None) -> FragmentReport:
         """Step every environment `num_steps` times with the guided policy at the configured omega and candidates.
 
         Args:
@@ -199,7 +204,7 @@ class DIPOLEEnvRunner(EnvRunner):
         num_envs: int,
         trajectories: int,
         version: int,
-        policy: Any,  # noqa: ANN401
+        policy: Any,
     ) -> CellResult:
         """Play evaluation episodes of one cell of the grid with a published policy, beside the training episodes."""
         self.set_policy(version, policy)

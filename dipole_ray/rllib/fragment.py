@@ -41,6 +41,14 @@ class FragmentReport:
     """Seconds this worker computed."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerFailure:
+    """What a worker answers when its environment or policy raised: left to RLlib, the actor would end in silence."""
+
+    error: str
+    """Type and message of the exception."""
+
+
 class FragmentRecorder:
     """Trajectory pieces being recorded, one open piece per environment."""
 

@@ -52,7 +52,7 @@ class DIPOLELearner(TorchLearner):
             self.agent.failure_directory = Path(self.config.replay_directory).parent / "failures"
         return module
 
-    def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:  # noqa: ANN401
+    def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         """Register the agent's own optimizer, so that RLlib's state holds it."""
         self.register_optimizer(
             module_id=module_id,
@@ -65,7 +65,7 @@ class DIPOLELearner(TorchLearner):
         self,
         *,
         module_id: str,
-        config: Any,  # noqa: ANN401
+        config: Any,
         batch: dict[str, Any],
         fwd_out: dict[str, Tensor],
     ) -> Tensor:

@@ -43,7 +43,7 @@ class LearnerClient:
         """Whether the learner is an actor of its own."""
         return bool(self._group.is_remote)
 
-    def submit(self, batches: Any, *, publish: bool) -> list[UpdateReport]:  # noqa: ANN401
+    def submit(self, batches: Any, *, publish: bool) -> list[UpdateReport]:
         """Queue one call; return the reports of calls that had to finish first.
 
         Args:
@@ -96,19 +96,19 @@ class LearnerClient:
         self._set_policy(policy_ref)
         return report
 
-    def _set_policy(self, state: Any) -> None:  # noqa: ANN401
+    def _set_policy(self, state: Any) -> None:
         """Publish `state`, if there is one, under the next version."""
         if state is not None:
             self.policy = PublishedPolicy(self.policy.version + 1, state)
 
-    def _call(self, method: str, *args: Any) -> Any:  # noqa: ANN401
+    def _call(self, method: str, *args: Any) -> Any:
         """Call a method of the one learner and wait."""
         if not self.is_remote:
             return getattr(self._group._learner, method)(*args)
         return _get(getattr(self._group._workers[0], method).remote(*args))
 
 
-def _get(reference: Any) -> Any:  # noqa: ANN401
+def _get(reference: Any) -> Any:
     """Return the value, or raise the learner's own exception rather than Ray's wrapper of it."""
     try:
         return ray.get(reference)

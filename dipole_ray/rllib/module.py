@@ -33,6 +33,6 @@ class DIPOLERLModule(TorchRLModule):
         self.agent = DipoleAgent(config, observation_dim, action_dim, seed=self.model_config["seed"], device=device)
         self.networks = self.agent.networks
 
-    def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:  # noqa: ANN401
+    def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Return the guided policy's actions for a batch of observations (B, O)."""
         return {Columns.ACTIONS: self.agent.sample_actions(batch[Columns.OBS])}

@@ -19,7 +19,7 @@ class ArrowOfflineData(OfflineData):
     RLlib's own class turns every row into a Python episode (36 k rows per CPU-second against 11 M for a gather).
     """
 
-    def __init__(self, config: Any) -> None:  # noqa: ANN401
+    def __init__(self, config: Any) -> None:
         self.config = config
         inputs = config.input_ if isinstance(config.input_, list) else [config.input_]
         self.paths = tuple(str(Path(path).expanduser().resolve()) for path in inputs)

@@ -90,11 +90,11 @@ class ReplayClient:
         self._host: Any = ray.remote(num_cpus=0)(ReplayHost).remote(spec) if remote else ReplayHost(spec)
         self._call("sizes")  # opening errors surface here
 
-    def insert(self, rows: Any, worker: int, incarnation: int, sequence: int) -> int:  # noqa: ANN401
+    def insert(self, rows: Any, worker: int, incarnation: int, sequence: int) -> int:
         """Append one fragment, given as arrays or as a reference to them; return the transitions accepted."""
         return int(self._call("insert", rows, worker, incarnation, sequence))
 
-    def sample(self, batch_size: int, num_batches: int) -> Any:  # noqa: ANN401
+    def sample(self, batch_size: int, num_batches: int) -> Any:
         """Return batches, or at once a reference to batches being gathered."""
         method = self._host.sample
         return method.remote(batch_size, num_batches) if self._remote else method(batch_size, num_batches)
@@ -122,7 +122,7 @@ class ReplayClient:
         if self._remote:
             ray.kill(self._host)
 
-    def _call(self, method: str, *args: Any) -> Any:  # noqa: ANN401
+    def _call(self, method: str, *args: Any) -> Any:
         """Call the host and wait for its answer."""
         bound = getattr(self._host, method)
         if not self._remote:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -15,15 +15,18 @@ from typing import Any
 import ray
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
+from dipole_ray.errors import EnvironmentUnavailable
 from dipole_ray.evaluation import Cell, CellResult
 from dipole_ray.rllib.env_runner import DIPOLEEnvRunner
-from dipole_ray.rllib.fragment import FragmentReport
+from dipole_ray.rllib.fragment import FragmentReport, WorkerFailure
 from dipole_ray.rllib.learner_client import PublishedPolicy
 
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.2
 SILENCE_S = 60.0
+MAX_FAILURES = 5
+"""Failures in a row after which a worker is asked no more."""
 
 
 class Rollouts:
@@ -34,11 +37,12 @@ class Rollouts:
         self._fragment_steps = fragment_steps
         self._unread: defaultdict[str, deque[Any]] = defaultdict(deque)
         self._num_evaluations = 0
+        self._failures: Counter[int] = Counter()
 
     @property
     def num_workers(self) -> int:
         """Rollout workers that can be asked now; the training process itself counts when there are no others."""
-        return int(self._group.num_healthy_remote_workers()) if self.is_remote else 1
+        return len(self._usable()) if self.is_remote else 1
 
     @property
     def is_remote(self) -> bool:
@@ -73,7 +77,7 @@ class Rollouts:
         self,
         cells: Sequence[Cell],
         policy: PublishedPolicy,
-        **how: Any,  # noqa: ANN401
+        **how: Any,
     ) -> Iterator[CellResult]:
         """Yield the result of each cell as it is finished, not in order.
 
@@ -100,7 +104,7 @@ class Rollouts:
             taken = finished | {result.cell for result in self._unread[tag]}
             taken |= {assigned[worker] for worker in busy}  # the cell of a worker that died is not among them
             waiting = [cell for cell in cells if cell not in taken]
-            idle = [worker for worker in self._group.healthy_worker_ids() if worker not in busy]
+            idle = [worker for worker in self._usable() if worker not in busy]
             for worker, cell in zip(idle, waiting, strict=False):
                 assigned[worker] = cell
                 call = partial(_evaluate, cell=cell, policy=shared, **how)
@@ -118,7 +122,12 @@ class Rollouts:
         unread = self._unread[tag]
         while True:
             ready = self._group.fetch_ready_async_reqs(tags=tag, timeout_seconds=0.0 if unread else POLL_S)
-            unread.extend(answer for _, answer in ready)
+            for worker, answer in ready:
+                if isinstance(answer, WorkerFailure):
+                    self._note_failure(worker, answer)
+                else:
+                    self._failures[worker] = 0
+                    unread.append(answer)
             ask()  # before the caller works on an answer: its worker is busy again meanwhile
             if unread:
                 last = time.monotonic()
@@ -131,10 +140,26 @@ class Rollouts:
                 logger.warning(text, tag, time.monotonic() - last, healthy, total)
                 last = time.monotonic()
 
+    def _usable(self) -> list[int]:
+        """Return the healthy workers that did not fail too often."""
+        return [worker for worker in self._group.healthy_worker_ids() if self._failures[worker] < MAX_FAILURES]
+
+    def _note_failure(self, worker: int, failure: WorkerFailure) -> None:
+        """Warn; raise once no worker is left that could be asked."""
+        self._failures[worker] += 1
+        count = self._failures[worker]
+        end = "it is asked no more" if count == MAX_FAILURES else "it begins new episodes"
+        logger.warning("rollout worker %d failed, %d in a row: %s; %s", worker, count, failure.error, end)
+        if not self._usable():
+            raise EnvironmentUnavailable(
+                f"every rollout worker failed {MAX_FAILURES} times in a row, the last with {failure.error}; "
+                "try the environment in one process with rollout.num_workers=0"
+            )
+
     def _request(self, policy: PublishedPolicy) -> None:
         """Ask every idle healthy worker for a fragment, acting with `policy`."""
         busy = self._asked("collect")
-        idle = [worker for worker in self._group.healthy_worker_ids() if worker not in busy]
+        idle = [worker for worker in self._usable() if worker not in busy]
         if idle:
             collect = partial(_collect, num_steps=self._fragment_steps, version=policy.version, policy=_share(policy))
             self._group.foreach_env_runner_async(collect, tag="collect", remote_worker_ids=idle)
@@ -145,7 +170,7 @@ class Rollouts:
         return {worker for request_tag, worker in in_flight if request_tag == tag}
 
 
-def _share(policy: PublishedPolicy) -> Any:  # noqa: ANN401
+def _share(policy: PublishedPolicy) -> Any:
     """Return a reference to the policy's tensors, put into the object store once for all workers."""
     return policy.state if isinstance(policy.state, ray.ObjectRef) else ray.put(policy.state)
 
@@ -154,9 +179,18 @@ def _begin_life(worker: DIPOLEEnvRunner, *, life: int) -> None:
     worker.begin_life(life)
 
 
-def _collect(worker: DIPOLEEnvRunner, *, num_steps: int, version: int, policy: Any) -> FragmentReport:  # noqa: ANN401
-    return worker.collect(num_steps, version, policy)
+def _collect(worker: DIPOLEEnvRunner, *, num_steps: int, version: int, policy: Any) -> Any:
+    return _answer(worker, partial(worker.collect, num_steps, version, policy))
 
 
-def _evaluate(worker: DIPOLEEnvRunner, **how: Any) -> CellResult:  # noqa: ANN401
-    return worker.evaluate(**how)
+def _evaluate(worker: DIPOLEEnvRunner, **how: Any) -> Any:
+    return _answer(worker, partial(worker.evaluate, **how))
+
+
+def _answer(worker: DIPOLEEnvRunner, work: Callable[[], Any]) -> Any:
+    """Do the work in the worker; whatever an environment raises comes back as a value."""
+    try:
+        return work()
+    except Exception as error:  # any environment's any error
+        worker.abandon_episodes()
+        return WorkerFailure(error=f"{type(error).__name__}: {error}")

@@ -15,7 +15,7 @@ OBSERVATION_DIM, ACTION_DIM, ROWS = 5, 2, 32
 Batch = dict[str, np.ndarray]
 
 
-def tiny_config(preset: str = "paper", **changes: Any) -> AgentConfig:  # noqa: ANN401
+def tiny_config(preset: str = "paper", **changes: Any) -> AgentConfig:
     """Return a preset at a size that takes milliseconds."""
     return AgentConfig.preset(preset, **{"hidden_dims": (24, 24), "learning_rate": 1e-3, **changes})
 
@@ -73,7 +73,7 @@ def _check_everything_moved(agent: DipoleAgent, before: dict[str, Tensor]) -> No
 def _check_acting(agent: DipoleAgent) -> None:
     observations = make_batch(99)["observations"]
 
-    def act(**options: Any) -> Tensor:  # noqa: ANN401
+    def act(**options: Any) -> Tensor:
         return agent.sample_actions(observations, generator=torch.Generator().manual_seed(3), **options)
 
     actions = act()

@@ -17,7 +17,7 @@ from dipole_ray.errors import NonFiniteError
 ROWS = 128
 
 
-def bandit_config(**changes: Any) -> AgentConfig:  # noqa: ANN401
+def bandit_config(**changes: Any) -> AgentConfig:
     small = {
         "hidden_dims": (48, 48),
         "learning_rate": 3e-3,
@@ -60,7 +60,7 @@ def trained_dipole() -> DipoleAgent:
     return train(bandit_config(train_bc=True), 1500)[0]
 
 
-def expected_reward(agent: DipoleAgent, **options: Any) -> float:  # noqa: ANN401
+def expected_reward(agent: DipoleAgent, **options: Any) -> float:
     actions = agent.sample_actions(
         np.zeros((4000, 1), np.float32), generator=torch.Generator().manual_seed(0), **options
     )

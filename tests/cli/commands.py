@@ -39,7 +39,7 @@ SMALL: dict[str, Any] = {
 }
 
 
-def write_config(path: Path, **sections: Any) -> Path:  # noqa: ANN401
+def write_config(path: Path, **sections: Any) -> Path:
     """Write the small run's YAML, with the keys of `sections` on top of the section of that name."""
     config = {key: dict(value) if isinstance(value, dict) else value for key, value in SMALL.items()}
     for name, values in sections.items():

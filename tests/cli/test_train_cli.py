@@ -29,9 +29,7 @@ def files(folder: Path) -> list[str]:
 
 
 @pytest.fixture
-def refuse(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., str]:
+def refuse(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """A function that runs `dipole WORDS`, checks how a refusal must look, and returns its sentence."""
 
     def refused(*words: str | Path) -> str:
@@ -171,3 +169,10 @@ def test_presets_that_the_help_names_exist(capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     assert "dipole train quickstart" in capsys.readouterr().out and "quickstart" in presets()
+
+
+def test_settings_may_follow_options(refuse: Callable[..., str]) -> None:
+    """argparse alone refuses `FILE --address X KEY=VALUE`."""
+    assert "agent.beta" in refuse("train", "quickstart", "--address", "local", "agent.betta=5")
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", "quickstart", "--adress", "local"])

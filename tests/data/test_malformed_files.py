@@ -38,7 +38,7 @@ def with_values(name: str, row: int, value: float) -> Callable[[Arrays], Arrays]
     return change
 
 
-def replaced(**values: Any) -> Callable[[Arrays], Arrays]:  # noqa: ANN401
+def replaced(**values: Any) -> Callable[[Arrays], Arrays]:
     return lambda arrays: arrays | values
 
 

@@ -24,7 +24,7 @@ def constant_trajectory(reward: float, length: int) -> Rows:
     return close_trajectory(np.zeros((length + 1, 3)), np.zeros((length, 2)), np.full(length, reward), np.ones(length))
 
 
-def open_replay(folder: Path, **settings: Any) -> Replay:  # noqa: ANN401
+def open_replay(folder: Path, **settings: Any) -> Replay:
     if not (folder / "data").exists():
         write_dataset(folder / "data", [constant_trajectory(1.0, 50)], SCHEMA, {})
     return Replay(

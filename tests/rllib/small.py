@@ -21,7 +21,7 @@ LOOP = {
 }
 
 
-def config(dataset: Path | None, *, workers: int = 0, learners: int = 0, **settings: Any) -> DIPOLEConfig:  # noqa: ANN401
+def config(dataset: Path | None, *, workers: int = 0, learners: int = 0, **settings: Any) -> DIPOLEConfig:
     """Return a config on Pendulum with `settings` over the small ones."""
     made = DIPOLEConfig().environment("Pendulum-v1")
     if dataset is not None:

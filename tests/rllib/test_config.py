@@ -148,7 +148,7 @@ def test_run_config_reaches_every_part() -> None:
         (lambda c: c.environment("Pendulun-v1"), "Pendulum-v1"),
     ],
 )
-def test_contradictions_are_refused_before_anything_is_built(change: Any, said: str) -> None:  # noqa: ANN401
+def test_contradictions_are_refused_before_anything_is_built(change: Any, said: str) -> None:
     made = DIPOLEConfig().environment("Pendulum-v1")
     change(made)
     with pytest.raises(ConfigError, match=said):

@@ -18,7 +18,7 @@ import torch
 from dipole_ray import DIPOLE
 from dipole_ray.data.dataset import write_dataset
 from dipole_ray.data.schema import Schema, close_trajectory
-from dipole_ray.errors import ConfigError, DatasetError
+from dipole_ray.errors import ConfigError, DatasetError, EnvironmentUnavailable
 from dipole_ray.evaluation import Cell, CellResult
 from dipole_ray.rllib.evaluate import play
 from tests.rllib.small import config, train_until
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("cluster")
 DEADLINE_S = 120.0
 
 
-def remote_config(dataset: Path | None, **settings: Any) -> Any:  # noqa: ANN401
+def remote_config(dataset: Path | None, **settings: Any) -> Any:
     """Return a config with two rollout workers and a learner actor."""
     return config(dataset, workers=2, learners=1, **settings)
 
@@ -201,3 +201,13 @@ def test_errors_of_the_user_arrive_as_ours(pendulum: Path, tmp_path: Path) -> No
         remote_config(pendulum).environment("Pendulun-v1").build_algo()
     with pytest.raises(ConfigError, match=r"agent\.expectile"):
         remote_config(pendulum, expectile=2.0).build_algo()
+
+
+def test_an_environment_that_always_raises_is_named_instead_of_restarted_for_ever() -> None:
+    broken = config(None, workers=1, offline_learner_steps=0).environment("tests.rllib.breaking_env:Breaks-v0")
+    algorithm = broken.build_algo()
+    try:
+        with pytest.raises(EnvironmentUnavailable, match="ValueError: the gripper is on fire"):
+            algorithm.train()
+    finally:
+        algorithm.stop()

@@ -59,7 +59,7 @@ class Recorder:
         return columns
 
 
-def open_ogbench(env_id: str, **kwargs: Any) -> StandardEnv:  # noqa: ANN401 - OGBench's own settings
+def open_ogbench(env_id: str, **kwargs: Any) -> StandardEnv:
     """Build the goal-conditioned OGBench environment `env_id`, in which data is collected."""
     load_ogbench()
     import gymnasium

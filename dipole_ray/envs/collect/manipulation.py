@@ -84,7 +84,7 @@ class ManipulationCollector:
     def _action(
         self,
         rng: np.random.Generator,
-        oracle: Any,  # noqa: ANN401 - OGBench ships no types
+        oracle: Any,
         observation: np.ndarray,
         info: dict[str, Any],
         noise: np.ndarray,
@@ -103,7 +103,7 @@ class ManipulationCollector:
         return float(rng.uniform(*STACKING.get(self._variant, STACKING_OCTUPLE)))
 
 
-def _oracles(env: Any, domain: str, is_noisy: bool) -> dict[str, Any]:  # noqa: ANN401
+def _oracles(env: Any, domain: str, is_noisy: bool) -> dict[str, Any]:
     """Return the oracle of each sub-task of `domain`."""
     if is_noisy:
         from ogbench.manipspace.oracles.markov import button_markov, cube_markov, drawer_markov, window_markov
