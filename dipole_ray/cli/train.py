@@ -45,17 +45,16 @@ def run_train(arguments: argparse.Namespace) -> int:
     from dipole_ray.errors import ConfigError
     from dipole_ray.run import resume_run, start_run
 
-    if arguments.address:
-        os.environ["RAY_ADDRESS"] = arguments.address
     words = [word for word in (arguments.source, *arguments.overrides) if word is not None]
     source = words.pop(0) if words and "=" not in words[0] else None
-    if arguments.resume is not None:
-        if source is not None:
-            raise ConfigError(f"'{source}' and --resume: a resumed run has its own config; give only KEY=VALUE with it")
-        return _finish(resume_run(arguments.resume, words))
-    if source is None and not words:
+    if arguments.resume is not None and source is not None:
+        raise ConfigError(f"'{source}' and --resume: a resumed run has its own config; give only KEY=VALUE with it")
+    if arguments.resume is None and source is None and not words:
         raise ConfigError(f"nothing to train: name a preset ({', '.join(presets())}), a YAML file, or KEY=VALUE")
-    return _finish(start_run(load(source, words)))
+    config = load(source, words) if arguments.resume is None else None
+    if arguments.address:
+        os.environ["RAY_ADDRESS"] = arguments.address
+    return _finish(resume_run(arguments.resume, words) if config is None else start_run(config))
 
 
 def _explain() -> int:
