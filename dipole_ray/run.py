@@ -28,7 +28,6 @@ from dipole_ray.envs.make import EnvConfig, env_dims
 from dipole_ray.errors import CheckpointError, ConfigError, EnvironmentUnavailable
 from dipole_ray.evaluation import CellResult, cells_of, chosen_cell, summarize
 from dipole_ray.parallel import ray_session
-from dipole_ray.policy import load_policy
 from dipole_ray.prepare import prepare_dataset
 from dipole_ray.progress import Progress
 from dipole_ray.resume import guard_resume
@@ -37,7 +36,7 @@ from dipole_ray.rllib.config import DIPOLEConfig
 from dipole_ray.rllib.evaluate import cell_key, play
 from dipole_ray.tracking import Tracker
 from dipole_ray.trajectories import Maze, Trajectory
-from dipole_ray.video import record_video
+from dipole_ray.video import record_run
 
 _log = logging.getLogger(__name__)
 
@@ -303,11 +302,10 @@ class _Run:
         """Record the chosen cell where videos are asked for; a machine that cannot render loses them, not the run."""
         if not self.config.evaluation.videos:
             return
-        policy = load_policy(self.folder)
         path = self.folder / "videos" / f"{cell_key(chosen_cell(self.config.agent))}.mp4"
         how = {"episodes": self.config.evaluation.videos, "seed": self.config.evaluation.seed}
         try:
-            record_video(policy.agent, policy.env, chosen_cell(self.config.agent), path, **how)
+            record_run(self.folder, chosen_cell(self.config.agent), path, **how)
         except EnvironmentUnavailable as error:
             _log.warning("no video: %s", error)
             return

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from numpy.typing import NDArray
 from dipole_ray.envs.make import EnvConfig, make_env
 from dipole_ray.errors import ConfigError, EnvironmentUnavailable
 from dipole_ray.evaluation import Cell, Policy, act, episode_seed, policy_generator
+from dipole_ray.policy import load_policy
 
 _BLOCK = 2  # H.264 with chroma at half resolution wants even sides, in pixels
 
@@ -87,3 +91,34 @@ def _frame(env: Any) -> NDArray[np.uint8]:
     frame = np.asarray(picture, np.uint8)
     height, width = (max(side - side % _BLOCK, _BLOCK) for side in frame.shape[:2])
     return frame[:height, :width]
+
+
+def record_run(run: Path, cell: Cell, path: Path, *, episodes: int = 1, seed: int = 0) -> Path:
+    """Record the policy of a run or checkpoint folder, in a process of its own.
+
+    OpenGL drivers end a whole process when they fail, and hardly bear being loaded into one that has grown; a run
+    must lose neither its process nor its results to a picture.
+
+    Args:
+        run: As for `load_policy`.
+        cell: How to act.
+        path: The .mp4 to write.
+        episodes: Number of episodes, at least 1.
+        seed: Seed of start states and policy noise.
+
+    Raises:
+        EnvironmentUnavailable: If nothing can be rendered here, with the remedy.
+        CheckpointError: If there is no policy to load.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        try:
+            return pool.submit(_record_run, run, cell, path, episodes, seed).result()
+        except BrokenProcessPool as error:
+            raise EnvironmentUnavailable(
+                f"{path}: the process that renders was ended by its OpenGL driver; 'dipole doctor' tries rendering"
+            ) from error
+
+
+def _record_run(run: Path, cell: Cell, path: Path, episodes: int, seed: int) -> Path:
+    policy = load_policy(run)
+    return record_video(policy.agent, policy.env, cell, path, episodes=episodes, seed=seed)

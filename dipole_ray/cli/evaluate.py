@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dipole_ray.evaluation import Cell, CellResult
+    from dipole_ray.policy import TrainedPolicy
 
 _EPILOG = """\
 examples:
@@ -109,14 +110,12 @@ def _play(job: _Job) -> CellResult:
     )
 
 
-def _record(policy: Any, cells: list[Cell], arguments: argparse.Namespace) -> None:
+def _record(policy: TrainedPolicy, cells: list[Cell], arguments: argparse.Namespace) -> None:
     """Record videos of every cell into the run's folder."""
-    from dipole_ray.video import record_video
+    from dipole_ray.video import record_run
 
     folder = policy.path.parent.parent / "videos"
     for cell in cells:
         name = f"{'bc' if cell.omega is None else f'omega-{cell.omega:g}'}-candidates-{cell.candidates}.mp4"
-        path = record_video(
-            policy.agent, policy.env, cell, folder / name, episodes=arguments.videos, seed=arguments.seed
-        )
+        path = record_run(policy.path, cell, folder / name, episodes=arguments.videos, seed=arguments.seed)
         print(f"video     {path}")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -136,11 +138,20 @@ def standard_ogbench(build: Callable[[], gymnasium.Env], env_id: str) -> Standar
         # Its action spaces warn of a cast from float64 to float32 that loses nothing.
         warnings.filterwarnings("ignore", message=".*precision lowered by casting.*")
         env = build()
-        # A maze leaves its XML in the temporary folder once the model is compiled.
+        # A maze leaves its XML in the temporary folder, and open, once the model is compiled.
         path = getattr(env.unwrapped, "fullpath", None)
         if path is not None and Path(path).parent == Path(tempfile.gettempdir()):
+            _close_descriptors(Path(path))
             Path(path).unlink(missing_ok=True)
         return StandardEnv(env, _ogbench_global_draws(env_id))
+
+
+def _close_descriptors(path: Path) -> None:
+    """Close what this process holds open on `path`: a hundred mazes would otherwise hold a hundred descriptors."""
+    for entry in Path("/proc/self/fd").glob("*"):
+        with suppress(OSError):  # the listing's own descriptor is gone by now
+            if entry.readlink() == path:
+                os.close(int(entry.name))
 
 
 def _ogbench_global_draws(env_id: str) -> GlobalDraws:
