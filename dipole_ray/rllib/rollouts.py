@@ -93,9 +93,8 @@ class Rollouts:
             return
         shared = _share(policy)
         self._num_evaluations += 1
-        tag = (
-            f"evaluate {self._num_evaluations}"  # an answer to an earlier evaluation must not be taken for one of this
-        )
+        # Numbered, so that no answer to an earlier evaluation is taken for one of this.
+        tag = f"evaluate {self._num_evaluations}"
         finished: set[Cell] = set()
         assigned: dict[int, Cell] = {}
 
@@ -150,7 +149,8 @@ class Rollouts:
         count = self._failures[worker]
         end = "it is asked no more" if count == MAX_FAILURES else "it begins new episodes"
         logger.warning("rollout worker %d failed, %d in a row: %s; %s", worker, count, failure.error, end)
-        if not self._usable():
+        retired = sum(count >= MAX_FAILURES for count in self._failures.values())
+        if retired == self._group.num_remote_workers():
             raise EnvironmentUnavailable(
                 f"every rollout worker failed {MAX_FAILURES} times in a row, the last with {failure.error}; "
                 "try the environment in one process with rollout.num_workers=0"
