@@ -300,7 +300,12 @@ class DipoleAgent:
         candidates = self.config.num_candidates if num_candidates is None else num_candidates
         if candidates < 1:
             raise ConfigError(f"num_candidates: found {candidates}; give a whole number of at least 1")
-        observations = self._normalized(torch.as_tensor(observations, dtype=torch.float32, device=self.device))
+        observations = torch.as_tensor(observations, dtype=torch.float32, device=self.device)
+        if observations.ndim != 2 or observations.shape[1] != self.observation_dim:
+            raise ConfigError(
+                f"observations have shape {tuple(observations.shape)}; give (B, {self.observation_dim}), one row each"
+            )
+        observations = self._normalized(observations)
         noise = self._normal((len(observations), candidates, self.action_dim), generator)
         actions = self._sample(observations, noise, omega, policy)
         if candidates == 1:

@@ -298,3 +298,10 @@ def test_an_added_bc_field_clones_offline_rows_alone() -> None:
     for name, kernel in one.networks.fields.state_dict().items():
         assert torch.equal(kernel[index], other.networks.fields.state_dict()[name][index]), name
         assert not torch.equal(kernel[0], other.networks.fields.state_dict()[name][0]), name
+
+
+def test_observations_of_another_environment_are_refused_with_their_shape() -> None:
+    agent = make_agent(tiny_config())
+    for wrong in (np.zeros((4, OBSERVATION_DIM + 1), np.float32), np.zeros(OBSERVATION_DIM, np.float32)):
+        with pytest.raises(ConfigError, match=r"observations have shape"):
+            agent.sample_actions(wrong)
