@@ -92,7 +92,7 @@ class AgentConfig:
     """Divisor of the advantage in the weights: `none` (paper), `batch_std` or `running_std`."""
     observation_normalization: str = "none"
     """`none` (paper), or `dataset`: observations enter every network less the dataset's mean, over its deviation.
-    Without it a coordinate in metres drowns an action in [-1, 1], and small networks learn no advantage."""
+    Without it a coordinate in metres drowns an action in [-1, 1], and small critics learn the advantage badly."""
 
     hidden_dims: tuple[int, ...] = (512, 512, 512)
     """Hidden layers of every network, in units. Paper: 3 x 512."""

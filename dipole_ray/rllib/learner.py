@@ -24,8 +24,6 @@ class UpdateReport:
 
     num_updates: int
     """Gradient steps computed."""
-    learner_steps: int
-    """Gradient steps of the agent since its beginning."""
     busy_s: float
     """Seconds the learner computed in this call."""
     metrics: dict[str, float]
@@ -103,7 +101,6 @@ class DIPOLELearner(TorchLearner):
         policy = self.agent.policy_state() if publish else None
         report = UpdateReport(
             num_updates=num_updates,
-            learner_steps=self.agent.learner_steps,
             busy_s=time.perf_counter() - start,
             metrics=metrics,
         )

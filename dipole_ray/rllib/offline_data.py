@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray
 from ray.rllib.offline.offline_data import OfflineData
 
 from dipole_ray.data.dataset import open_dataset
@@ -31,14 +32,11 @@ class ArrowOfflineData(OfflineData):
                     f"{path}: holds {dataset.schema}, {self.paths[0]} holds {self.schema}: "
                     "datasets of one run must have the same dimensions"
                 )
-        self.num_transitions = sum(dataset.num_transitions for dataset in datasets)
         self.replay: Any = None
 
     def sample(self, num_samples: int, return_iterator: bool = False, num_shards: int = 0) -> dict[str, np.ndarray]:
         """Return `num_samples` transitions drawn by the algorithm's replay."""
         if return_iterator or num_shards > 1:
             raise DatasetError("DIPOLE samples whole batches, without iterators or shards: call sample(num_samples)")
-        from ray import ObjectRef, get
-
         batch: Any = self.replay.sample(num_samples, 1)
-        return dict(get(batch)) if isinstance(batch, ObjectRef) else batch
+        return dict(ray.get(batch)) if isinstance(batch, ray.ObjectRef) else batch
