@@ -1,4 +1,4 @@
-"""A point that walks in a square, `tests.chaos.point_env:Point-v0`: an environment that costs nothing and can be broken.
+"""A point that walks in a square, `tests.chaos.point_env:Point-v0`: it costs nothing and can be broken.
 
 A file in the folder named by `DIPOLE_CHAOS_FOLDER` breaks it: `raise_on_reset`, `stall` (one step never returns) or
 `nan` (every 100th step gives NaN). The first process that sees the file takes it for itself (it writes its own process
