@@ -33,3 +33,7 @@ class NonFiniteError(DipoleError):
 
 class EnvironmentUnavailable(DipoleError):
     """An environment exists by name but cannot be built, stepped or rendered on this machine."""
+
+
+class ResourcesUnavailable(DipoleError):
+    """The cluster has no room for a process that the run needs, or keeps losing it."""

@@ -1,0 +1,78 @@
+"""Whether the cluster can hold what a run needs: an answer with the arithmetic instead of a silent wait."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+
+import ray
+from ray.util.placement_group import get_current_placement_group
+
+from dipole_ray.errors import ResourcesUnavailable
+
+logger = logging.getLogger(__name__)
+
+WAIT_S = 60.0
+"""Time that a growing cluster has to bring the missing node, and that dead actors have to give theirs back."""
+POLL_S = 0.5
+
+Resources = Mapping[str, float]
+
+
+def require_room(actors: Sequence[tuple[str, int, Resources]], wait_s: float = WAIT_S) -> None:
+    """Return once the cluster's free resources hold all `actors`; inside Tune the trial's own placement decides.
+
+    Args:
+        actors: What is to be started: a name for the message, how many, and the resources of each.
+        wait_s: Seconds to wait for nodes to join or resources to become free.
+
+    Raises:
+        ResourcesUnavailable: They could not be placed in that time; says what is needed and what is there.
+    """
+    if get_current_placement_group() is not None:
+        return
+    start, told = time.monotonic(), False
+    while (unplaced := _first_unplaced(actors)) is not None:
+        text = _arithmetic(actors, unplaced)
+        if time.monotonic() - start >= wait_s:
+            raise ResourcesUnavailable(f"{text}; ask for less, free resources, or add a node to the cluster")
+        if not told and time.monotonic() - start > POLL_S:
+            logger.warning("%s; waiting up to %.0f s for room", text, wait_s)
+            told = True
+        time.sleep(POLL_S)
+
+
+def _first_unplaced(actors: Sequence[tuple[str, int, Resources]]) -> str | None:
+    """Return the name of the first actor that finds no node when all are placed one after the other, or None."""
+    free = [dict(resources) for resources in _free_by_node().values()]
+    for name, count, needed in actors:
+        for _ in range(count):
+            node = next((node for node in free if all(node.get(k, 0.0) >= v - 1e-9 for k, v in needed.items())), None)
+            if node is None:
+                return name
+            for resource, amount in needed.items():
+                node[resource] = node.get(resource, 0.0) - amount
+    return None
+
+
+def _free_by_node() -> dict[str, dict[str, float]]:
+    """Return the free resources of every living node."""
+    living = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    free = ray._private.state.available_resources_per_node()
+    return {node: resources for node, resources in free.items() if node in living}
+
+
+def _arithmetic(actors: Sequence[tuple[str, int, Resources]], unplaced: str) -> str:
+    """Return needed and free resources in words."""
+    needed = " + ".join(f"{count} {name} of {_text(resources)}" for name, count, resources in actors)
+    names = {resource for _, _, resources in actors for resource in resources}
+    nodes = [
+        f"{_text({name: amounts.get(name, 0.0) for name in sorted(names)})} on {node[:8]}"
+        for node, amounts in _free_by_node().items()
+    ]
+    return f"no room on the cluster for the {unplaced}: needed {needed}; free {', '.join(nodes) or 'nothing'}"
+
+
+def _text(resources: Resources) -> str:
+    return " and ".join(f"{amount:g} {name}" for name, amount in resources.items() if amount) or "nothing"
