@@ -163,9 +163,16 @@ def verify_checkpoint(path: Path) -> None:
         _read_verified(path, name, record)
 
 
-def newest_valid(directory: Path) -> Path | None:
-    """Return the newest checkpoint that is whole, or None; damaged ones are passed over with a warning each."""
+def newest_valid(directory: Path, *, not_after: int | None = None) -> Path | None:
+    """Return the newest checkpoint that is whole, or None; damaged ones are passed over with a warning each.
+
+    Args:
+        directory: Folder of the checkpoints.
+        not_after: Leave out checkpoints of more learner steps than this.
+    """
     for path in _checkpoints(directory):
+        if not_after is not None and _steps(path) > not_after:
+            continue
         try:
             verify_checkpoint(path)
         except CheckpointError as error:

@@ -246,6 +246,7 @@ class _Run:
         metadata["tracker"] = self.tracker.sync()
         metadata["evaluated"] = list(self.evaluation)
         path = write_checkpoint(self.folder / "checkpoints", self.algorithm.learner_steps, tensors, metadata)
+        self.algorithm.restart_point = path
         prune(path, self.config.checkpoint.keep)
         self.saved_at = self._steps()
 

@@ -30,11 +30,13 @@ from dipole_ray.rllib.config import DIPOLEConfig
 from dipole_ray.rllib.evaluate import score_of
 from dipole_ray.rllib.fragment import FragmentReport
 from dipole_ray.rllib.learner import UpdateReport
-from dipole_ray.rllib.learner_client import LearnerClient
+from dipole_ray.rllib.learner_client import LearnerClient, LearnerDied, learner_resources
+from dipole_ray.rllib.placement import require_room
+from dipole_ray.rllib.recovery import AGENT_FILE, outliving, revive
 from dipole_ray.rllib.replay_actor import ReplayClient, ReplaySpec
 from dipole_ray.rllib.rollouts import Rollouts
 
-AGENT_FILE, ROLLOUT_FILE = "agent", "rollout"
+ROLLOUT_FILE = "rollout"
 RING_FILE = "online.arrow"
 RECENT_EPISODES = 100
 
@@ -51,6 +53,7 @@ class DIPOLE(Algorithm):
 
     def setup(self, config: Any) -> None:
         """Build workers and learner as RLlib does, then open the replay beside them."""
+        self._require_room()
         super().setup(config)
         self._training = self.config.training_settings()
         self._agent = self.config.agent_settings()
@@ -64,9 +67,18 @@ class DIPOLE(Algorithm):
         self.group_metrics: dict[str, float] = {}
         self.replay = self._open_replay()
         self.learner = LearnerClient(self.learner_group, self._agent.batch_size)
+        self.learner_restarts = self.lost_updates = 0
+        self.restart_point: Path | None = None
+        """The checkpoint, written or restored last, that a learner goes back to when its process dies."""
+        outliving(self, self.begin_learning)
+        self.rollouts = Rollouts(self.env_runner_group, self.config.get_rollout_fragment_length())
+
+    def begin_learning(self) -> None:
+        """Give a learner with fresh networks what it needs before its first update, and publish its weights."""
         if self._agent.observation_normalization == "dataset":
             self.learner.fit_observations(*self.replay.observation_statistics())
-        self.rollouts = Rollouts(self.env_runner_group, self.config.get_rollout_fragment_length())
+        else:
+            self.learner.publish()
 
     # ---- the loop ----
 
@@ -86,7 +98,11 @@ class DIPOLE(Algorithm):
         """Run one iteration of the present phase; see the module's docstring."""
         start = time.perf_counter()
         fragments: list[FragmentReport] = []
-        updates = self._offline_iteration() if self.phase == "offline" else self._online_iteration(fragments)
+        updates: list[UpdateReport] = []
+        try:
+            updates = self._offline_iteration() if self.phase == "offline" else self._online_iteration(fragments)
+        except LearnerDied as death:  # the iteration ends early; its fragments are in the replay
+            revive(self, death)
         self._log(updates, fragments, wall_s=time.perf_counter() - start)
 
     def _offline_iteration(self) -> list[UpdateReport]:
@@ -130,8 +146,12 @@ class DIPOLE(Algorithm):
 
     def settle(self) -> None:
         """Wait until no update is in flight and publish the learner's weights."""
-        self._drain()
-        self.learner.publish()
+
+        def publish() -> None:
+            self._drain()
+            self.learner.publish()
+
+        outliving(self, publish)
 
     # ---- metrics ----
 
@@ -145,6 +165,11 @@ class DIPOLE(Algorithm):
         """Take the evaluation of the chosen cell as the score that sweeps maximise."""
         self.score = score_of(row)
 
+    def note_revival(self, lost_updates: int) -> None:
+        """Count a learner that took the place of a dead one."""
+        self.learner_restarts += 1
+        self.lost_updates += lost_updates
+
     def _log(self, updates: list[UpdateReport], fragments: list[FragmentReport], *, wall_s: float) -> None:
         """Log under our `group/name`s and under RLlib's usual keys."""
         metrics: dict[str, float] = dict(updates[-1].metrics) if updates else {}
@@ -152,6 +177,9 @@ class DIPOLE(Algorithm):
         rollout_busy_s = sum(report.busy_s for report in fragments)
         metrics["time/iteration_s"] = wall_s
         metrics["time/learner_wait_fraction"] = max(0.0, 1.0 - learner_busy_s / wall_s)
+        if self.learner_restarts:
+            metrics["learner/restarts"] = float(self.learner_restarts)
+            metrics["learner/lost_updates"] = float(self.lost_updates)
         metrics["time/updates_per_s"] = sum(report.num_updates for report in updates) / wall_s
         if fragments:
             workers = max(1, self.rollouts.num_workers)
@@ -178,6 +206,16 @@ class DIPOLE(Algorithm):
             key = (ENV_RUNNER_RESULTS, "episode_return_mean")
             self.metrics.log_value(key, metrics["rollout/return"], window=1)
             self.metrics.log_value((ENV_RUNNER_RESULTS, "episode_len_mean"), metrics["rollout/length"], window=1)
+
+    def _require_room(self) -> None:
+        """Raise ResourcesUnavailable, with the arithmetic, where the actors could never be placed."""
+        config = self.config
+        actors = [
+            ("rollout workers", config.num_env_runners, {"CPU": config.num_cpus_per_env_runner}),
+            ("learner", config.num_learners, learner_resources(config)),
+        ]
+        if any(count for _, count, _ in actors):
+            require_room(actors)
 
     # ---- the replay ----
 
@@ -240,8 +278,12 @@ class DIPOLE(Algorithm):
 
     def checkpoint_contents(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """Return the tensors by file, and the metadata, of everything needed to continue."""
-        self._drain()
-        tensors = {AGENT_FILE: self.learner.agent_state()}
+
+        def agent_state() -> dict[str, Tensor]:
+            self._drain()
+            return self.learner.agent_state()
+
+        tensors = {AGENT_FILE: outliving(self, agent_state)}
         metadata: dict[str, Any] = {
             "algorithm": self.config.to_plain(),
             "observation_dim": self._dims.observation_dim,
@@ -264,7 +306,8 @@ class DIPOLE(Algorithm):
     def restore_contents(self, checkpoint: Checkpoint) -> None:
         """Continue exactly from a checkpoint, whatever this algorithm did before."""
         metadata = checkpoint.metadata
-        self.learner.load_agent_state(checkpoint.tensors[AGENT_FILE])
+        outliving(self, lambda: self.learner.load_agent_state(checkpoint.tensors[AGENT_FILE]))
+        self.restart_point = checkpoint.path
         self.learner_steps, self.env_steps = int(metadata["learner_steps"]), int(metadata["env_steps"])
         self.num_episodes = int(metadata["num_episodes"])
         self.score = -math.inf if metadata["score"] is None else float(metadata["score"])
@@ -285,7 +328,8 @@ class DIPOLE(Algorithm):
         if path is None:
             raise CheckpointError("save_to_path needs the folder to write: algo.save_to_path('checkpoints/mine')")
         tensors, metadata = self.checkpoint_contents()
-        return str(write_checkpoint(Path(path), self.learner_steps, tensors, metadata))
+        self.restart_point = write_checkpoint(Path(path), self.learner_steps, tensors, metadata)
+        return str(self.restart_point)
 
     def restore_from_path(self, path: Any, **kwargs: Any) -> None:
         """Continue from a folder written by `save_to_path`."""

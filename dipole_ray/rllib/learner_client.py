@@ -1,4 +1,8 @@
-"""The driver's side of the learner: updates submitted ahead, reports in order, versioned weights."""
+"""The driver's side of the learner: updates submitted ahead, reports in order, versioned weights.
+
+The learner's process may die at any call. Every wait for it then raises `LearnerDied`; `start_again` puts another in
+its place, which has the networks' first weights until it is given a state (see `recovery.py`).
+"""
 
 from __future__ import annotations
 
@@ -9,13 +13,20 @@ from typing import Any
 
 import numpy as np
 import ray
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core.learner.learner_group import LearnerGroup
 from torch import Tensor
 
 from dipole_ray.rllib.learner import UpdateReport
+from dipole_ray.rllib.placement import require_room
+from dipole_ray.rllib.waiting import wait_for
 
 IN_FLIGHT = 2
 """Calls queued at the learner: one computing, one waiting with its batches, so that it never idles on the driver."""
+
+
+class LearnerDied(Exception):
+    """The learner's process is gone, and with it every update since the last checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +47,8 @@ class LearnerClient:
         self._batch_size = batch_size
         self._pending: deque[tuple[Any, Any]] = deque()
         self.policy = PublishedPolicy(0, None)
-        self.publish()
+        self.deaths_in_a_row = 0
+        """Learners lost since the last one that finished an update."""
 
     @property
     def is_remote(self) -> bool:
@@ -89,10 +101,28 @@ class LearnerClient:
         self._call("load_agent_state", dict(state))
         self.publish()
 
+    def start_again(self) -> LearnerGroup:
+        """Put a new learner in the place of a dead one, forgetting the calls in flight, and return its group.
+
+        The published policy stays what it is: workers go on acting with it meanwhile.
+
+        Raises:
+            ResourcesUnavailable: No node has room for a learner within a minute.
+        """
+        self._pending.clear()
+        self.deaths_in_a_row += 1
+        dead, config = self._group, self._group.config
+        dead._backend_executor.shutdown(graceful_termination=False)
+        dead._is_shut_down = True
+        require_room([("learner", config.num_learners, learner_resources(config))])
+        self._group = config.build_learner_group(rl_module_spec=dead._module_spec)
+        return self._group
+
     def _finish_oldest(self) -> UpdateReport:
         """Wait for the oldest call; its weights become the published policy."""
         report_ref, policy_ref = self._pending.popleft()
-        report: UpdateReport = _get(report_ref)
+        report: UpdateReport = _answer(report_ref, "update")
+        self.deaths_in_a_row = 0
         self._set_policy(policy_ref)
         return report
 
@@ -105,12 +135,20 @@ class LearnerClient:
         """Call a method of the one learner and wait."""
         if not self.is_remote:
             return getattr(self._group._learner, method)(*args)
-        return _get(getattr(self._group._workers[0], method).remote(*args))
+        return _answer(getattr(self._group._workers[0], method).remote(*args), method)
 
 
-def _get(reference: Any) -> Any:
-    """Return the value, or raise the learner's own exception rather than Ray's wrapper of it."""
+def learner_resources(config: AlgorithmConfig) -> dict[str, float]:
+    """Return what one learner actor reserves, by RLlib's rules."""
+    gpus = max(0, config.num_gpus_per_learner)
+    automatic = 0 if gpus else 1
+    cpus = automatic if config.num_cpus_per_learner == "auto" else config.num_cpus_per_learner
+    return {"CPU": cpus, "GPU": gpus, **(config.custom_resources_per_learner or {})}
+
+
+def _answer(reference: Any, method: str) -> Any:
+    """Return the learner's answer; never silent for long."""
     try:
-        return ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        raise error.cause or error from None
+        return wait_for(reference, f"the learner: {method}")
+    except ray.exceptions.RayActorError as error:
+        raise LearnerDied(str(error).splitlines()[0]) from None

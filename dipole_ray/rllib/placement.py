@@ -23,6 +23,8 @@ Resources = Mapping[str, float]
 def require_room(actors: Sequence[tuple[str, int, Resources]], wait_s: float = WAIT_S) -> None:
     """Return once the cluster's free resources hold all `actors`; inside Tune the trial's own placement decides.
 
+    A program that never started Ray gets one made for its machine later, where RLlib asks for it.
+
     Args:
         actors: What is to be started: a name for the message, how many, and the resources of each.
         wait_s: Seconds to wait for nodes to join or resources to become free.
@@ -30,7 +32,7 @@ def require_room(actors: Sequence[tuple[str, int, Resources]], wait_s: float = W
     Raises:
         ResourcesUnavailable: They could not be placed in that time; says what is needed and what is there.
     """
-    if get_current_placement_group() is not None:
+    if not ray.is_initialized() or get_current_placement_group() is not None:
         return
     start, told = time.monotonic(), False
     while (unplaced := _first_unplaced(actors)) is not None:

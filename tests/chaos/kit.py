@@ -71,6 +71,12 @@ def worker_pids(algorithm: DIPOLE) -> dict[int, int]:
     return dict(group.foreach_env_runner(lambda worker: (worker.worker_index, os.getpid()), local_env_runner=False))
 
 
+def worker_versions(algorithm: DIPOLE) -> dict[int, int]:
+    """Return the version of the policy that each healthy rollout worker acts with."""
+    group = algorithm.env_runner_group
+    return dict(group.foreach_env_runner(lambda w: (w.worker_index, w.policy_version), local_env_runner=False))
+
+
 def pid_of(actor: Any) -> int:
     """Return the process id of a living actor, given its handle."""
     return int(ray._private.state.actors(actor._actor_id.hex())["Pid"])

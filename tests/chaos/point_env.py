@@ -21,7 +21,10 @@ SLOW_S = 0.002
 
 
 class Point(gymnasium.Env[np.ndarray, np.ndarray]):
-    """Velocity control in [-1, 1]^2; the reward is minus the distance to the origin. Episodes last 50 steps."""
+    """Velocity control in [-1, 1]^2; the reward is minus the distance to the origin. Episodes last 50 steps.
+
+    A little noise in each step makes every transition another one, also at the walls, so that duplicates can be told.
+    """
 
     observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float32)
     action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
@@ -43,7 +46,8 @@ class Point(gymnasium.Env[np.ndarray, np.ndarray]):
             time.sleep(3600.0)
         if broken("slow").exists():
             time.sleep(SLOW_S)
-        self._position = np.clip(self._position + 0.1 * np.asarray(action, np.float32), -1.0, 1.0)
+        moved = np.clip(self._position + 0.1 * np.asarray(action, np.float32), -1.0, 1.0)
+        self._position = (moved + self.np_random.normal(0.0, 0.01, 2)).astype(np.float32)
         reward = -float(np.linalg.norm(self._position))
         if self._steps % 100 == 0 and is_mine("nan"):
             reward = float("nan")
