@@ -98,6 +98,9 @@ class RolloutConfig:
     """Steps per environment between two deliveries; n-step windows are cut where a fragment ends."""
     cpus_per_worker: float = 1.0
     """CPU cores each worker reserves on the cluster; it computes with one thread in any case."""
+    stall_s: float = 60.0
+    """Seconds after which a worker whose environment does not return from one call is replaced (twice as long after
+    each time in a row). The time of many calls does not count, however long a fragment or an evaluation takes."""
 
     def __post_init__(self) -> None:
         """Reject sizes that collect nothing."""
@@ -106,6 +109,8 @@ class RolloutConfig:
                 f"rollout: num_workers={self.num_workers}, envs_per_worker={self.envs_per_worker}, "
                 f"fragment_steps={self.fragment_steps}: the first may be 0, the others are at least 1"
             )
+        if not self.stall_s >= 1.0:
+            raise ConfigError(f"rollout.stall_s is {self.stall_s}: give at least 1 (very large: wait for ever)")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

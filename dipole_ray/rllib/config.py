@@ -16,7 +16,7 @@ from ray.util.debug import log_once
 
 from dipole_ray import settings
 from dipole_ray.agents.dipole import AgentConfig
-from dipole_ray.config import RunConfig, TrainingConfig
+from dipole_ray.config import RolloutConfig, RunConfig, TrainingConfig
 from dipole_ray.envs.make import EnvConfig, env_dims
 from dipole_ray.errors import ConfigError
 from dipole_ray.evaluation import EvalConfig
@@ -68,6 +68,7 @@ class DIPOLEConfig(AlgorithmConfig):
         self.rollout_fragment_length = 64
         self.num_gpus_per_learner: Any = "auto"
         self.learner_num_threads: Any = None
+        self.env_runner_stall_s = RolloutConfig().stall_s
         self.replay_directory: str | None = None
         self.eval_settings: dict[str, Any] = settings.to_mapping(EvalConfig())
         self.custom_evaluation_function = evaluate_grid
@@ -99,6 +100,13 @@ class DIPOLEConfig(AlgorithmConfig):
             if key not in (*AGENT_KEYS, *TRAINING_KEYS, "replay_directory"):
                 raise ConfigError(_unknown(key, (*AGENT_KEYS, *TRAINING_KEYS)))
             setattr(self, key, value)
+        return self
+
+    def env_runners(self, *, stall_s: float | None = None, **kwargs: Any) -> Self:
+        """Set RLlib's rollout settings, and `stall_s` (see `RolloutConfig`)."""
+        if stall_s is not None:
+            self.env_runner_stall_s = RolloutConfig(stall_s=stall_s).stall_s
+        super().env_runners(**kwargs)
         return self
 
     def learners(self, *, num_threads: int | None = None, **kwargs: Any) -> Self:
@@ -136,6 +144,7 @@ class DIPOLEConfig(AlgorithmConfig):
             num_envs_per_env_runner=run.rollout.envs_per_worker,
             rollout_fragment_length=run.rollout.fragment_steps,
             num_cpus_per_env_runner=run.rollout.cpus_per_worker,
+            stall_s=run.rollout.stall_s,
         )
         config.learners(num_learners=int(run.learner.remote), num_threads=run.learner.num_threads)
         config.evaluation(**settings.to_mapping(run.evaluation))
@@ -174,6 +183,7 @@ class DIPOLEConfig(AlgorithmConfig):
             "num_envs_per_env_runner": self.num_envs_per_env_runner,
             "rollout_fragment_length": self.rollout_fragment_length,
             "num_cpus_per_env_runner": self.num_cpus_per_env_runner,
+            "env_runner_stall_s": self.env_runner_stall_s,
             "num_learners": self.num_learners,
             "learner_num_threads": self.learner_num_threads,
         }
@@ -190,6 +200,7 @@ class DIPOLEConfig(AlgorithmConfig):
         config.evaluation(**plain["evaluation"])
         for key in ("num_env_runners", "num_envs_per_env_runner", "rollout_fragment_length", "num_cpus_per_env_runner"):
             setattr(config, key, plain[key])
+        config.env_runner_stall_s = float(plain.get("env_runner_stall_s", config.env_runner_stall_s))
         config.num_learners, config.learner_num_threads = plain["num_learners"], plain["learner_num_threads"]
         config.seed = plain["seed"]
         return config

@@ -74,7 +74,14 @@ def test_preset_is_what_the_other_keys_start_from() -> None:
 
 def test_no_key_of_ours_is_an_attribute_of_rllibs() -> None:
     """A common name would be set twice, with two meanings."""
-    ours = {*AGENT_VALUES, *TRAINING_VALUES, "replay_directory", "eval_settings", "learner_num_threads"}
+    ours = {
+        *AGENT_VALUES,
+        *TRAINING_VALUES,
+        "replay_directory",
+        "eval_settings",
+        "learner_num_threads",
+        "env_runner_stall_s",
+    }
     rllibs = set(vars(AlgorithmConfig())) | set(dir(AlgorithmConfig))
     assert ours & rllibs == set()
 
@@ -115,7 +122,13 @@ def test_run_config_reaches_every_part() -> None:
             "seed": 5,
             "agent": {"preset": "small", "beta": 2.0},
             "training": {"offline_learner_steps": 10, "offline_fraction": 0.5},
-            "rollout": {"num_workers": 2, "envs_per_worker": 3, "fragment_steps": 7, "cpus_per_worker": 0.25},
+            "rollout": {
+                "num_workers": 2,
+                "envs_per_worker": 3,
+                "fragment_steps": 7,
+                "cpus_per_worker": 0.25,
+                "stall_s": 90.0,
+            },
             "learner": {"remote": True, "num_threads": 2},
             "evaluation": {"episodes": 6, "omegas": [1.0], "candidates": [2]},
         }
@@ -129,6 +142,7 @@ def test_run_config_reaches_every_part() -> None:
     assert (plain["seed"], plain["input"], made.replay_directory) == (5, ["somewhere"], "elsewhere")
     assert (plain["num_env_runners"], plain["num_envs_per_env_runner"], plain["rollout_fragment_length"]) == (2, 3, 7)
     assert (plain["num_cpus_per_env_runner"], plain["num_learners"], plain["learner_num_threads"]) == (0.25, 1, 2)
+    assert made.env_runner_stall_s == DIPOLEConfig.from_plain(plain).env_runner_stall_s == 90.0
 
 
 @pytest.mark.parametrize(
@@ -141,6 +155,7 @@ def test_run_config_reaches_every_part() -> None:
         (lambda c: c.training(beta="steep"), "beta"),
         (lambda c: c.training(learner_steps_per_call=0), "training.learner_steps_per_call is 0: at least 1"),
         (lambda c: c.training(offline_fraction=0.5), "offline_fraction is 0.5 but there is no dataset"),
+        (lambda c: c.env_runners(stall_s=0.0), "rollout.stall_s is 0.0: give at least 1 "),
         (lambda c: c.evaluation(episodes=0), "evaluation.episodes must be at least 1"),
         (lambda c: c.evaluation(candidates=(0,)), "evaluation.candidates needs counts of at least 1"),
         (lambda c: c.environment(env_config={"max_steps": 5}), "nearest valid one is 'env.max_episode_steps'"),
@@ -150,8 +165,8 @@ def test_run_config_reaches_every_part() -> None:
 )
 def test_contradictions_are_refused_before_anything_is_built(change: Any, said: str) -> None:
     made = DIPOLEConfig().environment("Pendulum-v1")
-    change(made)
     with pytest.raises(ConfigError, match=said):
+        change(made)
         made.validate()
 
 
