@@ -39,6 +39,8 @@ class DataConfig:
     """Seed of the collector: the same seed gives the same dataset, whatever the number of processes."""
     cache: str = "~/.cache/dipole_ray"
     """Folder that keeps collected and converted datasets between runs."""
+    strict: bool = False
+    """Refuse a dataset with a damaged file; otherwise the other files are used, with a warning that names the rows."""
 
     def __post_init__(self) -> None:
         """Reject two sources at once."""

@@ -29,15 +29,20 @@ def prepare_dataset(data: DataConfig, env: EnvConfig) -> Path | None:
 
     Raises:
         ConfigError: There is no collector for the environment.
-        DatasetError: The data cannot be read.
+        DatasetError: The data cannot be read, or a file of it is damaged and `data.strict` is true.
     """
+    path = _find_or_make(data, env)
+    if path is not None:
+        open_dataset(path, strict=data.strict)  # verifies it, and says what is wrong in a sentence
+    return path
+
+
+def _find_or_make(data: DataConfig, env: EnvConfig) -> Path | None:
+    """Return the folder of the dataset, not yet verified."""
     cache = Path(data.cache).expanduser()
     if data.path is not None:
         path = Path(data.path).expanduser()
-        if path.suffix == ".npz":
-            return _converted(path, env, cache)
-        open_dataset(path)  # verifies it, and says what is wrong in a sentence
-        return path
+        return _converted(path, env, cache) if path.suffix == ".npz" else path
     if not data.collect_transitions:
         return None
     name = dataset_name(env.id)
@@ -78,7 +83,4 @@ def _converted(source: Path, env: EnvConfig, cache: Path) -> Path:
     status = source.stat()
     key = f"{source.resolve()}:{status.st_size}:{status.st_mtime_ns}:{env.id}"
     out = cache / "converted" / f"{source.stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
-    if (out / MANIFEST).is_file():
-        open_dataset(out)
-        return out
-    return import_ogbench(source, env, out)
+    return out if (out / MANIFEST).is_file() else import_ogbench(source, env, out)

@@ -23,15 +23,15 @@ import yaml
 from dipole_ray import plots, report, trajectories
 from dipole_ray.checkpoint import Checkpoint, newest_valid, prune, read_checkpoint, write_checkpoint
 from dipole_ray.config import RunConfig, load
-from dipole_ray.data.dataset import open_dataset
+from dipole_ray.data.dataset import read_manifest
 from dipole_ray.envs.make import EnvConfig, env_dims
 from dipole_ray.errors import CheckpointError, ConfigError, EnvironmentUnavailable
 from dipole_ray.evaluation import CellResult, cells_of, chosen_cell, summarize
 from dipole_ray.parallel import ray_session
 from dipole_ray.prepare import prepare_dataset
 from dipole_ray.progress import Progress
-from dipole_ray.resume import guard_resume
-from dipole_ray.rllib.algorithm import DIPOLE
+from dipole_ray.resume import guard_resume, version_differences, warn_of
+from dipole_ray.rllib.algorithm import DIPOLE, RING_FILE
 from dipole_ray.rllib.config import DIPOLEConfig
 from dipole_ray.rllib.evaluate import cell_key, play
 from dipole_ray.tracking import Tracker
@@ -41,7 +41,15 @@ from dipole_ray.video import record_run
 _log = logging.getLogger(__name__)
 
 RUN_FILE = "run.yaml"
-FIXED = ("env", "seed", "agent.hidden_dims", "agent.num_critics", "agent.weight_scheme", "agent.train_bc")
+FIXED = (
+    "env",
+    "seed",
+    "agent.hidden_dims",
+    "agent.num_critics",
+    "agent.weight_scheme",
+    "agent.train_bc",
+    "agent.observation_normalization",
+)
 """Settings a checkpoint cannot be continued without."""
 
 
@@ -84,11 +92,12 @@ def start_run(config: RunConfig) -> Outcome:
 
 
 def resume_run(folder: Path, overrides: list[str]) -> Outcome:
-    """Continue a run from its newest valid checkpoint.
+    """Continue a run from its newest valid checkpoint, or from its beginning where it has not saved one yet.
 
     Args:
         folder: The run's folder.
-        overrides: `key=value` changes; what a checkpoint cannot be continued without is refused.
+        overrides: `key=value` changes; what a checkpoint cannot be continued without is refused, others are named in
+            one warning.
 
     Raises:
         CheckpointError: There is nothing to continue.
@@ -96,24 +105,39 @@ def resume_run(folder: Path, overrides: list[str]) -> Outcome:
     """
     if not (folder / RUN_FILE).is_file():
         raise CheckpointError(f"{folder}: no {RUN_FILE} there, so this is no run; name the folder that 'train' printed")
+    checkpoint = _newest_checkpoint(folder)
+    config = load(folder / RUN_FILE, overrides)
+    if checkpoint is None:
+        differences = guard_resume(load(folder / RUN_FILE).to_mapping(), config.to_mapping(), FIXED)
+    else:
+        differences = guard_resume(checkpoint.metadata["run"], config.to_mapping(), FIXED)
+        differences += version_differences(checkpoint.versions)
+    with ray_session():
+        dataset = prepare_dataset(config.data, config.env)
+        run = _Run(folder, config, dataset, checkpoint)
+        warn_of(differences)  # only now: until here the checkpoint could still be refused
+        return run.train()
+
+
+def _newest_checkpoint(folder: Path) -> Checkpoint | None:
+    """Return what a run continues from; None, with a warning, if it ended before it saved anything."""
     newest = newest_valid(folder / "checkpoints")
     if newest is None:
-        raise CheckpointError(f"{folder}: no valid checkpoint to continue from; start the run anew")
+        if any((folder / "checkpoints").glob("[0-9]*")):
+            raise CheckpointError(f"{folder}: none of its checkpoints is whole; start the run anew")
+        _log.warning("%s: the run ended before its first checkpoint and starts from the beginning", folder)
+        return None
     checkpoint = read_checkpoint(newest)
     if "run" not in checkpoint.metadata:
         raise CheckpointError(f"{newest}: not written by 'dipole train', so there is no run to continue from it")
-    config = load(folder / RUN_FILE, overrides)
-    guard_resume(checkpoint.metadata["run"], config.to_mapping(), FIXED)
-    with ray_session():
-        dataset = prepare_dataset(config.data, config.env)
-        return _Run(folder, config, dataset, checkpoint).train()
+    return checkpoint
 
 
 def _require_fit(dataset: Path | None, env: EnvConfig) -> None:
     """Raise ConfigError unless the dataset's numbers are as many as the environment's."""
     if dataset is None:
         return
-    schema, dims = open_dataset(dataset).schema, env_dims(env)
+    schema, dims = read_manifest(dataset).schema, env_dims(env)
     if (schema.observation_dim, schema.action_dim) != (dims.observation_dim, dims.action_dim):
         raise ConfigError(
             f"{dataset} holds observations of {schema.observation_dim} and actions of {schema.action_dim} numbers, "
@@ -126,7 +150,9 @@ def _make_folder(folder: Path, config: RunConfig) -> None:
     """Make the run's folder with its config inside."""
     try:
         folder.mkdir(parents=True)
-        (folder / RUN_FILE).write_text(yaml.safe_dump(config.to_mapping(), sort_keys=False))
+        temporary = folder / f".{RUN_FILE}.tmp"
+        temporary.write_text(yaml.safe_dump(config.to_mapping(), sort_keys=False))
+        commit_file(temporary, folder / RUN_FILE)  # half a config would be another config
     except OSError as error:
         raise ConfigError(
             f"run folder {folder}: cannot be made ({error.strerror}); choose another place with folder=PATH"
@@ -138,29 +164,42 @@ class _Run:
 
     def __init__(self, folder: Path, config: RunConfig, dataset: Path | None, checkpoint: Checkpoint | None) -> None:
         self.folder, self.config = folder, config
-        rllib = DIPOLEConfig.from_run(config, None if dataset is None else str(dataset), str(folder / "replay"))
-        ring = None if checkpoint is None else checkpoint.metadata["replay"]["online"]
-        if ring is not None and config.training.replay_capacity is None:
-            rllib.training(replay_capacity=ring["capacity"])  # a run that is made longer keeps the ring it has
-        self.algorithm: DIPOLE = rllib.build_algo()
         self.evaluation: dict[str, list[report.Row]] = {}
         self.maze: Maze | None = None
         self.paths: list[Trajectory] = []
         self.pictures: list[Path] = []
         self.saved_at = (-1, -1)
-        if checkpoint is not None:
-            self.algorithm.restore_contents(checkpoint)
-            self.saved_at = self._steps()
-            self._read_results(checkpoint.metadata["evaluated"])
-        self.tracker = Tracker(
-            folder,
-            config.tracking,
-            run_name=folder.name,
-            parameters=config.to_mapping(),
-            tags={"config_digest": config.digest()},
-            resume=checkpoint is not None,
-            state=None if checkpoint is None else checkpoint.metadata["tracker"],
-        )
+        self.algorithm = self._build(dataset, checkpoint)
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.algorithm.stop)
+            if checkpoint is not None:
+                self.algorithm.restore_contents(checkpoint)
+                self.saved_at = self._steps()
+                self._read_results(checkpoint.metadata["evaluated"])
+            self.tracker = Tracker(
+                folder,
+                config.tracking,
+                run_name=folder.name,
+                parameters=config.to_mapping(),
+                tags={"config_digest": config.digest()},
+                resume=True,  # the folder of a new run is new; one without a checkpoint has lines to be cut off
+                state={"metrics_bytes": 0} if checkpoint is None else checkpoint.metadata["tracker"],
+            )
+            undo.pop_all()
+
+    def _build(self, dataset: Path | None, checkpoint: Checkpoint | None) -> DIPOLE:
+        """Return the algorithm, on the ring that belongs to the checkpoint, or else on an empty one."""
+        replay = self.folder / "replay"
+        rllib = DIPOLEConfig.from_run(self.config, None if dataset is None else str(dataset), str(replay))
+        if checkpoint is None:
+            shutil.rmtree(replay, ignore_errors=True)  # of a run that ended before its first checkpoint
+            return rllib.build_algo()
+        ring = checkpoint.metadata["replay"]["online"]
+        if ring is not None and self.config.training.replay_capacity is None:
+            rllib.training(replay_capacity=ring["capacity"])  # a run that is made longer keeps the ring it has
+        if (replay / RING_FILE).exists():
+            checkpoint.metadata["replay_directory"] = str(replay)  # a copy of a run folder has a ring of its own
+        return rllib.build_algo()
 
     def train(self) -> Outcome:
         """Run what is left of both phases; see the module's docstring."""

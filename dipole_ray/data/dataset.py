@@ -8,6 +8,7 @@ files of the old one until the new manifest stands.
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from dipole_ray.data.durable import format_bytes, sync_directory, write_json
+from dipole_ray.data.quarantine import Quarantined, describe_damage, restore_hint, warn_once
 from dipole_ray.data.schema import Rows, Schema, concatenate, validate_rows
 from dipole_ray.data.segment import SegmentEntry, open_segment, write_segment
 from dipole_ray.errors import CorruptSegment, DatasetError
@@ -49,14 +51,15 @@ class Manifest:
         return sum(entry.transitions for entry in self.files)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the manifest as a JSON object."""
-        return {
+        """Return the manifest as a JSON object, with a checksum of the rest in it."""
+        body = {
             "format": FORMAT,
             "version": FORMAT_VERSION,
             "schema": self.schema.to_json(),
             "source": self.source,
             "files": [entry.to_json() for entry in self.files],
         }
+        return {**body, "checksum": _json_checksum(body)}
 
     @classmethod
     def from_json(cls, value: dict[str, Any], path: Path) -> Manifest:
@@ -64,12 +67,19 @@ class Manifest:
 
         Raises:
             DatasetError: If it is of another format or version.
-            CorruptSegment: If it lacks something or names a file outside its folder.
+            CorruptSegment: If it was changed, lacks something or names a file outside its folder.
         """
         if value.get("format") != FORMAT or value.get("version") != FORMAT_VERSION:
             raise DatasetError(
                 f"{path}: format {value.get('format')!r} version {value.get('version')!r} is not {FORMAT!r} version "
                 f"{FORMAT_VERSION}; import the original data again with this version"
+            )
+        # Manifests written before there was a checksum have none.
+        body = {key: item for key, item in value.items() if key != "checksum"}
+        if "checksum" in value and value["checksum"] != _json_checksum(body):
+            raise CorruptSegment(
+                f"{path}: its content does not match its checksum; restore it or import the dataset again into "
+                "another folder"
             )
         try:
             files = tuple(SegmentEntry(**entry) for entry in value["files"])
@@ -104,6 +114,8 @@ class OfflineDataset:
     """What the folder says about itself."""
     segments: tuple[Segment, ...]
     """The verified files."""
+    quarantined: tuple[Quarantined, ...]
+    """The damaged files, which are not among the segments."""
 
     @property
     def schema(self) -> Schema:
@@ -117,13 +129,13 @@ class OfflineDataset:
 
     @property
     def num_rows(self) -> int:
-        """Rows, closing rows included."""
-        return self.manifest.num_rows
+        """Rows that are served, closing rows included."""
+        return sum(segment.entry.rows for segment in self.segments)
 
     @property
     def num_transitions(self) -> int:
-        """Transitions."""
-        return self.manifest.num_transitions
+        """Transitions that are served."""
+        return sum(segment.entry.transitions for segment in self.segments)
 
     def iter_rows(self, chunk_rows: int = 65_536) -> Iterator[Rows]:
         """Yield views of about `chunk_rows` rows that begin and end with whole trajectories."""
@@ -136,19 +148,41 @@ class OfflineDataset:
                 start = int(last) + 1
 
 
-def open_dataset(directory: Path | str) -> OfflineDataset:
+def open_dataset(directory: Path | str, *, strict: bool = False) -> OfflineDataset:
     """Open a dataset written by `write_dataset`, verifying every file's length and checksum first.
+
+    Args:
+        directory: The folder.
+        strict: Refuse a dataset with a damaged file. Otherwise the rest is served, with one warning that names the
+            files and rows that are not.
 
     Raises:
         DatasetError: If there is no (complete) dataset.
-        CorruptSegment: If a file is not what the manifest says.
+        CorruptSegment: If the manifest is damaged, or every file is, or one is and `strict` is true.
     """
     directory = Path(directory)
     manifest = read_manifest(directory)
-    segments = tuple(
-        Segment(entry=entry, columns=open_segment(directory, entry, manifest.schema)) for entry in manifest.files
+    segments: list[Segment] = []
+    damaged: list[Quarantined] = []
+    first_row = 0
+    for entry in manifest.files:
+        try:
+            segments.append(Segment(entry=entry, columns=open_segment(directory, entry, manifest.schema)))
+        except CorruptSegment as error:
+            damaged.append(Quarantined(entry=entry, first_row=first_row, finding=str(error)))
+        first_row += entry.rows
+    if damaged:
+        what = describe_damage(directory, damaged, manifest.files)
+        remedy = restore_hint(directory, manifest.source)
+        if strict or not segments:
+            raise CorruptSegment(f"{what}; {remedy}")
+        warn_once(
+            f"{what}; only the other {sum(segment.entry.rows for segment in segments)} rows are used: to get all of "
+            f"them, {remedy}; to refuse a damaged dataset, set data.strict=true"
+        )
+    return OfflineDataset(
+        directory=directory, manifest=manifest, segments=tuple(segments), quarantined=tuple(damaged)
     )
-    return OfflineDataset(directory=directory, manifest=manifest, segments=segments)
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -240,6 +274,12 @@ def _check_target(directory: Path, overwrite: bool) -> None:
         raise DatasetError(
             f"{directory}: holds other files ({', '.join(sorted(strangers)[:3])}); name a new or empty folder"
         )
+
+
+def _json_checksum(body: dict[str, Any]) -> str:
+    """Return the CRC-32 of JSON values as a reader gets them, whatever their layout on the disk."""
+    text = json.dumps(json.loads(json.dumps(body)), sort_keys=True, separators=(",", ":"))
+    return f"{zlib.crc32(text.encode()):08x}"
 
 
 def _is_ours(path: Path) -> bool:

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dipole_ray.data.dataset import MANIFEST, open_dataset
+from dipole_ray.data.dataset import MANIFEST, OfflineDataset, open_dataset
+from dipole_ray.data.quarantine import restore_hint
 from dipole_ray.data.schema import Rows
 from dipole_ray.data.sources.mapping import TableMapping
 from dipole_ray.data.sources.ogbench import Relabel, has_rewards, read_ogbench
@@ -81,7 +82,7 @@ def inspect_dataset(
     labelled = True
     try:
         labelled = kind != "ogbench" or relabel is not None or has_rewards(path)
-        for rows in _read(path, kind, mapping, relabel if labelled else _no_rewards, report):
+        for rows in _read(path, kind, mapping, relabel if labelled else _no_rewards, report, findings):
             summary.add(rows)
             if on_transitions is not None:
                 on_transitions(summary.num_transitions)
@@ -112,13 +113,35 @@ def inspect_dataset(
 
 
 def _read(
-    path: Path, kind: Kind, mapping: TableMapping | None, relabel: Relabel | None, report: ImportReport
+    path: Path,
+    kind: Kind,
+    mapping: TableMapping | None,
+    relabel: Relabel | None,
+    report: ImportReport,
+    findings: list[Finding],
 ) -> Iterator[Rows]:
+    """Return the rows of whatever lies at `path`; the damaged files of a dataset become findings."""
     if kind == "dataset":
-        return open_dataset(path).iter_rows()
+        dataset = open_dataset(path)
+        findings += _damage(dataset)
+        return dataset.iter_rows()
     if kind == "ogbench":
         return read_ogbench(path, relabel, non_finite="drop", report=report)
     return read_table(path, mapping or TableMapping.guess(table_columns(path)), non_finite="drop", report=report)
+
+
+def _damage(dataset: OfflineDataset) -> list[Finding]:
+    """Return one finding a damaged file of a dataset, of which the rest can still be judged."""
+    remedy = restore_hint(dataset.directory, dataset.source)
+    return [
+        Finding(
+            level="error",
+            what=f"damaged file: {item.finding}",
+            where=f"rows {item.first_row} to {item.first_row + item.entry.rows - 1} of {dataset.manifest.num_rows}",
+            remedy=remedy,
+        )
+        for item in dataset.quarantined
+    ]
 
 
 def _no_rewards(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

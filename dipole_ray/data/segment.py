@@ -112,26 +112,25 @@ def open_segment(directory: Path, entry: SegmentEntry, schema: Schema) -> Rows:
         Read-only views into the mapped file, one a column; nothing is copied.
 
     Raises:
-        CorruptSegment: If the file is missing, or its length, checksum or layout is not what was recorded.
+        CorruptSegment: If the file is missing or unreadable, or its length, checksum or layout is not what was
+            recorded. The caller knows which rows these are, and adds the remedy.
     """
     path = directory / entry.name
-    remedy = (
-        f"{entry.rows} rows are affected; restore the file from a copy or import the dataset again with --overwrite"
-    )
-    if not path.is_file():
-        raise CorruptSegment(f"{path}: the file is missing (manifest: {entry.bytes} bytes); {remedy}")
-    length = path.stat().st_size
-    if length != entry.bytes:
-        raise CorruptSegment(f"{path}: length is {length} bytes, the manifest says {entry.bytes}; {remedy}")
-    checksum = file_checksum(path)
-    if checksum != entry.crc32:
-        raise CorruptSegment(f"{path}: checksum mismatch (stored {entry.crc32:08x}, read {checksum:08x}); {remedy}")
-    mapped = np.memmap(path, dtype=np.uint8, mode="r")
+    try:
+        length = path.stat().st_size
+        if length != entry.bytes:
+            raise CorruptSegment(f"{path}: length is {length} bytes, the manifest says {entry.bytes}")
+        checksum = file_checksum(path)
+        if checksum != entry.crc32:
+            raise CorruptSegment(f"{path}: checksum mismatch (stored {entry.crc32:08x}, read {checksum:08x})")
+        mapped = np.memmap(path, dtype=np.uint8, mode="r")
+    except FileNotFoundError as error:
+        raise CorruptSegment(f"{path}: the file is missing (manifest: {entry.bytes} bytes)") from error
+    except (OSError, ValueError) as error:
+        raise CorruptSegment(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
     columns = map_columns(mapped, schema.columns, path)
     if len(columns["remaining"]) != entry.rows:
-        raise CorruptSegment(
-            f"{path}: holds {len(columns['remaining'])} rows, the manifest says {entry.rows}; {remedy}"
-        )
+        raise CorruptSegment(f"{path}: holds {len(columns['remaining'])} rows, the manifest says {entry.rows}")
     return columns
 
 

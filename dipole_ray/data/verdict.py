@@ -26,7 +26,7 @@ class Finding:
     """One thing a user should know about a dataset."""
 
     level: Literal["info", "warning", "error"]
-    """`error`: cannot be trained on; `warning`: likely to mislead; `info`: worth knowing."""
+    """`error`: cannot be trained on as it is; `warning`: likely to mislead; `info`: worth knowing."""
     what: str
     """What was found."""
     where: str

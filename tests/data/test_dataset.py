@@ -45,7 +45,7 @@ def test_rows_come_back_as_written(tmp_path: Path, segment_rows: int) -> None:
 
 
 def test_bit_flips_and_cuts_are_found_before_the_file_is_mapped(tmp_path: Path) -> None:
-    manifest = write_dataset(tmp_path / "data", trajectories(), SCHEMA, {})
+    manifest = write_dataset(tmp_path / "data", trajectories(), SCHEMA, {"file": "robot.parquet", "env": None})
     path = tmp_path / "data" / manifest.files[0].name
     original = path.read_bytes()
     random = np.random.default_rng(1)
@@ -54,7 +54,7 @@ def test_bit_flips_and_cuts_are_found_before_the_file_is_mapped(tmp_path: Path) 
         damaged[int(random.integers(len(original)))] ^= 1 << int(random.integers(8))
         path.write_bytes(damaged)
         with pytest.raises(
-            CorruptSegment, match=r"stored [0-9a-f]{8}, read [0-9a-f]{8}\); \d+ rows .*import the dataset"
+            CorruptSegment, match=r"rows 0 to \d+: .*stored [0-9a-f]{8}, read [0-9a-f]{8}\).*data import robot.parquet"
         ):
             open_dataset(tmp_path / "data")
     for length in (0, 1, len(original) - 1):
@@ -64,13 +64,58 @@ def test_bit_flips_and_cuts_are_found_before_the_file_is_mapped(tmp_path: Path) 
     path.unlink()
     with pytest.raises(CorruptSegment, match="the file is missing"):
         open_dataset(tmp_path / "data")
+    path.mkdir()
+    with pytest.raises(CorruptSegment, match="length is|cannot be read"):
+        open_dataset(tmp_path / "data")
+
+
+def test_one_damaged_file_is_named_with_its_rows_and_the_rest_is_served(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once in the log however often the dataset is opened; refused where asked; whole again when the file is back."""
+    request = {"request": {"name": "Pendulum-v1", "transitions": 9, "seed": 1}}
+    manifest = write_dataset(tmp_path / "data", trajectories(), SCHEMA, request, segment_rows=30)
+    whole, sizes = open_dataset(tmp_path / "data"), [entry.rows for entry in manifest.files]
+    assert len(sizes) > 2 and whole.quarantined == ()
+    first, last = sizes[0], sizes[0] + sizes[1] - 1
+    path = tmp_path / "data" / manifest.files[1].name
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
+    for _ in range(3):
+        rest = open_dataset(tmp_path / "data")
+    assert rest.manifest == manifest and [item.entry for item in rest.quarantined] == [manifest.files[1]]
+    assert [segment.entry for segment in rest.segments] == [entry for entry in manifest.files if entry.name != path.name]
+    assert rest.num_rows == whole.num_rows - sizes[1] == sum(len(rows["remaining"]) for rows in rest.iter_rows())
+    assert rest.num_transitions == whole.num_transitions - manifest.files[1].transitions
+    message = f"1 file is damaged of {len(sizes)}, with {sizes[1]} of {whole.num_rows} rows (rows {first} to {last}: {path}"
+    assert len(caplog.messages) == 1 and message in caplog.messages[0]
+    remedy = f"dipole data collect Pendulum-v1 --transitions 9 --seed 1 --out {tmp_path} --overwrite"
+    assert remedy in caplog.messages[0] and "data.strict=true" in caplog.messages[0]
+    with pytest.raises(CorruptSegment, match=rf"rows {first} to {last}: "):
+        open_dataset(tmp_path / "data", strict=True)
+    assert path.read_bytes() == content[:-1], "opening changes nothing on the disk"
+    path.write_bytes(content)
+    assert open_dataset(tmp_path / "data", strict=True).quarantined == ()
+
+
+def test_a_flipped_bit_in_the_manifest_is_found_and_an_old_manifest_without_checksum_is_read(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "data", trajectories(), SCHEMA, {"note": "gripper", 10: "ten", 9: "nine"})
+    path = tmp_path / "data" / "manifest.json"
+    good = path.read_text()
+    path.write_text(good.replace("gripper", "gripped"))
+    with pytest.raises(CorruptSegment, match="does not match its checksum"):
+        open_dataset(tmp_path / "data")
+    old = {key: value for key, value in json.loads(good).items() if key != "checksum"}
+    path.write_text(json.dumps(old))
+    assert open_dataset(tmp_path / "data").source["note"] == "gripper"
 
 
 def test_a_manifest_that_is_not_ours_is_refused(tmp_path: Path) -> None:
     write_dataset(tmp_path / "data", trajectories(), SCHEMA, {})
     path = tmp_path / "data" / "manifest.json"
     good = json.loads(path.read_text())
-    outside = json.loads(path.read_text())
+    del good["checksum"]
+    outside = json.loads(json.dumps(good))
     outside["files"][0]["name"] = "../../secret.arrow"
     cases = [("{", "cannot be read"), ("[]", "JSON object"), (json.dumps(good | {"version": 9}), "version 9")]
     cases += [(json.dumps(outside), "outside the folder"), (json.dumps(good | {"files": [{}]}), "incomplete")]

@@ -130,3 +130,17 @@ def test_figures_are_the_datasets(tmp_path: Path) -> None:
     for name, total in (("actions", 2 * sum(lengths)), ("lengths", 40), ("returns", 40)):
         edges, counts = inspection.histograms[name]
         assert sum(counts) == total and len(edges) == len(counts) + 1
+
+
+def test_a_partly_damaged_dataset_is_an_error_that_names_the_rows_and_the_rest_is_judged(tmp_path: Path) -> None:
+    manifest = write_dataset(
+        tmp_path / "data", good(np.random.default_rng(0)), SCHEMA, {"file": "robot.parquet"}, segment_rows=500
+    )
+    sizes = [entry.rows for entry in manifest.files]
+    (tmp_path / "data" / manifest.files[1].name).unlink()
+    inspection = inspect_dataset(tmp_path / "data")
+    finding = inspection.findings[0]
+    assert inspection.verdict == finding.level == "error" and "the file is missing" in finding.what
+    assert finding.where == f"rows {sizes[0]} to {sizes[0] + sizes[1] - 1} of {sum(sizes)}"
+    assert f"dipole data import robot.parquet --out {tmp_path / 'data'} --overwrite" in finding.remedy
+    assert inspection.figures["transitions"] == manifest.num_transitions - manifest.files[1].transitions
