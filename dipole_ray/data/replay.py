@@ -10,6 +10,7 @@ state is a few kilobytes of JSON: counts, checksums, the sampler's random state 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from types import EllipsisType, TracebackType
@@ -26,6 +27,8 @@ from dipole_ray.errors import CheckpointError, ConfigError, DatasetError
 
 STATE_VERSION = 1
 _CHUNK_ROWS = 65_536
+
+_log = logging.getLogger(__name__)
 
 
 def check_fraction(offline_fraction: float | None) -> None:
@@ -88,6 +91,7 @@ class Replay:
         self.schema, self.n_step, self.discount, self.offline_fraction = schema, n_step, discount, offline_fraction
         self._powers = discount ** np.arange(n_step + 1, dtype=np.float64)
         self._entries: list[SegmentEntry] = []
+        self._damaged: list[str] = []
         self._offline: list[tuple[Rows, np.ndarray]] = []
         for directory in offline:
             self._open_offline(Path(directory))
@@ -106,8 +110,9 @@ class Replay:
                 f"action_dim={dataset.schema.action_dim}, expected {self.schema.observation_dim} and "
                 f"{self.schema.action_dim}; use a dataset of this environment"
             )
+        self._entries += dataset.manifest.files
+        self._damaged += [item.entry.name for item in dataset.quarantined]
         for segment in dataset.segments:
-            self._entries.append(segment.entry)
             self._offline.append((segment.columns, np.flatnonzero(segment.columns["remaining"])))
 
     @property
@@ -252,6 +257,7 @@ class Replay:
             "schema": self.schema.to_json(),
             "env_steps_inserted": self.env_steps_inserted,
             "offline": [entry.to_json() for entry in self._entries],
+            "offline_damaged": self._damaged,
             "online": None if self._ring is None else self._ring.state(),
             "last_sequences": [[*sender, sequence] for sender, sequence in self._last_sequence.items()],
             # 128-bit numbers as text: not every JSON reader keeps them.
@@ -303,6 +309,14 @@ class Replay:
             raise CheckpointError(
                 f"the checkpoint was trained on offline files {names[0]}, this replay has {names[1]}; "
                 "resume with the same datasets in the same order"
+            )
+        before = set(state.get("offline_damaged", []))  # a key that older checkpoints lack
+        if before != set(self._damaged):
+            _log.warning(
+                "the offline files differ from the checkpoint's: damaged since then %s, whole again %s; the run goes "
+                "on, but its samples are no longer those of the uninterrupted run",
+                ", ".join(sorted(set(self._damaged) - before)) or "none",
+                ", ".join(sorted(before - set(self._damaged))) or "none",
             )
         if (state["online"] is None) != (self._ring is None):
             raise CheckpointError(

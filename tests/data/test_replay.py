@@ -159,6 +159,33 @@ def test_a_failed_restore_changes_nothing(tmp_path: Path) -> None:
         assert replay.state() == before
 
 
+def test_a_file_damaged_between_checkpoint_and_resume_is_named_and_the_rest_is_sampled(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And one that is whole again; the same files on both sides need no word."""
+    pieces = [constant_trajectory(reward, 50) for reward in (1.0, 2.0, 3.0)]
+    manifest = write_dataset(tmp_path / "data", pieces, SCHEMA, {}, segment_rows=50)
+    with open_replay(tmp_path) as replay:
+        whole = json.loads(json.dumps(replay.state()))
+    path = tmp_path / "data" / manifest.files[1].name
+    content = path.read_bytes()
+    path.write_bytes(content[:100])
+    with open_replay(tmp_path, n_step=1) as replay:
+        caplog.clear()
+        replay.load_state(whole)
+        assert f"damaged since then {path.name}, whole again none" in caplog.messages[0]
+        assert set(replay.sample(64)["rewards"].tolist()) == {1.0, 3.0}
+        partial = json.loads(json.dumps(replay.state()))
+        caplog.clear()
+        replay.load_state(partial)
+        assert caplog.messages == []
+    path.write_bytes(content)
+    with open_replay(tmp_path, n_step=1) as replay:
+        replay.load_state(partial)
+        assert f"damaged since then none, whole again {path.name}" in caplog.messages[0]
+        assert set(replay.sample(64)["rewards"].tolist()) == {1.0, 2.0, 3.0}
+
+
 def test_contradicting_settings_are_refused(tmp_path: Path) -> None:
     for settings in ({"capacity": 0}, {"online": None}, {"n_step": 0}, {"discount": 1.5}, {"offline_fraction": 2.0}):
         with pytest.raises(ConfigError):
