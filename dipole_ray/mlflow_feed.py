@@ -2,7 +2,14 @@
 
 `run_dir/mlflow.json` remembers the MLflow run, how far the file is delivered, and which files wait to be sent.
 Delivery may be repeated, but no (metric, step) arrives twice: a point is sent only if its step is beyond the last
-one delivered for that metric, which also holds after a resume has cut the file back and written its end anew.
+one that MLflow has of that metric. `mlflow.json` remembers those steps, and after every failure and at every start
+the server is asked for them, because a reply that was lost leaves a batch there that was not noted here.
+
+So where a run repeats steps, MLflow keeps the first values and `metrics.jsonl` has all of them: after a resume has cut
+the file back and written its end anew, and after a learner that died inside a run went back to its last checkpoint.
+The steps without new points are then at most those between two checkpoints.
+
+A run asks for at most one batch a second, so that a server takes many runs; only a run that is closing does not wait.
 
 MLflow's step is `learner_steps`. From the first environment step on, `rollout/` and `eval/` metrics also appear as
 `by_env_steps/<name>` with `env_steps` as their step, and `env_steps` is itself a metric.
@@ -16,6 +23,7 @@ import logging
 import os
 import re
 import threading
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -95,6 +103,7 @@ class MlflowFeed:
         self._state = self._load_state(metrics_bytes)
         self._client: MlflowClient | None = None
         self._failing = 0
+        self._next_batch_s = 0.0
         self._status = "FINISHED"
         self._lock = threading.Lock()
         self._wake, self._closing, self._given_up = threading.Event(), threading.Event(), threading.Event()
@@ -147,8 +156,8 @@ class MlflowFeed:
                 self._given_up.wait(1.0) if closing else self._closing.wait(pause_s)
                 continue
             self._failing = 0
-            self._closing.wait(BATCH_INTERVAL_S)
             self._wake.wait()
+            self._closing.wait(max(0.0, self._next_batch_s - time.monotonic()))
 
     def _deliver(self) -> None:
         """Bring everything that is new to MLflow; raises whatever MLflow raises."""
@@ -158,7 +167,9 @@ class MlflowFeed:
         for points, offset in self._batches():
             if self._given_up.is_set():
                 return
+            self._closing.wait(max(0.0, self._next_batch_s - time.monotonic()))
             self._log_points(points)
+            self._next_batch_s = time.monotonic() + BATCH_INTERVAL_S
             with self._lock:
                 self._state.offset = offset
                 self._state.delivered.update((name, step) for name, _, _, step in points)
@@ -181,6 +192,9 @@ class MlflowFeed:
             client.update_run(run.info.run_id, status="RUNNING")
         self._state.run_id = run.info.run_id
         self._log_parameters(client, run)
+        with self._lock:
+            for latest in run.data._metric_objs:  # no public name has the step
+                self._state.delivered[latest.key] = max(latest.step, self._state.delivered.get(latest.key, -1))
         return client
 
     def _experiment_id(self, client: MlflowClient) -> str:
@@ -196,11 +210,16 @@ class MlflowFeed:
     def _find_run(self, client: MlflowClient, experiment_id: str) -> Run | None:
         """Return the MLflow run of this run folder; a deleted one is replaced, with everything delivered anew."""
         filters = f"tags.`{RUN_KEY_TAG}` = '{self._state.run_key}'"
-        runs = client.search_runs([experiment_id], filter_string=filters, max_results=1)
-        if runs:
-            return runs[0]
-        if self._state.run_id is not None:
-            _log.warning("the MLflow run %s is gone; a new one takes the whole history", self._state.run_id)
+        runs = client.search_runs([experiment_id], filter_string=filters)
+        known = self._state.run_id
+        kept = next((run for run in runs if known in (None, run.info.run_id)), None)
+        if kept is not None:
+            for twin in runs:
+                if twin is not kept:  # made by a call that was given up and came through after all
+                    client.delete_run(twin.info.run_id)
+            return kept
+        if known is not None:
+            _log.warning("the MLflow run %s is gone; a new one takes the whole history", known)
             with self._lock:
                 fresh = FeedState(tracking_uri=redacted(self._uri), experiment=self._experiment)
                 fresh.artifacts = self._state.artifacts
@@ -221,6 +240,7 @@ class MlflowFeed:
         for start in range(0, max(len(new), len(tags)), MAX_PARAMETERS):
             chunk = slice(start, start + MAX_PARAMETERS)
             client.log_batch(run.info.run_id, params=new[chunk], tags=tags[chunk])
+        self._next_batch_s = time.monotonic() + BATCH_INTERVAL_S
 
     def _batches(self) -> Iterator[tuple[list[tuple[str, float, int, int]], int]]:
         """Yield new points (metric, value, time in ms, step), as many as MLflow takes, and the offset after them."""
@@ -264,6 +284,8 @@ class MlflowFeed:
     def _end_run(self) -> None:
         """Set the run's final status."""
         assert self._client is not None
+        if self.failures:
+            self._find_run(self._client, self._experiment_id(self._client))  # which removes a twin
         self._client.set_terminated(self._state.run_id, self._status)
 
     def _report(self, error: Exception) -> None:
@@ -318,6 +340,8 @@ def connect(uri: str) -> MlflowClient:
     # A refused connection must come back at once, for the thread has its own retries and a run to end.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    # MLflow would tell its makers of our calls, with threads and a wait at exit that a run should not have.
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     from mlflow import MlflowClient
 
     for name in ("mlflow", "alembic"):

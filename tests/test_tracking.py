@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from dipole_ray.errors import ConfigError
-from dipole_ray.mlflow_feed import connect, redacted
+from dipole_ray.mlflow_feed import RUN_KEY_TAG, connect, redacted
 from dipole_ray.tracking import MetricsFile, Tracker, TrackingConfig, read_metrics
 
 PARAMETERS = {"agent": {"beta": 1.0, "hidden_dims": [64, 64]}, "seed": 0}
@@ -119,6 +119,44 @@ def test_a_resume_continues_the_run_and_sends_no_step_twice(runs: Path) -> None:
     assert run.data.tags["changed.agent.beta"] == "5.0"
 
 
+def test_a_batch_whose_reply_was_lost_is_not_sent_again_with_other_values(runs: Path) -> None:
+    run_dir = runs / "unnoted"
+    tracker = start(run_dir)
+    state = tracker.sync()
+    wait_until(lambda: (run_dir / "mlflow.json").exists() and bool(_feed_state(run_dir)["run_id"]))
+    before = (run_dir / "mlflow.json").read_bytes()
+    log_lines(tracker, range(5))
+    tracker.close("KILLED")
+    (run_dir / "mlflow.json").write_bytes(before)  # as after a kill between the server's commit and our note of it
+    with start(run_dir, resume=True, state=state) as tracker:
+        log_lines(tracker, range(8), offset=0.5)
+    assert history(run_dir, "critic/loss") == [(step, step + 0.5 * (step > 4)) for step in range(8)]
+    assert len(read_metrics(run_dir)) == 8
+
+
+def test_a_learner_that_went_back_to_its_checkpoint_sends_no_step_twice(runs: Path) -> None:
+    run_dir = runs / "went-back"
+    with start(run_dir) as tracker:
+        log_lines(tracker, range(10))
+        log_lines(tracker, range(6, 14), offset=0.5)
+    assert [line["learner_steps"] for line in read_metrics(run_dir)] == [*range(10), *range(6, 14)]
+    assert history(run_dir, "critic/loss") == [(step, step + 0.5 * (step > 9)) for step in range(14)]
+
+
+def test_a_run_made_late_by_a_call_given_up_is_removed(runs: Path) -> None:
+    run_dir = runs / "twin"
+    with start(run_dir) as tracker:
+        log_lines(tracker, range(3))
+    client, run = mlflow_run(run_dir)
+    tags = {RUN_KEY_TAG: _feed_state(run_dir)["run_key"]}
+    twin = client.create_run(run.info.experiment_id, tags=tags)
+    with start(run_dir, resume=True) as tracker:
+        log_lines(tracker, range(3, 6))
+    assert mlflow_run(run_dir)[1].info.run_id == run.info.run_id
+    assert client.get_run(twin.info.run_id).info.lifecycle_stage == "deleted"
+    assert [step for step, _ in history(run_dir, "critic/loss")] == list(range(6))
+
+
 def test_a_deleted_run_is_replaced_with_its_whole_history(runs: Path) -> None:
     run_dir = runs / "deleted"
     with start(run_dir) as tracker:
@@ -190,8 +228,12 @@ def test_a_database_whose_making_was_cut_short_is_made_anew(tmp_path: Path) -> N
 
 def _delivered_bytes(run_dir: Path) -> int:
     """Return how far MLflow is, according to the run folder."""
-    file = run_dir / "mlflow.json"
-    return int(json.loads(file.read_text())["offset"]) if file.exists() else 0
+    return int(_feed_state(run_dir)["offset"]) if (run_dir / "mlflow.json").exists() else 0
+
+
+def _feed_state(run_dir: Path) -> dict[str, Any]:
+    """Return what the run folder remembers of MLflow."""
+    return dict(json.loads((run_dir / "mlflow.json").read_text()))
 
 
 def test_without_mlflow_training_goes_on_and_a_later_resume_delivers(
