@@ -1,13 +1,18 @@
-"""The guard of a resume: what differs from the saved run is refused or named, never ignored."""
+"""The guard of a resume: what differs from the saved run is refused or named, never ignored.
+
+Settings that a checkpoint cannot be continued with are an error; all other changed settings, and packages of another
+version, stand in one warning.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dipole_ray.errors import ConfigError
+from dipole_ray.provenance import package_versions
 from dipole_ray.settings import flatten
 
 ABSENT = "(absent)"
@@ -17,10 +22,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Difference:
-    """One setting that is not what the saved run had."""
+    """One setting or package that is not what the saved run had."""
 
     key: str
-    """Dotted key."""
+    """Dotted key of a setting, or `version of` a package."""
     saved: Any
     """Value in the checkpoint, or `(absent)`."""
     current: Any
@@ -46,16 +51,23 @@ def config_differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> 
     ]
 
 
+def version_differences(saved: Mapping[str, str]) -> list[Difference]:
+    """Return every package whose version is not the one a checkpoint was written with.
+
+    Args:
+        saved: The checkpoint's `versions`.
+    """
+    differences = config_differences(saved, package_versions())
+    return [replace(difference, key=f"version of {difference.key}") for difference in differences]
+
+
 def guard_resume(saved: Mapping[str, Any], current: Mapping[str, Any], fixed: Collection[str]) -> list[Difference]:
-    """Let a resume pass if nothing changed that must not, with one warning that names every other change.
+    """Return what changed if a checkpoint can be continued with it; the caller then says so with `warn_of`.
 
     Args:
         saved: The checkpoint's config.
         current: The config of the run that resumes.
         fixed: Dotted keys, or sections, that a checkpoint cannot be continued without, such as `env.id`.
-
-    Returns:
-        The allowed differences.
 
     Raises:
         ConfigError: Names every setting under `fixed` that differs.
@@ -67,6 +79,10 @@ def guard_resume(saved: Mapping[str, Any], current: Mapping[str, Any], fixed: Co
             f"the checkpoint cannot be continued with other settings: {'; '.join(map(str, refused))}; "
             "put them back to the saved values, or start a new run"
         )
-    if differences:
-        _log.warning("resumed with changed settings: %s", "; ".join(map(str, differences)))
     return differences
+
+
+def warn_of(differences: Sequence[Difference]) -> None:
+    """Name every difference in one warning; say nothing where there is none."""
+    if differences:
+        _log.warning("resumed with changes: %s", "; ".join(map(str, differences)))

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -24,13 +24,14 @@ from dipole_ray import plots, report, trajectories
 from dipole_ray.checkpoint import Checkpoint, newest_valid, prune, read_checkpoint, write_checkpoint
 from dipole_ray.config import RunConfig, load
 from dipole_ray.data.dataset import read_manifest
+from dipole_ray.data.durable import commit_file
 from dipole_ray.envs.make import EnvConfig, env_dims
 from dipole_ray.errors import CheckpointError, ConfigError, EnvironmentUnavailable
 from dipole_ray.evaluation import CellResult, cells_of, chosen_cell, summarize
 from dipole_ray.parallel import ray_session
 from dipole_ray.prepare import prepare_dataset
 from dipole_ray.progress import Progress
-from dipole_ray.resume import guard_resume, version_differences, warn_of
+from dipole_ray.resume import Difference, config_differences, guard_resume, version_differences, warn_of
 from dipole_ray.rllib.algorithm import DIPOLE, RING_FILE
 from dipole_ray.rllib.config import DIPOLEConfig
 from dipole_ray.rllib.evaluate import cell_key, play
@@ -107,16 +108,24 @@ def resume_run(folder: Path, overrides: list[str]) -> Outcome:
         raise CheckpointError(f"{folder}: no {RUN_FILE} there, so this is no run; name the folder that 'train' printed")
     checkpoint = _newest_checkpoint(folder)
     config = load(folder / RUN_FILE, overrides)
-    if checkpoint is None:
-        differences = guard_resume(load(folder / RUN_FILE).to_mapping(), config.to_mapping(), FIXED)
-    else:
-        differences = guard_resume(checkpoint.metadata["run"], config.to_mapping(), FIXED)
-        differences += version_differences(checkpoint.versions)
+    saved = load(folder / RUN_FILE).to_mapping() if checkpoint is None else checkpoint.metadata["run"]
+    differences = guard_resume(saved, config.to_mapping(), FIXED)
     with ray_session():
         dataset = prepare_dataset(config.data, config.env)
         run = _Run(folder, config, dataset, checkpoint)
+        if checkpoint is not None:
+            differences += _machine_differences(checkpoint, run.algorithm)
         warn_of(differences)  # only now: until here the checkpoint could still be refused
         return run.train()
+
+
+def _machine_differences(checkpoint: Checkpoint, algorithm: DIPOLE) -> list[Difference]:
+    """Return what is not as at the checkpoint though no setting says so: versions, and threads left automatic."""
+    before, now = checkpoint.metadata["algorithm"], algorithm.config.to_plain()
+    threads = "learner_num_threads"  # the last bits of a sum depend on them
+    return config_differences({threads: before[threads]}, {threads: now[threads]}) + version_differences(
+        checkpoint.versions
+    )
 
 
 def _newest_checkpoint(folder: Path) -> Checkpoint | None:
@@ -193,13 +202,13 @@ class _Run:
         rllib = DIPOLEConfig.from_run(self.config, None if dataset is None else str(dataset), str(replay))
         if checkpoint is None:
             shutil.rmtree(replay, ignore_errors=True)  # of a run that ended before its first checkpoint
-            return rllib.build_algo()
+            return cast(DIPOLE, rllib.build_algo())
         ring = checkpoint.metadata["replay"]["online"]
         if ring is not None and self.config.training.replay_capacity is None:
             rllib.training(replay_capacity=ring["capacity"])  # a run that is made longer keeps the ring it has
         if (replay / RING_FILE).exists():
             checkpoint.metadata["replay_directory"] = str(replay)  # a copy of a run folder has a ring of its own
-        return rllib.build_algo()
+        return cast(DIPOLE, rllib.build_algo())
 
     def train(self) -> Outcome:
         """Run what is left of both phases; see the module's docstring."""

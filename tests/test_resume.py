@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from dipole_ray.errors import ConfigError
-from dipole_ray.resume import config_differences, guard_resume
+from dipole_ray.provenance import package_versions
+from dipole_ray.resume import config_differences, guard_resume, version_differences, warn_of
 
 SAVED: dict[str, Any] = {
     "env": {"id": "a", "wrappers": {}},
@@ -17,7 +18,9 @@ SAVED: dict[str, Any] = {
 
 
 def test_an_unchanged_config_passes_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
-    assert guard_resume(SAVED, {**SAVED}, fixed={"env", "agent.hidden_dims"}) == []
+    warn_of(
+        guard_resume(SAVED, {**SAVED}, fixed={"env", "agent.hidden_dims"}) + version_differences(package_versions())
+    )
     assert not caplog.records
 
 
@@ -25,8 +28,20 @@ def test_allowed_changes_are_named_in_one_warning(caplog: pytest.LogCaptureFixtu
     current = {**SAVED, "agent": {"beta": 5.0, "hidden_dims": [64, 64], "new": True}, "seed": 1}
     differences = guard_resume(SAVED, current, fixed={"env", "agent.hidden_dims"})
     assert [item.key for item in differences] == ["agent.beta", "agent.new", "seed"]
+    warn_of(differences)
     (message,) = caplog.messages
     assert "agent.beta: 1.0 -> 5.0; agent.new: (absent) -> True; seed: 0 -> 1" in message
+
+
+def test_every_package_of_another_version_is_named() -> None:
+    installed = package_versions()
+    saved = {**installed, "torch": "2.0.1", "a_package_of_then": "1.0"}
+    del saved["numpy"]
+    assert [str(item) for item in version_differences(saved)] == [
+        "version of a_package_of_then: 1.0 -> (absent)",
+        f"version of numpy: (absent) -> {installed['numpy']}",
+        f"version of torch: 2.0.1 -> {installed['torch']}",
+    ]
 
 
 def test_every_impossible_change_is_named_in_one_error() -> None:

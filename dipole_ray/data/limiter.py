@@ -15,8 +15,9 @@ class UpdateLimiter:
     """Says how many gradient updates the environment steps taken so far have paid for.
 
     After `env_steps` steps and all due updates, exactly `floor(ratio * env_steps)` updates were done: the ratio is a
-    fraction, so no rounding accumulates. A restart with another ratio counts from there on with the new one; the steps
-    of the past are never billed again, so there is no burst of updates after a resume.
+    fraction, so no rounding accumulates. After a restart the steps of the past are never billed: with another ratio
+    it counts from there on, and updates that were owed are forgiven, so there is no burst of updates after a resume.
+    (The training loop pays before it saves: its checkpoints owe nothing.)
     """
 
     def __init__(self, updates_per_env_step: float | Fraction) -> None:
@@ -79,3 +80,4 @@ class UpdateLimiter:
             raise CheckpointError(f"limiter state is incomplete ({error!r}); resume from another checkpoint") from error
         if stored != self.ratio:
             self._base_env_steps, self._base_updates = self.env_steps, self.updates_done
+        self._base_updates -= self.due(self.env_steps)
