@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import gymnasium
 import numpy as np
-
-from dipole_ray.envs.make import EnvConfig, make_env
 
 
 class EnvBatch:
@@ -19,9 +18,9 @@ class EnvBatch:
     Shapes: `n` the number of indices of a call, `O` observation, `A` action.
     """
 
-    def __init__(self, config: EnvConfig | str, num_envs: int, render: bool = False) -> None:
-        """Build `num_envs` >= 1 environments."""
-        self.envs = [make_env(config, render) for _ in range(num_envs)]
+    def __init__(self, envs: Sequence[gymnasium.Env]) -> None:
+        """Take one environment or more, all of one kind."""
+        self.envs = list(envs)
         self.observation_dim = int(np.prod(self.envs[0].observation_space.shape or ()))
         self.action_dim = int(np.prod(self.envs[0].action_space.shape or ()))
 

@@ -71,7 +71,7 @@ class DIPOLE(Algorithm):
         self.restart_point: Path | None = None
         """The checkpoint, written or restored last, that a learner goes back to when its process dies."""
         outliving(self, self.begin_learning)
-        self.rollouts = Rollouts(self.env_runner_group, self.config.get_rollout_fragment_length())
+        self.rollouts = Rollouts(self.env_runner_group, self.config)
 
     def begin_learning(self) -> None:
         """Give a learner with fresh networks what it needs before its first update, and publish its weights."""
@@ -193,6 +193,7 @@ class DIPOLE(Algorithm):
                 {f"rollout/{name}": float(np.mean(values)) for name, values in self.recent.items() if values}
             )
             metrics["rollout/episodes"] = float(self.num_episodes)
+        metrics.update(self.rollouts.metrics())
         metrics.update({f"replay/{name}": float(count) for name, count in self.replay.sizes().items()})
         if self.env_steps:
             metrics["replay/updates_per_env_step"] = self._limiter.updates_done / self.env_steps
@@ -349,13 +350,15 @@ class DIPOLE(Algorithm):
     # ---- life cycle ----
 
     def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:
-        """Bring restarted workers back in; their weights come with the next request."""
-        return list(env_runner_group.probe_unhealthy_env_runners() or [])
+        """Tell RLlib which workers came back; `Rollouts` brings them in, as waiting for one here would hold all up."""
+        return self.rollouts.workers.restored() if env_runner_group is self.env_runner_group else []
 
     def cleanup(self) -> None:
         """End every actor and close the replay's files."""
         if getattr(self, "replay", None) is not None:
             self.replay.close()
+        if getattr(self, "rollouts", None) is not None:
+            self.rollouts.workers.stop()
         super().cleanup()
         if self._storage is None:  # outside Tune nothing but a ring is ever put into RLlib's own folder
             with contextlib.suppress(OSError):

@@ -28,6 +28,7 @@ from dipole_ray.errors import ConfigError
 from dipole_ray.evaluation import Cell, CellResult, evaluate_cell
 from dipole_ray.rllib.fragment import FragmentRecorder, FragmentReport
 from dipole_ray.rllib.module import DIPOLERLModule
+from dipole_ray.rllib.pulse import Pulse, Watched
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +72,7 @@ class DIPOLEEnvRunner(EnvRunner):
         )
         self.num_envs: int = self.config.num_envs_per_env_runner
         self.policy_version = 0
+        self._pulse = self._begin_pulse() if self.worker_index else None
         self._incarnation = time.time_ns() if self.worker_index else 0
         self._seed_of_life = self._incarnation % 2**32 if self.worker_index and _was_restarted() else 0
         self._sequence = 0
@@ -85,7 +87,7 @@ class DIPOLEEnvRunner(EnvRunner):
 
     def make_env(self) -> None:
         """Build the environments; they are made on first use, so that a driver beside remote workers has none."""
-        self.env = EnvBatch(self._env_config, self.num_envs)
+        self.env = EnvBatch([self._make_one() for _ in range(self.num_envs)])
 
     def make_module(self) -> None:
         """Build the module the worker acts with."""
@@ -104,9 +106,7 @@ class DIPOLEEnvRunner(EnvRunner):
     def sample(self, *, num_timesteps: int | None = None, **kwargs: Any) -> Rows:
         """Collect at least `num_timesteps` environment steps and return their rows."""
         wanted = num_timesteps or self.num_envs * self.config.get_rollout_fragment_length()
-        report = self.collect(-(-wanted // self.num_envs))
-        rows: Rows = ray.get(report.rows) if isinstance(report.rows, ray.ObjectRef) else report.rows
-        return rows
+        return self.collect(-(-wanted // self.num_envs)).rows
 
     def get_metrics(self) -> dict[str, Any]:
         """Return nothing: reports carry this worker's numbers to the algorithm."""
@@ -183,7 +183,7 @@ class DIPOLEEnvRunner(EnvRunner):
         rows = record.finish(self._observations)
         self._sequence += 1
         return FragmentReport(
-            rows=ray.put(rows) if self.worker_index else rows,
+            rows=rows,
             worker=self.worker_index,
             incarnation=self._incarnation,
             sequence=self._sequence,
@@ -209,7 +209,7 @@ class DIPOLEEnvRunner(EnvRunner):
         """Play evaluation episodes of one cell of the grid with a published policy, beside the training episodes."""
         self.set_policy(version, policy)
         if len(self._eval_envs) < num_envs:
-            self._eval_envs += [make_env(self._env_config) for _ in range(num_envs - len(self._eval_envs))]
+            self._eval_envs += [self._make_one() for _ in range(num_envs - len(self._eval_envs))]
         envs = self._eval_envs[:num_envs]
         return evaluate_cell(self.module.agent, envs, cell, episodes=episodes, seed=seed, trajectories=trajectories)
 
@@ -218,6 +218,8 @@ class DIPOLEEnvRunner(EnvRunner):
     def begin_life(self, life: int) -> None:
         """Drop the running episodes and draw from streams of their own: a resumed run must not repeat its beginning."""
         self._seed_of_life = life
+        if not self.worker_index:
+            self._incarnation = life  # or the replay would take its inserts for those of the run's beginning
         self._num_episodes = [0] * self.num_envs
         self._episodes = []
         self._generator.manual_seed(self._derived_seed(0, 0))
@@ -232,12 +234,14 @@ class DIPOLEEnvRunner(EnvRunner):
         if self._episodes:
             tensors["observations"] = torch.from_numpy(self._observations.copy())
         seeds = [episode.seed for episode in self._episodes]
-        return tensors, {"sequence": self._sequence, "num_episodes": list(self._num_episodes), "seeds": seeds}
+        counts = {"life": self._seed_of_life, "sequence": self._sequence, "num_episodes": list(self._num_episodes)}
+        return tensors, {**counts, "seeds": seeds}
 
     def load_rollout_state(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Live the saved episodes again by their seeds and actions; a simulator that strays starts a new episode."""
         self._generator.set_state(tensors["generator"])
         self._sequence = int(state["sequence"])
+        self._seed_of_life = self._incarnation = int(state.get("life", 0))
         if len(state["num_episodes"]) != self.num_envs:
             raise ConfigError(
                 f"the checkpoint holds {len(state['num_episodes'])} running environments, "
@@ -261,6 +265,16 @@ class DIPOLEEnvRunner(EnvRunner):
                 self._start_episodes([i])
 
     # ---- inside ----
+
+    def _begin_pulse(self) -> Pulse:
+        actor = ray.get_runtime_context().get_actor_id()
+        assert actor is not None
+        return Pulse(actor, self.config.env_runner_stall_s)
+
+    def _make_one(self) -> gym.Env:
+        """Build one environment; in a worker of its own, one whose calls are watched."""
+        env = make_env(self._env_config)
+        return env if self._pulse is None else Watched(env, self._pulse)
 
     def _open_envs(self) -> None:
         if self.env is None:

@@ -73,7 +73,7 @@ def play(
         on_result: Called with each result as it comes.
     """
     config = algorithm.config.evaluation_settings()
-    rollouts = algorithm.rollouts if eval_group is None else Rollouts(eval_group, fragment_steps=1)
+    rollouts = algorithm.rollouts if eval_group is None else Rollouts(eval_group, algorithm.config)
     algorithm.settle()
     how = {
         "episodes": episodes,

@@ -6,7 +6,6 @@ N environments of the worker, O observation dim, A action dim.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -17,8 +16,8 @@ from dipole_ray.data.schema import Rows, close_trajectory, concatenate
 class FragmentReport:
     """What one `collect` did, beside its rows."""
 
-    rows: Any
-    """The rows, or a reference to them in Ray's object store."""
+    rows: Rows
+    """The rows themselves: a reference would die with the worker, before the replay has read them."""
     worker: int
     """Index of the worker."""
     incarnation: int

@@ -1,53 +1,66 @@
-"""The driver's side of the rollout workers: one request in flight at each.
+"""What is asked of the rollout workers: fragments without end, and the cells of an evaluation.
 
-A worker that dies is left out until RLlib has restarted it; what it was asked for is asked of others.
+One request of a kind is in flight at each worker. A worker that fails is left out until it is back; what it was asked
+for is asked of others (see `workers.py`).
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections import Counter, defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
-from dipole_ray.errors import EnvironmentUnavailable
 from dipole_ray.evaluation import Cell, CellResult
 from dipole_ray.rllib.env_runner import DIPOLEEnvRunner
 from dipole_ray.rllib.fragment import FragmentReport, WorkerFailure
 from dipole_ray.rllib.learner_client import PublishedPolicy
+from dipole_ray.rllib.workers import Workers
+
+if TYPE_CHECKING:
+    from dipole_ray.rllib.config import DIPOLEConfig
 
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.2
 SILENCE_S = 60.0
-MAX_FAILURES = 5
-"""Failures in a row after which a worker is asked no more."""
 
 
 class Rollouts:
     """Collects fragments from, and spreads evaluation cells over, the workers of an RLlib EnvRunnerGroup."""
 
-    def __init__(self, group: EnvRunnerGroup, fragment_steps: int) -> None:
+    def __init__(self, group: EnvRunnerGroup, config: DIPOLEConfig) -> None:
         self._group = group
-        self._fragment_steps = fragment_steps
-        self._unread: defaultdict[str, deque[Any]] = defaultdict(deque)
-        self._num_evaluations = 0
-        self._failures: Counter[int] = Counter()
+        self._fragment_steps = int(config.get_rollout_fragment_length())
+        self.workers = Workers(group, env_id=str(config.env), stall_s=config.env_runner_stall_s)
+        self._num_evaluations = self._num_lives = 0
+        self._unread: dict[str, deque[Any]] = {}
+        """Answers that nobody has taken yet, by tag; an answer under any other tag comes too late and is dropped."""
 
     @property
     def num_workers(self) -> int:
         """Rollout workers that can be asked now; the training process itself counts when there are no others."""
-        return len(self._usable()) if self.is_remote else 1
+        return len(self.workers.usable()) if self.is_remote else 1
 
     @property
     def is_remote(self) -> bool:
         """Whether the workers are actors of their own."""
-        return bool(self._group.num_remote_workers() > 0)
+        return len(self.workers) > 0
+
+    def metrics(self) -> dict[str, float]:
+        """Return the state of the workers as `rollout/name`s; nothing when the training process is the worker."""
+        if not self.is_remote:
+            return {}
+        return {
+            "rollout/workers": float(self.num_workers),
+            "rollout/retired": float(self.workers.num_retired),
+            "rollout/failures": float(self.workers.num_failures),
+        }
 
     def begin_life(self, life: int) -> None:
         """Start new episodes everywhere, with random numbers that no earlier part of the run had.
@@ -57,9 +70,9 @@ class Rollouts:
         Args:
             life: Number of this part of the run, such as the environment steps before it.
         """
-        self._group.foreach_env_runner(partial(_begin_life, life=life), local_env_runner=False)
-        self._group.fetch_ready_async_reqs(tags="collect", timeout_seconds=0.0)
-        self._unread["collect"].clear()
+        self.workers.tell(partial(_begin_life, life=life))
+        self._unread.pop(self._collect, None)
+        self._num_lives += 1
 
     def gather(self, policy: Callable[[], PublishedPolicy]) -> Iterator[FragmentReport]:
         """Yield fragments without end; remote workers go on collecting while one is being used.
@@ -68,7 +81,7 @@ class Rollouts:
             policy: Returns what an idle worker acts with next.
         """
         if self.is_remote:
-            yield from self._answers("collect", lambda: self._request(policy()))
+            yield from self._answers(self._collect, lambda: self._request(policy()))
         while True:
             newest = policy()
             yield self._group.local_env_runner.collect(self._fragment_steps, newest.version, newest.state)
@@ -94,80 +107,59 @@ class Rollouts:
         shared = _share(policy)
         self._num_evaluations += 1
         # Numbered, so that no answer to an earlier evaluation is taken for one of this.
-        tag = f"evaluate {self._num_evaluations}"
+        tag = f"evaluate (grid {self._num_evaluations})"
         finished: set[Cell] = set()
         assigned: dict[int, Cell] = {}
 
         def hand_out() -> None:
-            busy = self._asked(tag)
+            busy = self.workers.busy(tag)
             taken = finished | {result.cell for result in self._unread[tag]}
             taken |= {assigned[worker] for worker in busy}  # the cell of a worker that died is not among them
             waiting = [cell for cell in cells if cell not in taken]
-            idle = [worker for worker in self._usable() if worker not in busy]
+            idle = [worker for worker in self.workers.usable() if worker not in busy]
             for worker, cell in zip(idle, waiting, strict=False):
                 assigned[worker] = cell
-                call = partial(_evaluate, cell=cell, policy=shared, **how)
-                self._group.foreach_env_runner_async(call, tag=tag, remote_worker_ids=[worker])
+                self.workers.ask([worker], partial(_evaluate, cell=cell, policy=shared, **how), tag)
 
-        for result in self._answers(tag, hand_out):
-            finished.add(result.cell)
-            yield result
-            if len(finished) == len(cells):
-                return
+        try:
+            for result in self._answers(tag, hand_out):
+                finished.add(result.cell)
+                yield result
+                if len(finished) == len(cells):
+                    return
+        finally:
+            del self._unread[tag]
 
     def _answers(self, tag: str, ask: Callable[[], None]) -> Iterator[Any]:
         """Yield answers as they come, asking again before every wait; never silent for long."""
         last = time.monotonic()
-        unread = self._unread[tag]
+        unread = self._unread.setdefault(tag, deque())
         while True:
-            ready = self._group.fetch_ready_async_reqs(tags=tag, timeout_seconds=0.0 if unread else POLL_S)
-            for worker, answer in ready:
-                if isinstance(answer, WorkerFailure):
-                    self._note_failure(worker, answer)
-                else:
-                    self._failures[worker] = 0
-                    unread.append(answer)
+            for its_tag, answer in self.workers.answers(0.0 if unread else POLL_S):
+                if its_tag in self._unread:
+                    self._unread[its_tag].append(answer)
             ask()  # before the caller works on an answer: its worker is busy again meanwhile
             if unread:
                 last = time.monotonic()
                 yield unread.popleft()
-            elif not self._group.num_healthy_remote_workers():
-                self._group.probe_unhealthy_env_runners(timeout_seconds=POLL_S)
-            if time.monotonic() - last > SILENCE_S:
-                healthy, total = self._group.num_healthy_remote_workers(), self._group.num_remote_workers()
-                text = "no rollout worker answered '%s' for %.0f s (%d of %d healthy): waiting on"
-                logger.warning(text, tag, time.monotonic() - last, healthy, total)
+            elif time.monotonic() - last > SILENCE_S:
+                text = "no rollout worker answered '%s' for %.0f s (%d of %d healthy, %d retired): waiting on"
+                counts = self.workers.num_healthy, len(self.workers), self.workers.num_retired
+                logger.warning(text, tag, time.monotonic() - last, *counts)
                 last = time.monotonic()
 
-    def _usable(self) -> list[int]:
-        """Return the healthy workers that did not fail too often."""
-        return [worker for worker in self._group.healthy_worker_ids() if self._failures[worker] < MAX_FAILURES]
-
-    def _note_failure(self, worker: int, failure: WorkerFailure) -> None:
-        """Warn; raise once no worker is left that could be asked."""
-        self._failures[worker] += 1
-        count = self._failures[worker]
-        end = "it is asked no more" if count == MAX_FAILURES else "it begins new episodes"
-        logger.warning("rollout worker %d failed, %d in a row: %s; %s", worker, count, failure.error, end)
-        retired = sum(count >= MAX_FAILURES for count in self._failures.values())
-        if retired == self._group.num_remote_workers():
-            raise EnvironmentUnavailable(
-                f"every rollout worker failed {MAX_FAILURES} times in a row, the last with {failure.error}; "
-                "try the environment in one process with rollout.num_workers=0"
-            )
-
     def _request(self, policy: PublishedPolicy) -> None:
-        """Ask every idle healthy worker for a fragment, acting with `policy`."""
-        busy = self._asked("collect")
-        idle = [worker for worker in self._usable() if worker not in busy]
+        """Ask every idle usable worker for a fragment, acting with `policy`."""
+        busy = self.workers.busy(self._collect)
+        idle = [worker for worker in self.workers.usable() if worker not in busy]
         if idle:
             collect = partial(_collect, num_steps=self._fragment_steps, version=policy.version, policy=_share(policy))
-            self._group.foreach_env_runner_async(collect, tag="collect", remote_worker_ids=idle)
+            self.workers.ask(idle, collect, self._collect)
 
-    def _asked(self, tag: str) -> set[int]:
-        """Return the workers that have not answered a request with `tag` yet."""
-        in_flight = self._group._worker_manager._in_flight_req_to_actor_id.values()
-        return {worker for request_tag, worker in in_flight if request_tag == tag}
+    @property
+    def _collect(self) -> str:
+        """Tag of the requests for fragments, another in every life."""
+        return f"collect (life {self._num_lives})"
 
 
 def _share(policy: PublishedPolicy) -> Any:

@@ -6,7 +6,7 @@ from tests.envs.families import PENDULUM, POINTMAZE
 
 
 def test_a_batch_steps_exactly_the_named_environments_as_single_ones_would() -> None:
-    batch = EnvBatch(POINTMAZE, 3)
+    batch = EnvBatch([make_env(POINTMAZE) for _ in range(3)])
     singles = [make_env(POINTMAZE) for _ in range(3)]
     found = batch.reset([2, 0, 1], seeds=[12, 10, 11])
     expected = {index: singles[index].reset(seed=10 + index)[0] for index in range(3)}
@@ -23,7 +23,7 @@ def test_a_batch_steps_exactly_the_named_environments_as_single_ones_would() -> 
 
 
 def test_success_is_nan_where_a_task_defines_none() -> None:
-    batch = EnvBatch(PENDULUM, 2)
+    batch = EnvBatch([make_env(PENDULUM) for _ in range(2)])
     batch.reset([0, 1], seeds=[0, 1])
     observations, rewards, *_, successes = batch.step([0, 1], np.zeros((2, 1), np.float32))
     assert observations.dtype == rewards.dtype == np.float32

@@ -1,0 +1,200 @@
+"""The rollout workers as the driver sees them: who can be asked, who answered, who failed, and how often.
+
+Nothing here waits for a worker that is dead, restarting or stuck: the others' answers come meanwhile.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+from ray.rllib.env.env_runner_group import EnvRunnerGroup
+
+from dipole_ray.errors import EnvironmentUnavailable
+from dipole_ray.rllib.env_runner import DIPOLEEnvRunner
+from dipole_ray.rllib.fragment import WorkerFailure
+from dipole_ray.rllib.pulse import Silence
+
+logger = logging.getLogger(__name__)
+
+MAX_FAILURES = 5
+"""Failures in a row after which a worker is asked no more."""
+MAX_PAUSE_S = 60.0
+PING_EVERY_S = 0.5
+STOP_S = 10.0
+PING = "ping"
+
+
+class Workers:
+    """Requests to, and answers from, the remote workers of an RLlib EnvRunnerGroup.
+
+    A worker fails when its environment raises, when its process dies on a request, or when an environment does not
+    return from one call for `stall_s` (then its process is ended as well). It is asked again after 1, 2, 4, ... s, and
+    no more after five failures in a row: an environment that kills its process at every start is a crash loop, too.
+    """
+
+    def __init__(self, group: EnvRunnerGroup, *, env_id: str, stall_s: float) -> None:
+        self._manager = group._worker_manager
+        self._env_id = env_id
+        self._stall_s = stall_s
+        self._silence = Silence(stall_s)
+        self._asked: dict[int, float] = {}
+        self._in_a_row: Counter[int] = Counter()
+        self._rests_until: dict[int, float] = {}
+        self._next_ping = 0.0
+        self.num_failures = 0
+        """Failures of all workers so far."""
+
+    def __len__(self) -> int:
+        return int(self._manager.num_actors())
+
+    @property
+    def num_healthy(self) -> int:
+        """Workers whose process runs."""
+        return int(self._manager.num_healthy_actors())
+
+    @property
+    def num_retired(self) -> int:
+        """Workers that failed too often to be asked again."""
+        return sum(count >= MAX_FAILURES for count in self._in_a_row.values())
+
+    def usable(self) -> list[int]:
+        """Return the healthy workers that are neither retired nor resting after a failure."""
+        now = time.monotonic()
+        return [
+            worker
+            for worker in self._manager.healthy_actor_ids()
+            if self._in_a_row[worker] < MAX_FAILURES and self._rests_until.get(worker, 0.0) <= now
+        ]
+
+    def busy(self, tag: str) -> set[int]:
+        """Return the workers that have not answered a request with `tag` yet."""
+        return {worker for request_tag, worker in self._in_flight.values() if request_tag == tag}
+
+    def ask(self, workers: Sequence[int], call: Callable[[DIPOLEEnvRunner], Any], tag: str) -> None:
+        """Send `call` to each of `workers`; it must return a WorkerFailure instead of raising."""
+        owing = {worker for _, worker in self._in_flight.values()}
+        for worker in workers:
+            if worker not in owing:
+                self._asked[worker] = time.monotonic()
+            self._silence.end(self._actor_id(worker))
+        if workers:  # RLlib takes an empty list for all of them
+            self._manager.foreach_actor_async(call, tag=tag, remote_actor_ids=list(workers))
+
+    def tell(self, call: Callable[[DIPOLEEnvRunner], Any]) -> None:
+        """Send `call` to every healthy worker, before anything that is asked of it later; nobody waits for it."""
+        self._manager.foreach_actor(call, timeout_seconds=0.0)
+
+    def answers(self, timeout_s: float) -> list[tuple[str, Any]]:
+        """Wait until a worker answers, but no longer than `timeout_s`; return what came, with its tag.
+
+        Raises:
+            EnvironmentUnavailable: Every worker is retired.
+        """
+        if timeout_s and self._in_flight:
+            ray.wait(list(self._in_flight), num_returns=1, timeout=timeout_s)
+        elif timeout_s:
+            time.sleep(timeout_s)
+        came = []
+        for result in self._manager.fetch_ready_async_reqs(timeout_seconds=0.0, mark_healthy=True):
+            worker, answer = result.actor_id, result.get()
+            if result.tag == PING:
+                continue
+            if not result.ok:
+                logger.warning("rollout worker %d died when asked to %s; Ray starts it again", worker, result.tag)
+                self._note_failure(worker, f"its process died ({type(answer).__name__})")
+            elif isinstance(answer, WorkerFailure):
+                self._note_failure(worker, answer.error)
+            else:
+                self._in_a_row[worker] = 0
+                came.append((result.tag, answer))
+        self._replace_stalled()
+        self._ping()
+        return came
+
+    def restored(self) -> list[int]:
+        """Return the workers that came back since the last call."""
+        restored = list(self._manager._restored_actors)
+        self._manager._restored_actors.clear()
+        return restored
+
+    def stop(self) -> None:
+        """Close the environments and end the workers; one that does not answer is not waited for."""
+        self._manager.foreach_actor(_stop, healthy_only=False, timeout_seconds=STOP_S)
+        self._manager.clear()
+
+    @property
+    def _in_flight(self) -> dict[Any, tuple[str, int]]:
+        """RLlib's own record: tag and worker by reference of the answer."""
+        in_flight: dict[Any, tuple[str, int]] = self._manager._in_flight_req_to_actor_id
+        return in_flight
+
+    def _actor_id(self, worker: int) -> str:
+        """Return Ray's id of a worker; a restart does not change it."""
+        return str(self._manager.actors()[worker]._actor_id.hex())
+
+    def _note_failure(self, worker: int, error: str) -> None:
+        """Let the worker rest, or retire it; raise once no worker is left."""
+        self.num_failures += 1
+        self._in_a_row[worker] += 1
+        count = self._in_a_row[worker]
+        if count < MAX_FAILURES:
+            pause_s = min(2.0 ** (count - 1), MAX_PAUSE_S)
+            self._rests_until[worker] = time.monotonic() + pause_s
+            logger.info("rollout worker %d failed, %d in a row: %s; it rests for %g s", worker, count, error, pause_s)
+            return
+        left = len(self) - self.num_retired
+        if not left:
+            raise EnvironmentUnavailable(
+                f"every rollout worker failed {MAX_FAILURES} times in a row, the last with {error}; "
+                "try the environment in one process with rollout.num_workers=0"
+            )
+        text = (
+            "rollout worker %d is retired: environment '%s' failed %d times in a row, the last time with %s; %d go on"
+        )
+        logger.warning(text, worker, self._env_id, count, error, left)
+
+    def _replace_stalled(self) -> None:
+        """End the process of every worker of which nothing was heard for too long; Ray starts it again."""
+        owing = {worker: tag for tag, worker in self._in_flight.values() if worker in self._asked and tag != PING}
+        for worker, tag in owing.items():
+            silence_s = self._silence.of(self._actor_id(worker))
+            # Doubled, so that an environment which is only slow to build is not shot for ever.
+            if silence_s < self._stall_s * 2 ** self._in_a_row[worker]:
+                continue
+            text = (
+                "rollout worker %d stalls: environment '%s' returned from no call for %.0f s (asked to %s %.0f s ago)"
+            )
+            text += "; the worker is replaced"
+            asked_s = time.monotonic() - self._asked[worker]
+            logger.warning(text, worker, self._env_id, silence_s, tag, asked_s)
+            ray.kill(self._manager.actors()[worker], no_restart=False)
+            self._manager.set_actor_state(worker, healthy=False)
+            self._note_failure(worker, f"no return from one call for {silence_s:.0f} s")
+
+    def _ping(self) -> None:
+        """Ask the workers that are out of service whether they are back, without waiting for their answer."""
+        now = time.monotonic()
+        if now < self._next_ping:
+            return
+        self._next_ping = now + PING_EVERY_S
+        asked = self.busy(PING)
+        away = [
+            worker
+            for worker in self._manager.actor_ids()
+            if not self._manager.is_actor_healthy(worker) and worker not in asked
+        ]
+        if away:
+            self._manager.foreach_actor_async(_is_up, tag=PING, healthy_only=False, remote_actor_ids=away)
+
+
+def _is_up(worker: DIPOLEEnvRunner) -> bool:
+    return worker is not None
+
+
+def _stop(worker: DIPOLEEnvRunner) -> None:
+    worker.stop()
