@@ -157,7 +157,7 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         """Write nothing."""
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         fault, proxy = self.proxy.fault, self.proxy
         length = int(self.headers.get("Content-Length", 0))
         proxy.requests.append((time.monotonic(), self.path))
