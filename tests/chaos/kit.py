@@ -82,6 +82,17 @@ def pid_of(actor: Any) -> int:
     return int(ray._private.state.actors(actor._actor_id.hex())["Pid"])
 
 
+def actor_pids() -> dict[str, list[int]]:
+    """Return the process ids of all living actors of this Ray by kind: worker, learner, replay."""
+    kinds = {"DIPOLEEnvRunner": "worker", "_WrappedExecutable": "learner", "ReplayHost": "replay"}
+    found: dict[str, list[int]] = {}
+    for actor in ray._private.state.actors().values():
+        for class_name, kind in kinds.items():
+            if class_name in actor["ActorClassName"] and actor["State"] == "ALIVE":
+                found.setdefault(kind, []).append(int(actor["Pid"]))
+    return found
+
+
 def learner_pid(algorithm: DIPOLE) -> int:
     """Return the process id of the learner actor."""
     return pid_of(algorithm.learner_group._workers[0])
