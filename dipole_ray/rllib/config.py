@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Self
 
+import gymnasium as gym
+import numpy as np
 import ray
 import torch
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
@@ -262,7 +264,7 @@ class DIPOLEConfig(AlgorithmConfig):
                 f"environment is {self.env!r}: give an id; an environment of your own gets one by "
                 "gymnasium.register (then 'your_module:YourEnv-v0' also imports it in every worker)"
             )
-        env_dims(self.env_settings())  # an unknown environment would otherwise fail in an actor
+        self._settle_spaces()  # an unknown environment would otherwise fail in an actor
         if self.num_learners > 1:
             raise ConfigError(f"num_learners is {self.num_learners}: one learner is supported; set it to 0 or 1")
         if training.offline_learner_steps and not self.is_offline:
@@ -282,6 +284,13 @@ class DIPOLEConfig(AlgorithmConfig):
             )
         if not self.is_offline and not training.online_env_steps:
             raise ConfigError("online_env_steps is 0 and there is no dataset: nothing could be learned from")
+
+    def _settle_spaces(self) -> None:
+        """Find the spaces here, once: a worker that builds no environment while it starts cannot fail or hang there."""
+        dims = env_dims(self.env_settings())
+        if not self._is_frozen:
+            self.observation_space = gym.spaces.Box(-np.inf, np.inf, (dims.observation_dim,), np.float32)
+            self.action_space = gym.spaces.Box(-1.0, 1.0, (dims.action_dim,), np.float32)
 
     def _settle_automatic(self) -> None:
         """Resolve the learner's GPU and thread count for this machine or cluster."""

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from dipole_ray.data.schema import Rows
 from dipole_ray.envs.batch import EnvBatch
-from dipole_ray.envs.make import EnvConfig, env_dims, make_env
+from dipole_ray.envs.make import EnvConfig, make_env
 from dipole_ray.errors import ConfigError
 from dipole_ray.evaluation import Cell, CellResult, evaluate_cell
 from dipole_ray.rllib.fragment import FragmentRecorder, FragmentReport
@@ -65,11 +65,7 @@ class DIPOLEEnvRunner(EnvRunner):
         if self.worker_index or self.config.num_learners:
             torch.set_num_threads(1)  # one core a worker: more threads would fight the learner for them
         self._env_config: EnvConfig = self.config.env_settings()
-        dims = env_dims(self._env_config)
-        self._spaces = (
-            gym.spaces.Box(-np.inf, np.inf, (dims.observation_dim,), np.float32),
-            gym.spaces.Box(-1.0, 1.0, (dims.action_dim,), np.float32),
-        )
+        self._spaces: tuple[gym.spaces.Box, gym.spaces.Box] = (self.config.observation_space, self.config.action_space)
         self.num_envs: int = self.config.num_envs_per_env_runner
         self.policy_version = 0
         self._pulse = self._begin_pulse() if self.worker_index else None
@@ -79,7 +75,7 @@ class DIPOLEEnvRunner(EnvRunner):
         self._num_episodes = [0] * self.num_envs
         self._episodes: list[Episode] = []
         self._eval_envs: list[gym.Env] = []
-        self._observations = np.zeros((self.num_envs, dims.observation_dim), np.float32)
+        self._observations = np.zeros((self.num_envs, *self._spaces[0].shape), np.float32)
         self.make_module()
         self._generator = torch.Generator().manual_seed(self._derived_seed(0, 0))
 
