@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from dipole_ray.data.dataset import open_dataset
+from dipole_ray.data.journal import MAX_SENDERS
 from dipole_ray.data.ring import OnlineRing
 from dipole_ray.data.schema import Rows, Schema, validate_rows
 from dipole_ray.data.segment import SegmentEntry
@@ -62,6 +63,7 @@ class Replay:
         discount: float = 0.99,
         offline_fraction: float | None = None,
         seed: int = 0,
+        run: str | None = None,
     ) -> None:
         """Open the offline datasets and map (or make) the online ring.
 
@@ -69,17 +71,22 @@ class Replay:
             schema: Dimensions that every part must have.
             offline: Folders of datasets.
             online: File of the online ring; None for offline training only. An existing ring counts as empty until
-                `load_state` names its rows.
+                `load_state` names its rows, unless it belongs to `run`.
             capacity: Rows of the ring that can be sampled at a time; 0 exactly when `online` is None.
             n_step: Transitions per window, >= 1.
             discount: Discount per transition, in [0, 1].
             offline_fraction: Share of offline transitions in every batch once there are online ones (until then all are
                 offline); None for the union's own shares.
             seed: Seed of the sampler.
+            run: Name of this run, for a replay that shall survive the death of its process: opened again under the
+                same name, it holds all rows that were acknowledged or loaded, and knows who inserted them. An insert
+                that was interrupted is not there; rows of a damaged block are left out, with a warning. The sampler
+                then draws numbers that it never drew before, other ones after each death.
 
         Raises:
             ConfigError: If settings contradict each other.
             DatasetError: If a dataset cannot be opened or has other dimensions.
+            CorruptSegment: If the rows of `run` cannot be told from others.
         """
         check_fraction(offline_fraction)
         if n_step < 1 or not 0.0 <= discount <= 1.0:
@@ -97,10 +104,11 @@ class Replay:
             self._open_offline(Path(directory))
         self._ends = np.cumsum([len(valid) for _, valid in self._offline], dtype=np.int64)
         self.num_offline = int(self._ends[-1]) if len(self._ends) else 0
-        self._ring = None if online is None else OnlineRing(Path(online), schema, capacity)
+        self._ring = None if online is None else OnlineRing(Path(online), schema, capacity, run)
         self._random = np.random.Generator(np.random.PCG64(seed))
-        self._last_sequence: dict[tuple[int, int], int] = {}
-        self.env_steps_inserted = 0
+        if self._ring is not None and self._ring.recoveries:
+            life = [seed, self._ring.recoveries, int.from_bytes((run or "").encode())]
+            self._random = np.random.Generator(np.random.PCG64(np.random.SeedSequence(life)))
 
     def _open_offline(self, directory: Path) -> None:
         dataset = open_dataset(directory)
@@ -120,6 +128,11 @@ class Replay:
         """Online transitions that can be sampled now."""
         return 0 if self._ring is None else self._ring.num_transitions
 
+    @property
+    def env_steps_inserted(self) -> int:
+        """Transitions ever inserted, evicted ones included."""
+        return 0 if self._ring is None else self._ring.ledger.env_steps
+
     def insert(self, rows: Rows, *, worker: int, incarnation: int, sequence: int) -> int:
         """Add rows of whole trajectories or closed pieces to the online ring, all of them or none.
 
@@ -128,10 +141,10 @@ class Replay:
             worker: Who sends them.
             incarnation: How often that worker was restarted.
             sequence: Number of this insert, increasing per worker and incarnation. A number seen before (a retry) is
-                ignored.
+                ignored; the 1024 incarnations heard last are remembered.
 
         Returns:
-            Transitions accepted; 0 for a retry.
+            Transitions ever inserted into this replay: an answer that a retry gives as well.
 
         Raises:
             ConfigError: If this replay has no online ring.
@@ -140,14 +153,11 @@ class Replay:
         """
         if self._ring is None:
             raise ConfigError("this replay is offline only; pass online=FILE and capacity=ROWS to insert into it")
-        sender = (worker, incarnation)
-        if sequence <= self._last_sequence.get(sender, -1):
-            return 0
-        validate_rows(rows, self.schema, where=f"insert {sequence} of worker {worker} (incarnation {incarnation})")
-        accepted = self._ring.append(rows)
-        self._last_sequence[sender] = sequence
-        self.env_steps_inserted += accepted
-        return accepted
+        if sequence > self._ring.ledger.last_sequence.get((worker, incarnation), -1):
+            where = f"insert {sequence} of worker {worker} (incarnation {incarnation})"
+            validate_rows(rows, self.schema, where=where)
+            self._ring.append(rows, worker=worker, incarnation=incarnation, sequence=sequence)
+        return self._ring.ledger.env_steps
 
     def sample(
         self, batch_size: int, num_batches: int = 1, offline_fraction: float | EllipsisType | None = ...
@@ -252,6 +262,7 @@ class Replay:
     def state(self) -> dict[str, Any]:
         """Return everything needed to continue, as JSON of a few kilobytes; online rows are flushed to disk first."""
         sampler = self._random.bit_generator.state
+        senders = {} if self._ring is None else self._ring.ledger.last_sequence
         return {
             "version": STATE_VERSION,
             "schema": self.schema.to_json(),
@@ -259,7 +270,7 @@ class Replay:
             "offline": [entry.to_json() for entry in self._entries],
             "offline_damaged": self._damaged,
             "online": None if self._ring is None else self._ring.state(),
-            "last_sequences": [[*sender, sequence] for sender, sequence in self._last_sequence.items()],
+            "last_sequences": [[*sender, sequence] for sender, sequence in senders.items()],
             # 128-bit numbers as text: not every JSON reader keeps them.
             "sampler": {
                 "state": str(sampler["state"]["state"]),
@@ -288,13 +299,13 @@ class Replay:
             inner = {"state": int(sampler["state"]), "inc": int(sampler["inc"])}
             restored: dict[str, Any] = {"bit_generator": "PCG64", "state": inner}
             restored |= {"has_uint32": int(sampler["has_uint32"]), "uinteger": int(sampler["uinteger"])}
-            senders = {(int(w), int(i)): int(s) for w, i, s in state["last_sequences"]}
-            lost = 0 if self._ring is None else self._ring.load_state(state["online"])
+            senders = {(int(w), int(i)): int(s) for w, i, s in state["last_sequences"][-MAX_SENDERS:]}
+            env_steps, lost = int(state["env_steps_inserted"]), 0
+            if self._ring is not None:
+                lost = self._ring.load_state(state["online"], env_steps=env_steps, last_sequence=senders)
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"replay state is incomplete ({error!r}); resume from another checkpoint") from error
         self._random.bit_generator.state = restored
-        self._last_sequence = senders
-        self.env_steps_inserted = int(state["env_steps_inserted"])
         return lost
 
     def _check_state(self, state: dict[str, Any]) -> None:

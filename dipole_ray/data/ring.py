@@ -4,18 +4,24 @@ Rows are numbered from 0 in the order of insertion; row s lies at position s mod
 `sequence` holds s + 1 and is written last, as the row's commit mark; 0 was never written, a negative number is being
 overwritten right now. The newest `capacity` rows count. The file is about an eighth longer, so that the rows a
 checkpoint names survive that many later inserts. Blocks of rows get a CRC-32 as soon as they are full.
+
+A killed process loses nothing that it acknowledged: its rows stay in the page cache, and the journal beside the file
+says who inserted them. An insert is first noted there and then written, and it counts once all its rows carry their
+marks; the one that a kill interrupts is dropped whole.
 """
 
 from __future__ import annotations
 
 import warnings
-import zlib
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 
+from dipole_ray.data.journal import Found, Insert, Journal, Ledger
 from dipole_ray.data.ring_file import create_ring_file, lock_ring_file, map_ring_file
+from dipole_ray.data.ring_rows import RingRows
 from dipole_ray.data.schema import Rows, Schema
 from dipole_ray.errors import CheckpointError, ConfigError, CorruptSegment, DatasetError
 
@@ -26,47 +32,77 @@ BLOCK_ROWS = 8192
 class OnlineRing:
     """A ring of the newest rows; rows of one insert are contiguous, windows may wrap around the end of the file."""
 
-    def __init__(self, path: Path, schema: Schema, capacity: int) -> None:
-        """Map the ring at `path`, making it if there is none. It counts as empty until `load_state`.
+    def __init__(self, path: Path, schema: Schema, capacity: int, run: str | None = None) -> None:
+        """Map the ring at `path`, making it if there is none.
 
         Args:
-            path: The Arrow file.
+            path: The Arrow file; its journal lies beside it.
             schema: Dimensions of the rows.
             capacity: Rows that can be sampled at a time, >= 2, closing rows included.
+            run: Name of the run that the rows belong to. A ring that an earlier process of this run left, however it
+                ended, is taken up again with all its rows; any other, and every one without a name, counts as empty
+                until `load_state`.
+
+        Raises:
+            DatasetError: If the disk cannot hold it, or another replay is writing to it.
+            CorruptSegment: If the file is no ring, or the journal of this run is damaged.
         """
         if capacity < 2:
             raise ConfigError(f"capacity={capacity} rows cannot hold a transition and its closing row; use 2 or more")
         self.path, self.capacity = Path(path), capacity
         self.block_rows = max(1, min(BLOCK_ROWS, capacity // 16))
-        num_blocks = -(-capacity // self.block_rows) + max(2, capacity // 8 // self.block_rows)
-        self.file_rows = num_blocks * self.block_rows
+        self._num_blocks = -(-capacity // self.block_rows) + max(2, capacity // 8 // self.block_rows)
+        self.file_rows = self._num_blocks * self.block_rows
         self.created = not self.path.exists()
         if self.created:
             create_ring_file(self.path, schema, self.file_rows)
         self._lock = lock_ring_file(self.path)
-        self._mapped, self.columns = map_ring_file(self.path, schema, self.file_rows)
-        self._names = tuple(schema.columns)
-        self._is_clean = self.created
-        self.rows_written = 0
-        self._oldest = 0
-        self._blocks: dict[int, int] = {}
-        # Row numbers of the transitions in the ring, oldest first, themselves in a ring: appended and evicted in order.
-        self._queue = np.zeros(capacity, dtype=np.int64)
-        self._queue_start = 0
-        self.num_transitions = 0
+        try:
+            self._mapped, self.columns = map_ring_file(self.path, schema, self.file_rows)
+            self._rows = RingRows(self.columns, self.block_rows)
+            self._names = tuple(schema.columns)
+            self._is_clean = self.created
+            self.ledger, self.recoveries = Ledger(), 0
+            # Row numbers of the transitions in the ring, oldest first, themselves in a ring: appended and evicted in
+            # order.
+            self._queue = np.zeros(capacity, dtype=np.int64)
+            self._queue_start = self.num_transitions = 0
+            self._journal = Journal(self.path.with_name(f"{self.path.name}.journal"), self._num_blocks)
+            found = None if run is None else self._journal.read(run)
+            if found is None:
+                self._journal.begin(run or uuid4().hex)
+            else:
+                self._recover(found)
+        except BaseException:
+            self._lock.close()
+            raise
+
+    @property
+    def rows_written(self) -> int:
+        """Rows ever inserted."""
+        return self.ledger.rows_written
 
     @property
     def num_rows(self) -> int:
         """Rows that count now."""
-        return self.rows_written - self._oldest
+        return self.ledger.rows_written - self.ledger.oldest
 
     def transition_rows(self, indices: np.ndarray) -> np.ndarray:
         """Return the file positions of the transitions at `indices` in [0, num_transitions), oldest first."""
         rows: np.ndarray = self._queue[(self._queue_start + indices) % self.capacity]
         return rows % self.file_rows
 
-    def append(self, rows: Rows) -> int:
-        """Write validated rows, evicting the oldest; returns how many of them are transitions.
+    def append(self, rows: Rows, *, worker: int, incarnation: int, sequence: int) -> int:
+        """Write validated rows, evicting the oldest.
+
+        Args:
+            rows: The rows.
+            worker: Who sends them.
+            incarnation: Which life of that worker.
+            sequence: Number of the insert in that life.
+
+        Returns:
+            Transitions ever inserted, these included.
 
         Raises:
             DatasetError: If the rows alone exceed the capacity.
@@ -78,36 +114,50 @@ class OnlineRing:
                 "insert shorter pieces or raise the replay capacity"
             )
         if not self._is_clean:  # a file left by an earlier run that was not resumed
-            self.columns["sequence"][:] = 0
+            self._rows.marks[:] = 0
             self._is_clean = True
+        if self._journal.is_full:
+            self._journal.rewrite(self.ledger, self.recoveries)
         self.created = False
-        first = self.rows_written
-        self._evict(max(self._oldest, first + count - self.capacity))
-        sequence = np.arange(first + 1, first + count + 1)
-        self._write("sequence", first, -sequence)
+        first = self.ledger.rows_written
+        transitions = first + np.flatnonzero(rows["remaining"])
+        insert = Insert(first, count, worker, incarnation, sequence, self.ledger.env_steps + len(transitions))
+        numbers = np.arange(first + 1, first + count + 1)
+        self._rows.write("sequence", first, -numbers)  # before the journal: no mark there is another insert's
+        self._journal.note_insert(insert)
+        self._evict(max(self.ledger.oldest, first + count - self.capacity))
         for name in self._names:
-            self._write(name, first, rows[name])
-        self._write("sequence", first, sequence)
-        self.rows_written = first + count
+            self._rows.write(name, first, rows[name])
+        self._rows.write("sequence", first, numbers)
+        self.ledger.take(insert)
         self._seal_blocks(first)
-        return self._enqueue(first + np.flatnonzero(rows["remaining"]))
+        self._enqueue(transitions)
+        return self.ledger.env_steps
 
     def state(self) -> dict[str, Any]:
         """Flush the file to disk and return row counts and checksums, as JSON."""
         self._mapped.flush()
-        tail = self.rows_written // self.block_rows
-        first_block = self._oldest // self.block_rows
+        ledger = self.ledger
+        tail = ledger.rows_written // self.block_rows
+        first_block = ledger.oldest // self.block_rows
         return {
             "capacity": self.capacity,
             "file_rows": self.file_rows,
-            "rows_written": self.rows_written,
-            "oldest": self._oldest,
-            "blocks": {str(block): crc for block, crc in self._blocks.items() if block >= first_block},
-            "tail_crc32": self._checksum(tail * self.block_rows, self.rows_written),
+            "rows_written": ledger.rows_written,
+            "oldest": ledger.oldest,
+            "blocks": {str(block): crc for block, crc in ledger.blocks.items() if block >= first_block},
+            "tail_crc32": self._rows.checksum(tail * self.block_rows, ledger.rows_written),
         }
 
-    def load_state(self, state: dict[str, Any]) -> int:
+    def load_state(
+        self, state: dict[str, Any], *, env_steps: int = 0, last_sequence: dict[tuple[int, int], int] | None = None
+    ) -> int:
         """Go back to the rows that `state` names; later rows are dropped.
+
+        Args:
+            state: From `state`.
+            env_steps: Transitions inserted until then.
+            last_sequence: Last insert of each (worker, incarnation) until then.
 
         Returns:
             Rows that were overwritten since the state was taken and are therefore gone (0: restored exactly).
@@ -122,15 +172,15 @@ class OnlineRing:
                 "resume with the same replay capacity"
             )
         written, oldest = int(state["rows_written"]), int(state["oldest"])
-        kept = self._verify(written, oldest, {int(block): crc for block, crc in state["blocks"].items()}, state)
-        self._blocks = {int(block): crc for block, crc in state["blocks"].items()}
-        self.rows_written, self._oldest = written, kept
-        sequence = self.columns["sequence"]
-        sequence[(sequence > written) | (sequence < 0)] = 0
-        self._is_clean = True
-        rows = np.arange(kept, written)
-        self._queue_start = self.num_transitions = 0
-        self._enqueue(rows[self.columns["remaining"][rows % self.file_rows] > 0])
+        blocks = {int(block): int(crc) for block, crc in state["blocks"].items()}
+        kept, damaged = self._rows.inspect(oldest, written, blocks, state["tail_crc32"])
+        for first, end, found in damaged:
+            what = "the file was missing and is new" if self.created else found
+            raise CorruptSegment(
+                f"{self.path}: {what}; rows {first} to {end - 1} are affected: resume from an older checkpoint, "
+                "restore the file, or start the online phase anew without resuming"
+            )
+        self._settle(Ledger(written, kept, env_steps, dict(last_sequence or {}), blocks))
         if kept > oldest:
             warnings.warn(
                 f"{self.path}: {kept - oldest} of {written - oldest} online rows were overwritten after this "
@@ -143,68 +193,69 @@ class OnlineRing:
     def close(self) -> None:
         """Flush and give up the file; the ring cannot be used afterwards."""
         self._mapped.flush()
-        self.columns = {}
+        self.columns = self._rows.columns = {}
+        self._journal.close()
         self._lock.close()
 
-    def _write(self, name: str, first: int, values: np.ndarray) -> None:
-        column, start = self.columns[name], first % self.file_rows
-        fits = min(len(values), self.file_rows - start)
-        column[start : start + fits] = values[:fits]
-        column[: len(values) - fits] = values[fits:]
-
     def _evict(self, oldest: int) -> None:
-        evicted = np.arange(self._oldest, oldest) % self.file_rows
+        evicted = np.arange(self.ledger.oldest, oldest) % self.file_rows
         transitions = int(np.count_nonzero(self.columns["remaining"][evicted]))
         self._queue_start = (self._queue_start + transitions) % self.capacity
         self.num_transitions -= transitions
-        self._oldest = oldest
+        self.ledger.oldest = oldest
 
-    def _enqueue(self, rows: np.ndarray) -> int:
+    def _enqueue(self, rows: np.ndarray) -> None:
         slots = (self._queue_start + self.num_transitions + np.arange(len(rows))) % self.capacity
         self._queue[slots] = rows
         self.num_transitions += len(rows)
-        return len(rows)
 
     def _seal_blocks(self, first: int) -> None:
-        size = self.block_rows
-        for block in range(first // size, self.rows_written // size):
-            self._blocks[block] = self._checksum(block * size, (block + 1) * size)
-            self._blocks.pop(block - self.file_rows // size, None)
+        blocks = self.ledger.blocks
+        for block in range(first // self.block_rows, self.rows_written // self.block_rows):
+            blocks[block] = self._rows.block_checksum(block)
+            blocks.pop(block - self._num_blocks, None)
+            self._journal.note_block(block, blocks[block])
 
-    def _checksum(self, first: int, end: int) -> int:
-        """Return the CRC-32 over all columns of rows [first, end), which lie in one block."""
-        start, checksum = first % self.file_rows, 0
-        for column in self.columns.values():
-            checksum = zlib.crc32(column[start : start + end - first].data, checksum)
-        return checksum
+    def _settle(self, ledger: Ledger) -> None:
+        """Hold exactly the rows of `ledger`: in the journal first, so that a kill in between loses nothing."""
+        self._journal.rewrite(ledger, self.recoveries)
+        self.ledger = ledger
+        self._rows.forget_after(ledger.rows_written)
+        self._is_clean = True
+        self._queue_start = self.num_transitions = 0
+        self._enqueue(self._rows.transitions(ledger.oldest, ledger.rows_written))
 
-    def _verify(self, written: int, oldest: int, blocks: dict[int, int], state: dict[str, Any]) -> int:
-        """Check every block with rows in [oldest, written); return the first row from which all are intact."""
-        kept, size = oldest, self.block_rows
-        for block in range(oldest // size, -(-written // size)):
-            first, end = block * size, min((block + 1) * size, written)
-            numbers = np.arange(first + 1, end + 1)
-            found = self.columns["sequence"][first % self.file_rows :][: end - first]
-            laps, rest = np.divmod(np.abs(found) - numbers, self.file_rows)
-            is_later = (rest == 0) & (laps >= 1)
-            if is_later.any() and (is_later | (found == numbers)).all():
-                kept = end
-                continue
-            stored = blocks.get(block) if end == first + size else state["tail_crc32"]
-            if not np.array_equal(found, numbers):
-                was = (
-                    "the file was missing and is new"
-                    if self.created
-                    else "the file does not hold the rows of the checkpoint"
-                )
-                raise self._corrupt(first, end, was)
-            computed = self._checksum(first, end)
-            if stored != computed:
-                raise self._corrupt(first, end, f"checksum mismatch (stored {stored or 0:08x}, read {computed:08x})")
-        return kept
-
-    def _corrupt(self, first: int, end: int, found: str) -> CorruptSegment:
-        return CorruptSegment(
-            f"{self.path}: {found}; rows {first} to {end - 1} are affected: resume from an older checkpoint, restore "
-            "the file, or start the online phase anew without resuming"
-        )
+    def _recover(self, found: Found) -> None:
+        """Take up what an earlier process of this run acknowledged; quarantine what is damaged."""
+        ledger, last = found.ledger, found.last
+        if last is not None and self._rows.are_committed(last.first, last.rows):
+            ledger.take(last)
+        self.recoveries = found.recoveries + 1
+        written = ledger.rows_written
+        if (self.created and written) or (found.is_torn and self._rows.are_committed(written, 1)):
+            raise CorruptSegment(
+                f"{self.path}: {'the file is missing' if self.created else 'the journal has lost an insert'}; rows up "
+                f"to {written} of this run are affected: resume from a checkpoint"
+            )
+        if not written:  # the file may still hold the rows of a checkpoint that is about to be loaded
+            self._journal.rewrite(ledger, self.recoveries)
+            return
+        size, tail = self.block_rows, written // self.block_rows
+        ledger.oldest = max(ledger.oldest, written - self.capacity)
+        for block in range(last.first // size if last else tail, tail):
+            if block not in ledger.blocks:  # killed between its last row and its checksum
+                ledger.blocks[block] = self._rows.block_checksum(block)
+        ledger.blocks = {block: crc for block, crc in ledger.blocks.items() if ledger.oldest // size <= block < tail}
+        tail_crc32 = self._rows.checksum(tail * size, written)
+        ledger.oldest, damaged = self._rows.inspect(ledger.oldest, written, ledger.blocks, tail_crc32)
+        for damage in damaged:
+            changed = self._rows.quarantine(damage, ledger.oldest)
+            for block in range(changed // size, damage.end // size):
+                ledger.blocks[block] = self._rows.block_checksum(block)
+            warnings.warn(
+                f"{self.path}: {damage.found}; rows {damage.first} to {damage.end - 1} are quarantined: they are not "
+                "sampled again, and the run goes on with the rest",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        self._settle(ledger)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import IO
 
@@ -20,6 +21,8 @@ from dipole_ray.data.schema import Rows, Schema
 from dipole_ray.data.segment import ColumnLayout, map_columns, record_batch
 from dipole_ray.errors import ConfigError, CorruptSegment, DatasetError
 
+LOCK_WAIT_S = 20.0
+"""How long a ring's last owner may take to go: a killed process keeps its lock until its pages are unmapped."""
 _METADATA_BYTES = 1 << 16
 
 
@@ -118,16 +121,21 @@ def lock_ring_file(path: Path) -> IO[bytes]:
         DatasetError: If another replay is writing to it.
     """
     stream = path.open("rb")
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        stream.close()
-        raise DatasetError(
-            f"{path}: another replay is writing to this ring; close it (or end the run that owns it) first"
-        ) from error
-    except OSError:
-        pass  # some network file systems have no locks; a single writer is then up to the user
-    return stream
+    deadline = time.monotonic() + LOCK_WAIT_S
+    while True:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() < deadline:
+                time.sleep(0.05)
+                continue
+            stream.close()
+            raise DatasetError(
+                f"{path}: another replay is writing to this ring; close it (or end the run that owns it) first"
+            ) from error
+        except OSError:
+            pass  # some network file systems have no locks; a single writer is then up to the user
+        return stream
 
 
 def map_ring_file(path: Path, schema: Schema, num_rows: int) -> tuple[np.memmap, Rows]:

@@ -120,9 +120,9 @@ class DIPOLE(Algorithm):
         for report in self.rollouts.gather(lambda: self.learner.policy):
             fragments.append(report)
             if report.env_steps:
-                inserted = self.replay.insert(report.rows, report.worker, report.incarnation, report.sequence)
-                self.env_steps += inserted
-                collected += inserted
+                total = self.replay.insert(report.rows, report.worker, report.incarnation, report.sequence)
+                collected += total - self.env_steps
+                self.env_steps = total
             self._note_episodes(report)
             updates += self._update(self._limiter.due(self.env_steps), publish=True, online=True)
             if collected >= self._training.env_steps_per_iteration:

@@ -2,20 +2,28 @@
 
 The actor is the ring's only writer. Fragments come to it, and batches leave it, as object references: the
 driver hands them on without ever holding a row.
+
+When its process dies, Ray starts another one and repeats the calls that were not answered. The new process takes the
+ring up again with every row that was acknowledged, knows whose inserts they are, and so counts none twice; batches
+that are still to come are then drawn with random numbers that were not used before.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dipole_ray.data.replay import Replay
 from dipole_ray.data.schema import Schema
+from dipole_ray.errors import DatasetError
+from dipole_ray.rllib.waiting import wait_for
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,6 +39,7 @@ class ReplaySpec:
     discount: float
     offline_fraction: float | None
     seed: int
+    run: str | None = None
 
     def open(self) -> Replay:
         """Open the replay's files in this process."""
@@ -43,6 +52,7 @@ class ReplaySpec:
             discount=self.discount,
             offline_fraction=self.offline_fraction,
             seed=self.seed,
+            run=self.run,
         )
 
 
@@ -53,7 +63,7 @@ class ReplayHost:
         self._replay = spec.open()
 
     def insert(self, rows: Mapping[str, np.ndarray], worker: int, incarnation: int, sequence: int) -> int:
-        """Append one fragment; return the transitions accepted (0 for one already there)."""
+        """Append one fragment unless it is there already; return the transitions ever inserted."""
         return self._replay.insert(dict(rows), worker=worker, incarnation=incarnation, sequence=sequence)
 
     def sample(self, batch_size: int, num_batches: int) -> dict[str, np.ndarray]:
@@ -86,13 +96,27 @@ class ReplayClient:
 
     def __init__(self, spec: ReplaySpec, *, remote: bool) -> None:
         self._remote = remote
-        # num_cpus=0: inside Tune every bundle is spoken for, and a gather is not worth a core.
-        self._host: Any = ray.remote(num_cpus=0)(ReplayHost).remote(spec) if remote else ReplayHost(spec)
+        self._env_steps = 0
+        self._host: Any = _start(spec) if remote else ReplayHost(spec)
         self._call("sizes")  # opening errors surface here
 
     def insert(self, rows: Any, worker: int, incarnation: int, sequence: int) -> int:
-        """Append one fragment, given as arrays or as a reference to them; return the transitions accepted."""
-        return int(self._call("insert", rows, worker, incarnation, sequence))
+        """Append one fragment, given as arrays or as a reference to them, unless it is there already.
+
+        Returns:
+            Transitions ever inserted, these included: right also when the first answer was lost with the actor.
+
+        Raises:
+            DatasetError: If the actor came back without rows that it had acknowledged.
+        """
+        total = int(self._call("insert", rows, worker, incarnation, sequence))
+        if total < self._env_steps:
+            raise DatasetError(
+                f"the replay had acknowledged {self._env_steps} environment steps and came back with {total}: its ring "
+                "or the journal beside it was replaced or deleted; resume from a checkpoint"
+            )
+        self._env_steps = total
+        return total
 
     def sample(self, batch_size: int, num_batches: int) -> Any:
         """Return batches, or at once a reference to batches being gathered."""
@@ -115,19 +139,25 @@ class ReplayClient:
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue exactly from `state`; later rows are dropped."""
         self._call("load_state", state)
+        self._env_steps = int(state["env_steps_inserted"])
 
     def close(self) -> None:
         """Flush, unmap, and end the actor."""
-        self._call("close")
-        if self._remote:
-            ray.kill(self._host)
+        try:
+            self._call("close")
+        finally:
+            if self._remote:
+                ray.kill(self._host)
 
     def _call(self, method: str, *args: Any) -> Any:
         """Call the host and wait for its answer."""
         bound = getattr(self._host, method)
-        if not self._remote:
-            return bound(*args)
-        try:
-            return ray.get(bound.remote(*args))
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause or error from None
+        return wait_for(bound.remote(*args), f"the replay: {method}") if self._remote else bound(*args)
+
+
+def _start(spec: ReplaySpec) -> Any:
+    """Start the actor on this node, where the ring's file is, and have Ray restart it there."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    # num_cpus=0: inside Tune every bundle is spoken for, and a gather is not worth a core.
+    actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)(ReplayHost)
+    return actor.remote(replace(spec, run=uuid4().hex))

@@ -67,19 +67,20 @@ def test_a_configured_share_begins_with_the_first_online_row(tmp_path: Path) -> 
 
 
 def test_a_repeated_insert_is_never_counted_twice(tmp_path: Path) -> None:
+    """And it is answered with the same total, because the first answer may have been lost."""
     random = np.random.default_rng(0)
     with open_replay(tmp_path) as replay:
         rows = random_trajectory(random, 10)
         assert replay.insert(rows, worker=0, incarnation=0, sequence=0) == 10
-        assert replay.insert(rows, worker=0, incarnation=0, sequence=0) == 0
-        assert replay.insert(rows, worker=1, incarnation=0, sequence=0) == 10
-        assert replay.insert(rows, worker=0, incarnation=1, sequence=0) == 10
-        assert replay.insert(rows, worker=0, incarnation=0, sequence=1) == 10
+        assert replay.insert(rows, worker=0, incarnation=0, sequence=0) == 10 == replay.num_online
+        assert replay.insert(rows, worker=1, incarnation=0, sequence=0) == 20
+        assert replay.insert(rows, worker=0, incarnation=1, sequence=0) == 30
+        assert replay.insert(rows, worker=0, incarnation=0, sequence=1) == 40
         state = json.loads(json.dumps(replay.state()))
     with open_replay(tmp_path) as replay:
         replay.load_state(state)
-        assert replay.insert(rows, worker=1, incarnation=0, sequence=0) == 0
-        assert replay.insert(rows, worker=1, incarnation=0, sequence=1) == 10
+        assert replay.insert(rows, worker=1, incarnation=0, sequence=0) == 40
+        assert replay.insert(rows, worker=1, incarnation=0, sequence=1) == 50
         assert (replay.num_online, replay.env_steps_inserted) == (50, 50)
 
 

@@ -26,6 +26,12 @@ SCHEMA = Schema(3, 2)
 POWERS = 0.9 ** np.arange(5.0)
 
 
+def append(ring: OnlineRing, rows: Rows) -> int:
+    """Insert as one worker that never fails; return how many of the rows are transitions."""
+    before = ring.ledger.env_steps
+    return ring.append(rows, worker=0, incarnation=0, sequence=before) - before
+
+
 def ring_windows(ring: OnlineRing) -> dict[str, np.ndarray]:
     """Return every window that the ring can give, oldest first."""
     return gather_windows(ring.columns, ring.transition_rows(np.arange(ring.num_transitions)), POWERS)
@@ -59,7 +65,7 @@ def test_ring_equals_a_list_of_the_newest_rows(
     ring, pieces = OnlineRing(path, SCHEMA, capacity), []
     for index, length in enumerate(lengths):
         pieces.append(random_trajectory(random, length))
-        assert ring.append(pieces[-1]) == length
+        assert append(ring, pieces[-1]) == length
         assert_same(ring_windows(ring), model_windows(concatenate(pieces), capacity))
         if index == restart:
             state = json.loads(json.dumps(ring.state()))
@@ -82,7 +88,7 @@ def test_ring_is_a_feather_file_at_any_time(tmp_path: Path) -> None:
         newest = sequence[sequence > 0]
         np.testing.assert_array_equal(newest, np.arange(ring.rows_written - len(newest), ring.rows_written) + 1)
         assert len(newest) == min(ring.rows_written, ring.file_rows) == min(count * 11, ring.file_rows)
-        ring.append(random_trajectory(random, 10))
+        append(ring, random_trajectory(random, 10))
     with pa.ipc.open_file(path) as reader:
         reader.get_batch(0).validate(full=True)
 
@@ -93,12 +99,12 @@ def test_rows_after_the_state_are_dropped_even_after_a_wrap(tmp_path: Path) -> N
     ring = OnlineRing(tmp_path / "ring.arrow", SCHEMA, 160)
     pieces = [random_trajectory(random, 9) for _ in range(40)]
     for piece in pieces[:39]:
-        ring.append(piece)
+        append(ring, piece)
     state, expected = ring.state(), ring_windows(ring)
-    ring.append(pieces[39])
+    append(ring, pieces[39])
     assert ring.load_state(state) == 0
     assert_same(ring_windows(ring), expected)
-    ring.append(pieces[39])
+    append(ring, pieces[39])
     assert_same(ring_windows(ring), model_windows(concatenate(pieces), 160))
 
 
@@ -107,10 +113,10 @@ def test_rows_overwritten_since_the_state_are_left_out_and_said(tmp_path: Path) 
     ring = OnlineRing(tmp_path / "ring.arrow", SCHEMA, 160)
     pieces = [random_trajectory(random, 9) for _ in range(40)]
     for piece in pieces[:30]:
-        ring.append(piece)
+        append(ring, piece)
     state = ring.state()
     for piece in pieces[30:]:
-        ring.append(piece)
+        append(ring, piece)
     with pytest.warns(RuntimeWarning, match="overwritten after this checkpoint"):
         lost = ring.load_state(state)
     assert 100 - (ring.file_rows - 160) <= lost <= 100
@@ -123,22 +129,25 @@ def test_an_insert_cut_short_by_a_kill_leaves_the_checkpoint_whole(tmp_path: Pat
 import json, os, signal, sys
 import numpy as np
 from pathlib import Path
-from dipole_ray.data import ring as module
+from dipole_ray.data.ring import OnlineRing
+from dipole_ray.data.ring_rows import RingRows
 from dipole_ray.data.schema import Schema
+from tests.data.test_ring import append
 from tests.synthetic import random_trajectory
 
-class Killed(module.OnlineRing):
-    def _write(self, name, first, values):
-        if first >= 310 and name == "rewards":
-            os.kill(os.getpid(), signal.SIGKILL)
-        super()._write(name, first, values)
+write = RingRows.write
+def killed(self, name, first, values):
+    if first >= 310 and name == "rewards":
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(self, name, first, values)
 
+RingRows.write = killed
 random = np.random.default_rng(3)
-ring = Killed(Path(sys.argv[1]), Schema(3, 2), 160)
+ring = OnlineRing(Path(sys.argv[1]), Schema(3, 2), 160)
 for index in range(40):
     if index == 30:
         Path(sys.argv[2]).write_text(json.dumps(ring.state()))
-    ring.append(random_trajectory(random, 9))
+    append(ring, random_trajectory(random, 9))
 """
     path, state_path = tmp_path / "ring.arrow", tmp_path / "state.json"
     done = subprocess.run([sys.executable, "-c", script, str(path), str(state_path)], check=False)
@@ -232,7 +241,8 @@ def test_a_missing_short_or_foreign_ring_is_refused(tmp_path: Path) -> None:
         replay.load_state(state)
 
 
-def test_a_second_writer_is_refused(tmp_path: Path) -> None:
+def test_a_second_writer_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dipole_ray.data.ring_file.LOCK_WAIT_S", 0.2)
     path = tmp_path / "ring.arrow"
     with (
         Replay(schema=SCHEMA, online=path, capacity=100),
@@ -253,7 +263,7 @@ def test_file_stays_within_a_fifth_over_capacity(tmp_path: Path) -> None:
     random = np.random.default_rng(6)
     size = ring.path.stat().st_size
     for _ in range(50):
-        ring.append(random_trajectory(random, 1999))
+        append(ring, random_trajectory(random, 1999))
     assert ring.path.stat().st_size == size <= 1.2 * 20_000 * (SCHEMA.row_bytes + 8)
 
 

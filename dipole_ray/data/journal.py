@@ -1,0 +1,225 @@
+"""The ring's journal: who inserted what, noted before the rows are written, so that a killed process loses no insert.
+
+A mapped file of fixed length beside the ring, in two halves that are used in turn. A half begins with a *base*, the
+whole ledger as it stood, as JSON; after it come records of 56 bytes, one before each insert and one for each full
+block. Only the newest insert can be unfinished, so a full half is left for a new base in the other one. Every base and
+record has its CRC-32, and the last record of an older half says that it was left, lest it be taken for the newest.
+
+Nothing here is forced to the disk: the journal outlives the process, with the pages of the ring. What outlives a power
+cut is a checkpoint, whose manifest and rows are.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import struct
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dipole_ray.errors import CorruptSegment, DatasetError
+
+MAX_SENDERS = 1024
+"""Workers' lives whose last insert is remembered, those heard last."""
+_BASE = struct.Struct("<II")  # crc32, length
+_RECORD = struct.Struct("<Iqqqqqq")  # kind, six numbers; a CRC-32 goes before them
+_SIZE = 4 + _RECORD.size
+_INSERT, _BLOCK, _LEFT = 1, 2, 3
+_RECORDS = 1024
+
+
+class Insert(NamedTuple):
+    """One insert into the ring."""
+
+    first: int
+    """Number of its first row."""
+    rows: int
+    worker: int
+    incarnation: int
+    sequence: int
+    env_steps: int
+    """Transitions inserted up to and with this insert."""
+
+
+@dataclass(slots=True)
+class Ledger:
+    """What a ring knows beside its rows."""
+
+    rows_written: int = 0
+    """Rows ever inserted, the number of the next one."""
+    oldest: int = 0
+    """First row that still counts."""
+    env_steps: int = 0
+    """Transitions ever inserted."""
+    last_sequence: dict[tuple[int, int], int] = field(default_factory=dict)
+    """Last insert of each (worker, incarnation), in the order they were heard."""
+    blocks: dict[int, int] = field(default_factory=dict)
+    """CRC-32 of each full block."""
+
+    def take(self, insert: Insert) -> None:
+        """Count an insert whose rows are all there."""
+        self.rows_written, self.env_steps = insert.first + insert.rows, insert.env_steps
+        sender = (insert.worker, insert.incarnation)
+        self.last_sequence.pop(sender, None)
+        self.last_sequence[sender] = insert.sequence
+        if len(self.last_sequence) > MAX_SENDERS:
+            del self.last_sequence[next(iter(self.last_sequence))]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a journal says about the ring that its process left behind."""
+
+    ledger: Ledger
+    """All inserts but the last."""
+    last: Insert | None
+    """The last one; the commit marks of its rows tell whether it was finished."""
+    recoveries: int
+    """How often the ring was taken up again."""
+    is_torn: bool
+    """Whether the last record is unreadable, as a kill can leave it."""
+
+
+class Journal:
+    """The journal of one ring, with one writer, who holds the ring's lock."""
+
+    def __init__(self, path: Path, num_blocks: int) -> None:
+        """Map the journal at `path`, made anew unless there is one of the right length.
+
+        Raises:
+            DatasetError: If it cannot be made; its space is reserved, so that a full disk is no error later.
+        """
+        self.path = path
+        # What may follow until the next chance to turn: one insert, the blocks it fills, and `_LEFT`.
+        self._reserve = (num_blocks + 2) * _SIZE
+        base = 4096 + 64 * MAX_SENDERS + 32 * num_blocks
+        self._half = -(-(base + _RECORDS * _SIZE + self._reserve) // 4096) * 4096
+        self._run, self._turn, self._next = "", 0, 0
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                if os.fstat(descriptor).st_size != 2 * self._half:
+                    os.ftruncate(descriptor, 0)
+                    os.ftruncate(descriptor, 2 * self._half)
+                    if hasattr(os, "posix_fallocate"):
+                        os.posix_fallocate(descriptor, 0, 2 * self._half)
+                self._map = mmap.mmap(descriptor, 2 * self._half)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise DatasetError(
+                f"{path}: cannot make the replay's journal ({error.strerror or error}); free space or choose another "
+                "folder"
+            ) from error
+
+    def begin(self, run: str) -> None:
+        """Forget everything; from here on this is the journal of an empty ring in the run `run`."""
+        self._map[:] = bytes(2 * self._half)
+        self._run, self._turn, self._next = run, 0, 0
+        self.rewrite(Ledger(), 0)
+        self.rewrite(Ledger(), 0)  # so that a damaged base never looks like a journal that was not begun
+
+    @property
+    def is_full(self) -> bool:
+        """Whether `rewrite` is due before the next insert."""
+        return self._next + self._reserve > (self._turn % 2 + 1) * self._half
+
+    def rewrite(self, ledger: Ledger, recoveries: int) -> None:
+        """Replace all records by `ledger`, at one stroke; no insert may be under way."""
+        turn = self._turn + 1
+        base = {
+            "turn": turn,
+            "run": self._run,
+            "recoveries": recoveries,
+            "rows_written": ledger.rows_written,
+            "oldest": ledger.oldest,
+            "env_steps": ledger.env_steps,
+            "last_sequence": [[*sender, sequence] for sender, sequence in ledger.last_sequence.items()],
+            "blocks": list(ledger.blocks.items()),
+        }
+        text = json.dumps(base).encode()
+        start = turn % 2 * self._half
+        self._map[start : start + self._half] = bytes(self._half)
+        end = start + _BASE.size + len(text)
+        self._map[start:end] = _BASE.pack(zlib.crc32(text, len(text)), len(text)) + text
+        if self._turn:
+            self._put(_LEFT, 0, 0, 0, 0, 0, 0)
+        self._turn, self._next = turn, end
+
+    def note_insert(self, insert: Insert) -> None:
+        """Say that `insert` is about to be written."""
+        self._put(_INSERT, *insert)
+
+    def note_block(self, block: int, crc32: int) -> None:
+        """Say that a block is full."""
+        self._put(_BLOCK, block, crc32, 0, 0, 0, 0)
+
+    def _put(self, kind: int, *numbers: int) -> None:
+        body = _RECORD.pack(kind, *numbers)
+        place, self._next = self._next, self._next + _SIZE
+        self._map[place : self._next] = zlib.crc32(body).to_bytes(4, "little") + body
+
+    def read(self, run: str) -> Found | None:
+        """Return what the journal holds, or None if it is not of the run `run`.
+
+        Raises:
+            CorruptSegment: If a record that was written is unreadable.
+        """
+        bases = [base for base in (self._read_base(0), self._read_base(1)) if base is not None]
+        base = max(bases, key=lambda found: int(found["turn"]), default=None)
+        if base is None or base["run"] != run:
+            return None
+        ledger = Ledger(
+            rows_written=int(base["rows_written"]),
+            oldest=int(base["oldest"]),
+            env_steps=int(base["env_steps"]),
+            last_sequence={(int(w), int(i)): int(s) for w, i, s in base["last_sequence"]},
+            blocks={int(block): int(crc) for block, crc in base["blocks"]},
+        )
+        self._run, self._turn, self._next = run, base["turn"], base["end"]
+        last, is_torn = self._read_records(ledger)
+        return Found(ledger, last, int(base["recoveries"]), is_torn)
+
+    def _read_base(self, half: int) -> dict[str, Any] | None:
+        start = half * self._half
+        checksum, length = _BASE.unpack_from(self._map, start)
+        begin = start + _BASE.size
+        text = self._map[begin : min(begin + length, start + self._half)]
+        if not length or zlib.crc32(text, length) != checksum:
+            return None
+        return {**json.loads(text), "end": begin + length}
+
+    def _read_records(self, ledger: Ledger) -> tuple[Insert | None, bool]:
+        """Count the records into `ledger`, all but the last insert; return that, and whether the end is torn."""
+        last: Insert | None = None
+        end = (self._turn % 2 + 1) * self._half
+        while self._next + _SIZE <= end:
+            record = self._map[self._next : self._next + _SIZE]
+            if record == bytes(_SIZE):
+                return last, False
+            kind, *numbers = _RECORD.unpack(record[4:])
+            if zlib.crc32(record[4:]).to_bytes(4, "little") != record[:4] or kind == _LEFT:
+                follows = self._map[self._next + _SIZE : self._next + 2 * _SIZE]
+                if kind == _LEFT or any(follows):
+                    raise CorruptSegment(
+                        f"{self.path}: unreadable from byte {self._next} on; which online rows are whole cannot be "
+                        "told: resume from a checkpoint"
+                    )
+                return last, True
+            if kind == _BLOCK:
+                ledger.blocks[numbers[0]] = numbers[1]
+            else:
+                insert = Insert(*numbers)
+                # Where the next insert begins tells whether the one before was finished or given up by an error.
+                if last is not None and insert.first == last.first + last.rows:
+                    ledger.take(last)
+                last = insert
+            self._next += _SIZE
+        return last, False
+
+    def close(self) -> None:
+        """Give up the file."""
+        self._map.close()

@@ -1,0 +1,106 @@
+"""Rows of a ring's columns by their numbers: commit marks, checksums, and what to do with rows that fail them."""
+
+from __future__ import annotations
+
+import zlib
+from typing import NamedTuple
+
+import numpy as np
+
+from dipole_ray.data.schema import Rows
+
+
+class Damage(NamedTuple):
+    """Rows [first, end), one block or the rest of one, that are not what was written."""
+
+    first: int
+    end: int
+    found: str
+
+
+class RingRows:
+    """The columns of a ring file; row s lies at position s modulo their length, and its mark is s + 1."""
+
+    def __init__(self, columns: Rows, block_rows: int) -> None:
+        self.columns, self.block_rows = columns, block_rows
+        self.marks = columns["sequence"]
+        self.length = len(self.marks)
+
+    def write(self, name: str, first: int, values: np.ndarray) -> None:
+        """Write one column of the rows from `first` on."""
+        column, start = self.columns[name], first % self.length
+        fits = min(len(values), self.length - start)
+        column[start : start + fits] = values[:fits]
+        column[: len(values) - fits] = values[fits:]
+
+    def are_committed(self, first: int, count: int) -> bool:
+        """Whether `count` rows from `first` on carry their marks."""
+        rows = np.arange(first, first + count)
+        return bool((self.marks[rows % self.length] == rows + 1).all())
+
+    def transitions(self, first: int, end: int) -> np.ndarray:
+        """Return which of the rows [first, end) are transitions."""
+        rows = np.arange(first, end)
+        return rows[self.columns["remaining"][rows % self.length] > 0]
+
+    def checksum(self, first: int, end: int) -> int:
+        """Return the CRC-32 over all columns of rows [first, end), which lie in one block."""
+        start, checksum = first % self.length, 0
+        for column in self.columns.values():
+            checksum = zlib.crc32(column[start : start + end - first].data, checksum)
+        return checksum
+
+    def block_checksum(self, block: int) -> int:
+        """Return the CRC-32 of a full block."""
+        return self.checksum(block * self.block_rows, (block + 1) * self.block_rows)
+
+    def forget_after(self, written: int) -> None:
+        """Take back the marks of all rows from `written` on, and of those that were being overwritten."""
+        self.marks[(self.marks > written) | (self.marks < 0)] = 0
+
+    def inspect(self, oldest: int, written: int, blocks: dict[int, int], tail_crc32: int) -> tuple[int, list[Damage]]:
+        """Check every block with rows in [oldest, written).
+
+        Args:
+            oldest: First row.
+            written: End of the rows.
+            blocks: CRC-32 of the full blocks.
+            tail_crc32: That of the rows after the last full block.
+
+        Returns:
+            The first row from which on none was overwritten by later ones, and what is damaged.
+        """
+        kept, size = oldest, self.block_rows
+        damaged = []
+        for block in range(oldest // size, -(-written // size)):
+            first, end = block * size, min((block + 1) * size, written)
+            numbers = np.arange(first + 1, end + 1)
+            found = self.marks[first % self.length :][: end - first]
+            laps, rest = np.divmod(np.abs(found) - numbers, self.length)
+            is_later = (rest == 0) & (laps >= 1)
+            if is_later.any() and (is_later | (found == numbers)).all():
+                kept = end
+                continue
+            stored = blocks.get(block) if end == first + size else tail_crc32
+            if not np.array_equal(found, numbers):
+                damaged.append(Damage(first, end, "the file does not hold the rows that were written"))
+            elif stored != (computed := self.checksum(first, end)):
+                mismatch = f"checksum mismatch (stored {stored or 0:08x}, read {computed:08x})"
+                damaged.append(Damage(first, end, mismatch))
+        return kept, damaged
+
+    def quarantine(self, damage: Damage, oldest: int) -> int:
+        """Make closing rows of the damaged ones, and end all trajectories from `oldest` on before them.
+
+        No transition begins at such a row or reaches it. Its other numbers stay as they were found.
+
+        Returns:
+            The first row that was changed.
+        """
+        remaining, first = self.columns["remaining"], damage.first
+        before, rows = np.arange(oldest, first), np.arange(first, damage.end)
+        reaching = before[before + remaining[before % self.length] >= first]
+        remaining[reaching % self.length] = first - 1 - reaching
+        remaining[rows % self.length] = 0
+        self.marks[rows % self.length] = rows + 1
+        return int(reaching[0]) if len(reaching) else first
