@@ -47,9 +47,11 @@ class CheckpointConfig:
     """Updates between two checkpoints; one is also written at the end of each phase and on Ctrl-C."""
     keep: int = 2
     """Checkpoints that stay, at least 1; with 2, one is left if the disk damages the other."""
+    retry_minutes: float = 60.0
+    """How long a run pauses, trying again, when the disk is full or refuses a write; 0 = end at once with the error."""
 
     def __post_init__(self) -> None:
-        """Reject a run that never saves or keeps nothing."""
+        """Reject a run that never saves, keeps nothing, or waits for less than no time."""
         if self.every_learner_steps < 1:
             raise ConfigError(
                 f"checkpoint.every_learner_steps is {self.every_learner_steps}: at least 1 is needed; "
@@ -57,6 +59,8 @@ class CheckpointConfig:
             )
         if self.keep < 1:
             raise ConfigError(f"checkpoint.keep is {self.keep}: at least 1 is needed, or nothing could be resumed")
+        if not 0.0 <= self.retry_minutes < math.inf:
+            raise ConfigError(f"checkpoint.retry_minutes is {self.retry_minutes}: give 0 or a finite number of minutes")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,7 +12,7 @@ import logging
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -35,6 +35,7 @@ from dipole_ray.resume import Difference, config_differences, guard_resume, vers
 from dipole_ray.rllib.algorithm import DIPOLE, RING_FILE
 from dipole_ray.rllib.config import DIPOLEConfig
 from dipole_ray.rllib.evaluate import cell_key, play
+from dipole_ray.storage import checkpoint_bytes, persist, require_room
 from dipole_ray.tracking import Tracker
 from dipole_ray.trajectories import Maze, Trajectory
 from dipole_ray.video import record_run
@@ -178,6 +179,7 @@ class _Run:
         self.paths: list[Trajectory] = []
         self.pictures: list[Path] = []
         self.saved_at = (-1, -1)
+        self.interrupted: list[int] = []
         self.algorithm = self._build(dataset, checkpoint)
         with contextlib.ExitStack() as undo:
             undo.callback(self.algorithm.stop)
@@ -185,6 +187,7 @@ class _Run:
                 self.algorithm.restore_contents(checkpoint)
                 self.saved_at = self._steps()
                 self._read_results(checkpoint.metadata["evaluated"])
+            self._require_room()
             self.tracker = Tracker(
                 folder,
                 config.tracking,
@@ -210,23 +213,29 @@ class _Run:
             checkpoint.metadata["replay_directory"] = str(replay)  # a copy of a run folder has a ring of its own
         return cast(DIPOLE, rllib.build_algo())
 
+    def _require_room(self) -> None:
+        """Raise CheckpointError unless the disk can hold the checkpoints the run will keep, and one being written."""
+        folder, keep = self.folder / "checkpoints", self.config.checkpoint.keep
+        present = min(keep, len(list(folder.glob("[0-9]*"))))
+        require_room(self.folder, checkpoint_bytes(*self.algorithm.checkpoint_contents()), keep + 1 - present)
+
     def train(self) -> Outcome:
         """Run what is left of both phases; see the module's docstring."""
         training = self.config.training
         try:
-            with self.tracker, _interruptible() as interrupted:
+            with self.tracker, _interruptible() as self.interrupted:
                 for phase, total in (
                     ("offline", training.offline_learner_steps),
                     ("online", training.online_env_steps),
                 ):
                     if self._count(phase) < total or (total and phase not in self.evaluation):
-                        self._train_phase(phase, total, interrupted)
+                        self._train_phase(phase, total)
                         self._save()
-                        if interrupted:
+                        if self.interrupted:
                             raise KeyboardInterrupt
                         self._evaluate(phase)
                         self._save(again=True)
-                self._draw()
+                self._persist(self._draw)
                 self._record_videos()
                 self._hand_over()
         except KeyboardInterrupt:
@@ -237,11 +246,11 @@ class _Run:
 
     # ---- training ----
 
-    def _train_phase(self, phase: str, total: int, interrupted: list[int]) -> None:
+    def _train_phase(self, phase: str, total: int) -> None:
         """Iterate until the phase's count is reached or Ctrl-C was pressed."""
         unit = "updates" if phase == "offline" else "env steps"
         with Progress(phase, total, unit, completed=min(self._count(phase), total)) as progress:
-            while self._count(phase) < total and not interrupted:
+            while self._count(phase) < total and not self.interrupted:
                 before = self.algorithm.learner_steps
                 self.algorithm.train()
                 metrics = dict(self.algorithm.group_metrics)
@@ -289,6 +298,11 @@ class _Run:
         """Write a checkpoint, unless this very state is saved already."""
         if self.saved_at == self._steps() and not again:
             return
+        self._persist(self._write_checkpoint)
+        self.saved_at = self._steps()
+
+    def _write_checkpoint(self) -> None:
+        """Write a checkpoint of the present state and remove the oldest."""
         tensors, metadata = self.algorithm.checkpoint_contents()
         metadata["run"] = self.config.to_mapping()
         metadata["tracker"] = self.tracker.sync()
@@ -296,7 +310,10 @@ class _Run:
         path = write_checkpoint(self.folder / "checkpoints", self.algorithm.learner_steps, tensors, metadata)
         self.algorithm.restart_point = path
         prune(path, self.config.checkpoint.keep)
-        self.saved_at = self._steps()
+
+    def _persist(self, write: Callable[[], None]) -> None:
+        """Call `write`; while the disk refuses, the run stands still and tries again."""
+        persist(write, retry_minutes=self.config.checkpoint.retry_minutes, interrupted=self.interrupted)
 
     # ---- evaluation ----
 
@@ -327,6 +344,10 @@ class _Run:
             self.paths += result.trajectories(phase)
         self._log(metrics)
         self.evaluation[phase] = rows
+        self._persist(self._write_results)
+
+    def _write_results(self) -> None:
+        """Write the rows and paths of all evaluations."""
         report.write_evaluation(self.folder / report.FILE_NAME, self.evaluation)
         if self.maze is not None:
             trajectories.write_trajectories(self.folder / trajectories.FILE_NAME, self.maze, self.paths)
@@ -348,14 +369,14 @@ class _Run:
         self.pictures = plots.draw_run(self.folder, chosen=self._chosen(), title=self.config.env.id)
 
     def _record_videos(self) -> None:
-        """Record the chosen cell where videos are asked for; a machine that cannot render loses them, not the run."""
+        """Record the chosen cell where videos are asked for; what cannot be rendered or written costs no run."""
         if not self.config.evaluation.videos:
             return
         path = self.folder / "videos" / f"{cell_key(chosen_cell(self.config.agent))}.mp4"
         how = {"episodes": self.config.evaluation.videos, "seed": self.config.evaluation.seed}
         try:
             record_run(self.folder, chosen_cell(self.config.agent), path, **how)
-        except EnvironmentUnavailable as error:
+        except (EnvironmentUnavailable, OSError) as error:
             _log.warning("no video: %s", error)
             return
         self.tracker.artifact(path, "videos")

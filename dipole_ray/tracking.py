@@ -211,12 +211,18 @@ class MetricsFile:
                 _log.warning("%s: %s; metrics are kept in memory until it can be written", self._path, error.strerror)
 
     def sync(self) -> int:
-        """Wait until the disk has all lines, and return the length of the file in bytes."""
+        """Wait until the disk has all lines, and return the length of the file in bytes.
+
+        Lines that a full disk keeps back are counted in: they come first once there is space, so that a resume that
+        cuts the file to this length loses none of them.
+        """
+        if self._kept_back:
+            self.append(self._kept_back.pop())
         try:
             os.fsync(self._descriptor)
         except OSError as error:
             _log.warning("%s: %s; the last metrics may not survive a power loss", self._path, error.strerror)
-        return self.size
+        return self.size + sum(map(len, self._kept_back))
 
     def close(self) -> None:
         """Write what was kept back if there is space now, and close; closing twice does nothing."""

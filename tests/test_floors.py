@@ -19,7 +19,7 @@ FLOORS = (
     {"agents", "data"},
     {"envs"},
     {"report", "statistics", "trajectories", "evaluation", "plots"},
-    {"checkpoint", "resume", "mlflow_feed", "tracking"},
+    {"checkpoint", "resume", "mlflow_feed", "tracking", "storage"},
     {"policy", "video"},
     {"config"},
     {"prepare", "rllib"},

@@ -75,7 +75,7 @@ def _finish(outcome: Any) -> int:
     if outcome.evaluation:
         print_table(outcome.evaluation, chosen=outcome.chosen, title=folder.name)
     if not outcome.finished:
-        print(f"\nstopped with a checkpoint; continue with:\n  dipole train --resume {folder}")
+        print(f"\nstopped; continue with:\n  dipole train --resume {folder}")
         return 130
     print(f"\nrun       {folder}")
     for picture in outcome.pictures:

@@ -180,9 +180,7 @@ def open_dataset(directory: Path | str, *, strict: bool = False) -> OfflineDatas
             f"{what}; only the other {sum(segment.entry.rows for segment in segments)} rows are used: to get all of "
             f"them, {remedy}; to refuse a damaged dataset, set data.strict=true"
         )
-    return OfflineDataset(
-        directory=directory, manifest=manifest, segments=tuple(segments), quarantined=tuple(damaged)
-    )
+    return OfflineDataset(directory=directory, manifest=manifest, segments=tuple(segments), quarantined=tuple(damaged))
 
 
 def read_manifest(directory: Path) -> Manifest:

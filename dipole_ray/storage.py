@@ -1,0 +1,154 @@
+"""What a run asks of its disk: room for its checkpoints at the start, and a pause instead of an end when a write fails.
+
+A full disk, a quota, an I/O error or a folder that became read-only is somebody's to mend while the run waits, with
+nothing lost. The run therefore stands still: it logs one error, tries the same write again after 1, 2, 4, ... up to
+60 s, says once a minute that it still waits, and goes on by itself when the write succeeds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from dipole_ray.data.durable import format_bytes
+from dipole_ray.errors import CheckpointError
+
+FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 60.0
+SILENCE_S = 60.0
+"""Longest wait without a word."""
+SLICE_S = 0.1
+"""How soon Ctrl-C is seen."""
+PASSING = frozenset(
+    {
+        *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM),
+        *(errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENOTCONN, errno.EBUSY),
+    }
+)
+"""Refusals of a disk that somebody can mend while the run waits; a missing folder, say, is none of them."""
+
+PAUSED = (
+    "%s. Training is paused, without new rows and updates: free space or make the folder writable, and it goes on by "
+    "itself. It waits for up to %g minutes (checkpoint.retry_minutes); Ctrl-C ends the run instead"
+)
+
+Result = TypeVar("Result")
+
+_log = logging.getLogger(__name__)
+
+
+def persist(
+    write: Callable[[], Result],
+    *,
+    retry_minutes: float,
+    interrupted: Sequence[object],
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Result:
+    """Return what `write` returns, however often that takes while the disk refuses.
+
+    Args:
+        write: Writes to the disk, whole or not at all, and may be called again after it failed.
+        retry_minutes: How long to wait for the disk; 0 = not at all.
+        interrupted: Grows with Ctrl-C, which ends the wait.
+        clock: Seconds that never run backwards.
+        sleep: Waits that many seconds.
+
+    Raises:
+        CheckpointError: The disk still refuses after that time.
+        KeyboardInterrupt: Ctrl-C while waiting.
+    """
+    start, presses, failures = clock(), len(interrupted), 0
+    status = ["a write to the run's folder has not come back"]
+    with _word_each_minute(status):
+        while True:
+            try:
+                result = write()
+            except (OSError, CheckpointError) as error:
+                refusal, ours = _refusal(error), error if isinstance(error, CheckpointError) else _in_words(error)
+                if refusal is None:
+                    raise
+                if clock() - start >= 60 * retry_minutes:
+                    raise ours from refusal
+                if not failures:
+                    _log.error(PAUSED, str(ours).partition(";")[0], retry_minutes)
+                status[0] = f"training is paused, the disk refuses a write ({refusal.strerror or refusal}),"
+                failures += 1
+            else:
+                if failures:
+                    _log.warning("the disk took the write; training goes on after %.0f s", clock() - start)
+                return result
+            wait_s = min(FIRST_WAIT_S * 2 ** (failures - 1), LONGEST_WAIT_S)
+            until = min(clock() + wait_s, start + 60 * retry_minutes)
+            while clock() < until:
+                if len(interrupted) > presses:
+                    _log.warning("Ctrl-C during the pause: what came after the last checkpoint is lost")
+                    raise KeyboardInterrupt
+                sleep(min(SLICE_S, until - clock()))
+
+
+def checkpoint_bytes(tensors: Mapping[str, Mapping[str, Tensor]], metadata: Mapping[str, Any]) -> int:
+    """Return about how many bytes a checkpoint of this content takes."""
+    return sum(tensor.nbytes for flat in tensors.values() for tensor in flat.values()) + len(json.dumps(metadata))
+
+
+def require_room(folder: Path, checkpoint_bytes: int, num_checkpoints: int) -> None:
+    """Refuse a run whose checkpoints the disk cannot hold, before it has trained for hours.
+
+    Args:
+        folder: Where they are written.
+        checkpoint_bytes: Size of one.
+        num_checkpoints: How many more there will be at a time.
+
+    Raises:
+        CheckpointError: With the needed and the free bytes.
+    """
+    free, needed = shutil.disk_usage(folder).free, checkpoint_bytes * num_checkpoints
+    if needed > free:
+        raise CheckpointError(
+            f"{folder}: the run needs {format_bytes(needed)} ({needed} bytes) for {num_checkpoints} checkpoints of "
+            f"{format_bytes(checkpoint_bytes)}, those of checkpoint.keep and one being written, and the disk has "
+            f"{format_bytes(free)} ({free} bytes) free; free space, lower checkpoint.keep, or choose another disk "
+            "with folder=PATH"
+        )
+
+
+def _refusal(error: OSError | CheckpointError) -> OSError | None:
+    """Return the disk's own error behind `error` if it is one that may pass."""
+    cause = error if isinstance(error, OSError) else error.__cause__
+    return cause if isinstance(cause, OSError) and cause.errno in PASSING else None
+
+
+def _in_words(error: OSError) -> CheckpointError:
+    """Return a plain error of the operating system as one of ours."""
+    return CheckpointError(
+        f"{error.filename or 'the run folder'}: cannot be written ({error.strerror or error}); free space or make the "
+        "folder writable, then go on with 'dipole train --resume'"
+    )
+
+
+@contextlib.contextmanager
+def _word_each_minute(status: Sequence[str]) -> Iterator[None]:
+    """Log the first entry of `status` for every minute that the block takes; a thread, because a write may hang."""
+    finished, start = threading.Event(), time.monotonic()
+
+    def speak() -> None:
+        while not finished.wait(SILENCE_S):
+            _log.warning("%s for %.0f s", status[0], time.monotonic() - start)
+
+    speaker = threading.Thread(target=speak, name="storage", daemon=True)
+    speaker.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        speaker.join()
