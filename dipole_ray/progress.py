@@ -107,6 +107,18 @@ class Progress:
             elif now - self._last_line_s >= LINE_INTERVAL_S:
                 self._write_line()
 
+    def begin(self, description: str, total: int | None, completed: int = 0) -> None:
+        """Start another phase, whose total is known only now or differs; its rate is counted from here."""
+        with self._lock:
+            self._description, self._total, self._completed = description, total, completed
+            self._first_count, self._last_move_s = completed, self._clock()
+            self._history.clear()
+            self._history.append((self._last_move_s, completed))
+            if self._rich is not None:
+                self._show_bar()
+            else:
+                self._write_line()
+
     def describe(self, text: str) -> None:
         """Name the phase anew."""
         with self._lock:
@@ -180,8 +192,9 @@ class Progress:
     def _show_bar(self) -> None:
         """Bring the bar to the present state."""
         assert self._rich is not None
-        task = self._rich.task_ids[0]
-        self._rich.update(task, description=self._description, completed=self._completed, status=self._status())
+        task = self._rich.tasks[0]
+        task.total = self._total  # which `update` would not set back to None
+        self._rich.update(task.id, description=self._description, completed=self._completed, status=self._status())
 
 
 def _number(value: Value) -> str:

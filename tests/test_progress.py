@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 
+import pytest
+
 from dipole_ray.progress import Progress
 
 
@@ -94,3 +96,27 @@ def test_a_closed_log_does_not_stop_the_work() -> None:
         stream.close()
         clock.now += 20
         progress.advance()
+
+
+def test_a_new_phase_has_its_own_total_and_rate() -> None:
+    """A download that starts over, or goes on to be verified, shows neither a negative rate nor the old total."""
+    clock, stream = Clock(), io.StringIO()
+    with Progress("download", unit="kB", stream=stream, clock=clock) as progress:
+        progress.begin("download", 1000, 400)
+        clock.now += 10
+        progress.update(600)
+        progress.begin("download", 500)
+        clock.now += 10
+        progress.update(100)
+        progress.begin("verify", None)
+    lines = stream.getvalue().splitlines()
+    assert lines[:3] == ["download: 0 kB", "download: 400/1000 kB", "download: 600/1000 kB  20 kB/s  ETA 20 s"]
+    assert lines[3:6] == ["download: 0/500 kB", "download: 100/500 kB  10 kB/s  ETA 40 s", "verify: 0 kB"]
+
+
+def test_a_bar_forgets_the_total_of_the_phase_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    with Progress("verify", total=77, stream=stream) as progress:
+        progress.begin("check", None, 3)
+    assert "3/?" in stream.getvalue().replace(" ", "")

@@ -20,7 +20,8 @@ Dichotomous Diffusion Policy Optimization, from offline data to a fine-tuned pol
 
   dipole train quickstart              five minutes on two cores: data, offline phase, online phase, table, pictures
   dipole evaluate runs/RUN             one checkpoint over a grid of omega and candidates
-  dipole data collect|import|inspect   make, convert and check datasets
+  dipole data download|collect|import|inspect
+                                       fetch, make, convert and check datasets
   dipole doctor                        what this machine has and lacks, with remedies
 """
 

@@ -1,4 +1,4 @@
-"""`dipole data import | inspect | collect`."""
+"""`dipole data import | inspect | collect | download`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from dipole_ray.cli.download import add_download
 from dipole_ray.errors import ConfigError, DatasetError
 
 IMPORT_HELP = """\
@@ -56,11 +57,12 @@ transitions and seed give the same data, whatever the number of workers.
 
 def add_data_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `data` and its commands to the main parser; each sets `run`, a function of the parsed arguments."""
-    parser = subparsers.add_parser("data", help="import, inspect or collect a dataset", description=__doc__)
+    parser = subparsers.add_parser("data", help="import, inspect, collect or download a dataset", description=__doc__)
     commands = parser.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
     _add_import(commands)
     _add_inspect(commands)
     _add_collect(commands)
+    add_download(commands)
 
 
 def _add_command(

@@ -52,8 +52,8 @@ def recipe(name: str) -> Recipe:
         return recipes[name]
     if name.startswith(("antmaze", "humanoidmaze", "antsoccer")):
         raise ConfigError(
-            f"cannot collect '{name}': its walkers need trained experts; download OGBench's own files instead, with "
-            f"ogbench.download_datasets(['{name}'])"
+            f"cannot collect '{name}': its walkers need trained experts; download OGBench's own files instead: "
+            f"dipole data download ogbench {name}"
         )
     if name.startswith("visual-"):
         raise ConfigError(f"cannot collect '{name}': it holds images, and this agent takes state vectors")

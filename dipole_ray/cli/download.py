@@ -1,0 +1,147 @@
+"""`dipole data download`: the datasets that OGBench and ExORL publish, from their hosts or from mirrors."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dipole_ray.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dipole_ray.data.download.catalogue import RemoteFile
+    from dipole_ray.data.download.fetch import Downloaded
+
+CACHE = Path("~/.cache/dipole_ray/downloads")
+
+DOWNLOAD_HELP = """\
+Download a dataset of OGBench or ExORL: continued after a break, verified before use, from mirrors if need be.
+
+examples:
+  # NAME.npz and NAME-val.npz; the name of a task gives the dataset that the task is learned from
+  dipole data download ogbench pointmaze-medium-navigate-v0
+  dipole data download ogbench cube-double-play-singletask-task2-v0
+
+  # to where the ogbench package looks
+  dipole data download ogbench antmaze-large-navigate-v0 --out ~/.ogbench/data
+
+  # DOMAIN/ALGORITHM.zip; kept as it is, as ExORL's episodes cannot be imported yet
+  dipole data download exorl walker/rnd --out data/exorl
+
+  # mirrors, tried in this order, then the official host; the same can stand in DIPOLE_OGBENCH_URL or DIPOLE_EXORL_URL
+  dipole data download ogbench scene-play-v0 --base-url https://data.example.org/ogbench --base-url http://10.0.0.7:8000
+
+names of ogbench (each ends in -v0; pixels are not supported):
+  pointmaze-{medium,large,giant,teleport}-{navigate,stitch}     humanoidmaze-{medium,large,giant}-{navigate,stitch}
+  antmaze-{medium,large,giant,teleport}-{navigate,stitch}       antmaze-{medium,large,teleport}-explore
+  antsoccer-{arena,medium}-{navigate,stitch}                    cube-{single,double,triple,quadruple}-{play,noisy}
+  scene-{play,noisy}                                            puzzle-{3x3,4x4,4x5,4x6}-{play,noisy}
+names of exorl:
+  {cartpole,cheetah,jaco,point_mass_maze,quadruped,walker}/{aps,diayn,disagreement,icm,icm_apt,proto,random,rnd,smm}
+
+A file has its final name only after it was verified: against --sha256, the checksum that an earlier download recorded
+in FILE.json, or the one in FILE.sha256 or SHA256SUMS beside it on the server. The official hosts publish none: then the
+command says so, reads the whole archive against its CRC-32 sums, and prints the SHA-256 for you to pin.
+"""
+
+
+def add_download(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `download` to the commands of `dipole data`."""
+    parser = commands.add_parser(
+        "download",
+        help=DOWNLOAD_HELP.partition("\n")[0],
+        description=DOWNLOAD_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", choices=("ogbench", "exorl"), help="who publishes the dataset")
+    parser.add_argument("name", metavar="NAME", help="a dataset, such as cube-single-play-v0 or walker/rnd")
+    parser.add_argument(
+        "--out", metavar="DIR", type=Path, help=f"folder for the files (default: {CACHE}/ogbench or exorl)"
+    )
+    parser.add_argument(
+        "--base-url", metavar="URL", action="append", default=[], help="where a mirror has the files; repeatable"
+    )
+    parser.add_argument(
+        "--sha256",
+        metavar="[FILE=]HEX",
+        action="append",
+        default=[],
+        help="checksum that a file must have; with FILE= where there are several files; repeatable",
+    )
+    parser.add_argument(
+        "--timeout", metavar="S", type=float, default=30.0, help="silence after which a server is left (default: 30 s)"
+    )
+    parser.add_argument(
+        "--retries", metavar="N", type=int, default=4, help="attempts after a failed one, per mirror (default: 4)"
+    )
+    parser.set_defaults(run=run_download)
+
+
+def run_download(args: argparse.Namespace) -> int:
+    """Download the files of a dataset, say what they were verified by and what to do next."""
+    from dipole_ray.data.download.catalogue import base_urls, dataset_of, remote_files
+    from dipole_ray.data.download.fetch import Patience, download
+
+    if not (math.isfinite(args.timeout) and args.timeout > 0 and args.retries >= 0):
+        raise ConfigError(
+            f"--timeout {args.timeout:g} --retries {args.retries}: use a positive timeout and retries of 0 or more"
+        )
+    dataset = dataset_of(args.source, args.name)
+    files, bases = remote_files(args.source, dataset), base_urls(args.source, args.base_url)
+    sums = _checksums(args.sha256, files)
+    folder: Path = (args.out or CACHE / args.source).expanduser()
+    patience = Patience(timeout_s=args.timeout, retries=args.retries)
+    if dataset != args.name:
+        _say(f"{args.name} is learned from the dataset {dataset}: {' and '.join(file.name for file in files)}")
+    done = []
+    for file in files:
+        try:
+            done.append(download(file, bases, folder, sha256=sums.get(file.name), patience=patience, say=_say))
+        except KeyboardInterrupt:
+            _say(f"{file.name}: what arrived is kept; the same command continues there")
+            raise
+        _report(done[-1])
+    print(_next_steps(args.source, args.name, dataset, done[0].path))
+    return 0
+
+
+def _say(text: str) -> None:
+    """Write to the standard error of this moment, which a live progress bar may have replaced."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _checksums(words: Sequence[str], files: Sequence[RemoteFile]) -> dict[str, str]:
+    """Return the checksum of each file that was given one."""
+    names, found = [file.name for file in files], {}
+    for word in words:
+        name, equals, text = word.rpartition("=")
+        if not equals and len(names) > 1:
+            raise ConfigError(f"--sha256 {word}: there are {len(names)} files; write it as --sha256 {names[0]}={word}")
+        if equals and name not in names:
+            raise ConfigError(f"--sha256 {word}: no file '{name}' here; the files are {', '.join(names)}")
+        if not re.fullmatch(r"[0-9a-fA-F]{64}", text):
+            raise ConfigError(f"--sha256 {word}: a SHA-256 has 64 hexadecimal digits, this has {len(text)} characters")
+        found[name or names[0]] = text.lower()
+    return found
+
+
+def _report(done: Downloaded) -> None:
+    from dipole_ray.data.durable import format_bytes
+
+    came = "was here already" if done.url is None else f"from {done.url}"
+    print(f"{done.path}: {format_bytes(done.size)}, {came}\n  sha256 {done.sha256}\n  {done.verified}", flush=True)
+
+
+def _next_steps(source: str, name: str, dataset: str, path: Path) -> str:
+    if source == "exorl":
+        return f"next: unzip -q {path} -d {path.with_suffix('')}   (dipole cannot import ExORL's episodes yet)"
+    task = name if "-singletask" in name else "-singletask-".join(dataset.rsplit("-", 1))
+    return (
+        f"next: dipole data inspect {path} --env {task}\n"
+        f"      dipole train data.path={path} env.id={task}\n"
+        f"  or, to convert it once: dipole data import {path} --env {task} --out DIR"
+    )

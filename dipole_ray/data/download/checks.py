@@ -1,0 +1,137 @@
+"""What makes a downloaded file fit for use: its checksum, or, where nobody publishes one, a sound structure."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from dipole_ray.data.download.catalogue import Contents
+from dipole_ray.data.download.request import TransferError, address, get
+from dipole_ray.data.sources.npz import MAX_EXPANSION, read_headers
+from dipole_ray.data.sources.ogbench import ogbench_rows
+from dipole_ray.errors import DatasetError
+
+OnBytes = Callable[[int], None]
+"""Called with the bytes read so far."""
+
+_CHUNK_BYTES = 1 << 20
+_SMALL_BYTES = 1 << 28
+_MAX_SUMS_BYTES = 1 << 20
+_MAX_SUMS_S = 60.0
+_EPISODE = re.compile(r"(.*/)?episode_\d+_\d+\.npz")
+_PLAIN = re.compile(r"([0-9a-fA-F]{64})(?:\s+\*?(\S.*))?")
+_TAGGED = re.compile(r"SHA256 \((.+)\) = ([0-9a-fA-F]{64})")
+
+
+class WrongFile(DatasetError):
+    """A file that arrived whole and is not what it should be."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checksum:
+    """A SHA-256 and who vouches for it."""
+
+    sha256: str
+    origin: str
+
+
+def sha256_of(path: Path, on_bytes: OnBytes) -> str:
+    """Return the SHA-256 of a file in hexadecimal."""
+    digest, count = hashlib.sha256(), 0
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            count += len(chunk)
+            on_bytes(count)
+    return digest.hexdigest()
+
+
+def published_checksum(base: str, path: str, timeout_s: float) -> Checksum | None:
+    """Return the checksum that lies beside a file on its server, in `FILE.sha256` or `SHA256SUMS`; None = none there.
+
+    Raises:
+        TransferError: If the server cannot be asked; it has then not said that there is none.
+    """
+    folder, name = path.rpartition("/")[0], path.rpartition("/")[2]
+    for sums in (f"{path}.sha256", f"{folder}/SHA256SUMS".lstrip("/")):
+        try:
+            text = _small_text(address(base, sums), timeout_s)
+        except TransferError as error:
+            if error.status in (401, 403, 404, 410):
+                continue
+            raise
+        found = _find_sum(text, name, may_be_bare=sums.endswith(".sha256"))
+        if found is not None:
+            return Checksum(sha256=found, origin=f"published in {sums.rpartition('/')[2]} beside it")
+    return None
+
+
+def _small_text(url: str, timeout_s: float) -> str:
+    data, deadline = bytearray(), time.monotonic() + _MAX_SUMS_S
+    with get(url, timeout_s) as answer:
+        for chunk in answer.chunks():
+            data += chunk
+            if len(data) > _MAX_SUMS_BYTES:
+                return ""
+            if time.monotonic() > deadline:
+                raise TransferError(f"sent its checksum for longer than {_MAX_SUMS_S:g} s", retry=False)
+    return data.decode("utf-8", errors="replace")
+
+
+def _find_sum(text: str, name: str, *, may_be_bare: bool) -> str | None:
+    """Return the checksum of `name` in the output of sha256sum, plain or tagged."""
+    for line in text.splitlines():
+        tagged, plain = _TAGGED.fullmatch(line.strip()), _PLAIN.fullmatch(line.strip())
+        found, of = (tagged[2], tagged[1]) if tagged else (plain[1], plain[2]) if plain else ("", "")
+        if found and (PurePosixPath(of).name == name if of else may_be_bare):
+            return found.lower()
+    return None
+
+
+def check_structure(path: Path, contents: Contents, on_bytes: OnBytes) -> str:
+    """Check that a file without checksum is whole and of its kind; return what was found, for the user to read.
+
+    Every member is read to its end and so checked against its CRC-32; nothing is extracted or unpickled.
+
+    Raises:
+        WrongFile: If it is not.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            _check_members(path, members)
+            count = 0
+            for member in members:
+                with archive.open(member) as stream:
+                    while chunk := stream.read(_CHUNK_BYTES):
+                        count += len(chunk)
+                        on_bytes(count)
+        if contents == "ogbench":
+            return f"{ogbench_rows(path)} rows in {len(read_headers(path))} arrays, each as its CRC-32 says"
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
+        raise WrongFile(f"is not a whole {path.suffixes[0]} file ({error})") from error
+    except WrongFile:
+        raise
+    except DatasetError as error:
+        raise WrongFile(str(error).removeprefix(f"{path}: ")) from error
+    episodes = sum(_EPISODE.fullmatch(member.filename) is not None for member in members)
+    if not episodes:
+        raise WrongFile(f"holds no episodes among its {len(members)} members, so it is no ExORL archive")
+    return f"{episodes} episodes, each as its CRC-32 says"
+
+
+def _check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
+    """Refuse an archive that would be harmful to read or to unpack."""
+    declared, size = sum(member.file_size for member in members), path.stat().st_size
+    if declared > max(_SMALL_BYTES, MAX_EXPANSION * size):
+        raise WrongFile(f"declares {declared} bytes in {size} bytes on disk and is refused as a decompression bomb")
+    for member in members:
+        place = PurePosixPath(member.filename.replace("\\", "/"))
+        if place.is_absolute() or ".." in place.parts or (member.external_attr >> 16) & 0o170000 == 0o120000:
+            raise WrongFile(f"holds the member '{member.filename}', which would be unpacked elsewhere, and is refused")

@@ -1,0 +1,256 @@
+"""Fetch one file from the first mirror that delivers it; only a verified file ever has its final name.
+
+A broken transfer is continued where it broke, at once or by a later command; a mirror that does not help is left.
+"""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dipole_ray.data.download.catalogue import RemoteFile
+from dipole_ray.data.download.checks import Checksum, WrongFile, check_structure, published_checksum, sha256_of
+from dipole_ray.data.download.partial import Partial, sole_download
+from dipole_ray.data.download.record import read_record, record_path, write_record
+from dipole_ray.data.download.request import TransferError, address, get, shown
+from dipole_ray.data.durable import commit_file, format_bytes
+from dipole_ray.errors import DatasetError
+from dipole_ray.progress import Progress
+
+MAX_WAIT_S = 8.0
+_RENEWING_BYTES = 1 << 20
+"""An attempt that gets this much further than any before gives the mirror all its retries again."""
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Patience:
+    """How long one mirror is tried."""
+
+    timeout_s: float = 30.0
+    """Silence after which a server counts as stalled."""
+    retries: int = 4
+    """Further attempts after one that got no further."""
+    first_wait_s: float = 1.0
+    """Wait before the second attempt; it doubles from one to the next, up to 8 s."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Downloaded:
+    """A file that is there and verified."""
+
+    path: Path
+    """Where it lies."""
+    sha256: str
+    """Its checksum, to be pinned."""
+    size: int
+    """Its length in bytes."""
+    verified: str
+    """What the verification rests on, for the user to read."""
+    url: str | None
+    """Where it came from, without secrets; None if it was there already."""
+
+
+def download(
+    file: RemoteFile,
+    bases: Sequence[str],
+    folder: Path,
+    *,
+    sha256: str | None = None,
+    patience: Patience | None = None,
+    say: Callable[[str], None] = print,
+) -> Downloaded:
+    """Make sure that `file` is in `folder`, verified.
+
+    Args:
+        file: What to fetch.
+        bases: Base URLs of mirrors, in the order to try them; one that a partial file is from goes first.
+        folder: Where it is kept, below the file's own path.
+        sha256: The checksum it must have; by default the one recorded by an earlier download or published beside it.
+        patience: How long one mirror is tried.
+        say: Told in one line what goes wrong and what is done about it.
+
+    Raises:
+        DatasetError: If no mirror delivers the file, or it cannot be written. What arrived is kept, to be continued.
+    """
+    final = folder.expanduser() / file.path
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        with sole_download(final, say), Progress(file.name, unit="kB") as progress:
+            transfer = _Transfer(file=file, final=final, patience=patience or Patience(), say=say, progress=progress)
+            transfer.recorded = read_record(final)
+            transfer.pinned = Checksum(sha256=sha256, origin="given by you") if sha256 else None
+            return transfer.run(bases)
+    except OSError as error:
+        remedy = "choose another folder with --out"
+        if error.errno in _FULL:
+            remedy = f"what arrived is kept; free some space and give the same command again, or {remedy}"
+        raise DatasetError(f"{final}: cannot be written ({error.strerror or error}); {remedy}") from error
+
+
+@dataclass(kw_only=True)
+class _Transfer:
+    """One download, while this process is the only one that works on the file."""
+
+    file: RemoteFile
+    final: Path
+    patience: Patience
+    say: Callable[[str], None]
+    progress: Progress
+    pinned: Checksum | None = None
+    recorded: Checksum | None = None
+    is_joined: bool = False
+    partial: Partial = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.partial = Partial(self.final)
+
+    def run(self, bases: Sequence[str]) -> Downloaded:
+        """Return the file that is there already, or try the mirrors."""
+        if self.final.exists():
+            found = self._existing()
+            if found is not None:
+                return found
+        failures = []
+        bases = sorted(bases, key=lambda base: not self.partial.is_from(address(base, self.file.path)))
+        for position, base in enumerate(bases, start=1):
+            try:
+                return self._from_mirror(base, is_last=position == len(bases))
+            except TransferError as error:
+                failures.append(f"{shown(address(base, self.file.path))}: {error}")
+                if position < len(bases):
+                    self.say(f"{failures[-1]}; going on to the next mirror")
+        raise DatasetError(self._end_message(failures))
+
+    def _existing(self) -> Downloaded | None:
+        """Return the file that has the final name if it is sound; a wrong one is set aside, never deleted."""
+        try:
+            digest, verified = self._verify(self.final, None, "no checksum of it is known")
+        except WrongFile as error:
+            aside = self.final.with_name(f"{self.final.name}.refused")
+            self.final.replace(aside)
+            self.say(f"{self.final}: {error}; set aside as {aside.name}, to be downloaded again")
+            return None
+        self._record(digest, verified, None)
+        return self._downloaded(digest, verified, None)
+
+    def _from_mirror(self, base: str, is_last: bool) -> Downloaded:
+        """Try one mirror until it has delivered the file, or has failed too often without getting further."""
+        url = address(base, self.file.path)
+        failures, furthest = 0, self.partial.resume_point(url)[0]
+        while True:
+            try:
+                self._receive(url)
+                return self._accept(base, url)
+            except WrongFile as error:
+                # Joined pieces may have been one too many; a file that came in one piece is what this mirror has.
+                failure = TransferError(str(error), retry=self.is_joined)
+                self.partial.discard()
+            except TransferError as error:
+                failure = error
+            if not failure.retry or (failure.is_stall and not is_last):
+                raise failure
+            if self.partial.size >= furthest + _RENEWING_BYTES:
+                failures, furthest = 0, self.partial.size
+            failures += 1
+            if failures > self.patience.retries:
+                raise TransferError(f"{failure} ({failures} attempts)", retry=False)
+            wait_s = failure.after_s or min(self.patience.first_wait_s * 2 ** (failures - 1), MAX_WAIT_S)
+            self.say(
+                f"{shown(url)}: {failure}; {format_bytes(self.partial.size)} are here, "
+                f"attempt {failures + 1} of {self.patience.retries + 1} in {wait_s:g} s"
+            )
+            time.sleep(wait_s)
+
+    def _receive(self, url: str) -> None:
+        """Bring the partial file to its end, from where it stands if the server still has that version."""
+        start, validator = self.partial.resume_point(url)
+        self.is_joined = start > 0
+        if self.partial.is_complete(url):
+            return
+        with get(url, self.patience.timeout_s, start=start, validator=validator) as answer:
+            if answer.start == 0:
+                if start:
+                    self.say(f"{shown(url)}: the file is another one now, or cannot be continued; starting over")
+                self.is_joined = False
+                self.partial.begin(url, answer)
+            count, total = answer.start, answer.total
+            self._check_space(0 if total is None else total - count)
+            self.progress.begin(f"download {self.file.name}", total and total // 1000, count // 1000)
+            with self.partial.append() as stream:
+                for chunk in answer.chunks():
+                    stream.write(chunk)
+                    count += len(chunk)
+                    self.progress.update(count // 1000)
+
+    def _accept(self, base: str, url: str) -> Downloaded:
+        """Verify what arrived and give it its final name."""
+        published, doubt = (None, "") if self.pinned or self.recorded else self._published(base)
+        digest, verified = self._verify(self.partial.path, published, doubt)
+        self._record(digest, verified, shown(url))
+        commit_file(self.partial.path, self.final)
+        self.partial.discard()
+        return self._downloaded(digest, verified, shown(url))
+
+    def _published(self, base: str) -> tuple[Checksum | None, str]:
+        """Return the mirror's own checksum, or why there is none."""
+        origin = self.partial.origin
+        if origin is not None and origin.sha256 is not None:
+            return Checksum(sha256=origin.sha256, origin="named by its server"), ""
+        self.progress.begin(f"ask for the checksum of {self.file.name}", None)
+        try:
+            found = published_checksum(base, self.file.path, self.patience.timeout_s)
+        except TransferError as error:
+            return None, f"its checksum could not be asked for ({error})"
+        return found, "its server publishes no checksum"
+
+    def _verify(self, path: Path, published: Checksum | None, doubt: str) -> tuple[str, str]:
+        """Return the SHA-256 of `path` and what its verification rests on.
+
+        Raises:
+            WrongFile: If the file must not be used.
+        """
+        expected = self.pinned or self.recorded or published
+        self.progress.begin(f"verify {self.file.name}", path.stat().st_size // 1000)
+        digest = sha256_of(path, self._show)
+        if expected is None:
+            self.progress.begin(f"check {self.file.name}", None)
+            return digest, f"{doubt}; verified by its structure: " + check_structure(
+                path, self.file.contents, self._show
+            )
+        if digest != expected.sha256:
+            raise WrongFile(f"wrong checksum, its SHA-256 is {digest} and not {expected.sha256} as {expected.origin}")
+        return digest, f"its SHA-256 is as {expected.origin}"
+
+    def _show(self, count: int) -> None:
+        self.progress.update(count // 1000)
+
+    def _record(self, digest: str, verified: str, url: str | None) -> None:
+        """Keep the checksum for later; a record that was relied on stays as it is."""
+        if self.recorded is None or digest != self.recorded.sha256:
+            write_record(self.final, digest, verified, url)
+
+    def _check_space(self, needed: int) -> None:
+        free = shutil.disk_usage(self.final.parent).free
+        if needed > free:
+            sizes = f"{format_bytes(needed)} are still to come and {format_bytes(free)} are free"
+            raise OSError(errno.ENOSPC, f"no space left on the disk: {sizes}")
+
+    def _downloaded(self, digest: str, verified: str, url: str | None) -> Downloaded:
+        size = self.final.stat().st_size
+        return Downloaded(path=self.final, sha256=digest, size=size, verified=verified, url=url)
+
+    def _end_message(self, failures: list[str]) -> str:
+        lines = [f"{self.file.name} could not be downloaded:", *(f"  {failure}" for failure in failures)]
+        if self.partial.size:
+            kept = f"{format_bytes(self.partial.size)} are kept in {self.partial.path}"
+            lines.append(f"{kept}; the same command continues there, or name another mirror with --base-url URL")
+        elif self.recorded is not None and not self.pinned and any("wrong checksum" in text for text in failures):
+            lines.append(f"if the file was published anew, remove {record_path(self.final)} and try again")
+        else:
+            lines.append("name another mirror with --base-url URL, or try again later")
+        return "\n".join(lines)

@@ -1,0 +1,97 @@
+"""A file that is still arriving: its bytes, which version on which server they are of, and who may add to it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from dipole_ray.data.download.request import Answer, shown
+from dipole_ray.data.durable import write_json
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Origin:
+    """What the bytes of a partial file are a part of."""
+
+    url: str
+    """Where they come from, without secrets."""
+    validator: str | None
+    """The version there; None = the server names none, so nothing can be continued."""
+    total: int | None
+    """Length of the whole file, where known."""
+    sha256: str | None
+    """Checksum that the server named along with the file."""
+
+
+class Partial:
+    """`NAME.part` and, beside it, `NAME.part.json`; both outlive the process, however it ends."""
+
+    def __init__(self, final: Path) -> None:
+        """Find what an earlier attempt left for the file `final`."""
+        self.path = final.with_name(f"{final.name}.part")
+        self._about = final.with_name(f"{final.name}.part.json")
+        self.origin = self._read_origin()
+
+    @property
+    def size(self) -> int:
+        """Bytes that are there and of known origin."""
+        return self.path.stat().st_size if self.origin is not None and self.path.exists() else 0
+
+    def is_from(self, url: str) -> bool:
+        """Whether there are bytes of `url`."""
+        return self.origin is not None and self.origin.url == shown(url) and self.size > 0
+
+    def is_complete(self, url: str) -> bool:
+        """Whether all bytes of `url` are there."""
+        return self.is_from(url) and self.origin is not None and self.origin.total == self.size
+
+    def resume_point(self, url: str) -> tuple[int, str | None]:
+        """Return from which byte on, and of which version, `url` is to be asked for."""
+        if not self.is_from(url) or self.origin is None or self.size > (self.origin.total or self.size):
+            return 0, None
+        return self.size, self.origin.validator
+
+    def begin(self, url: str, answer: Answer) -> None:
+        """Drop what is there and note what comes now; in this order, so that never two versions are joined."""
+        with self.path.open("wb") as stream:
+            os.fsync(stream.fileno())
+        self.origin = Origin(url=shown(url), validator=answer.validator, total=answer.total, sha256=answer.sha256)
+        write_json(self._about, asdict(self.origin))
+
+    def append(self) -> BinaryIO:
+        """Open the file for what follows; unbuffered, so that a killed process has kept what it received."""
+        return self.path.open("ab", buffering=0)
+
+    def discard(self) -> None:
+        """Remove everything."""
+        self.path.unlink(missing_ok=True)
+        self.forget()
+
+    def forget(self) -> None:
+        """Remove the note of the origin, once the file has its final name."""
+        self._about.unlink(missing_ok=True)
+        self.origin = None
+
+    def _read_origin(self) -> Origin | None:
+        try:
+            return Origin(**json.loads(self._about.read_text(encoding="utf-8")))
+        except (FileNotFoundError, ValueError, TypeError):
+            return None
+
+
+@contextmanager
+def sole_download(final: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Keep other processes from downloading the same file; waits for one that does, and says so."""
+    with final.with_name(f".{final.name}.lock").open("wb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"{final.name}: another process downloads it; waiting for that")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
