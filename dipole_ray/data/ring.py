@@ -228,14 +228,15 @@ class OnlineRing:
     def _recover(self, found: Found) -> None:
         """Take up what an earlier process of this run acknowledged; quarantine what is damaged."""
         ledger, last = found.ledger, found.last
-        if last is not None and self._rows.are_committed(last.first, last.rows):
+        if last is not None and (self.created or self._rows.are_committed(last.first, last.rows)):
             ledger.take(last)
         self.recoveries = found.recoveries + 1
         written = ledger.rows_written
-        if (self.created and written) or (found.is_torn and self._rows.are_committed(written, 1)):
+        is_missing = self.created and written > 0
+        if is_missing or (found.is_torn and self._rows.are_committed(written, 1)):
             raise CorruptSegment(
-                f"{self.path}: {'the file is missing' if self.created else 'the journal has lost an insert'}; rows up "
-                f"to {written} of this run are affected: resume from a checkpoint"
+                f"{self.path}: {'the file is missing' if is_missing else 'its journal has lost an insert'}; rows up to "
+                f"{written} of this run are affected: resume from a checkpoint"
             )
         if not written:  # the file may still hold the rows of a checkpoint that is about to be loaded
             self._journal.rewrite(ledger, self.recoveries)
