@@ -138,7 +138,8 @@ class Rollouts:
             for its_tag, answer in self.workers.answers(0.0 if unread else POLL_S):
                 if its_tag in self._unread:
                     self._unread[its_tag].append(answer)
-            ask()  # before the caller works on an answer: its worker is busy again meanwhile
+            if len(unread) <= 1:  # more wait already: workers that outrun the learner would pile them up for ever
+                ask()  # before the caller works on an answer: its worker is busy again meanwhile
             if unread:
                 last = time.monotonic()
                 yield unread.popleft()
