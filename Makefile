@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: install train test test-slow lint clean
+.PHONY: install train test test-slow chaos soak lint clean
 
 train: install  ## the main job on the quick start: data, offline phase, online phase, table, pictures
 	$(BIN)/dipole train quickstart
@@ -15,6 +15,22 @@ test: install lint  ## linters, types and every test but the long ones
 
 test-slow: install  ## the long tests
 	$(BIN)/python -m pytest -m slow
+
+CHAOS_RESULTS := $(CURDIR)/build/chaos.jsonl
+
+chaos: install  ## everything that may break is broken (40 minutes); the soak runs beside the other faults
+	rm -rf build/chaos.jsonl build/soak && mkdir -p build
+	DIPOLE_CHAOS_RESULTS=$(CHAOS_RESULTS) DIPOLE_SOAK_OUT=$(CURDIR)/build/soak \
+		$(BIN)/python -m pytest -m chaos -n 2 --dist loadgroup --durations=0 tests/chaos
+	$(BIN)/python -m benchmarks.recovery $(CHAOS_RESULTS) --out build
+
+SOAK_MINUTES ?= 30
+SOAK_OUT ?= build/soak
+
+soak: install  ## only the soak: make soak SOAK_MINUTES=120
+	rm -rf $(SOAK_OUT)
+	DIPOLE_SOAK_MINUTES=$(SOAK_MINUTES) DIPOLE_SOAK_OUT=$(abspath $(SOAK_OUT)) \
+		$(BIN)/python -m pytest -m chaos tests/chaos/test_soak.py
 
 lint: install
 	$(BIN)/ruff check .
