@@ -26,6 +26,7 @@ from dipole_ray.data.limiter import UpdateLimiter
 from dipole_ray.envs.make import env_dims
 from dipole_ray.errors import CheckpointError, ConfigError
 from dipole_ray.report import Row
+from dipole_ray.resume import guard_resume, version_differences, warn_of
 from dipole_ray.rllib.config import DIPOLEConfig
 from dipole_ray.rllib.evaluate import score_of
 from dipole_ray.rllib.fragment import FragmentReport
@@ -318,11 +319,13 @@ class DIPOLE(Algorithm):
         self._adopt_ring(Path(metadata["replay_directory"]))
         self.replay.load_state(metadata["replay"])
         self.learner.continue_versions(int(metadata["policy_version"]))
-        if not self.rollouts.is_remote and ROLLOUT_FILE in checkpoint.tensors:
-            runner = self.env_runner_group.local_env_runner
-            runner.load_rollout_state(checkpoint.tensors[ROLLOUT_FILE], metadata["rollout"])
-        elif self.rollouts.is_remote:
+        runner = self.env_runner_group.local_env_runner
+        if self.rollouts.is_remote:
             self.rollouts.begin_life(self.env_steps)
+        elif ROLLOUT_FILE in checkpoint.tensors:
+            runner.load_rollout_state(checkpoint.tensors[ROLLOUT_FILE], metadata["rollout"])
+        else:  # the checkpoint comes from remote workers
+            runner.begin_life(self.env_steps)
 
     def save_to_path(self, path: Any = None, **kwargs: Any) -> str:
         """Write a checkpoint into the folder `path` and return it."""
@@ -333,8 +336,12 @@ class DIPOLE(Algorithm):
         return str(self.restart_point)
 
     def restore_from_path(self, path: Any, **kwargs: Any) -> None:
-        """Continue from a folder written by `save_to_path`."""
-        self.restore_contents(read_checkpoint(Path(path)))
+        """Continue from a folder written by `save_to_path`; what differs from this config is refused or named."""
+        checkpoint = read_checkpoint(Path(path))
+        saved = checkpoint.metadata.get("algorithm", {})
+        differences = guard_resume(saved, self.config.to_plain(), fixed=("env",))
+        self.restore_contents(checkpoint)
+        warn_of(differences + version_differences(checkpoint.versions))
 
     @classmethod
     def from_checkpoint(cls, path: Any, filesystem: Any = None, **kwargs: Any) -> DIPOLE:
@@ -345,6 +352,7 @@ class DIPOLE(Algorithm):
         config = DIPOLEConfig.from_plain(checkpoint.metadata["algorithm"])
         algorithm: DIPOLE = config.build_algo()
         algorithm.restore_contents(checkpoint)
+        warn_of(version_differences(checkpoint.versions))
         return algorithm
 
     # ---- life cycle ----

@@ -63,7 +63,8 @@ class LearnerClient:
             publish: Make the weights after this call the next policy version.
         """
         if not self.is_remote:
-            report, state = self._group._learner.update_on(batches, self._batch_size, publish)
+            here = wait_for(batches, "the replay: sample") if isinstance(batches, ray.ObjectRef) else batches
+            report, state = self._group._learner.update_on(here, self._batch_size, publish)
             self._set_policy(state)
             return [report]
         finished = [self._finish_oldest()] if len(self._pending) >= IN_FLIGHT else []
