@@ -1,0 +1,109 @@
+"""Measure environment steps per core-second of one rollout worker: the simulator and the policy that acts in it.
+
+    python -m benchmarks.rollout_speed --env humanoidmaze-medium-navigate-singletask-task1-v0 --envs 4 16 --candidates 1
+
+One thread, like a worker. Simulator and policy are timed by processor time, in turns, so that a busy machine meets both
+and a share of the core is not counted as slowness. docs/cluster.md sizes clusters with the result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dipole_ray.agents.config import PRESETS, AgentConfig
+from dipole_ray.agents.dipole import DipoleAgent
+from dipole_ray.envs.batch import EnvBatch
+from dipole_ray.envs.make import EnvConfig, make_env
+
+
+def core_seconds(work: Callable[[], object], repeats: int) -> float:
+    """Return the processor time of one call of `work`."""
+    start = time.process_time()
+    for _ in range(repeats):
+        work()
+    return (time.process_time() - start) / repeats
+
+
+def measure(agent: DipoleAgent, env_id: str, num_envs: int, candidates: int, rounds: int, steps: int) -> dict[str, Any]:
+    """Return the milliseconds of a core that one environment step takes in the simulator and in the policy."""
+    envs = EnvBatch([make_env(EnvConfig(id=env_id)) for _ in range(num_envs)])
+    everyone = np.arange(num_envs)
+    observations = envs.reset(everyone, list(range(num_envs)))
+
+    def act() -> np.ndarray:
+        return agent.sample_actions(observations, num_candidates=candidates).numpy()
+
+    def step() -> None:
+        nonlocal observations
+        observations, _, terminated, truncated, _ = envs.step(everyone, actions)
+        for index in np.flatnonzero(terminated | truncated):
+            observations[index] = envs.reset([int(index)], [None])[0]
+
+    simulator, policy = [], []
+    for _ in range(rounds):
+        policy.append(1e3 * core_seconds(act, steps) / num_envs)
+        actions = act()
+        simulator.append(1e3 * core_seconds(step, steps) / num_envs)
+    envs.close()
+    total = [a + b for a, b in zip(simulator, policy, strict=True)]
+    return {
+        "envs": num_envs,
+        "candidates": candidates,
+        "rounds": rounds,
+        "simulator_ms_per_step": _spread(simulator),
+        "policy_ms_per_step": _spread(policy),
+        "env_steps_per_core_s": _spread([1e3 / each for each in total]),
+    }
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    return {"median": round(statistics.median(values), 3), "min": round(min(values), 3), "max": round(max(values), 3)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="paper", choices=sorted(PRESETS))
+    parser.add_argument("--env", default="humanoidmaze-medium-navigate-singletask-task1-v0")
+    parser.add_argument("--envs", type=int, nargs="+", default=[1, 4, 16], help="environments of a worker")
+    parser.add_argument("--candidates", type=int, nargs="+", default=[1])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=50, help="steps of all environments in a round")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    dims = EnvBatch([make_env(EnvConfig(id=args.env))])
+    agent = DipoleAgent(AgentConfig.preset(args.preset), dims.observation_dim, dims.action_dim, seed=0)
+    rows = [
+        measure(agent, args.env, envs, candidates, args.rounds, args.steps)
+        for envs in args.envs
+        for candidates in args.candidates
+    ]
+    report = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": f"{platform.machine()}, one core of a shared machine",
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "preset": args.preset,
+        "env": args.env,
+        "observation_dim": dims.observation_dim,
+        "action_dim": dims.action_dim,
+        "rows": rows,
+    }
+    text = json.dumps(report, indent=1)
+    print(text)
+    if args.out is not None:
+        args.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
