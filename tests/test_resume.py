@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from dipole_ray.checkpoint import STATE_FILE, write_checkpoint
+from dipole_ray.data.replay import Replay
+from dipole_ray.data.schema import Schema, close_trajectory
 from dipole_ray.errors import ConfigError
 from dipole_ray.provenance import package_versions
 from dipole_ray.resume import config_differences, guard_resume, version_differences, warn_of
@@ -60,3 +66,25 @@ def test_a_fixed_key_does_not_cover_its_namesakes() -> None:
 def test_differences_cover_removed_keys() -> None:
     (difference,) = config_differences({"a": 1, "b": 2}, {"a": 1})
     assert str(difference) == "b: 2 -> (absent)"
+
+
+def test_replay_of_a_million_rows_costs_a_checkpoint_kilobytes(tmp_path: Path) -> None:
+    """R3: names, counts and checksums are saved, not rows; and the rows they name are there after a restart."""
+    capacity, piece = 1_000_000, 1000
+    schema = Schema(observation_dim=2, action_dim=1)
+    zeros, ones = np.zeros((piece, 2), np.float32), np.ones(piece - 1, np.float32)
+    rows = close_trajectory(zeros, zeros[1:, :1], ones, ones)
+    with Replay(schema=schema, online=tmp_path / "online.arrow", capacity=capacity) as replay:
+        for index in range(capacity // piece):
+            rows["observations"][:, 0] = index
+            replay.insert(rows, worker=index % 8, incarnation=0, sequence=index)
+        state = replay.state()
+        expected = replay.sample(256)
+    assert len(json.dumps(state, indent=1)) < 64 * 1024
+    path = write_checkpoint(tmp_path / "checkpoints", 1, {}, {"replay": state})
+    assert sum(file.stat().st_size for file in path.iterdir()) == (path / STATE_FILE).stat().st_size < 64 * 1024
+    with Replay(schema=schema, online=tmp_path / "online.arrow", capacity=capacity) as replay:
+        assert replay.load_state(json.loads((path / STATE_FILE).read_text())["metadata"]["replay"]) == 0
+        assert replay.num_online == capacity - capacity // piece
+        for name, values in replay.sample(256).items():
+            assert np.array_equal(values, expected[name])

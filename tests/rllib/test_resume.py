@@ -141,6 +141,26 @@ def test_restore_into_the_live_algorithm_rolls_everything_back(
     assert course(live) == course(metadata)
 
 
+def test_rolled_back_ten_times_at_random_it_is_the_uninterrupted_run(
+    uninterrupted: tuple[list[Path], dict[str, dict[str, torch.Tensor]], dict[str, Any]],
+) -> None:
+    """R1 in one process: whatever was done since, and wherever it goes back to, the end is the same bit for bit."""
+    saved, tensors, metadata = uninterrupted
+    random = np.random.default_rng(3)
+    with running(DIPOLE.from_checkpoint(saved[0])) as algorithm:
+        for point in random.integers(0, ITERATIONS, 10):
+            for _ in range(random.integers(0, 4)):
+                algorithm.train()
+            if random.random() < 0.3:
+                algorithm.evaluate()
+            algorithm.restore_from_path(saved[point])
+        for _ in range(ITERATIONS - point):
+            algorithm.train()
+        end_tensors, end = algorithm.checkpoint_contents()
+    assert_same_tensors(end_tensors, tensors)
+    assert course(end) == course(metadata)
+
+
 def test_older_checkpoint_of_the_offline_phase_brings_the_phase_back(
     uninterrupted: tuple[list[Path], dict[str, dict[str, torch.Tensor]], dict[str, Any]],
 ) -> None:
@@ -194,6 +214,19 @@ def test_ratio_of_the_past_is_not_billed_again(
         algorithm.train()
         assert algorithm.env_steps == 180
         assert algorithm.learner_steps == LOOP["offline_learner_steps"] + 36 + 2 * 60
+
+
+def test_updates_per_env_step_are_exact_in_every_window_after_a_resume(
+    uninterrupted: tuple[list[Path], dict[str, dict[str, torch.Tensor]], dict[str, Any]],
+) -> None:
+    """R3 in the loop: each window of 60 environment steps is followed by its 18 updates, the first one too."""
+    saved, _, _ = uninterrupted
+    with running(DIPOLE.from_checkpoint(saved[5])) as algorithm:
+        counts = [algorithm.learner_steps]
+        for _ in range(5):
+            algorithm.train()
+            counts.append(algorithm.learner_steps)
+    assert np.diff(counts).tolist() == [18] * 5
 
 
 def test_nothing_is_left_in_rllibs_own_folder(pendulum: Path, tmp_path: Path) -> None:
