@@ -35,6 +35,10 @@ examples:
   # mirrors, tried in this order, then the official host; the same can stand in DIPOLE_OGBENCH_URL or DIPOLE_EXORL_URL
   dipole data download ogbench scene-play-v0 --base-url https://data.example.org/ogbench --base-url http://10.0.0.7:8000
 
+  # the copy that OGBench's authors name for when their host is down (its layout was not tried here)
+  dipole data download ogbench scene-play-v0 \\
+      --base-url https://huggingface.co/datasets/zhouzypaul/ogbench_datasets/resolve/main
+
 names of ogbench (each ends in -v0; pixels are not supported):
   pointmaze-{medium,large,giant,teleport}-{navigate,stitch}     humanoidmaze-{medium,large,giant}-{navigate,stitch}
   antmaze-{medium,large,giant,teleport}-{navigate,stitch}       antmaze-{medium,large,teleport}-explore
@@ -44,8 +48,9 @@ names of exorl:
   {cartpole,cheetah,jaco,point_mass_maze,quadruped,walker}/{aps,diayn,disagreement,icm,icm_apt,proto,random,rnd,smm}
 
 A file has its final name only after it was verified: against --sha256, the checksum that an earlier download recorded
-in FILE.json, or the one in FILE.sha256 or SHA256SUMS beside it on the server. The official hosts publish none: then the
-command says so, reads the whole archive against its CRC-32 sums, and prints the SHA-256 for you to pin.
+in FILE.json, or the one that its server publishes (FILE.sha256, SHA256SUMS, or Hugging Face's header). The official
+hosts publish none that we know of: then the command says so, reads the whole archive against its CRC-32 sums, and
+prints the SHA-256 for you to pin. A broken download stays as FILE.part, and the same command continues it.
 """
 
 

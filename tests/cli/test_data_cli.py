@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +19,18 @@ import ogbench
 import pytest
 
 from dipole_ray.cli.data import add_data_parser
+from dipole_ray.config import DataConfig
 from dipole_ray.data.dataset import open_dataset
 from dipole_ray.data.replay import Replay
+from dipole_ray.envs.make import EnvConfig
 from dipole_ray.errors import ConfigError, DatasetError
+from dipole_ray.prepare import prepare_dataset
+from tests.cli.commands import LAUNCH
+from tests.data.file_server import Fault, FileServer, file_server
 from tests.synthetic import ogbench_arrays, transition_columns, write_ogbench, write_table
 
 TASK = "pointmaze-medium-navigate-singletask-task1-v0"
+DATASET = "pointmaze-medium-navigate-v0"
 
 
 def dipole(*words: str | Path) -> int:
@@ -79,7 +93,7 @@ def test_refusals_leave_nothing_behind(tmp_path: Path) -> None:
         dipole("import", path, "--out", out, "--map", "rewards=r")
     arrays["observations"][3] = np.nan
     write_ogbench(path, arrays)
-    with pytest.raises(DatasetError, match=r"the first at row 2 .* --non-finite drop"):
+    with pytest.raises(DatasetError, match=r"the first at row 3 \(observations\); .* --non-finite drop"):
         dipole("import", path, "--out", out, "--env", TASK)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(DatasetError, match="cut short"):
@@ -104,7 +118,139 @@ def test_a_dataset_is_overwritten_only_when_asked(tmp_path: Path) -> None:
         dipole("import", tmp_path / "data", "--out", tmp_path / "again")
 
 
-@pytest.mark.parametrize("command", ["import", "inspect", "collect"])
+@pytest.fixture
+def server() -> Iterator[FileServer]:
+    """Run a server that has the pointmaze dataset's two files."""
+    with file_server() as server:
+        yield server
+
+
+def place(server: FileServer, folder: Path, *faults: Fault) -> dict[str, bytes]:
+    """Put OGBench's file pair on a server, the training file with faults."""
+    found = {}
+    for name, lengths in ((f"{DATASET}.npz", [2000] * 4), (f"{DATASET}-val.npz", [1000])):
+        path = write_ogbench(folder / name, ogbench_arrays(np.random.default_rng(len(name)), lengths, 2, 2))
+        found[name] = path.read_bytes()
+        server.put(name, found[name], *(faults if name == f"{DATASET}.npz" else ()))
+        path.unlink()
+    return found
+
+
+def command(*words: str | Path, home: Path) -> tuple[list[str], dict[str, str]]:
+    """Return `dipole data ...` as a process; the official hosts lie behind a proxy that refuses."""
+    away = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
+    variables = os.environ | away | {"no_proxy": "127.0.0.1", "HOME": str(home)}
+    return [sys.executable, "-c", LAUNCH, "data", *map(str, words)], variables
+
+
+def dipole_process(*words: str | Path, home: Path) -> subprocess.CompletedProcess[str]:
+    """Run `dipole data ...` to its end."""
+    argv, variables = command(*words, home=home)
+    return subprocess.run(argv, env=variables, cwd=home, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_a_downloaded_dataset_is_what_inspect_import_and_training_take(
+    tmp_path: Path, server: FileServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The whole way of F3's user: a task's name, a mirror, and the commands that the end message names."""
+    files = place(server, tmp_path)
+    ran = dipole_process("download", "ogbench", TASK, "--base-url", server.url, home=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    folder = tmp_path / ".cache" / "dipole_ray" / "downloads" / "ogbench"
+    train = folder / f"{DATASET}.npz"
+    for name, data in files.items():
+        assert (folder / name).read_bytes() == data
+        assert f"sha256 {hashlib.sha256(data).hexdigest()}" in ran.stdout
+    assert f"{TASK} is learned from the dataset {DATASET}" in ran.stderr
+    assert "its server publishes no checksum; verified by its structure: 8004 rows in" in ran.stdout
+    assert f"dipole train data.path={train} env.id={TASK}" in ran.stdout
+    steps = [line for line in ran.stdout.splitlines() if "dipole data" in line]
+    assert len(steps) == 2
+    for step in steps:
+        words = step.partition("dipole data ")[2].replace("DIR", str(tmp_path / "dataset")).split()
+        assert dipole(*words) == 0
+    assert open_dataset(tmp_path / "dataset").num_transitions == 8000
+    data = DataConfig(path=str(train), cache=str(tmp_path / "cache"))
+    prepared = prepare_dataset(data, EnvConfig(id=TASK))
+    assert prepared is not None and open_dataset(prepared).num_transitions == 8000
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT])
+def test_killed_in_the_middle_the_same_command_asks_only_for_the_rest(
+    tmp_path: Path, server: FileServer, kill: signal.Signals
+) -> None:
+    name = f"{DATASET}.npz"
+    data = place(server, tmp_path, Fault(chunk=4000, pause_s=0.05))[name]
+    words = ("download", "ogbench", DATASET, "--base-url", server.url, "--out", tmp_path / "out")
+    argv, variables = command(*words, home=tmp_path)
+    part, deadline = tmp_path / "out" / f"{name}.part", time.monotonic() + 60
+    with subprocess.Popen(argv, env=variables, stderr=subprocess.PIPE, text=True) as process:
+        while not part.exists() or part.stat().st_size < 20_000:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(kill)
+        _, shown = process.communicate(timeout=60)
+    if kill == signal.SIGINT:
+        assert process.returncode == 130 and "what arrived is kept; the same command continues there" in shown
+    kept = part.stat().st_size
+    assert kept < len(data) and not (tmp_path / "out" / name).exists()
+    ran = dipole_process(*words, home=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert (tmp_path / "out" / name).read_bytes() == data and not part.exists()
+    again = server.asked(name)[1:]
+    assert [(request.range, request.sent) for request in again] == [(f"bytes={kept}-", len(data) - kept)]
+    count = len(server.requests)
+    assert dipole_process(*words, home=tmp_path).returncode == 0 and len(server.requests) == count
+
+
+def test_a_download_that_fails_everywhere_ends_with_one_message(tmp_path: Path, server: FileServer) -> None:
+    name = f"{DATASET}.npz"
+    place(server, tmp_path, Fault(cut=30_000), Fault(status=404, stays=True))
+    words = ("download", "ogbench", DATASET, "--base-url", server.url, "--out", tmp_path / "out", "--retries", "0")
+    ran = dipole_process(*words, home=tmp_path)
+    assert ran.returncode == 2 and "Traceback" not in ran.stderr
+    message = ran.stderr[ran.stderr.index("error: ") :].splitlines()
+    assert message[0] == f"error: {name} could not be downloaded:"
+    assert message[1] == f"  {server.url}/{name}: broke the connection"
+    assert message[2].startswith(f"  https://rail.eecs.berkeley.edu/datasets/ogbench/{name}: ")
+    assert message[3].startswith("30.0 kB are kept in ") and "the same command continues there" in message[3]
+    assert len(message) == 4
+
+
+def test_exorl_mirrors_from_the_environment_and_a_pinned_checksum(
+    tmp_path: Path, server: FileServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = b"as the checksum says"
+    server.put("mirror/walker/rnd.zip", data)
+    monkeypatch.setenv("DIPOLE_EXORL_URL", f"{server.url}/mirror")
+    monkeypatch.setenv("no_proxy", "*")
+    words = ["download", "exorl", "walker/rnd", "--out", tmp_path, "--sha256", hashlib.sha256(data).hexdigest().upper()]
+    assert dipole(*words) == 0
+    shown = capsys.readouterr().out
+    path = tmp_path / "walker" / "rnd.zip"
+    assert path.read_bytes() == data and "its SHA-256 is as given by you" in shown
+    assert f"next: unzip -q {path} -d {tmp_path / 'walker' / 'rnd'}" in shown and "cannot import" in shown
+
+
+def test_download_options_that_cannot_be_meant_are_refused(tmp_path: Path) -> None:
+    ogbench = ("download", "ogbench", DATASET, "--out", tmp_path)
+    for words, reason in (
+        ((*ogbench, "--sha256", "0" * 64), f"write it as --sha256 {DATASET}.npz=0000"),
+        ((*ogbench, "--sha256", "other.npz=" + "0" * 64), "no file 'other.npz' here"),
+        ((*ogbench, "--sha256", f"{DATASET}.npz=abc"), "64 hexadecimal digits, this has 3"),
+        ((*ogbench, "--timeout", "0"), "positive timeout"),
+        ((*ogbench, "--timeout", "nan"), "positive timeout"),
+        ((*ogbench, "--retries", "-1"), "positive timeout"),
+        ((*ogbench, "--base-url", "file:///data"), "no address of a web server"),
+        (("download", "ogbench", "pointmaze-mediun-navigate-v0"), "the nearest: 'pointmaze-medium-navigate-v0'"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(reason)):
+            dipole(*words)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["import", "inspect", "collect", "download"])
 def test_help_teaches_by_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         dipole(command, "--help")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -64,7 +65,7 @@ class Request:
 class FileServer:
     """Files by path, the faults to come, and the requests that came."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.files: dict[str, File] = {}
         self.faults: dict[str, list[Fault]] = {}
         self.requests: list[Request] = []
@@ -72,7 +73,9 @@ class FileServer:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"owner": self}))
         self._server.daemon_threads = True
         self.port = self._server.server_address[1]
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
+        if tls:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
 
     def serve(self) -> None:
         """Serve until closed."""
@@ -100,9 +103,9 @@ class FileServer:
 
 
 @contextmanager
-def file_server() -> Iterator[FileServer]:
-    """Run a server on a port of its own."""
-    server = FileServer()
+def file_server(tls: ssl.SSLContext | None = None) -> Iterator[FileServer]:
+    """Run a server on a port of its own, behind TLS if its certificate is given."""
+    server = FileServer(tls)
     server.serve()
     try:
         yield server

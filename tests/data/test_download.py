@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import io
+import ipaddress
 import json
 import socket
+import ssl
 import subprocess
 import sys
 import threading
 import time
 import zipfile
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
@@ -22,13 +25,16 @@ import pytest
 from dipole_ray.data.download.catalogue import OFFICIAL, RemoteFile, base_urls, dataset_names, dataset_of, remote_files
 from dipole_ray.data.download.fetch import Downloaded, Patience, download
 from dipole_ray.errors import ConfigError, DatasetError
+from tests.data.dying import die_at
 from tests.data.file_server import Fault, FileServer, file_server
 from tests.synthetic import ogbench_arrays, write_ogbench
 
 NAME = "pointmaze-medium-navigate-v0.npz"
 NPZ = RemoteFile(path=NAME, contents="ogbench")
 ZIP = RemoteFile(path="walker/rnd.zip", contents="exorl")
-IMPATIENT = Patience(timeout_s=0.4, retries=2, first_wait_s=0.01)
+CALM = Patience(timeout_s=20.0, retries=2, first_wait_s=0.01)
+PACKED = {"compression": zipfile.ZIP_DEFLATED, "compresslevel": 1}
+IMPATIENT = Patience(timeout_s=0.7, retries=2, first_wait_s=0.01)
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +62,13 @@ def npz(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 @pytest.fixture(scope="session")
+def small_npz(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """Return an OGBench file of some 3 kB."""
+    arrays = ogbench_arrays(np.random.default_rng(2), [20], 2, 2)
+    return write_ogbench(tmp_path_factory.mktemp("npz") / NAME, arrays).read_bytes()
+
+
+@pytest.fixture(scope="session")
 def other_npz(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """Return another file of the same length."""
     arrays = ogbench_arrays(np.random.default_rng(1), [2000] * 4, 2, 2)
@@ -76,7 +89,7 @@ def fetch(
 ) -> Downloaded:
     bases = [server if isinstance(server, str) else server.url for server in servers]
     say = (Log() if log is None else log).append
-    return download(file, bases, folder, say=say, **{"patience": IMPATIENT} | options)
+    return download(file, bases, folder, say=say, **{"patience": CALM} | options)
 
 
 def archive(members: dict[str, bytes], **options: Any) -> bytes:
@@ -196,6 +209,7 @@ def test_versions_are_never_joined(tmp_path: Path, server: FileServer, npz: byte
         server.put(NAME, other_npz, **after)
         assert fetch(folder, server, log=log).path.read_bytes() == other_npz, (before, after)
         assert server.asked(NAME)[-1].sent == len(npz)
+        assert "starting over" in log.text and "CRC" not in log.text, "joined, and found only by the structure"
 
 
 def test_an_unchanged_date_is_enough_to_continue(tmp_path: Path, server: FileServer, npz: bytes) -> None:
@@ -251,16 +265,16 @@ def test_a_stalled_server_is_named_and_left_for_the_next(
     server.put(NAME, npz, Fault(stall=50_000, stays=True))
     mirror.put(NAME, npz)
     begin = time.monotonic()
-    assert fetch(tmp_path, server, mirror, log=log).path.read_bytes() == npz
-    assert time.monotonic() - begin < 10  # 0.4 s of silence, and what a loaded machine adds
-    assert f"{server.url}/{NAME}: sent nothing for 0.4 s; going on" in log.text and len(server.asked(NAME)) == 1
+    assert fetch(tmp_path, server, mirror, log=log, patience=IMPATIENT).path.read_bytes() == npz
+    assert time.monotonic() - begin < 10  # 0.7 s of silence, and what a loaded machine adds
+    assert f"{server.url}/{NAME}: sent nothing for 0.7 s; going on" in log.text and len(server.asked(NAME)) == 1
 
 
 def test_a_server_that_stalls_is_continued_where_there_is_no_other(
     tmp_path: Path, server: FileServer, npz: bytes
 ) -> None:
     server.put(NAME, npz, Fault(stall=50_000))
-    assert fetch(tmp_path, server).path.read_bytes() == npz
+    assert fetch(tmp_path, server, patience=IMPATIENT).path.read_bytes() == npz
     assert server.asked(NAME)[-1].range == "bytes=50000-"
 
 
@@ -271,15 +285,15 @@ def test_a_server_that_accepts_and_never_answers_is_a_stalled_one(
     log = Log()
     with socket.create_server(("127.0.0.1", 0)) as mute:
         base = f"http://127.0.0.1:{mute.getsockname()[1]}"
-        assert fetch(tmp_path, base, mirror, log=log).path.read_bytes() == npz
-    assert f"{base}/{NAME}: sent nothing for 0.4 s" in log.text
+        assert fetch(tmp_path, base, mirror, log=log, patience=IMPATIENT).path.read_bytes() == npz
+    assert f"{base}/{NAME}: sent nothing for 0.7 s" in log.text
 
 
 def test_a_slow_server_that_moves_is_waited_for(tmp_path: Path, server: FileServer, npz: bytes) -> None:
     data = npz[:4000]
-    server.put(NAME, data, Fault(chunk=200, pause_s=0.05))
+    server.put(NAME, data, Fault(chunk=200, pause_s=0.08))
     begin = time.monotonic()
-    done = fetch(tmp_path, server, sha256=sha256(data))
+    done = fetch(tmp_path, server, sha256=sha256(data), patience=IMPATIENT)
     assert done.path.read_bytes() == data and time.monotonic() - begin > 2 * IMPATIENT.timeout_s
     assert len(server.asked(NAME)) == 1
 
@@ -350,6 +364,46 @@ def test_redirects_stay_on_http(tmp_path: Path, server: FileServer, mirror: File
         fetch(tmp_path, server)
     server.put(NAME, npz, Fault(status=307, headers={"Location": f"{mirror.url}/{NAME}?token=1"}))
     assert fetch(tmp_path, server).path.read_bytes() == npz
+
+
+def self_signed(folder: Path) -> Path:
+    """Write a key and a certificate for 127.0.0.1 that no authority has signed."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
+    now = datetime.now(UTC)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    builder = builder.not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))
+    host = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    authority = x509.BasicConstraints(ca=True, path_length=None)
+    made = builder.add_extension(host, critical=True).add_extension(authority, critical=True).sign(key, hashes.SHA256())
+    encodings = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    path = folder / "server.pem"
+    path.write_bytes(key.private_bytes(*encodings) + made.public_bytes(serialization.Encoding.PEM))
+    return path
+
+
+def test_a_certificate_is_checked_and_https_is_not_left(
+    tmp_path: Path, server: FileServer, npz: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate, tls = self_signed(tmp_path), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificate)
+    server.put(NAME, npz)
+    with file_server(tls) as secure:
+        secure.put(
+            NAME, npz, Fault(cut=100_000), Fault(), Fault(status=301, headers={"Location": f"{server.url}/{NAME}"})
+        )
+        with pytest.raises(DatasetError, match=r"its certificate is not accepted .*SSL_CERT_FILE"):
+            fetch(tmp_path / "a", secure)
+        assert not secure.requests
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        assert fetch(tmp_path / "a", secure).path.read_bytes() == npz
+        assert secure.asked(NAME)[1].range == "bytes=100000-"
+        with pytest.raises(DatasetError, match="redirects from https to plain http, not followed"):
+            fetch(tmp_path / "b", secure)
+    assert not server.requests
 
 
 def test_credentials_go_to_their_own_host_only_and_are_never_shown(
@@ -472,7 +526,9 @@ def test_a_damaged_file_at_the_final_name_is_set_aside_and_replaced(
 
 def test_a_file_that_came_another_way_is_checked_and_taken(tmp_path: Path, server: FileServer, npz: bytes) -> None:
     (tmp_path / NAME).write_bytes(npz)
+    (tmp_path / f"{NAME}.part.json").write_text("{}")
     done = fetch(tmp_path, server)
+    assert visible(tmp_path) == {NAME, f"{NAME}.json"}
     assert done.url is None and "no checksum of it is known; verified by its structure" in done.verified
     assert not server.requests and json.loads((tmp_path / f"{NAME}.json").read_text())["sha256"] == sha256(npz)
 
@@ -484,14 +540,12 @@ def test_what_is_no_ogbench_file_is_refused(tmp_path: Path, server: FileServer, 
     objects, lacking = io.BytesIO(), io.BytesIO()
     np.savez(objects, observations=np.array([{}], dtype=object), actions=np.zeros(1), terminals=np.zeros(1))
     np.savez(lacking, observations=np.zeros((2, 2), np.float32))
-    bomb = archive({"observations.npy": bytes(257 << 20)}, compression=zipfile.ZIP_DEFLATED, compresslevel=1)
     wrong = {
         b"<html>moved</html>": "not a whole .npz file",
         npz[:-1000]: "not a whole .npz file",
         npz[:5000] + bytes([npz[5000] ^ 4]) + npz[5001:]: "Bad CRC-32",
         objects.getvalue(): "holds Python objects",
         lacking.getvalue(): "'actions' is missing",
-        bomb: "decompression bomb",
         b"": "not a whole .npz file",
     }
     for data, reason in wrong.items():
@@ -518,6 +572,7 @@ def test_an_exorl_archive_is_checked_and_kept_as_it_is(tmp_path: Path, server: F
         archive(episodes | {"/etc/evil": b""}): "unpacked elsewhere",
         linked.getvalue(): "unpacked elsewhere",
         archive({"readme.txt": b"x"}): "no ExORL archive",
+        archive({"buffer/episode_0_1.npz": bytes(257 << 20)}, **PACKED): "decompression bomb",
     }
     for number, (data, reason) in enumerate(wrong.items()):
         server.put(ZIP.path, data)
@@ -538,6 +593,29 @@ def test_two_downloads_at_once_fetch_once(tmp_path: Path, server: FileServer, np
         thread.join()
     assert len(server.asked(NAME)) == 1 and sorted(item.url is None for item in done) == [False, True]
     assert sum("another process downloads it; waiting" in log.text for log in logs) == 1
+
+
+def test_killed_at_any_moment_a_wrong_file_is_never_there_and_the_next_command_finishes(
+    tmp_path: Path, server: FileServer, small_npz: bytes
+) -> None:
+    """SIGKILL between two lines, seeded, and more closely towards the end, where the file gets its name."""
+    seen: set[str] = set()
+
+    def survives(line: int) -> bool:
+        folder = tmp_path / str(line)
+        server.put(NAME, small_npz, Fault(cut=1000))
+        _, is_killed = die_at(lambda _done: fetch(folder, server) and None, line)
+        assert not (folder / NAME).exists() or (folder / NAME).read_bytes() == small_npz
+        seen.update(visible(folder) if folder.exists() else ())
+        server.put(NAME, small_npz)
+        assert fetch(folder, server).path.read_bytes() == small_npz
+        assert visible(folder) == {NAME, f"{NAME}.json"}
+        return not is_killed
+
+    end = next(line for line in range(7, 10_000, 140) if survives(line))
+    for line in range(end - 140, end, 12):
+        survives(line)
+    assert end > 500 and seen == {f"{NAME}.part", f"{NAME}.part.json", f"{NAME}.json", NAME}
 
 
 FULL = """

@@ -136,6 +136,7 @@ class _Transfer:
             self.say(f"{self.final}: {error}; set aside as {aside.name}, to be downloaded again")
             return None
         self._record(digest, verified, None)
+        self.partial.discard()
         return self._downloaded(digest, verified, None)
 
     def _from_mirror(self, base: str, is_last: bool) -> Downloaded:
@@ -158,7 +159,7 @@ class _Transfer:
                 failures, furthest = 0, self.partial.size
             failures += 1
             if failures > self.patience.retries:
-                raise TransferError(f"{failure} ({failures} attempts)", retry=False)
+                raise TransferError(f"{failure} ({failures} attempts)" if failures > 1 else str(failure), retry=False)
             wait_s = failure.after_s or min(self.patience.first_wait_s * 2 ** (failures - 1), MAX_WAIT_S)
             self.say(
                 f"{shown(url)}: {failure}; {format_bytes(self.partial.size)} are here, "

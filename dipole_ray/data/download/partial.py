@@ -53,9 +53,7 @@ class Partial:
 
     def resume_point(self, url: str) -> tuple[int, str | None]:
         """Return from which byte on, and of which version, `url` is to be asked for."""
-        if not self.is_from(url) or self.origin is None or self.size > (self.origin.total or self.size):
-            return 0, None
-        return self.size, self.origin.validator
+        return (self.size, self.origin.validator) if self.origin is not None and self.is_from(url) else (0, None)
 
     def begin(self, url: str, answer: Answer) -> None:
         """Drop what is there and note what comes now; in this order, so that never two versions are joined."""
