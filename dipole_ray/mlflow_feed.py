@@ -205,7 +205,13 @@ class MlflowFeed:
         # Without a server in between, MLflow would put artifacts below the current folder, wherever that is.
         database = sqlite_file(self._uri)
         beside = None if database is None else (database.parent / "mlartifacts").as_uri()
-        return str(client.create_experiment(self._experiment, artifact_location=beside))
+        try:
+            return str(client.create_experiment(self._experiment, artifact_location=beside))
+        except Exception:
+            found = client.get_experiment_by_name(self._experiment)  # another run may have made it meanwhile
+            if found is None:
+                raise
+            return str(found.experiment_id)
 
     def _find_run(self, client: MlflowClient, experiment_id: str) -> Run | None:
         """Return the MLflow run of this run folder; a deleted one is replaced, with everything delivered anew."""
@@ -346,6 +352,8 @@ def connect(uri: str) -> MlflowClient:
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # It prints the trace of every refused write, such as a full disk's, which reaches us as an exception as well.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     database = sqlite_file(uri)
     if database is not None and not database.exists():
         _make_database(database)
