@@ -30,7 +30,7 @@ from tests.chaos.conftest import Measured
 from tests.chaos.kit import config, ring_rows
 from tests.cli.commands import dipole, environment, write_config
 
-pytestmark = [pytest.mark.chaos, pytest.mark.usefixtures("cluster")]
+pytestmark = [pytest.mark.chaos, pytest.mark.xdist_group("resume"), pytest.mark.usefixtures("cluster")]
 
 ROOT = Path(__file__).resolve().parents[2]
 OFFLINE, ONLINE, RATIO, ENVS, FRAGMENT = 60, 240, 0.5, 2, 30
