@@ -23,7 +23,8 @@ def print_inspection(inspection: Inspection, console: Console | None = None) -> 
     """Print verdict, findings, figures and histograms."""
     console = console or Console()
     console.print(
-        Text.assemble(f"{inspection.path} ({inspection.kind}): ", (inspection.verdict, _STYLES[inspection.verdict]))
+        Text.assemble(f"{inspection.path} ({inspection.kind}): ", (inspection.verdict, _STYLES[inspection.verdict])),
+        soft_wrap=True,
     )
     for finding in inspection.findings:
         console.print(

@@ -7,15 +7,19 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow.feather as feather
 import pytest
 
+from dipole_ray.config import DataConfig
 from dipole_ray.data.dataset import open_dataset, write_dataset
 from dipole_ray.data.schema import Rows, Schema, close_trajectory, concatenate
+from dipole_ray.envs.make import EnvConfig
 from dipole_ray.errors import CorruptSegment, DatasetError, NonFiniteError
+from dipole_ray.prepare import prepare_dataset
 from tests.synthetic import random_trajectory
 
 SCHEMA = Schema(3, 2)
@@ -93,6 +97,10 @@ def test_one_damaged_file_is_named_with_its_rows_and_the_rest_is_served(
     assert remedy in caplog.messages[0] and "data.strict=true" in caplog.messages[0]
     with pytest.raises(CorruptSegment, match=rf"rows {first} to {last}: "):
         open_dataset(tmp_path / "data", strict=True)
+    plain = DataConfig(path=str(tmp_path / "data"))
+    assert prepare_dataset(plain, EnvConfig(id="Pendulum-v1")) == tmp_path / "data"
+    with pytest.raises(CorruptSegment, match=rf"rows {first} to {last}: "):
+        prepare_dataset(replace(plain, strict=True), EnvConfig(id="Pendulum-v1"))
     assert path.read_bytes() == content[:-1], "opening changes nothing on the disk"
     path.write_bytes(content)
     assert open_dataset(tmp_path / "data", strict=True).quarantined == ()
