@@ -126,7 +126,7 @@ def run_import(args: argparse.Namespace) -> int:
     """Import a file as a dataset and say what to do next."""
     from dipole_ray.data.dataset import write_dataset
     from dipole_ray.data.inspect import dataset_kind
-    from dipole_ray.data.sources.pieces import ImportReport
+    from dipole_ray.data.sources.pieces import MAX_NAMED, ImportReport
     from dipole_ray.progress import Progress
 
     kind = dataset_kind(args.source)
@@ -143,7 +143,8 @@ def run_import(args: argparse.Namespace) -> int:
         _check_environment(args.env, args.source, schema.observation_dim, schema.action_dim)
     with Progress(f"import {args.source.name}", unit="transitions") as progress:
         manifest = write_dataset(args.out, _counted(rows, progress), schema, source, overwrite=args.overwrite)
-    dropped = f", {report.dropped_transitions} dropped as not finite" if report.dropped_transitions else ""
+    places = ", ".join(report.non_finite) + (", ..." if len(report.non_finite) == MAX_NAMED else "")
+    dropped = f", {report.dropped_transitions} dropped as not finite: {places}" if report.dropped_transitions else ""
     print(
         f"{args.out}: {manifest.num_transitions} transitions in {report.trajectories} trajectories{dropped}, "
         f"observations {schema.observation_dim}, actions {schema.action_dim}\n"

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from dipole_ray.data.durable import commit_file
 from dipole_ray.data.schema import Rows, Schema
+from dipole_ray.data.sources.arrow_index import declared_bytes
 from dipole_ray.errors import CorruptSegment
 
 _CHUNK_BYTES = 1 << 24
@@ -147,9 +148,13 @@ def map_columns(mapped: np.ndarray, layout: ColumnLayout, path: Path) -> Rows:
     """
     remedy = "the file was not written by this version; import the dataset again"
     try:
+        if declared_bytes(path) > mapped.size:
+            raise ValueError("its columns are compressed")
         reader = pa.ipc.open_file(pa.py_buffer(mapped))
         batches = reader.num_record_batches
         batch = reader.get_batch(0) if batches == 1 else None
+        if batch is not None:
+            batch.validate()  # Arrow believes the lengths that it reads
     except (pa.ArrowException, OSError, ValueError) as error:
         raise CorruptSegment(f"{path}: not a readable Arrow file ({error}); {remedy}") from error
     if batch is None or not batch.schema.equals(arrow_schema(layout)):

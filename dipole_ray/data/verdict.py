@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from dipole_ray.data.sources.pieces import ImportReport
+from dipole_ray.data.sources.pieces import MAX_NAMED, ImportReport
 from dipole_ray.data.summary import Summary
 
 Verdict = Literal["ok", "warning", "error"]
@@ -116,8 +116,8 @@ def _numbers(summary: Summary, report: ImportReport) -> Iterator[Finding]:
     if report.dropped_transitions:
         yield Finding(
             level="error",
-            what=f"{report.dropped_transitions} transitions hold NaN or infinity",
-            where=f"first at row {report.first_dropped_row}",
+            what=f"{report.dropped_transitions} transitions touch NaN or infinity",
+            where=", ".join(report.non_finite) + (", ..." if len(report.non_finite) == MAX_NAMED else ""),
             remedy="repair them, or import with --non-finite drop",
         )
     constant = np.flatnonzero(summary.observation_min == summary.observation_max)

@@ -62,9 +62,9 @@ ARRAY_CASES: list[tuple[str, Callable[[Arrays], Arrays], str]] = [
     ("fractional end", replaced(terminals=np.full(52, 0.5)), "terminals must be 0 or 1"),
     ("empty", lambda a: {k: v[:0] for k, v in a.items()}, "holds no rows"),
     ("out of range", with_bad_actions, r"2 of 50 actions lie outside \[-1, 1\], the first at row 7"),
-    ("NaN state", with_values("observations", 3, np.nan), "the first at row 2 .*observations"),
-    ("NaN reward", with_values("rewards", 5, np.nan), "the first at row 5 .*rewards"),
-    ("Inf action", with_values("actions", 40, np.inf), "the first at row 40 .*actions"),
+    ("NaN state", with_values("observations", 3, np.nan), r"the first at row 3 \(observations\)"),
+    ("NaN reward", with_values("rewards", 5, np.nan), r"the first at row 5 \(rewards\)"),
+    ("Inf action", with_values("actions", 40, np.inf), r"the first at row 40 \(actions\)"),
     ("too large", replaced(observations=np.full((52, 4), 1e300)), "NaN or infinity"),
     ("half masks", replaced(masks=np.full(52, 0.5)), "masks must be 0 .*row 0 holds 0.5"),
 ]

@@ -100,11 +100,13 @@ def test_dropping_non_finite_rows_removes_exactly_the_transitions_that_touch_the
     arrays["rewards"][11] = np.nan  # a closing row's reward is nobody's
     path = write_ogbench(tmp_path / "data.npz", arrays)
     rows, report = read(path)
-    assert (report.dropped_transitions, report.first_dropped_row, report.trajectories) == (3, 1, 4)
+    assert (report.dropped_transitions, report.trajectories) == (3, 4)
+    assert report.non_finite == ["row 2 (observations)", "row 4 (actions)"]
     np.testing.assert_array_equal(rows["observations"][:, 0], [0, 1, 3, 4, 5, 6, 7, 8, 9, 10, 11])
     np.testing.assert_array_equal(rows["remaining"], [1, 0, 1, 0, 1, 0, 4, 3, 2, 1, 0])
     with pytest.raises(
-        DatasetError, match=r"3 transitions hold NaN or infinity, the first at row 1 .*--non-finite drop"
+        DatasetError,
+        match=r"3 transitions touch NaN or infinity, the first at row 2 \(observations\); .*--non-finite drop",
     ):
         read(path, "refuse")
 

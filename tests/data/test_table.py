@@ -101,7 +101,7 @@ def test_non_finite_rows_are_refused_or_dropped(tmp_path: Path) -> None:
     columns["rewards"][7] = np.nan
     path = write_table(tmp_path / "table.parquet", columns)
     mapping = TableMapping.guess(list(columns))
-    with pytest.raises(DatasetError, match=r"1 transitions hold NaN .* row 7 \(in rewards\)"):
+    with pytest.raises(DatasetError, match=r"1 transitions touch NaN .* row 7 \(rewards\)"):
         read(path, mapping)
     report = ImportReport()
     pieces = list(read_table(path, mapping, non_finite="drop", report=report))

@@ -110,6 +110,11 @@ class TableMapping:
             patterns = (value,) if isinstance(value, str) else value
             names = tuple(column for pattern in patterns for column in _expand(pattern, available))
             for column in names:
+                if available.count(column) > 1:
+                    raise DatasetError(
+                        f"{path}: column '{column}' for {name} is there {available.count(column)} times; "
+                        "rename all but one, or map another column"
+                    )
                 if column not in available:
                     near = difflib.get_close_matches(column, available, n=1)
                     hint = f"did you mean '{near[0]}'? " if near else ""
@@ -147,5 +152,8 @@ def _expand(pattern: str, available: Sequence[str]) -> list[str]:
         return [pattern]
     prefix = pattern[:-1]
     found = [name for name in available if name.startswith(prefix)]
-    numbers = {name: [int(digits) for digits in re.findall(r"\d+", name[len(prefix) :])] for name in found}
+    # Digits without leading zeros sort by length, then value; int() refuses numbers of thousands of digits.
+    numbers = {
+        name: [(len(digits), digits) for digits in re.findall(r"0*(\d+)", name[len(prefix) :])] for name in found
+    }
     return sorted(found, key=lambda name: (numbers[name], name)) or [pattern]

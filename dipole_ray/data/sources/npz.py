@@ -1,18 +1,21 @@
 """Stream the arrays of an .npz file in step, without trusting it.
 
-Nothing is unpickled, nothing is extracted, sizes are checked before anything is read, and memory stays at one chunk.
-zipfile verifies each array's CRC-32 when its last byte has been read.
+Nothing is unpickled, nothing is extracted, sizes are checked before anything is read, and memory stays at a few chunks
+(an array stored column by column is held whole). zipfile verifies each array's CRC-32 when its last byte has been read.
 """
 
 from __future__ import annotations
 
+import io
 import math
+import stat
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO
 
 import numpy as np
@@ -22,8 +25,12 @@ from dipole_ray.errors import DatasetError
 
 MAX_EXPANSION = 100
 """A file that declares more than this many times its own size is refused (real recordings compress below 20)."""
-_SMALL_BYTES = 1 << 28
-_CHUNK_BYTES = 1 << 26
+SMALL_BYTES = 1 << 28
+"""What any file may declare, however small it is."""
+MAX_MEMBERS = 1000
+_CHUNK_BYTES = 1 << 24
+_MAX_HEADER_BYTES = 10_000
+_IS_ENCRYPTED = 1
 _BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError, NotImplementedError, RuntimeError)
 
 
@@ -53,17 +60,30 @@ def read_headers(path: Path) -> dict[str, ArrayHeader]:
     if not path.is_file():
         raise DatasetError(f"{path}: no such file; give the path of an .npz file")
     try:
-        with zipfile.ZipFile(path) as archive:
+        with _open_archive(path) as archive:
+            _check_members(path, archive.infolist())
             members = [info for info in archive.infolist() if info.filename.endswith(".npy")]
             declared = sum(info.file_size for info in members)
-            if declared > max(_SMALL_BYTES, MAX_EXPANSION * path.stat().st_size):
-                raise DatasetError(
-                    f"{path}: {format_bytes(path.stat().st_size)} on disk declare {format_bytes(declared)} of arrays; "
-                    "refused as a decompression bomb, get the file from its original source"
-                )
+            check_expansion(path, declared, f"arrays {', '.join(info.filename for info in members[:8])}")
             return {info.filename.removesuffix(".npy"): _read_header(path, archive, info) for info in members}
     except _BROKEN as error:
         raise _broken(path, error) from error
+
+
+def check_expansion(path: Path, declared: int, what: str) -> None:
+    """Raise DatasetError if a file declares far more bytes than it has: it would fill the memory.
+
+    Args:
+        path: The file.
+        declared: Bytes of its content once decompressed.
+        what: What they are, for the message.
+    """
+    held = path.stat().st_size
+    if declared > max(SMALL_BYTES, MAX_EXPANSION * held):
+        raise DatasetError(
+            f"{path}: {format_bytes(held)} on disk declare {format_bytes(declared)} of {what}; refused as a "
+            "decompression bomb, get the file from its original source"
+        )
 
 
 def stream_arrays(path: Path, headers: dict[str, ArrayHeader], names: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
@@ -76,7 +96,7 @@ def stream_arrays(path: Path, headers: dict[str, ArrayHeader], names: Sequence[s
     chunk_rows = max(1024, _CHUNK_BYTES // max(1, sum(headers[name].row_bytes for name in names)))
     try:
         with ExitStack() as stack:
-            archive = stack.enter_context(zipfile.ZipFile(path))
+            archive = stack.enter_context(_open_archive(path))
             streams = {name: stack.enter_context(archive.open(f"{name}.npy")) for name in names}
             whole = {}
             for name, stream in streams.items():
@@ -100,10 +120,64 @@ def stream_arrays(path: Path, headers: dict[str, ArrayHeader], names: Sequence[s
         raise _broken(path, error) from error
 
 
+class _Untrusted(io.BufferedReader):
+    """A file whose table of contents cannot be as long as it likes."""
+
+    longest_read: int | None = 1 << 20
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read at most `size` bytes, unless that is too much."""
+        if self.longest_read is not None and size is not None and size > self.longest_read:
+            raise zipfile.BadZipFile(f"a table of contents of {size} bytes")
+        return super().read(size)
+
+
+@contextmanager
+def _open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
+    with _Untrusted(io.FileIO(path)) as stream, zipfile.ZipFile(stream) as archive:
+        stream.longest_read = None
+        yield archive
+
+
+def _check_members(path: Path, members: Sequence[zipfile.ZipInfo]) -> None:
+    """Refuse what numpy never writes: no file of a recording has it, and each has served to mislead a reader."""
+    seen: set[str] = set()
+    if len(members) > MAX_MEMBERS:
+        raise DatasetError(
+            f"{path}: holds {len(members)} members ('{members[0].filename}', ...), at most {MAX_MEMBERS} are read; "
+            "save one array a column with np.savez"
+        )
+    for info in members:
+        name = PurePosixPath(info.filename)
+        finding = None
+        if name.is_absolute() or ".." in name.parts or "\\" in info.filename:
+            finding = "points outside the archive"
+        elif stat.S_ISLNK(info.external_attr >> 16):
+            finding = "is a symbolic link"
+        elif info.filename in seen:
+            finding = "is there twice"
+        elif info.flag_bits & _IS_ENCRYPTED:
+            finding = "is encrypted"
+        elif info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            # zipfile decompresses other methods a block at a time, and one block can hold gigabytes.
+            finding = f"is compressed by method {info.compress_type}"
+        if finding is not None:
+            raise DatasetError(
+                f"{path}: array '{info.filename}' {finding}, which no .npz of numpy's has; "
+                "save it again with np.savez or np.savez_compressed"
+            )
+        seen.add(info.filename)
+
+
 def _read_header(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> ArrayHeader:
-    with archive.open(info) as stream:
-        header = _parse_header(stream)
-        found = info.file_size - stream.tell()
+    try:
+        with archive.open(info) as stream:
+            header = _parse_header(stream)
+            found = info.file_size - stream.tell()
+    except _BROKEN as error:
+        raise DatasetError(
+            f"{path}: array '{info.filename}' has no readable header ({error}); the file is damaged, get it again"
+        ) from error
     if header.dtype.hasobject:
         raise DatasetError(
             f"{path}: array '{info.filename}' holds Python objects, which could run code when loaded; "
@@ -120,12 +194,19 @@ def _read_header(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) ->
 
 def _parse_header(stream: IO[bytes]) -> ArrayHeader:
     version = np.lib.format.read_magic(stream)
-    if version == (1, 0):
-        shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-    elif version == (2, 0):
-        shape, is_fortran, dtype = np.lib.format.read_array_header_2_0(stream)
-    else:
+    if version not in ((1, 0), (2, 0)):
         raise ValueError(f"npy version {version} is not supported")
+    field = "<H" if version == (1, 0) else "<I"
+    prefix = bytes(_read_exactly(stream, struct.calcsize(field)))
+    (length,) = struct.unpack(field, prefix)
+    if length > _MAX_HEADER_BYTES:  # numpy would read all of it first
+        raise ValueError(f"a header of {length} bytes, at most {_MAX_HEADER_BYTES} are read")
+    text = io.BytesIO(prefix + bytes(_read_exactly(stream, length)))
+    try:
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, is_fortran, dtype = read(text)
+    except Exception as error:  # numpy lets out whatever its parsers raise: TokenError, MemoryError, IndexError, ...
+        raise ValueError(f"{type(error).__name__}: {str(error)[:200]}") from error
     return ArrayHeader(dtype=dtype, shape=shape, is_fortran=is_fortran and len(shape) > 1)
 
 

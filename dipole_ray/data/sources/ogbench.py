@@ -72,17 +72,16 @@ def read_ogbench(
     names = [*_REQUIRED, *(name for name in labels if name in headers)]
     _check_rows(path, headers, names)
     _check_boundaries(path, headers)
-    held: dict[str, np.ndarray] = {}
+    held: list[dict[str, np.ndarray]] = []  # chunks of a trajectory that has not ended yet
     for arrays in stream_arrays(path, headers, names):
-        chunk = {name: np.concatenate([held[name], arrays[name]]) if held else arrays[name] for name in names}
-        closing = np.flatnonzero(chunk["terminals"] != 0)
+        closing = np.flatnonzero(arrays["terminals"] != 0)
         end = int(closing[-1]) + 1 if len(closing) else 0
-        held = {name: values[end:] for name, values in chunk.items()}
+        whole = [*held, {name: values[:end] for name, values in arrays.items()}]
+        held = [{name: values[end:] for name, values in arrays.items()}] if end else [*held, arrays]
         if end:
-            block = _label_block(
-                {name: values[:end] for name, values in chunk.items()}, relabel, path, report.rows_read
-            )
-            report.rows_read += end
+            joined = {name: np.concatenate([part[name] for part in whole]) for name in names} if whole[1:] else whole[0]
+            block = _label_block(joined, relabel, path, report.rows_read)
+            report.rows_read += len(block.closing)
             rows = finish_block(block, path, non_finite, report)
             if rows is not None:
                 yield rows
@@ -102,24 +101,21 @@ def _label_block(arrays: dict[str, np.ndarray], relabel: Relabel | None, path: P
                 "name the environment that made this file with --env"
             ) from error
     rewards, masks = np.asarray(rewards), np.asarray(masks)
+    # A comparison with NaN is merely false: a broken physics state would silently read as "not solved".
+    sources = {} if relabel is None else {name: arrays[name] for name in _STATE if name in arrays}
     if rewards.shape != (count,) or masks.shape != (count,):
         raise DatasetError(
             f"{path}: rewards {rewards.shape} and masks {masks.shape} must be one number a row, ({count},); "
             "flatten them or name the task with --env"
         )
-    rewards = to_float32(rewards)
-    if relabel is not None:
-        # A comparison with NaN is merely false: a broken physics state would silently read as "not solved".
-        for name in _STATE:
-            if name in arrays:
-                rewards[~np.isfinite(arrays[name]).reshape(count, -1).all(axis=1)] = np.nan
     return Block(
         observations=arrays["observations"],
         actions=arrays["actions"],
-        rewards=rewards,
+        rewards=to_float32(rewards),
         masks=to_float32(masks),
         closing=arrays["terminals"] != 0,
         row_numbers=np.arange(first_row, first_row + count),
+        sources=sources,
     )
 
 
@@ -171,8 +167,12 @@ def _check_boundaries(path: Path, headers: dict[str, ArrayHeader]) -> None:
         # NaN and infinity are found, and refused or dropped, where the rows are read.
         actions.append(np.nan_to_num(np.abs(chunk["actions"]), nan=0.0, posinf=0.0).max(axis=1))
     terminals, magnitudes = np.concatenate(flags), np.concatenate(actions)
-    if not np.isin(terminals, (0, 1)).all():
-        raise DatasetError(f"{path}: terminals must be 0 or 1; store 1 on the last row of each trajectory")
+    wrong = np.flatnonzero(~np.isin(terminals, (0, 1)))
+    if len(wrong):
+        raise DatasetError(
+            f"{path}: terminals must be 0 or 1, row {wrong[0]} holds {terminals[wrong[0]]}; "
+            "store 1 on the last row of each trajectory"
+        )
     if not terminals.any():
         raise DatasetError(
             f"{path}: no row is terminal, so the trajectories cannot be told apart; set terminals to 1 on the last row "

@@ -6,7 +6,7 @@ are refused or dropped (which splits their trajectory), and actions are clipped.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +16,9 @@ from dipole_ray.data.schema import ACTION_LIMIT, ACTION_TOLERANCE, Rows, build_r
 from dipole_ray.errors import DatasetError
 
 NonFinitePolicy = Literal["refuse", "drop"]
+
+MAX_NAMED = 10
+"""Rows with non-finite numbers that a report names one by one."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -30,8 +33,8 @@ class ImportReport:
     """Trajectories (or pieces, where non-finite rows were dropped) handed on."""
     dropped_transitions: int = 0
     """Transitions dropped because they touch a NaN or infinity."""
-    first_dropped_row: int | None = None
-    """Where in the original the first of them stands."""
+    non_finite: list[str] = field(default_factory=list)
+    """Where in the original the first of their numbers stand, as `row 7 (rewards)`."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -50,6 +53,8 @@ class Block:
     """(N,) bool, rows that hold only a last observation."""
     row_numbers: np.ndarray
     """(N,) where each row stands in the original, for messages."""
+    sources: dict[str, np.ndarray] = field(default_factory=dict)
+    """Columns (N, ...) of the original that are not stored, but that must be finite for the row to be right."""
 
 
 def finish_block(block: Block, path: Path, non_finite: NonFinitePolicy, report: ImportReport) -> Rows | None:
@@ -69,17 +74,16 @@ def finish_block(block: Block, path: Path, non_finite: NonFinitePolicy, report: 
             range.
     """
     kept = ~block.closing
-    bad = _touches_non_finite(block) & kept
+    bad, places = _non_finite(block)
     if bad.any():
-        row = int(block.row_numbers[np.flatnonzero(bad)[0]])
         if non_finite == "refuse":
             raise DatasetError(
-                f"{path}: {int(bad.sum())} transitions hold NaN or infinity, the first at row {row} ({_where(block)}); "
+                f"{path}: {int(bad.sum())} transitions touch NaN or infinity, the first at {places[0]}; "
                 "repair the data or leave them out with --non-finite drop"
             )
         kept &= ~bad
         report.dropped_transitions += int(bad.sum())
-        report.first_dropped_row = row if report.first_dropped_row is None else report.first_dropped_row
+        report.non_finite += places[: MAX_NAMED - len(report.non_finite)]
     fractional = kept & (block.masks != 0) & (block.masks != 1)
     if fractional.any():
         row = int(np.flatnonzero(fractional)[0])
@@ -116,25 +120,32 @@ def check_actions(actions: np.ndarray, row_numbers: np.ndarray, path: Path) -> N
 
 
 def to_float32(values: np.ndarray) -> np.ndarray:
-    """Convert to float32; what does not fit becomes infinite, and is then found as such."""
+    """Return float32, without a copy where it is that already; what does not fit becomes infinite, and is found so."""
     with np.errstate(over="ignore", invalid="ignore"):
-        return values.astype(np.float32)
+        return values.astype(np.float32, copy=False)
 
 
-def _touches_non_finite(block: Block) -> np.ndarray:
-    """Return (N,) bool: transitions whose observation, action, reward, mask or next observation is not finite."""
-    bad_state = ~np.isfinite(block.observations).all(axis=1)
-    own = ~(np.isfinite(block.actions).all(axis=1) & np.isfinite(block.rewards) & np.isfinite(block.masks))
-    touched: np.ndarray = bad_state | own | np.append(bad_state[1:], False)
-    return touched
+def _non_finite(block: Block) -> tuple[np.ndarray, list[str]]:
+    """Return (N,) bool, the transitions that touch a non-finite number, and where the first of these numbers stand.
 
-
-def _where(block: Block) -> str:
+    A transition touches its own row and the observation of the next one; a closing row has only an observation.
+    """
     moving = ~block.closing
-    names = []
-    for name in ("observations", "actions", "rewards", "masks"):
-        values: np.ndarray = getattr(block, name)
-        finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
-        if not (finite if name == "observations" else finite | ~moving).all():
-            names.append(name)
-    return "in " + " and ".join(names)
+    finite = {"observations": _finite_rows(block.observations)}
+    for name, values in {
+        "actions": block.actions, "rewards": block.rewards, "masks": block.masks, **block.sources
+    }.items():  # fmt: skip
+        finite[name] = _finite_rows(values) | ~moving
+    own = np.logical_and.reduce(list(finite.values()))
+    touched = moving & ~(own & np.append(finite["observations"][1:], True))
+    matters = ~own & (touched | np.append(False, touched[:-1]))
+    places = [
+        f"row {block.row_numbers[row]} ({', '.join(name for name in finite if not finite[name][row])})"
+        for row in np.flatnonzero(matters)[:MAX_NAMED]
+    ]
+    return touched, places
+
+
+def _finite_rows(values: np.ndarray) -> np.ndarray:
+    finite: np.ndarray = np.isfinite(values).reshape(len(values), -1).all(axis=1)
+    return finite

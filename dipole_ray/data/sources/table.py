@@ -15,12 +15,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dipole_ray.data.schema import Rows, Schema
+from dipole_ray.data.sources.arrow_index import declared_bytes
 from dipole_ray.data.sources.mapping import TableMapping
+from dipole_ray.data.sources.npz import check_expansion
 from dipole_ray.data.sources.pieces import Block, ImportReport, NonFinitePolicy, finish_block, to_float32
 from dipole_ray.errors import DatasetError
 
 SUFFIXES = (".parquet", ".arrow", ".feather", ".ipc")
 _BATCH_ROWS = 65_536
+_BROKEN = (pa.ArrowException, OSError, ValueError, MemoryError)
 
 Arrays = dict[str, np.ndarray]
 
@@ -32,14 +35,21 @@ def table_files(path: Path) -> list[Path]:
         DatasetError: If there is none.
     """
     files = sorted(p for p in path.iterdir() if p.suffix in SUFFIXES) if path.is_dir() else [path]
-    if not files or not files[0].is_file() or files[0].suffix not in SUFFIXES:
+    if not files or files[0].suffix not in SUFFIXES:
         raise DatasetError(f"{path}: no table here; give a file, or a folder of files, ending in {', '.join(SUFFIXES)}")
+    strange = [file for file in files if not file.is_file()]  # a link to nowhere, a folder, a pipe that would block
+    if strange:
+        raise DatasetError(f"{strange[0]}: no table here, not a regular file; remove it or restore what it points to")
     return files
 
 
 def table_columns(path: Path | str) -> list[str]:
     """Return the column names of the (first) table file."""
-    return _names(_open_table(table_files(Path(path))[0]))
+    file = table_files(Path(path))[0]
+    try:
+        return _names(_open_table(file))
+    except UnicodeDecodeError as error:
+        raise _broken(file, error) from error
 
 
 def table_schema(path: Path | str, mapping: TableMapping) -> Schema:
@@ -95,6 +105,14 @@ def read_table(
             yield from _finish(whole, ends[:count], path, non_finite, report)
     if _length(held):
         yield from _finish(held, _trajectory_ends(held, mapping, is_last=True), path, non_finite, report)
+    if not report.rows_read:
+        raise DatasetError(f"{path}: the table has no rows; nothing to import")
+    if not report.transitions and not report.dropped_transitions:
+        ends = mapping.episode or mapping.timeouts or mapping.terminals
+        raise DatasetError(
+            f"{path}: every row ends a trajectory (column '{ends}'), and none has the observation it led to; map "
+            "next_observations, or check the column that ends trajectories"
+        )
 
 
 def _finish(
@@ -117,8 +135,10 @@ def _close(arrays: Arrays, ends: np.ndarray, path: Path, first_row: int) -> Bloc
     order = np.repeat(np.arange(len(ends)), 1 + is_added)
     is_copy = np.append(False, order[1:] == order[:-1])
     states = observations[order]
+    sources: Arrays = {}
     if following is not None:
         states[is_copy] = following[ends]
+        sources = {"next_observations": following[order]}
     return Block(
         observations=states,
         actions=arrays["actions"][order],
@@ -126,6 +146,7 @@ def _close(arrays: Arrays, ends: np.ndarray, path: Path, first_row: int) -> Bloc
         masks=arrays["masks"][order],
         closing=is_copy | (ends & ~is_added)[order],
         row_numbers=first_row + order,
+        sources=sources,
     )
 
 
@@ -133,7 +154,10 @@ def _check_following(
     observations: np.ndarray, following: np.ndarray, ends: np.ndarray, path: Path, first_row: int
 ) -> None:
     inner = np.flatnonzero(~ends[:-1])
-    same = np.isclose(following[inner], observations[inner + 1], rtol=1e-5, atol=1e-6, equal_nan=True).all(axis=1)
+    after, state = following[inner], observations[inner + 1]
+    # Rows with NaN or infinity are told apart by `finish_block`.
+    unknown = ~(np.isfinite(after).all(axis=1) & np.isfinite(state).all(axis=1))
+    same = unknown | np.isclose(after, state, rtol=1e-5, atol=1e-6).all(axis=1)
     if not same.all():
         row = int(inner[np.flatnonzero(~same)[0]])
         raise DatasetError(
@@ -174,13 +198,38 @@ def _batch_arrays(batch: pa.RecordBatch, mapping: TableMapping, path: Path, firs
     for name in ("rewards", "masks", "terminals", "timeouts"):
         if name in columns:
             flags[name] = _vector(batch, columns[name][0], path, first_row)
+            if name in ("terminals", "timeouts"):
+                _check_flags(flags[name], columns[name][0], path, first_row)
     arrays["rewards"] = flags["rewards"]
     arrays["masks"], arrays["ends"] = mapping.masks_and_ends(flags, batch.num_rows)
     if "episode" in columns:
-        values = batch.column(columns["episode"][0])
-        _check_nulls(values, columns["episode"][0], path, first_row)
-        arrays["episode"] = values.to_numpy(zero_copy_only=False)
+        arrays["episode"] = _episodes(batch, columns["episode"][0], path, first_row)
     return arrays
+
+
+def _episodes(batch: pa.RecordBatch, name: str, path: Path, first_row: int) -> np.ndarray:
+    """Return (N,) values that change where an episode does."""
+    column = batch.column(name)
+    _check_nulls(column, name, path, first_row)
+    if pa.types.is_nested(column.type):
+        raise DatasetError(f"{path}: column '{name}' holds {column.type}; an episode is one number or text a row")
+    values: np.ndarray = column.to_numpy(zero_copy_only=False)
+    broken = np.flatnonzero(values != values)  # NaN, which would be an episode of its own in every row
+    if len(broken):
+        raise DatasetError(
+            f"{path}: column '{name}' is NaN at row {first_row + broken[0]}, so the episode there is unknown; "
+            "fill it or remove those rows"
+        )
+    return values
+
+
+def _check_flags(values: np.ndarray, name: str, path: Path, first_row: int) -> None:
+    wrong = np.flatnonzero((values != 0) & (values != 1))
+    if len(wrong):
+        raise DatasetError(
+            f"{path}: column '{name}' must be 0 or 1, row {first_row + wrong[0]} holds {values[wrong[0]]}; "
+            "store 1 on the last row of each trajectory"
+        )
 
 
 def _matrix(batch: pa.RecordBatch, names: tuple[str, ...], path: Path, first_row: int) -> np.ndarray:
@@ -200,6 +249,8 @@ def _matrix(batch: pa.RecordBatch, names: tuple[str, ...], path: Path, first_row
                 f"{path}: column '{names[0]}' has {lengths[row]} values at row {first_row + row} and {lengths[0]} "
                 f"at row {first_row}; every row needs the same length"
             )
+    if not len(values):
+        raise DatasetError(f"{path}: column '{names[0]}' has empty lists; every row needs at least one number")
     return _to_numbers(values, names[0], path).reshape(batch.num_rows, -1)
 
 
@@ -235,23 +286,44 @@ def _batches(path: Path, mapping: TableMapping) -> Iterator[pa.RecordBatch]:
             groups = mapping.resolve(_names(table), file).values()
             names = list(dict.fromkeys(name for group in groups for name in group))
             if isinstance(table, pq.ParquetFile):
+                _check_parquet(table, names, file)
                 batches = table.iter_batches(batch_size=_BATCH_ROWS, columns=names)
             else:
-                batches = (table.get_batch(i).select(names) for i in range(table.num_record_batches))
-            yield from (batch for batch in batches if batch.num_rows)
-        except (pa.ArrowException, OSError) as error:
-            raise DatasetError(
-                f"{file}: not a complete table ({error}); it is damaged or cut short, get it again"
-            ) from error
+                check_expansion(file, declared_bytes(file), "batches")
+                batches = (table.get_batch(i) for i in range(table.num_record_batches))
+            for batch in batches:
+                # Arrow believes lengths and offsets that it reads; a wrong one ends the process, unless it looks first.
+                batch.validate(full=True)
+                if batch.num_rows:
+                    yield batch.select(names)
+        except _BROKEN as error:
+            raise _broken(file, error) from error
+
+
+def _check_parquet(table: pq.ParquetFile, names: list[str], file: Path) -> None:
+    """Refuse a file whose index promises far more numbers than a recording of its size can hold."""
+    leaves = [i for i in range(len(table.schema)) if table.schema.column(i).path.split(".")[0] in names]
+    declared = 0
+    for number in range(table.num_row_groups):
+        group = table.metadata.row_group(number)
+        if not group.num_rows:
+            continue
+        # pyarrow's view of a column's index ends the process where that is damaged; its reader raises.
+        next(table.iter_batches(batch_size=1, row_groups=[number], columns=names), None)
+        for column in map(group.column, leaves):
+            declared += max(4 * column.num_values, 4 * group.num_rows, column.total_uncompressed_size)
+    check_expansion(file, declared, f"columns {', '.join(names[:8])}")
 
 
 def _open_table(file: Path) -> pq.ParquetFile | pa.RecordBatchFileReader:
     try:
         return pq.ParquetFile(file) if file.suffix == ".parquet" else pa.ipc.open_file(pa.OSFile(str(file)))
-    except (pa.ArrowException, OSError) as error:
-        raise DatasetError(
-            f"{file}: not a complete table ({error}); it is damaged or cut short, get it again"
-        ) from error
+    except _BROKEN as error:
+        raise _broken(file, error) from error
+
+
+def _broken(file: Path, error: Exception) -> DatasetError:
+    return DatasetError(f"{file}: not a complete table ({str(error)[:300]}); it is damaged or cut short, get it again")
 
 
 def _names(table: pq.ParquetFile | pa.RecordBatchFileReader) -> list[str]:

@@ -1,0 +1,140 @@
+"""How much memory the batches of an Arrow file take, from its own index, before Arrow decompresses any.
+
+Every compressed buffer says its decompressed length in its first 8 bytes, and Arrow allocates that much. pyarrow has
+no view of these numbers, so the few tables of the index that lead to them are read here (FlatBuffers; the layout is in
+Arrow's File.fbs and Message.fbs). Positions come from the file and are trusted in nothing: one that leads out of the
+file is an error.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+_MAGIC = b"ARROW1"
+_MAX_INDEX_BYTES = 1 << 26
+# Slots of the fields in their tables.
+_FOOTER_DICTIONARIES, _FOOTER_BATCHES = 2, 3
+_MESSAGE_HEADER_TYPE, _MESSAGE_HEADER, _MESSAGE_BODY_BYTES = 1, 2, 3
+_IS_DICTIONARY = 2
+_DICTIONARY_DATA = 1
+_BATCH_BUFFERS, _BATCH_COMPRESSION = 2, 3
+
+
+def declared_bytes(file: Path) -> int:
+    """Return the bytes that the batches of an Arrow file would take.
+
+    Raises:
+        ValueError: If the index leads out of the file.
+        OSError: If the file cannot be read, or is too short to have an index.
+    """
+    try:
+        with file.open("rb") as stream:
+            return sum(_batch_bytes(stream, *block) for block in _blocks(stream))
+    except struct.error as error:
+        raise ValueError(f"its index leads out of the file: {error}") from error
+
+
+def _blocks(stream: IO[bytes]) -> Iterator[tuple[int, int]]:
+    """Yield position and length of the metadata of every batch and dictionary."""
+    end = stream.seek(-len(_MAGIC) - 4, 2)
+    (length,) = struct.unpack("<i", stream.read(4))
+    footer = _Table.root(_read(stream, end - length, length))
+    for slot in (_FOOTER_DICTIONARIES, _FOOTER_BATCHES):
+        position, count = footer.vector(slot)
+        for index in range(count):
+            start, metadata_bytes = footer.unpack("<qi", position + 24 * index)
+            yield start, metadata_bytes
+
+
+def _batch_bytes(stream: IO[bytes], start: int, metadata_bytes: int) -> int:
+    """Return the bytes of one batch's buffers once they are decompressed."""
+    metadata = _read(stream, start, metadata_bytes)
+    # A length of 4 bytes comes first, and since Arrow 0.15 a marker of 4 before it.
+    message = _Table.root(metadata[8 if metadata[:4] == b"\xff\xff\xff\xff" else 4 :])
+    held = message.long(_MESSAGE_BODY_BYTES)
+    if not 0 <= held <= stream.seek(0, 2) - start - metadata_bytes:
+        raise ValueError(f"a batch of {held} bytes leads out of the file")
+    batch = message.child(_MESSAGE_HEADER)
+    if message.byte(_MESSAGE_HEADER_TYPE) == _IS_DICTIONARY:
+        batch = batch.child(_DICTIONARY_DATA)
+    position, count = batch.vector(_BATCH_BUFFERS)
+    buffers = [batch.unpack("<qq", position + 16 * index) for index in range(count)]
+    total = 0
+    for offset, length in buffers:
+        size = length
+        if length and batch.has(_BATCH_COMPRESSION):
+            (size,) = struct.unpack("<q", _read(stream, start + metadata_bytes + offset, 8))
+            size = length if size == -1 else size  # -1: this one was left as it is
+        if length < 0 or size < 0:
+            raise ValueError("a buffer of its batches has a negative length")
+        total += size
+    return total
+
+
+class _Table:
+    """One FlatBuffers table: a position in a buffer, and a list of where its fields are."""
+
+    def __init__(self, data: bytes, position: int) -> None:
+        self._data, self._position = data, position
+        (distance,) = self.unpack("<i", position)
+        self._fields = position - distance
+
+    @classmethod
+    def root(cls, data: bytes) -> _Table:
+        """Return the outermost table of a buffer."""
+        return cls(data, struct.unpack_from("<I", data)[0])
+
+    def unpack(self, layout: str, position: int) -> tuple[Any, ...]:
+        """Return the numbers at a position."""
+        if position < 0:  # which struct would count from the end
+            raise ValueError("its index leads out of the file")
+        return struct.unpack_from(layout, self._data, position)
+
+    def has(self, slot: int) -> bool:
+        """Return whether a field is there."""
+        return self._at(slot) is not None
+
+    def byte(self, slot: int) -> int:
+        """Return a field of one byte, 0 where it is left out."""
+        position = self._at(slot)
+        return 0 if position is None else int(self.unpack("<B", position)[0])
+
+    def long(self, slot: int) -> int:
+        """Return a field of eight bytes, 0 where it is left out."""
+        position = self._at(slot)
+        return 0 if position is None else int(self.unpack("<q", position)[0])
+
+    def child(self, slot: int) -> _Table:
+        """Return the table that a field points to."""
+        position = self._at(slot)
+        if position is None:
+            raise ValueError("its index lacks a batch")
+        return _Table(self._data, position + self.unpack("<I", position)[0])
+
+    def vector(self, slot: int) -> tuple[int, int]:
+        """Return where a field's elements begin and how many there are."""
+        position = self._at(slot)
+        if position is None:
+            return 0, 0
+        start = position + self.unpack("<I", position)[0]
+        return start + 4, int(self.unpack("<I", start)[0])
+
+    def _at(self, slot: int) -> int | None:
+        (size,) = self.unpack("<H", self._fields)
+        entry = 4 + 2 * slot
+        offset = self.unpack("<H", self._fields + entry)[0] if entry < size else 0
+        return self._position + offset if offset else None
+
+
+def _read(stream: IO[bytes], position: int, length: int) -> bytes:
+    """Return exactly `length` bytes at `position`, or raise ValueError."""
+    if position < 0 or not 0 <= length <= _MAX_INDEX_BYTES:
+        raise ValueError("its index leads out of the file")
+    stream.seek(position)
+    data = stream.read(length)
+    if len(data) != length:
+        raise ValueError("its index leads out of the file")
+    return data
