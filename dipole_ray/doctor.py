@@ -33,15 +33,28 @@ REASONS = {
 }
 
 RAY_PROBE = """
-import json, os, sys, ray, ray.rllib
+import json, sys, ray, ray.rllib
 address = sys.argv[1] or None
 local = {} if address else {"num_cpus": 1, "include_dashboard": False}
-ray.init(address=address or "local", log_to_driver=False, logging_level="error", **local)
+context = ray.init(address=address or "local", log_to_driver=False, logging_level="error", **local)
 answer = ray.get(ray.remote(lambda: 41 + 1).remote(), timeout=60)
 assert answer == 42
 resources = ray.cluster_resources()
 print(json.dumps({"nodes": len(ray.nodes()), "cpus": resources.get("CPU", 0), "gpus": resources.get("GPU", 0),
-                  "auth": os.environ.get("RAY_AUTH_MODE", "disabled")}))
+                  "dashboard": getattr(context, "dashboard_url", None) or ""}))
+"""
+
+STRANGER_PROBE = """
+import json, sys
+from ray._private.services import canonicalize_bootstrap_address_or_die
+from ray._raylet import GcsClient
+from ray.exceptions import AuthenticationError
+try:
+    service = GcsClient(address=canonicalize_bootstrap_address_or_die(sys.argv[1]))
+    service.internal_kv_keys(b"", namespace=None, timeout=10)
+    print(json.dumps({"gets_in": True}))
+except AuthenticationError:
+    print(json.dumps({"gets_in": False}))
 """
 
 GL_PROBE = """
@@ -92,7 +105,7 @@ def examine(runs: Path, cache: Path, address: str | None = None) -> Iterator[Fin
     Args:
         runs: Folder where runs will be written.
         cache: Folder of collected datasets.
-        address: Ray cluster to try; None = a small local one, started and stopped here.
+        address: Ray cluster to try; None = the one RAY_ADDRESS names, else a small local one, started and stopped here.
     """
     yield check_python()
     yield from check_packages()
@@ -101,7 +114,7 @@ def examine(runs: Path, cache: Path, address: str | None = None) -> Iterator[Fin
     yield check_environment("Environment, MuJoCo", "pointmaze-medium-navigate-singletask-task1-v0")
     yield check_environment("Environment, dm_control", "dm_control/cartpole-swingup")
     yield check_rendering()
-    yield check_ray(address)
+    yield check_ray(address or os.environ.get("RAY_ADDRESS") or None)
     yield check_mlflow(runs)
     yield check_folder("Run folder", runs, "choose another with folder=PATH")
     yield check_folder("Dataset cache", cache, "choose another with data.cache=PATH")
@@ -227,11 +240,29 @@ def check_ray(address: str | None) -> Finding:
         )
         return Finding(name="Ray", status="fail", message=f"{where}: {trouble}", remedy=remedy)
     size = f"{answer['nodes']} nodes, {answer['cpus']:g} CPUs, {answer['gpus']:g} GPUs"
-    found = f"{_installed('ray')}, {where} answers ({size}), authentication: {answer['auth']}; RLlib imports"
-    if address and answer["auth"] != "token":
-        remedy = "start every node with RAY_AUTH_MODE=token: whoever reaches an open cluster can run code on it"
-        return Finding(name="Ray", status="warn", message=found, remedy=remedy)
+    found = f"{_installed('ray')}, {where} answers ({size}); RLlib imports"
+    if address:
+        return _check_protection(found, address, answer["dashboard"])
     return Finding(name="Ray", status="ok", message=found)
+
+
+def _check_protection(found: str, address: str, dashboard: str) -> Finding:
+    """Try the cluster as a stranger would, without its token, and look where its dashboard listens."""
+    answer, trouble = _probe(STRANGER_PROBE, address, timeout_s=60, RAY_AUTH_MODE="disabled", RAY_AUTH_TOKEN="")
+    if answer is None:
+        message = f"{found}; whether it asks for a token could not be seen ({trouble})"
+        return Finding(name="Ray", status="warn", message=message, remedy="try again on a node of the cluster")
+    if answer["gets_in"]:
+        remedy = "start every node with RAY_AUTH_MODE=token: whoever reaches an open cluster can run code on it"
+        return Finding(name="Ray", status="warn", message=f"{found}; it asks nobody for a token", remedy=remedy)
+    host = dashboard.removeprefix("http://").rsplit(":", 1)[0]
+    if host not in ("", "127.0.0.1", "localhost"):
+        message = f"{found}; it asks for a token, but its dashboard listens beyond localhost ({dashboard})"
+        remedy = (
+            "start the head with --dashboard-host=127.0.0.1 and come by 'ray dashboard' or 'ssh -L 8265:localhost:8265'"
+        )
+        return Finding(name="Ray", status="warn", message=message, remedy=remedy)
+    return Finding(name="Ray", status="ok", message=f"{found}; it asks for a token")
 
 
 def check_mlflow(runs: Path) -> Finding:

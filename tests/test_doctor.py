@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import ray
 
 from dipole_ray import doctor
 from dipole_ray.cli.doctor import add_doctor_parser
@@ -73,6 +79,59 @@ def test_a_check_that_hangs_is_ended() -> None:
     answer, trouble = doctor._probe("import threading; threading.Event().wait()", timeout_s=0.5)
     assert answer is None
     assert "no answer" in trouble
+
+
+@contextmanager
+def ray_control_service(mode: str, folder: Path) -> Iterator[str]:
+    """Run the service of Ray that clusters are joined by, alone, and yield its address."""
+    folder.mkdir()
+    program = Path(ray.__file__).parent / "core" / "src" / "ray" / "gcs" / "gcs_server"
+    here = ray.util.get_node_ip_address()  # which Ray puts in the place of 127.0.0.1
+    options = {"gcs_server_port": 0, "config_list": "e30=", "node_ip_address": here, "session_name": "test"}
+    options |= {"session_dir": folder, "log_dir": folder / "logs", "node_id": "ab" * 28}
+    (folder / "logs").mkdir()
+    service = subprocess.Popen(
+        [str(program), *(f"--{name}={value}" for name, value in options.items())],
+        env={**os.environ, "RAY_AUTH_MODE": mode, "RAY_AUTH_TOKEN": "a token that only the cluster has"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not (ports := [file.read_text() for file in folder.glob("gcs_server_port*")]) or not ports[0].strip():
+            assert service.poll() is None and time.monotonic() < deadline, "Ray's control service did not start"
+            time.sleep(0.05)
+        yield f"{here}:{ports[0].strip()}"
+    finally:
+        service.kill()
+        service.wait()
+
+
+def test_an_open_cluster_is_a_warning(tmp_path: Path) -> None:
+    """Row S2: a stranger without the token gets in, and the doctor, who was one, says so."""
+    with ray_control_service("disabled", tmp_path / "ray") as address:
+        finding = doctor._check_protection("cluster answers", address, "127.0.0.1:8265")
+    assert finding.status == "warn"
+    assert "nobody for a token" in finding.message
+    assert "RAY_AUTH_MODE=token" in finding.remedy
+
+
+def test_a_cluster_that_asks_for_a_token_is_fine_unless_its_dashboard_is_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "a token that only the cluster has")  # the doctor's own must not be shown
+    with ray_control_service("token", tmp_path / "ray") as address:
+        closed = doctor._check_protection("cluster answers", address, "127.0.0.1:8265")
+        exposed = doctor._check_protection("cluster answers", address, "10.0.0.7:8265")
+    assert closed.status == "ok", closed
+    assert exposed.status == "warn"
+    assert "10.0.0.7" in exposed.message and "--dashboard-host=127.0.0.1" in exposed.remedy
+
+
+def test_a_cluster_that_does_not_answer_a_stranger_is_not_called_safe() -> None:
+    finding = doctor._check_protection("cluster answers", "nonsense", "")
+    assert finding.status == "warn"
+    assert "could not be seen" in finding.message
 
 
 @pytest.mark.slow

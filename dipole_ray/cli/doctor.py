@@ -16,7 +16,7 @@ def add_doctor_parser(subparsers: Any) -> None:
         help="check Python, torch, GPU, MuJoCo, GL, Ray, MLflow and disk",
         description="Check what a run needs. Ends with status 1 if something fails; a warning is no failure.",
     )
-    parser.add_argument("--address", help="Ray cluster to try instead of a small local one")
+    parser.add_argument("--address", help="Ray cluster to try (default: RAY_ADDRESS, or a small local one)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs (default: runs)")
     parser.add_argument(
         "--cache", type=Path, default=Path("~/.cache/dipole_ray"), help="folder of datasets (default: %(default)s)"
