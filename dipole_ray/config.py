@@ -101,8 +101,9 @@ class RolloutConfig:
     cpus_per_worker: float = 1.0
     """CPU cores each worker reserves on the cluster; it computes with one thread in any case."""
     stall_s: float = 60.0
-    """Seconds after which a worker whose environment does not return from one call is replaced (twice as long after
-    each time in a row). The time of many calls does not count, however long a fragment or an evaluation takes."""
+    """Seconds within which a worker whose environment does not return from one call is replaced (after four fifths of
+    them at the earliest; twice as long after each failure in a row). Only single calls count: a fragment or an
+    evaluation of many calls may take any time."""
 
     def __post_init__(self) -> None:
         """Reject sizes that collect nothing."""

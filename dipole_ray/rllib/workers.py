@@ -26,6 +26,8 @@ MAX_FAILURES = 5
 MAX_PAUSE_S = 60.0
 PING_EVERY_S = 0.5
 STOP_S = 10.0
+NAMED_WITHIN = 0.9
+"""Part of the deadline after which a silent worker is replaced: named within the deadline, not after it."""
 PING = "ping"
 
 
@@ -164,7 +166,7 @@ class Workers:
         for worker, tag in owing.items():
             silence_s = self._silence.of(self._actor_id(worker))
             # Doubled, so that an environment which is only slow to build is not shot for ever.
-            if silence_s < self._stall_s * 2 ** self._in_a_row[worker]:
+            if silence_s < NAMED_WITHIN * self._stall_s * 2 ** self._in_a_row[worker]:
                 continue
             text = (
                 "rollout worker %d stalls: environment '%s' returned from no call for %.0f s (asked to %s %.0f s ago)"
