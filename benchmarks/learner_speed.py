@@ -101,11 +101,11 @@ def breakdown(agent: DipoleAgent, batches: list[Batch], updates: int) -> dict[st
 
         return call
 
-    plain_methods = agent._critic_targets, agent._losses, agent.optimizer.step, agent.gradient_hook
+    plain_methods = agent._critic_targets, agent._losses, agent.optimizer.step, agent.peers.average
     agent._critic_targets = clocked(agent._critic_targets, "targets")  # type: ignore[method-assign]
     agent._losses = clocked(agent._losses, "losses")  # type: ignore[method-assign]
     agent.optimizer.step = clocked(agent.optimizer.step, "step")  # type: ignore[method-assign]
-    agent.gradient_hook = clocked(lambda tensors: None, "hook")
+    agent.peers.average = clocked(agent.peers.average, "hook")  # type: ignore[method-assign]
     totals: dict[str, float] = {}
     for index in range(updates):
         start = now()
@@ -122,7 +122,7 @@ def breakdown(agent: DipoleAgent, batches: list[Batch], updates: int) -> dict[st
         }
         for name, seconds in parts.items():
             totals[name] = totals.get(name, 0.0) + seconds * 1e3 / updates
-    agent._critic_targets, agent._losses, agent.optimizer.step, agent.gradient_hook = plain_methods  # type: ignore[method-assign]
+    agent._critic_targets, agent._losses, agent.optimizer.step, agent.peers.average = plain_methods  # type: ignore[method-assign]
     return totals
 
 

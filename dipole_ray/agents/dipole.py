@@ -5,7 +5,7 @@ Shapes: B batch rows, N candidates, O observation dim, A action dim, E critics, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from dipole_ray.agents import flow, losses, state
 from dipole_ray.agents.config import AgentConfig
 from dipole_ray.agents.metrics import learning_metrics
 from dipole_ray.agents.networks import AgentNetworks
+from dipole_ray.agents.peers import Peers
 from dipole_ray.errors import ConfigError, NonFiniteError
 
 __all__ = ["AgentConfig", "DipoleAgent"]
@@ -38,9 +39,8 @@ class DipoleAgent:
         networks: All learned functions.
         learner_steps: Calls of `update`, the skipped ones included: each has used up its batch and its noise.
         skipped_updates: How many of them changed nothing because the loss or the gradient was not finite.
-        gradient_hook: Called between the backward pass and the finite check with every tensor that several
-            learners must average in place: the gradients, the total loss and the running variance. As all
-            learners then see the same numbers, they skip together.
+        peers: The learners that take each step together, this one alone by default. All see the same averages
+            before the finite check, so they skip together.
         failure_directory: Where the batch goes before the error that ends a row of skipped updates.
     """
 
@@ -58,7 +58,7 @@ class DipoleAgent:
         self.action_dim = action_dim
         self.device = torch.device(device)
         self.failure_directory = failure_directory
-        self.gradient_hook: Callable[[list[Tensor]], None] | None = None
+        self.peers = Peers()
         self.learner_steps = 0
         self.skipped_updates = 0
         self.consecutive_skips = 0
@@ -134,10 +134,10 @@ class DipoleAgent:
         parameters, targets, optimizer state and running statistics stay as they were, bit for bit.
 
         Args:
-            batch: observations (B, O), actions (B, A), rewards (B,) as discounted n-step sums of raw rewards,
-                masks (B,) with 0 where the bootstrap stops, next_observations (B, O), and discounts (B,),
-                the discount to the power of each row's horizon (`config.discount` where absent), is_offline (B,)
-                with 0 for rows of the online phase (1 where absent). float32.
+            batch: This learner's rows. observations (B, O), actions (B, A), rewards (B,) as discounted n-step sums
+                of raw rewards, masks (B,) with 0 where the bootstrap stops, next_observations (B, O), and discounts
+                (B,), the discount to the power of each row's horizon (`config.discount` where absent), is_offline
+                (B,) with 0 for rows of the online phase (1 where absent). float32.
             diagnostics: Whether to add the metrics that cost something: means, quantiles of the weights,
                 the effective sample fraction.
 
@@ -156,8 +156,7 @@ class DipoleAgent:
         total.backward()
         total = total.detach()
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-        if self.gradient_hook is not None:
-            self.gradient_hook([*gradients, total, statistics[0]])
+        self.peers.average([*gradients, total, *metrics.values()])
         grad_norm = torch.nn.utils.get_total_norm(gradients)
         self.learner_steps += 1
         # The one wait for the device in an update.
@@ -191,12 +190,11 @@ class DipoleAgent:
 
         # Policy fields, all on the same noise and time.
         advantage = residual.detach()
-        scaled, *statistics = losses.normalized_advantage(
-            advantage, config.advantage_normalization, self._running_variance, self._running_mass
-        )
+        scaled, statistics = self._normalized_advantage(advantage)
         weights = self._field_weights(scaled, batch["is_offline"])
-        noise = self._normal(batch["actions"].shape)
-        t = torch.rand(len(noise), 1, generator=self.generator, device=self.device)
+        joint = len(advantage) * self.peers.size
+        noise = self.peers.share(self._normal((joint, self.action_dim)))
+        t = self.peers.share(torch.rand(joint, 1, generator=self.generator, device=self.device))
         x = flow.path_point(noise, batch["actions"], t)
         velocities = networks.fields(batch["observations"], x, t)
         target = flow.path_velocity(noise, batch["actions"])
@@ -207,8 +205,18 @@ class DipoleAgent:
         for name, loss in zip(config.fields, field_losses.detach(), strict=True):
             metrics[f"actor/loss_{name}"] = loss
         if diagnostics:
-            metrics |= learning_metrics(q.detach(), q_target, v.detach(), advantage, weights[0])
-        return terms, metrics, (statistics[0], statistics[1])
+            metrics |= learning_metrics(
+                *map(self.peers.joined, (q.detach(), q_target, v.detach(), advantage, weights[0]))
+            )
+        return terms, metrics, statistics
+
+    def _normalized_advantage(self, advantage: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Return the scaled advantage (B,), and the running statistics with the rows of all learners."""
+        how, variance, mass = self.config.advantage_normalization, self._running_variance, self._running_mass
+        if how == "none":
+            return advantage, (variance, mass)
+        scaled, variance, mass = losses.normalized_advantage(self.peers.joined(advantage), how, variance, mass)
+        return self.peers.share(scaled), (variance, mass)
 
     @torch.no_grad()
     def _critic_targets(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -221,7 +229,7 @@ class DipoleAgent:
             bootstrap = networks.value(next_observations)[0, :, 0]
         else:
             candidates = config.target_candidates
-            noise = self._normal((rows, candidates, self.action_dim))
+            noise = self.peers.share(self._normal((rows * self.peers.size, candidates, self.action_dim)))
             next_actions = self._sample(next_observations, noise, config.target_omega, "guided").flatten(0, 1)
             repeated = next_observations.repeat_interleave(candidates, dim=0) if candidates > 1 else next_observations
             next_pairs = torch.cat((repeated, next_actions), dim=-1)
@@ -260,6 +268,7 @@ class DipoleAgent:
         if self.consecutive_skips < MAX_CONSECUTIVE_SKIPS:
             return
         saved = "the batch was not saved (no failure_directory)"
+        batch = {name: self.peers.joined(column, dim=0) for name, column in batch.items()}
         if self.failure_directory is not None:
             path = self.failure_directory / f"nonfinite-batch-{self.learner_steps}.safetensors"
             state.save_batch(path, batch)

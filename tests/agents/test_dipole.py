@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from dipole_ray.agents import flow
 from dipole_ray.agents.dipole import DipoleAgent
+from dipole_ray.agents.peers import Peers
 from dipole_ray.errors import CheckpointError, ConfigError, NonFiniteError
 from tests.agents.battery import ACTION_DIM, OBSERVATION_DIM, ROWS, assert_same, make_agent, make_batch, tiny_config
 
@@ -154,12 +156,12 @@ def test_a_non_finite_update_leaves_every_tensor_bitwise_unchanged(column: str, 
 
 
 def test_exploding_gradients_are_skipped_too() -> None:
+    class Exploding(Peers):
+        def average(self, tensors: Sequence[Tensor]) -> None:
+            tensors[0].mul_(math.inf)
+
     agent = make_agent(tiny_config())
-
-    def explode(tensors: list[Tensor]) -> None:
-        tensors[0].mul_(math.inf)
-
-    agent.gradient_hook = explode
+    agent.peers = Exploding()
     before = agent.policy_state()
     agent.update(make_batch(0))
     assert_same(before, agent.policy_state())
@@ -178,38 +180,6 @@ def test_ten_skips_in_a_row_are_an_error_with_the_batch_saved(tmp_path: Path) ->
     assert saved.keys() == batch.keys() | {"is_offline"}
     for name, column in batch.items():
         np.testing.assert_array_equal(saved[name].numpy(), column)
-
-
-def test_averaging_learners_through_the_hook_keeps_them_equal() -> None:
-    """Two learners on halves of a batch, gradients averaged, stay bitwise equal and skip together."""
-    config = tiny_config(advantage_normalization="running_std")
-    pair = [make_agent(config), make_agent(config)]
-    held: list[list[Tensor]] = []
-
-    def mailbox(tensors: list[Tensor]) -> None:
-        held.append([tensor.clone() for tensor in tensors])
-
-    for step in range(4):
-        batches = [make_batch(10 * step), make_batch(10 * step + 1)]
-        if step == 2:
-            batches[1]["rewards"][0] = math.inf
-        held.clear()
-        for agent, batch in zip(pair, batches, strict=True):  # First see what each would contribute,
-            twin = make_agent(config)
-            twin.load_state_dict(agent.state_dict())
-            twin.gradient_hook = mailbox
-            twin.update(batch)
-        averages = [(first + second) / 2 for first, second in zip(*held, strict=True)]
-
-        def average(tensors: list[Tensor], averages: list[Tensor] = averages) -> None:
-            for tensor, mean in zip(tensors, averages, strict=True):
-                tensor.copy_(mean)
-
-        for agent, batch in zip(pair, batches, strict=True):  # then apply the average in both.
-            agent.gradient_hook = average
-            agent.update(batch)
-        assert_same(pair[0].state_dict(), pair[1].state_dict())
-        assert pair[0].skipped_updates == (1 if step >= 2 else 0)
 
 
 def test_same_seed_means_the_same_run_and_another_seed_another() -> None:
