@@ -207,7 +207,7 @@ def test_no_burst_of_updates_after_a_resume(tmp_path: Path, measured: Measured) 
 
     What is asserted exactly are updates per environment step, which no load on the machine changes. The rate is taken
     per second of this process's own computing, and its bound is loose all the same: caches and clocks of a shared
-    machine move it by tenths. A burst would be hundreds of times the rate.
+    machine move a single one by tenths. A burst would be all updates and no environment steps, several times the rate.
     """
     ratio, behind = 0.25, 1_000_000
     small = {"updates_per_env_step": ratio, "online_env_steps": 10 * behind, "replay_capacity": 10_000}
@@ -218,11 +218,14 @@ def test_no_burst_of_updates_after_a_resume(tmp_path: Path, measured: Measured) 
         forged = {**saved.metadata, "env_steps": behind}
         forged["limiter"] = {**saved.metadata["limiter"], "env_steps": behind}
         forged["replay"] = {**saved.metadata["replay"], "env_steps_inserted": behind}
-        for _ in range(3):
+        firsts = []
+        for _ in range(5):
             algorithm.restore_contents(replace(saved, metadata=forged))
-            first = first_second_against_the_rest(algorithm, ratio)
-            measured("R3", "updates in the first second / in later ones, 1 M inserts behind", first, "x", bar="<= 1.1")
-            assert first < 3
+            firsts.append(first_second_against_the_rest(algorithm, ratio))
+            measured("R3", "updates in the first second / in later ones, 1 M behind", firsts[-1], "x", bar="none")
+        median = float(np.median(firsts))
+        measured("R3", "the same, median of 5 resumes", median, "x", bar="<= 1.1")
+        assert median < 2
     finally:
         algorithm.stop()
 
@@ -246,7 +249,7 @@ def test_workers_come_and_go_between_resumes(home: Path, caplog: pytest.LogCaptu
     """R2: none, then two, one, none again; each change is named once, and no episode or row is there twice."""
     settings = ["evaluation.episodes=1", "training.replay_capacity=2000", "evaluation.every_learner_steps=0"]
     run = start_run(load(home / "small.yaml", [f"folder={home / 'changing'}", *settings])).folder
-    known = 0
+    known = env_steps_before = 0
     for workers, env_steps in ((2, 480), (1, 720), (0, 960)):
         caplog.clear()
         changes = [*settings, f"rollout.num_workers={workers}", f"training.online_env_steps={env_steps}"]
@@ -259,3 +262,6 @@ def test_workers_come_and_go_between_resumes(home: Path, caplog: pytest.LogCaptu
         kept = rows["observations"][rows["remaining"] > 0]
         assert env_steps <= state["env_steps"] == len(kept) == len(np.unique(kept, axis=0))
         assert state["learner_steps"] == OFFLINE + math.floor(RATIO * state["env_steps"])
+        if not workers:  # every fragment counts: none is taken for a repetition of one from the run's beginning
+            assert state["env_steps"] - env_steps_before == state["rollout"]["sequence"] * ENVS * FRAGMENT
+        env_steps_before = state["env_steps"]
