@@ -62,16 +62,16 @@ def servers(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[list[Pro
 
 
 def expected_points(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
-    """Return (step, value) by MLflow metric, as `metrics.jsonl` has them."""
-    points = defaultdict(list)
+    """Return (step, value) by MLflow metric: the first of a step, which an evaluation shares with its iteration."""
+    points: dict[str, dict[int, float]] = defaultdict(dict)
     for line in read_metrics(run_dir):
         for name, value, _, step in _points(line):
-            points[name].append((step, value))
-    return points
+            points[name].setdefault(step, value)
+    return {name: list(by_step.items()) for name, by_step in points.items()}
 
 
 def assert_delivered(run_dir: Path, url: str) -> int:
-    """MLflow has every point of `metrics.jsonl` once, in one run; return how many points that is."""
+    """MLflow has every point of `metrics.jsonl` and no step twice, in one run; return how many points that is."""
     state = json.loads((run_dir / "mlflow.json").read_text())
     client = connect(url)
     experiment = client.get_run(state["run_id"]).info.experiment_id
@@ -82,7 +82,6 @@ def assert_delivered(run_dir: Path, url: str) -> int:
     for name, expected in points.items():
         found = client.get_metric_history(state["run_id"], name)
         assert [(point.step, point.value) for point in found] == expected, name
-        assert len({step for step, _ in expected}) == len(expected), f"{name}: a step twice"
     return sum(map(len, points.values()))
 
 
@@ -254,7 +253,7 @@ def test_a_run_that_ends_without_its_server_succeeds_and_a_resume_delivers(
     run = next((tmp_path / "runs").iterdir())
     assert process.returncode == 0, errors
     assert "training goes on" in errors and "were not delivered within 30 s" in errors
-    assert f"dipole train --resume {run}" in " ".join(errors.split())
+    assert f"dipole train --resume {run.relative_to(tmp_path)}" in " ".join(errors.split())
     iterations = [line["env_steps"] for line in read_metrics(run) if "critic/loss" in line]
     assert iterations == sorted(set(iterations)) and iterations[-1] >= 900
     missing = len(read_metrics(run)) - len(_delivered_lines(run))
@@ -325,7 +324,6 @@ def test_64_trials_at_once_lose_nothing_and_ask_once_a_second(
         run_id = json.loads((run / "mlflow.json").read_text())["run_id"]
         expected = [(name, *point) for name, points in expected_points(run).items() for point in points]
         assert sorted(stored[run_id]) == sorted(expected), run.name
-        assert len({(name, step) for name, step, _ in expected}) == len(expected)
     count = sum(map(len, stored.values()))
     measured("T2", "points stored, lost or doubled: 0", count, "", bar="0 lost, 0 duplicates")
 
