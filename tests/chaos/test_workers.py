@@ -244,7 +244,7 @@ def record_stall(measured: Measured, deadline: str, seen: tuple[float, float, fl
     measured("C3", f"stall of a deadline of {deadline}: named", named_s, "s", bar="<= 60 s")
     measured("C3", f"stall of a deadline of {deadline}: four workers again", replaced_s, "s", bar="-")
     measured("C3", f"stall of a deadline of {deadline}: others' rate over all workers'", rate, "x", bar=">= 0.75")
-    assert rate > 0.5  # the promise is 0.75; both rates come from cores shared with other work
+    assert rate > 0.55  # the promise is 0.75; both rates come from cores shared with other work
 
 
 def test_c3_again_with_a_short_deadline(
@@ -309,7 +309,7 @@ def test_c2_crash_loop_is_slowed_down_and_ended(
         assert least <= pause < least + 5.0
     measured("C2", "crash loop of one worker: rate of all over the rate before", inserts.rate(start, end) / usual, "x",
              bar=">= 0.75")  # fmt: skip
-    assert inserts.rate(start, end) / usual > 0.5  # for noise; see C3
+    assert inserts.rate(start, end) / usual > 0.55  # as for C3
     strict.train()
     assert (strict.group_metrics["rollout/retired"], strict.group_metrics["rollout/workers"]) == (1, WORKERS - 1)
     steps = strict.env_steps
