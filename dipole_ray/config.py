@@ -122,11 +122,24 @@ class LearnerConfig:
 
     remote: bool = False
     """Run the learner as an actor of its own, on a GPU where the cluster has one."""
+    num_learners: int = 1
+    """Learners that take every update together, each on an equal share of the batch's rows, with the same result as
+    one. More than one are actors in any case, each on a GPU of its own where the cluster has one."""
     num_threads: int | None = None
-    """Torch threads of the learner; None = the cores that no rollout worker needs (never oversubscribed)."""
+    """Torch threads of each learner; None = the cores that no rollout worker needs (never oversubscribed)."""
+
+    @property
+    def actors(self) -> int:
+        """Learner actors of a run; 0 where the training process itself computes the updates."""
+        return self.num_learners if self.remote or self.num_learners > 1 else 0
 
     def __post_init__(self) -> None:
-        """Reject an empty thread pool."""
+        """Reject no learner and an empty thread pool."""
+        if self.num_learners < 1:
+            raise ConfigError(
+                f"learner.num_learners is {self.num_learners}: at least 1 (learner.remote=false runs it in the "
+                "training process)"
+            )
         if self.num_threads is not None and self.num_threads < 1:
             raise ConfigError(f"learner.num_threads is {self.num_threads}: at least 1, or null for automatic")
 
@@ -162,6 +175,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Reject contradictions between sections."""
+        require_equal_shares(self.agent.batch_size, self.learner.num_learners)
         has_data = self.data.path is not None or self.data.collect_transitions > 0
         if self.training.offline_learner_steps and not has_data:
             raise ConfigError(
@@ -207,6 +221,20 @@ class RunConfig:
         """Return 12 hex digits that differ between any two different configs."""
         text = json.dumps(self.to_mapping(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def require_equal_shares(batch_size: int, num_learners: int) -> None:
+    """Raise ConfigError unless every batch can be shared out to the learners equally.
+
+    Args:
+        batch_size: Rows of one update.
+        num_learners: Learner actors, 0 or 1 for a learner that takes them all.
+    """
+    if num_learners > 1 and batch_size % num_learners:
+        raise ConfigError(
+            f"agent.batch_size is {batch_size}, which does not divide by {num_learners} learners: make it "
+            f"{batch_size - batch_size % num_learners or num_learners} or another multiple, or change num_learners"
+        )
 
 
 def presets() -> dict[str, Path]:

@@ -71,6 +71,8 @@ def test_stored_config_gives_the_same_config_back() -> None:
         (["data.collect_transitions=-5"], "use 0 or a positive number"),
         (["rollout.envs_per_worker=0"], "the others are at least 1"),
         (["learner.num_threads=0"], "at least 1, or null"),
+        (["learner.num_learners=0"], "learner.remote=false runs it in the training process"),
+        (["learner.num_learners=7", "agent.batch_size=16"], "does not divide by 7 learners: make it 14"),
         (["evaluation.episodes=0"], "at least 1"),
         (["checkpoint.keep=0"], r"checkpoint\.keep is 0"),
         (["env=null"], "env"),

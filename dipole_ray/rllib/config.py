@@ -18,7 +18,7 @@ from ray.util.debug import log_once
 
 from dipole_ray import settings
 from dipole_ray.agents.dipole import AgentConfig
-from dipole_ray.config import RolloutConfig, RunConfig, TrainingConfig
+from dipole_ray.config import RolloutConfig, RunConfig, TrainingConfig, require_equal_shares
 from dipole_ray.envs.make import EnvConfig, env_dims
 from dipole_ray.errors import ConfigError
 from dipole_ray.evaluation import EvalConfig
@@ -148,7 +148,7 @@ class DIPOLEConfig(AlgorithmConfig):
             num_cpus_per_env_runner=run.rollout.cpus_per_worker,
             stall_s=run.rollout.stall_s,
         )
-        config.learners(num_learners=int(run.learner.remote), num_threads=run.learner.num_threads)
+        config.learners(num_learners=run.learner.actors, num_threads=run.learner.num_threads)
         config.evaluation(**settings.to_mapping(run.evaluation))
         config.debugging(seed=run.seed)
         return config
@@ -265,8 +265,12 @@ class DIPOLEConfig(AlgorithmConfig):
                 "gymnasium.register (then 'your_module:YourEnv-v0' also imports it in every worker)"
             )
         self._settle_spaces()  # an unknown environment would otherwise fail in an actor
-        if self.num_learners > 1:
-            raise ConfigError(f"num_learners is {self.num_learners}: one learner is supported; set it to 0 or 1")
+        require_equal_shares(agent.batch_size, self.num_learners)
+        if self.num_learners > 1 and 0 < self.num_gpus_per_learner < 1:
+            raise ConfigError(
+                f"num_gpus_per_learner is {self.num_gpus_per_learner} with num_learners={self.num_learners}: NCCL "
+                "needs a GPU of its own for each learner; give each a whole one, or set num_learners=1"
+            )
         if training.offline_learner_steps and not self.is_offline:
             raise ConfigError(
                 f"offline_learner_steps is {training.offline_learner_steps} but there is no dataset: call "
@@ -304,9 +308,9 @@ class DIPOLEConfig(AlgorithmConfig):
             self.num_gpus_per_learner = int(has_gpu)
         if self.learner_num_threads is None:
             cores = len(os.sched_getaffinity(0))
-            # Beside a remote learner without workers, this process steps the environments.
-            stepping = self.num_env_runners or self.num_learners
-            self.learner_num_threads = max(1, cores - stepping)
+            # Beside remote learners without workers, this process steps the environments.
+            stepping = self.num_env_runners or min(1, self.num_learners)
+            self.learner_num_threads = max(1, (cores - stepping) // max(1, self.num_learners))
 
 
 def _unknown(key: str, valid: Sequence[str]) -> str:

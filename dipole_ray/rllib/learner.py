@@ -1,4 +1,7 @@
-"""The learner: K gradient steps of the agent per call, on batches straight from the replay."""
+"""The learner: K gradient steps of the agent per call, on batches straight from the replay.
+
+Several learners get the same calls; each takes its share of every batch's rows (see `agents/peers.py`).
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule
 from torch import Tensor
 
 from dipole_ray.agents.dipole import DipoleAgent
+from dipole_ray.agents.peers import Peers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,9 +50,14 @@ class DIPOLELearner(TorchLearner):
         if self.device is not None and torch.device(self.device).type != "cpu":
             module[DEFAULT_MODULE_ID].build_agent(self.device)
         self.agent = module[DEFAULT_MODULE_ID].agent
-        if self.config.replay_directory is not None:
+        if self.config.num_learners > 1:
+            self.agent.peers = Peers.of_process_group()
+        if self.config.replay_directory is not None and self.agent.peers.rank == 0:
             self.agent.failure_directory = Path(self.config.replay_directory).parent / "failures"
         return module
+
+    def _make_modules_ddp_if_necessary(self) -> None:
+        """Leave the module as it is: the agent averages its gradients itself, in one exchange an update."""
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         """Register the agent's own optimizer, so that RLlib's state holds it."""
@@ -73,7 +82,7 @@ class DIPOLELearner(TorchLearner):
     def update_on(
         self, batches: Mapping[str, np.ndarray], batch_size: int, publish: bool = False
     ) -> tuple[UpdateReport, dict[str, Tensor] | None]:
-        """Run one gradient step on each consecutive batch.
+        """Run one gradient step on each consecutive batch; of several learners, each on its share of the rows.
 
         Args:
             batches: The replay's arrays, each with leading dimension K * `batch_size`.
@@ -85,14 +94,18 @@ class DIPOLELearner(TorchLearner):
 
         Raises:
             NonFiniteError: Ten updates in a row were not finite; the batch is saved.
+            PeerLost: Another learner died.
         """
         start = time.perf_counter()
-        columns = {name: _tensor(array).to(self.agent.device, non_blocking=True) for name, array in batches.items()}
-        num_updates = len(columns["rewards"]) // batch_size
+        peers = self.agent.peers
+        shares = {name: _tensor(peers.share(array, batch_size)) for name, array in batches.items()}
+        columns = {name: share.to(self.agent.device, non_blocking=True) for name, share in shares.items()}
+        rows = batch_size // peers.size
+        num_updates = len(columns["rewards"]) // rows
         sums: dict[str, Tensor] = {}
         last: dict[str, Tensor] = {}
         for k in range(num_updates):
-            batch = {name: column[k * batch_size : (k + 1) * batch_size] for name, column in columns.items()}
+            batch = {name: column[k * rows : (k + 1) * rows] for name, column in columns.items()}
             last = self.agent.update(batch, diagnostics=k == num_updates - 1)
             for name, value in last.items():
                 sums[name] = sums[name] + value if name in sums else value

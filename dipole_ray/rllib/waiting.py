@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import ray
@@ -15,19 +16,32 @@ SILENCE_S = 60.0
 
 
 def wait_for(reference: Any, what: str) -> Any:
-    """Return the value of `reference`, with a warning for every minute that it does not come.
+    """Return the value of `reference`, as `wait_for_all` does."""
+    return wait_for_all([reference], what)[0]
+
+
+def wait_for_all(references: Sequence[Any], what: str) -> list[Any]:
+    """Return the values of `references`, with a warning for every minute that none of them comes.
+
+    The first failure is raised at once: where actors work together, the others may wait for the failed one for ever.
 
     Args:
-        reference: Ray's reference to the answer of one actor call.
+        references: Ray's references to the answers of actor calls.
         what: Who is asked for what, for the warning, such as "the replay: sample".
 
     Raises:
-        Exception: What the actor raised, not Ray's wrapper of it; RayActorError when the actor is dead.
+        Exception: What an actor raised, not Ray's wrapper of it; RayActorError when the actor is dead.
     """
     start = time.monotonic()
-    while not ray.wait([reference], timeout=SILENCE_S)[0]:
-        logger.warning("%s: no answer for %.0f s; waiting on", what, time.monotonic() - start)
-    try:
-        return ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        raise error.cause or error from None
+    waiting = list(references)
+    values = {}
+    while waiting:
+        arrived, waiting = ray.wait(waiting, timeout=SILENCE_S)
+        if not arrived:
+            logger.warning("%s: no answer for %.0f s; waiting on", what, time.monotonic() - start)
+        for reference in arrived:
+            try:
+                values[reference] = ray.get(reference)
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause or error from None
+    return [values[reference] for reference in references]

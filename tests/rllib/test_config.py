@@ -129,7 +129,7 @@ def test_run_config_reaches_every_part() -> None:
                 "cpus_per_worker": 0.25,
                 "stall_s": 90.0,
             },
-            "learner": {"remote": True, "num_threads": 2},
+            "learner": {"num_learners": 2, "num_threads": 2},
             "evaluation": {"episodes": 6, "omegas": [1.0], "candidates": [2]},
         }
     )
@@ -141,14 +141,15 @@ def test_run_config_reaches_every_part() -> None:
     plain = made.to_plain()
     assert (plain["seed"], plain["input"], made.replay_directory) == (5, ["somewhere"], "elsewhere")
     assert (plain["num_env_runners"], plain["num_envs_per_env_runner"], plain["rollout_fragment_length"]) == (2, 3, 7)
-    assert (plain["num_cpus_per_env_runner"], plain["num_learners"], plain["learner_num_threads"]) == (0.25, 1, 2)
+    assert (plain["num_cpus_per_env_runner"], plain["num_learners"], plain["learner_num_threads"]) == (0.25, 2, 2)
     assert made.env_runner_stall_s == DIPOLEConfig.from_plain(plain).env_runner_stall_s == 90.0
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda c: c.learners(num_learners=2), "one learner is supported; set it to 0 or 1"),
+        (lambda c: c.learners(num_learners=3), "batch_size is 256, which does not divide by 3 learners: make it 255"),
+        (lambda c: c.learners(num_learners=2, num_gpus_per_learner=0.5), "a GPU of its own for each learner"),
         (lambda c: c.training(offline_learner_steps=10), r"no dataset: call .offline_data\(input_=FOLDER\)"),
         (lambda c: c.training(online_env_steps=0), "nothing could be learned from"),
         (lambda c: c.training(beta=-1.0), "agent.beta: found -1.0; give a finite number above 0"),
@@ -170,6 +171,16 @@ def test_contradictions_are_refused_before_anything_is_built(change: Any, said: 
         made.validate()
 
 
+@pytest.mark.parametrize(
+    ("learner", "actors"), [({}, 0), ({"remote": True}, 1), ({"num_learners": 2}, 2), ({"num_learners": 1}, 0)]
+)
+def test_several_learners_are_actors_and_one_where_asked(learner: dict[str, Any], actors: int) -> None:
+    run = RunConfig.from_mapping(
+        {"env": {"id": "Pendulum-v1"}, "training": {"offline_learner_steps": 0}, "learner": learner}
+    )
+    assert DIPOLEConfig.from_run(run, None, None).num_learners == actors
+
+
 def test_search_spaces_of_tune_are_kept_for_tune() -> None:
     """`tune.grid_search` is set like a value, and checked once a trial has one."""
     from ray import tune
@@ -181,7 +192,7 @@ def test_search_spaces_of_tune_are_kept_for_tune() -> None:
 def test_threads_are_divided_between_learner_and_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """One thread a worker, the rest is the learner's; a process that steps environments itself needs one as well."""
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)))
-    for workers, learners, threads in ((0, 0, 8), (3, 1, 5), (3, 0, 5), (20, 1, 1), (0, 1, 7)):
+    for workers, learners, threads in ((0, 0, 8), (3, 1, 5), (3, 0, 5), (20, 1, 1), (0, 1, 7), (0, 2, 3), (2, 2, 3)):
         made = DIPOLEConfig().environment("Pendulum-v1")
         made.env_runners(num_env_runners=workers).learners(num_learners=learners)
         made.validate()
