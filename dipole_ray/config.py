@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from dipole_ray import settings
 from dipole_ray.agents.dipole import AgentConfig
@@ -239,7 +238,17 @@ def require_equal_shares(batch_size: int, num_learners: int) -> None:
 
 def presets() -> dict[str, Path]:
     """Return the run presets that come with the project, by name."""
-    return {path.stem: path for path in sorted(PRESETS.glob("*.yaml"))}
+    return {path.stem: path for path in sorted(PRESETS.glob("*.yaml")) if not _is_sweep(path)}
+
+
+def sweep_presets() -> dict[str, Path]:
+    """Return the presets of `dipole sweep`, by name; they lie in the same folder."""
+    return {path.stem: path for path in sorted(PRESETS.glob("*.yaml")) if _is_sweep(path)}
+
+
+def _is_sweep(path: Path) -> bool:
+    """Return whether a preset has a section `sweep`."""
+    return re.search(r"^sweep:", path.read_text(encoding="utf-8"), re.MULTILINE) is not None
 
 
 def load(source: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
@@ -252,23 +261,30 @@ def load(source: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: The file is missing or unreadable, or a key or value is wrong.
     """
-    mapping: dict[str, Any] = {} if source is None else _read_yaml(source)
+    mapping: dict[str, Any] = {} if source is None else read_yaml(source)
+    if "sweep" in mapping:
+        raise ConfigError(f"'{source}' is a sweep, no single run: start it with 'dipole sweep {source}'")
     try:
         return RunConfig.from_mapping(settings.apply_overrides(mapping, overrides))
     except ConfigError as error:
         raise ConfigError(f"{error} (in {source})" if source is not None and not overrides else str(error)) from None
 
 
-def _read_yaml(source: str | Path) -> dict[str, Any]:
-    """Return the mapping in the YAML file that `source` names, by preset name or path."""
-    path = presets().get(str(source), Path(source))
+def read_yaml(source: str | Path, known: Mapping[str, Path] | None = None) -> dict[str, Any]:
+    """Return the mapping in the YAML file that `source` names, by preset name or path.
+
+    Args:
+        source: A preset's name, of a run or of a sweep, or a path.
+        known: The presets a message offers; those of runs by default.
+    """
+    path = {**sweep_presets(), **presets()}.get(str(source), Path(source))
     if not path.is_file():
-        raise ConfigError(
-            f"no preset or file '{source}': the presets are {', '.join(presets())}; a file is given by path"
-        )
+        offered = ", ".join(presets() if known is None else known)
+        raise ConfigError(f"no preset or file '{source}': the presets are {offered}; a file is given by path")
     try:
-        mapping = yaml.safe_load(path.read_text()) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        with path.open(encoding="utf-8") as stream:
+            mapping = settings.parse_yaml(stream.read(settings.MAX_YAML_CHARACTERS + 1)) or {}
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: not readable as YAML: {error}") from None
     if not isinstance(mapping, dict):
         raise ConfigError(f"{path}: holds a {type(mapping).__name__}, a mapping of sections is needed")

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dipole_ray.data.durable import read_json
 from dipole_ray.errors import DatasetError
 
 FILE_NAME = "evaluation.json"
@@ -176,7 +177,7 @@ def read_evaluation(path: Path) -> dict[str, list[Row]]:
         DatasetError: If the file is missing or not of this layout.
     """
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = read_json(path)
         required = Row.__required_keys__
         for phase, rows in stored.items():
             for row in rows:

@@ -25,6 +25,9 @@ from dipole_ray.errors import ConfigError
 
 Section = TypeVar("Section")
 
+MAX_YAML_CHARACTERS = 1 << 18
+"""Longest YAML text that is read, and the most values it may stand for."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FieldDoc:
@@ -90,9 +93,10 @@ def apply_overrides(mapping: Mapping[str, Any], overrides: Sequence[str]) -> dic
         if not equals or not all(path) or not text.strip():
             raise ConfigError(f"'{override}' is no setting: write key=value, such as agent.beta=5 (null for no value)")
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{key}: the value '{text}' is not YAML ({_one_line(error)}); put it in quotes") from None
+            value = parse_yaml(text)
+        except ValueError as error:
+            shown = f"{text[:200]}..." if len(text) > 200 else text
+            raise ConfigError(f"{key}: the value '{shown}' is not YAML ({error}); put it in quotes") from None
         section = result
         for depth, name in enumerate(path[:-1], start=1):
             below = section.get(name)
@@ -102,6 +106,38 @@ def apply_overrides(mapping: Mapping[str, Any], overrides: Sequence[str]) -> dic
             section = section[name]
         section.update(merge(section, {path[-1]: value}))
     return result
+
+
+def parse_yaml(text: str) -> Any:
+    """Return the plain values in a YAML text, whoever wrote it: no tag makes an object, no alias grows without end.
+
+    Raises:
+        ValueError: It is not such a text.
+    """
+    if len(text) > MAX_YAML_CHARACTERS:
+        raise ValueError(f"{len(text)} characters, at most {MAX_YAML_CHARACTERS} are read")
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _expanded_size(node, {}) > MAX_YAML_CHARACTERS:
+            raise ValueError("its aliases expand to more values than any config has")
+        return loader.construct_document(node)
+    except Exception as error:  # PyYAML lets out whatever its constructors raise: KeyError for `!!bool x`, ...
+        raise ValueError(_one_line(error) or type(error).__name__) from None
+    finally:
+        loader.dispose()
+
+
+def _expanded_size(node: yaml.Node, sizes: dict[int, float]) -> float:
+    """Return how many values a node stands for with its aliases written out; infinite for one that holds itself."""
+    if id(node) not in sizes:
+        sizes[id(node)] = math.inf
+        below = [child for pair in node.value for child in pair] if isinstance(node, yaml.MappingNode) else []
+        below += node.value if isinstance(node, yaml.SequenceNode) else []
+        sizes[id(node)] = 1 + sum(_expanded_size(child, sizes) for child in below)
+    return sizes[id(node)]
 
 
 def flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

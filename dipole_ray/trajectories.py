@@ -8,6 +8,7 @@ column; nothing in the file is a pickled object.
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from dipole_ray.data.sources.npz import read_headers
 from dipole_ray.errors import DatasetError
 
 FILE_NAME = "evaluation-paths.npz"
@@ -112,8 +114,9 @@ def read_trajectories(path: Path) -> tuple[Maze, list[Trajectory]]:
         DatasetError: If the file is missing, damaged or not of this layout.
     """
     try:
+        headers = read_headers(path)  # refuses a decompression bomb, and objects, before anything is read
         with np.load(path, allow_pickle=False) as stored:
-            columns = {name: stored[name] for name in stored.files}
+            columns = {name: stored[name] for name in headers}
         geometry = [float(value) for value in columns["geometry"]]
         unit, offset_x, offset_y, start_x, start_y, goal_x, goal_y, goal_radius = geometry
         ends = np.cumsum(columns["num_positions"])
@@ -130,7 +133,7 @@ def read_trajectories(path: Path) -> tuple[Maze, list[Trajectory]]:
             for i, piece in enumerate(pieces)
         ]
         walls = columns["walls"].astype(np.bool_)
-    except (OSError, KeyError, ValueError, IndexError, BadZipFile, EOFError) as error:
+    except (DatasetError, OSError, LookupError, ValueError, TypeError, BadZipFile, EOFError, zlib.error) as error:
         raise DatasetError(
             f"{path}: not a readable file of evaluation paths ({error}); run 'dipole evaluate' again to rewrite it"
         ) from error

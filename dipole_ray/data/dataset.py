@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from dipole_ray.data.durable import format_bytes, sync_directory, write_json
+from dipole_ray.data.durable import format_bytes, read_json, sync_directory, write_json
 from dipole_ray.data.quarantine import Quarantined, describe_damage, restore_hint, warn_once
 from dipole_ray.data.schema import Rows, Schema, concatenate, validate_rows
 from dipole_ray.data.segment import SegmentEntry, open_segment, write_segment
-from dipole_ray.errors import CorruptSegment, DatasetError
+from dipole_ray.errors import ConfigError, CorruptSegment, DatasetError
 
 FORMAT = "dipole-dataset"
 FORMAT_VERSION = 1
@@ -84,13 +84,10 @@ class Manifest:
         try:
             files = tuple(SegmentEntry(**entry) for entry in value["files"])
             manifest = cls(schema=Schema.from_json(value["schema"]), source=dict(value["source"]), files=files)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, ConfigError) as error:
             raise CorruptSegment(f"{path}: incomplete manifest ({error!r}); import the dataset again") from error
         for entry in files:
-            if Path(entry.name).name != entry.name:
-                raise CorruptSegment(
-                    f"{path}: file name {entry.name!r} points outside the folder; do not use this dataset"
-                )
+            _check_entry(entry, manifest.schema, path)
         return manifest
 
 
@@ -197,7 +194,7 @@ def read_manifest(directory: Path) -> Manifest:
             "make one with 'dipole data import' or 'dipole data collect'"
         )
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_json(path)
     except (OSError, ValueError) as error:
         raise CorruptSegment(f"{path}: cannot be read ({error}); restore it or import the dataset again") from error
     if not isinstance(value, dict):
@@ -255,6 +252,26 @@ def write_dataset(
         raise
     _discard_unnamed(directory, remove_folder=False)
     return manifest
+
+
+def _check_entry(entry: SegmentEntry, schema: Schema, path: Path) -> None:
+    """Refuse a line of the manifest that cannot be of a file beside it."""
+    counts = {name: getattr(entry, name) for name in ("rows", "transitions", "bytes", "crc32")}
+    strange = [name for name, count in counts.items() if type(count) is not int or count < 0]
+    if strange or not isinstance(entry.name, str):
+        what = strange[0] if strange else "name"
+        raise CorruptSegment(
+            f"{path}: '{what}' of a file is {getattr(entry, what)!r:.80}; restore it or import the dataset again"
+        )
+    if Path(entry.name).name != entry.name:
+        raise CorruptSegment(
+            f"{path}: file name {entry.name!r:.200} points outside the folder; do not use this dataset"
+        )
+    if not 0 < entry.transitions < entry.rows or entry.rows * schema.row_bytes > entry.bytes:
+        raise CorruptSegment(
+            f"{path}: file {entry.name!r:.200} of {entry.bytes} bytes cannot hold {entry.rows} rows of "
+            f"{schema.row_bytes} bytes with {entry.transitions} transitions; restore it or import the dataset again"
+        )
 
 
 def _check_target(directory: Path, overwrite: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 from pathlib import Path
@@ -40,6 +41,33 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def read_json(path: Path, max_bytes: int = 1 << 23) -> Any:
+    """Return the JSON values of a file that nobody vouches for.
+
+    Args:
+        path: A regular file.
+        max_bytes: Length beyond which it is not even read.
+
+    Raises:
+        ValueError: It is too long, not JSON, nested without end, or holds NaN or a number of thousands of digits.
+        OSError: It cannot be read.
+    """
+    if not path.is_file():  # a pipe would block, a device never end
+        raise FileNotFoundError(errno.ENOENT, "missing, or not a regular file", str(path))
+    with path.open("rb") as stream:
+        content = stream.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise ValueError(f"longer than {format_bytes(max_bytes)}")
+    try:
+        return json.loads(content.decode("utf-8"), parse_constant=_refuse_constant)
+    except RecursionError:
+        raise ValueError("nested without end") from None
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
 
 
 def format_bytes(count: int) -> str:

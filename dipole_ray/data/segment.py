@@ -118,6 +118,8 @@ def open_segment(directory: Path, entry: SegmentEntry, schema: Schema) -> Rows:
     """
     path = directory / entry.name
     try:
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            raise CorruptSegment(f"{path}: is a link or no regular file; a dataset's files lie in its own folder")
         length = path.stat().st_size
         if length != entry.bytes:
             raise CorruptSegment(f"{path}: length is {length} bytes, the manifest says {entry.bytes}")

@@ -66,14 +66,14 @@ def read_metrics(path: Path) -> Metrics:
     lines = []
     try:
         text = path.read_text(encoding="utf-8")
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path}: no metrics to draw ({error}); name a run folder that has trained") from error
     complete, _, _ = text.rpartition("\n")
     for number, line in enumerate(complete.splitlines(), start=1):
         try:
             entry = json.loads(line)
             float(entry["learner_steps"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DatasetError(f"{path}, line {number}: not a line of metrics ({error!r})") from error
         lines.append(entry)
     return Metrics(tuple(sorted(lines, key=lambda entry: float(entry["learner_steps"]))))

@@ -108,9 +108,9 @@ def read_table(
     if not report.rows_read:
         raise DatasetError(f"{path}: the table has no rows; nothing to import")
     if not report.transitions and not report.dropped_transitions:
-        ends = mapping.episode or mapping.timeouts or mapping.terminals
+        column = mapping.episode or mapping.timeouts or mapping.terminals
         raise DatasetError(
-            f"{path}: every row ends a trajectory (column '{ends}'), and none has the observation it led to; map "
+            f"{path}: every row ends a trajectory (column '{column}'), and none has the observation it led to; map "
             "next_observations, or check the column that ends trajectories"
         )
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from dipole_ray.data.dataset import MANIFEST, read_manifest, write_dataset
-from dipole_ray.data.durable import commit_file, write_json
+from dipole_ray.data.durable import commit_file, read_json, write_json
 from dipole_ray.data.schema import Rows, Schema, close_trajectory
 from dipole_ray.envs.collect.registry import PENDULUM, recipe
 from dipole_ray.envs.collect.shards import Shard, keep, kept, plan, play, read
@@ -162,8 +162,8 @@ def _record(out: Path, name: str) -> dict[str, Any] | None:
     if not side.is_file():
         return None
     try:
-        record = json.loads(side.read_text(encoding="utf-8"))
-    except ValueError:
+        record = read_json(side)
+    except (OSError, ValueError):
         return None
     return record if isinstance(record, dict) else None
 
