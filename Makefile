@@ -18,10 +18,10 @@ test-slow: install  ## the long tests
 
 CHAOS_RESULTS := $(CURDIR)/build/chaos.jsonl
 
-chaos: install  ## everything that may break is broken (40 minutes); the soak runs beside the other faults
+chaos: install  ## everything that may break is broken (40 minutes); soak, random kills and the rest run side by side
 	rm -rf build/chaos.jsonl build/soak && mkdir -p build
 	DIPOLE_CHAOS_RESULTS=$(CHAOS_RESULTS) DIPOLE_SOAK_OUT=$(CURDIR)/build/soak \
-		$(BIN)/python -m pytest -m chaos -n 2 --dist loadgroup --durations=0 tests/chaos
+		$(BIN)/python -m pytest -m chaos -n 3 --dist loadfile --no-loadscope-reorder --durations=0 tests/chaos
 	$(BIN)/python -m benchmarks.recovery $(CHAOS_RESULTS) --out build
 
 SOAK_MINUTES ?= 30

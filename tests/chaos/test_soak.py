@@ -2,7 +2,7 @@
 
 `DIPOLE_SOAK_MINUTES` sets the length; `DIPOLE_SOAK_OUT` names a folder that takes the samples, the table of slopes and
 a picture of them. The run is a process of its own that takes a third of a core (see `soak`), so that other tests may
-run beside it: `pytest -m chaos -n 2 --dist loadgroup`.
+run beside it (see `make chaos`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.chaos.slopes import OURS, Samples, draw, leaks, read_samples, replace
 
 MINUTES = float(os.environ.get("DIPOLE_SOAK_MINUTES", "30"))
 
-pytestmark = [pytest.mark.chaos, pytest.mark.xdist_group("soak"), pytest.mark.timeout(MINUTES * 60.0 + 600.0)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(MINUTES * 60.0 + 600.0)]
 
 
 def test_half_an_hour_of_training_leaves_everything_flat(tmp_path: Path, measured: Measured) -> None:
