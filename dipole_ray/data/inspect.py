@@ -11,14 +11,14 @@ import numpy as np
 
 from dipole_ray.data.dataset import MANIFEST, OfflineDataset, open_dataset
 from dipole_ray.data.quarantine import restore_hint
-from dipole_ray.data.schema import Rows
+from dipole_ray.data.schema import Rows, validate_rows
 from dipole_ray.data.sources.mapping import TableMapping
 from dipole_ray.data.sources.ogbench import Relabel, has_rewards, read_ogbench
 from dipole_ray.data.sources.pieces import ImportReport
 from dipole_ray.data.sources.table import read_table, table_columns
 from dipole_ray.data.summary import Summary
 from dipole_ray.data.verdict import Finding, Verdict, judge, worst
-from dipole_ray.errors import ConfigError, DatasetError
+from dipole_ray.errors import ConfigError, DatasetError, NonFiniteError
 
 Kind = Literal["dataset", "ogbench", "table"]
 
@@ -86,7 +86,7 @@ def inspect_dataset(
             summary.add(rows)
             if on_transitions is not None:
                 on_transitions(summary.num_transitions)
-    except (DatasetError, ConfigError) as error:
+    except (DatasetError, ConfigError, NonFiniteError) as error:
         findings.append(Finding.from_message("error", str(error)))
     if not labelled:
         findings.append(
@@ -124,10 +124,17 @@ def _read(
     if kind == "dataset":
         dataset = open_dataset(path)
         findings += _damage(dataset)
-        return dataset.iter_rows()
+        return _checked(dataset)
     if kind == "ogbench":
         return read_ogbench(path, relabel, non_finite="drop", report=report)
     return read_table(path, mapping or TableMapping.guess(table_columns(path)), non_finite="drop", report=report)
+
+
+def _checked(dataset: OfflineDataset) -> Iterator[Rows]:
+    """Yield the rows of a dataset; its checksums say that they are what was written, not who wrote them."""
+    for rows in dataset.iter_rows():
+        validate_rows(rows, dataset.schema, str(dataset.directory))
+        yield rows
 
 
 def _damage(dataset: OfflineDataset) -> list[Finding]:

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from dipole_ray.data.durable import commit_file
-from dipole_ray.data.schema import Rows, Schema
+from dipole_ray.data.schema import Rows, Schema, remaining_steps
 from dipole_ray.data.sources.arrow_index import declared_bytes
 from dipole_ray.errors import CorruptSegment
 
@@ -134,6 +134,10 @@ def open_segment(directory: Path, entry: SegmentEntry, schema: Schema) -> Rows:
     columns = map_columns(mapped, schema.columns, path)
     if len(columns["remaining"]) != entry.rows:
         raise CorruptSegment(f"{path}: holds {len(columns['remaining'])} rows, the manifest says {entry.rows}")
+    closing = columns["remaining"] == 0
+    fits = closing[-1] and not closing[0] and entry.rows - np.count_nonzero(closing) == entry.transitions
+    if not fits or not np.array_equal(columns["remaining"], remaining_steps(columns["masks"], closing)):
+        raise CorruptSegment(f"{path}: column 'remaining' does not fit the masks and {entry.transitions} transitions")
     return columns
 
 

@@ -28,7 +28,8 @@ MAX_EXPANSION = 100
 SMALL_BYTES = 1 << 28
 """What any file may declare, however small it is."""
 MAX_MEMBERS = 1000
-_CHUNK_BYTES = 1 << 24
+_CHUNK_BYTES = 1 << 23
+_PART_BYTES = 1 << 20
 _MAX_HEADER_BYTES = 10_000
 _IS_ENCRYPTED = 1
 _BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError, NotImplementedError, RuntimeError)
@@ -211,12 +212,13 @@ def _parse_header(stream: IO[bytes]) -> ArrayHeader:
 
 
 def _read_exactly(stream: IO[bytes], count: int) -> bytearray:
-    data = bytearray()
-    while len(data) < count:
-        part = stream.read(count - len(data))
+    data, done = bytearray(count), 0
+    while done < count:
+        part = stream.read(min(count - done, _PART_BYTES))
         if not part:
-            raise EOFError(f"array ends {count - len(data)} bytes early")
-        data += part
+            raise EOFError(f"array ends {count - done} bytes early")
+        data[done : done + len(part)] = part
+        done += len(part)
     return data
 
 

@@ -292,7 +292,7 @@ def _batches(path: Path, mapping: TableMapping) -> Iterator[pa.RecordBatch]:
                 check_expansion(file, declared_bytes(file), "batches")
                 batches = (table.get_batch(i) for i in range(table.num_record_batches))
             for batch in batches:
-                # Arrow believes lengths and offsets that it reads; a wrong one ends the process, unless it looks first.
+                # Arrow believes the lengths and offsets that it reads: without this, a wrong one ends the process.
                 batch.validate(full=True)
                 if batch.num_rows:
                     yield batch.select(names)
@@ -317,7 +317,11 @@ def _check_parquet(table: pq.ParquetFile, names: list[str], file: Path) -> None:
 
 def _open_table(file: Path) -> pq.ParquetFile | pa.RecordBatchFileReader:
     try:
-        return pq.ParquetFile(file) if file.suffix == ".parquet" else pa.ipc.open_file(pa.OSFile(str(file)))
+        return (
+            pq.ParquetFile(file, pre_buffer=False)
+            if file.suffix == ".parquet"
+            else pa.ipc.open_file(pa.OSFile(str(file)))
+        )
     except _BROKEN as error:
         raise _broken(file, error) from error
 
