@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 METRICS_FILE = "metrics.jsonl"
 STATE_FILE = "mlflow.json"
 RUN_KEY_TAG = "dipole.run_key"
+PARENT_TAG = "mlflow.parentRunId"
 BY_ENV_STEPS_GROUPS = ("rollout/", "eval/")
 BATCH_INTERVAL_S = 1.0
 MAX_PAUSE_S = 60.0
@@ -58,7 +59,7 @@ class FeedState:
     """Address without credentials."""
     experiment: str
     """Name of the experiment."""
-    run_key: str = field(default_factory=lambda: uuid.uuid4().hex)
+    run_key: str
     """A tag of the MLflow run, known before the run is made: a run whose creation was cut short is found by it."""
     run_id: str | None = None
     """MLflow's id of the run, once it is known."""
@@ -83,6 +84,8 @@ class MlflowFeed:
         parameters: Mapping[str, Any],
         tags: Mapping[str, str],
         metrics_bytes: int,
+        run_key: str | None = None,
+        parent_key: str | None = None,
     ) -> None:
         """Start the thread.
 
@@ -94,12 +97,14 @@ class MlflowFeed:
             parameters: The run's config, nested or flat.
             tags: Tags besides versions and git commit.
             metrics_bytes: Length of `metrics.jsonl`; what was delivered beyond it has been cut off since.
+            run_key: The run's key, where others must know it; by default a random one.
+            parent_key: Key of the MLflow run that this one is shown under; it is waited for.
         """
         self.failures = 0
         """Deliveries that failed so far."""
         self._run_dir, self._uri, self._experiment, self._run_name = run_dir, uri, experiment, run_name
         self._parameters = {_name(key): _text(value) for key, value in flatten(parameters).items()}
-        self._tags = dict(tags)
+        self._tags, self._run_key, self._parent_key = dict(tags), run_key, parent_key
         self._state = self._load_state(metrics_bytes)
         self._client: MlflowClient | None = None
         self._failing = 0
@@ -184,10 +189,14 @@ class MlflowFeed:
         """Find the MLflow run, or make it, and log its parameters and tags."""
         client = connect(self._uri)
         experiment_id = self._experiment_id(client)
+        if self._parent_key is not None:
+            self._tags[PARENT_TAG] = self._parent_id(client, experiment_id)
         run = self._find_run(client, experiment_id)
         if run is None:
             self._save_state()  # the key first, so that a run made by a call that never returns is found again
-            run = client.create_run(experiment_id, tags={RUN_KEY_TAG: self._state.run_key}, run_name=self._run_name)
+            above = {key: value for key, value in self._tags.items() if key == PARENT_TAG}
+            tags = {RUN_KEY_TAG: self._state.run_key, **above}
+            run = client.create_run(experiment_id, tags=tags, run_name=self._run_name)
         elif run.info.status != "RUNNING":
             client.update_run(run.info.run_id, status="RUNNING")
         self._state.run_id = run.info.run_id
@@ -213,10 +222,17 @@ class MlflowFeed:
                 raise
             return str(found.experiment_id)
 
+    def _parent_id(self, client: MlflowClient, experiment_id: str) -> str:
+        """Return the id of the run above; raises LookupError while there is none, and delivery is tried again."""
+        assert self._parent_key is not None
+        found = _runs_of(client, experiment_id, self._parent_key)
+        if not found:
+            raise LookupError("the run above this one is not there yet")
+        return str(found[0].info.run_id)
+
     def _find_run(self, client: MlflowClient, experiment_id: str) -> Run | None:
         """Return the MLflow run of this run folder; a deleted one is replaced, with everything delivered anew."""
-        filters = f"tags.`{RUN_KEY_TAG}` = '{self._state.run_key}'"
-        runs = client.search_runs([experiment_id], filter_string=filters)
+        runs = _runs_of(client, experiment_id, self._state.run_key)
         known = self._state.run_id
         kept = next((run for run in runs if known in (None, run.info.run_id)), None)
         if kept is not None:
@@ -227,7 +243,7 @@ class MlflowFeed:
         if known is not None:
             _log.warning("the MLflow run %s is gone; a new one takes the whole history", known)
             with self._lock:
-                fresh = FeedState(tracking_uri=redacted(self._uri), experiment=self._experiment)
+                fresh = self._fresh_state()
                 fresh.artifacts = self._state.artifacts
                 self._state = fresh
         return None
@@ -314,7 +330,7 @@ class MlflowFeed:
 
     def _load_state(self, metrics_bytes: int) -> FeedState:
         """Return the stored state; a new one if there is none or MLflow is elsewhere now."""
-        fresh = FeedState(tracking_uri=redacted(self._uri), experiment=self._experiment)
+        fresh = self._fresh_state()
         try:
             state = FeedState(**json.loads((self._run_dir / STATE_FILE).read_bytes()))
         except FileNotFoundError:
@@ -331,6 +347,16 @@ class MlflowFeed:
             return fresh
         state.offset = min(state.offset, metrics_bytes)
         return state
+
+    def _fresh_state(self) -> FeedState:
+        """Return the state of a run that MLflow has nothing of."""
+        run_key = self._run_key or uuid.uuid4().hex
+        return FeedState(tracking_uri=redacted(self._uri), experiment=self._experiment, run_key=run_key)
+
+    @property
+    def run_id(self) -> str | None:
+        """MLflow's id of the run, once it is known."""
+        return self._state.run_id
 
     def _save_state(self) -> None:
         """Replace `mlflow.json` at once and for good."""
@@ -358,6 +384,11 @@ def connect(uri: str) -> MlflowClient:
     if database is not None and not database.exists():
         _make_database(database)
     return MlflowClient(tracking_uri=uri)
+
+
+def _runs_of(client: MlflowClient, experiment_id: str, run_key: str) -> list[Run]:
+    """Return the MLflow runs that bear a key."""
+    return list(client.search_runs([experiment_id], filter_string=f"tags.`{RUN_KEY_TAG}` = '{run_key}'"))
 
 
 def sqlite_file(uri: str) -> Path | None:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, cast
+from typing import Any
 
 import yaml
 
@@ -32,8 +32,8 @@ from dipole_ray.parallel import ray_session
 from dipole_ray.prepare import prepare_dataset
 from dipole_ray.progress import Progress
 from dipole_ray.resume import Difference, config_differences, guard_resume, version_differences, warn_of
-from dipole_ray.rllib.algorithm import DIPOLE, RING_FILE
-from dipole_ray.rllib.config import DIPOLEConfig
+from dipole_ray.rllib.algorithm import DIPOLE
+from dipole_ray.rllib.build import build_algorithm
 from dipole_ray.rllib.evaluate import cell_key, play
 from dipole_ray.storage import checkpoint_bytes, persist, require_room
 from dipole_ray.tracking import Tracker
@@ -82,7 +82,7 @@ def start_run(config: RunConfig) -> Outcome:
     folder = Path(config.folder).expanduser() / f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     env_dims(config.env)  # what can be refused is refused before a folder is made and Ray started
     dataset = None if config.data.collect_transitions else prepare_dataset(config.data, config.env)
-    _require_fit(dataset, config.env)
+    require_fit(dataset, config.env)
     _make_folder(folder, config)
     with contextlib.ExitStack() as undo:
         undo.callback(shutil.rmtree, folder, ignore_errors=True)
@@ -143,7 +143,7 @@ def _newest_checkpoint(folder: Path) -> Checkpoint | None:
     return checkpoint
 
 
-def _require_fit(dataset: Path | None, env: EnvConfig) -> None:
+def require_fit(dataset: Path | None, env: EnvConfig) -> None:
     """Raise ConfigError unless the dataset's numbers are as many as the environment's."""
     if dataset is None:
         return
@@ -180,7 +180,7 @@ class _Run:
         self.pictures: list[Path] = []
         self.saved_at = (-1, -1)
         self.interrupted: list[int] = []
-        self.algorithm = self._build(dataset, checkpoint)
+        self.algorithm = build_algorithm(config, dataset, folder, checkpoint)
         with contextlib.ExitStack() as undo:
             undo.callback(self.algorithm.stop)
             if checkpoint is not None:
@@ -198,20 +198,6 @@ class _Run:
                 state={"metrics_bytes": 0} if checkpoint is None else checkpoint.metadata["tracker"],
             )
             undo.pop_all()
-
-    def _build(self, dataset: Path | None, checkpoint: Checkpoint | None) -> DIPOLE:
-        """Return the algorithm, on the ring that belongs to the checkpoint, or else on an empty one."""
-        replay = self.folder / "replay"
-        rllib = DIPOLEConfig.from_run(self.config, None if dataset is None else str(dataset), str(replay))
-        if checkpoint is None:
-            shutil.rmtree(replay, ignore_errors=True)  # of a run that ended before its first checkpoint
-            return cast(DIPOLE, rllib.build_algo())
-        ring = checkpoint.metadata["replay"]["online"]
-        if ring is not None and self.config.training.replay_capacity is None:
-            rllib.training(replay_capacity=ring["capacity"])  # a run that is made longer keeps the ring it has
-        if (replay / RING_FILE).exists():
-            checkpoint.metadata["replay_directory"] = str(replay)  # a copy of a run folder has a ring of its own
-        return cast(DIPOLE, rllib.build_algo())
 
     def _require_room(self) -> None:
         """Raise CheckpointError unless the disk can hold the checkpoints the run will keep, and one being written."""

@@ -77,6 +77,8 @@ class Tracker:
         tags: Mapping[str, str] | None = None,
         resume: bool = False,
         state: Mapping[str, Any] | None = None,
+        run_key: str | None = None,
+        parent_key: str | None = None,
     ) -> None:
         """Open `run_dir/metrics.jsonl` and start to feed MLflow, which takes no time of the caller's.
 
@@ -89,6 +91,8 @@ class Tracker:
             resume: Continue the file and the MLflow run that are there.
             state: What `sync` returned for the checkpoint that is resumed; lines after it are cut off.
                 Without it all whole lines stay.
+            run_key: Key of the MLflow run, where runs below this one must find it.
+            parent_key: Key of the MLflow run that this one is shown under, such as a trial's sweep.
 
         Raises:
             ConfigError: The folder cannot be written, or holds metrics already and `resume` is false.
@@ -114,6 +118,8 @@ class Tracker:
                 parameters=parameters,
                 tags=tags or {},
                 metrics_bytes=self._file.size,
+                run_key=run_key,
+                parent_key=parent_key,
             )
 
     def __enter__(self) -> Tracker:
@@ -151,6 +157,11 @@ class Tracker:
         if self.uri is None or self.uri.startswith("http"):
             return self.uri
         return f"mlflow ui --backend-store-uri {self.uri}"
+
+    @property
+    def run_id(self) -> str | None:
+        """MLflow's id of the run, once it is known."""
+        return None if self._feed is None else self._feed.run_id
 
     def sync(self) -> dict[str, Any]:
         """Flush all lines to the disk, and return what a checkpoint must store for `Tracker(state=...)`."""

@@ -61,6 +61,7 @@ def play(
     cells: Sequence[Cell],
     *,
     episodes: int,
+    seed: int | None = None,
     on_result: Callable[[CellResult], None] | None = None,
 ) -> list[CellResult]:
     """Play the episodes of `cells` on the evaluation workers (or the rollout workers), in the order of `cells`.
@@ -70,6 +71,7 @@ def play(
         eval_group: RLlib's evaluation workers; None takes the rollout workers, which are idle meanwhile.
         cells: What to play; each cell is one worker's job.
         episodes: Episodes per cell.
+        seed: Seed of start states and noise; None takes the config's.
         on_result: Called with each result as it comes.
     """
     config = algorithm.config.evaluation_settings()
@@ -77,7 +79,7 @@ def play(
     algorithm.settle()
     how = {
         "episodes": episodes,
-        "seed": config.seed,
+        "seed": config.seed if seed is None else seed,
         "num_envs": min(config.num_envs, episodes),
         "trajectories": min(config.trajectories, episodes),
     }

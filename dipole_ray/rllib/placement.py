@@ -35,8 +35,8 @@ def require_room(actors: Sequence[tuple[str, int, Resources]], wait_s: float = W
     if not ray.is_initialized() or get_current_placement_group() is not None:
         return
     start, told = time.monotonic(), False
-    while (unplaced := _first_unplaced(actors)) is not None:
-        text = _arithmetic(actors, unplaced)
+    while (unplaced := _first_unplaced(actors, free := _free_by_node())) is not None:
+        text = f"no room on the cluster for the {unplaced}: {_arithmetic(actors, free, 'free')}"
         if time.monotonic() - start >= wait_s:
             raise ResourcesUnavailable(f"{text}; ask for less, free resources, or add a node to the cluster")
         if not told and time.monotonic() - start > POLL_S:
@@ -45,9 +45,27 @@ def require_room(actors: Sequence[tuple[str, int, Resources]], wait_s: float = W
         time.sleep(POLL_S)
 
 
-def _first_unplaced(actors: Sequence[tuple[str, int, Resources]]) -> str | None:
+def require_capacity(actors: Sequence[tuple[str, int, Resources]], what: str) -> None:
+    """Refuse at once what could never be placed, even if the cluster had nothing else to do.
+
+    Args:
+        actors: What must run together: a name for the message, how many, and the resources of each.
+        what: What needs them, for the message.
+
+    Raises:
+        ResourcesUnavailable: The nodes together are too small; says what is needed and what there is.
+    """
+    nodes = {node["NodeID"]: dict(node["Resources"]) for node in ray.nodes() if node["Alive"]}
+    if _first_unplaced(actors, nodes) is not None:
+        raise ResourcesUnavailable(
+            f"{what} could never be placed: {_arithmetic(actors, nodes, 'available')}; ask for less (sweep.resources, "
+            "rollout.num_workers, rollout.cpus_per_worker, learner.remote=false), or add a node to the cluster"
+        )
+
+
+def _first_unplaced(actors: Sequence[tuple[str, int, Resources]], nodes: Mapping[str, Resources]) -> str | None:
     """Return the name of the first actor that finds no node when all are placed one after the other, or None."""
-    free = [dict(resources) for resources in _free_by_node().values()]
+    free = [dict(resources) for resources in nodes.values()]
     for name, count, needed in actors:
         for _ in range(count):
             node = next((node for node in free if all(node.get(k, 0.0) >= v - 1e-9 for k, v in needed.items())), None)
@@ -65,15 +83,15 @@ def _free_by_node() -> dict[str, dict[str, float]]:
     return {node: resources for node, resources in free.items() if node in living}
 
 
-def _arithmetic(actors: Sequence[tuple[str, int, Resources]], unplaced: str) -> str:
-    """Return needed and free resources in words."""
+def _arithmetic(actors: Sequence[tuple[str, int, Resources]], nodes: Mapping[str, Resources], word: str) -> str:
+    """Return the resources needed, and those of the nodes, in words."""
     needed = " + ".join(f"{count} {name} of {_text(resources)}" for name, count, resources in actors)
     names = {resource for _, _, resources in actors for resource in resources}
-    nodes = [
+    there = [
         f"{_text({name: amounts.get(name, 0.0) for name in sorted(names)})} on {node[:8]}"
-        for node, amounts in _free_by_node().items()
+        for node, amounts in nodes.items()
     ]
-    return f"no room on the cluster for the {unplaced}: needed {needed}; free {', '.join(nodes) or 'nothing'}"
+    return f"needed {needed}; {word} {', '.join(there) or 'nothing'}"
 
 
 def _text(resources: Resources) -> str:

@@ -1,0 +1,106 @@
+"""`dipole sweep`: trials over any setting, scored over omega and candidates, continued by the same command."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import Any
+
+_EPILOG = """\
+examples:
+  dipole sweep smoke                                  two trials in three minutes on two cores
+  dipole sweep beta_expectile sweep.rungs=8
+  dipole sweep omega_free training.offline_learner_steps=20000 'space.agent.beta={grid: [1, 3, 10]}'
+  dipole sweep my_sweep.yaml folder=runs/sweeps --address 10.0.0.1:6379
+
+a sweep's file has three sections:
+  sweep:                        how trials are chosen and scored; `dipole sweep --help-config` explains every key
+    search: random              grid (all combinations), random, or optuna
+    num_samples: 8
+    scheduler: asha             none, asha (stops the worse early), or pbt (replaces them by copies of the better)
+    evaluation: {omegas: [0, 0.5, 1, 2], candidates: [1, 16]}
+  space:                        what varies: any key of `dipole train --help-config`
+    agent.beta: {loguniform: [0.3, 30]}
+    agent.expectile: {choice: [0.7, 0.9]}
+  run:                          the base run: a preset or file, and keys on top
+    from: quickstart
+    training: {online_env_steps: 0}
+
+omega and the number of candidates cost no training, so they make no trials: at every rung each trial is scored on the
+whole grid of them from one checkpoint. The best cell is chosen on one set of episodes and reported on another.
+
+KEY=VALUE sets a key of the run (agent.shift=1), of the sweep (sweep.rungs=8) or of the space (space.KEY={...}).
+The same command again continues a sweep that was stopped or killed, and delivers what MLflow missed.
+"""
+
+
+def add_sweep_parser(subparsers: Any) -> None:
+    """Add the subcommand to the parsers of `dipole`."""
+    parser = subparsers.add_parser(
+        "sweep",
+        help="try many settings; continue a sweep that was stopped",
+        description="Run trials over any setting with Ray Tune.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", nargs="?", metavar="PRESET|FILE.yaml", help="what to run")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings on top")
+    parser.add_argument("--address", help="Ray cluster to run on (default: RAY_ADDRESS, or a local one)")
+    parser.add_argument("--help-config", action="store_true", help="explain every setting of a sweep and stop")
+    parser.set_defaults(run=run_sweep_command)
+
+
+def run_sweep_command(arguments: argparse.Namespace) -> int:
+    """Run or continue the sweep, then print the leaderboard and what to do next."""
+    if arguments.help_config:
+        return _explain()
+    from dipole_ray.config import sweep_presets
+    from dipole_ray.errors import ConfigError
+    from dipole_ray.sweep.driver import run_sweep
+    from dipole_ray.sweep.plan import load_plan
+
+    if arguments.source is None or "=" in arguments.source:
+        raise ConfigError(f"nothing to sweep: name a preset ({', '.join(sweep_presets())}) or a YAML file")
+    plan = load_plan(arguments.source, arguments.overrides)
+    if arguments.address:
+        os.environ["RAY_ADDRESS"] = arguments.address
+    return _finish(run_sweep(plan), " ".join([arguments.source, *arguments.overrides]))
+
+
+def _explain() -> int:
+    """Print every key of the section `sweep` with type, default and meaning."""
+    from dipole_ray.settings import describe
+    from dipole_ray.sweep.config import SweepConfig
+
+    for entry in describe(SweepConfig, "sweep"):
+        print(f"{entry.key}: {entry.type} = {entry.default}\n    {entry.text}")
+    return 0
+
+
+def _finish(outcome: Any, words: str) -> int:
+    """Print the leaderboard, the files and the next commands; status 130 after Ctrl-C, 1 if every trial failed."""
+    from rich.console import Console
+
+    from dipole_ray.sweep.leaderboard import table
+
+    if outcome.board:
+        console = Console()
+        if not console.is_terminal:
+            console = Console(width=140, no_color=True, highlight=False)
+        console.print(table(outcome.plan, outcome.board))
+    for trial, error in outcome.failed.items():
+        print(f"failed    {trial}: {error}")
+    print(f"\nsweep     {outcome.folder}")
+    for path in outcome.files:
+        print(f"{'picture' if path.suffix == '.png' else 'file':9} {path}")
+    if outcome.view_command is not None:
+        print(f"mlflow    {outcome.view_command}")
+    if not outcome.finished:
+        print(f"\nstopped; continue with the same command:\n  dipole sweep {words}")
+        return 130
+    best = outcome.folder / "best.yaml"
+    if best in outcome.files:
+        print("\nnext:")
+        print(f"  dipole train {best}")
+        print(f"  dipole evaluate {outcome.folder}/trials/{outcome.board[0].trial}")
+    return 0 if outcome.board else 1

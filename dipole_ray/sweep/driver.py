@@ -1,0 +1,148 @@
+"""A sweep from its plan to its leaderboard: the same plan again goes on where it was left, however that was."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import yaml
+
+from dipole_ray import settings
+from dipole_ray.data.durable import commit_file
+from dipole_ray.envs.make import env_dims
+from dipole_ray.errors import ConfigError
+from dipole_ray.mlflow_feed import redacted
+from dipole_ray.parallel import ray_session
+from dipole_ray.prepare import prepare_dataset
+from dipole_ray.progress import Progress
+from dipole_ray.run import require_fit
+from dipole_ray.sweep.ledger import Ledger, records_of
+from dipole_ray.sweep.lock import FolderLock
+from dipole_ray.sweep.outcome import Outcome, write_outcome
+from dipole_ray.sweep.plan import Plan
+from dipole_ray.sweep.tracking import settle, sweep_tracker
+from dipole_ray.tracking import Tracker
+
+PLAN_FILE = "sweep.yaml"
+LOCK_WAIT_S = 10.0
+KEPT_BY_TUNE = 3
+"""Checkpoints of a trial that Tune keeps while it runs: a copy may still be read while its owner goes on."""
+TUNE_ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # a trial's folder has its metrics already
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean the same in a trial as in a run
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+
+
+def run_sweep(plan: Plan) -> Outcome:
+    """Run what is left of a sweep and report all of it.
+
+    Raises:
+        DipoleError: Any of ours; what has been done stays, and the same call goes on from it.
+    """
+    env_dims(plan.run_config({}).env)  # what can be refused is refused before a folder is made and Ray started
+    plan = _with_tracking(plan)
+    ledger = Ledger.open(plan.folder, plan.to_mapping())
+    is_new = not ledger.trials
+    for values in plan.trials() if is_new else []:
+        ledger.add(values)
+    left = len(ledger.unfinished()) + plan.num_trials - len(ledger.trials)
+    for name, value in TUNE_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    with contextlib.ExitStack() as stack:
+        if left:
+            stack.enter_context(ray_session())
+            _check(plan, ledger)
+        lock = FolderLock(ledger.folder, LOCK_WAIT_S)
+        stack.callback(lock.release)
+        if not is_new:  # another process may have gone on with it until just now
+            ledger = Ledger.open(plan.folder, plan.to_mapping())
+        _write_plan(ledger.folder, plan)
+        ledger.save()
+        tracker = stack.enter_context(sweep_tracker(plan, ledger))
+        finished = _train(plan, ledger, tracker) if left else True
+        settle(plan, ledger)
+        outcome = write_outcome(plan, ledger, finished=finished, view_command=tracker.view_command)
+        for path in outcome.files:
+            tracker.artifact(path, "pictures" if path.suffix == ".png" else "")
+        tracker.close("FINISHED" if finished else "KILLED")
+        return outcome
+
+
+def _train(plan: Plan, ledger: Ledger, tracker: Tracker) -> bool:
+    """Have Tune run the trials that are left; return whether it came to its end, and not to Ctrl-C."""
+    from ray import tune
+
+    from dipole_ray.sweep.proposals import search_of
+    from dipole_ray.sweep.schedulers import scheduler_of
+    from dipole_ray.sweep.trainable import SweepTrial
+    from dipole_ray.sweep.watch import Watch
+
+    session = ledger.folder / "tune"
+    shutil.rmtree(session, ignore_errors=True)  # of an earlier session: nothing in it is ever read
+    with Progress(plan.sweep.name, plan.num_trials * plan.sweep.rungs, "rungs") as progress:
+        watch = Watch(plan, ledger, progress, tracker)
+        search, left = search_of(plan, ledger)
+        tuner = tune.Tuner(
+            SweepTrial,
+            tune_config=tune.TuneConfig(
+                search_alg=search, scheduler=scheduler_of(plan, ledger), num_samples=left, reuse_actors=True
+            ),
+            run_config=tune.RunConfig(
+                name="session",
+                storage_path=str(session),
+                failure_config=tune.FailureConfig(max_failures=plan.sweep.max_failures),
+                checkpoint_config=tune.CheckpointConfig(num_to_keep=KEPT_BY_TUNE),
+                callbacks=[watch],
+                verbose=0,
+            ),
+        )
+        tuner.fit()
+    shutil.rmtree(session, ignore_errors=True)
+    for record in records_of(ledger, "running"):  # Tune ends by itself at Ctrl-C, with its trials under way
+        record.status = "planned"
+    ledger.save()
+    return not any(records_of(ledger, "planned")) and len(ledger.trials) == plan.num_trials
+
+
+def _check(plan: Plan, ledger: Ledger) -> None:
+    """Refuse what would fail in every trial, and make the datasets before trials ask for them at once."""
+    from dipole_ray.sweep.trainable import require_placeable
+
+    trials = [(record.id, record.values) for record in ledger.unfinished()] or [("a trial", {})]
+    require_placeable(plan, trials)
+    seen = set()
+    for _, values in trials:
+        config = plan.run_config(values)
+        key = json.dumps([settings.to_mapping(config.data), settings.to_mapping(config.env)])
+        if key not in seen:
+            seen.add(key)
+            require_fit(prepare_dataset(config.data, config.env), config.env)
+
+
+def _with_tracking(plan: Plan) -> Plan:
+    """Return the plan with MLflow's address settled for all trials; one with a password stays in the environment."""
+    config = plan.run_config({})
+    if not config.tracking.mlflow:
+        return plan
+    uri = config.tracking.resolve_uri(plan.folder.parent)
+    if redacted(uri) != uri:
+        return plan
+    return replace(plan, run=settings.merge(plan.run, {"tracking": {"tracking_uri": uri}}))
+
+
+def _write_plan(folder: Path, plan: Plan) -> None:
+    """Write the plan as a file that `dipole sweep` takes."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f".{PLAN_FILE}.tmp"
+        temporary.write_text(yaml.safe_dump(plan.to_mapping(), sort_keys=False))
+        commit_file(temporary, folder / PLAN_FILE)
+    except OSError as error:
+        raise ConfigError(
+            f"sweep folder {folder}: cannot be written ({error.strerror}); choose another place with folder=PATH"
+        ) from error

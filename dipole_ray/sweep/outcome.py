@@ -1,0 +1,115 @@
+"""What a sweep leaves behind: leaderboard, pictures, and the best config as a file that `dipole train` takes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from dipole_ray.data.durable import commit_file
+from dipole_ray.plots.parallel import Line, draw_parallel
+from dipole_ray.plots.surface import Point, draw_surface
+from dipole_ray.sweep.leaderboard import Standing, standings, to_csv, to_plain
+from dipole_ray.sweep.ledger import Ledger, records_of
+from dipole_ray.sweep.plan import Plan
+from dipole_ray.sweep.scoring import measure_of, metric_of
+
+BEST_FILE = "best.yaml"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """How a sweep ended."""
+
+    plan: Plan
+    """What was run."""
+    folder: Path
+    """The sweep's folder."""
+    finished: bool
+    """False after Ctrl-C."""
+    board: list[Standing]
+    """The trials, best first."""
+    failed: dict[str, str]
+    """Why trials failed, by name."""
+    files: list[Path]
+    """What was written: leaderboard, pictures, best config."""
+    view_command: str | None
+    """What shows the sweep in MLflow."""
+
+
+def write_outcome(plan: Plan, ledger: Ledger, *, finished: bool, view_command: str | None) -> Outcome:
+    """Write leaderboard, pictures and best config from what the trials have so far."""
+    folder, board = ledger.folder, standings(plan, ledger)
+    files: list[Path] = []
+    if board:
+        files.append(_write(folder / "leaderboard.json", json.dumps(to_plain(plan, board), indent=1) + "\n"))
+        files.append(_write(folder / "leaderboard.csv", to_csv(plan, board)))
+        files += _draw(plan, folder, board)
+        if board[0].status == "done":
+            files.append(_write(folder / BEST_FILE, best_config(plan, board[0])))
+    return Outcome(
+        plan=plan,
+        folder=folder,
+        finished=finished,
+        board=board,
+        failed={record.id: record.error or "unknown" for record in records_of(ledger, "failed")},
+        files=files,
+        view_command=view_command,
+    )
+
+
+def best_config(plan: Plan, best: Standing) -> str:
+    """Return the best trial's run as YAML, acting with its best omega and candidates."""
+    config = plan.run_config(best.values).to_mapping()
+    config["name"] = f"{plan.sweep.name}-best"
+    config["agent"]["num_candidates"] = best.best["candidates"]
+    if best.best["omega"] is not None:
+        config["agent"]["omega"] = best.best["omega"]
+    metric = plan.sweep.metric
+    quoted = best.report or best.best
+    settings = ", ".join(f"{key}={value}" for key, value in best.values.items())
+    lines = [
+        f"# {best.trial} of the sweep {plan.sweep.name} ({plan.digest()}): {settings}",
+        f"# {measure_of(quoted, metric)} {metric_of(quoted, metric):.4g} over {quoted['episodes']} episodes that "
+        "nothing was chosen by",
+    ]
+    if plan.sweep.scheduler == "pbt":
+        lines.append("# PBT: the settings at the end of a schedule; a run that has them from its start is another run")
+    return "\n".join([*lines, yaml.safe_dump(config, sort_keys=False)])
+
+
+def _draw(plan: Plan, folder: Path, board: list[Standing]) -> list[Path]:
+    """Draw a surface for every numeric setting, and all of them as parallel coordinates."""
+    metric, title = plan.sweep.metric, folder.name
+    label, pictures = measure_of(board[0].best, metric), []
+    whole = [item for item in board if item.status == "done"] or board
+    for key in plan.space:
+        points = [
+            Point(item.values[key], row["omega"], row["candidates"], metric_of(row, metric))
+            for item in whole
+            for row in item.rows
+            if row["omega"] is not None
+        ]
+        if points and len({repr(point.setting) for point in points}) > 1:
+            name = key.rpartition(".")[2]
+            path = folder / f"surface-{name}.png"
+            pictures.append(draw_surface(points, path, setting=name, label=label, mode=plan.sweep.mode, title=title))
+    lines = [
+        Line({**item.values, "omega": item.best["omega"], "candidates": item.best["candidates"]}, score, item.status)
+        for item in board
+        for score in [metric_of(item.best, metric)]
+    ]
+    if len(lines) > 1:
+        path = folder / "parallel.png"
+        pictures.append(draw_parallel(lines, path, label=label, mode=plan.sweep.mode, title=title))
+    return pictures
+
+
+def _write(path: Path, text: str) -> Path:
+    """Replace a file at once."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    commit_file(temporary, path)
+    return path

@@ -1,0 +1,260 @@
+"""A whole sweep as its file gives it: settings, space and base run, checked together before anything starts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dipole_ray import settings
+from dipole_ray.config import RunConfig, read_yaml, sweep_presets
+from dipole_ray.errors import ConfigError
+from dipole_ray.run import FIXED
+from dipole_ray.sweep.config import SweepConfig
+from dipole_ray.sweep.space import Domain, Values, draw, read_domain
+
+_log = logging.getLogger(__name__)
+
+SECTIONS = ("sweep", "space", "run")
+ACTING = {"agent.omega": "omegas", "agent.num_candidates": "candidates"}
+"""Settings that the grid of the evaluation covers, and under which name."""
+OF_THE_SWEEP = {
+    "name": "trials are named by the sweep",
+    "folder": "set it for all trials with folder=PATH",
+    "evaluation": "trials are scored by sweep.evaluation",
+    "tracking": "set it for all trials with tracking.KEY=VALUE",
+    "checkpoint": "set it for all trials with checkpoint.KEY=VALUE",
+}
+"""Sections of a run that no trial may have of its own, with the remedy."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What a sweep is; equal plans are the same sweep."""
+
+    sweep: SweepConfig
+    """How trials are chosen and scored."""
+    space: Mapping[str, Domain]
+    """What varies, by dotted key."""
+    run: Mapping[str, Any]
+    """The base run's mapping, as in a file of `dipole train`."""
+
+    def run_config(self, values: Values) -> RunConfig:
+        """Return the run's config with a trial's values in it.
+
+        Raises:
+            ConfigError: The values contradict each other or the base.
+        """
+        return RunConfig.from_mapping(with_values(self.run, values))
+
+    def trial_config(self, values: Values, trial: str, trials: Path) -> RunConfig:
+        """Return the config of a trial's run: scored on the sweep's grid, with iterations no longer than a rung."""
+        config, grid = self.run_config(values), self.sweep.evaluation
+        training = config.training
+        rung = math.ceil(self.total_steps(config) / self.sweep.rungs)
+        evaluation = replace(
+            config.evaluation,
+            omegas=grid.omegas,
+            candidates=grid.candidates,
+            bc=False,
+            episodes=grid.select_episodes,
+            seed=grid.select_seed,
+            every_learner_steps=0,
+            trajectories=0,
+            videos=0,
+        )
+        training = replace(
+            training,
+            learner_steps_per_iteration=min(training.learner_steps_per_iteration, rung),
+            env_steps_per_iteration=min(training.env_steps_per_iteration, rung),
+        )
+        learner = config.learner
+        if learner.num_threads is None:  # a trial shares its machine with others
+            reserved = self.sweep.resources.learner_cpus if learner.actors else self.sweep.resources.trial_cpus
+            learner = replace(learner, num_threads=max(1, int(reserved)))
+        return replace(
+            config, name=trial, folder=str(trials), evaluation=evaluation, training=training, learner=learner
+        )
+
+    @staticmethod
+    def total_steps(config: RunConfig) -> int:
+        """Return the updates of the offline phase and the environment steps of the online phase together."""
+        return config.training.offline_learner_steps + config.training.online_env_steps
+
+    def trials(self) -> list[Values]:
+        """Return the values of all trials that are known before the first result; none where Optuna proposes them."""
+        if self.sweep.search == "optuna":
+            return []
+        return draw(self.space, num_samples=self.sweep.num_samples, seed=self.sweep.seed)
+
+    @property
+    def num_trials(self) -> int:
+        """How many trials there will be."""
+        return self.sweep.num_samples if self.sweep.search == "optuna" else len(self.trials())
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Return the plan as nested plain values that `from_mapping` reads back."""
+        space = {key: domain.to_plain() for key, domain in self.space.items()}
+        return {"sweep": settings.to_mapping(self.sweep), "space": space, "run": settings.merge({}, self.run)}
+
+    def digest(self) -> str:
+        """Return 8 hex digits of everything that shapes the result; not of where it runs or is written down."""
+        mapping = self.to_mapping()
+        del mapping["sweep"]["resources"]
+        run = self.run_config({}).to_mapping()
+        mapping["run"] = {key: value for key, value in run.items() if key not in ("folder", "tracking", "name")}
+        return hashlib.sha256(json.dumps(mapping, sort_keys=True).encode()).hexdigest()[:8]
+
+    @property
+    def folder(self) -> Path:
+        """The sweep's folder: the same plan finds what it has done before."""
+        return Path(self.run_config({}).folder).expanduser().resolve() / f"{self.sweep.name}-{self.digest()}"
+
+
+def load_plan(source: str | Path, overrides: Sequence[str] = ()) -> Plan:
+    """Read a sweep from a preset or a YAML file, with `key=value` overrides on top.
+
+    Args:
+        source: Name of a sweep preset, or path of a YAML file.
+        overrides: Assignments to keys of a run (`training.offline_learner_steps=1000`), of the sweep
+            (`sweep.num_samples=8`), or of the space (`space.agent.beta={grid: [1, 3]}`).
+
+    Raises:
+        ConfigError: A file, key or value is wrong; the nearest valid key is named.
+    """
+    mapping = read_yaml(source, sweep_presets())
+    if "sweep" not in mapping:
+        raise ConfigError(f"'{source}' is a run, no sweep: start it with 'dipole train {source}'")
+    mapping = {**mapping, "space": dict(_space_mapping(mapping.get("space")))}
+    runs: list[str] = []
+    sweeps: list[str] = []
+    for word in overrides:
+        section, dot, rest = word.partition(".")
+        if section == "space" and dot:
+            key, _, _ = rest.partition("=")
+            one = settings.apply_overrides({}, [f"domain={rest.partition('=')[2]}"])
+            mapping["space"][key.strip()] = one["domain"]
+        elif section in ("sweep", "run") and dot:
+            (sweeps if section == "sweep" else runs).append(rest)
+        else:
+            runs.append(word)
+    run = dict(mapping.get("run") or {})
+    base = run.pop("from", None)
+    if base is not None:
+        run = settings.merge(read_yaml(base), run)
+    run = settings.apply_overrides(run, runs)
+    sweep = settings.apply_overrides(mapping["sweep"] or {}, sweeps)
+    sweep.setdefault("name", Path(source).stem)
+    return from_mapping({**mapping, "sweep": sweep, "run": run})
+
+
+def from_mapping(mapping: Mapping[str, Any]) -> Plan:
+    """Build a plan from nested plain values and check it as a whole.
+
+    Raises:
+        ConfigError: See `load_plan`.
+    """
+    for key in mapping:
+        if key not in SECTIONS:
+            raise ConfigError(
+                f"unknown section '{key}' of a sweep: {', '.join(SECTIONS)} are known; is it under 'run:'?"
+            )
+    sweep = settings.from_mapping(SweepConfig, mapping["sweep"], "sweep")
+    run = _absolute(mapping.get("run") or {})
+    space = {key: read_domain(key, value) for key, value in _space_mapping(mapping.get("space")).items()}
+    plan = Plan(sweep=sweep, space=space, run=run)
+    base = plan.run_config({})
+    if not space:
+        raise ConfigError("space is empty: name what varies, such as agent.beta: {grid: [1, 3, 10]}")
+    if plan.total_steps(base) < sweep.rungs:
+        raise ConfigError(f"sweep.rungs is {sweep.rungs}, more than the run's {plan.total_steps(base)} steps: lower it")
+    for key, domain in space.items():
+        _check_key(plan, base, key, domain)
+    plan = replace(plan, space={key: _typed(plan, key, domain) for key, domain in space.items()})
+    for values in plan.trials():
+        plan.run_config(values)
+    return plan
+
+
+def with_values(run: Mapping[str, Any], values: Values) -> dict[str, Any]:
+    """Return a run's mapping with values at dotted keys."""
+    result = settings.merge({}, run)
+    for key, value in values.items():
+        nested: Any = value
+        for name in reversed(key.split(".")):
+            nested = {name: nested}
+        result = settings.merge(result, nested)
+    return result
+
+
+def _space_mapping(space: Any) -> Mapping[str, Any]:
+    """Return the section `space`, which may be empty."""
+    if not isinstance(space, Mapping | None):
+        raise ConfigError(f"space is {space!r}: a section is needed, such as space: {{agent.beta: {{grid: [1, 3]}}}}")
+    return space or {}
+
+
+def _absolute(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the run with its folders absolute, for trials work in folders of their own."""
+    result = settings.merge({}, run)
+    data = result.get("data")
+    if isinstance(data, dict):
+        for name in ("path", "cache"):
+            if isinstance(data.get(name), str):
+                data[name] = str(Path(data[name]).expanduser().resolve())
+    return result
+
+
+def _check_key(plan: Plan, base: RunConfig, key: str, domain: Domain) -> None:
+    """Raise ConfigError where a setting cannot, or need not, make trials."""
+    sweep, section = plan.sweep, key.partition(".")[0]
+    if section in OF_THE_SWEEP:
+        raise ConfigError(f"space: {key} cannot differ between trials: {OF_THE_SWEEP[section]}")
+    if domain.kind != "grid" and sweep.search == "grid":
+        raise ConfigError(
+            f"space: {key} is drawn ({domain.kind}) but sweep.search is 'grid': set it to random or optuna"
+        )
+    if domain.kind == "grid" and (sweep.search == "optuna" or sweep.scheduler == "pbt"):
+        who = "Optuna proposes values" if sweep.search == "optuna" else "PBT draws its population"
+        raise ConfigError(f"space: {key} is a grid, but {who}: write {{choice: [...]}} instead of {{grid: [...]}}")
+    if sweep.scheduler == "pbt" and (section != "agent" or key in FIXED):
+        raise ConfigError(
+            f"space: {key} cannot change while a trial goes on, as PBT would have it: leave it out, or set "
+            "sweep.scheduler=asha"
+        )
+    online = base.training.online_env_steps > 0
+    if key in ACTING:
+        grid = f"sweep.evaluation.{ACTING[key]}"
+        if not online:
+            raise ConfigError(
+                f"space: {key} costs no training, so its trials would all train the same networks: put the values "
+                f"into {grid}, which every trial is scored on from one checkpoint"
+            )
+        _log.warning(
+            "space: %s changes only the rollouts of the online phase; every trial is scored on all of %s anyway",
+            *(key, grid),
+        )
+    if key == "agent.denoise_steps" and not online and base.agent.bootstrap == "value":
+        raise ConfigError(
+            "space: agent.denoise_steps is read by nothing in this training (bootstrap 'value', no online phase), so "
+            "its trials would all train the same networks: set the one to act with as agent.denoise_steps=N"
+        )
+
+
+def _typed(plan: Plan, key: str, domain: Domain) -> Domain:
+    """Return the domain with its values as the setting takes them (1e-3 is text in YAML), each tried."""
+    typed = []
+    for value in domain.probes():
+        try:
+            config = plan.run_config({key: value})
+        except ConfigError as error:
+            whole = "" if domain.is_list else f"; {domain.kind} draws decimals: use {{choice: [...]}}"
+            raise ConfigError(f"space: {error}{whole if 'whole number' in str(error) else ''}") from None
+        flat = settings.flatten(config.to_mapping())
+        typed.append(flat.get(key, value))
+    return Domain(domain.kind, tuple(typed)) if domain.is_list else domain

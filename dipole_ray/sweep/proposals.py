@@ -1,0 +1,102 @@
+"""Which trial comes next: first those that an earlier start left unfinished, then what the search proposes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from ray import tune
+from ray.tune.search import ConcurrencyLimiter, Searcher
+
+from dipole_ray.sweep.ledger import ENDED, Ledger, records_of
+from dipole_ray.sweep.plan import Plan
+from dipole_ray.sweep.space import Domain
+from dipole_ray.sweep.trainable import SWEEP, TRIAL
+
+
+class Proposals(Searcher):
+    """Gives Tune the trials of the ledger, and asks Optuna, where the plan says so, for the rest."""
+
+    def __init__(self, plan: Plan, ledger: Ledger) -> None:
+        super().__init__(metric="score", mode=plan.sweep.mode)
+        self._plan, self._ledger = plan, ledger
+        self._waiting = ledger.unfinished()
+        self._optuna = _optuna(plan, ledger) if plan.sweep.search == "optuna" else None
+        self._asked: dict[str, str] = {}
+        """Name of each trial given to Tune, by Tune's id."""
+        self._proposed: set[str] = set()
+        """Tune's ids of those that Optuna proposed in this session, so that it knows them already."""
+
+    @property
+    def num_left(self) -> int:
+        """Trials that Tune will be given."""
+        return len(self._waiting) + self._plan.num_trials - len(self._ledger.trials)
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        """Return the config of the next trial; None where Optuna waits for results."""
+        if self._waiting:
+            record = self._waiting.pop(0)
+        elif self._optuna is not None and len(self._ledger.trials) < self._plan.num_trials:
+            values = self._optuna.suggest(trial_id)
+            if values is None:
+                return None
+            record = self._ledger.add(dict(values))
+            self._ledger.save()
+            self._proposed.add(trial_id)
+        else:
+            return str(Searcher.FINISHED)  # type: ignore[return-value]  # how Tune wants it
+        self._asked[trial_id] = record.id
+        return {SWEEP: str(self._ledger.folder), TRIAL: record.id, **record.values}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Tell Optuna what a trial gave; one of an earlier session as a point of its own."""
+        trial = self._asked.pop(trial_id, None)
+        if self._optuna is None or trial is None:
+            return
+        if trial_id in self._proposed:
+            self._optuna.on_trial_complete(trial_id, result, error)
+        elif result is not None and not error:
+            self._optuna.add_evaluated_point(self._ledger.trials[trial].values, result["score"])
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Ignore what is no final result."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Write nothing: the ledger has everything."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Read nothing."""
+
+
+def search_of(plan: Plan, ledger: Ledger) -> tuple[Searcher, int]:
+    """Return what Tune asks for trials, and how many it will get."""
+    proposals = Proposals(plan, ledger)
+    most = plan.sweep.resources.max_concurrent
+    left = proposals.num_left
+    return (proposals if most is None else ConcurrencyLimiter(proposals, max_concurrent=most)), left
+
+
+def tune_space(space: Mapping[str, Domain]) -> dict[str, Any]:
+    """Return the space in Tune's words."""
+    words = {"uniform": tune.uniform, "loguniform": tune.loguniform}
+    return {
+        key: tune.choice(list(domain.values)) if domain.is_list else words[domain.kind](*domain.values)
+        for key, domain in space.items()
+    }
+
+
+def _optuna(plan: Plan, ledger: Ledger) -> Searcher:
+    """Return Optuna's TPE sampler, knowing all trials that have ended."""
+    import optuna
+    from ray.tune.search.optuna import OptunaSearch
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    logging.getLogger("ray.tune.search.optuna").setLevel(logging.ERROR)
+    # Another seed in each session: the same one would propose the first trials again.
+    seed = plan.sweep.seed + 1000 * len(ledger.trials)
+    search = OptunaSearch(tune_space(plan.space), metric="score", mode=plan.sweep.mode, seed=seed)
+    for record in records_of(ledger, *ENDED):
+        if record.score is not None:
+            search.add_evaluated_point(record.values, record.score)
+    return search

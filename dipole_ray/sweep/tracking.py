@@ -1,0 +1,113 @@
+"""A sweep in MLflow: one run for the sweep, one below it for each trial, and none left running at the end.
+
+Each feeds from the `metrics.jsonl` in its own folder. The trials find the sweep's run by its key, so that whoever
+comes first, after an outage or a kill, finds the same runs.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from pathlib import Path
+from typing import Any
+
+from dipole_ray.config import RunConfig
+from dipole_ray.data.durable import read_json
+from dipole_ray.mlflow_feed import METRICS_FILE, STATE_FILE, connect
+from dipole_ray.sweep.ledger import TRIALS, Ledger, Record
+from dipole_ray.sweep.plan import Plan
+from dipole_ray.tracking import Status, Tracker
+
+ENDINGS: dict[str, Status] = {"done": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
+"""MLflow's status for a trial's; what was interrupted is KILLED too, until the sweep goes on."""
+SETTLE_S, SETTLE_EACH_S = 30.0, 5.0
+"""Longest wait for MLflow at the end of a sweep, and more for each trial."""
+
+_log = logging.getLogger(__name__)
+
+
+def sweep_tracker(plan: Plan, ledger: Ledger) -> Tracker:
+    """Return the sweep's own tracker."""
+    return Tracker(
+        ledger.folder,
+        plan.run_config({}).tracking,
+        run_name=ledger.folder.name,
+        parameters=plan.to_mapping(),
+        tags={"dipole.sweep": plan.sweep.name, "config_digest": plan.digest()},
+        resume=True,
+        run_key=ledger.run_key,
+    )
+
+
+def trial_tracker(
+    plan: Plan, config: RunConfig, folder: Path, run_key: str | None, state: dict[str, Any] | None
+) -> Tracker:
+    """Return the tracker of a trial, below the sweep's run.
+
+    Args:
+        plan: The sweep.
+        config: The trial's own config.
+        folder: The trial's folder.
+        run_key: Key of the sweep's MLflow run.
+        state: As for `Tracker`.
+    """
+    return Tracker(
+        folder,
+        config.tracking,
+        run_name=f"{plan.sweep.name}/{folder.name}",
+        parameters=config.to_mapping(),
+        tags={"dipole.sweep": plan.sweep.name, "dipole.trial": folder.name},
+        resume=True,
+        state=state,
+        parent_key=run_key,
+    )
+
+
+def settle(plan: Plan, ledger: Ledger) -> None:
+    """Deliver what trials could not, and end the MLflow runs of those whose process was killed; never for long."""
+    if not plan.run_config({}).tracking.mlflow:
+        return
+    worker = threading.Thread(target=_settle_all, args=(plan, ledger), name="mlflow-settle", daemon=True)
+    worker.start()
+    worker.join(SETTLE_S + SETTLE_EACH_S * len(ledger.trials))
+    if worker.is_alive():
+        _log.warning("MLflow is slow: not all trials are delivered; the same command again delivers the rest")
+
+
+def _settle_all(plan: Plan, ledger: Ledger) -> None:
+    """Go through the trials, one after the other."""
+    tracking = plan.run_config({}).tracking
+    try:
+        client = connect(tracking.resolve_uri(ledger.folder.parent))
+        for record in ledger.trials.values():
+            folder = ledger.folder / TRIALS / record.id
+            if (folder / METRICS_FILE).exists() and _is_open(client, folder):
+                _close(plan, ledger, record, folder)
+        ledger.save()
+    except Exception as error:  # whatever a tracker does, the sweep ends well
+        first = (str(error).splitlines() or [""])[0][:200]
+        _log.warning(
+            "MLflow took not everything of the trials (%s: %s); their folders have it, and the same command again "
+            "delivers it",
+            *(type(error).__name__, first),
+        )
+
+
+def _is_open(client: Any, folder: Path) -> bool:
+    """Return whether MLflow lacks something of a trial, or holds its run for running."""
+    try:
+        state = read_json(folder / STATE_FILE)
+        run_id, offset, waiting = state["run_id"], int(state["offset"]), state["artifacts"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return True
+    if run_id is None or waiting or offset < (folder / METRICS_FILE).stat().st_size:
+        return True
+    return str(client.get_run(run_id).info.status) == "RUNNING"
+
+
+def _close(plan: Plan, ledger: Ledger, record: Record, folder: Path) -> None:
+    """Deliver the rest of a trial and end its run."""
+    config = plan.trial_config(record.values, record.id, folder.parent)
+    tracker = trial_tracker(plan, config, folder, ledger.run_key, None)
+    tracker.close(ENDINGS.get(record.status, "KILLED"))
+    record.run_id = tracker.run_id

@@ -1,0 +1,120 @@
+"""A trial as Ray Tune runs it, and what it reserves: every actor's bundle in one placement group."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+
+from dipole_ray.config import RunConfig
+from dipole_ray.data.durable import read_json
+from dipole_ray.rllib.placement import Resources, require_capacity
+from dipole_ray.sweep.ledger import SWEEP_FILE, TRIALS
+from dipole_ray.sweep.plan import Plan, from_mapping
+from dipole_ray.sweep.space import Values
+from dipole_ray.sweep.trial import TrialRun
+
+SWEEP, TRIAL = "sweep", "trial"
+"""Keys of Tune's config beside the settings: the sweep's folder and the trial's name."""
+
+Bundle = tuple[str, int, Resources]
+"""A kind of process, how many of it, and what each reserves."""
+
+
+class SweepTrial(tune.Trainable):
+    """Tune's side of a trial; one step is one rung."""
+
+    run: TrialRun | None = None
+
+    @classmethod
+    def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        """Return the placement group of a trial with these settings."""
+        plan, _ = read_sweep(Path(config[SWEEP]))
+        bundles = trial_bundles(plan, plan.run_config(values_of(config)))
+        each = [dict(resources) for _, count, resources in bundles for _ in range(count)]
+        return tune.PlacementGroupFactory(each, strategy="PACK")
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Begin or continue the trial in its own folder."""
+        folder = Path(config[SWEEP])
+        plan, run_key = read_sweep(folder)
+        logging.getLogger("dipole_ray").setLevel(logging.WARNING)
+        values = values_of(config)
+        learner = learner_settings(plan, plan.run_config(values))
+        self.run = TrialRun(config[TRIAL], values, plan, folder / TRIALS, run_key=run_key, learner=learner)
+
+    def step(self) -> dict[str, Any]:
+        """Train to the next rung."""
+        assert self.run is not None
+        return self.run.advance()
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Put the trial's state where Tune, that is PBT, hands it to another trial."""
+        assert self.run is not None
+        self.run.export(Path(checkpoint_dir))
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Take over what another trial saved."""
+        assert self.run is not None
+        self.run.take_over(Path(checkpoint))
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Become another trial, or the same with other settings: only the process is kept."""
+        self.cleanup()
+        self.setup(new_config)
+        return True
+
+    def cleanup(self) -> None:
+        """End the trial's processes."""
+        if self.run is not None:
+            self.run.close()
+            self.run = None
+
+
+def values_of(config: dict[str, Any]) -> Values:
+    """Return the settings in Tune's config."""
+    return {key: value for key, value in config.items() if key not in (SWEEP, TRIAL)}
+
+
+def read_sweep(folder: Path) -> tuple[Plan, str]:
+    """Return the plan and the MLflow key of the sweep in a folder that all nodes see."""
+    stored = read_json(folder / SWEEP_FILE, 1 << 28)
+    return from_mapping(stored["plan"]), str(stored["run_key"])
+
+
+def trial_bundles(plan: Plan, config: RunConfig) -> list[Bundle]:
+    """Return what a trial reserves; the replay reserves nothing (0 CPU), it runs beside the trial's process."""
+    resources, learner = plan.sweep.resources, learner_settings(plan, config)
+    gpus = learner.get("num_gpus_per_learner", 0.0)
+    own = {"CPU": resources.trial_cpus} | ({"GPU": gpus} if gpus and not config.learner.actors else {})
+    bundles: list[Bundle] = [("process of the trial", 1, own)]
+    if config.learner.actors:
+        bundles.append(("learner", config.learner.actors, {"GPU": gpus} if gpus else {"CPU": resources.learner_cpus}))
+    if config.rollout.num_workers:
+        bundles.append(("rollout workers", config.rollout.num_workers, {"CPU": config.rollout.cpus_per_worker}))
+    return bundles
+
+
+def learner_settings(plan: Plan, config: RunConfig) -> dict[str, Any]:
+    """Return RLlib's settings for the resources of the learner."""
+    resources = plan.sweep.resources
+    gpus = resources.learner_gpus
+    if gpus is None:
+        gpus = 1.0 if ray.is_initialized() and ray.cluster_resources().get("GPU", 0.0) >= 1 else 0.0
+    if gpus:
+        return {"num_gpus_per_learner": gpus}
+    cpus = {"num_cpus_per_learner": resources.learner_cpus} if config.learner.actors else {}
+    return {"num_gpus_per_learner": 0, **cpus}
+
+
+def require_placeable(plan: Plan, trials: list[tuple[str, Values]]) -> None:
+    """Refuse trials whose processes no state of this cluster could hold together.
+
+    Raises:
+        ResourcesUnavailable: Names the trial, what it needs and what there is.
+    """
+    for trial, values in trials:
+        require_capacity(trial_bundles(plan, plan.run_config(values)), trial)
