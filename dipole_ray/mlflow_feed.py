@@ -21,6 +21,7 @@ import fcntl
 import json
 import logging
 import os
+import random
 import re
 import threading
 import time
@@ -30,7 +31,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dipole_ray.data.durable import commit_file, write_json
+from dipole_ray.data.durable import commit_file, read_json, write_json
 from dipole_ray.provenance import git_commit, package_versions
 from dipole_ray.settings import flatten
 
@@ -158,6 +159,7 @@ class MlflowFeed:
                 self._client = None  # look the run up again: the server may have lost it
                 self._report(error)
                 pause_s = min(2.0 ** min(self._failing - 1, 10), MAX_PAUSE_S)
+                pause_s *= random.uniform(0.5, 1.0)  # not all the trials of a sweep at once, again and again
                 self._given_up.wait(1.0) if closing else self._closing.wait(pause_s)
                 continue
             self._failing = 0
@@ -332,7 +334,8 @@ class MlflowFeed:
         """Return the stored state; a new one if there is none or MLflow is elsewhere now."""
         fresh = self._fresh_state()
         try:
-            state = FeedState(**json.loads((self._run_dir / STATE_FILE).read_bytes()))
+            state = FeedState(**read_json(self._run_dir / STATE_FILE))
+            state.offset = min(state.offset, metrics_bytes)
         except FileNotFoundError:
             return fresh
         except (OSError, ValueError, TypeError) as error:
@@ -345,7 +348,6 @@ class MlflowFeed:
             )
             fresh.artifacts = state.artifacts
             return fresh
-        state.offset = min(state.offset, metrics_bytes)
         return state
 
     def _fresh_state(self) -> FeedState:

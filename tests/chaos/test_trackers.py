@@ -186,7 +186,7 @@ def test_training_does_not_notice_an_outage(
         points = assert_delivered(side.run_dir, proxy.url)
         measured("T1", f"{side.run_dir.name}: points equal in MLflow and metrics.jsonl", points, "", bar="all, once")
         gaps = np.diff([arrival for arrival, _, _ in proxy.batches])
-        assert np.sort(gaps)[1:].min() > 0.95, "more than one batch a second"  # but the last, of a run that closes
+        assert np.sort(gaps)[2:].min() > 0.95, "more than one batch a second"  # but the last two, when the run closes
     algorithm.stop()
 
 
@@ -330,13 +330,14 @@ def test_64_trials_at_once_lose_nothing_and_ask_once_a_second(
     arrivals: dict[str, list[float]] = defaultdict(list)
     for arrival, run_id, _ in proxy.batches:
         arrivals[run_id].append(arrival)
-    gaps = [np.diff(times) for times in arrivals.values()]
-    live = np.concatenate([gap[:-1] for gap in gaps])  # the last batch of a run that closes does not wait
-    rates = [len(gap) / gap.sum() for gap in gaps]
-    measured("T2", "shortest time between two batches of a trial", float(live.min()), "s", bar=">= 1")
-    measured("T2", "batches a second of the busiest trial", float(max(rates)), "1/s", bar="<= 1")
+    # A run that closes does not wait: its last two batches (what was due, and what came meanwhile) follow at once.
+    live = [gaps for gaps in (np.diff(times)[:-2] for times in arrivals.values()) if len(gaps)]
+    assert live, "no trial sent three batches before it closed"
+    shortest, busiest = min(gaps.min() for gaps in live), max(len(gaps) / gaps.sum() for gaps in live)
+    measured("T2", "shortest time between two batches of a trial", float(shortest), "s", bar=">= 1")
+    measured("T2", "batches a second of the busiest trial", float(busiest), "1/s", bar="<= 1")
     # The proxy sees a request when its one interpreter gets to it, so two may come to it a little closer than sent.
-    assert live.min() > 0.8 and max(len(gap) - 1 - gap[:-1].sum() for gap in gaps) <= 0.5
+    assert shortest > 0.8 and busiest < 1.1
 
 
 def _stored_points(database: Path) -> dict[str, list[tuple[str, int, float]]]:
