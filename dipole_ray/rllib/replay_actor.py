@@ -1,7 +1,7 @@
 """The replay behind one face, in this process or in an actor of its own.
 
-The actor is the ring's only writer. Fragments come to it, and batches leave it, as object references: the
-driver hands them on without ever holding a row.
+The actor is the ring's only writer. Fragments come to it by way of the driver, which then owns
+their rows and can hand them in again whoever dies; batches leave it as references that the driver only passes on.
 
 When its process dies, Ray starts another one and repeats the calls that were not answered. The new process takes the
 ring up again with every row that was acknowledged, knows whose inserts they are, and so counts none twice; batches
