@@ -175,7 +175,7 @@ def newest_valid(directory: Path, *, not_after: int | None = None) -> Path | Non
         not_after: Leave out checkpoints of more learner steps than this.
     """
     for path in _checkpoints(directory):
-        if not_after is not None and _steps(path) > not_after:
+        if not_after is not None and steps_of(path) > not_after:
             continue
         try:
             verify_checkpoint(path)
@@ -199,12 +199,12 @@ def prune(newest: Path, keep: int) -> list[Path]:
     Raises:
         CheckpointError: One could not be removed.
     """
-    kept = [path for path in _checkpoints(newest.parent) if _steps(path) <= _steps(newest)][:keep]
+    kept = [path for path in _checkpoints(newest.parent) if steps_of(path) <= steps_of(newest)][:keep]
     removed = [path for path in _checkpoints(newest.parent) if path not in kept]
     try:
         for path in removed:
             # Renamed first, so that a kill in the middle leaves no half-removed folder that looks like a checkpoint.
-            path.rename(path.with_name(f"{_REMOVING}{_steps(path):09d}"))
+            path.rename(path.with_name(f"{_REMOVING}{steps_of(path):09d}"))
             _remove_leftovers(newest.parent, (_REMOVING,))
     except OSError as error:
         raise CheckpointError(f"{newest.parent}: old checkpoints could not be removed ({error.strerror})") from error
@@ -218,10 +218,10 @@ def _checkpoints(directory: Path) -> list[Path]:
     found = {path.name: path for path in directory.iterdir() if _STEP_NAME.fullmatch(path.name)}
     for path in directory.glob(f"{_REPLACED}*"):
         found.setdefault(path.name.removeprefix(_REPLACED), path)
-    return sorted(found.values(), key=_steps, reverse=True)
+    return sorted(found.values(), key=steps_of, reverse=True)
 
 
-def _steps(path: Path) -> int:
+def steps_of(path: Path) -> int:
     """Return the learner steps that a checkpoint folder is named after."""
     return int(path.name.removeprefix(_REPLACED))
 

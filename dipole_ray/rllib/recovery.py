@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from dipole_ray.checkpoint import Checkpoint, newest_valid, read_checkpoint
+from dipole_ray.checkpoint import Checkpoint, newest_valid, read_checkpoint, steps_of
 from dipole_ray.errors import CheckpointError, ResourcesUnavailable
 from dipole_ray.rllib.learner_client import LearnerDied
 
@@ -74,7 +74,7 @@ def _restart_checkpoint(newest: Path | None) -> Checkpoint | None:
     """Return the checkpoint to go back to: `newest`, or where it is damaged the one before it."""
     if newest is None:
         return None
-    path = newest_valid(newest.parent, not_after=int(newest.name))
+    path = newest_valid(newest.parent, not_after=steps_of(newest))
     if path is None:
         raise CheckpointError(f"{newest}: the learner died, and no valid checkpoint is left to go back to; train anew")
     return read_checkpoint(path)
