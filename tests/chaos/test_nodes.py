@@ -21,19 +21,15 @@ NODE = {"roll": 4, "learn": 1}
 
 
 @pytest.fixture
-def nodes(tmp_path_factory: pytest.TempPathFactory, faults: Path) -> Iterator[Cluster]:
+def nodes(ray_folder: Path, faults: Path) -> Iterator[Cluster]:
     """A head for the driver and the replay, and one node that can hold workers and learner."""
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("r")
-        (folder / "ray").mkdir()
-        patch.setenv("RAY_TMPDIR", str(folder))  # where this cluster writes its address, apart from any other Ray
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-        cluster.add_node(num_cpus=4, resources=NODE)
-        cluster.wait_for_nodes()
-        ray.init(address=cluster.address, log_to_driver=False)
-        yield cluster
-        ray.shutdown()
-        cluster.shutdown()
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster.add_node(num_cpus=4, resources=NODE)
+    cluster.wait_for_nodes()
+    ray.init(address=cluster.address, log_to_driver=False)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
 
 
 def spread_config(**settings: object) -> object:

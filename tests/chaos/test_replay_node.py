@@ -20,13 +20,9 @@ def node_of(replay: ReplayClient) -> str:
     return str(ray._private.state.actors(replay._host._actor_id.hex())["Address"]["NodeID"])
 
 
-def test_the_replay_stays_with_its_file(
-    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("ray_folder")
+def test_the_replay_stays_with_its_file(tmp_path: Path) -> None:
     """Ray would spread actors that need no CPU over all nodes: of five, about half."""
-    folder = tmp_path_factory.mktemp("r")  # a short name: sockets lie in it
-    (folder / "ray").mkdir()
-    monkeypatch.setenv("RAY_TMPDIR", str(folder))
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     cluster.add_node(num_cpus=4)
     cluster.wait_for_nodes()
