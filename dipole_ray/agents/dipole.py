@@ -271,8 +271,11 @@ class DipoleAgent:
         batch = {name: self.peers.joined(column, dim=0) for name, column in batch.items()}
         if self.failure_directory is not None:
             path = self.failure_directory / f"nonfinite-batch-{self.learner_steps}.safetensors"
-            state.save_batch(path, batch)
-            saved = f"the last batch is in {path}"
+            try:
+                state.save_batch(path, batch)
+                saved = f"the last batch is in {path}"
+            except OSError as error:
+                saved = f"the last batch could not be saved in {path} ({error.strerror or error})"
         raise NonFiniteError(
             f"learner step {self.learner_steps}: loss or gradient was not finite in {self.consecutive_skips} updates "
             f"in a row, none of them applied; {saved}. Look for extreme rewards there, or lower agent.learning_rate "
@@ -409,7 +412,7 @@ class DipoleAgent:
             CheckpointError: If keys are missing, unexpected or mis-shaped; nothing is changed then.
         """
         live = self._live_tensors()
-        expected = {**live, **{name: torch.zeros(()) for name in COUNTERS}}
+        expected = {**live, **{name: torch.tensor(0) for name in COUNTERS}}
         expected["generator"] = tensors.get("generator", self.generator.get_state())
         state.check_matches(expected, tensors, "agent state")
         state.copy_into(live, tensors)

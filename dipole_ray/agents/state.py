@@ -34,13 +34,20 @@ def adam_tensors(optimizer: torch.optim.Adam, parameters: Mapping[str, nn.Parame
 
 
 def check_matches(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], what: str) -> None:
-    """Raise CheckpointError unless `found` has exactly the keys and shapes of `expected`, naming what differs."""
+    """Raise CheckpointError unless `found` is finite, with exactly the keys, shapes and types of `expected`."""
+    other = [name for name in expected if name in found and found[name].dtype != expected[name].dtype]
     problems = [f"missing {name}" for name in expected if name not in found]
     problems += [f"unexpected {name}" for name in found if name not in expected]
     problems += [
         f"{name} has shape {tuple(found[name].shape)}, expected {tuple(tensor.shape)}"
         for name, tensor in expected.items()
         if name in found and found[name].shape != tensor.shape
+    ]
+    problems += [f"{name} holds {found[name].dtype}, expected {expected[name].dtype}" for name in other]
+    problems += [
+        f"{name} holds NaN or infinity"
+        for name, tensor in found.items()
+        if name in expected and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
     ]
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
@@ -72,7 +79,7 @@ def restore_generator(generator: torch.Generator, saved: Tensor) -> None:
 
 def save_batch(path: Path, batch: Mapping[str, Tensor]) -> None:
     """Write a batch to a safetensors file, making its folder if need be."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.cpu().contiguous() for name, tensor in batch.items()}, path)
+    path.write_bytes(save({name: tensor.cpu().contiguous() for name, tensor in batch.items()}))

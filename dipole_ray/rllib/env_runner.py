@@ -24,13 +24,16 @@ from torch import Tensor
 from dipole_ray.data.schema import Rows
 from dipole_ray.envs.batch import EnvBatch
 from dipole_ray.envs.make import EnvConfig, make_env
-from dipole_ray.errors import ConfigError
+from dipole_ray.errors import ConfigError, NonFiniteError
 from dipole_ray.evaluation import Cell, CellResult, evaluate_cell
 from dipole_ray.rllib.fragment import FragmentRecorder, FragmentReport
 from dipole_ray.rllib.module import DIPOLERLModule
 from dipole_ray.rllib.pulse import Pulse, Watched
 
 logger = logging.getLogger(__name__)
+
+MAX_BROKEN = 100
+"""Steps and resets in a row with NaN or infinity after which an environment counts as broken for good."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -73,6 +76,7 @@ class DIPOLEEnvRunner(EnvRunner):
         self._seed_of_life = self._incarnation % 2**32 if self.worker_index and _was_restarted() else 0
         self._sequence = 0
         self._num_episodes = [0] * self.num_envs
+        self._num_broken, self._has_warned = 0, False
         self._episodes: list[Episode] = []
         self._eval_envs: list[gym.Env] = []
         self._observations = np.zeros((self.num_envs, *self._spaces[0].shape), np.float32)
@@ -170,9 +174,10 @@ class DIPOLEEnvRunner(EnvRunner):
             broken = ~np.isfinite(rewards) | ~np.isfinite(next_observations).all(axis=1)
             done = terminated | truncated | broken
             for i in np.flatnonzero(done):
-                record.close(int(i), self._observations[i], keep=not broken[i])
+                record.close(int(i), self._observations[i], is_broken=bool(broken[i]))
                 if not broken[i]:
                     ended.append(self._episodes[i])
+            self._note_broken(int(np.count_nonzero(broken)))
             if done.any():
                 self._observations = self._observations.copy()  # the recorder still holds the old array
                 self._start_episodes(np.flatnonzero(done))
@@ -286,6 +291,26 @@ class DIPOLEEnvRunner(EnvRunner):
             self._num_episodes[i] += 1
             self._episodes[i] = Episode(seed=self._derived_seed(int(i) + 1, self._num_episodes[i]))
         self._observations[chosen] = self.env.reset(chosen, [self._episodes[i].seed for i in chosen])
+        broken = chosen[~np.isfinite(self._observations[chosen]).all(axis=1)]
+        if len(broken):
+            self._note_broken(len(broken))
+            self._start_episodes(broken)
+
+    def _note_broken(self, count: int) -> None:
+        """Count steps and resets in a row, of all environments, that gave NaN or infinity; warn first, then give up."""
+        self._num_broken = self._num_broken + count if count else 0
+        if count and not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "worker %d: environment '%s' gave NaN or infinity; such a step is left out (counted as "
+                "rollout/dropped_env_steps) and a new episode begins",
+                *(self.worker_index, self._env_config.id),
+            )
+        if self._num_broken >= MAX_BROKEN:
+            raise NonFiniteError(
+                f"environment '{self._env_config.id}': {self._num_broken} steps or resets in a row gave NaN or "
+                "infinity; repair it, or try it by hand with dipole_ray.envs.make.make_env"
+            )
 
     def _derived_seed(self, stream: int, count: int) -> int:
         """Return a seed that no other worker, environment, episode or life of a worker has."""

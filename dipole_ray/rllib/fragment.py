@@ -61,12 +61,13 @@ class FragmentRecorder:
         for i, piece in enumerate(self._open):
             piece.append((observations[i], actions[i], float(rewards[i]), 1.0 - float(terminated[i])))
 
-    def close(self, i: int, last_observation: np.ndarray, *, keep: bool = True) -> None:
-        """End environment `i`'s piece with its last observation; `keep=False` throws it away."""
+    def close(self, i: int, last_observation: np.ndarray, *, is_broken: bool = False) -> None:
+        """End environment `i`'s piece with its last observation; a broken step is left out of it."""
         piece, self._open[i] = self._open[i], []
-        if not keep:
-            self.dropped += len(piece)
-        elif piece:
+        if is_broken:
+            last_observation = piece.pop()[0]
+            self.dropped += 1
+        if piece:
             observations, actions, rewards, masks = zip(*piece, strict=True)
             self._closed.append(
                 close_trajectory(

@@ -5,6 +5,8 @@ Several learners get the same calls; each takes its share of every batch's rows 
 
 from __future__ import annotations
 
+import os
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -52,8 +54,10 @@ class DIPOLELearner(TorchLearner):
         self.agent = module[DEFAULT_MODULE_ID].agent
         if self.config.num_learners > 1:
             self.agent.peers = Peers.of_process_group()
-        if self.config.replay_directory is not None and self.agent.peers.rank == 0:
-            self.agent.failure_directory = Path(self.config.replay_directory).parent / "failures"
+        if self.agent.peers.rank == 0:
+            ring = self.config.replay_directory  # without a run's folder the learner knows of no place but this
+            place = Path(tempfile.gettempdir()) / f"dipole-{os.getpid()}" if ring is None else Path(ring).parent
+            self.agent.failure_directory = place / "failures"
         return module
 
     def _make_modules_ddp_if_necessary(self) -> None:

@@ -7,26 +7,58 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dipole_ray.agents import losses
 from dipole_ray.errors import NonFiniteError
 
-float32 = st.floats(width=32, allow_nan=False, allow_infinity=False)
+float32 = st.floats(width=32, allow_nan=False, allow_infinity=False, allow_subnormal=True)
 positive_float32 = st.floats(min_value=2.0**-20, max_value=2.0**20, width=32)
 
 
-@settings(max_examples=300, deadline=None)
+LARGEST, SUBNORMAL = float(np.finfo(np.float32).max), float(np.finfo(np.float32).smallest_subnormal)
+ULP = float(np.spacing(np.float32(1.0)))
+
+
+@settings(max_examples=500, deadline=None)
 @given(st.lists(float32, min_size=1, max_size=20), positive_float32, st.floats(-50, 50, width=32))
+@example([3e38, -3e38, LARGEST, -LARGEST], 1.0, 0.0)
+@example([3e38, -3e38, LARGEST, -LARGEST], 1e4, -50.0)
+@example([SUBNORMAL, -SUBNORMAL, 1e-40, -1e-40, 0.0, -0.0], 1e4, 0.0)
+@example([SUBNORMAL, -SUBNORMAL, 1e-40], 2.0**-20, 50.0)
 def test_dichotomous_weights_are_bounded_and_sum_to_one(values: list[float], beta: float, shift: float) -> None:
+    """For every float32 advantage, subnormals and +-3e38 included; without a guard of finite numbers as with it."""
     advantage = torch.tensor(values, dtype=torch.float32, requires_grad=True)
     positive, negative = losses.dichotomous_weights(advantage, beta, shift)
     for weight in (positive, negative):
         assert bool(((weight >= 0) & (weight <= 1)).all())
-    assert float((positive.double() + negative.double() - 1).detach().abs().max()) <= np.spacing(np.float32(1.0))
+    assert float((positive.double() + negative.double() - 1).detach().abs().max()) <= ULP
+    assert bool(((positive + negative - 1).abs() <= ULP).all()), "in float32 too"
     (positive.sum() + 2 * negative.sum()).backward()
     assert advantage.grad is not None and bool(torch.isfinite(advantage.grad).all())
+    unchecked = losses.dichotomous_weights(advantage, beta, shift, check_finite=False)
+    assert torch.equal(unchecked[0], positive) and torch.equal(unchecked[1], negative)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(float32, min_size=2, max_size=20), st.sampled_from(["none", "batch_std", "running_std"]))
+@example([LARGEST, -LARGEST], "batch_std")
+@example([SUBNORMAL, 0.0, -SUBNORMAL], "batch_std")
+@example([1e30, 2e30], "running_std")
+def test_gradients_of_the_weighted_regression_are_finite_or_seen(values: list[float], how: str) -> None:
+    """From the advantage to the gradient of a field; what overflows on the way shows in the loss that is checked."""
+    advantage, zero = torch.tensor(values, dtype=torch.float32), torch.zeros(())
+    scaled, *statistics = losses.normalized_advantage(advantage, how, zero, zero)
+    weights = torch.stack(losses.dichotomous_weights(scaled, 1.0, check_finite=False))
+    velocities = torch.linspace(-2, 2, 2 * len(values)).reshape(1, -1, 2).repeat(2, 1, 1).requires_grad_()
+    loss = losses.flow_matching_losses(velocities, torch.zeros(len(values), 2), weights).sum()
+    loss.backward()
+    assert velocities.grad is not None
+    is_finite = bool(torch.isfinite(velocities.grad).all())
+    assert is_finite or not bool(torch.isfinite(loss + statistics[0]))
+    if how == "none":
+        assert is_finite
 
 
 @pytest.mark.parametrize("extreme", [3e38, -3e38, 1e-45, -1e-45, 0.0, -0.0, 17.0, -17.0, 88.8, -104.0])
