@@ -86,12 +86,11 @@ def _train(plan: Plan, ledger: Ledger, tracker: Tracker) -> bool:
     shutil.rmtree(session, ignore_errors=True)  # of an earlier session: nothing in it is ever read
     with Progress(plan.sweep.name, plan.num_trials * plan.sweep.rungs, "rungs") as progress:
         watch = Watch(plan, ledger, progress, tracker)
-        search, left = search_of(plan, ledger)
+        space, search = search_of(plan, ledger)
         tuner = tune.Tuner(
             SweepTrial,
-            tune_config=tune.TuneConfig(
-                search_alg=search, scheduler=scheduler_of(plan, ledger), num_samples=left, reuse_actors=True
-            ),
+            param_space=space,
+            tune_config=tune.TuneConfig(scheduler=scheduler_of(plan, ledger), reuse_actors=True, **search),
             run_config=tune.RunConfig(
                 name="session",
                 storage_path=str(session),

@@ -1,4 +1,4 @@
-"""Which trial comes next: first those that an earlier start left unfinished, then what the search proposes."""
+"""Which trials come: those of the ledger that are not finished, and what Optuna proposes."""
 
 from __future__ import annotations
 
@@ -15,14 +15,29 @@ from dipole_ray.sweep.space import Domain
 from dipole_ray.sweep.trainable import SWEEP, TRIAL
 
 
+def search_of(plan: Plan, ledger: Ledger) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return Tune's `param_space`, and the part of its `TuneConfig` that says how it is searched."""
+    most = plan.sweep.resources.max_concurrent
+    if plan.sweep.search == "optuna":
+        proposals = Proposals(plan, ledger)
+        limited = proposals if most is None else ConcurrencyLimiter(proposals, max_concurrent=most)
+        return {}, {"search_alg": limited, "num_samples": proposals.num_left}
+    values = {record.id: record.values for record in ledger.unfinished()}
+    # Trials are listed, not drawn, so that another start gives the very same ones; PBT allows no searcher for that.
+    space: dict[str, Any] = {SWEEP: str(ledger.folder), TRIAL: tune.grid_search(list(values))}
+    for key in plan.space:
+        space[key] = tune.sample_from(lambda spec, key=key: values[spec.config[TRIAL]][key])
+    return space, {"max_concurrent_trials": most}
+
+
 class Proposals(Searcher):
-    """Gives Tune the trials of the ledger, and asks Optuna, where the plan says so, for the rest."""
+    """Asks Optuna for trials, after those that an earlier start left unfinished."""
 
     def __init__(self, plan: Plan, ledger: Ledger) -> None:
         super().__init__(metric="score", mode=plan.sweep.mode)
         self._plan, self._ledger = plan, ledger
         self._waiting = ledger.unfinished()
-        self._optuna = _optuna(plan, ledger) if plan.sweep.search == "optuna" else None
+        self._optuna = _optuna(plan, ledger)
         self._asked: dict[str, str] = {}
         """Name of each trial given to Tune, by Tune's id."""
         self._proposed: set[str] = set()
@@ -37,7 +52,7 @@ class Proposals(Searcher):
         """Return the config of the next trial; None where Optuna waits for results."""
         if self._waiting:
             record = self._waiting.pop(0)
-        elif self._optuna is not None and len(self._ledger.trials) < self._plan.num_trials:
+        elif len(self._ledger.trials) < self._plan.num_trials:
             values = self._optuna.suggest(trial_id)
             if values is None:
                 return None
@@ -52,11 +67,9 @@ class Proposals(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell Optuna what a trial gave; one of an earlier session as a point of its own."""
         trial = self._asked.pop(trial_id, None)
-        if self._optuna is None or trial is None:
-            return
         if trial_id in self._proposed:
             self._optuna.on_trial_complete(trial_id, result, error)
-        elif result is not None and not error:
+        elif trial is not None and result is not None and not error:
             self._optuna.add_evaluated_point(self._ledger.trials[trial].values, result["score"])
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -67,14 +80,6 @@ class Proposals(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         """Read nothing."""
-
-
-def search_of(plan: Plan, ledger: Ledger) -> tuple[Searcher, int]:
-    """Return what Tune asks for trials, and how many it will get."""
-    proposals = Proposals(plan, ledger)
-    most = plan.sweep.resources.max_concurrent
-    left = proposals.num_left
-    return (proposals if most is None else ConcurrencyLimiter(proposals, max_concurrent=most)), left
 
 
 def tune_space(space: Mapping[str, Domain]) -> dict[str, Any]:

@@ -79,6 +79,7 @@ def _settle_all(plan: Plan, ledger: Ledger) -> None:
     tracking = plan.run_config({}).tracking
     try:
         client = connect(tracking.resolve_uri(ledger.folder.parent))
+        client.search_experiments(max_results=1)  # an outage is seen once, not in every trial
         for record in ledger.trials.values():
             folder = ledger.folder / TRIALS / record.id
             if (folder / METRICS_FILE).exists() and _is_open(client, folder):

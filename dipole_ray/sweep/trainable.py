@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -38,33 +37,23 @@ class SweepTrial(tune.Trainable):
         return tune.PlacementGroupFactory(each, strategy="PACK")
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Begin or continue the trial in its own folder."""
-        folder = Path(config[SWEEP])
-        plan, run_key = read_sweep(folder)
-        logging.getLogger("dipole_ray").setLevel(logging.WARNING)
-        values = values_of(config)
-        learner = learner_settings(plan, plan.run_config(values))
-        self.run = TrialRun(config[TRIAL], values, plan, folder / TRIALS, run_key=run_key, learner=learner)
+        """Remember the settings alone: Tune starts actors that it then replaces by a reused one without a word."""
 
     def step(self) -> dict[str, Any]:
         """Train to the next rung."""
-        assert self.run is not None
-        return self.run.advance()
+        return self._begun().advance()
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Put the trial's state where Tune, that is PBT, hands it to another trial."""
-        assert self.run is not None
-        self.run.export(Path(checkpoint_dir))
+        self._begun().export(Path(checkpoint_dir))
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Take over what another trial saved."""
-        assert self.run is not None
-        self.run.take_over(Path(checkpoint))
+        self._begun().take_over(Path(checkpoint))
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Become another trial, or the same with other settings: only the process is kept."""
         self.cleanup()
-        self.setup(new_config)
         return True
 
     def cleanup(self) -> None:
@@ -72,6 +61,16 @@ class SweepTrial(tune.Trainable):
         if self.run is not None:
             self.run.close()
             self.run = None
+
+    def _begun(self) -> TrialRun:
+        """Return the trial, begun or continued in its own folder at the first call."""
+        if self.run is None:
+            folder = Path(self.config[SWEEP])
+            plan, run_key = read_sweep(folder)
+            values = values_of(self.config)
+            learner = learner_settings(plan, plan.run_config(values))
+            self.run = TrialRun(self.config[TRIAL], values, plan, folder / TRIALS, run_key=run_key, learner=learner)
+        return self.run
 
 
 def values_of(config: dict[str, Any]) -> Values:

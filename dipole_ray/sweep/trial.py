@@ -100,8 +100,8 @@ class TrialRun:
                 self._log(dict(self.algorithm.group_metrics))
             self._score()
             self._save()
-            if self.is_finished:
-                self._end()
+        if self.is_finished:  # also where the trial was cut off just before its end
+            self._end()
         last = self.results[-1]
         steps = {name: last[name] for name in ("rung", "learner_steps", "env_steps", "score")}
         return {**steps, "trial": self.trial, "done": self.is_finished}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from ray.tune import Callback
@@ -12,6 +13,8 @@ from dipole_ray.sweep.plan import Plan
 from dipole_ray.sweep.scoring import gain
 from dipole_ray.sweep.trainable import TRIAL, values_of
 from dipole_ray.tracking import Tracker
+
+_log = logging.getLogger(__name__)
 
 
 class Watch(Callback):
@@ -50,6 +53,10 @@ class Watch(Callback):
         self._log()
         self._show()
 
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Say that a trial failed and goes on from its checkpoint."""
+        _log.warning("%s failed and is continued from its last rung: %s", trial.config[TRIAL], _error_of(trial))
+
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Note that a trial has ended, at the last rung or before it."""
         record = self._record(trial)
@@ -62,7 +69,7 @@ class Watch(Callback):
         """Note that a trial was given up."""
         record = self._record(trial)
         self._take_notes(record)
-        record.status, record.error = "failed", _last_line(str(trial.get_error() or "its process was lost"))
+        record.status, record.error = "failed", _error_of(trial)
         self._ledger.save()
         self._show()
 
@@ -101,7 +108,7 @@ class Watch(Callback):
         self._progress.update(completed, trials=trials, running=running, best=self._best())
 
 
-def _last_line(text: str) -> str:
-    """Return the line of a traceback that names the error."""
-    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
-    return lines[-1][:500] if lines else "unknown"
+def _error_of(trial: Any) -> str:
+    """Return the line of a trial's traceback that names the error."""
+    lines = [line.strip() for line in str(trial.get_error() or "").strip().splitlines() if line.strip()]
+    return lines[-1][:500] if lines else "its process was lost"
