@@ -7,6 +7,7 @@ or a cut anywhere in a checkpoint is found before anything of it is used.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -15,7 +16,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,21 @@ def read_checkpoint(path: Path) -> Checkpoint:
         metadata=state["metadata"],
         versions=state["versions"],
     )
+
+
+@contextlib.contextmanager
+def entries_of(checkpoint: Checkpoint) -> Iterator[None]:
+    """Turn what is missing or of another type in a checkpoint's metadata, met in this block, into CheckpointError.
+
+    A checksum says that nobody changed a file by accident, not that it was written by a run of this project.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+        raise CheckpointError(
+            f"{checkpoint.path}: does not hold what a run saves there ({type(error).__name__}: {error}); "
+            "resume from another checkpoint"
+        ) from error
 
 
 def verify_checkpoint(path: Path) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 
 from dipole_ray import settings
 from dipole_ray.agents.dipole import AgentConfig, DipoleAgent
-from dipole_ray.checkpoint import newest_valid, read_checkpoint
+from dipole_ray.checkpoint import entries_of, newest_valid, read_checkpoint
 from dipole_ray.envs.make import EnvConfig
 from dipole_ray.errors import CheckpointError
 
@@ -45,13 +46,20 @@ def load_policy(run: Path, device: str | torch.device = "cpu") -> TrainedPolicy:
         raise CheckpointError(f"{run}: no checkpoint there; give a run folder that 'dipole train' printed")
     checkpoint = read_checkpoint(path)
     metadata = checkpoint.metadata
-    try:
+    with entries_of(checkpoint):
         plain, dims = metadata["algorithm"], (int(metadata["observation_dim"]), int(metadata["action_dim"]))
+        env_steps = int(metadata["env_steps"])
         config = settings.from_mapping(AgentConfig, plain["agent"], "agent")
         env = settings.from_mapping(EnvConfig, plain["env"], "env")
         state = checkpoint.tensors["agent"]
-    except KeyError as error:
-        raise CheckpointError(f"{checkpoint.path}: lacks {error}, so it is no checkpoint of a DIPOLE run") from None
+    # Before any memory is taken for networks that the file cannot hold.
+    widths = (sum(dims), *config.hidden_dims)
+    weights = config.num_critics * sum(before * after for before, after in pairwise(widths))
+    if min(dims) < 1 or weights > sum(tensor.numel() for tensor in state.values()):
+        raise CheckpointError(
+            f"{checkpoint.path}: its settings describe networks of at least {weights} weights, which it does not hold; "
+            "use another checkpoint"
+        )
     agent = DipoleAgent(config, *dims, seed=0, device=device)
     agent.load_state_dict(state)
     return TrainedPolicy(
@@ -59,5 +67,5 @@ def load_policy(run: Path, device: str | torch.device = "cpu") -> TrainedPolicy:
         env=env,
         path=checkpoint.path,
         learner_steps=checkpoint.learner_steps,
-        env_steps=int(metadata["env_steps"]),
+        env_steps=env_steps,
     )

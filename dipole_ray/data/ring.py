@@ -173,6 +173,11 @@ class OnlineRing:
             )
         written, oldest = int(state["rows_written"]), int(state["oldest"])
         blocks = {int(block): int(crc) for block, crc in state["blocks"].items()}
+        if not 0 <= oldest <= written <= oldest + self.file_rows:
+            raise CheckpointError(
+                f"{self.path}: the checkpoint names rows {oldest} to {written}, which a ring of {self.file_rows} "
+                "cannot hold; resume from another checkpoint"
+            )
         kept, damaged = self._rows.inspect(oldest, written, blocks, state["tail_crc32"])
         for first, end, found in damaged:
             what = "the file was missing and is new" if self.created else found

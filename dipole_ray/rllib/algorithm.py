@@ -21,7 +21,7 @@ from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
 from torch import Tensor
 
-from dipole_ray.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from dipole_ray.checkpoint import Checkpoint, entries_of, read_checkpoint, write_checkpoint
 from dipole_ray.data.limiter import UpdateLimiter
 from dipole_ray.envs.make import env_dims
 from dipole_ray.errors import CheckpointError, ConfigError
@@ -307,6 +307,10 @@ class DIPOLE(Algorithm):
 
     def restore_contents(self, checkpoint: Checkpoint) -> None:
         """Continue exactly from a checkpoint, whatever this algorithm did before."""
+        with entries_of(checkpoint):
+            self._restore(checkpoint)
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
         metadata = checkpoint.metadata
         outliving(self, lambda: self.learner.load_agent_state(checkpoint.tensors[AGENT_FILE]))
         self.restart_point = checkpoint.path
@@ -347,9 +351,8 @@ class DIPOLE(Algorithm):
     def from_checkpoint(cls, path: Any, filesystem: Any = None, **kwargs: Any) -> DIPOLE:
         """Build the algorithm a checkpoint came from and continue it; nothing is unpickled."""
         checkpoint = read_checkpoint(Path(path))
-        if "algorithm" not in checkpoint.metadata:
-            raise CheckpointError(f"{checkpoint.path}: lacks 'algorithm', so it is no checkpoint of DIPOLE")
-        config = DIPOLEConfig.from_plain(checkpoint.metadata["algorithm"])
+        with entries_of(checkpoint):
+            config = DIPOLEConfig.from_plain(checkpoint.metadata["algorithm"])
         algorithm: DIPOLE = config.build_algo()
         algorithm.restore_contents(checkpoint)
         warn_of(version_differences(checkpoint.versions))
