@@ -415,6 +415,7 @@ class DipoleAgent:
         expected = {**live, **{name: torch.tensor(0) for name in COUNTERS}}
         expected["generator"] = tensors.get("generator", self.generator.get_state())
         state.check_matches(expected, tensors, "agent state")
+        state.restore_generator(torch.Generator(self.device), tensors["generator"])  # or raise, before any change
         state.copy_into(live, tensors)
         self._has_statistics = True
         for name in COUNTERS:

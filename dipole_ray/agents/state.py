@@ -69,10 +69,20 @@ def restore_generator(generator: torch.Generator, saved: Tensor) -> None:
 
     A state taken on another type of device has another layout and cannot be continued; the generator is then
     seeded from its bytes, so that the draws are new but still reproducible.
+
+    Raises:
+        CheckpointError: If `saved` is the state of no generator.
     """
     saved = saved.cpu()
+    if saved.dtype != torch.uint8 or saved.dim() != 1:
+        raise CheckpointError(
+            f"generator holds {saved.dtype} of shape {tuple(saved.shape)}, expected bytes; use another checkpoint"
+        )
     if saved.shape == generator.get_state().shape:
-        generator.set_state(saved)
+        try:
+            generator.set_state(saved)
+        except RuntimeError as error:
+            raise CheckpointError(f"generator: not a state of torch's ({error}); use another checkpoint") from error
     else:
         generator.manual_seed(zlib.crc32(saved.numpy().tobytes()))
 

@@ -21,6 +21,7 @@ from ray.rllib.core import COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.env.env_runner import EnvRunner
 from torch import Tensor
 
+from dipole_ray.agents.state import restore_generator
 from dipole_ray.data.schema import Rows
 from dipole_ray.envs.batch import EnvBatch
 from dipole_ray.envs.make import EnvConfig, make_env
@@ -240,7 +241,7 @@ class DIPOLEEnvRunner(EnvRunner):
 
     def load_rollout_state(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Live the saved episodes again by their seeds and actions; a simulator that strays starts a new episode."""
-        self._generator.set_state(tensors["generator"])
+        restore_generator(self._generator, tensors["generator"])
         self._sequence = int(state["sequence"])
         self._seed_of_life = self._incarnation = int(state.get("life", 0))
         if len(state["num_episodes"]) != self.num_envs:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from dipole_ray.data.download.request import Answer, shown
-from dipole_ray.data.durable import write_json
+from dipole_ray.data.durable import read_json, write_json
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,8 +77,8 @@ class Partial:
 
     def _read_origin(self) -> Origin | None:
         try:
-            return Origin(**json.loads(self._about.read_text(encoding="utf-8")))
-        except (FileNotFoundError, ValueError, TypeError):
+            return Origin(**read_json(self._about))
+        except (OSError, ValueError, TypeError):
             return None
 
 

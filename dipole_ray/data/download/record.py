@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from datetime import date
 from pathlib import Path
 
 from dipole_ray.data.download.checks import Checksum
-from dipole_ray.data.durable import write_json
+from dipole_ray.data.durable import read_json, write_json
 
 
 def record_path(final: Path) -> Path:
@@ -19,9 +18,9 @@ def record_path(final: Path) -> Path:
 def read_record(final: Path) -> Checksum | None:
     """Return the checksum that an earlier download recorded, if one did."""
     try:
-        found = json.loads(record_path(final).read_text(encoding="utf-8"))
+        found = read_json(record_path(final))
         sha256, origin = str(found["sha256"]), f"recorded in {record_path(final).name} on {found['date']}"
-    except (FileNotFoundError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError):
         return None
     return Checksum(sha256=sha256, origin=origin) if re.fullmatch(r"[0-9a-f]{64}", sha256) else None
 
