@@ -271,11 +271,7 @@ class DipoleAgent:
         batch = {name: self.peers.joined(column, dim=0) for name, column in batch.items()}
         if self.failure_directory is not None:
             path = self.failure_directory / f"nonfinite-batch-{self.learner_steps}.safetensors"
-            try:
-                state.save_batch(path, batch)
-                saved = f"the last batch is in {path}"
-            except OSError as error:
-                saved = f"the last batch could not be saved in {path} ({error.strerror or error})"
+            saved = state.save_batch(path, batch)
         raise NonFiniteError(
             f"learner step {self.learner_steps}: loss or gradient was not finite in {self.consecutive_skips} updates "
             f"in a row, none of them applied; {saved}. Look for extreme rewards there, or lower agent.learning_rate "

@@ -87,9 +87,13 @@ def restore_generator(generator: torch.Generator, saved: Tensor) -> None:
         generator.manual_seed(zlib.crc32(saved.numpy().tobytes()))
 
 
-def save_batch(path: Path, batch: Mapping[str, Tensor]) -> None:
-    """Write a batch to a safetensors file, making its folder if need be."""
+def save_batch(path: Path, batch: Mapping[str, Tensor]) -> str:
+    """Write a batch to a safetensors file, making its folder if need be; return in words where it is, or why not."""
     from safetensors.torch import save
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(save({name: tensor.cpu().contiguous() for name, tensor in batch.items()}))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(save({name: tensor.cpu().contiguous() for name, tensor in batch.items()}))
+    except OSError as error:
+        return f"the last batch could not be saved in {path} ({error.strerror or error})"
+    return f"the last batch is in {path}"

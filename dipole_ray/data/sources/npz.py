@@ -28,7 +28,7 @@ MAX_EXPANSION = 100
 SMALL_BYTES = 1 << 28
 """What any file may declare, however small it is."""
 MAX_MEMBERS = 1000
-_CHUNK_BYTES = 1 << 23
+_CHUNK_BYTES = 1 << 22
 _PART_BYTES = 1 << 20
 _MAX_HEADER_BYTES = 10_000
 _IS_ENCRYPTED = 1
