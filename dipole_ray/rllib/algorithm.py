@@ -31,11 +31,12 @@ from dipole_ray.rllib.config import DIPOLEConfig
 from dipole_ray.rllib.evaluate import score_of
 from dipole_ray.rllib.fragment import FragmentReport
 from dipole_ray.rllib.learner import UpdateReport
-from dipole_ray.rllib.learner_client import LearnerClient, LearnerDied, learner_resources
-from dipole_ray.rllib.placement import require_room
+from dipole_ray.rllib.learner_client import LearnerClient, LearnerDied
+from dipole_ray.rllib.placement import learner_resources, require_room
 from dipole_ray.rllib.recovery import AGENT_FILE, outliving, revive
 from dipole_ray.rllib.replay_actor import ReplayClient, ReplaySpec
 from dipole_ray.rllib.rollouts import Rollouts
+from dipole_ray.rllib.spread import spread_workers
 
 ROLLOUT_FILE = "rollout"
 RING_FILE = "online.arrow"
@@ -55,7 +56,8 @@ class DIPOLE(Algorithm):
     def setup(self, config: Any) -> None:
         """Build workers and learner as RLlib does, then open the replay beside them."""
         self._require_room()
-        super().setup(config)
+        with spread_workers():
+            super().setup(config)
         self._training = self.config.training_settings()
         self._agent = self.config.agent_settings()
         self._dims = env_dims(self.config.env_settings())

@@ -13,6 +13,7 @@ import numpy as np
 import ray
 import torch
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.core.learner.learner_group import LearnerGroup
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.util.debug import log_once
 
@@ -24,6 +25,7 @@ from dipole_ray.errors import ConfigError
 from dipole_ray.evaluation import EvalConfig
 from dipole_ray.rllib.evaluate import evaluate_grid
 from dipole_ray.rllib.offline_data import ArrowOfflineData
+from dipole_ray.rllib.spread import place_beside_driver, workers_beside_driver
 
 AGENT_KEYS = tuple(f.name for f in fields(AgentConfig))
 TRAINING_KEYS = tuple(f.name for f in fields(TrainingConfig))
@@ -235,6 +237,10 @@ class DIPOLEConfig(AlgorithmConfig):
 
         return RLModuleSpec(module_class=DIPOLERLModule)
 
+    def build_learner_group(self, **kwargs: Any) -> LearnerGroup:
+        """Build the learners as RLlib does, beside driver and replay where they fit."""
+        return super().build_learner_group(**{"placement_group": place_beside_driver(self), **kwargs})
+
     def get_default_learner_class(self) -> type:
         """Return the learner that steps the agent."""
         from dipole_ray.rllib.learner import DIPOLELearner
@@ -308,8 +314,8 @@ class DIPOLEConfig(AlgorithmConfig):
             self.num_gpus_per_learner = int(has_gpu)
         if self.learner_num_threads is None:
             cores = len(os.sched_getaffinity(0))
-            # Beside remote learners without workers, this process steps the environments.
-            stepping = self.num_env_runners or min(1, self.num_learners)
+            # Beside remote learners this process is busy, too: it steps the environments if there are no workers.
+            stepping = max(min(1, self.num_learners), workers_beside_driver(self))
             self.learner_num_threads = max(1, (cores - stepping) // max(1, self.num_learners))
 
 

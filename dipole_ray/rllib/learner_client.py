@@ -16,13 +16,12 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core.learner.learner_group import LearnerGroup
 from torch import Tensor
 
 from dipole_ray.agents.peers import PeerLost
 from dipole_ray.rllib.learner import UpdateReport
-from dipole_ray.rllib.placement import require_room
+from dipole_ray.rllib.placement import learner_resources, require_room
 from dipole_ray.rllib.waiting import wait_for, wait_for_all
 
 IN_FLIGHT = 2
@@ -153,14 +152,6 @@ class LearnerClient:
         if not self.is_remote:
             return getattr(self._group._learner, method)()
         return _answers([getattr(self._group._workers[0], method).remote()], method)[0]
-
-
-def learner_resources(config: AlgorithmConfig) -> dict[str, float]:
-    """Return what one learner actor reserves, by RLlib's rules."""
-    gpus = max(0, config.num_gpus_per_learner)
-    automatic = 0 if gpus else 1
-    cpus = automatic if config.num_cpus_per_learner == "auto" else config.num_cpus_per_learner
-    return {"CPU": cpus, "GPU": gpus, **(config.custom_resources_per_learner or {})}
 
 
 def _answers(references: list[Any], method: str) -> list[Any]:

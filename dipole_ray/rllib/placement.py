@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import ray
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.util.placement_group import get_current_placement_group
 
 from dipole_ray.errors import ResourcesUnavailable
@@ -35,7 +37,7 @@ def require_room(actors: Sequence[tuple[str, int, Resources]], wait_s: float = W
     if not ray.is_initialized() or get_current_placement_group() is not None:
         return
     start, told = time.monotonic(), False
-    while (unplaced := _first_unplaced(actors, free := _free_by_node())) is not None:
+    while (unplaced := _first_unplaced(actors, free := free_by_node())) is not None:
         text = f"no room on the cluster for the {unplaced}: {_arithmetic(actors, free, 'free')}"
         if time.monotonic() - start >= wait_s:
             raise ResourcesUnavailable(f"{text}; ask for less, free resources, or add a node to the cluster")
@@ -65,18 +67,35 @@ def require_capacity(actors: Sequence[tuple[str, int, Resources]], what: str) ->
 
 def _first_unplaced(actors: Sequence[tuple[str, int, Resources]], nodes: Mapping[str, Resources]) -> str | None:
     """Return the name of the first actor that finds no node when all are placed one after the other, or None."""
-    free = [dict(resources) for resources in nodes.values()]
+    free = {node: dict(resources) for node, resources in nodes.items()}
     for name, count, needed in actors:
         for _ in range(count):
-            node = next((node for node in free if all(node.get(k, 0.0) >= v - 1e-9 for k, v in needed.items())), None)
-            if node is None:
+            if take(free, needed) is None:
                 return name
-            for resource, amount in needed.items():
-                node[resource] = node.get(resource, 0.0) - amount
     return None
 
 
-def _free_by_node() -> dict[str, dict[str, float]]:
+def take(
+    free: Mapping[str, dict[str, float]], needed: Resources, order: Callable[[str], Any] = lambda node: 0
+) -> str | None:
+    """Take `needed` from the first node, in `order`, that has it, and return the node; None if none has."""
+    fitting = [node for node, has in free.items() if all(has.get(k, 0.0) >= v - 1e-9 for k, v in needed.items())]
+    node = min(fitting, key=order, default=None)
+    if node is not None:
+        for resource, amount in needed.items():
+            free[node][resource] = free[node].get(resource, 0.0) - amount
+    return node
+
+
+def learner_resources(config: AlgorithmConfig) -> dict[str, float]:
+    """Return what one learner actor reserves, by RLlib's rules."""
+    gpus = max(0, config.num_gpus_per_learner)
+    automatic = 0 if gpus else 1
+    cpus = automatic if config.num_cpus_per_learner == "auto" else config.num_cpus_per_learner
+    return {"CPU": cpus, "GPU": gpus, **(config.custom_resources_per_learner or {})}
+
+
+def free_by_node() -> dict[str, dict[str, float]]:
     """Return the free resources of every living node."""
     living = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
     free = ray._private.state.available_resources_per_node()
