@@ -17,7 +17,7 @@ Document = dict[str, Any]
 
 @dataclass(frozen=True)
 class ParsedFile:
-    """One file: its kind (`launcher`, `kubernetes`, `image` or `text`), text, and YAML documents."""
+    """One file: its kind (`launcher`, `kubernetes`, `image`, `program` or `text`), text, and YAML documents."""
 
     path: Path
     kind: str
@@ -44,6 +44,8 @@ def parse(path: Path, text: str) -> ParsedFile:
     """Return the file by its kind."""
     if path.name == "Containerfile":
         return ParsedFile(path, "image", text)
+    if path.suffix == ".py":
+        return ParsedFile(path, "program", text)
     if path.suffix == ".md":
         return ParsedFile(path, "text", text)
     if path.suffix != ".yaml":
