@@ -79,7 +79,7 @@ def _train(plan: Plan, ledger: Ledger, tracker: Tracker) -> bool:
 
     from dipole_ray.sweep.proposals import search_of
     from dipole_ray.sweep.schedulers import scheduler_of
-    from dipole_ray.sweep.trainable import SweepTrial
+    from dipole_ray.sweep.trainable import SweepTrial, name_of
     from dipole_ray.sweep.watch import Watch
 
     session = ledger.folder / "tune"
@@ -90,7 +90,9 @@ def _train(plan: Plan, ledger: Ledger, tracker: Tracker) -> bool:
         tuner = tune.Tuner(
             SweepTrial,
             param_space=space,
-            tune_config=tune.TuneConfig(scheduler=scheduler_of(plan, ledger), reuse_actors=True, **search),
+            tune_config=tune.TuneConfig(
+                scheduler=scheduler_of(plan, ledger), trial_name_creator=name_of, reuse_actors=True, **search
+            ),
             run_config=tune.RunConfig(
                 name="session",
                 storage_path=str(session),

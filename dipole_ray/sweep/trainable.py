@@ -17,7 +17,9 @@ from dipole_ray.sweep.space import Values
 from dipole_ray.sweep.trial import TrialRun
 
 SWEEP, TRIAL = "sweep", "trial"
-"""Keys of Tune's config beside the settings: the sweep's folder and the trial's name."""
+"""Keys of Tune's config beside the settings: the sweep's folder and the trial's name.
+
+PBT copies the whole config, name and all: who a trial is says Tune's own name of it, which `name_of` gives."""
 
 Bundle = tuple[str, int, Resources]
 """A kind of process, how many of it, and what each reserves."""
@@ -69,8 +71,13 @@ class SweepTrial(tune.Trainable):
             plan, run_key = read_sweep(folder)
             values = values_of(self.config)
             learner = learner_settings(plan, plan.run_config(values))
-            self.run = TrialRun(self.config[TRIAL], values, plan, folder / TRIALS, run_key=run_key, learner=learner)
+            self.run = TrialRun(self.trial_name, values, plan, folder / TRIALS, run_key=run_key, learner=learner)
         return self.run
+
+
+def name_of(trial: Any) -> str:
+    """Return the name that Tune shall call a trial by: ours."""
+    return str(trial.config[TRIAL])
 
 
 def values_of(config: dict[str, Any]) -> Values:

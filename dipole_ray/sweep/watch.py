@@ -11,7 +11,7 @@ from dipole_ray.progress import Progress
 from dipole_ray.sweep.ledger import Ledger, Record, note, read_trial, records_of
 from dipole_ray.sweep.plan import Plan
 from dipole_ray.sweep.scoring import gain
-from dipole_ray.sweep.trainable import TRIAL, values_of
+from dipole_ray.sweep.trainable import values_of
 from dipole_ray.tracking import Tracker
 
 _log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class Watch(Callback):
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Say that a trial failed and goes on from its checkpoint."""
-        _log.warning("%s failed and is continued from its last rung: %s", trial.config[TRIAL], _error_of(trial))
+        _log.warning("%s failed and is continued from its last rung: %s", trial, _error_of(trial))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Note that a trial has ended, at the last rung or before it."""
@@ -74,7 +74,7 @@ class Watch(Callback):
         self._show()
 
     def _record(self, trial: Any) -> Record:
-        return self._ledger.trials[trial.config[TRIAL]]
+        return self._ledger.trials[str(trial)]
 
     def _take_notes(self, record: Record) -> None:
         """Take what the trial itself wrote down, which is at least as new as Tune's result."""
