@@ -200,12 +200,12 @@ def free_port() -> int:
 
 def environment(folder: Path) -> dict[str, str]:
     """Return the environment of nodes and jobs: a token that only this cluster knows, nothing of another Ray."""
-    token = folder / "token"
-    token.touch(mode=0o600)
-    token.write_text(secrets.token_hex(32))
+    made = folder / "token"
+    made.touch(mode=0o600)
+    made.write_text(secrets.token_hex(32))
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     path = f"{BIN}{os.pathsep}{kept.get('PATH', os.defpath)}"
-    return {**kept, "PATH": path, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    return {**kept, "PATH": path, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(made)}
 
 
 def start(node: Node, head: Node, ports: Ports, folder: Path, cpus: int, env: dict[str, str]) -> None:
