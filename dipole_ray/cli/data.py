@@ -50,8 +50,17 @@ examples:
   dipole data collect cube-single-play-v0 --transitions 100000 --seed 0 --out DIR --workers 8
   dipole data collect Pendulum-v1 --transitions 50000 --seed 0 --out DIR
 
+  # ExORL's own episode files, in DIR/walker/rnd/buffer: by an explorer that seeks new states, or by uniform noise
+  dipole data collect exorl walker --algo rnd --steps 100000 --seed 0 --out DIR
+  dipole data collect exorl jaco --algo random --steps 100000 --out DIR --workers 8
+
 OGBench names give OGBench's own file pair (NAME.npz and NAME-val.npz), which `ogbench` loads; the same name,
-transitions and seed give the same data, whatever the number of workers.
+transitions and seed give the same data, whatever the number of workers. What was interrupted is continued by the same
+command.
+
+Domains of exorl: walker, quadruped, cheetah, jaco. Episodes are whole (1000 steps, jaco 250), so the number of steps
+is rounded up; asking for more later goes on where the last episode ended. rnd explores in one process, at some
+200 steps/s on one core: for more data, start other seeds with other folders beside it.
 """
 
 
@@ -103,8 +112,12 @@ def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def _add_collect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = _add_command(commands, "collect", COLLECT_HELP)
-    parser.add_argument("name", metavar="NAME", help="an OGBench dataset name, or Pendulum-v1")
-    parser.add_argument("--transitions", metavar="N", type=int, required=True, help="transitions to make")
+    parser.add_argument("name", metavar="NAME", help="an OGBench dataset name, Pendulum-v1, or exorl")
+    parser.add_argument("domain", metavar="DOMAIN", nargs="?", help="exorl only: walker, quadruped, cheetah or jaco")
+    parser.add_argument("--algo", choices=("rnd", "random"), help="exorl only: who chooses the actions (default: rnd)")
+    parser.add_argument(
+        "--transitions", "--steps", metavar="N", type=int, required=True, help="transitions (steps) to make"
+    )
     parser.add_argument("--seed", metavar="S", type=int, default=0, help="seed (default: 0)")
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the files")
     parser.add_argument("--workers", metavar="W", type=int, help="Ray tasks at a time (default: the whole cluster)")
@@ -226,6 +239,11 @@ def run_collect(args: argparse.Namespace) -> int:
     """Collect a dataset and say what to do next."""
     from dipole_ray.envs.collect import collect
 
+    if args.name == "exorl":
+        return _collect_exorl(args)
+    for value, what in ((args.domain, f"domain '{args.domain}'"), (args.algo, f"--algo {args.algo}")):
+        if value is not None:
+            raise ConfigError(f"{what} has no effect on '{args.name}': only exorl has domains; leave it out")
     paths = collect(
         args.name, args.transitions, args.seed, args.out, num_workers=args.workers, overwrite=args.overwrite
     )
@@ -236,4 +254,26 @@ def run_collect(args: argparse.Namespace) -> int:
         print(f"next: dipole data import {paths[0]} --env {task} --out DIR", file=sys.stdout)
     else:
         print(f"next: dipole data inspect {paths[0]}")
+    return 0
+
+
+def _collect_exorl(args: argparse.Namespace) -> int:
+    """Collect ExORL episodes and say what to do next."""
+    from dipole_ray.envs.collect.exorl import collect_exorl
+    from dipole_ray.envs.exorl.tasks import DOMAINS, task_ids
+
+    if args.domain is None:
+        raise ConfigError(f"collect exorl DOMAIN: the domain is missing; name one of {', '.join(DOMAINS)}")
+    folder = collect_exorl(
+        args.domain,
+        args.algo or "rnd",
+        args.transitions,
+        args.seed,
+        args.out,
+        num_workers=args.workers,
+        overwrite=args.overwrite,
+    )
+    print(folder)
+    tasks = [name for name in task_ids() if name.startswith(f"exorl/{args.domain}-")]
+    print(f"next: dipole train data.path={folder} env.id={tasks[0]}   (or {', '.join(tasks[1:])})")
     return 0

@@ -1,4 +1,4 @@
-"""One factory for OGBench single tasks, dm_control suite tasks and gymnasium environments."""
+"""One factory for OGBench single tasks, dm_control suite tasks, ExORL tasks and gymnasium environments."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import gymnasium
 import numpy as np
 
 from dipole_ray.envs.dm_suite import SuiteEnv
+from dipole_ray.envs.exorl.env import ExorlEnv
 from dipole_ray.envs.gl import disable_rendering_by_default, enable_rendering
 from dipole_ray.envs.registry import family
 from dipole_ray.envs.standard import GlobalDraws, StandardEnv
@@ -28,7 +29,7 @@ class EnvConfig:
 
     id: str
     """`pointmaze-medium-navigate-singletask-task1-v0` (OGBench; without `-taskK` the default task),
-    `dm_control/walker-walk`, a gymnasium id such as `Pendulum-v1`, or `your_module:YourEnv-v0`."""
+    `dm_control/walker-walk`, `exorl/walker-walk`, a gymnasium id such as `Pendulum-v1`, or `your_module:YourEnv-v0`."""
 
     success_timing: str | None = None
     """OGBench only: whether reward, success and end of step t are judged on the state before the action, `pre`,
@@ -92,6 +93,8 @@ def make_env(config: EnvConfig | str, render: bool = False) -> StandardEnv:
     if kind == "dm_control":
         env: gymnasium.Env = SuiteEnv(config.id, config.max_episode_steps)
         return StandardEnv(_checked(env, config))
+    if kind == "exorl":
+        return StandardEnv(ExorlEnv(config.id, config.max_episode_steps))
     if kind == "ogbench":
         return _make_ogbench(config)
     return StandardEnv(_checked(_make_gymnasium(config, render), config))
@@ -203,6 +206,6 @@ def _problem(env: gymnasium.Env) -> str | None:
 
 
 def _step_limit(env: gymnasium.Env) -> int | None:
-    if isinstance(env.unwrapped, SuiteEnv):
+    if isinstance(env.unwrapped, SuiteEnv | ExorlEnv):
         return env.unwrapped.max_episode_steps
     return None if env.spec is None else env.spec.max_episode_steps

@@ -9,10 +9,11 @@ from typing import Literal
 import gymnasium
 
 from dipole_ray.envs import dm_suite
+from dipole_ray.envs.exorl import tasks as exorl
 from dipole_ray.envs.gl import disable_rendering_by_default
 from dipole_ray.errors import ConfigError
 
-Family = Literal["ogbench", "dm_control", "gymnasium"]
+Family = Literal["ogbench", "dm_control", "exorl", "gymnasium"]
 
 DATASET_TYPES = {
     "pointmaze": ("navigate", "stitch"),
@@ -56,6 +57,11 @@ def family(env_id: str) -> Family:
         if env_id in dm_suite.task_ids():
             return "dm_control"
         raise ConfigError(_unknown(env_id, dm_suite.task_ids()))
+    if env_id.startswith(exorl.PREFIX):
+        disable_rendering_by_default()
+        if env_id in exorl.task_ids():
+            return "exorl"
+        raise ConfigError(_unknown(env_id, exorl.task_ids()))
     if "singletask" in env_id.split("-"):
         return _check_ogbench(env_id)
     if _in_gymnasium(env_id):
@@ -66,7 +72,7 @@ def family(env_id: str) -> Family:
                 f"policy can solve it; take one of its tasks{_nearest(env_id, ogbench_ids())}"
             )
         return "gymnasium"
-    raise ConfigError(_unknown(env_id, [*gymnasium.registry, *ogbench_ids(), *dm_suite.task_ids()]))
+    raise ConfigError(_unknown(env_id, [*gymnasium.registry, *ogbench_ids(), *dm_suite.task_ids(), *exorl.task_ids()]))
 
 
 def _check_ogbench(env_id: str) -> Family:
@@ -105,5 +111,6 @@ def _unknown(env_id: str, ids: list[str]) -> str:
     return f"unknown environment '{env_id}'" + (
         f"; the nearest{near}"
         if near
-        else "; ids look like 'pointmaze-medium-navigate-singletask-task1-v0', 'dm_control/walker-walk', 'Pendulum-v1'"
+        else "; ids look like 'pointmaze-medium-navigate-singletask-task1-v0', 'exorl/walker-walk', "
+        "'dm_control/walker-walk', 'Pendulum-v1'"
     )

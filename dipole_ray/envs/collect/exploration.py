@@ -1,0 +1,158 @@
+"""A run of the explorer: episode after episode, each on the disk with the explorer's state before the next begins."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
+from torch import Tensor
+
+from dipole_ray.agents.state import restore_generator
+from dipole_ray.data.durable import commit_file
+from dipole_ray.envs.collect.episode import Columns
+from dipole_ray.envs.collect.exorl import Recorder, episode_file, episode_seed, write_episode
+from dipole_ray.envs.collect.rnd import Explorer, ExplorerConfig
+from dipole_ray.envs.exorl.tasks import Domain, primary_task
+from dipole_ray.envs.make import make_env
+from dipole_ray.envs.standard import StandardEnv
+from dipole_ray.errors import CheckpointError, DatasetError
+from dipole_ray.progress import Progress
+
+STATE = "explorer.safetensors"
+
+
+class Experience:
+    """The finished episodes, in memory; batches are drawn from all of them alike."""
+
+    def __init__(self, domain: Domain, capacity: int) -> None:
+        """Make room for `capacity` episodes."""
+        self._rows = domain.episode_steps + 1
+        self._observations = torch.zeros(capacity * self._rows, domain.observation_dim)
+        self._actions = torch.zeros(capacity * self._rows, domain.action_dim)
+        self.episodes = 0
+
+    def add(self, columns: Columns) -> None:
+        """Add an episode in the layout of its file."""
+        place = slice(self.episodes * self._rows, (self.episodes + 1) * self._rows)
+        self._observations[place] = torch.from_numpy(columns["observation"])
+        self._actions[place] = torch.from_numpy(columns["action"])
+        self.episodes += 1
+
+    def sample(self, batch_size: int, n_step: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Return observations (B, O), the actions (B, A) taken there, and the observations `n_step` steps later."""
+        episodes = torch.randint(self.episodes, (batch_size,), generator=generator)
+        starts = torch.randint(self._rows - n_step, (batch_size,), generator=generator)
+        rows = episodes * self._rows + starts
+        return self._observations[rows], self._actions[rows + 1], self._observations[rows + n_step]
+
+
+def explore(
+    domain: Domain,
+    count: int,
+    seed: int,
+    folder: Path,
+    *,
+    config: ExplorerConfig | None = None,
+    progress: bool = True,
+) -> None:
+    """Have `count` episodes in `folder`, continuing after the last one that was saved with the explorer's state.
+
+    The continued run equals the uninterrupted one bit for bit: networks, optimisers, random numbers and the episodes
+    it learns from are all restored, and an episode starts from its own seed.
+
+    Raises:
+        DatasetError: If the saved state or an episode it goes with is damaged or missing.
+    """
+    explorer = Explorer(domain.observation_dim, domain.action_dim, seed, config or ExplorerConfig())
+    experience = Experience(domain, count)
+    done = _restore(explorer, experience, domain, count, folder)
+    env = make_env(primary_task(domain.name))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the networks are small, and several seeds may run side by side
+    total, before = count * domain.episode_steps, done * domain.episode_steps
+    bar = Progress(f"explore {domain.name}", total, "steps", completed=before) if progress else None
+    try:
+        with bar or nullcontext():
+            for index in range(done, count):
+                columns = _episode(explorer, experience, env, domain, episode_seed(seed, index), bar)
+                write_episode(episode_file(folder, index, domain.episode_steps), columns)
+                experience.add(columns)
+                _save(explorer, index + 1, folder)
+    finally:
+        torch.set_num_threads(threads)
+        env.close()
+
+
+def _episode(
+    explorer: Explorer,
+    experience: Experience,
+    env: StandardEnv,
+    domain: Domain,
+    seed: np.random.SeedSequence,
+    bar: Progress | None,
+) -> Columns:
+    config, first = explorer.config, experience.episodes * domain.episode_steps
+    recorder = Recorder(env, seed)
+    errors: list[float] = []
+    for step in range(domain.episode_steps):
+        if first < config.seed_steps:
+            action = torch.rand(domain.action_dim, generator=explorer.generator) * 2.0 - 1.0
+        else:
+            action = explorer.act(torch.from_numpy(recorder.observation))
+            if step % config.update_every == 0:
+                batch = experience.sample(config.batch_size, config.n_step, explorer.generator)
+                errors.append(explorer.update(*batch))
+        recorder.step(action.numpy())
+        if bar is not None and (step + 1) % 50 == 0:
+            bar.advance(50)
+    columns = recorder.columns()
+    if bar is not None:
+        novelty = float(np.mean(errors)) if errors else None
+        bar.advance(domain.episode_steps % 50, episode_return=float(columns["reward"].sum()), novelty=novelty)
+    return columns
+
+
+def _save(explorer: Explorer, episodes: int, folder: Path) -> None:
+    """Write the state after `episodes` episodes over the one before."""
+    tensors = explorer.tensors() | {"generator": explorer.generator.get_state(), "episodes": torch.tensor(episodes)}
+    temporary = folder / f".{STATE}.tmp"
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+    commit_file(temporary, folder / STATE)
+
+
+def _restore(explorer: Explorer, experience: Experience, domain: Domain, count: int, folder: Path) -> int:
+    """Put explorer and experience where the saved state was taken, and return the number of its episodes."""
+    path = folder / STATE
+    if not path.exists():
+        return 0
+    again = "remove the folder or collect with --overwrite to start from the beginning"
+    try:
+        tensors = load(path.read_bytes())
+        done = int(tensors.pop("episodes"))
+        generator = tensors.pop("generator")
+        explorer.load(tensors)
+        restore_generator(explorer.generator, generator)
+    except (SafetensorError, KeyError, ValueError, CheckpointError) as error:
+        raise DatasetError(f"{path}: cannot be continued from ({error}); {again}") from error
+    for index in range(min(done, count)):
+        experience.add(_read_back(episode_file(folder, index, domain.episode_steps), domain, again))
+    return min(done, count)
+
+
+def _read_back(path: Path, domain: Domain, again: str) -> Columns:
+    from dipole_ray.data.sources.npz import read_headers, stream_arrays
+
+    names = ("observation", "action")
+    headers = read_headers(path)
+    rows = domain.episode_steps + 1
+    expected = {"observation": (rows, domain.observation_dim), "action": (rows, domain.action_dim)}
+    for name in names:
+        found = headers[name].shape if name in headers else None
+        if found != expected[name]:
+            raise DatasetError(f"{path}: array '{name}' has shape {found}, expected {expected[name]}; {again}")
+    chunks = list(stream_arrays(path, headers, names))
+    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in names}

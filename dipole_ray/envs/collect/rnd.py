@@ -1,0 +1,242 @@
+"""An explorer without a task: it is rewarded for states that a network predicts badly (random network distillation).
+
+A deterministic actor with Gaussian noise and a pair of critics (DDPG with n-step targets) maximise a bonus: the error
+of a network that learns to predict another, random one at the states visited. Seen often, a state loses its bonus.
+
+Shapes: `B` batch, `O` observation, `A` action.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dipole_ray.agents.state import adam_tensors, check_matches, copy_into, make_adam
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExplorerConfig:
+    """Sizes and rates; those of the published data are in brackets where they differ."""
+
+    hidden_dim: int = 256
+    """Units of every layer [1024]."""
+    embedding_dim: int = 128
+    """Outputs of the random network [512]."""
+    batch_size: int = 256
+    """Transitions in one update [1024]."""
+    n_step: int = 3
+    """Steps from a state to the one whose bonus and value its target holds."""
+    discount: float = 0.99
+    """Discount of one step."""
+    learning_rate: float = 1e-4
+    """Of all three optimisers."""
+    target_rate: float = 0.01
+    """Share of the critics that goes into their target copy at each update."""
+    noise: float = 0.2
+    """Standard deviation of the noise on every action."""
+    noise_clip: float = 0.3
+    """Largest noise on an action inside an update."""
+    update_every: int = 2
+    """Environment steps per update."""
+    seed_steps: int = 4000
+    """Steps of uniformly random actions before the first update, in whole episodes."""
+
+
+class RunningMoments(nn.Module):
+    """Mean and variance of everything seen so far, a vector (D,)."""
+
+    mean: Tensor
+    variance: Tensor
+    count: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("variance", torch.ones(size))
+        self.register_buffer("count", torch.tensor(1e-4))
+
+    def add(self, values: Tensor) -> None:
+        """Take `values` (B, D) into account."""
+        variance, mean = torch.var_mean(values, dim=0, correction=0)
+        total = self.count + len(values)
+        difference = mean - self.mean
+        weight = len(values) / total
+        self.variance.mul_(1.0 - weight).add_(weight * variance + difference.square() * weight * (1.0 - weight))
+        self.mean.add_(difference * weight)
+        self.count.copy_(total)
+
+
+class Actor(nn.Module):
+    """Observation (B, O) to action (B, A) in [-1, 1]."""
+
+    def __init__(self, observation_dim: int, action_dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(observation_dim, hidden_dim),
+            nn.LayerNorm(hidden_dim),
+            nn.Tanh(),
+            nn.Linear(hidden_dim, hidden_dim),
+            nn.ReLU(),
+            nn.Linear(hidden_dim, action_dim),
+            nn.Tanh(),
+        )
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Return the actions without noise."""
+        actions: Tensor = self.layers(observations)
+        return actions
+
+
+class Critics(nn.Module):
+    """Observation (B, O) and action (B, A) to two values (B, 2), which share their first layer."""
+
+    def __init__(self, observation_dim: int, action_dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(
+            nn.Linear(observation_dim + action_dim, hidden_dim), nn.LayerNorm(hidden_dim), nn.Tanh()
+        )
+        # Both heads' hidden layers are one matrix product.
+        self.hidden = nn.Linear(hidden_dim, 2 * hidden_dim)
+        self.weight = nn.Parameter(torch.empty(2, hidden_dim))
+        self.bias = nn.Parameter(torch.zeros(2))
+
+    def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Return both values."""
+        hidden = self.hidden(self.trunk(torch.cat([observations, actions], dim=1))).relu()
+        values: Tensor = (hidden.unflatten(1, (2, -1)) * self.weight).sum(dim=2) + self.bias
+        return values
+
+
+class Novelty(nn.Module):
+    """The error of a learned network in predicting a random one, both of observations (B, O)."""
+
+    def __init__(self, observation_dim: int, config: ExplorerConfig) -> None:
+        super().__init__()
+        self.seen = RunningMoments(observation_dim)
+        self.errors = RunningMoments(1)
+        self.predictor, self.target = (_mlp(observation_dim, config) for _ in range(2))
+        self.target.requires_grad_(False)
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Return the mean squared error (B,) of each prediction."""
+        scaled = ((observations - self.seen.mean) / (self.seen.variance.sqrt() + 1e-5)).clamp(-5.0, 5.0)
+        error: Tensor = (self.predictor(scaled) - self.target(scaled)).square().mean(dim=1)
+        return error
+
+
+def _mlp(observation_dim: int, config: ExplorerConfig) -> nn.Sequential:
+    width = config.hidden_dim
+    return nn.Sequential(
+        nn.Linear(observation_dim, width),
+        nn.ReLU(),
+        nn.Linear(width, width),
+        nn.ReLU(),
+        nn.Linear(width, config.embedding_dim),
+    )
+
+
+class Explorer:
+    """The networks, their optimisers and the stream of random numbers: everything that a continued run needs."""
+
+    def __init__(self, observation_dim: int, action_dim: int, seed: int, config: ExplorerConfig) -> None:
+        """Start an explorer that depends on its arguments alone."""
+        self.config = config
+        self.generator = torch.Generator().manual_seed(seed)
+        self._action_dim = action_dim
+        self._actor = Actor(observation_dim, action_dim, config.hidden_dim)
+        self._critics = Critics(observation_dim, action_dim, config.hidden_dim)
+        self._target = Critics(observation_dim, action_dim, config.hidden_dim)
+        self._novelty = Novelty(observation_dim, config)
+        for network in (self._actor, self._critics, self._novelty):
+            _orthogonal(network, self.generator)
+        self._target.load_state_dict(self._critics.state_dict())
+        self._target.requires_grad_(False)
+        trained = {"actor": self._actor, "critics": self._critics, "predictor": self._novelty.predictor}
+        self._parameters = {name: dict(network.named_parameters()) for name, network in trained.items()}
+        self._optimizers = {
+            name: make_adam(list(parameters.values()), config.learning_rate)
+            for name, parameters in self._parameters.items()
+        }
+
+    @torch.no_grad()
+    def act(self, observation: Tensor) -> Tensor:
+        """Return a noisy action (A,) for an observation (O,)."""
+        noise = torch.randn(self._action_dim, generator=self.generator) * self.config.noise
+        action: Tensor = (self._actor(observation[None])[0] + noise).clamp(-1.0, 1.0)
+        return action
+
+    def update(self, observations: Tensor, actions: Tensor, later: Tensor) -> float:
+        """Take one step of all optimisers.
+
+        Args:
+            observations: (B, O).
+            actions: (B, A), taken there.
+            later: (B, O), where that and the actions after it led in `n_step` steps.
+
+        Returns:
+            The mean error of the predictions at `later`.
+        """
+        bonus, error = self._learn_to_predict(later)
+        config = self.config
+        with torch.no_grad():
+            values = self._target(later, self._noisy(self._actor(later))).amin(dim=1)
+            target = bonus + config.discount**config.n_step * values
+        loss = (self._critics(observations, actions) - target[:, None]).square().mean(dim=0).sum()
+        self._step("critics", loss)
+        chosen = self._noisy(self._actor(observations))
+        self._step("actor", -self._critics(observations, chosen).amin(dim=1).mean())
+        with torch.no_grad():
+            torch._foreach_lerp_(
+                list(self._target.parameters()), list(self._critics.parameters()), weight=config.target_rate
+            )
+        return error
+
+    def _learn_to_predict(self, observations: Tensor) -> tuple[Tensor, float]:
+        """Return the bonus (B,) of each observation, in standard deviations of all errors, and the mean error."""
+        novelty = self._novelty
+        novelty.seen.add(observations)
+        errors = novelty(observations)
+        self._step("predictor", errors.mean())
+        errors = errors.detach()
+        novelty.errors.add(errors[:, None])
+        return errors / (novelty.errors.variance.sqrt() + 1e-8), float(errors.mean())
+
+    def _noisy(self, actions: Tensor) -> Tensor:
+        noise = torch.randn(actions.shape, generator=self.generator) * self.config.noise
+        return (actions + noise.clamp(-self.config.noise_clip, self.config.noise_clip)).clamp(-1.0, 1.0)
+
+    def _step(self, name: str, loss: Tensor) -> None:
+        """Descend `loss` in the parameters of one network only."""
+        parameters = list(self._parameters[name].values())
+        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+            parameter.grad = gradient
+        self._optimizers[name].step()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return every live tensor by name."""
+        networks = {"actor": self._actor, "critics": self._critics, "target": self._target, "novelty": self._novelty}
+        found = {f"{name}.{key}": value for name, net in networks.items() for key, value in net.state_dict().items()}
+        for name, optimizer in self._optimizers.items():
+            found |= {f"adam.{name}.{key}": t for key, t in adam_tensors(optimizer, self._parameters[name]).items()}
+        return found
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Take over what `tensors` of an explorer of the same sizes returned.
+
+        Raises:
+            CheckpointError: If they are not of this shape, or not finite.
+        """
+        own = self.tensors()
+        check_matches(own, tensors, "explorer")
+        copy_into(own, tensors)
+
+
+def _orthogonal(network: nn.Module, generator: torch.Generator) -> None:
+    """Draw every matrix from `generator`; biases start at zero."""
+    for name, parameter in network.named_parameters():
+        if parameter.dim() == 2:
+            nn.init.orthogonal_(parameter.data, generator=generator)
+        elif name.endswith("bias"):
+            nn.init.zeros_(parameter.data)

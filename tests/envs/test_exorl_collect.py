@@ -1,0 +1,168 @@
+"""Episodes in ExORL's own files: the layout, the same bytes whatever happened on the way, and an explorer that learns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dipole_ray.envs.collect import exploration
+from dipole_ray.envs.collect.exorl import collect_exorl
+from dipole_ray.envs.collect.rnd import Explorer, ExplorerConfig, RunningMoments
+from dipole_ray.envs.exorl.tasks import DOMAINS
+from dipole_ray.envs.make import make_env
+from dipole_ray.errors import ConfigError, DatasetError
+
+SMALL = ExplorerConfig(hidden_dim=32, embedding_dim=16, batch_size=32, seed_steps=250)
+
+
+def load(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return the arrays of every episode as bytes; the archives themselves carry the time of day."""
+    return {
+        f"{path.name}/{name}": values.tobytes()
+        for path in sorted((folder / "buffer").glob("*.npz"))
+        for name, values in load(path).items()
+    }
+
+
+def test_random_episodes_hold_what_happened_and_do_not_depend_on_the_blocks(tmp_path: Path) -> None:
+    folder = collect_exorl("jaco", "random", 700, 3, tmp_path / "a", num_workers=1, progress=False)
+    files = sorted((folder / "buffer").iterdir())
+    assert folder == tmp_path / "a/jaco/random"
+    assert [path.name for path in files] == [f"episode_{index:06d}_250.npz" for index in range(3)]
+    episode = load(files[1])
+    shapes = {name: (values.shape, values.dtype.name) for name, values in episode.items()}
+    assert shapes == {
+        "observation": ((251, 42), "float32"),
+        "action": ((251, 9), "float32"),
+        "reward": ((251, 1), "float32"),
+        "discount": ((251, 1), "float32"),
+        "physics": ((251, 18), "float64"),
+    }
+    assert not episode["action"][0].any() and episode["reward"][0] == 0 and (episode["discount"] == 1).all()
+    assert -1 <= episode["action"].min() < -0.99 and 0.99 < episode["action"].max() <= 1
+    env = make_env("exorl/jaco-reach_top_left")
+    env.reset(seed=0)
+    env.unwrapped._simulation.reward_of(episode["physics"][7])
+    assert np.float32(env.unwrapped._simulation.reward_of(episode["physics"][7])) == episode["reward"][7]
+    (tmp_path / "b/jaco/random/buffer").mkdir(parents=True)
+    again = collect_exorl("jaco", "random", 250, 3, tmp_path / "b", progress=False)
+    again = collect_exorl("jaco", "random", 750, 3, tmp_path / "b", progress=False)
+    assert contents(again) == contents(folder)
+    other = collect_exorl("jaco", "random", 250, 4, tmp_path / "c", progress=False)
+    assert contents(other) != {
+        key: value for key, value in contents(folder).items() if key.startswith("episode_000000")
+    }
+
+
+def explore(folder: Path, count: int) -> None:
+    (folder / "buffer").mkdir(parents=True, exist_ok=True)
+    exploration.explore(DOMAINS["jaco"], count, 5, folder, config=SMALL, progress=False)
+
+
+def test_a_continued_exploration_equals_the_uninterrupted_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped between two episodes, in the middle of one, and between an episode's file and the explorer's state."""
+    explore(tmp_path / "whole", 4)
+    parts = tmp_path / "parts"
+    explore(parts, 2)
+    step, steps = exploration.Recorder.step, iter(range(100))
+
+    def interrupted(recorder: exploration.Recorder, action: np.ndarray) -> np.ndarray:
+        if next(steps, None) is None:
+            raise KeyboardInterrupt
+        return step(recorder, action)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(exploration.Recorder, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            explore(parts, 4)
+    assert len(list((parts / "buffer").iterdir())) == 2
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(exploration, "_save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            explore(parts, 3)
+    assert len(list((parts / "buffer").iterdir())) == 3
+    explore(parts, 4)
+    assert contents(parts) == contents(tmp_path / "whole")
+    state = exploration.STATE
+    assert (parts / state).read_bytes() == (tmp_path / "whole" / state).read_bytes()
+    learned = load(parts / "buffer/episode_000003_250.npz")["action"]
+    assert np.abs(learned[1:]).max() <= 1 and np.abs(np.diff(learned[1:], axis=0)).mean() < 0.5, "still uniform noise"
+    (parts / state).write_bytes((parts / state).read_bytes()[:1000])
+    with pytest.raises(DatasetError, match="cannot be continued from"):
+        explore(parts, 5)
+
+
+def test_the_bonus_falls_where_states_were_seen_and_stays_where_not() -> None:
+    torch.manual_seed(0)
+    explorer = Explorer(4, 2, 0, ExplorerConfig(hidden_dim=64, embedding_dim=16, learning_rate=1e-3))
+    seen, unseen = torch.randn(256, 4), torch.randn(256, 4) + torch.tensor([4.0, 0.0, 0.0, 0.0])
+    first = explorer.update(seen, torch.zeros(256, 2), seen)
+    for _ in range(300):
+        last = explorer.update(seen, torch.zeros(256, 2), seen)
+    with torch.no_grad():
+        elsewhere = float(explorer._novelty(unseen).mean())
+    assert last < 0.1 * first and elsewhere > 5 * last
+
+
+def test_the_actor_goes_where_the_bonus_is() -> None:
+    """A line on which the first action decides where one lands; half of the line has been seen all along."""
+    explorer = Explorer(1, 1, 0, ExplorerConfig(hidden_dim=64, embedding_dim=16, learning_rate=1e-3, discount=0.0))
+    generator = torch.Generator().manual_seed(0)
+    for step in range(600):
+        actions = torch.rand(256, 1, generator=generator) * 2 - 1
+        if step < 300:
+            actions = -actions.abs()  # only the left half, until it is known
+        explorer.update(torch.zeros(256, 1), actions, 3 * actions)
+        if step == 300:
+            break
+    for _ in range(100):
+        actions = torch.rand(256, 1, generator=generator) * 2 - 1
+        explorer.update(torch.zeros(256, 1), actions, 3 * actions)
+    assert float(explorer._actor(torch.zeros(1, 1))) > 0.3
+
+
+def test_running_moments_equal_those_of_everything_seen() -> None:
+    values = torch.randn(1000, 3, dtype=torch.float32) * torch.tensor([1.0, 5.0, 0.1]) + torch.tensor([0.0, 9.0, -2.0])
+    moments = RunningMoments(3)
+    for part in values.split([1, 99, 400, 500]):
+        moments.add(part)
+    torch.testing.assert_close(moments.mean, values.mean(dim=0), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(moments.variance, values.var(dim=0, correction=0), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (("walkr", "rnd", 10, 0), "did you mean 'walker'"),
+        (("walker", "icm", 10, 0), "random, rnd"),
+        (("walker", "rnd", 0, 0), "at least 1"),
+        (("walker", "rnd", 10, 0, 2), "several seeds"),
+    ],
+)
+def test_impossible_requests_are_refused(arguments: tuple[str, str, int, int], hint: str, tmp_path: Path) -> None:
+    domain, algorithm, steps, seed, *workers = arguments
+    with pytest.raises(ConfigError, match=hint):
+        collect_exorl(domain, algorithm, steps, seed, tmp_path, *workers)
+    assert not list(tmp_path.iterdir())
+
+
+def test_episodes_of_another_seed_are_not_mixed_in(tmp_path: Path) -> None:
+    folder = collect_exorl("jaco", "random", 1, 0, tmp_path, progress=False)
+    before = contents(folder)
+    with pytest.raises(DatasetError, match=r"other episodes \(.*seed 0\)"):
+        collect_exorl("jaco", "random", 1, 1, tmp_path, progress=False)
+    assert contents(folder) == before
+    collect_exorl("jaco", "random", 1, 1, tmp_path, progress=False, overwrite=True)
+    assert contents(folder) != before
