@@ -72,6 +72,9 @@ class EvalConfig:
     """Updates between two evaluations of the chosen cell during training, for the learning curves; 0 = none."""
     interval_episodes: int = 10
     """Episodes of each evaluation during training, at least 1."""
+    interval_grid: bool = False
+    """Evaluations during training play the whole grid, each on episodes of its own (`seed` plus its number), instead
+    of the chosen cell alone on the same episodes again and again; benchmarks average over them."""
     videos: int = 0
     """Episodes of the preset's cell rendered to video after the counted ones; they enter no statistic."""
 

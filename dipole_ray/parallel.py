@@ -10,7 +10,7 @@ import logging
 import os
 import textwrap
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from typing import Any, TypeVar
 
@@ -31,10 +31,12 @@ def map_tasks(
     *,
     description: str,
     num_cpus: float = 1.0,
+    num_gpus: float = 0.0,
     max_in_flight: int | None = None,
     unit: str = "tasks",
     local: bool = False,
     size: Callable[[Item], int] | None = None,
+    part: Callable[[Item], int] | None = None,
     saved: Callable[[Item], Any] | None = None,
     save: Callable[[Item, Any], Any] | None = None,
     progress: bool = True,
@@ -49,10 +51,12 @@ def map_tasks(
         items: The items.
         description: What is being done, for the progress bar and for errors.
         num_cpus: CPU cores a task holds, > 0.
+        num_gpus: GPUs a task holds; with 0.25 four tasks share one.
         max_in_flight: Most tasks handed to Ray at a time; None: two for each that the cluster can run at once.
         unit: What `size` counts.
         local: Run in this process, without Ray; so does a single item.
         size: Amount of work in an item, for the progress bar; 1 each by default.
+        part: Returns how much of an unfinished item's size is done, for items of minutes or hours.
         saved: Returns an item's kept result from an earlier, interrupted run, or None if it has to be computed.
         save: Called in this process with an item and its result as soon as it arrives; what it returns takes the
             result's place. With `saved` it makes the map resumable and keeps its memory small.
@@ -65,26 +69,58 @@ def map_tasks(
         DipoleError: If a task raised one (of the same class, naming the item), or its worker kept dying.
         RuntimeError: If a task failed in another way; names the item, and the cause keeps its traceback.
     """
-    if num_cpus <= 0:
-        raise ConfigError(f"{description}: num_cpus is {num_cpus}; it must be above 0")
+    if num_cpus <= 0 or num_gpus < 0:
+        raise ConfigError(
+            f"{description}: num_cpus is {num_cpus}; it must be above 0, num_gpus ({num_gpus}) at least 0"
+        )
     if max_in_flight is not None and max_in_flight < 1:
         raise ConfigError(f"{description}: max_in_flight is {max_in_flight}; it must be at least 1")
-    sizes = [1 if size is None else size(item) for item in items]
     results = [None if saved is None else saved(item) for item in items]
     pending = [index for index, result in enumerate(results) if result is None]
-    finished = sum(sizes) - sum(sizes[index] for index in pending)
-    bar = Progress(description, sum(sizes), unit, completed=finished) if progress else None
+    count = _Count([1 if size is None else size(item) for item in items], items, pending, part)
+    bar = Progress(description, count.total, unit, completed=count.completed) if progress else None
+
+    def waiting(running: Iterable[int]) -> None:
+        count.look(running)
+        if bar is not None:
+            bar.update(count.completed)
+
     if local or len(pending) <= 1:
         arrivals = _run_here(function, items, pending, description)
     else:
-        arrivals = _run_on_ray(function, items, pending, description, num_cpus, max_in_flight)
+        needs = {"num_cpus": num_cpus, "num_gpus": num_gpus}
+        arrivals = _run_on_ray(function, items, pending, description, needs, max_in_flight, waiting)
     # Closed here and not by the garbage collector: a pending exception would keep tasks and Ray alive.
     with bar or nullcontext(), closing(arrivals):
         for index, result in arrivals:
             results[index] = result if save is None else save(items[index], result)
-            if bar is not None:
-                bar.advance(sizes[index])
+            count.finish(index)
+            waiting(())
     return results
+
+
+class _Count:
+    """How much of all items is done, parts of unfinished ones included."""
+
+    def __init__(
+        self, sizes: list[int], items: Sequence[Any], pending: list[int], part: Callable[[Any], int] | None
+    ) -> None:
+        self._sizes, self._items, self._part = sizes, items, part
+        self.total = sum(sizes)
+        self._done = {index: size for index, size in enumerate(sizes)} | dict.fromkeys(pending, 0)
+        self.look(pending)
+
+    @property
+    def completed(self) -> int:
+        return sum(self._done.values())
+
+    def look(self, indices: Iterable[int]) -> None:
+        """Ask how far items are."""
+        if self._part is not None:
+            self._done.update({index: min(self._part(self._items[index]), self._sizes[index]) for index in indices})
+
+    def finish(self, index: int) -> None:
+        self._done[index] = self._sizes[index]
 
 
 @contextmanager
@@ -123,19 +159,20 @@ def _run_on_ray(
     items: Sequence[Item],
     pending: list[int],
     description: str,
-    num_cpus: float,
+    resources: dict[str, float],
     max_in_flight: int | None,
+    waiting: Callable[[Iterable[int]], None],
 ) -> Generator[tuple[int, Any], None, None]:
     """Yield (index, result) in order of completion; whatever still runs is cancelled when the caller stops early."""
     import ray
 
     with ray_session():
-        task = ray.remote(function).options(num_cpus=num_cpus, runtime_env={"env_vars": _ONE_THREAD})
+        task = ray.remote(function).options(**resources, runtime_env={"env_vars": _ONE_THREAD})
         queue = list(reversed(pending))
         running: dict[Any, int] = {}
         try:
             while queue or running:
-                limit = max_in_flight or 2 * _slots(description, num_cpus)
+                limit = max_in_flight or 2 * _slots(description, resources)
                 while queue and len(running) < limit:
                     index = queue.pop()
                     running[task.remote(items[index])] = index
@@ -143,6 +180,7 @@ def _run_on_ray(
                 for reference in ray.wait(list(running), timeout=1.0)[0]:
                     index = running.pop(reference)
                     yield index, _result(reference, description, items[index])
+                waiting(running.values())
         finally:
             _cancel(list(running))
 
@@ -158,14 +196,18 @@ def _cancel(references: list[Any]) -> None:
         _, references = ray.wait(references, num_returns=len(references), timeout=0.5)
 
 
-def _slots(description: str, num_cpus: float) -> int:
+def _slots(description: str, resources: dict[str, float]) -> int:
     """Return how many tasks the cluster can run at once."""
     import ray
 
-    cores = ray.cluster_resources().get("CPU", 0.0)
-    if cores < num_cpus:
-        raise ConfigError(f"{description}: a task needs num_cpus={num_cpus}, and Ray has {cores} CPU cores in all")
-    return int(cores // num_cpus)
+    slots = []
+    for key, name, words in (("num_cpus", "CPU", "CPU cores"), ("num_gpus", "GPU", "GPUs")):
+        wanted, there = resources[key], ray.cluster_resources().get(name, 0.0)
+        if there < wanted:
+            raise ConfigError(f"{description}: a task needs {key}={wanted}, and Ray has {there} {words} in all")
+        if wanted:
+            slots.append(int(there / wanted))
+    return min(slots)
 
 
 def _result(reference: Any, description: str, item: Any) -> Any:

@@ -8,14 +8,13 @@ a checkpoint.
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import shutil
-import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import yaml
@@ -27,7 +26,8 @@ from dipole_ray.data.dataset import read_manifest
 from dipole_ray.data.durable import commit_file
 from dipole_ray.envs.make import EnvConfig, env_dims
 from dipole_ray.errors import CheckpointError, ConfigError, EnvironmentUnavailable
-from dipole_ray.evaluation import CellResult, cells_of, chosen_cell, summarize
+from dipole_ray.evaluation import Cell, CellResult, cells_of, chosen_cell, summarize
+from dipole_ray.interrupt import interruptible
 from dipole_ray.parallel import ray_session
 from dipole_ray.prepare import prepare_dataset
 from dipole_ray.progress import Progress
@@ -35,7 +35,7 @@ from dipole_ray.resume import Difference, config_differences, guard_resume, vers
 from dipole_ray.rllib.algorithm import DIPOLE
 from dipole_ray.rllib.build import build_algorithm
 from dipole_ray.rllib.evaluate import cell_key, play
-from dipole_ray.storage import checkpoint_bytes, persist, require_room
+from dipole_ray.storage import checkpoint_bytes, persist, require_lasting, require_room
 from dipole_ray.tracking import Tracker
 from dipole_ray.trajectories import Maze, Trajectory
 from dipole_ray.video import record_run
@@ -80,6 +80,7 @@ def start_run(config: RunConfig) -> Outcome:
         DipoleError: Any of ours, when config, data, environment or run folder do not allow it.
     """
     folder = Path(config.folder).expanduser() / f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    require_lasting(folder.parent, "folder")
     env_dims(config.env)  # what can be refused is refused before a folder is made and Ray started
     dataset = None if config.data.collect_transitions else prepare_dataset(config.data, config.env)
     require_fit(dataset, config.env)
@@ -120,6 +121,26 @@ def resume_run(folder: Path, overrides: list[str]) -> Outcome:
         return run.train()
 
 
+def train_in(folder: Path, config: RunConfig) -> Outcome:
+    """Train the run of a folder to its end, unattended: without progress bars and pictures.
+
+    The run starts from its newest valid checkpoint, or from its beginning where there is none; the folder is made if
+    missing, and the caller sees to it that nobody else writes there.
+
+    Raises:
+        DipoleError: Any of ours; what was saved stays, and the same call goes on from it.
+    """
+    if not (folder / RUN_FILE).is_file():
+        _make_folder(folder, config, exist_ok=True)
+    checkpoint = _newest_checkpoint(folder) if (folder / "checkpoints").is_dir() else None
+    if checkpoint is not None:
+        warn_of(guard_resume(checkpoint.metadata["run"], config.to_mapping(), FIXED))
+    with ray_session():
+        dataset = prepare_dataset(config.data, config.env)
+        require_fit(dataset, config.env)
+        return _Run(folder, config, dataset, checkpoint, unattended=True).train()
+
+
 def _machine_differences(checkpoint: Checkpoint, algorithm: DIPOLE) -> list[Difference]:
     """Return what is not as at the checkpoint though no setting says so: versions, and threads left automatic."""
     before, now = checkpoint.metadata["algorithm"], algorithm.config.to_plain()
@@ -156,10 +177,10 @@ def require_fit(dataset: Path | None, env: EnvConfig) -> None:
         )
 
 
-def _make_folder(folder: Path, config: RunConfig) -> None:
+def _make_folder(folder: Path, config: RunConfig, *, exist_ok: bool = False) -> None:
     """Make the run's folder with its config inside."""
     try:
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=exist_ok)
         temporary = folder / f".{RUN_FILE}.tmp"
         temporary.write_text(yaml.safe_dump(config.to_mapping(), sort_keys=False))
         commit_file(temporary, folder / RUN_FILE)  # half a config would be another config
@@ -172,13 +193,22 @@ def _make_folder(folder: Path, config: RunConfig) -> None:
 class _Run:
     """The state of a run while it trains."""
 
-    def __init__(self, folder: Path, config: RunConfig, dataset: Path | None, checkpoint: Checkpoint | None) -> None:
-        self.folder, self.config = folder, config
+    def __init__(
+        self,
+        folder: Path,
+        config: RunConfig,
+        dataset: Path | None,
+        checkpoint: Checkpoint | None,
+        *,
+        unattended: bool = False,
+    ) -> None:
+        self.folder, self.config, self.unattended = folder, config, unattended
         self.evaluation: dict[str, list[report.Row]] = {}
         self.maze: Maze | None = None
         self.paths: list[Trajectory] = []
         self.pictures: list[Path] = []
         self.saved_at = (-1, -1)
+        self.evaluation_s = 0.0
         self.interrupted: list[int] = []
         self.algorithm = build_algorithm(config, dataset, folder, checkpoint)
         with contextlib.ExitStack() as undo:
@@ -209,7 +239,7 @@ class _Run:
         """Run what is left of both phases; see the module's docstring."""
         training = self.config.training
         try:
-            with self.tracker, _interruptible() as self.interrupted:
+            with self.tracker, interruptible() as self.interrupted:
                 for phase, total in (
                     ("offline", training.offline_learner_steps),
                     ("online", training.online_env_steps),
@@ -221,7 +251,8 @@ class _Run:
                             raise KeyboardInterrupt
                         self._evaluate(phase)
                         self._save(again=True)
-                self._persist(self._draw)
+                if not self.unattended:
+                    self._persist(self._draw)
                 self._record_videos()
                 self._hand_over()
         except KeyboardInterrupt:
@@ -235,7 +266,7 @@ class _Run:
     def _train_phase(self, phase: str, total: int) -> None:
         """Iterate until the phase's count is reached or Ctrl-C was pressed."""
         unit = "updates" if phase == "offline" else "env steps"
-        with Progress(phase, total, unit, completed=min(self._count(phase), total)) as progress:
+        with self._progress(phase, total, unit, completed=min(self._count(phase), total)) as progress:
             while self._count(phase) < total and not self.interrupted:
                 before = self.algorithm.learner_steps
                 self.algorithm.train()
@@ -252,6 +283,11 @@ class _Run:
                 if self.algorithm.learner_steps - self.saved_at[0] >= self.config.checkpoint.every_learner_steps:
                     self._save()
 
+    def _progress(self, description: str, total: int, unit: str, completed: int = 0) -> Progress:
+        """Return a bar, which nobody sees where the run is unattended."""
+        stream = io.StringIO() if self.unattended else None
+        return Progress(description, total, unit, completed=completed, stream=stream)
+
     def _steps(self) -> tuple[int, int]:
         """Return updates and environment steps so far."""
         return self.algorithm.learner_steps, self.algorithm.env_steps
@@ -264,18 +300,19 @@ class _Run:
         return None if self.algorithm.score == float("-inf") else f"{self.algorithm.score:.2f}"
 
     def _evaluate_if_due(self, before: int) -> dict[str, float]:
-        """Evaluate the chosen cell with a few episodes now and then, for the learning curves.
+        """Evaluate the chosen cell, or the whole grid, with a few episodes now and then, for the learning curves.
 
         Args:
             before: Updates done before the last iteration.
         """
-        every, episodes = self.config.evaluation.every_learner_steps, self.config.evaluation.interval_episodes
+        config = self.config.evaluation
+        every = config.every_learner_steps
         if not every or self.algorithm.learner_steps // every == before // every:
             return {}
-        result = play(self.algorithm, None, [chosen_cell(self.config.agent)], episodes=episodes)[0]
-        row = summarize(result, confidence=self.config.evaluation.confidence)
-        self.algorithm.note_score(row)
-        return {f"eval/{name}": value for name, value in row.items() if isinstance(value, float)}
+        if not config.interval_grid:
+            return self._measured(self._play([chosen_cell(self.config.agent)], config.interval_episodes))
+        seed = config.seed + self.algorithm.learner_steps // every
+        return self._measured(self._play(self._cells(), config.interval_episodes, seed=seed))
 
     def _log(self, metrics: dict[str, float]) -> None:
         self.tracker.log(metrics, env_steps=self.algorithm.env_steps, learner_steps=self.algorithm.learner_steps)
@@ -305,32 +342,49 @@ class _Run:
 
     def _evaluate(self, phase: str) -> None:
         """Evaluate the whole grid at the end of a phase, and write rows and paths."""
-        cells = cells_of(self.config.evaluation, self.config.agent)
-        chosen = chosen_cell(self.config.agent)
-        cells += [] if chosen in cells else [chosen]
-        rows: list[report.Row] = []
+        cells = self._cells()
         self.paths = [path for path in self.paths if path.phase != phase]
-        with Progress(f"evaluation after the {phase} phase", len(cells), "cells") as progress:
+        with self._progress(f"evaluation after the {phase} phase", len(cells), "cells") as progress:
 
             def show(result: CellResult) -> None:
                 progress.advance(1, last=str(result.cell))
 
-            episodes = self.config.evaluation.episodes
-            results = play(self.algorithm, None, cells, episodes=episodes, on_result=show)
-        metrics: dict[str, float] = {}
+            results = self._play(cells, self.config.evaluation.episodes, on_result=show)
+        rows = [self._row(result) for result in results]
+        metrics = self._measured(results)
         for result in results:
-            row = summarize(result, self.config.agent.weight_scheme.upper(), self.config.evaluation.confidence)
-            rows.append(row)
-            numbers = {name: value for name, value in row.items() if isinstance(value, float) and name != "omega"}
-            metrics.update({f"eval/{cell_key(result.cell)}/{name}": value for name, value in numbers.items()})
-            if result.cell == chosen:
-                self.algorithm.note_score(row)
-                metrics.update({f"eval/{name}": value for name, value in numbers.items()})
             self.maze = result.maze or self.maze
             self.paths += result.trajectories(phase)
         self._log(metrics)
         self.evaluation[phase] = rows
         self._persist(self._write_results)
+
+    def _cells(self) -> list[Cell]:
+        """Return the cells of the grid, and the chosen one if it is none of them."""
+        cells, chosen = cells_of(self.config.evaluation, self.config.agent), chosen_cell(self.config.agent)
+        return cells if chosen in cells else [*cells, chosen]
+
+    def _play(self, cells: list[Cell], episodes: int, **how: Any) -> list[CellResult]:
+        """Play the episodes of some cells with the present weights, and note how long that took."""
+        start = time.perf_counter()
+        results = play(self.algorithm, None, cells, episodes=episodes, **how)
+        self.evaluation_s = time.perf_counter() - start
+        return results
+
+    def _row(self, result: CellResult) -> report.Row:
+        return summarize(result, self.config.agent.weight_scheme.upper(), self.config.evaluation.confidence)
+
+    def _measured(self, results: list[CellResult]) -> dict[str, float]:
+        """Return the metrics of played cells; those of the chosen one also under plain names, and as the score."""
+        metrics = {"time/evaluation_s": self.evaluation_s}
+        for result in results:
+            row = self._row(result)
+            numbers = {name: value for name, value in row.items() if isinstance(value, float) and name != "omega"}
+            metrics.update({f"eval/{cell_key(result.cell)}/{name}": value for name, value in numbers.items()})
+            if result.cell == chosen_cell(self.config.agent):
+                self.algorithm.note_score(row)
+                metrics.update({f"eval/{name}": value for name, value in numbers.items()})
+        return metrics
 
     def _write_results(self) -> None:
         """Write the rows and paths of all evaluations."""
@@ -391,20 +445,3 @@ class _Run:
             chosen=self._chosen(),
             view_command=self.tracker.view_command,
         )
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[list[int]]:
-    """Turn the first Ctrl-C into an entry of the list, seen after the iteration at hand; a second one ends at once."""
-    seen: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> Any:
-        if seen:
-            raise KeyboardInterrupt
-        seen.append(number)
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield seen
-    finally:
-        signal.signal(signal.SIGINT, before)

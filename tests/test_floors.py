@@ -14,7 +14,7 @@ PACKAGE = Path(dipole_ray.__file__).parent
 
 # A room may import rooms on its own floor and below; a new file must be given its floor here.
 FLOORS = (
-    {"errors", "progress", "settings", "provenance"},
+    {"errors", "progress", "settings", "provenance", "interrupt"},
     {"parallel"},
     {"agents", "data"},
     {"envs"},
@@ -24,6 +24,7 @@ FLOORS = (
     {"config"},
     {"prepare", "rllib"},
     {"run", "sweep"},
+    {"bench"},
     {"doctor", "cli"},
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

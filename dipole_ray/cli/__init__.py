@@ -1,4 +1,4 @@
-"""The command line: `dipole train | evaluate | sweep | data | doctor`. Each subcommand has a file of its own here."""
+"""The command line: `dipole train | evaluate | sweep | bench | data | doctor`, each in a file of its own here."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from dipole_ray import __version__
+from dipole_ray.cli.bench import add_bench_parser
 from dipole_ray.cli.data import add_data_parser
 from dipole_ray.cli.doctor import add_doctor_parser
 from dipole_ray.cli.evaluate import add_evaluate_parser
@@ -22,6 +23,7 @@ Dichotomous Diffusion Policy Optimization, from offline data to a fine-tuned pol
   dipole train quickstart              five minutes on two cores: data, offline phase, online phase, table, pictures
   dipole evaluate runs/RUN             one checkpoint over a grid of omega and candidates
   dipole sweep beta_expectile          many settings, each scored over omega and candidates; the same command continues
+  dipole bench run|report|list         methods x tasks x seeds with intervals; the same command continues
   dipole data download|collect|import|inspect
                                        fetch, make, convert and check datasets
   dipole doctor                        what this machine has and lacks, with remedies
@@ -35,7 +37,11 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"dipole_ray {__version__}")
     subparsers = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (add_train_parser, add_evaluate_parser, add_sweep_parser, add_data_parser, add_doctor_parser):
+    add_parsers = (
+        *(add_train_parser, add_evaluate_parser, add_sweep_parser, add_bench_parser),
+        *(add_data_parser, add_doctor_parser),
+    )
+    for add in add_parsers:
         add(subparsers)
     return top
 

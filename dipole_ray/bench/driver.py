@@ -1,0 +1,92 @@
+"""A suite from its file to its results: the same command again goes on where it was left, however that was."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dipole_ray import settings
+from dipole_ray.bench.job import FAILED, Job, located, progress_of, stored, train
+from dipole_ray.bench.result import DIVERGED
+from dipole_ray.bench.suite import Suite
+from dipole_ray.envs.make import env_dims
+from dipole_ray.parallel import map_tasks, ray_session
+from dipole_ray.prepare import prepare_dataset
+from dipole_ray.run import require_fit
+from dipole_ray.storage import require_lasting
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """How the runs of a suite ended."""
+
+    folder: Path
+    """Folder of all runs."""
+    finished: int
+    """Runs with a result, earlier ones included."""
+    diverged: list[str]
+    """Those of them that became infinite, with the error."""
+    failed: list[str]
+    """Runs without a result, with the error; the next start tries them again."""
+
+
+def run_suite(suite: Suite, only: Mapping[str, Sequence[str]] | None = None) -> Outcome:
+    """Run what is left of a suite.
+
+    Args:
+        suite: The suite.
+        only: See `Suite.jobs`.
+
+    Raises:
+        DipoleError: Any of ours that concerns all runs; what is done stays.
+    """
+    jobs = suite.jobs(only)
+    require_lasting(suite.folder, "folder")
+    results = [stored(job) for job in jobs]
+    left = [job for job, result in zip(jobs, results, strict=True) if result is None]
+    if not left:
+        return _outcome(suite, jobs, results)
+    for env in {job.config.env for job in left}:
+        env_dims(env)  # what can be refused is refused before data is made and Ray started
+    with ray_session():
+        _prepare(left)
+        results = map_tasks(
+            train,
+            jobs,
+            description=suite.config.name,
+            num_cpus=suite.config.resources.cpus,
+            num_gpus=suite.config.resources.gpus,
+            unit="updates",
+            size=lambda job: max(1, job.updates),
+            part=progress_of,
+            saved=stored,
+        )
+    return _outcome(suite, jobs, results)
+
+
+def _prepare(jobs: Sequence[Job]) -> None:
+    """Make the datasets once, before many runs ask for them at the same time."""
+    seen = set()
+    for job in jobs:
+        config = located(job.config)
+        key = json.dumps([settings.to_mapping(config.data), settings.to_mapping(config.env)])
+        if key not in seen:
+            seen.add(key)
+            require_fit(prepare_dataset(config.data, config.env), config.env)
+
+
+def _outcome(suite: Suite, jobs: Sequence[Job], results: Sequence[dict[str, Any] | None]) -> Outcome:
+    ended = [(job, result) for job, result in zip(jobs, results, strict=True) if result is not None]
+    words = {
+        status: [f"{job}: {result['error']}" for job, result in ended if result["status"] == status]
+        for status in (DIVERGED, FAILED)
+    }
+    return Outcome(
+        folder=suite.folder,
+        finished=len(ended) - len(words[FAILED]),
+        diverged=words[DIVERGED],
+        failed=words[FAILED],
+    )

@@ -1,0 +1,158 @@
+"""One run of a suite: a method on a task with a seed, trained in a folder that its config names.
+
+The folder is a run's folder (`dipole evaluate` and `dipole train --resume` take it) with `result.json` beside, which
+is written last: where it is, the run is over. Its name ends in a digest of what shapes the result, so that a changed
+setting makes another run and never passes for the old one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import traceback
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from dipole_ray import settings
+from dipole_ray.bench.result import DIVERGED, FINISHED, RESULT_FILE, read_result, result_of
+from dipole_ray.config import RunConfig, load
+from dipole_ray.data.durable import write_json
+from dipole_ray.errors import ConfigError, NonFiniteError
+from dipole_ray.mlflow_feed import METRICS_FILE
+from dipole_ray.resume import config_differences
+from dipole_ray.run import RUN_FILE, train_in
+from dipole_ray.sweep.lock import FolderLock
+
+LOCK_WAIT_S = 120.0
+"""Longest wait for the process that trained this run before; Ray ends it soon after its driver was killed."""
+ERROR_FILE = "error.txt"
+FAILED = "failed"
+"""Status of a run without a result."""
+ELSEWHERE = ("name", "folder", "tracking", "checkpoint", "learner", "data.cache", "evaluation.trajectories")
+"""Settings, or sections, that say where and how a run is kept, and do not shape its result."""
+_TAIL_BYTES = 1 << 14
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """One run of a suite."""
+
+    task: str
+    """Name of its task."""
+    method: str
+    """Name of the method that it trains."""
+    seed: int
+    """Its seed."""
+    config: RunConfig
+    """The run's config, with places as the suite's file has them."""
+    cpus: float
+    """CPU cores it reserves."""
+    gpus: float
+    """GPUs it reserves."""
+
+    def __str__(self) -> str:
+        return f"{self.method} on {self.task}, seed {self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the run."""
+        return Path(self.config.folder).expanduser() / f"seed-{self.seed}-{self.digest}"
+
+    @property
+    def digest(self) -> str:
+        """Eight hex digits of every setting that shapes the result and is not at its default.
+
+        A setting that a later version adds therefore changes no digest of what was run before it.
+        """
+        plain = _shaping(self.config.to_mapping())
+        differing = {key: value for key, value in plain.items() if key not in _DEFAULTS or _DEFAULTS[key] != value}
+        return hashlib.sha256(json.dumps(differing, sort_keys=True).encode()).hexdigest()[:8]
+
+    @property
+    def updates(self) -> int:
+        """Updates of both phases."""
+        training = self.config.training
+        return training.offline_learner_steps + int(training.online_env_steps * training.updates_per_env_step)
+
+
+def _shaping(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the flat settings that shape a result."""
+    flat = settings.flatten(mapping)
+    return {key: value for key, value in flat.items() if not any(f"{key}.".startswith(f"{at}.") for at in ELSEWHERE)}
+
+
+def _defaults() -> dict[str, Any]:
+    """Return the flat defaults of a run's settings."""
+    sections = {field.name: field.default_factory() for field in fields(RunConfig) if field.default_factory != MISSING}
+    return settings.flatten({name: settings.to_mapping(section) for name, section in sections.items()})
+
+
+_DEFAULTS = _defaults()
+
+
+def stored(job: Job) -> dict[str, Any] | None:
+    """Return the result of a run that is over, or None.
+
+    Raises:
+        ConfigError: It was made with another default of today's settings.
+    """
+    result = read_result(job.folder)
+    if result is None:
+        return None
+    kept, current = (_shaping(config.to_mapping()) for config in (load(job.folder / RUN_FILE), located(job.config)))
+    changed = [item for item in config_differences(kept, current) if item.key != "data.path"]
+    if changed:
+        raise ConfigError(
+            f"{job.folder} was run when a default was another one ({'; '.join(map(str, changed))}): set the old value "
+            "in the suite, or move the folder away to run it again"
+        )
+    return result
+
+
+def progress_of(job: Job) -> int:
+    """Return the updates that an unfinished run has done, from the last line of its metrics."""
+    try:
+        with (job.folder / METRICS_FILE).open("rb") as stream:
+            stream.seek(max(0, stream.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            lines = stream.read().split(b"\n")[1:-1]
+        return int(json.loads(lines[-1])["learner_steps"]) if lines else 0
+    except (OSError, ValueError, KeyError):
+        return 0
+
+
+def train(job: Job) -> dict[str, Any]:
+    """Run, or continue, a job to its end, and return its result; a broken one is returned as `failed`, not raised.
+
+    Only a result is written down: what failed is tried again by the next start.
+    """
+    lock = FolderLock(job.folder, LOCK_WAIT_S)
+    try:
+        known = stored(job)  # another command may have come to it first
+        if known is not None:
+            return known
+        status, words = FINISHED, None
+        try:
+            if not train_in(job.folder, located(job.config)).finished:
+                raise KeyboardInterrupt
+        except NonFiniteError as error:  # the method's own doing, and so a result
+            status, words = DIVERGED, str(error)
+        result = result_of(job.folder, job.config, status=status, error=words)
+        result |= {"task": job.task, "method": job.method, "seed": job.seed, "digest": job.digest}
+        write_json(job.folder / RESULT_FILE, result)
+        (job.folder / ERROR_FILE).unlink(missing_ok=True)
+        return result
+    except Exception as error:  # one broken run does not end the others
+        (job.folder / ERROR_FILE).write_text(traceback.format_exc())
+        return {"status": FAILED, "error": f"{type(error).__name__}: {error}", "job": str(job)}
+    finally:
+        lock.release()
+
+
+def located(config: RunConfig) -> RunConfig:
+    """Return the config with its places absolute, for Ray's workers have a working directory of their own."""
+    data = config.data
+    path = None if data.path is None else str(Path(data.path).expanduser().resolve())
+    return replace(config, data=replace(data, path=path, cache=str(Path(data.cache).expanduser().resolve())))

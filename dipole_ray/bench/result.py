@@ -1,0 +1,116 @@
+"""`result.json`: what one run measured, in a few kilobytes, taken from its metrics."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dipole_ray.config import RunConfig
+from dipole_ray.data.durable import read_json
+from dipole_ray.errors import DatasetError
+from dipole_ray.evaluation import cells_of, chosen_cell
+from dipole_ray.rllib.evaluate import cell_key
+from dipole_ray.tracking import read_metrics
+
+RESULT_FILE = "result.json"
+FORMAT = 1
+FINISHED, DIVERGED = "finished", "diverged"
+SCORES = ("success", "return", "length", "action_bound_fraction")
+DIAGNOSTICS = (
+    *("actor/effective_sample_fraction", "actor/advantage_std", "system/grad_norm", "system/skipped_updates"),
+    *("actor/weight_q05", "actor/weight_q25", "actor/weight_q50", "actor/weight_q75", "actor/weight_q95"),
+    *("critic/loss", "value/loss", "critic/q_mean", "value/v_mean"),
+)
+"""Training series whose last value, median and maximum are kept, as far as a method has them."""
+POLICY_LOSS = "actor/loss"
+"""And all that begin so."""
+
+
+def result_of(folder: Path, config: RunConfig, *, status: str, error: str | None) -> dict[str, Any]:
+    """Return the result of a run folder.
+
+    Args:
+        folder: The run's folder.
+        config: The run's config.
+        status: `finished` or `diverged`.
+        error: Why it ended early.
+
+    Returns:
+        `cells`: the ways of acting by key; `chosen`: the key of the config's own one; `evaluations`: one an
+        evaluation, with the scores by cell; `diagnostics`: end, median and maximum of training series.
+    """
+    lines = read_metrics(folder)
+    cells = {cell_key(cell): cell for cell in [*cells_of(config.evaluation, config.agent), chosen_cell(config.agent)]}
+    training_s = sum(line.get("time/iteration_s") or 0.0 for line in lines)
+    updates = int(lines[-1]["learner_steps"]) if lines else 0
+    return {
+        "format": FORMAT,
+        "status": status,
+        "error": error,
+        "learner_steps": updates,
+        "env_steps": int(lines[-1]["env_steps"]) if lines else 0,
+        "training_s": _rounded(training_s),
+        "evaluation_s": _rounded(sum(line.get("time/evaluation_s") or 0.0 for line in lines)),
+        "updates_per_s": _rounded(updates / training_s) if training_s else None,
+        "chosen": cell_key(chosen_cell(config.agent)),
+        "cells": {
+            key: {"policy": cell.policy, "omega": cell.omega, "candidates": cell.candidates}
+            for key, cell in cells.items()
+        },
+        "evaluations": _evaluations(lines, list(cells)),
+        "diagnostics": _diagnostics(lines),
+    }
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """Return the result in a run folder, None where there is none.
+
+    Raises:
+        DatasetError: It is damaged.
+    """
+    path = folder / RESULT_FILE
+    if not path.exists():
+        return None
+    try:
+        result: dict[str, Any] = read_json(path)
+        if result["format"] != FORMAT:
+            raise ValueError(f"format {result['format']}, this version reads {FORMAT}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DatasetError(f"{path}: not readable ({error}); remove it, and the run ends anew") from None
+    return result
+
+
+def _evaluations(lines: Sequence[dict[str, Any]], keys: Sequence[str]) -> list[dict[str, Any]]:
+    """Return every evaluation of the whole grid, oldest first."""
+    found = []
+    for line in lines:
+        scores = {key: {name: _rounded(line.get(f"eval/{key}/{name}")) for name in SCORES} for key in keys}
+        if all(score["return"] is not None for score in scores.values()):
+            found.append(
+                {
+                    "phase": "online" if line["env_steps"] else "offline",
+                    "learner_steps": int(line["learner_steps"]),
+                    "env_steps": int(line["env_steps"]),
+                    "scores": scores,
+                }
+            )
+    return found
+
+
+def _diagnostics(lines: Sequence[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
+    """Return the last value, the median and the maximum of training series."""
+    names = {name for line in lines for name in line if name in DIAGNOSTICS or name.startswith(POLICY_LOSS)}
+    found = {}
+    for name in sorted(names):
+        values = [line[name] for line in lines if line.get(name) is not None]
+        if values:
+            shown = values[-1], statistics.median(values), max(values)
+            found[name] = dict(zip(("last", "median", "max"), map(_rounded, shown), strict=True))
+    return found
+
+
+def _rounded(value: float | None) -> float | None:
+    """Return a number with six significant digits, which no interval over seeds is finer than."""
+    return None if value is None else float(f"{value:.6g}")

@@ -1,0 +1,246 @@
+"""A suite as its file gives it: every (method, task, seed) is one ordinary run, with a folder named by its config.
+
+Its file has four sections: `suite` (name, seeds, metric), `base` (a run, as in a file of `dipole train`; `from:
+quickstart` begins with a preset), `tasks` and `methods` (by name, what differs from the base in them).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dipole_ray import settings
+from dipole_ray.bench.config import MethodConfig, SuiteConfig, TaskConfig, require_name
+from dipole_ray.bench.job import Job
+from dipole_ray.config import RunConfig, read_yaml
+from dipole_ray.errors import ConfigError
+
+SUITES = Path(__file__).resolve().parents[2] / "benchmarks" / "suites"
+SECTIONS = ("suite", "base", "tasks", "methods")
+EPISODES_APART = 10_000
+"""Evaluation seeds between two training seeds; more than any run's evaluations."""
+
+Config = TypeVar("Config", TaskConfig, MethodConfig)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Suite:
+    """Methods x tasks x seeds."""
+
+    config: SuiteConfig
+    """How they are run and compared."""
+    mapping: Mapping[str, Any]
+    """The file's four sections as plain values, with the overrides for single tasks and methods in them."""
+    tasks: Mapping[str, TaskConfig]
+    """By name, in the file's order."""
+    methods: Mapping[str, MethodConfig]
+    """By name, in the file's order."""
+    overrides: tuple[str, ...] = ()
+    """`key=value` of a run, on top of everything."""
+
+    @property
+    def baseline(self) -> str:
+        """The method that the others are compared with."""
+        return self.config.baseline or next(iter(self.methods))
+
+    @property
+    def folder(self) -> Path:
+        """Folder of all runs."""
+        job = self.jobs()[0]
+        return job.folder.parents[2]
+
+    def jobs(self, only: Mapping[str, Sequence[str]] | None = None) -> list[Job]:
+        """Return the runs, seed by seed, so that an unfinished suite has something of every method.
+
+        Args:
+            only: Names of `method`, `task` and `seed` that are wanted; all where one is left out.
+
+        Raises:
+            ConfigError: Nothing is called so.
+        """
+        chosen = self._chosen(only or {})
+        trained = [name for name in self.methods if self.methods[name].runs_of is None and name in chosen["method"]]
+        return [
+            self.job(task, method, seed)
+            for seed in self.config.seeds
+            for task in self.tasks
+            for method in trained
+            if task in chosen["task"] and str(seed) in chosen["seed"]
+        ]
+
+    def job(self, task: str, method: str, seed: int) -> Job:
+        """Return the run of a method on a task with a seed."""
+        trained = self.methods[method].runs_of or method
+        parts = (
+            self.mapping["base"],
+            _run_part(self.mapping["tasks"][task], TaskConfig),
+            _run_part(self.mapping["methods"][trained], MethodConfig),
+            self.tasks[task].methods.get(trained, {}),
+        )
+        mapping: dict[str, Any] = {"evaluation": {"trajectories": 0}, "tracking": {"mlflow": False}}
+        for part in parts:
+            mapping = settings.merge(mapping, part)
+        try:
+            config = RunConfig.from_mapping(settings.apply_overrides(mapping, self.overrides))
+        except ConfigError as error:
+            raise ConfigError(f"suite {self.config.name}, task {task}, method {trained}: {error}") from None
+        folder = Path(config.folder).expanduser() / "bench" / self.config.name / task / trained
+        config = self._as_cell(config, f"{task}-{trained}-seed-{seed}", folder, seed)
+        return Job(
+            task=task,
+            method=trained,
+            seed=seed,
+            config=config,
+            cpus=self.config.resources.cpus,
+            gpus=self.config.resources.gpus,
+        )
+
+    def _as_cell(self, config: RunConfig, name: str, folder: Path, seed: int) -> RunConfig:
+        """Return a run's config as one cell of many: in one process, evaluated over the grid on seeded episodes."""
+        if not config.evaluation.every_learner_steps and self.config.evaluations > 1:
+            raise ConfigError(
+                f"evaluation.every_learner_steps is 0, so there is one evaluation at the end, and suite.evaluations "
+                f"({self.config.evaluations}) would average over that many: set it, or suite.evaluations=1"
+            )
+        evaluation = replace(
+            config.evaluation,
+            seed=config.evaluation.seed + EPISODES_APART * seed,
+            interval_grid=True,
+            videos=0,
+        )
+        learner = replace(
+            config.learner, remote=False, num_learners=1, num_threads=max(1, int(self.config.resources.cpus))
+        )
+        rollout = replace(config.rollout, num_workers=0)
+        return replace(
+            config, name=name, folder=str(folder), seed=seed, evaluation=evaluation, learner=learner, rollout=rollout
+        )
+
+    def _chosen(self, only: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+        """Return all names by kind, or those asked for."""
+        known = {"method": [*self.methods], "task": [*self.tasks], "seed": [str(seed) for seed in self.config.seeds]}
+        for kind, names in only.items():
+            if kind not in known:
+                raise ConfigError(f"--only {kind}=...: choose by {', '.join(known)}")
+            for name in names:
+                if name not in known[kind]:
+                    raise ConfigError(f"--only {kind}={name}: not in the suite{_nearest(name, known[kind])}")
+        chosen = {**known, **{kind: list(names) for kind, names in only.items()}}
+        chosen["method"] += [runs for name in chosen["method"] if (runs := self.methods[name].runs_of)]
+        return chosen
+
+
+def suites() -> dict[str, Path]:
+    """Return the suites that come with the project, by name."""
+    return {path.stem: path for path in sorted(SUITES.glob("*.yaml")) if path.stem != "paper_numbers"}
+
+
+def load_suite(source: str | Path, overrides: Sequence[str] = ()) -> Suite:
+    """Read a suite by name or path, with `key=value` overrides on top.
+
+    Args:
+        source: A name in `suites()`, or the path of a YAML file.
+        overrides: `suite.seeds=[0]`, `tasks.NAME.KEY=...`, `methods.NAME.KEY=...`, or a key of every run
+            (`training.offline_learner_steps=1000`), which then holds in all tasks and methods.
+
+    Raises:
+        ConfigError: A file, key or value is wrong; the nearest valid one is named.
+    """
+    path = suites().get(str(source), Path(source))
+    if not path.is_file():
+        raise ConfigError(f"no suite or file '{source}': the suites are {', '.join(suites())}; a file is given by path")
+    mapping = read_yaml(path)
+    ours = [word for word in overrides if word.partition(".")[0] in ("suite", "tasks", "methods")]
+    runs = [word for word in overrides if word not in ours]
+    mapping = settings.apply_overrides(mapping, ours)
+    mapping["suite"] = {"name": path.stem, **(mapping.get("suite") or {})}
+    base = dict(mapping.get("base") or {})
+    preset = base.pop("from", None)
+    if preset is not None:
+        base = settings.merge(read_yaml(preset), base)
+    return from_mapping({**mapping, "base": base}, tuple(runs))
+
+
+def from_mapping(mapping: Mapping[str, Any], overrides: tuple[str, ...] = ()) -> Suite:
+    """Build a suite from the plain values of its sections and check every run of it.
+
+    Raises:
+        ConfigError: See `load_suite`.
+    """
+    for key in mapping:
+        if key not in SECTIONS:
+            raise ConfigError(f"unknown section '{key}' of a suite{_nearest(key, SECTIONS)}")
+    plain = {key: _section(key, mapping.get(key)) for key in SECTIONS}
+    tasks = {name: _typed("tasks", name, values, TaskConfig) for name, values in plain["tasks"].items()}
+    methods = {name: _typed("methods", name, values, MethodConfig) for name, values in plain["methods"].items()}
+    for kind, names in (("tasks", tasks), ("methods", methods)):
+        if not names:
+            raise ConfigError(f"the suite has no {kind}: name at least one under '{kind}:'")
+    suite = Suite(
+        config=settings.from_mapping(SuiteConfig, plain["suite"], "suite"),
+        mapping=plain,
+        tasks=tasks,
+        methods=methods,
+        overrides=overrides,
+    )
+    _require_known(suite)
+    for task in tasks:
+        for method in methods:
+            suite.job(task, method, suite.config.seeds[0])
+    return suite
+
+
+def _require_known(suite: Suite) -> None:
+    """Raise ConfigError where something names a method that the suite does not have."""
+    methods = suite.methods
+    asked = [("suite.baseline", suite.config.baseline)]
+    asked += [(f"methods.{name}.runs_of", method.runs_of) for name, method in methods.items()]
+    asked += [(f"tasks.{name}.methods", key) for name, task in suite.tasks.items() for key in task.methods]
+    for key, name in asked:
+        if name is not None and name not in methods:
+            raise ConfigError(f"{key} is '{name}', no method of the suite{_nearest(name, list(methods))}")
+    for name, method in methods.items():
+        if method.runs_of and methods[method.runs_of].runs_of:
+            raise ConfigError(f"methods.{name}.runs_of is '{method.runs_of}', which has no runs of its own either")
+        if method.runs_of and _run_part(suite.mapping["methods"][name], MethodConfig):
+            raise ConfigError(f"methods.{name} has the runs of '{method.runs_of}', so keys of a run mean nothing in it")
+
+
+def _section(key: str, values: Any) -> dict[str, Any]:
+    """Return a section, which may be empty in the file, with empty entries as sections."""
+    if not isinstance(values, Mapping | None):
+        raise ConfigError(f"'{key}:' of the suite is {values!r}: a section of keys is needed")
+    plain = settings.merge({}, values or {})
+    return {name: {} if value is None and key in ("tasks", "methods") else value for name, value in plain.items()}
+
+
+def _typed(section: str, name: str, values: Any, kind: type[Config]) -> Config:
+    """Return what a task or a method has besides keys of a run, and refuse what neither knows."""
+    where = f"{section}.{name}"
+    require_name(f"the key '{name}' under {section}", str(name))
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where} is {values!r}: a section of keys is needed")
+    own: list[str] = _names(kind)
+    run: list[str] = _names(RunConfig)
+    for key in values:
+        if key not in own and key not in run:
+            raise ConfigError(f"unknown setting '{where}.{key}'{_nearest(key, [*own, *run])}")
+    return settings.from_mapping(kind, {key: value for key, value in values.items() if key in own}, where)
+
+
+def _run_part(values: Mapping[str, Any], kind: type) -> dict[str, Any]:
+    """Return the keys of a run in a task or method."""
+    return {key: value for key, value in values.items() if key not in _names(kind)}
+
+
+def _names(kind: type) -> list[str]:
+    """Return the fields of a section."""
+    return [field.name for field in fields(kind)]
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    return f"; the nearest is '{near[0]}' of {', '.join(known)}" if near else ""

@@ -1,0 +1,125 @@
+"""`dipole bench run | report | list`: benchmarks of methods x tasks x seeds, continued by the same command."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+_RUN = """\
+Run what is left of a suite: each (method, task, seed) is one ordinary run, several at a time as Ray tasks.
+
+examples:
+  dipole bench run smoke                                     minutes on two cores; shows that everything works
+  dipole bench run small_pointmaze --only seed=0,1           a part; the rest another time
+  dipole bench run small_pointmaze --only method=dipole,fql --only seed=3
+  dipole bench run my_suite.yaml suite.seeds=[0,1] training.offline_learner_steps=1000
+  dipole bench run paper_ogbench suite.resources='{cpus: 4, gpus: 0.25}' --address auto
+
+The same command continues a suite that was stopped or killed: what is finished is not run again, what was interrupted
+goes on from its newest checkpoint. A changed setting makes new runs beside the old ones. A run whose numbers become
+infinite is a result (diverged), one that fails for another reason is tried again by the next start.
+
+KEY=VALUE sets a key of every run (training.offline_learner_steps=1000), of the suite (suite.seeds=[0]), of one task
+(tasks.NAME.agent.omega=2) or of one method (methods.NAME.agent.beta=3); give `report` the same ones.
+`dipole bench list --help-config` explains the keys of a suite's file.
+"""
+
+_REPORT = """\
+Write tables and pictures of suites, from whatever runs are there: NAME.md, NAME.json and NAME-*.png.
+
+examples:
+  dipole bench report smoke
+  dipole bench report small_pointmaze small_walker --out benchmarks/results
+  dipole bench report benchmarks/results/smoke.json --out again      from the report's own numbers, without the runs
+"""
+
+
+def add_bench_parser(subparsers: Any) -> None:
+    """Add the subcommand to the parsers of `dipole`."""
+    parser = subparsers.add_parser("bench", help="benchmarks: methods x tasks x seeds, tables and pictures")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    raw = argparse.RawDescriptionHelpFormatter
+    run = commands.add_parser("run", help=_RUN.partition("\n")[0], description=_RUN, formatter_class=raw)
+    run.add_argument("suite", metavar="SUITE|FILE.yaml", help="what to run; `dipole bench list` names the suites")
+    run.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings on top")
+    run.add_argument(
+        *("--only",), metavar="KIND=NAME,...", action="append", default=[], help="a part: of method, task or seed"
+    )
+    run.add_argument("--address", help="Ray cluster to run on (default: RAY_ADDRESS, or a local one)")
+    run.set_defaults(run=run_bench)
+    report = commands.add_parser("report", help=_REPORT.partition("\n")[0], description=_REPORT, formatter_class=raw)
+    report.add_argument("suites", nargs="+", metavar="SUITE|FILE", help="suites, or JSON files of reports")
+    report.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="the settings that the runs had on top")
+    report.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder for the files")
+    report.set_defaults(run=report_bench)
+    listing = commands.add_parser("list", help="name the suites and how many runs they are")
+    listing.add_argument("--help-config", action="store_true", help="explain every key of a suite's file and stop")
+    listing.set_defaults(run=list_bench)
+
+
+def run_bench(arguments: argparse.Namespace) -> int:
+    """Run the suite; status 1 if a run failed."""
+    from dipole_ray.bench.driver import run_suite
+    from dipole_ray.bench.suite import load_suite
+
+    suite = load_suite(arguments.suite, arguments.overrides)
+    only = _parts(arguments.only)
+    suite.jobs(only)
+    if arguments.address:
+        os.environ["RAY_ADDRESS"] = arguments.address
+    outcome = run_suite(suite, only)
+    for line in outcome.diverged:
+        print(f"diverged  {line}")
+    for line in outcome.failed:
+        print(f"failed    {line}")
+    print(f"runs      {outcome.folder}: {outcome.finished} with a result, {len(outcome.failed)} failed")
+    print(f"\nnext:\n  dipole bench report {' '.join([arguments.suite, *arguments.overrides])}")
+    return 1 if outcome.failed else 0
+
+
+def report_bench(arguments: argparse.Namespace) -> int:
+    """Write the reports and print their tables."""
+    from dipole_ray.bench.report import write_report
+
+    overrides = [*arguments.overrides, *(word for word in arguments.suites if "=" in word)]
+    for name in (word for word in arguments.suites if "=" not in word):
+        written = write_report(name, overrides, arguments.out)
+        print(written[0].read_text())
+        for path in written:
+            print(f"{'picture' if path.suffix == '.png' else 'file':9} {path}")
+    return 0
+
+
+def list_bench(arguments: argparse.Namespace) -> int:
+    """Print the suites, or every key of their files."""
+    from dipole_ray.bench.config import MethodConfig, SuiteConfig, TaskConfig
+    from dipole_ray.bench.suite import load_suite, suites
+    from dipole_ray.settings import describe
+
+    if arguments.help_config:
+        for kind, where in ((SuiteConfig, "suite"), (TaskConfig, "tasks.NAME"), (MethodConfig, "methods.NAME")):
+            for entry in describe(kind, where):
+                print(f"{entry.key}: {entry.type} = {entry.default}\n    {entry.text}")
+        print("base, tasks.NAME, methods.NAME: and every key of a run\n    `dipole train --help-config` explains them.")
+        return 0
+    for name in suites():
+        suite = load_suite(name)
+        jobs = suite.jobs()
+        print(f"{name}: {len(jobs)} runs, {sum(job.updates for job in jobs):,} updates\n    {suite.config.question}")
+    return 0
+
+
+def _parts(words: Sequence[str]) -> dict[str, list[str]]:
+    """Return the parts asked for by kind, from `method=dipole,fql`."""
+    from dipole_ray.errors import ConfigError
+
+    parts: dict[str, list[str]] = {}
+    for word in words:
+        kind, equals, names = word.partition("=")
+        if not equals or not names:
+            raise ConfigError(f"--only {word}: write KIND=NAME,NAME, such as --only method=dipole,fql")
+        parts.setdefault(kind, []).extend(names.split(","))
+    return parts
