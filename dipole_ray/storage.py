@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from dipole_ray.data.durable import format_bytes
-from dipole_ray.errors import CheckpointError
+from dipole_ray.errors import CheckpointError, ConfigError
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 60.0
 SILENCE_S = 60.0
@@ -36,6 +36,9 @@ PASSING = frozenset(
 )
 """Refusals of a disk that somebody can mend while the run waits; a missing folder, say, is none of them."""
 
+JOB_COPIES = "working_dir_files"
+"""Ray's folder for them, under `/tmp/ray/session_.../runtime_resources`."""
+
 PAUSED = (
     "%s. Training is paused, without new rows and updates: free space or make the folder writable, and it goes on by "
     "itself. It waits for up to %g minutes (checkpoint.retry_minutes); Ctrl-C ends the run instead"
@@ -44,6 +47,23 @@ PAUSED = (
 Result = TypeVar("Result")
 
 _log = logging.getLogger(__name__)
+
+
+def require_lasting(place: Path, key: str) -> None:
+    """Refuse a place in the copy of the working directory that `ray job submit --working-dir` makes.
+
+    Args:
+        place: A folder of results, or data that other nodes read.
+        key: The setting that names it.
+
+    Raises:
+        ConfigError: Ray deletes it some time after the job, and other nodes have it elsewhere.
+    """
+    if JOB_COPIES in (found := place.expanduser().resolve()).parts:
+        raise ConfigError(
+            f"{key} is {found}, in the copy of your working directory that Ray made for this job and deletes later: "
+            f"give an absolute path, {key}=/..., on storage that every node of the cluster sees"
+        )
 
 
 def persist(

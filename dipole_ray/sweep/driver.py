@@ -20,6 +20,7 @@ from dipole_ray.parallel import ray_session
 from dipole_ray.prepare import prepare_dataset
 from dipole_ray.progress import Progress
 from dipole_ray.run import require_fit
+from dipole_ray.storage import require_lasting
 from dipole_ray.sweep.ledger import Ledger, records_of
 from dipole_ray.sweep.lock import FolderLock
 from dipole_ray.sweep.outcome import Outcome, write_outcome
@@ -45,6 +46,7 @@ def run_sweep(plan: Plan) -> Outcome:
         DipoleError: Any of ours; what has been done stays, and the same call goes on from it.
     """
     env_dims(plan.run_config({}).env)  # what can be refused is refused before a folder is made and Ray started
+    _require_lasting_places(plan)
     plan = _with_tracking(plan)
     ledger = Ledger.open(plan.folder, plan.to_mapping())
     is_new = not ledger.trials
@@ -108,6 +110,15 @@ def _train(plan: Plan, ledger: Ledger, tracker: Tracker) -> bool:
         record.status = "planned"
     ledger.save()
     return not any(records_of(ledger, "planned")) and len(ledger.trials) == plan.num_trials
+
+
+def _require_lasting_places(plan: Plan) -> None:
+    """Refuse results and data in a job's copy of the working directory."""
+    require_lasting(plan.folder.parent, "folder")
+    for values in [{}, *plan.trials()]:
+        data = plan.run_config(values).data.path
+        if data is not None:
+            require_lasting(Path(data), "data.path")
 
 
 def _check(plan: Plan, ledger: Ledger) -> None:

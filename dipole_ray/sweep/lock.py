@@ -27,7 +27,7 @@ class FolderLock:
             wait_s: How long to wait for another process to end.
 
         Raises:
-            ConfigError: Another process has it after that time.
+            ConfigError: Another process has it after that time, or the file system has no locks.
         """
         folder.mkdir(parents=True, exist_ok=True)
         self._file: IO[str] = (folder / ".lock").open("a+", encoding="utf-8")
@@ -53,6 +53,13 @@ class FolderLock:
     def _taken(self) -> bool:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             return False
+        except OSError as error:
+            self._file.close()
+            raise ConfigError(
+                f"{self._file.name}: this file system locks no files ({error.strerror}), so two processes could mix "
+                "two runs: mount NFS with its locks (version 4, without nolock), or choose another place with "
+                "folder=PATH"
+            ) from error
         return True

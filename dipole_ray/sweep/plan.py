@@ -31,6 +31,8 @@ OF_THE_SWEEP = {
     "checkpoint": "set it for all trials with checkpoint.KEY=VALUE",
 }
 """Sections of a run that no trial may have of its own, with the remedy."""
+PLACES = ("data.path", "data.cache")
+"""Settings that name places on the disk."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,6 +109,7 @@ class Plan:
         mapping = self.to_mapping()
         del mapping["sweep"]["resources"]
         run = self.run_config({}).to_mapping()
+        del run["data"]["cache"]
         mapping["run"] = {key: value for key, value in run.items() if key not in ("folder", "tracking", "name")}
         return hashlib.sha256(json.dumps(mapping, sort_keys=True).encode()).hexdigest()[:8]
 
@@ -204,10 +207,13 @@ def _absolute(run: Mapping[str, Any]) -> dict[str, Any]:
     result = settings.merge({}, run)
     data = result.get("data")
     if isinstance(data, dict):
-        for name in ("path", "cache"):
-            if isinstance(data.get(name), str):
-                data[name] = str(Path(data[name]).expanduser().resolve())
+        data.update({name: _located(f"data.{name}", value) for name, value in data.items()})
     return result
+
+
+def _located(key: str, value: Any) -> Any:
+    """Return a setting's value, absolute where it is a place on the disk."""
+    return str(Path(value).expanduser().resolve()) if key in PLACES and isinstance(value, str) else value
 
 
 def _check_key(plan: Plan, base: RunConfig, key: str, domain: Domain) -> None:
@@ -256,5 +262,5 @@ def _typed(plan: Plan, key: str, domain: Domain) -> Domain:
             whole = "" if domain.is_list else f"; {domain.kind} draws decimals: use {{choice: [...]}}"
             raise ConfigError(f"space: {error}{whole if 'whole number' in str(error) else ''}") from None
         flat = settings.flatten(config.to_mapping())
-        typed.append(flat.get(key, value))
+        typed.append(_located(key, flat.get(key, value)))
     return Domain(domain.kind, tuple(typed)) if domain.is_list else domain

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from ray import tune
 
 from dipole_ray.config import RunConfig
 from dipole_ray.data.durable import read_json
+from dipole_ray.errors import ConfigError
 from dipole_ray.rllib.placement import Resources, require_capacity
 from dipole_ray.sweep.ledger import SWEEP_FILE, TRIALS
 from dipole_ray.sweep.plan import Plan, from_mapping
@@ -87,7 +89,13 @@ def values_of(config: dict[str, Any]) -> Values:
 
 def read_sweep(folder: Path) -> tuple[Plan, str]:
     """Return the plan and the MLflow key of the sweep in a folder that all nodes see."""
-    stored = read_json(folder / SWEEP_FILE, 1 << 28)
+    try:
+        stored = read_json(folder / SWEEP_FILE, 1 << 28)
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{folder / SWEEP_FILE}: not on the node {platform.node()}: trials run on all nodes of the cluster, so set "
+            "folder=PATH to a place on storage that every node sees under this name"
+        ) from None
     return from_mapping(stored["plan"]), str(stored["run_key"])
 
 
