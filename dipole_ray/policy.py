@@ -9,7 +9,9 @@ from pathlib import Path
 import torch
 
 from dipole_ray import settings
-from dipole_ray.agents.dipole import AgentConfig, DipoleAgent
+from dipole_ray.agents.agent import Agent
+from dipole_ray.agents.config import AgentConfig
+from dipole_ray.agents.make import make_agent
 from dipole_ray.checkpoint import entries_of, newest_valid, read_checkpoint
 from dipole_ray.envs.make import EnvConfig
 from dipole_ray.errors import CheckpointError
@@ -19,7 +21,7 @@ from dipole_ray.errors import CheckpointError
 class TrainedPolicy:
     """An agent as a checkpoint left it, and what it was trained for."""
 
-    agent: DipoleAgent
+    agent: Agent
     """Acts with `sample_actions`."""
     env: EnvConfig
     """The environment it was trained in."""
@@ -60,7 +62,7 @@ def load_policy(run: Path, device: str | torch.device = "cpu") -> TrainedPolicy:
             f"{checkpoint.path}: its settings describe networks of at least {weights} weights, which it does not hold; "
             "use another checkpoint"
         )
-    agent = DipoleAgent(config, *dims, seed=0, device=device)
+    agent = make_agent(config, *dims, seed=0, device=device)
     agent.load_state_dict(state)
     return TrainedPolicy(
         agent=agent,

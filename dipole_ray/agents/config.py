@@ -9,6 +9,7 @@ from typing import Any
 
 from dipole_ray.errors import ConfigError
 
+ALGORITHMS = ("dipole", "fql", "iql")
 WEIGHT_SCHEMES = ("dipole", "bc", "exp", "cfgrl")
 AGGREGATIONS = ("min", "mean", "mean_minus_std")
 BOOTSTRAPS = ("policy", "value")
@@ -27,11 +28,19 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "dipole": {},
     "bc": {"weight_scheme": "bc", "num_candidates": 1},
-    "ifql": {"weight_scheme": "bc", "bootstrap": "value", "num_candidates": 32},
+    "ifql": {"weight_scheme": "bc", "bootstrap": "value", "num_candidates": 32, "hidden_dims": (512,) * 4},
     "exp": {"weight_scheme": "exp"},
     "cfgrl": {"weight_scheme": "cfgrl", "num_candidates": 1},
+    "fql": {"algorithm": "fql", "num_candidates": 1, "hidden_dims": (512,) * 4},
+    "iql": {"algorithm": "iql", "bootstrap": "value", "beta": 10.0, "num_candidates": 1, "hidden_dims": (512,) * 4},
 }
 """What each preset changes in the defaults, which are `paper`."""
+
+ONE_WAY: dict[str, dict[str, Any]] = {
+    "fql": {"weight_scheme": "dipole", "bootstrap": "policy", "advantage_normalization": "none"},
+    "iql": {"weight_scheme": "dipole", "bootstrap": "value", "train_bc": False},
+}
+"""The only value that a setting of the family can have with an algorithm that leaves no choice there."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,10 +55,15 @@ class AgentConfig:
         act    best of 32 guided samples by min_i Q_i
     """
 
+    algorithm: str = "dipole"
+    """`dipole` (the flow policies of `weight_scheme`), `fql` (flow Q-learning: a one-step policy that climbs Q, held to
+    a flow that clones the data) or `iql` (implicit Q-learning: a Gaussian regressed with weights exp(beta A))."""
     weight_scheme: str = "dipole"
-    """`dipole` (Eq. 9), `bc` (weight 1), `exp` (Eq. 4) or `cfgrl` (1[A >= 0] beside an unweighted field)."""
+    """The flow policies: `dipole` (Eq. 9), `bc` (weight 1), `exp` (Eq. 4) or `cfgrl` (1[A >= 0] beside an unweighted
+    field)."""
     beta: float = 1.0
-    """Steepness of the weights of `dipole` and `exp`, > 0, per unit of (normalised) advantage. Paper: 1."""
+    """Steepness of the weights of `dipole`, `exp` and `iql`, > 0, per unit of (normalised) advantage. Paper: 1; FQL's
+    IQL: 10 on humanoidmaze, else tuned."""
     shift: float = 0.0
     """k in sigma(beta A + k), only for `dipole`. Paper: 0."""
     omega: float = 0.0
@@ -57,10 +71,17 @@ class AgentConfig:
     num_candidates: int = 32
     """Actions drawn for each observation when acting, the best by the online critics kept, >= 1. Paper: 32 and 1."""
     exp_weight_max: float = 100.0
-    """Ceiling of the weight of `exp`, > 0, may be infinite. FQL's AWR baselines: 100."""
+    """Ceiling of the weight of `exp` and `iql`, > 0, may be infinite. FQL's AWR baselines: 100."""
+    alpha: float = 10.0
+    """How strongly `fql` holds its one-step policy to the cloned flow, > 0, against Q in units of the return.
+    Published: 10 antmaze and antsoccer, 30 humanoidmaze, 300 cube and scene, 1000 puzzle; offline to online 30 on
+    antsoccer and 100 on humanoidmaze-medium."""
+    normalize_q_loss: bool = False
+    """Of `fql`: divide Q in the policy's loss by its mean absolute value, so that alpha does not depend on the rewards'
+    scale. Published: false."""
     train_bc: bool = False
-    """Keep an unweighted field for comparison: adds one unless the scheme has it already (`bc`, `cfgrl`). The added
-    field clones offline rows alone, so that it stays the dataset's baseline in the online phase."""
+    """Evaluate an unweighted field for comparison: adds one unless there is one already (`bc`, `cfgrl`, `fql`). The
+    added field clones offline rows alone, so that it stays the dataset's baseline in the online phase."""
 
     expectile: float = 0.9
     """Expectile of the regression of V, in (0, 1). Paper: 0.9."""
@@ -115,7 +136,7 @@ class AgentConfig:
 
         Args:
             name: `paper` (the authors' agent), `small` (2 x 128 for tests and quick runs), or a method at the
-                paper's size: `dipole`, `bc`, `ifql`, `exp`, `cfgrl`.
+                size it was published with: `dipole`, `bc`, `ifql`, `exp`, `cfgrl`, `fql`, `iql`.
             changes: Field values.
 
         Raises:
@@ -128,6 +149,8 @@ class AgentConfig:
     @property
     def fields(self) -> tuple[str, ...]:
         """Names of the vector fields this agent trains, in their stacked order."""
+        if self.algorithm != "dipole":
+            return {"fql": ("bc",), "iql": ()}[self.algorithm]
         names = {
             "dipole": ("positive", "negative"),
             "bc": ("bc",),
@@ -139,11 +162,19 @@ class AgentConfig:
     @property
     def is_guided(self) -> bool:
         """Whether the policy combines two fields, so that omega means something."""
-        return self.weight_scheme in ("dipole", "cfgrl")
+        return self.algorithm == "dipole" and self.weight_scheme in ("dipole", "cfgrl")
+
+    @property
+    def unguided(self) -> tuple[str, str]:
+        """What leaves a policy without two fields to combine, and the setting that would give it them."""
+        if self.algorithm != "dipole":
+            return f"algorithm '{self.algorithm}'", "agent.algorithm=dipole"
+        return f"weight_scheme '{self.weight_scheme}'", "agent.weight_scheme=dipole"
 
 
 def _check_choices(config: AgentConfig) -> None:
     for name, choices in {
+        "algorithm": ALGORITHMS,
         "weight_scheme": WEIGHT_SCHEMES,
         "bootstrap": BOOTSTRAPS,
         "target_aggregation": AGGREGATIONS,
@@ -158,7 +189,7 @@ def _check_choices(config: AgentConfig) -> None:
 def _check_ranges(config: AgentConfig) -> None:
     at_least_one = ("num_candidates", "target_candidates", "num_critics", "n_step", "denoise_steps", "batch_size")
     ranges: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
-        (("beta", "learning_rate", "reward_scale"), lambda x: 0 < x < math.inf, "a finite number above 0"),
+        (("beta", "alpha", "learning_rate", "reward_scale"), lambda x: 0 < x < math.inf, "a finite number above 0"),
         (("exp_weight_max",), lambda x: x > 0, "a number above 0, or .inf for none"),
         (("shift", "reward_shift"), math.isfinite, "a finite number"),
         (("omega", "target_omega"), lambda x: -1 <= x < math.inf, "a finite number of at least -1 (pi- alone)"),
@@ -175,19 +206,40 @@ def _check_ranges(config: AgentConfig) -> None:
         raise ConfigError(f"agent.hidden_dims: found {config.hidden_dims}; give at least one positive width")
 
 
+def _check_algorithm(config: AgentConfig) -> None:
+    algorithm, scheme = config.algorithm, config.weight_scheme
+    for name, only in ONE_WAY.get(algorithm, {}).items():
+        if getattr(config, name) != only:
+            raise ConfigError(
+                f"agent.{name}: found {_yaml(getattr(config, name))}, but algorithm '{algorithm}' leaves no choice "
+                f"there; set agent.{name}={_yaml(only)} or agent.algorithm=dipole"
+            )
+    if config.shift != 0 and (algorithm, scheme) != ("dipole", "dipole"):
+        found, remedy = config.unguided
+        raise ConfigError(
+            f"agent.shift: found {config.shift}, but {found} has no knee to move; set agent.shift=0 or {remedy}"
+        )
+    if config.normalize_q_loss and algorithm != "fql":
+        raise ConfigError(
+            f"agent.normalize_q_loss: found true, but algorithm '{algorithm}' has no Q in its policy's loss; "
+            "set agent.normalize_q_loss=false or agent.algorithm=fql"
+        )
+
+
+def _yaml(value: Any) -> str:
+    """Return a setting as it is written in YAML or on the command line."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def _check_contradictions(config: AgentConfig) -> None:
-    scheme = config.weight_scheme
+    _check_algorithm(config)
     for name in ("omega", "target_omega"):
         if getattr(config, name) != 0 and not config.is_guided:
+            found, remedy = config.unguided
             raise ConfigError(
-                f"agent.{name}: found {getattr(config, name)}, but weight_scheme '{scheme}' has one field and nothing "
-                f"to guide; set agent.{name}=0 or agent.weight_scheme=dipole"
+                f"agent.{name}: found {getattr(config, name)}, but {found} has nothing to guide; "
+                f"set agent.{name}=0 or {remedy}"
             )
-    if config.shift != 0 and scheme != "dipole":
-        raise ConfigError(
-            f"agent.shift: found {config.shift}, but weight_scheme '{scheme}' has no knee to move; "
-            "set agent.shift=0 or agent.weight_scheme=dipole"
-        )
     if config.bootstrap == "value":
         for name, neutral in {"target_omega": 0, "target_candidates": 1, "target_aggregation": "mean"}.items():
             if getattr(config, name) != neutral:

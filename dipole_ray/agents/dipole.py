@@ -5,186 +5,61 @@ Shapes: B batch rows, N candidates, O observation dim, A action dim, E critics, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Sequence
+from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from dipole_ray.agents import flow, losses, state
+from dipole_ray.agents import flow, losses
+from dipole_ray.agents.agent import Losses
 from dipole_ray.agents.config import AgentConfig
 from dipole_ray.agents.metrics import learning_metrics
-from dipole_ray.agents.networks import AgentNetworks
-from dipole_ray.agents.peers import Peers
-from dipole_ray.errors import ConfigError, NonFiniteError
+from dipole_ray.agents.networks import VelocityFields
+from dipole_ray.agents.value import ValueAgent, ValueNetworks
 
 __all__ = ["AgentConfig", "DipoleAgent"]
 
-Batch = Mapping[str, np.ndarray | Tensor]
-MAX_CONSECUTIVE_SKIPS = 10
-MIN_STD = 1e-6
-"""Deviation below which an observation's dimension counts as constant."""
-COUNTERS = ("learner_steps", "skipped_updates", "consecutive_skips")
 
-
-class DipoleAgent:
-    """Networks, optimizer and random state of one learner, on one device.
-
-    Every random draw comes from the agent's own generator, so two agents with equal state and equal
-    batches stay bitwise equal on CPU.
-
-    Attributes:
-        config: The settings.
-        networks: All learned functions.
-        learner_steps: Calls of `update`, the skipped ones included: each has used up its batch and its noise.
-        skipped_updates: How many of them changed nothing because the loss or the gradient was not finite.
-        peers: The learners that take each step together, this one alone by default. All see the same averages
-            before the finite check, so they skip together.
-        failure_directory: Where the batch goes before the error that ends a row of skipped updates.
-    """
+class FlowNetworks(ValueNetworks):
+    """Critics, V(s), and F vector fields."""
 
     def __init__(
         self,
-        config: AgentConfig,
         observation_dim: int,
         action_dim: int,
-        seed: int,
-        device: str | torch.device = "cpu",
-        failure_directory: Path | None = None,
+        hidden_dims: Sequence[int],
+        *,
+        num_critics: int,
+        num_fields: int,
+        generator: torch.Generator,
     ) -> None:
-        self.config = config
-        self.observation_dim = observation_dim
-        self.action_dim = action_dim
-        self.device = torch.device(device)
-        self.failure_directory = failure_directory
-        self.peers = Peers()
-        self.learner_steps = 0
-        self.skipped_updates = 0
-        self.consecutive_skips = 0
-        # Drawn on the CPU, so that one seed means the same initial networks on every device.
-        initial = torch.Generator().manual_seed(seed)
-        self.networks = AgentNetworks(
-            observation_dim,
-            action_dim,
-            config.hidden_dims,
-            num_critics=config.num_critics,
-            num_fields=len(config.fields),
-            generator=initial,
-        ).to(self.device)
-        draw_seed = int(torch.randint(2**62, (1,), generator=initial).item())
-        self.generator = torch.Generator(self.device).manual_seed(draw_seed)
-        self._has_statistics = False
-        self._running_variance = torch.zeros((), device=self.device)
-        self._running_mass = torch.zeros((), device=self.device)
-        self._parameters = list(self.networks.trained_parameters().values())
-        self._critic_parameters: list[Tensor] = list(self.networks.critic.parameters())
-        self._target_parameters: list[Tensor] = list(self.networks.target_critic.parameters())
-        self.optimizer = state.make_adam(self._parameters, config.learning_rate)
+        super().__init__(observation_dim, action_dim, hidden_dims, num_critics=num_critics, generator=generator)
+        self.fields = VelocityFields(num_fields, observation_dim, action_dim, hidden_dims, generator)
 
-    @property
-    def has_bc(self) -> bool:
-        """Whether a behaviour-cloning field is trained, so that `sample_actions(policy="bc")` works."""
-        return "bc" in self.config.fields
 
-    # Observations.
+class DipoleAgent(ValueAgent):
+    """Weighted flow matching of one or two fields, combined by omega: the family of `config.weight_scheme`."""
 
-    def fit_observations(self, mean: np.ndarray | Tensor, std: np.ndarray | Tensor) -> None:
-        """Set what `observation_normalization: dataset` subtracts and divides by; once, before the first update.
+    algorithm: ClassVar[str] = "dipole"
+    networks: FlowNetworks
 
-        Args:
-            mean: (O,), of the dataset.
-            std: (O,), of the dataset; a dimension that never moves is left as it is.
-
-        Raises:
-            ConfigError: If the config does not normalize, or the agent has learned already.
-        """
-        if self.config.observation_normalization != "dataset" or self.learner_steps:
-            raise ConfigError(
-                f"fit_observations: observation_normalization is '{self.config.observation_normalization}' after "
-                f"{self.learner_steps} updates; set it to 'dataset' and call this before the first update"
-            )
-        spread = torch.as_tensor(std, dtype=torch.float32, device=self.device)
-        state.copy_into(
-            {"mean": self.networks.observation_mean, "std": self.networks.observation_std},
-            {
-                "mean": torch.as_tensor(mean, dtype=torch.float32, device=self.device),
-                "std": torch.where(spread > MIN_STD, spread, torch.ones_like(spread)),
-            },
+    def _make_networks(self, generator: torch.Generator) -> FlowNetworks:
+        """Return networks with one field for each name in `config.fields`."""
+        return FlowNetworks(
+            self.observation_dim,
+            self.action_dim,
+            self.config.hidden_dims,
+            num_critics=self.config.num_critics,
+            num_fields=len(self.config.fields),
+            generator=generator,
         )
-        self._has_statistics = True
 
-    def _normalized(self, observations: Tensor) -> Tensor:
-        """Return observations (..., O) as the networks take them."""
-        if self.config.observation_normalization == "none":
-            return observations
-        if not self._has_statistics:
-            raise ConfigError(
-                "observation_normalization is 'dataset', but the agent was never told the dataset's statistics: call "
-                "agent.fit_observations(*replay.observation_statistics()) first"
-            )
-        return (observations - self.networks.observation_mean) / self.networks.observation_std
-
-    # Learning.
-
-    def update(self, batch: Batch, diagnostics: bool = True) -> dict[str, Tensor]:
-        """Take one gradient step of all networks together.
-
-        If the loss or the gradient is not finite, nothing changes but the counters and the noise generator:
-        parameters, targets, optimizer state and running statistics stay as they were, bit for bit.
-
-        Args:
-            batch: This learner's rows. observations (B, O), actions (B, A), rewards (B,) as discounted n-step sums
-                of raw rewards, masks (B,) with 0 where the bootstrap stops, next_observations (B, O), and discounts
-                (B,), the discount to the power of each row's horizon (`config.discount` where absent), is_offline
-                (B,) with 0 for rows of the online phase (1 where absent). float32.
-            diagnostics: Whether to add the metrics that cost something: means, quantiles of the weights,
-                the effective sample fraction.
-
-        Returns:
-            Metrics by name, detached scalars.
-
-        Raises:
-            ConfigError: If the batch lacks a column or does not fit the networks.
-            NonFiniteError: After 10 skipped updates in a row, once the batch is saved.
-        """
-        tensors = self._read_batch(batch)
-        seen = {name: self._normalized(tensors[name]) for name in ("observations", "next_observations")}
-        terms, metrics, statistics = self._losses({**tensors, **seen}, diagnostics)
-        total = terms["critic"] + terms["value"] + terms["actor"]
-        self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        total = total.detach()
-        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-        self.peers.average([*gradients, total, *metrics.values()])
-        grad_norm = torch.nn.utils.get_total_norm(gradients)
-        self.learner_steps += 1
-        # The one wait for the device in an update.
-        if bool(torch.isfinite(total + grad_norm + statistics[0])):
-            self.optimizer.step()
-            with torch.no_grad():
-                torch._foreach_lerp_(self._target_parameters, self._critic_parameters, self.config.tau)
-            self._running_variance, self._running_mass = statistics
-            self.consecutive_skips = 0
-        else:
-            self._skip(tensors)
-        metrics["system/grad_norm"] = grad_norm
-        metrics["system/skipped_updates"] = torch.tensor(float(self.skipped_updates))
-        return metrics
-
-    def _losses(
-        self, batch: dict[str, Tensor], diagnostics: bool
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor], tuple[Tensor, Tensor]]:
-        """Return the loss of each group of networks, the metrics, and the running statistics this batch would leave."""
+    def _losses(self, batch: dict[str, Tensor], diagnostics: bool) -> Losses:
+        """Return the losses of critics, value and fields, the metrics, and the new running statistics."""
         config, networks = self.config, self.networks
         q_target, q_data = self._critic_targets(batch)
-
-        # Value: expectile regression on the target critics at the data's actions.
-        v = networks.value(batch["observations"])[0, :, 0]
-        residual = losses.aggregate(q_data, config.value_aggregation, config.rho) - v
-        value_loss = losses.expectile_loss(residual, config.expectile).mean()
-
-        # Critics.
+        value_loss, v, residual = self._value_loss(batch["observations"], q_data)
         q = networks.critic(torch.cat((batch["observations"], batch["actions"]), dim=-1)).squeeze(-1)
         critic_loss = losses.temporal_difference_loss(q, q_target)
 
@@ -192,10 +67,7 @@ class DipoleAgent:
         advantage = residual.detach()
         scaled, statistics = self._normalized_advantage(advantage)
         weights = self._field_weights(scaled, batch["is_offline"])
-        joint = len(advantage) * self.peers.size
-        noise = self.peers.share(self._normal((joint, self.action_dim)))
-        t = self.peers.share(torch.rand(joint, 1, generator=self.generator, device=self.device))
-        x = flow.path_point(noise, batch["actions"], t)
+        noise, x, t = self._path(batch["actions"])
         velocities = networks.fields(batch["observations"], x, t)
         target = flow.path_velocity(noise, batch["actions"])
         field_losses = losses.flow_matching_losses(velocities, target, weights)
@@ -209,40 +81,6 @@ class DipoleAgent:
                 *map(self.peers.joined, (q.detach(), q_target, v.detach(), advantage, weights[0]))
             )
         return terms, metrics, statistics
-
-    def _normalized_advantage(self, advantage: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Return the scaled advantage (B,), and the running statistics with the rows of all learners."""
-        how, variance, mass = self.config.advantage_normalization, self._running_variance, self._running_mass
-        if how == "none":
-            return advantage, (variance, mass)
-        scaled, variance, mass = losses.normalized_advantage(self.peers.joined(advantage), how, variance, mass)
-        return self.peers.share(scaled), (variance, mass)
-
-    @torch.no_grad()
-    def _critic_targets(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Return the TD target (B,) and the target critics' estimates (E, B) at the data's actions."""
-        config, networks = self.config, self.networks
-        next_observations, rows = batch["next_observations"], len(batch["rewards"])
-        pairs = torch.cat((batch["observations"], batch["actions"]), dim=-1)
-        if config.bootstrap == "value":
-            q_data = networks.target_critic(pairs).squeeze(-1)
-            bootstrap = networks.value(next_observations)[0, :, 0]
-        else:
-            candidates = config.target_candidates
-            noise = self.peers.share(self._normal((rows * self.peers.size, candidates, self.action_dim)))
-            next_actions = self._sample(next_observations, noise, config.target_omega, "guided").flatten(0, 1)
-            repeated = next_observations.repeat_interleave(candidates, dim=0) if candidates > 1 else next_observations
-            next_pairs = torch.cat((repeated, next_actions), dim=-1)
-            q = networks.target_critic(torch.cat((pairs, next_pairs))).squeeze(-1)
-            q_data, q_next = q[:, :rows], q[:, rows:].unflatten(1, (rows, candidates))
-            best = losses.aggregate(q_next, config.value_aggregation, config.rho).argmax(dim=1)
-            q_best = q_next.gather(2, best.expand(len(q), rows).unsqueeze(2)).squeeze(2)
-            bootstrap = losses.aggregate(q_best, config.target_aggregation, config.rho)
-        discounts = batch["discounts"]
-        rewards = losses.shaped_rewards(
-            batch["rewards"], discounts, config.discount, config.reward_scale, config.reward_shift
-        )
-        return rewards + discounts * batch["masks"] * bootstrap, q_data
 
     def _field_weights(self, advantage: Tensor, is_offline: Tensor) -> Tensor:
         """Return the row weights of every field, (F, B): the scheme's, and 1 on offline rows for an added BC field."""
@@ -261,85 +99,6 @@ class DipoleAgent:
         missing = len(config.fields) - len(scheme)
         return torch.stack((*scheme, *[is_offline] * missing))
 
-    def _skip(self, batch: dict[str, Tensor]) -> None:
-        """Count an update that was not applied; after 10 in a row save the batch and raise."""
-        self.skipped_updates += 1
-        self.consecutive_skips += 1
-        if self.consecutive_skips < MAX_CONSECUTIVE_SKIPS:
-            return
-        saved = "the batch was not saved (no failure_directory)"
-        batch = {name: self.peers.joined(column, dim=0) for name, column in batch.items()}
-        if self.failure_directory is not None:
-            path = self.failure_directory / f"nonfinite-batch-{self.learner_steps}.safetensors"
-            saved = state.save_batch(path, batch)
-        raise NonFiniteError(
-            f"learner step {self.learner_steps}: loss or gradient was not finite in {self.consecutive_skips} updates "
-            f"in a row, none of them applied; {saved}. Look for extreme rewards there, or lower agent.learning_rate "
-            f"(now {self.config.learning_rate}) or agent.beta (now {self.config.beta})"
-        )
-
-    # Acting.
-
-    @torch.no_grad()
-    def sample_actions(
-        self,
-        observations: np.ndarray | Tensor,
-        omega: float | None = None,
-        num_candidates: int | None = None,
-        generator: torch.Generator | None = None,
-        policy: str = "guided",
-    ) -> Tensor:
-        """Draw one action for each observation: the best of N samples by the online critics.
-
-        Args:
-            observations: (B, O), float32.
-            omega: Greediness; None for the config's. At 0 only pi+ is evaluated, at -1 only pi-.
-            num_candidates: N; None for the config's. With 1 the critics are not asked.
-            generator: Where the noise comes from; None for the agent's own generator.
-            policy: `guided`, or `bc` for the behaviour-cloning field.
-
-        Returns:
-            (B, A) in [-1, 1], on the agent's device.
-
-        Raises:
-            ConfigError: If the agent has no such policy, or omega does not apply to it.
-        """
-        omega = self._check_policy(policy, omega)
-        candidates = self.config.num_candidates if num_candidates is None else num_candidates
-        if candidates < 1:
-            raise ConfigError(f"num_candidates: found {candidates}; give a whole number of at least 1")
-        observations = torch.as_tensor(observations, dtype=torch.float32, device=self.device)
-        if observations.ndim != 2 or observations.shape[1] != self.observation_dim:
-            raise ConfigError(
-                f"observations have shape {tuple(observations.shape)}; give (B, {self.observation_dim}), one row each"
-            )
-        observations = self._normalized(observations)
-        noise = self._normal((len(observations), candidates, self.action_dim), generator)
-        actions = self._sample(observations, noise, omega, policy)
-        if candidates == 1:
-            return actions[:, 0]
-        repeated = observations.unsqueeze(1).expand(-1, candidates, -1)
-        q = self.networks.critic(torch.cat((repeated, actions), dim=-1).flatten(0, 1)).view(-1, *actions.shape[:2])
-        best = losses.aggregate(q, self.config.value_aggregation, self.config.rho).argmax(dim=1)
-        return actions[torch.arange(len(actions), device=self.device), best]
-
-    def _check_policy(self, policy: str, omega: float | None) -> float:
-        """Return the omega to sample with, or raise ConfigError if the agent cannot sample so."""
-        if policy not in ("guided", "bc"):
-            raise ConfigError(f"policy: found '{policy}'; choose guided or bc")
-        if policy == "bc" and not self.has_bc:
-            raise ConfigError("policy 'bc': this agent trained no behaviour-cloning field; set agent.train_bc=true")
-        if policy == "bc" and omega:
-            raise ConfigError(f"omega: found {omega}, but policy 'bc' has nothing to guide; leave omega out")
-        if omega and not self.config.is_guided:
-            raise ConfigError(
-                f"omega: found {omega}, but weight_scheme '{self.config.weight_scheme}' has one field and nothing "
-                "to guide; use omega 0 or train with agent.weight_scheme=dipole"
-            )
-        if policy == "bc":
-            return 0.0
-        return self.config.omega if omega is None else omega
-
     def _sample(self, observations: Tensor, noise: Tensor, omega: float, policy: str) -> Tensor:
         """Return the actions (B, N, A) that `noise` (B, N, A) flows to; evaluates only the fields that matter."""
         fields = self.networks.fields
@@ -357,91 +116,3 @@ class DipoleAgent:
             return flow.guided_velocity(velocities[0], velocities[1], omega)
 
         return flow.sample(velocity, noise, self.config.denoise_steps)
-
-    def _normal(self, shape: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:
-        """Draw standard normal noise on the agent's device, from the agent's generator unless another is given."""
-        source = self.generator if generator is None else generator
-        return torch.randn(shape, generator=source, device=source.device).to(self.device)
-
-    def _read_batch(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the batch on the agent's device, with discounts; names a column that is missing or misfits."""
-        rows = len(batch["rewards"]) if "rewards" in batch else 0
-        tensors = {}
-        for name, shape in {
-            "observations": (rows, self.observation_dim),
-            "actions": (rows, self.action_dim),
-            "rewards": (rows,),
-            "masks": (rows,),
-            "next_observations": (rows, self.observation_dim),
-            "discounts": (rows,),
-            "is_offline": (rows,),
-        }.items():
-            if name not in batch and (name == "is_offline" or (name == "discounts" and self.config.n_step == 1)):
-                default = self.config.discount if name == "discounts" else 1.0
-                tensors[name] = torch.full(shape, default, device=self.device)
-                continue
-            if name not in batch:
-                raise ConfigError(f"batch: column '{name}' is missing; found {', '.join(sorted(batch))}")
-            tensors[name] = torch.as_tensor(batch[name], dtype=torch.float32, device=self.device)
-            if tensors[name].shape != shape:
-                raise ConfigError(f"batch: column '{name}' has shape {tuple(tensors[name].shape)}, expected {shape}")
-        return tensors
-
-    # State.
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return copies of everything a bitwise continuation needs, as one flat dict of tensors.
-
-        Keys: `networks.*` with the targets, `optimizer.*`, `statistics.*`, `generator`, and the counters
-        `learner_steps`, `skipped_updates`, `consecutive_skips`.
-        """
-        live = {name: tensor.detach().clone() for name, tensor in self._live_tensors().items()}
-        counters = {name: torch.tensor(getattr(self, name)) for name in COUNTERS}
-        return {**live, **counters, "generator": self.generator.get_state()}
-
-    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        """Continue from the `state_dict` of an agent with the same config and dimensions.
-
-        Bitwise on the same type of device; on another one the noise differs, see `state.restore_generator`.
-
-        Raises:
-            CheckpointError: If keys are missing, unexpected or mis-shaped; nothing is changed then.
-        """
-        live = self._live_tensors()
-        expected = {**live, **{name: torch.tensor(0) for name in COUNTERS}}
-        expected["generator"] = tensors.get("generator", self.generator.get_state())
-        state.check_matches(expected, tensors, "agent state")
-        state.restore_generator(torch.Generator(self.device), tensors["generator"])  # or raise, before any change
-        state.copy_into(live, tensors)
-        self._has_statistics = True
-        for name in COUNTERS:
-            setattr(self, name, int(tensors[name].item()))
-        state.restore_generator(self.generator, tensors["generator"])
-
-    def _live_tensors(self) -> dict[str, Tensor]:
-        """Return the agent's own tensors by their names in `state_dict`."""
-        tensors = {f"networks.{name}": tensor for name, tensor in self.networks.state_dict().items()}
-        adam = state.adam_tensors(self.optimizer, self.networks.trained_parameters())
-        tensors |= {f"optimizer.{name}": tensor for name, tensor in adam.items()}
-        tensors["statistics.running_variance"] = self._running_variance
-        tensors["statistics.running_mass"] = self._running_mass
-        return tensors
-
-    def policy_state(self) -> dict[str, Tensor]:
-        """Return copies on the CPU of what acting needs: the fields and the online critics."""
-        return {name: tensor.detach().cpu().clone() for name, tensor in self._policy_tensors().items()}
-
-    def load_policy_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Act from now on with the fields and critics of a `policy_state`.
-
-        Raises:
-            CheckpointError: If keys are missing, unexpected or mis-shaped; nothing is changed then.
-        """
-        own = self._policy_tensors()
-        state.check_matches(own, tensors, "policy state")
-        state.copy_into(own, tensors)
-        self._has_statistics = True
-
-    def _policy_tensors(self) -> dict[str, Tensor]:
-        names = ("fields.", "critic.", "observation_")
-        return {name: tensor for name, tensor in self.networks.state_dict().items() if name.startswith(names)}

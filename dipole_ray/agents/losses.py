@@ -5,6 +5,8 @@ Shapes: B rows, E critics, F fields, A action dim.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -129,6 +131,26 @@ def flow_matching_losses(velocities: Tensor, target: Tensor, weights: Tensor) ->
         (F,).
     """
     return (weights * (velocities - target).square().mean(dim=-1)).mean(dim=-1)
+
+
+def distillation_loss(actions: Tensor, target: Tensor) -> Tensor:
+    """Return the mean squared distance of actions to a teacher's of the same shape, a scalar; FQL's."""
+    return (actions - target).square().mean()
+
+
+def gaussian_log_likelihood(actions: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
+    """Return log N(a; mean, diag(std^2)), summed over action dimensions.
+
+    Args:
+        actions: (B, A).
+        mean: (B, A).
+        log_std: Broadcasts to (B, A).
+
+    Returns:
+        (B,).
+    """
+    standardized = (actions - mean) * torch.exp(-log_std)
+    return -(0.5 * standardized.square() + log_std + 0.5 * math.log(2.0 * math.pi)).sum(dim=-1)
 
 
 def normalized_advantage(

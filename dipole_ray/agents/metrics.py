@@ -13,6 +13,15 @@ from dipole_ray.agents.losses import effective_sample_fraction
 WEIGHT_QUANTILES = {"q05": 0.05, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q95": 0.95}
 
 
+def critic_metrics(q: Tensor, q_target: Tensor) -> dict[str, Tensor]:
+    """Return means and spread of the critics' estimates (E, B) and of their target (B,) by metric name."""
+    return {
+        "critic/q_mean": q.mean(),
+        "critic/q_spread": q.std(dim=0, correction=0).mean(),
+        "critic/target_mean": q_target.mean(),
+    }
+
+
 def learning_metrics(q: Tensor, q_target: Tensor, v: Tensor, advantage: Tensor, weight: Tensor) -> dict[str, Tensor]:
     """Return means and spreads of one batch by metric name, detached scalars.
 
@@ -28,9 +37,7 @@ def learning_metrics(q: Tensor, q_target: Tensor, v: Tensor, advantage: Tensor, 
     """
     levels = torch.tensor(list(WEIGHT_QUANTILES.values()), dtype=weight.dtype, device=weight.device)
     metrics = {
-        "critic/q_mean": q.mean(),
-        "critic/q_spread": q.std(dim=0, correction=0).mean(),
-        "critic/target_mean": q_target.mean(),
+        **critic_metrics(q, q_target),
         "value/v_mean": v.mean(),
         "actor/advantage_mean": advantage.mean(),
         "actor/advantage_std": advantage.std(correction=0),

@@ -136,7 +136,7 @@ class VelocityFields(nn.Module):
 
 
 class AgentNetworks(nn.Module):
-    """The learned functions of one agent: E critics Q(s, a) with their target, V(s), and F vector fields."""
+    """What every agent has: E critics Q(s, a), their target, and what observations are normalized with."""
 
     def __init__(
         self,
@@ -145,7 +145,6 @@ class AgentNetworks(nn.Module):
         hidden_dims: Sequence[int],
         *,
         num_critics: int,
-        num_fields: int,
         generator: torch.Generator,
     ) -> None:
         super().__init__()
@@ -157,8 +156,6 @@ class AgentNetworks(nn.Module):
         self.critic = critics()
         self.target_critic = critics().requires_grad_(False)
         self.target_critic.load_state_dict(self.critic.state_dict())
-        self.value = StackedMLP(1, observation_dim, hidden_dims, 1, layer_norm=True, generator=generator)
-        self.fields = VelocityFields(num_fields, observation_dim, action_dim, hidden_dims, generator)
         self.observation_mean: Tensor
         self.observation_std: Tensor
         self.register_buffer("observation_mean", torch.zeros(observation_dim))

@@ -166,7 +166,8 @@ class DIPOLEEnvRunner(EnvRunner):
         ended: list[Episode] = []
         everyone = np.arange(self.num_envs)
         for _ in range(num_steps):
-            actions = self.module.agent.sample_actions(self._observations, generator=self._generator).numpy()
+            drawn = self.module.agent.sample_actions(self._observations, generator=self._generator, explore=True)
+            actions = drawn.numpy()
             next_observations, rewards, terminated, truncated, successes = self.env.step(everyone, actions)
             record.add(self._observations, actions, rewards, terminated)
             self._observations = next_observations

@@ -20,7 +20,7 @@ from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule
 from torch import Tensor
 
-from dipole_ray.agents.dipole import DipoleAgent
+from dipole_ray.agents.agent import Agent
 from dipole_ray.agents.peers import Peers
 
 
@@ -39,7 +39,7 @@ class UpdateReport:
 class DIPOLELearner(TorchLearner):
     """Hosts the agent inside RLlib's LearnerGroup, on a GPU where it was given one."""
 
-    agent: DipoleAgent
+    agent: Agent
 
     def build(self) -> None:
         """Set the thread count, then build module and optimizer as RLlib does."""
@@ -124,7 +124,7 @@ class DIPOLELearner(TorchLearner):
         return report, policy
 
     def fit_observations(self, mean: np.ndarray, std: np.ndarray) -> None:
-        """Set what the agent normalizes observations with (see `DipoleAgent.fit_observations`)."""
+        """Set what the agent normalizes observations with (see `Agent.fit_observations`)."""
         self.agent.fit_observations(mean.copy(), std.copy())
 
     def agent_state(self) -> dict[str, Tensor]:

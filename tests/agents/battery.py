@@ -1,4 +1,4 @@
-"""One battery of promises that every method of the family keeps, and the small agents it runs on."""
+"""One battery of promises that every method keeps, and the small agents it runs on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dipole_ray.agents.dipole import AgentConfig, DipoleAgent
+from dipole_ray.agents import make
+from dipole_ray.agents.agent import Agent
+from dipole_ray.agents.config import AgentConfig
 
 OBSERVATION_DIM, ACTION_DIM, ROWS = 5, 2, 32
 
@@ -33,9 +35,9 @@ def make_batch(seed: int, rows: int = ROWS, discount: float = 0.995) -> Batch:
     }
 
 
-def make_agent(config: AgentConfig, seed: int = 0) -> DipoleAgent:
-    """Return an agent for the batches of `make_batch`."""
-    return DipoleAgent(config, OBSERVATION_DIM, ACTION_DIM, seed)
+def make_agent(config: AgentConfig, seed: int = 0, **options: Any) -> Any:
+    """Return the config's agent for the batches of `make_batch`; typed loosely, for tests that look inside."""
+    return make.make_agent(config, OBSERVATION_DIM, ACTION_DIM, seed, **options)
 
 
 def assert_same(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
@@ -59,7 +61,7 @@ def run_battery(config: AgentConfig) -> None:
     _check_resume(agent)
 
 
-def _check_everything_moved(agent: DipoleAgent, before: dict[str, Tensor]) -> None:
+def _check_everything_moved(agent: Agent, before: dict[str, Tensor]) -> None:
     after = agent.state_dict()
     for name in agent.networks.state_dict():
         if name.startswith("observation_"):  # the normalization is a constant
@@ -70,7 +72,7 @@ def _check_everything_moved(agent: DipoleAgent, before: dict[str, Tensor]) -> No
     assert int(after["learner_steps"]) == 4
 
 
-def _check_acting(agent: DipoleAgent) -> None:
+def _check_acting(agent: Agent) -> None:
     observations = make_batch(99)["observations"]
 
     def act(**options: Any) -> Tensor:
@@ -81,6 +83,10 @@ def _check_acting(agent: DipoleAgent) -> None:
     assert actions.dtype == torch.float32 and not actions.requires_grad
     assert torch.equal(actions, act())
     assert not torch.equal(act(num_candidates=1), act(num_candidates=16))
+    other = agent.sample_actions(observations, num_candidates=1, generator=torch.Generator().manual_seed(4))
+    assert torch.equal(other, act(num_candidates=1)) == agent.has_mode
+    assert torch.equal(act(num_candidates=1, explore=True), act(num_candidates=1)) != agent.has_mode
+    assert torch.equal(act(num_candidates=4, explore=True), act(num_candidates=4))
     if agent.config.is_guided:
         assert not torch.equal(act(omega=0.0), act(omega=2.0))
     if agent.has_bc:
@@ -90,7 +96,7 @@ def _check_acting(agent: DipoleAgent) -> None:
     assert torch.equal(actor.sample_actions(observations, generator=torch.Generator().manual_seed(3)), actions)
 
 
-def _check_resume(agent: DipoleAgent) -> None:
+def _check_resume(agent: Agent) -> None:
     resumed = make_agent(agent.config, seed=8)
     resumed.load_state_dict(agent.state_dict())
     for step in range(10, 14):

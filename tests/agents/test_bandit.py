@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from dipole_ray.agents.dipole import AgentConfig, DipoleAgent
+from dipole_ray.agents.agent import Agent
+from dipole_ray.agents.config import AgentConfig
+from dipole_ray.agents.make import make_agent
 from dipole_ray.errors import NonFiniteError
 
 ROWS = 128
@@ -46,21 +48,22 @@ def bandit_batch(rng: np.random.Generator) -> dict[str, np.ndarray]:
     }
 
 
-def train(config: AgentConfig, updates: int) -> tuple[DipoleAgent, list[float]]:
-    """Return the trained agent and the positive field's loss at every update."""
-    agent, rng = DipoleAgent(config, 1, 1, seed=0), np.random.default_rng(0)
+def train(config: AgentConfig, updates: int) -> tuple[Agent, list[float]]:
+    """Return the trained agent and its first policy loss at every update."""
+    agent, rng = make_agent(config, 1, 1, seed=0), np.random.default_rng(0)
     history = []
     for _ in range(updates):
-        history.append(float(agent.update(bandit_batch(rng), diagnostics=False)["actor/loss_positive"]))
+        metrics = agent.update(bandit_batch(rng), diagnostics=False)
+        history.append(next(float(value) for name, value in metrics.items() if name.startswith("actor/loss")))
     return agent, history
 
 
 @cache
-def trained_dipole() -> DipoleAgent:
+def trained_dipole() -> Agent:
     return train(bandit_config(train_bc=True), 1500)[0]
 
 
-def expected_reward(agent: DipoleAgent, **options: Any) -> float:
+def expected_reward(agent: Agent, **options: Any) -> float:
     actions = agent.sample_actions(
         np.zeros((4000, 1), np.float32), generator=torch.Generator().manual_seed(0), **options
     )
@@ -99,3 +102,25 @@ def test_exponential_weights_blow_up_where_the_dichotomous_ones_stay_bounded() -
     agent, bounded = train(bandit_config(beta=1e4), 500)
     assert max(bounded) < 10 and agent.skipped_updates == 0
     assert expected_reward(agent, omega=0.0) > 0.5
+
+
+def test_fql_leaves_the_mode_that_pays_nothing_the_less_it_is_held_to_the_data() -> None:
+    held, free = (
+        train(bandit_config(algorithm="fql", bootstrap="policy", alpha=alpha, train_bc=True), 1500)[0]
+        for alpha in (1000.0, 0.3)
+    )
+    cloned = expected_reward(free, policy="bc")
+    rewards = [expected_reward(agent) for agent in (held, free)]
+    chosen = expected_reward(held, num_candidates=16)
+    print(f"cloned {cloned:.3f}, alpha 1000: {rewards[0]:.3f}, best of 16 {chosen:.3f}, alpha 0.3: {rewards[1]:.3f}")
+    assert rewards[0] == pytest.approx(cloned, abs=0.15) and rewards[1] > 0.8 and chosen > 0.8
+
+
+def test_iql_goes_to_the_better_mode_where_a_flat_weight_stays_between_them() -> None:
+    steep, flat = (train(bandit_config(algorithm="iql", beta=beta, num_candidates=1), 1500)[0] for beta in (10.0, 1e-6))
+    rewards = [expected_reward(agent) for agent in (steep, flat)]
+    drawn = [expected_reward(agent, explore=True) for agent in (steep, flat)]
+    print(f"beta 10: mode {rewards[0]:.3f}, drawn {drawn[0]:.3f}; beta 0: {rewards[1]:.3f}, drawn {drawn[1]:.3f}")
+    mean = float(flat.sample_actions(np.zeros((1, 1), np.float32)))
+    assert rewards[0] > 0.9 and drawn[0] > 0.8, "its deviation is learned, so that draws stay in the mode"
+    assert mean == pytest.approx(0.0, abs=0.1) and rewards[1] < 0.2

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from dipole_ray import settings
 from dipole_ray.agents.config import AgentConfig
 from dipole_ray.errors import ConfigError
 
@@ -27,20 +28,31 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"weight_scheme": "cfgrl", "shift": 1.0}, "set agent.shift=0"),
     ({"bootstrap": "value", "target_candidates": 4}, "set agent.target_candidates=1 or agent.bootstrap=policy"),
     ({"bootstrap": "value", "target_aggregation": "min"}, "set agent.target_aggregation=mean"),
+    ({"algorithm": "awac"}, "agent.algorithm: found 'awac'; choose one of dipole, fql, iql"),
+    ({"alpha": 0.0}, "agent.alpha: found 0.0"),
+    ({"normalize_q_loss": True}, "set agent.normalize_q_loss=false or agent.algorithm=fql"),
+    ({"algorithm": "iql"}, "agent.bootstrap: found policy, but algorithm 'iql' leaves no choice there; set agent.b"),
+    ({"algorithm": "iql", "bootstrap": "value", "train_bc": True}, "agent.train_bc=false or agent.algorithm=dipole"),
+    ({"algorithm": "iql", "bootstrap": "value", "omega": 1.0}, "set agent.omega=0 or agent.algorithm=dipole"),
+    ({"algorithm": "fql", "bootstrap": "value"}, "set agent.bootstrap=policy or agent.algorithm=dipole"),
+    ({"algorithm": "fql", "weight_scheme": "bc"}, "set agent.weight_scheme=dipole or agent.algorithm=dipole"),
+    ({"algorithm": "fql", "advantage_normalization": "batch_std"}, "set agent.advantage_normalization=none"),
+    ({"algorithm": "fql", "target_omega": 1.0}, "set agent.target_omega=0 or agent.algorithm=dipole"),
+    ({"algorithm": "fql", "shift": 1.0}, "set agent.shift=0 or agent.algorithm=dipole"),
     ({"num_critics": 1, "target_aggregation": "mean_minus_std"}, "set agent.num_critics=2"),
     ({"discount": 1.0, "reward_shift": 1.0}, "set agent.discount below 1 or agent.reward_shift=0"),
 ]
 
 
-@pytest.mark.parametrize(("settings", "remedy"), REFUSED)
-def test_refused_settings_name_the_remedy(settings: dict[str, Any], remedy: str) -> None:
+@pytest.mark.parametrize(("wrong", "remedy"), REFUSED)
+def test_refused_settings_name_the_remedy(wrong: dict[str, Any], remedy: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        AgentConfig(**settings)
+        AgentConfig(**wrong)
     assert remedy in str(caught.value)
 
 
 def test_unknown_preset_names_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="choose one of paper, small, dipole, bc, ifql, exp, cfgrl"):
+    with pytest.raises(ConfigError, match="choose one of paper, small, dipole, bc, ifql, exp, cfgrl, fql, iql"):
         AgentConfig.preset("large")
 
 
@@ -59,7 +71,24 @@ def test_uncapped_exponential_weights_and_changes_on_a_preset_are_allowed() -> N
     assert (config.weight_scheme, config.exp_weight_max, config.hidden_dims) == ("exp", math.inf, (8,))
 
 
+def test_presets_of_fql_and_iql_are_the_published_settings() -> None:
+    fql, iql = AgentConfig.preset("fql"), AgentConfig.preset("iql")
+    assert (fql.alpha, fql.normalize_q_loss, fql.target_aggregation, fql.num_critics) == (10.0, False, "mean", 2)
+    assert (iql.beta, iql.exp_weight_max, iql.expectile, iql.bootstrap) == (10.0, 100.0, 0.9, "value")
+    for config in (fql, iql):
+        assert (config.num_candidates, config.batch_size, config.learning_rate, config.tau) == (1, 256, 3e-4, 0.005)
+        assert not config.is_guided and config.denoise_steps == 10
+
+
+def test_a_config_from_before_an_algorithm_could_be_chosen_still_loads() -> None:
+    old = settings.to_mapping(AgentConfig.preset("exp", beta=3.0))
+    for name in ("algorithm", "alpha", "normalize_q_loss"):
+        del old[name]
+    assert settings.from_mapping(AgentConfig, old, "agent") == AgentConfig.preset("exp", beta=3.0)
+
+
 def test_a_bc_field_is_added_only_where_the_scheme_has_none() -> None:
     assert AgentConfig(train_bc=True).fields == ("positive", "negative", "bc")
     assert AgentConfig.preset("cfgrl", train_bc=True).fields == ("positive", "bc")
     assert AgentConfig.preset("bc", train_bc=True).fields == ("bc",)
+    assert AgentConfig.preset("fql", train_bc=True).fields == ("bc",)

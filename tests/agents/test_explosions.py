@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dipole_ray.agents.dipole import MAX_CONSECUTIVE_SKIPS, DipoleAgent
+from dipole_ray.agents.agent import MAX_CONSECUTIVE_SKIPS
+from dipole_ray.agents.dipole import DipoleAgent
 from dipole_ray.errors import CheckpointError, NonFiniteError
 from tests.agents.battery import (
     ACTION_DIM,

@@ -147,6 +147,19 @@ def test_flow_matching_losses_weigh_rows_and_average_action_dimensions() -> None
     assert found.tolist() == [0.5 * 0.5 * (1 + 4) / 2, 0.5 * 0.25 * (9 + 1) / 2]
 
 
+def test_gaussian_log_likelihood_is_torchs_own() -> None:
+    generator = torch.Generator().manual_seed(0)
+    actions, mean = torch.randn(2, 6, 3, generator=generator, dtype=torch.float64)
+    log_std = torch.tensor([[-5.0, 0.3, 2.0]], dtype=torch.float64)
+    expected = torch.distributions.Normal(mean, log_std.exp()).log_prob(actions).sum(dim=-1)
+    torch.testing.assert_close(losses.gaussian_log_likelihood(actions, mean, log_std), expected, rtol=1e-12, atol=0)
+
+
+def test_distillation_loss_averages_rows_and_action_dimensions() -> None:
+    actions = torch.tensor([[[1.0, 2.0]], [[0.0, -1.0]]], dtype=torch.float64)
+    assert float(losses.distillation_loss(actions, torch.zeros_like(actions))) == (1 + 4 + 0 + 1) / 4
+
+
 def test_advantage_normalization_divides_by_the_batch_or_running_deviation() -> None:
     zero = torch.zeros((), dtype=torch.float64)
     first = torch.tensor([1.0, 2.0, 6.0], dtype=torch.float64)

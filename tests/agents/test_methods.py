@@ -1,4 +1,4 @@
-"""Every method of the family keeps the promises of the battery."""
+"""Every method keeps the promises of the battery, from its preset and with its settings."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from dipole_ray.agents.config import PRESETS
-from dipole_ray.agents.dipole import AgentConfig
+from dipole_ray.agents.config import PRESETS, AgentConfig
 from tests.agents.battery import make_agent, make_batch, run_battery, tiny_config
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -18,6 +17,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "pessimistic ensemble": {
         "num_critics": 5,
         "target_aggregation": "mean_minus_std",
+        "value_aggregation": "mean_minus_std",
+    },
+    "FQL, normalized Q, best of 4 in a pessimistic target": {
+        "preset": "fql",
+        "normalize_q_loss": True,
+        "target_candidates": 4,
+        "target_aggregation": "min",
+        "train_bc": True,
+    },
+    "IQL, running deviation, 5 critics": {
+        "preset": "iql",
+        "advantage_normalization": "running_std",
+        "num_critics": 5,
         "value_aggregation": "mean_minus_std",
     },
     "best of 4 in a guided target": {
@@ -41,16 +53,23 @@ def test_variant_keeps_the_battery(variant: str) -> None:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_resolve_to_valid_configs(preset: str) -> None:
     config = AgentConfig.preset(preset)
-    assert len(config.fields) == {"bc": 1, "exp": 1}.get(config.weight_scheme, 2)
+    one_field = config.weight_scheme in ("bc", "exp")
+    assert len(config.fields) == {"fql": 1, "iql": 0}.get(config.algorithm, 1 if one_field else 2)
+    # FQL's code base has 4 x 512 for the methods it brought, the authors of DIPOLE 3 x 512 for theirs.
+    expected = {"small": (128,) * 2, "fql": (512,) * 4, "ifql": (512,) * 4, "iql": (512,) * 4}
+    assert config.hidden_dims == expected.get(preset, (512,) * 3)
 
 
 CHANGES: dict[str, tuple[dict[str, Any], Any]] = {
+    "algorithm": ({}, "fql"),
     "weight_scheme": ({}, "cfgrl"),
     "beta": ({}, 5.0),
     "shift": ({}, -1.0),
     "omega": ({}, 1.0),
     "num_candidates": ({}, 4),
     "exp_weight_max": ({"weight_scheme": "exp", "beta": 4.0}, 1.0),
+    "alpha": ({"preset": "fql"}, 100.0),
+    "normalize_q_loss": ({"preset": "fql"}, True),
     "train_bc": ({}, True),
     "expectile": ({}, 0.5),
     "discount": ({}, 0.9),
@@ -70,6 +89,31 @@ CHANGES: dict[str, tuple[dict[str, Any], Any]] = {
     "learning_rate": ({}, 3e-3),
 }
 """A setting the change needs, and the changed value, for each field that the agent itself acts on."""
+CHANGES_OF_OTHERS: dict[str, dict[str, Any]] = {
+    "fql": {
+        "num_candidates": 4,
+        "discount": 0.9,
+        "tau": 0.5,
+        "target_candidates": 3,
+        "target_aggregation": "min",
+        "num_critics": 3,
+        "reward_scale": 3.0,
+        "denoise_steps": 3,
+    },
+    "iql": {
+        "beta": 1.0,
+        "num_candidates": 4,
+        "exp_weight_max": 0.5,
+        "expectile": 0.5,
+        "discount": 0.9,
+        "tau": 0.5,
+        "value_aggregation": "mean",
+        "num_critics": 3,
+        "reward_shift": 1.0,
+        "advantage_normalization": "batch_std",
+    },
+}
+"""What FQL and IQL share with the family, they act on too."""
 COVERED_ELSEWHERE = {"batch_size", "n_step", "observation_normalization"}
 """The first two are the replay's to act on; `test_normalization.py` covers the third."""
 
@@ -81,6 +125,18 @@ def test_every_setting_is_covered_below() -> None:
 @pytest.mark.parametrize("name", CHANGES)
 def test_every_setting_changes_what_the_agent_does(name: str) -> None:
     needed, value = CHANGES[name]
+    check_change(needed, name, value)
+
+
+@pytest.mark.parametrize(
+    ("preset", "name"), [(preset, name) for preset in CHANGES_OF_OTHERS for name in CHANGES_OF_OTHERS[preset]]
+)
+def test_shared_settings_change_what_fql_and_iql_do(preset: str, name: str) -> None:
+    check_change({"preset": preset}, name, CHANGES_OF_OTHERS[preset][name])
+
+
+def check_change(needed: dict[str, Any], name: str, value: Any) -> None:
+    """Check that a setting's other value leads to another policy, or to other actions of it."""
     outcomes = []
     for config in (tiny_config(**needed), tiny_config(**{**needed, name: value})):
         agent = make_agent(config)

@@ -14,10 +14,10 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dipole_ray.agents.dipole import AgentConfig, DipoleAgent
+from dipole_ray.agents.config import AgentConfig
 from dipole_ray.agents.peers import PeerLost, Peers
 from dipole_ray.errors import NonFiniteError
-from tests.agents.battery import ACTION_DIM, OBSERVATION_DIM, Batch, assert_same, make_batch, tiny_config
+from tests.agents.battery import Batch, assert_same, make_agent, make_batch, tiny_config
 
 UPDATES = 100
 SIZE = 2
@@ -28,6 +28,8 @@ SCHEMES = {
     "exp": tiny_config("exp", advantage_normalization="batch_std"),
     "cfgrl": tiny_config("cfgrl"),
     "bc": tiny_config("bc"),
+    "fql": tiny_config("fql", target_candidates=2, normalize_q_loss=True),
+    "iql": tiny_config("iql", advantage_normalization="running_std", beta=3.0),
 }
 POISONED = 5
 """The update of which one row, the second learner's, has an infinite reward."""
@@ -43,7 +45,7 @@ def batch_of(step: int) -> Batch:
 
 def learn(config: AgentConfig, peers: Peers) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return the state after 100 updates on this learner's share of each batch, and the last metrics."""
-    agent = DipoleAgent(config, OBSERVATION_DIM, ACTION_DIM, seed=0)
+    agent = make_agent(config)
     agent.peers = peers
     metrics: dict[str, Tensor] = {}
     for step in range(UPDATES):
@@ -55,7 +57,7 @@ def learn(config: AgentConfig, peers: Peers) -> tuple[dict[str, Tensor], dict[st
 def fail_together(peers: Peers, folder: Path) -> str:
     """Return the error that ends ten updates with one infinite reward, on whichever learner it lies."""
     keeps = folder / "failures" if peers.rank == 0 else None
-    agent = DipoleAgent(tiny_config(), OBSERVATION_DIM, ACTION_DIM, seed=0, failure_directory=keeps)
+    agent = make_agent(tiny_config(), failure_directory=keeps)
     agent.peers = peers
     share = {name: peers.share(column) for name, column in batch_of(POISONED).items()}
     try:

@@ -1,0 +1,133 @@
+"""Flow Q-learning (Park et al., ICML 2025): a one-step policy that climbs Q, held to a flow that clones the data.
+
+Shapes: B batch rows, N candidates, O observation dim, A action dim, E critics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from dipole_ray.agents import flow, losses
+from dipole_ray.agents.agent import Agent, Losses
+from dipole_ray.agents.metrics import critic_metrics
+from dipole_ray.agents.networks import AgentNetworks, StackedMLP, VelocityFields
+
+BC = slice(0, 1)
+"""The only field."""
+
+
+class OneStepNetworks(AgentNetworks):
+    """Critics, the field of the cloned flow, and the one-step policy mu(s, z)."""
+
+    def __init__(
+        self,
+        observation_dim: int,
+        action_dim: int,
+        hidden_dims: Sequence[int],
+        *,
+        num_critics: int,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__(observation_dim, action_dim, hidden_dims, num_critics=num_critics, generator=generator)
+        self.fields = VelocityFields(1, observation_dim, action_dim, hidden_dims, generator)
+        input_dim = observation_dim + action_dim
+        self.policy = StackedMLP(1, input_dim, hidden_dims, action_dim, layer_norm=False, generator=generator)
+
+
+class FqlAgent(Agent):
+    """FQL.
+
+    Q       r + discount mask mean_i Qbar_i(s', a'), a' = mu(s', z') clipped to the action box
+    flow    flow matching on the data's actions
+    policy  alpha |mu(s, z) - flow(s, z)|^2 - mean_i Q_i(s, mu(s, z)), with mu clipped inside Q
+    act     mu(s, z); with N candidates the best of N by the critics
+    """
+
+    algorithm: ClassVar[str] = "fql"
+    networks: OneStepNetworks
+
+    def _make_networks(self, generator: torch.Generator) -> OneStepNetworks:
+        """Return the networks."""
+        return OneStepNetworks(
+            self.observation_dim,
+            self.action_dim,
+            self.config.hidden_dims,
+            num_critics=self.config.num_critics,
+            generator=generator,
+        )
+
+    def _losses(self, batch: dict[str, Tensor], diagnostics: bool) -> Losses:
+        """Return the losses of critics, flow and one-step policy, and the metrics."""
+        networks, observations = self.networks, batch["observations"]
+        q_target = self._critic_target(batch)
+        q = networks.critic(torch.cat((observations, batch["actions"]), dim=-1)).squeeze(-1)
+
+        noise, x, t = self._path(batch["actions"])
+        velocities = networks.fields(observations, x, t)
+        target = flow.path_velocity(noise, batch["actions"])
+        flow_loss = losses.flow_matching_losses(velocities, target, torch.ones_like(q[:1]))[0]
+
+        z = self.peers.share(self._normal((len(observations) * self.peers.size, 1, self.action_dim)))
+        actions = self._one_step(observations, z)
+        with torch.no_grad():
+            cloned = self._flow(observations, z)
+        distillation_loss = losses.distillation_loss(actions, cloned)
+        with frozen(networks.critic):
+            pairs = torch.cat((observations, actions[:, 0].clamp(-1.0, 1.0)), dim=-1)
+            q_policy = networks.critic(pairs).squeeze(-1).mean(dim=0)
+        scale = self.peers.joined(q_policy.detach()).abs().mean() if self.config.normalize_q_loss else 1.0
+        q_loss = -q_policy.mean() / scale
+
+        terms = {
+            "critic": losses.temporal_difference_loss(q, q_target),
+            "flow": flow_loss,
+            "policy": self.config.alpha * distillation_loss + q_loss,
+        }
+        metrics = {
+            "critic/loss": terms["critic"].detach(),
+            "actor/loss_bc": flow_loss.detach(),
+            "actor/loss_distillation": distillation_loss.detach(),
+            "actor/loss_q": q_loss.detach(),
+        }
+        if diagnostics:
+            metrics |= critic_metrics(*map(self.peers.joined, (q.detach(), q_target)))
+        return terms, metrics, {}
+
+    @torch.no_grad()
+    def _critic_target(self, batch: dict[str, Tensor]) -> Tensor:
+        """Return the TD target (B,)."""
+        no_pairs = batch["rewards"].new_empty(0, self.observation_dim + self.action_dim)
+        bootstrap, _ = self._policy_bootstrap(batch["next_observations"], no_pairs)
+        return self._temporal_difference_target(batch, bootstrap)
+
+    def _sample(self, observations: Tensor, noise: Tensor, omega: float, policy: str) -> Tensor:
+        """Return the actions (B, N, A) of the one-step policy, or of the cloned flow."""
+        if policy == "bc":
+            return self._flow(observations, noise)
+        return self._one_step(observations, noise).clamp(-1.0, 1.0)
+
+    def _one_step(self, observations: Tensor, noise: Tensor) -> Tensor:
+        """Return mu(s, z), not yet clipped, (B, N, A)."""
+        repeated = observations.unsqueeze(1).expand(-1, noise.shape[1], -1)
+        return self.networks.policy.forward(torch.cat((repeated, noise), dim=-1).flatten(0, 1)).view(noise.shape)
+
+    def _flow(self, observations: Tensor, noise: Tensor) -> Tensor:
+        """Return the actions (B, N, A) that the cloned flow carries `noise` to."""
+        fields = self.networks.fields
+        embedded = fields.embed(observations, BC)
+        return flow.sample(lambda x, t: fields.velocity(embedded, x, t, BC)[0], noise, self.config.denoise_steps)
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Make what is computed in this block pass gradients through `module`, but leave none in its parameters."""
+    module.requires_grad_(False)
+    try:
+        yield
+    finally:
+        module.requires_grad_(True)

@@ -1,0 +1,100 @@
+"""Implicit Q-learning (Kostrikov et al., ICLR 2022): a Gaussian policy by exp-weighted regression on the advantage.
+
+Shapes: B batch rows, N candidates, O observation dim, A action dim, E critics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from dipole_ray.agents import losses
+from dipole_ray.agents.agent import Losses
+from dipole_ray.agents.metrics import learning_metrics
+from dipole_ray.agents.networks import StackedMLP
+from dipole_ray.agents.value import ValueAgent, ValueNetworks
+
+LOG_STD_RANGE = (-5.0, 2.0)
+LAST_KERNEL_SCALE = 0.1
+"""The mean's last kernel begins at a tenth of the usual bound (a hundredth of the variance), near zero everywhere."""
+
+
+class GaussianNetworks(ValueNetworks):
+    """Critics, V(s), and a Gaussian whose mean depends on the state and whose deviation does not."""
+
+    def __init__(
+        self,
+        observation_dim: int,
+        action_dim: int,
+        hidden_dims: Sequence[int],
+        *,
+        num_critics: int,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__(observation_dim, action_dim, hidden_dims, num_critics=num_critics, generator=generator)
+        self.policy = StackedMLP(1, observation_dim, hidden_dims, action_dim, layer_norm=False, generator=generator)
+        with torch.no_grad():
+            self.policy.kernels[-1].mul_(LAST_KERNEL_SCALE)
+        self.policy_log_std = nn.Parameter(torch.zeros(1, action_dim))
+
+    def gaussian(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean (B, A) and log deviation (1, A) of the policy."""
+        return self.policy(observations)[0], self.policy_log_std.clamp(*LOG_STD_RANGE)
+
+
+class IqlAgent(ValueAgent):
+    """IQL with the policy of FQL's code base.
+
+    V       expectile regression on min_i Qbar_i(s, a)
+    Q       r + discount mask V(s')
+    policy  -min(exp(beta A), ceiling) log N(a; mean(s), deviation), A = min_i Q_i - V
+    act     the mean clipped to the action box; drawn while exploring, and where there are candidates to choose from
+    """
+
+    algorithm: ClassVar[str] = "iql"
+    has_mode: ClassVar[bool] = True
+    networks: GaussianNetworks
+
+    def _make_networks(self, generator: torch.Generator) -> GaussianNetworks:
+        """Return the networks."""
+        return GaussianNetworks(
+            self.observation_dim,
+            self.action_dim,
+            self.config.hidden_dims,
+            num_critics=self.config.num_critics,
+            generator=generator,
+        )
+
+    def _losses(self, batch: dict[str, Tensor], diagnostics: bool) -> Losses:
+        """Return the losses of critics, value and policy, the metrics, and the new running statistics."""
+        config, networks = self.config, self.networks
+        q_target, q_data = self._critic_targets(batch)
+        value_loss, v, _ = self._value_loss(batch["observations"], q_data)
+        q = networks.critic(torch.cat((batch["observations"], batch["actions"]), dim=-1)).squeeze(-1)
+
+        # The online critics, as in FQL's code base; the flow policies take the targets.
+        advantage = losses.aggregate(q.detach(), config.value_aggregation, config.rho) - v.detach()
+        scaled, statistics = self._normalized_advantage(advantage)
+        weight = losses.exponential_weight(scaled, config.beta, config.exp_weight_max)
+        mean, log_std = networks.gaussian(batch["observations"])
+        likelihood = losses.gaussian_log_likelihood(batch["actions"], mean, log_std)
+
+        terms = {
+            "critic": losses.temporal_difference_loss(q, q_target),
+            "value": value_loss,
+            "actor": -(weight * likelihood).mean(),
+        }
+        metrics = {f"{name}/loss": loss.detach() for name, loss in terms.items()}
+        if diagnostics:
+            rows = (q.detach(), q_target, v.detach(), advantage, weight)
+            metrics |= learning_metrics(*map(self.peers.joined, rows))
+            metrics["actor/std_mean"] = log_std.detach().exp().mean()
+        return terms, metrics, statistics
+
+    def _sample(self, observations: Tensor, noise: Tensor, omega: float, policy: str) -> Tensor:
+        """Return the actions (B, N, A) at mean + deviation * noise, clipped to the action box."""
+        mean, log_std = self.networks.gaussian(observations)
+        return (mean.unsqueeze(1) + log_std.exp() * noise).clamp(-1.0, 1.0)

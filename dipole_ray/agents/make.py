@@ -1,0 +1,36 @@
+"""The agent that a config describes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from dipole_ray.agents.agent import Agent
+from dipole_ray.agents.config import AgentConfig
+from dipole_ray.agents.dipole import DipoleAgent
+from dipole_ray.agents.fql import FqlAgent
+from dipole_ray.agents.iql import IqlAgent
+
+AGENTS: dict[str, type[Agent]] = {agent.algorithm: agent for agent in (DipoleAgent, FqlAgent, IqlAgent)}
+
+
+def make_agent(
+    config: AgentConfig,
+    observation_dim: int,
+    action_dim: int,
+    seed: int,
+    device: str | torch.device = "cpu",
+    failure_directory: Path | None = None,
+) -> Agent:
+    """Return the untrained agent of `config.algorithm`.
+
+    Args:
+        config: The settings.
+        observation_dim: Numbers in an observation.
+        action_dim: Numbers in an action.
+        seed: Of the networks and of all noise.
+        device: Where the networks go.
+        failure_directory: Where the batch goes before the error that ends a row of skipped updates.
+    """
+    return AGENTS[config.algorithm](config, observation_dim, action_dim, seed, device, failure_directory)

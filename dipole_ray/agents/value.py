@@ -1,0 +1,64 @@
+"""What agents with a state value share: V(s) by expectile regression, the TD target, and the scaled advantage.
+
+Shapes: B batch rows, E critics, O observation dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from dipole_ray.agents import losses
+from dipole_ray.agents.agent import Agent
+from dipole_ray.agents.networks import AgentNetworks, StackedMLP
+
+
+class ValueNetworks(AgentNetworks):
+    """Critics, and V(s) without a target."""
+
+    def __init__(
+        self,
+        observation_dim: int,
+        action_dim: int,
+        hidden_dims: Sequence[int],
+        *,
+        num_critics: int,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__(observation_dim, action_dim, hidden_dims, num_critics=num_critics, generator=generator)
+        self.value = StackedMLP(1, observation_dim, hidden_dims, 1, layer_norm=True, generator=generator)
+
+
+class ValueAgent(Agent):
+    """An agent whose policy learns from the advantage Q - V."""
+
+    statistics: ClassVar[tuple[str, ...]] = ("running_variance", "running_mass")
+    networks: ValueNetworks
+
+    @torch.no_grad()
+    def _critic_targets(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the TD target (B,) and the target critics' estimates (E, B) at the data's actions."""
+        pairs = torch.cat((batch["observations"], batch["actions"]), dim=-1)
+        if self.config.bootstrap == "value":
+            q_data = self.networks.target_critic(pairs).squeeze(-1)
+            bootstrap = self.networks.value(batch["next_observations"])[0, :, 0]
+        else:
+            bootstrap, q_data = self._policy_bootstrap(batch["next_observations"], pairs)
+        return self._temporal_difference_target(batch, bootstrap), q_data
+
+    def _value_loss(self, observations: Tensor, q_data: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the expectile regression's loss, V(s) (B,), and the target critics' estimate less V(s), (B,)."""
+        v = self.networks.value(observations)[0, :, 0]
+        residual = losses.aggregate(q_data, self.config.value_aggregation, self.config.rho) - v
+        return losses.expectile_loss(residual, self.config.expectile).mean(), v, residual
+
+    def _normalized_advantage(self, advantage: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the scaled advantage (B,), and the running statistics with the rows of all learners."""
+        how = self.config.advantage_normalization
+        if how == "none":
+            return advantage, self._statistics
+        scaled, *updated = losses.normalized_advantage(self.peers.joined(advantage), how, *self._statistics.values())
+        return self.peers.share(scaled), dict(zip(self._statistics, updated, strict=True))
