@@ -54,7 +54,7 @@ def map_tasks(
         num_gpus: GPUs a task holds; with 0.25 four tasks share one.
         max_in_flight: Most tasks handed to Ray at a time; None: two for each that the cluster can run at once.
         unit: What `size` counts.
-        local: Run in this process, without Ray; so does a single item.
+        local: Run in this process, without Ray; so does a single item, unless its `part` is to be shown.
         size: Amount of work in an item, for the progress bar; 1 each by default.
         part: Returns how much of an unfinished item's size is done, for items of minutes or hours.
         saved: Returns an item's kept result from an earlier, interrupted run, or None if it has to be computed.
@@ -63,16 +63,14 @@ def map_tasks(
         progress: Whether to show progress.
 
     Returns:
-        One result per item, in the order of `items`.
+        One result per item, in order.
 
     Raises:
         DipoleError: If a task raised one (of the same class, naming the item), or its worker kept dying.
         RuntimeError: If a task failed in another way; names the item, and the cause keeps its traceback.
     """
     if num_cpus <= 0 or num_gpus < 0:
-        raise ConfigError(
-            f"{description}: num_cpus is {num_cpus}; it must be above 0, num_gpus ({num_gpus}) at least 0"
-        )
+        raise ConfigError(f"{description}: num_cpus is {num_cpus}; it must be above 0 (num_gpus, {num_gpus}, may be 0)")
     if max_in_flight is not None and max_in_flight < 1:
         raise ConfigError(f"{description}: max_in_flight is {max_in_flight}; it must be at least 1")
     results = [None if saved is None else saved(item) for item in items]
@@ -85,7 +83,7 @@ def map_tasks(
         if bar is not None:
             bar.update(count.completed)
 
-    if local or len(pending) <= 1:
+    if local or (len(pending) <= 1 and part is None):
         arrivals = _run_here(function, items, pending, description)
     else:
         needs = {"num_cpus": num_cpus, "num_gpus": num_gpus}
