@@ -26,6 +26,7 @@ from torch import Tensor
 from benchmarks.plain_learner import PlainLearner
 from dipole_ray.agents.config import PRESETS, AgentConfig
 from dipole_ray.agents.dipole import DipoleAgent
+from dipole_ray.evaluation import method_name
 
 Batch = dict[str, Tensor]
 Rates = tuple[float, float]
@@ -209,7 +210,7 @@ def show(result: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    presets = [name for name in PRESETS if AgentConfig.preset(name).weight_scheme == "dipole"]
+    presets = [name for name in PRESETS if method_name(AgentConfig.preset(name)) == "DIPOLE"]
     parser.add_argument("--preset", default="paper", choices=presets)
     parser.add_argument("--observation-dim", type=int, default=69, help="humanoidmaze: 69")
     parser.add_argument("--action-dim", type=int, default=21, help="humanoidmaze: 21")

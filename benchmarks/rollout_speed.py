@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from dipole_ray.agents.agent import Agent
 from dipole_ray.agents.config import PRESETS, AgentConfig
-from dipole_ray.agents.dipole import DipoleAgent
+from dipole_ray.agents.make import make_agent
 from dipole_ray.envs.batch import EnvBatch
 from dipole_ray.envs.make import EnvConfig, make_env
 
@@ -35,7 +36,7 @@ def core_seconds(work: Callable[[], object], repeats: int) -> float:
     return (time.process_time() - start) / repeats
 
 
-def measure(agent: DipoleAgent, env_id: str, num_envs: int, candidates: int, rounds: int, steps: int) -> dict[str, Any]:
+def measure(agent: Agent, env_id: str, num_envs: int, candidates: int, rounds: int, steps: int) -> dict[str, Any]:
     """Return the milliseconds of a core that one environment step takes in the simulator and in the policy."""
     envs = EnvBatch([make_env(EnvConfig(id=env_id)) for _ in range(num_envs)])
     everyone = np.arange(num_envs)
@@ -83,7 +84,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     dims = EnvBatch([make_env(EnvConfig(id=args.env))])
-    agent = DipoleAgent(AgentConfig.preset(args.preset), dims.observation_dim, dims.action_dim, seed=0)
+    agent = make_agent(AgentConfig.preset(args.preset), dims.observation_dim, dims.action_dim, seed=0)
     rows = [
         measure(agent, args.env, envs, candidates, args.rounds, args.steps)
         for envs in args.envs

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dipole_ray.agents.dipole import AgentConfig
+from dipole_ray.agents.config import AgentConfig
 from dipole_ray.envs.make import EnvConfig, make_env
 from dipole_ray.errors import ConfigError, NonFiniteError
 from dipole_ray.report import BC, Row
@@ -28,13 +28,15 @@ from dipole_ray.statistics import Interval, bootstrap_interval, wilson_interval
 from dipole_ray.trajectories import Maze, Trajectory, maze_of
 
 PolicyName = Literal["guided", "bc"]
+IFQL = "IFQL"
+"""Method name where critics learned by IQL choose among candidates of the behaviour-cloned policy."""
 
 _EPISODE_STREAM, _POLICY_STREAM = 0xE9150DE, 0x90110C1  # keep the two kinds of seeds apart
 _AT_BOUND = 1.0 - 1e-6
 
 
 class Policy(Protocol):
-    """What evaluation needs of an agent; `DipoleAgent` has it."""
+    """What evaluation needs of an agent; all of ours have it."""
 
     def sample_actions(
         self,
@@ -170,6 +172,15 @@ def grid(config: EvalConfig, has_bc: bool) -> list[Cell]:
     if not cells:
         raise ConfigError("evaluation.omegas is empty and this agent trained no BC policy; name an omega, such as 1")
     return cells
+
+
+def method_name(agent: AgentConfig) -> str:
+    """Return what tables call the method that a config describes, such as `DIPOLE`, `IFQL` or `FQL`."""
+    if agent.algorithm != "dipole":
+        return agent.algorithm.upper()
+    if agent.weight_scheme == "bc" and agent.bootstrap == "value":
+        return IFQL
+    return agent.weight_scheme.upper()
 
 
 def chosen_cell(agent: AgentConfig) -> Cell:
@@ -310,17 +321,19 @@ def summarize(result: CellResult, method: str = "DIPOLE", confidence: float = 0.
 
     Args:
         result: The episodes.
-        method: Name of the guided method; rows of the behaviour-cloned policy are always called `BC`.
+        method: `method_name` of the agent. Rows of the behaviour-cloned policy are called `BC`, but for IFQL's with
+            candidates to choose from.
         confidence: Coverage of the intervals.
     """
     success, success_interval = None, None
     if result.successes is not None:
         success = float(result.successes.mean())
         success_interval = wilson_interval(int(result.successes.sum()), len(result.successes), confidence)
+    is_cloned = result.cell.policy == "bc" and not (method == IFQL and result.cell.candidates > 1)
     return_interval = _none_if_undefined(bootstrap_interval(result.returns, confidence))
     length_interval = _none_if_undefined(bootstrap_interval(result.lengths, confidence))
     return {
-        "method": BC if result.cell.policy == "bc" else method,
+        "method": BC if is_cloned else method,
         "omega": result.cell.omega,
         "candidates": result.cell.candidates,
         "episodes": len(result.returns),

@@ -11,9 +11,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from dipole_ray.agents.config import AgentConfig
+from dipole_ray.checkpoint import Checkpoint, entries_of
 from dipole_ray.errors import ConfigError
 from dipole_ray.provenance import package_versions
-from dipole_ray.settings import flatten
+from dipole_ray.settings import flatten, merge, to_mapping
 
 ABSENT = "(absent)"
 
@@ -34,6 +36,12 @@ class Difference:
     def __str__(self) -> str:
         """Return the change as `agent.beta: 1.0 -> 5.0`."""
         return f"{self.key}: {self.saved} -> {self.current}"
+
+
+def saved_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the config a checkpoint was written with; settings of the agent that came later had their defaults."""
+    with entries_of(checkpoint):
+        return merge({"agent": to_mapping(AgentConfig())}, checkpoint.metadata["run"])
 
 
 def config_differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[Difference]:

@@ -26,12 +26,12 @@ from dipole_ray.data.dataset import read_manifest
 from dipole_ray.data.durable import commit_file
 from dipole_ray.envs.make import EnvConfig, env_dims
 from dipole_ray.errors import CheckpointError, ConfigError, EnvironmentUnavailable
-from dipole_ray.evaluation import Cell, CellResult, cells_of, chosen_cell, summarize
+from dipole_ray.evaluation import Cell, CellResult, cells_of, chosen_cell, method_name, summarize
 from dipole_ray.interrupt import interruptible
 from dipole_ray.parallel import ray_session
 from dipole_ray.prepare import prepare_dataset
 from dipole_ray.progress import Progress
-from dipole_ray.resume import Difference, config_differences, guard_resume, version_differences, warn_of
+from dipole_ray.resume import Difference, config_differences, guard_resume, saved_config, version_differences, warn_of
 from dipole_ray.rllib.algorithm import DIPOLE
 from dipole_ray.rllib.build import build_algorithm
 from dipole_ray.rllib.evaluate import cell_key, play
@@ -46,6 +46,7 @@ RUN_FILE = "run.yaml"
 FIXED = (
     "env",
     "seed",
+    "agent.algorithm",
     "agent.hidden_dims",
     "agent.num_critics",
     "agent.weight_scheme",
@@ -110,7 +111,7 @@ def resume_run(folder: Path, overrides: list[str]) -> Outcome:
         raise CheckpointError(f"{folder}: no {RUN_FILE} there, so this is no run; name the folder that 'train' printed")
     checkpoint = _newest_checkpoint(folder)
     config = load(folder / RUN_FILE, overrides)
-    saved = load(folder / RUN_FILE).to_mapping() if checkpoint is None else checkpoint.metadata["run"]
+    saved = load(folder / RUN_FILE).to_mapping() if checkpoint is None else saved_config(checkpoint)
     differences = guard_resume(saved, config.to_mapping(), FIXED)
     with ray_session():
         dataset = prepare_dataset(config.data, config.env)
@@ -134,7 +135,7 @@ def train_in(folder: Path, config: RunConfig) -> Outcome:
         _make_folder(folder, config, exist_ok=True)
     checkpoint = _newest_checkpoint(folder) if (folder / "checkpoints").is_dir() else None
     if checkpoint is not None:
-        warn_of(guard_resume(checkpoint.metadata["run"], config.to_mapping(), FIXED))
+        warn_of(guard_resume(saved_config(checkpoint), config.to_mapping(), FIXED))
     with ray_session():
         dataset = prepare_dataset(config.data, config.env)
         require_fit(dataset, config.env)
@@ -276,7 +277,7 @@ class _Run:
                 self._log(metrics)
                 progress.update(
                     min(self._count(phase), total),
-                    loss=metrics.get("actor/loss_positive", metrics.get("actor/loss")),
+                    loss=metrics.get("actor/loss_positive", metrics.get("actor/loss_bc", metrics.get("actor/loss"))),
                     success=metrics.get("rollout/success"),
                     evaluation=self._last_evaluation(),
                 )
@@ -372,7 +373,7 @@ class _Run:
         return results
 
     def _row(self, result: CellResult) -> report.Row:
-        return summarize(result, self.config.agent.weight_scheme.upper(), self.config.evaluation.confidence)
+        return summarize(result, method_name(self.config.agent), self.config.evaluation.confidence)
 
     def _measured(self, results: list[CellResult]) -> dict[str, float]:
         """Return the metrics of played cells; those of the chosen one also under plain names, and as the score."""

@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dipole_ray.checkpoint import STATE_FILE, write_checkpoint
+from dipole_ray.agents.config import AgentConfig
+from dipole_ray.checkpoint import STATE_FILE, Checkpoint, write_checkpoint
 from dipole_ray.data.replay import Replay
 from dipole_ray.data.schema import Schema, close_trajectory
-from dipole_ray.errors import ConfigError
+from dipole_ray.errors import CheckpointError, ConfigError
 from dipole_ray.provenance import package_versions
-from dipole_ray.resume import config_differences, guard_resume, version_differences, warn_of
+from dipole_ray.resume import config_differences, guard_resume, saved_config, version_differences, warn_of
+from dipole_ray.run import FIXED
+from dipole_ray.settings import to_mapping
 
 SAVED: dict[str, Any] = {
     "env": {"id": "a", "wrappers": {}},
@@ -61,6 +64,22 @@ def test_every_impossible_change_is_named_in_one_error() -> None:
 
 def test_a_fixed_key_does_not_cover_its_namesakes() -> None:
     assert [item.key for item in guard_resume({"envs": 1}, {"envs": 2}, fixed={"env"})] == ["envs"]
+
+
+def checkpoint_of(run: Any) -> Checkpoint:
+    return Checkpoint(path=Path("somewhere"), learner_steps=1, tensors={}, metadata={"run": run}, versions={})
+
+
+def test_a_run_from_before_an_algorithm_could_be_chosen_goes_on_as_dipole_alone() -> None:
+    agent = to_mapping(AgentConfig.preset("small"))
+    old = {key: value for key, value in agent.items() if key not in ("algorithm", "alpha", "normalize_q_loss")}
+    saved = saved_config(checkpoint_of({"agent": old, "seed": 0}))
+    assert guard_resume(saved, {"agent": agent, "seed": 0}, FIXED) == []
+    other = to_mapping(AgentConfig.preset("small", algorithm="iql"))
+    with pytest.raises(ConfigError, match=r"agent\.algorithm: dipole -> iql"):
+        guard_resume(saved, {"agent": other, "seed": 0}, FIXED)
+    with pytest.raises(CheckpointError, match="another checkpoint"):
+        saved_config(checkpoint_of("no settings"))
 
 
 def test_differences_cover_removed_keys() -> None:

@@ -61,7 +61,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     """Play every cell, print the table, and write rows and videos where asked."""
     from dipole_ray import report
     from dipole_ray.errors import ConfigError
-    from dipole_ray.evaluation import EvalConfig, cells_of, summarize
+    from dipole_ray.evaluation import EvalConfig, cells_of, method_name, summarize
     from dipole_ray.parallel import map_tasks
     from dipole_ray.policy import load_policy
     from dipole_ray.settings import from_mapping
@@ -85,7 +85,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         for cell in cells
     ]
     results = map_tasks(_play, jobs, description=f"evaluating {policy.path.parent.parent.name}", unit="cells")
-    rows = [summarize(result, agent.weight_scheme.upper(), config.confidence) for result in results]
+    rows = [summarize(result, method_name(agent), config.confidence) for result in results]
     phase = "online" if policy.env_steps else "offline"
     report.print_table({phase: rows}, title=f"{policy.env.id} after {policy.learner_steps} updates")
     if arguments.json is not None:

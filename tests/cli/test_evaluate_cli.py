@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dipole_ray.agents.dipole import AgentConfig, DipoleAgent
+from dipole_ray.agents.config import AgentConfig
+from dipole_ray.agents.make import make_agent
 from dipole_ray.checkpoint import write_checkpoint
 from dipole_ray.cli import main
 from dipole_ray.policy import load_policy
@@ -16,7 +17,7 @@ from dipole_ray.settings import to_mapping
 
 def saved_run(folder: Path, config: AgentConfig) -> Path:
     """Write the checkpoint of a fresh agent for Pendulum as a run's."""
-    agent = DipoleAgent(config, 3, 1, seed=0)
+    agent = make_agent(config, 3, 1, seed=0)
     metadata = {
         "algorithm": {"agent": to_mapping(config), "env": {"id": "Pendulum-v1", "max_episode_steps": 20}},
         "observation_dim": 3,
@@ -55,9 +56,9 @@ def test_one_cell_without_ray_and_its_json(tmp_path: Path, capsys: pytest.Captur
 def test_single_field_agent_is_evaluated_without_omega(tmp_path: Path) -> None:
     run = saved_run(tmp_path / "run", small(weight_scheme="bc"))
     table = tmp_path / "rows.json"
-    assert main(["evaluate", str(run), "--candidates", "2", "--episodes", "1", "--json", str(table)]) == 0
+    assert main(["evaluate", str(run), "--candidates", "1", "2", "--episodes", "1", "--json", str(table)]) == 0
     rows = json.loads(table.read_text())
-    assert [(row["method"], row["omega"], row["candidates"]) for row in rows] == [("BC", None, 2)]
+    assert [(row["method"], row["omega"], row["candidates"]) for row in rows] == [("BC", None, 1), ("IFQL", None, 2)]
 
 
 @pytest.mark.parametrize(
@@ -106,5 +107,5 @@ def test_policy_without_ray(tmp_path: Path) -> None:
     config = small(omega=1.0)
     policy = load_policy(saved_run(tmp_path / "run", config))
     assert policy.agent.config == config and policy.learner_steps == 7 and policy.env.id == "Pendulum-v1"
-    saved = DipoleAgent(config, 3, 1, seed=0).policy_state()
+    saved = make_agent(config, 3, 1, seed=0).policy_state()
     assert all((tensor == saved[name]).all() for name, tensor in policy.agent.policy_state().items())
