@@ -31,7 +31,8 @@ class DataConfig:
     """Where the offline transitions come from: an imported dataset, or a collector run on the spot."""
 
     path: str | None = None
-    """A dataset folder made by `dipole data import` or `dipole data collect`, or an OGBench .npz file."""
+    """A dataset folder made by `dipole data import` or `dipole data collect`, an OGBench .npz file, or a folder of
+    ExORL's episodes."""
     collect_transitions: int = 0
     """Transitions to make with the environment's own seeded collector when `path` is not given; 0 = none."""
     collect_seed: int = 0
@@ -158,7 +159,7 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     """The offline dataset."""
     agent: AgentConfig = field(default_factory=AgentConfig)
-    """The algorithm; `agent.preset` (paper, small, bc, ifql, exp, cfgrl, dipole) is what the other keys start from."""
+    """The algorithm; `agent.preset` (paper, small, dipole, bc, ifql, exp, cfgrl, fql, iql) is what the other keys start from."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """The loop."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)

@@ -1,4 +1,4 @@
-"""From what the config names to a dataset folder: an imported one, an OGBench file, or one made on the spot."""
+"""From what the config names to a dataset: one imported, OGBench's file, ExORL's episodes, or one made on the spot."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from pathlib import Path
 from dipole_ray.config import DataConfig
 from dipole_ray.data.dataset import MANIFEST, open_dataset, write_dataset
 from dipole_ray.data.schema import Schema
+from dipole_ray.data.sources.exorl import exorl_schema, find_episodes, is_exorl, read_exorl
 from dipole_ray.data.sources.ogbench import read_ogbench
 from dipole_ray.envs.collect import collect
+from dipole_ray.envs.exorl.rewards import label_episodes, rewards_of
 from dipole_ray.envs.make import EnvConfig, env_dims
+from dipole_ray.envs.registry import family
 from dipole_ray.envs.relabel import ogbench_relabel
-from dipole_ray.errors import DatasetError
+from dipole_ray.errors import ConfigError, DatasetError
 
 _TASK = re.compile(r"-singletask(-task\d+)?(?=-v\d+$)")
 
@@ -42,7 +45,10 @@ def _find_or_make(data: DataConfig, env: EnvConfig) -> Path | None:
     cache = Path(data.cache).expanduser()
     if data.path is not None:
         path = Path(data.path).expanduser()
-        return _converted(path, env, cache) if path.suffix == ".npz" else path
+        if path.suffix == ".npz":
+            return _converted(path, env, cache)
+        is_episodes = not (path / MANIFEST).exists() and is_exorl(path)
+        return _converted_exorl(path, env, cache) if is_episodes else path
     if not data.collect_transitions:
         return None
     name = dataset_name(env.id)
@@ -84,3 +90,43 @@ def _converted(source: Path, env: EnvConfig, cache: Path) -> Path:
     key = f"{source.resolve()}:{status.st_size}:{status.st_mtime_ns}:{env.id}"
     out = cache / "converted" / f"{source.stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     return out if (out / MANIFEST).is_file() else import_ogbench(source, env, out)
+
+
+def import_exorl(source: Path, env: EnvConfig, out: Path, cache: Path) -> Path:
+    """Convert ExORL's episodes into a dataset folder, rewarded for one task; the rewards are kept in `cache`.
+
+    Args:
+        source: The folder of episodes, or one above it.
+        env: The task.
+        out: The folder to make.
+        cache: Folder for the rewards, which another import of the same episodes for this task finds.
+
+    Raises:
+        ConfigError: The environment is none of ExORL's.
+        DatasetError: An episode is malformed or of another domain.
+    """
+    if family(env.id) != "exorl":
+        raise ConfigError(
+            f"{source} holds ExORL's episodes, which are rewarded for a task of theirs, and env.id is '{env.id}'; set "
+            "env.id=exorl/walker-walk or its like"
+        )
+    files, dims = find_episodes(source), env_dims(env)
+    schema, expected = exorl_schema(files), Schema(dims.observation_dim, dims.action_dim)
+    if schema != expected:
+        raise DatasetError(
+            f"{files[0]}: observations have {schema.observation_dim} and actions {schema.action_dim} dimensions, "
+            f"'{env.id}' has {dims.observation_dim} and {dims.action_dim}; set env.id to a task of the data's domain"
+        )
+    labels = rewards_of(label_episodes(env.id, files, cache))
+    write_dataset(out, read_exorl(files, labels), schema, {"format": "exorl", "file": str(source), "env": env.id})
+    return out
+
+
+def _converted_exorl(source: Path, env: EnvConfig, cache: Path) -> Path:
+    """Return the cached dataset folder of ExORL's episodes and a task, converting them the first time."""
+    digest = hashlib.sha256(f"{source.resolve()}:{env.id}".encode())
+    for file in find_episodes(source):
+        status = file.stat()
+        digest.update(f"{file.name}:{status.st_size}:{status.st_mtime_ns}".encode())
+    out = cache / "converted" / f"{env.id.replace('/', '-')}-{digest.hexdigest()[:12]}"
+    return out if (out / MANIFEST).is_file() else import_exorl(source, env, out, cache)

@@ -78,3 +78,24 @@ def write_table(path: Path, columns: dict[str, np.ndarray], row_group: int = 7) 
     else:
         feather.write_feather(table, str(path), chunksize=row_group)
     return path
+
+
+def write_exorl(
+    folder: Path, index: int, observation_dim: int, action_dim: int, physics: np.ndarray, **replaced: np.ndarray
+) -> Path:
+    """Write one episode in ExORL's format around the states `physics`, of which the first is the start."""
+    rows = len(physics)
+    random = np.random.default_rng(index)
+    arrays = {
+        "observation": random.standard_normal((rows, observation_dim)).astype(np.float32),
+        "action": random.uniform(-1, 1, (rows, action_dim)).astype(np.float32),
+        "reward": np.full((rows, 1), 77.0, np.float32),
+        "discount": np.ones((rows, 1), np.float32),
+        "physics": physics,
+    }
+    arrays["action"][0] = 0.0
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"episode_{index:06d}_{rows - 1}.npz"
+    with path.open("wb") as file:
+        np.savez_compressed(file, **(arrays | replaced))  # type: ignore[arg-type]
+    return path

@@ -13,12 +13,18 @@ from typing import Any
 from dipole_ray.cli.download import add_download
 from dipole_ray.errors import ConfigError, DatasetError
 
+CACHE = Path("~/.cache/dipole_ray")
+"""Where a run keeps converted data too, unless data.cache says otherwise."""
+
 IMPORT_HELP = """\
-Turn an OGBench .npz, or any Parquet / Arrow / Feather table, into a dataset that training maps from disk.
+Turn OGBench's .npz, ExORL's episodes, or any Parquet / Arrow / Feather table, into a dataset mapped from disk.
 
 examples:
   # OGBench data, labelled with the rewards of one task
   dipole data import pointmaze-medium-navigate-v0.npz --env pointmaze-medium-navigate-singletask-task1-v0 --out DIR
+
+  # ExORL's episodes (DIR/buffer/episode_000000_1000.npz, ...), rewarded for one of the domain's tasks
+  dipole data import walker/rnd --env exorl/walker-run --out DIR
 
   # a table with columns called observations, actions, rewards, terminals, timeouts
   dipole data import robot.parquet --out DIR
@@ -29,6 +35,10 @@ examples:
 
 meanings for --map: observations, actions, rewards, next_observations, masks (0 = the task ended), terminals,
   timeouts (1 = a time limit cut the trajectory), episode, terminals_are (termination or boundary)
+
+Of an ExORL episode only observation, action and physics are read: rewards are computed from the recorded states, in
+parallel through Ray, and kept in --cache, so that an interrupted import goes on and a second one of the same task is
+only a copy; reward, discount and skill in the file are ignored.
 """
 
 INSPECT_HELP = """\
@@ -85,10 +95,12 @@ def _add_command(
 
 def _add_import(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = _add_command(commands, "import", IMPORT_HELP)
-    parser.add_argument("source", metavar="SRC", type=Path, help="an OGBench .npz, a table, or a folder of tables")
+    parser.add_argument(
+        "source", metavar="SRC", type=Path, help="OGBench's .npz, ExORL's folder, a table, or a folder of tables"
+    )
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the dataset")
     parser.add_argument("--env", metavar="ENV_ID", help="task that gives the rewards, and whose spaces must match")
-    parser.add_argument("--format", choices=("ogbench", "table"), help="default: by the file's ending")
+    parser.add_argument("--format", choices=("ogbench", "exorl", "table"), help="default: by what SRC is")
     _add_map(parser)
     parser.add_argument(
         "--non-finite",
@@ -97,13 +109,17 @@ def _add_import(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="what to do with transitions that hold NaN or infinity (default: refuse)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the dataset in DIR")
+    parser.add_argument("--workers", metavar="W", type=int, help="exorl only: Ray tasks at a time (default: all cores)")
+    parser.add_argument(
+        "--cache", metavar="DIR", type=Path, default=CACHE, help=f"exorl only: keeps rewards (default: {CACHE})"
+    )
     parser.set_defaults(run=run_import)
 
 
 def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = _add_command(commands, "inspect", INSPECT_HELP)
-    parser.add_argument("path", metavar="PATH", type=Path, help="a dataset folder, an OGBench .npz, or a table")
-    parser.add_argument("--env", metavar="ENV_ID", help="task that gives an OGBench file its rewards")
+    parser.add_argument("path", metavar="PATH", type=Path, help="a dataset folder, or what import takes")
+    parser.add_argument("--env", metavar="ENV_ID", help="task that gives OGBench's or ExORL's data its rewards")
     _add_map(parser)
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the verdict as JSON as well")
     parser.add_argument("--plot", metavar="FILE", type=Path, help="draw returns, lengths and actions as a picture")
@@ -146,14 +162,10 @@ def run_import(args: argparse.Namespace) -> int:
     if kind == "dataset":
         raise DatasetError(f"{args.source}: is a dataset already; train on it as it is, or import its original")
     kind = args.format or kind
-    if kind == "ogbench" and args.map:
-        raise ConfigError(
-            "--map is for tables; an OGBench file has fixed names: leave --map out or pass --format table"
-        )
+    if kind != "table" and args.map:
+        raise ConfigError(f"--map is for tables; {kind} data has fixed names: leave --map out or pass --format table")
     report = ImportReport()
     schema, rows, source = _open_source(args, kind, report)
-    if args.env is not None:
-        _check_environment(args.env, args.source, schema.observation_dim, schema.action_dim)
     with Progress(f"import {args.source.name}", unit="transitions") as progress:
         manifest = write_dataset(args.out, _counted(rows, progress), schema, source, overwrite=args.overwrite)
     places = ", ".join(report.non_finite) + (", ..." if len(report.non_finite) == MAX_NAMED else "")
@@ -175,16 +187,49 @@ def _open_source(args: argparse.Namespace, kind: str, report: Any) -> tuple[Any,
 
     source = {"format": kind, "file": args.source.name, "env": args.env, "non_finite": args.non_finite}
     if kind == "ogbench":
+        schema = ogbench_schema(args.source)
+        _check_environment(args, schema)
         rows = read_ogbench(args.source, _relabel(args.env), non_finite=args.non_finite, report=report)
-        return ogbench_schema(args.source), rows, source
+        return schema, rows, source
+    if kind == "exorl":
+        return _open_exorl(args, source, report)
     columns = table_columns(args.source)
     mapping = TableMapping.from_pairs(args.map) if args.map else TableMapping.guess(columns)
+    schema = table_schema(args.source, mapping)
+    _check_environment(args, schema)
     rows = read_table(args.source, mapping, non_finite=args.non_finite, report=report)
-    return table_schema(args.source, mapping), rows, source | {"mapping": mapping.to_json()}
+    return schema, rows, source | {"mapping": mapping.to_json()}
+
+
+def _open_exorl(
+    args: argparse.Namespace, source: dict[str, Any], report: Any
+) -> tuple[Any, Iterator[Any], dict[str, Any]]:
+    """Label ExORL's episodes; return their schema, rows and description."""
+    from dipole_ray.data.sources.exorl import exorl_schema, find_episodes, read_exorl
+    from dipole_ray.envs.exorl.rewards import label_episodes, rewards_of
+    from dipole_ray.envs.exorl.tasks import task_ids
+    from dipole_ray.envs.registry import family
+
+    if args.env is None or family(args.env) != "exorl":
+        found = "without --env" if args.env is None else f"and '{args.env}' is none of theirs"
+        raise ConfigError(
+            f"{args.source}: ExORL's episodes are rewarded for a task {found}; name one with --env: "
+            + ", ".join(task_ids())
+        )
+    files = find_episodes(args.source)
+    schema = exorl_schema(files)
+    _check_environment(args, schema)
+    blocks = label_episodes(args.env, files, args.cache.expanduser(), num_workers=args.workers)
+    rows = read_exorl(files, rewards_of(blocks), non_finite=args.non_finite, report=report)
+    return schema, rows, source | {"file": str(args.source)}
 
 
 def _relabel(env_id: str | None) -> Any:
-    """Return the labelling of an OGBench single task; other environments' files bring their own rewards."""
+    """Return the labelling of an OGBench or ExORL task; other environments' files bring their own rewards."""
+    if env_id is not None and env_id.startswith("exorl/"):
+        from dipole_ray.envs.exorl.relabel import exorl_relabel
+
+        return partial(exorl_relabel, env_id)
     if env_id is None or "singletask" not in env_id:
         return None
     from dipole_ray.envs.relabel import ogbench_relabel
@@ -192,14 +237,18 @@ def _relabel(env_id: str | None) -> Any:
     return partial(ogbench_relabel, env_id)
 
 
-def _check_environment(env_id: str, source: Path, observation_dim: int, action_dim: int) -> None:
+def _check_environment(args: argparse.Namespace, schema: Any) -> None:
+    """Refuse data whose dimensions are not those of the environment that was named."""
+    if args.env is None:
+        return
     from dipole_ray.envs.make import env_dims
 
-    dims = env_dims(env_id)
-    if (dims.observation_dim, dims.action_dim) != (observation_dim, action_dim):
+    dims = env_dims(args.env)
+    if (dims.observation_dim, dims.action_dim) != (schema.observation_dim, schema.action_dim):
         raise DatasetError(
-            f"{source}: observations have {observation_dim} and actions {action_dim} dimensions, '{env_id}' has "
-            f"{dims.observation_dim} and {dims.action_dim}; name the environment that made this data with --env"
+            f"{args.source}: observations have {schema.observation_dim} and actions {schema.action_dim} dimensions, "
+            f"'{args.env}' has {dims.observation_dim} and {dims.action_dim}; name the environment that made this data "
+            "with --env"
         )
 
 

@@ -29,7 +29,7 @@ examples:
   # to where the ogbench package looks
   dipole data download ogbench antmaze-large-navigate-v0 --out ~/.ogbench/data
 
-  # DOMAIN/ALGORITHM.zip; kept as it is, as ExORL's episodes cannot be imported yet
+  # DOMAIN/ALGORITHM.zip, to be unpacked with unzip and imported with 'dipole data import'
   dipole data download exorl walker/rnd --out data/exorl
 
   # mirrors, tried in this order, then the official host; the same can stand in DIPOLE_OGBENCH_URL or DIPOLE_EXORL_URL
@@ -142,8 +142,13 @@ def _report(done: Downloaded) -> None:
 
 
 def _next_steps(source: str, name: str, dataset: str, path: Path) -> str:
+    from dipole_ray.envs.exorl.tasks import task_ids
+
     if source == "exorl":
-        return f"next: unzip -q {path} -d {path.with_suffix('')}   (dipole cannot import ExORL's episodes yet)"
+        folder, domain = path.with_suffix(""), dataset.partition("/")[0]
+        tasks = [task for task in task_ids() if task.startswith(f"exorl/{domain}-")]
+        use = f"dipole data import {folder} --env {tasks[0]} --out DIR" if tasks else "(no task of it can be run here)"
+        return f"next: unzip -q {path} -d {folder}\n      {use}"
     task = name if "-singletask" in name else "-singletask-".join(dataset.rsplit("-", 1))
     return (
         f"next: dipole data inspect {path} --env {task}\n"

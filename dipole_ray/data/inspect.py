@@ -12,6 +12,7 @@ import numpy as np
 from dipole_ray.data.dataset import MANIFEST, OfflineDataset, open_dataset
 from dipole_ray.data.quarantine import restore_hint
 from dipole_ray.data.schema import Rows, validate_rows
+from dipole_ray.data.sources.exorl import episode_steps, find_episodes, is_exorl, read_arrays, read_exorl
 from dipole_ray.data.sources.mapping import TableMapping
 from dipole_ray.data.sources.ogbench import Relabel, has_rewards, read_ogbench
 from dipole_ray.data.sources.pieces import ImportReport
@@ -20,7 +21,7 @@ from dipole_ray.data.summary import Summary
 from dipole_ray.data.verdict import Finding, Verdict, judge, worst
 from dipole_ray.errors import ConfigError, DatasetError, NonFiniteError
 
-Kind = Literal["dataset", "ogbench", "table"]
+Kind = Literal["dataset", "ogbench", "exorl", "table"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,7 +31,7 @@ class Inspection:
     path: str
     """What was inspected."""
     kind: Kind
-    """A dipole dataset, an OGBench .npz, or a table."""
+    """A dipole dataset, an OGBench .npz, a folder of ExORL episodes, or a table."""
     verdict: Verdict
     """The worst of the findings."""
     findings: tuple[Finding, ...]
@@ -55,7 +56,9 @@ def dataset_kind(path: Path) -> Kind:
         raise DatasetError(f"{path}: no such file or folder; give a dataset folder, an OGBench .npz or a table")
     if path.suffix == ".npz":
         return "ogbench"
-    return "dataset" if path.is_dir() and ((path / MANIFEST).exists() or any(path.glob("data-*.arrow"))) else "table"
+    if path.is_dir() and ((path / MANIFEST).exists() or any(path.glob("data-*.arrow"))):
+        return "dataset"
+    return "exorl" if is_exorl(path) else "table"
 
 
 def inspect_dataset(
@@ -68,9 +71,9 @@ def inspect_dataset(
     """Read a dataset from beginning to end and judge it; what cannot be read is a finding, not an exception.
 
     Args:
-        path: A dataset folder, an OGBench .npz, or a table.
+        path: A dataset folder, an OGBench .npz, a folder of ExORL episodes, or a table.
         mapping: For tables; by default columns are taken by their names.
-        relabel: For .npz files without rewards.
+        relabel: For .npz files without rewards, and for ExORL episodes, of which it gets `physics`.
         on_transitions: Called with the transitions read so far.
 
     Raises:
@@ -81,7 +84,8 @@ def inspect_dataset(
     findings: list[Finding] = []
     labelled = True
     try:
-        labelled = kind != "ogbench" or relabel is not None or has_rewards(path)
+        if kind in ("ogbench", "exorl"):
+            labelled = relabel is not None or (kind == "ogbench" and has_rewards(path))
         for rows in _read(path, kind, mapping, relabel if labelled else _no_rewards, report, findings):
             summary.add(rows)
             if on_transitions is not None:
@@ -92,7 +96,7 @@ def inspect_dataset(
         findings.append(
             Finding(
                 level="info",
-                what="the file holds no rewards, so returns and masks are not judged",
+                what="the data holds no rewards of a task, so returns and masks are not judged",
                 where=path.name,
                 remedy="name a task with --env, here and when importing",
             )
@@ -127,6 +131,9 @@ def _read(
         return _checked(dataset)
     if kind == "ogbench":
         return read_ogbench(path, relabel, non_finite="drop", report=report)
+    if kind == "exorl":
+        files = find_episodes(path)
+        return read_exorl(files, _labels(files, relabel), non_finite="drop", report=report)
     return read_table(path, mapping or TableMapping.guess(table_columns(path)), non_finite="drop", report=report)
 
 
@@ -149,6 +156,15 @@ def _damage(dataset: OfflineDataset) -> list[Finding]:
         )
         for item in dataset.quarantined
     ]
+
+
+def _labels(files: list[Path], relabel: Relabel | None) -> Iterator[np.ndarray]:
+    """Yield the rewards of each episode; zeros without a task."""
+    for file in files:
+        if relabel is None or relabel is _no_rewards:
+            yield np.zeros(episode_steps(file), np.float32)
+        else:
+            yield relabel({"physics": read_arrays(file, ["physics"])["physics"][1:]})[0]
 
 
 def _no_rewards(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -7,6 +7,8 @@ CUBE = "cube-single-play-singletask-v0"
 SCENE = "scene-play-singletask-v0"
 PUZZLE = "puzzle-3x3-play-singletask-v0"
 WALKER = "dm_control/walker-walk"
+EXORL = "exorl/quadruped-run"
+JACO = "exorl/jaco-reach_top_left"
 PENDULUM = "Pendulum-v1"
 
 DIMS = {
@@ -20,5 +22,8 @@ DIMS = {
     PUZZLE: (55, 5, 500, True),
     WALKER: (24, 6, 1000, False),
     "dm_control/ball_in_cup-catch": (8, 2, 1000, False),
+    EXORL: (78, 12, 1000, False),
+    "exorl/cheetah-run_backward": (17, 6, 1000, False),
+    JACO: (42, 9, 250, False),
     PENDULUM: (3, 1, 200, False),
 }

@@ -14,7 +14,7 @@ from dipole_ray.envs.gl import DEBIAN_PACKAGES
 from dipole_ray.envs.make import EnvConfig, env_dims, make_env
 from dipole_ray.envs.standard import StandardEnv
 from dipole_ray.errors import ConfigError, NonFiniteError
-from tests.envs.families import ANTMAZE, CUBE, DIMS, PENDULUM, POINTMAZE, PUZZLE, SCENE, TELEPORT, WALKER
+from tests.envs.families import ANTMAZE, CUBE, DIMS, EXORL, JACO, PENDULUM, POINTMAZE, PUZZLE, SCENE, TELEPORT, WALKER
 
 Trajectory = tuple[np.ndarray, np.ndarray]
 
@@ -55,7 +55,7 @@ def same(left: Trajectory, right: Trajectory) -> bool:
     return all(np.array_equal(a, b) for a, b in zip(left, right, strict=True))
 
 
-@pytest.mark.parametrize("env_id", [POINTMAZE, TELEPORT, ANTMAZE, CUBE, SCENE, PUZZLE, WALKER, PENDULUM])
+@pytest.mark.parametrize("env_id", [POINTMAZE, TELEPORT, ANTMAZE, CUBE, SCENE, PUZZLE, WALKER, EXORL, JACO, PENDULUM])
 def test_seed_and_actions_alone_make_the_trajectory(env_id: str) -> None:
     """Fresh or used, alone or interleaved with another environment and with draws from the global stream."""
     first, second = make_env(env_id), make_env(env_id)
@@ -157,6 +157,8 @@ def test_a_policy_that_diverged_is_not_stepped() -> None:
         ("pointmaze-medim-navigate-singletask-v0", "pointmaze-medium-navigate-singletask-v0"),
         ("cube-single-navigate-singletask-v0", "cube-single-play-singletask-v0"),
         ("dm_control/walker-wlk", "dm_control/walker-walk"),
+        ("exorl/jaco-reach_top_lef", "exorl/jaco-reach_top_left"),
+        ("walker-walk", "exorl/walker-walk"),
         ("pointmaze-medium-v0", "goal-conditioned"),
         ("visual-cube-single-play-singletask-v0", "images"),
         ("CartPole-v1", "Discrete action space"),

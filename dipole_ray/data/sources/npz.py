@@ -14,7 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -45,6 +45,8 @@ class ArrayHeader:
     """Dimensions, rows first."""
     is_fortran: bool
     """Whether the bytes lie column by column."""
+    crc32: int = 0
+    """CRC-32 of the array's file as the archive states it; it is compared whenever the array is read to its end."""
 
     @property
     def row_bytes(self) -> int:
@@ -190,7 +192,7 @@ def _read_header(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) ->
             f"{path}: array '{info.filename}' says shape {header.shape} ({needed} bytes) but {found} bytes are stored; "
             "the file is damaged, get it again"
         )
-    return header
+    return replace(header, crc32=info.CRC)
 
 
 def _parse_header(stream: IO[bytes]) -> ArrayHeader:

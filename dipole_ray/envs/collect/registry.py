@@ -55,6 +55,11 @@ def recipe(name: str) -> Recipe:
             f"cannot collect '{name}': its walkers need trained experts; download OGBench's own files instead: "
             f"dipole data download ogbench {name}"
         )
+    if name.startswith("exorl"):
+        raise ConfigError(
+            f"cannot collect '{name}' like this: its data is made once for all tasks of a domain; use 'dipole data "
+            "collect exorl walker --algo rnd --steps 100000 --out DIR' and train with data.path=DIR/walker/rnd"
+        )
     if name.startswith("visual-"):
         raise ConfigError(f"cannot collect '{name}': it holds images, and this agent takes state vectors")
     if "singletask" in name:

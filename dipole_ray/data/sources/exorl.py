@@ -1,0 +1,201 @@
+"""Read ExORL's episode files, `{domain}/{algorithm}/buffer/episode_{index}_{steps}.npz`.
+
+An episode of T steps has T+1 rows. Row 0 is the start, with a dummy action; row i holds action i and the observation
+and physics state it led to. Transition i is therefore (observation[i-1], action[i], reward of physics[i],
+observation[i]). The file's own `reward` is that of whatever task the data was collected under, so it is ignored, as
+are `discount` (these tasks never end: the mask is 1 everywhere) and `skill`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dipole_ray.data.schema import Rows, Schema
+from dipole_ray.data.sources.npz import ArrayHeader, read_headers, stream_arrays
+from dipole_ray.data.sources.pieces import Block, ImportReport, NonFinitePolicy, finish_block, to_float32
+from dipole_ray.errors import DatasetError
+
+BUFFER = "buffer"
+CHUNK_ROWS = 10_000
+"""Rows of episodes that are handed on together."""
+
+_NAME = re.compile(r"\w+_(\d+)_(\d+)\.npz")
+_ARRAYS = ("observation", "action", "physics")
+_AGAIN = "get the file again, or remove it to do without this episode"
+
+
+def is_exorl(path: Path) -> bool:
+    """Return whether `path` is a folder of episodes, or holds one where ExORL puts them."""
+    return path.is_dir() and any(True for _ in _folders(path))
+
+
+def find_episodes(path: Path) -> list[Path]:
+    """Return the episode files of a folder, sorted by name; whatever else lies there is ignored.
+
+    Args:
+        path: The folder of episodes, or a folder above it that holds no second one.
+
+    Raises:
+        DatasetError: If there are none, or several folders of them.
+    """
+    folders = list(_folders(path)) if path.is_dir() else []
+    if len(folders) != 1:
+        found = f"several folders of episodes ({', '.join(map(str, folders[:4]))})" if folders else "no episodes"
+        raise DatasetError(
+            f"{path}: holds {found}; name the folder of episode_000000_1000.npz and its kin, such as "
+            f"{folders[0] if folders else 'walker/rnd/buffer'}"
+        )
+    return sorted(file for file in folders[0].iterdir() if _NAME.fullmatch(file.name))
+
+
+def _folders(path: Path) -> Iterator[Path]:
+    """Yield the folders of episodes at `path`: itself, or `buffer` on the three levels below."""
+    for folder in (path, *(found for depth in range(3) for found in sorted(path.glob("*/" * depth + BUFFER)))):
+        if folder.is_dir() and any(_NAME.fullmatch(file.name) for file in folder.iterdir()):
+            yield folder
+
+
+def episode_steps(file: Path) -> int:
+    """Return the steps of an episode as its file's name says; reading it checks them."""
+    match = _NAME.fullmatch(file.name)
+    assert match is not None
+    return int(match[2])
+
+
+def exorl_schema(files: Sequence[Path]) -> Schema:
+    """Return the dimensions of the first episode from its headers alone.
+
+    Raises:
+        DatasetError: If it is no episode.
+    """
+    headers = episode_headers(files[0])
+    return Schema(headers["observation"].shape[1], headers["action"].shape[1])
+
+
+def episode_headers(file: Path) -> dict[str, ArrayHeader]:
+    """Return the headers of one episode's arrays.
+
+    Raises:
+        DatasetError: If an array is missing or of another shape or type, or the steps are not what the name says.
+    """
+    headers = read_headers(file)
+    rows = episode_steps(file) + 1
+    if rows < 2:
+        raise DatasetError(f"{file}: by its name an episode without steps; remove it")
+    for name in _ARRAYS:
+        header = headers.get(name)
+        if header is None:
+            raise DatasetError(
+                f"{file}: array '{name}' is missing (found {', '.join(sorted(headers)) or 'none'}); an episode of "
+                f"ExORL has {', '.join(_ARRAYS)}: {_AGAIN}"
+            )
+        if header.dtype.kind != "f" or header.dtype.itemsize < (8 if name == "physics" else 4):
+            kind = "float64, which exact rewards need" if name == "physics" else "float32 (pixels are not supported)"
+            raise DatasetError(f"{file}: array '{name}' is of type {header.dtype}, expected {kind}; {_AGAIN}")
+        if len(header.shape) != 2 or 0 in header.shape:
+            raise DatasetError(f"{file}: array '{name}' has shape {header.shape}, expected (rows, dim); {_AGAIN}")
+        if header.shape[0] != rows:
+            raise DatasetError(
+                f"{file}: array '{name}' has {header.shape[0]} rows, an episode of {rows - 1} steps (its name says so) "
+                f"has {rows}; {_AGAIN}"
+            )
+    return headers
+
+
+def read_arrays(file: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return some arrays of one episode, T+1 rows each.
+
+    Raises:
+        DatasetError: If the episode is malformed or damaged.
+    """
+    chunks = list(stream_arrays(file, episode_headers(file), names))
+    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in names}
+
+
+def physics_digest(files: Sequence[Path]) -> str:
+    """Return a digest of the states in `files`: what the rewards of every task depend on, wherever the files lie."""
+    digest = hashlib.sha256()
+    for file in files:
+        header = read_headers(file).get("physics")
+        digest.update(f"{file.name} {header and (header.crc32, header.shape)}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def read_exorl(
+    files: Sequence[Path],
+    rewards: Iterable[np.ndarray],
+    *,
+    non_finite: NonFinitePolicy = "refuse",
+    report: ImportReport | None = None,
+) -> Iterator[Rows]:
+    """Yield rows of whole episodes, about ten thousand at a time.
+
+    Args:
+        files: The episodes.
+        rewards: Of each episode in the same order, (T,): the reward of each state reached, that is without row 0;
+            NaN where the state is not finite.
+        non_finite: `refuse` raises at a NaN or infinity; `drop` leaves those transitions out, splitting the episode.
+        report: Counts what was read and dropped.
+
+    Raises:
+        DatasetError: If a file is malformed; says which, which array, which row and what to do.
+    """
+    report = ImportReport() if report is None else report
+    schema = exorl_schema(files)
+    held: list[Rows] = []
+    for file, labels in zip(files, rewards, strict=True):
+        rows = _episode(file, labels, schema, non_finite, report)
+        if rows is not None:
+            held.append(rows)
+        if sum(len(piece["remaining"]) for piece in held) >= CHUNK_ROWS:
+            yield _joined(held)
+            held = []
+    if held:
+        yield _joined(held)
+
+
+def _joined(pieces: list[Rows]) -> Rows:
+    return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+
+
+def _episode(
+    file: Path, rewards: np.ndarray, schema: Schema, non_finite: NonFinitePolicy, report: ImportReport
+) -> Rows | None:
+    arrays = read_arrays(file, ("observation", "action"))
+    observations, actions = to_float32(arrays["observation"]), to_float32(arrays["action"])
+    if (observations.shape[1], actions.shape[1]) != (schema.observation_dim, schema.action_dim):
+        raise DatasetError(
+            f"{file}: observations have {observations.shape[1]} and actions {actions.shape[1]} dimensions, the first "
+            f"episode has {schema.observation_dim} and {schema.action_dim}; keep one domain a folder"
+        )
+    steps = len(observations) - 1
+    if rewards.shape != (steps,):
+        raise DatasetError(f"{file}: {rewards.shape} rewards for {steps} steps; label this episode again")
+    if non_finite == "refuse":
+        _require_finite(file, {"observation": observations, "action": actions[1:], "physics": rewards})
+    report.rows_read += steps + 1
+    block = Block(
+        observations=observations,
+        actions=np.concatenate([actions[1:], np.zeros_like(actions[:1])]),
+        rewards=np.append(to_float32(rewards), np.float32(0.0)),
+        masks=np.ones(steps + 1, np.float32),
+        closing=np.arange(steps + 1) == steps,
+        row_numbers=np.arange(1, steps + 2),
+    )
+    return finish_block(block, file, non_finite, report)
+
+
+def _require_finite(file: Path, arrays: dict[str, np.ndarray]) -> None:
+    for name, values in arrays.items():
+        bad = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1))
+        if len(bad):
+            row = int(bad[0]) + (name != "observation")  # row 0 has only an observation
+            raise DatasetError(
+                f"{file}: row {row} of array '{name}' holds NaN, infinity or no possible state ({len(bad)} such rows); "
+                "remove the file to do without this episode, or leave those transitions out with --non-finite drop"
+            )
