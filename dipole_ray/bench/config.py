@@ -47,6 +47,8 @@ class SuiteConfig:
     """Method that the others are compared with; null = the first one."""
     full_score: float | None = None
     """Score of a perfect policy, by which tasks are made comparable; null = 100 for success, none for returns."""
+    axis: str | None = None
+    """What `methods.NAME.x` is, such as `beta`; adds a picture of scores against it."""
     paper: str | None = None
     """Table of `paper_numbers.yaml` to print beside ours."""
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
@@ -71,6 +73,8 @@ class TaskConfig:
     """Tasks of one group are averaged in the report, as the five tasks of an OGBench category."""
     full_score: float | None = None
     """Score of a perfect policy in this task; null = the suite's."""
+    only: tuple[str, ...] = ()
+    """Methods that this task is run with; empty = all."""
     methods: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Keys of a run on top of a method's, for this task alone: `{dipole: {agent: {omega: 4}}}`."""
 
@@ -85,6 +89,10 @@ class MethodConfig:
     """Method whose runs these are: another way of acting needs no training of its own."""
     candidates: tuple[int, ...] = ()
     """Numbers of candidates that are shown; empty = all that were evaluated."""
+    series: str | None = None
+    """Curve that the method is a point of, in the picture over `suite.axis`."""
+    x: float | None = None
+    """Where on that axis."""
 
 
 def require_name(key: str, name: str) -> None:

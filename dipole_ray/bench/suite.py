@@ -68,8 +68,12 @@ class Suite:
             for seed in self.config.seeds
             for task in self.tasks
             for method in trained
-            if task in chosen["task"] and str(seed) in chosen["seed"]
+            if task in chosen["task"] and str(seed) in chosen["seed"] and self.is_run(task, method)
         ]
+
+    def is_run(self, task: str, method: str) -> bool:
+        """Return whether a method is among those of a task."""
+        return not self.tasks[task].only or method in self.tasks[task].only
 
     def job(self, task: str, method: str, seed: int) -> Job:
         """Return the run of a method on a task with a seed."""
@@ -188,7 +192,7 @@ def from_mapping(mapping: Mapping[str, Any], overrides: tuple[str, ...] = ()) ->
     )
     _require_known(suite)
     for task in tasks:
-        for method in methods:
+        for method in filter(lambda name: suite.is_run(task, name), methods):
             suite.job(task, method, suite.config.seeds[0])
     return suite
 
@@ -199,10 +203,13 @@ def _require_known(suite: Suite) -> None:
     asked = [("suite.baseline", suite.config.baseline)]
     asked += [(f"methods.{name}.runs_of", method.runs_of) for name, method in methods.items()]
     asked += [(f"tasks.{name}.methods", key) for name, task in suite.tasks.items() for key in task.methods]
+    asked += [(f"tasks.{name}.only", key) for name, task in suite.tasks.items() for key in task.only]
     for key, name in asked:
         if name is not None and name not in methods:
             raise ConfigError(f"{key} is '{name}', no method of the suite{_nearest(name, list(methods))}")
     for name, method in methods.items():
+        if method.x is not None and (suite.config.axis is None or method.series is None):
+            raise ConfigError(f"methods.{name}.x is {method.x}, on no axis: name suite.axis and methods.{name}.series")
         if method.runs_of and methods[method.runs_of].runs_of:
             raise ConfigError(f"methods.{name}.runs_of is '{method.runs_of}', which has no runs of its own either")
         if method.runs_of and _run_part(suite.mapping["methods"][name], MethodConfig):

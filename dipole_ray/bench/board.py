@@ -1,0 +1,209 @@
+"""The scores of a suite's runs: by method, task, seed and way of acting, at the end of a phase and along the way.
+
+Two ways to name omega are kept apart. *Named*: the config's own omega, which stood before the run. *Tuned*: the omega
+with the best mean score over the **other** seeds of the task, so that neither the networks nor the episodes that are
+reported had a part in the choice (leave one seed out). Both are reported for every number of candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dipole_ray.bench.config import MethodConfig, SuiteConfig, TaskConfig
+from dipole_ray.bench.result import DIVERGED
+
+PHASES = ("offline", "online")
+Choice = Literal["named", "tuned"]
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A way of acting, up to omega."""
+
+    choice: Choice
+    """How omega is chosen."""
+    candidates: int
+    """Actions sampled per step; 1 is without rejection sampling."""
+
+    def __str__(self) -> str:
+        count = f"{self.candidates} candidate{'s' * (self.candidates != 1)}"
+        return count if self.choice == "named" else f"tuned omega, {count}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Board:
+    """All runs of a suite that have a result."""
+
+    config: SuiteConfig
+    """How they are compared."""
+    tasks: Mapping[str, TaskConfig]
+    """By name."""
+    methods: Mapping[str, MethodConfig]
+    """By name."""
+    runs: Mapping[tuple[str, str, int], Mapping[str, Any]]
+    """Results by (task, trained method, seed)."""
+
+    @property
+    def baseline(self) -> str:
+        """The method that the others are compared with."""
+        return self.config.baseline or next(iter(self.methods))
+
+    def label(self, method: str) -> str:
+        """Return what a method is called in tables."""
+        return self.methods[method].label or method
+
+    def full_score(self, task: str) -> float | None:
+        """Return the score of a perfect policy, None where nobody named it."""
+        named = self.tasks[task].full_score or self.config.full_score
+        return 100.0 if named is None and self.config.metric == "success" else named
+
+    def results(self, task: str, method: str) -> dict[int, Mapping[str, Any]]:
+        """Return the results of a method on a task by seed."""
+        trained = self.methods[method].runs_of or method
+        return {seed: run for (at, name, seed), run in sorted(self.runs.items()) if (at, name) == (task, trained)}
+
+    # ---- ways of acting ----
+
+    def cells(self, task: str, method: str) -> dict[str, Mapping[str, Any]]:
+        """Return the ways of acting that a method shows, by key, in the order of their candidates and omega."""
+        shown = self.methods[method].candidates
+        cells = {key: cell for run in self.results(task, method).values() for key, cell in run["cells"].items()}
+        kept = [(key, cell) for key, cell in cells.items() if not shown or cell["candidates"] in shown]
+        return dict(sorted(kept, key=lambda item: (item[1]["candidates"], item[1]["omega"] or 0.0)))
+
+    def candidates(self) -> list[int]:
+        """Return the numbers of candidates that anything was evaluated with."""
+        pairs = [(task, method) for task in self.tasks for method in self.methods]
+        return sorted({cell["candidates"] for pair in pairs for cell in self.cells(*pair).values()})
+
+    def omegas(self, task: str, method: str, candidates: int) -> dict[float, str]:
+        """Return the keys of the guided cells with so many candidates, by omega."""
+        cells = self.cells(task, method).items()
+        return {
+            cell["omega"]: key for key, cell in cells if cell["policy"] == "guided" and cell["candidates"] == candidates
+        }
+
+    def named_key(self, task: str, method: str, candidates: int) -> str | None:
+        """Return the cell of the config's own omega with so many candidates, None where it was not evaluated."""
+        for run in self.results(task, method).values():
+            own = run["cells"][run["chosen"]]
+            for key, cell in self.cells(task, method).items():
+                if (cell["policy"], cell["omega"], cell["candidates"]) == (own["policy"], own["omega"], candidates):
+                    return key
+        return None
+
+    # ---- scores ----
+
+    def value(self, scores: Mapping[str, Any]) -> float | None:
+        """Return the suite's score of a cell in one evaluation."""
+        number = scores[self.config.metric]
+        return None if number is None else float(number) * (100.0 if self.config.metric == "success" else 1.0)
+
+    def curve(self, task: str, method: str, key: str) -> dict[int, list[tuple[str, int, int, float]]]:
+        """Return the evaluations of a cell by seed: phase, updates, environment steps and score."""
+        found: dict[int, list[tuple[str, int, int, float]]] = {}
+        for seed, run in self.results(task, method).items():
+            found[seed] = [
+                (item["phase"], item["learner_steps"], item["env_steps"], score)
+                for item in run["evaluations"]
+                if (score := self.value(item["scores"][key])) is not None
+            ]
+        return found
+
+    def finals(self, task: str, method: str, key: str, phase: str) -> dict[int, float]:
+        """Return by seed the mean over the last evaluations of a phase; a diverged run counts with the worst."""
+        found = {}
+        for seed, score in self._measured(task, method, key, phase):
+            found[seed] = self.worst(task, phase) if score is None else score
+        return found
+
+    def worst(self, task: str, phase: str) -> float:
+        """Return what a diverged run counts with: no success, or the lowest score that any run of the task had."""
+        if self.config.metric == "success":
+            return 0.0
+        scores = [
+            score
+            for method in self.methods
+            for key in self.cells(task, method)
+            for _, score in self._measured(task, method, key, phase)
+            if score is not None
+        ]
+        return min(scores, default=0.0)
+
+    def _measured(self, task: str, method: str, key: str, phase: str) -> Iterator[tuple[int, float | None]]:
+        """Yield (seed, score) of the runs that came to the phase, None where they diverged in it."""
+        for seed, run in self.results(task, method).items():
+            if run["status"] == DIVERGED and (phase == "online" or not run["env_steps"]):
+                yield seed, None
+                continue
+            items = [item for item in run["evaluations"] if item["phase"] == phase and key in item["scores"]]
+            scores = [self.value(item["scores"][key]) for item in items[-self.config.evaluations :]]
+            known = [score for score in scores if score is not None]
+            if known:
+                yield seed, float(np.mean(known))
+
+    def scores(self, task: str, method: str, way: Way, phase: str) -> NDArray[np.float64]:
+        """Return the scores of a method on a task, one a seed; empty where it does not act in that way."""
+        if way.choice == "named":
+            key = self.named_key(task, method, way.candidates)
+            return np.array([] if key is None else list(self.finals(task, method, key, phase).values()), np.float64)
+        return np.array([score for _, score in self.tuned(task, method, way.candidates, phase)], np.float64)
+
+    def tuned(self, task: str, method: str, candidates: int, phase: str) -> list[tuple[float, float]]:
+        """Return for each seed the omega that was best over the other seeds, and its score with this one.
+
+        Nothing for a method without omega, or with a single seed; ties go to the least greedy omega.
+        """
+        keys = self.omegas(task, method, candidates)
+        grid = {omega: self.finals(task, method, key, phase) for omega, key in keys.items()}
+        seeds = sorted(set.intersection(*(set(scores) for scores in grid.values()))) if grid else []
+        if len(grid) < 2 or len(seeds) < 2:
+            return []
+        found = []
+        for seed in seeds:
+            others = [other for other in seeds if other != seed]
+            best = max(grid, key=lambda omega: (np.mean([grid[omega][other] for other in others]), -abs(omega)))
+            found.append((best, grid[best][seed]))
+        return found
+
+    def ways(self) -> list[Way]:
+        """Return the ways of acting that any method has scores for: named omega first, then tuned."""
+        pairs = [(task, method) for task in self.tasks for method in self.methods]
+        ways = [Way(choice, count) for choice in ("named", "tuned") for count in self.candidates()]  # type: ignore[arg-type]
+        return [way for way in ways if any(len(self.scores(*pair, way, phase)) for pair in pairs for phase in PHASES)]
+
+    def phases(self) -> list[str]:
+        """Return the phases that any run was evaluated in."""
+        found = {item["phase"] for run in self.runs.values() for item in run["evaluations"]}
+        found |= {"online" if run["env_steps"] else "offline" for run in self.runs.values()}
+        return [phase for phase in PHASES if phase in found]
+
+    # ---- over tasks ----
+
+    def groups(self) -> dict[str, list[str]]:
+        """Return the groups of tasks, and all tasks together where there are several."""
+        groups: dict[str, list[str]] = {}
+        for name, task in self.tasks.items():
+            if task.group is not None:
+                groups.setdefault(task.group, []).append(name)
+        if len(self.tasks) > 1:
+            groups["all tasks"] = list(self.tasks)
+        return groups
+
+    def compared(self, method: str, way: Way, phase: str, tasks: Sequence[str]) -> list[NDArray[np.float64]] | None:
+        """Return a method's scores on several tasks, in per cent of a full score where there is more than one.
+
+        None where a task is missing or nobody named its full score.
+        """
+        found = []
+        for task in tasks:
+            scores, full = self.scores(task, method, way, phase), self.full_score(task)
+            if not len(scores) or (full is None and len(tasks) > 1):
+                return None
+            found.append(scores if len(tasks) == 1 or full is None else scores * (100.0 / full))
+        return found
