@@ -15,6 +15,7 @@ from dipole_ray.envs.make import EnvConfig
 from dipole_ray.errors import ConfigError, DatasetError
 from dipole_ray.evaluation import Cell, CellResult, environments, evaluate_cell, summarize
 from dipole_ray.plots import draw_curves, draw_maze, draw_omega, draw_run, read_metrics
+from dipole_ray.plots.maze import _score
 from dipole_ray.plots.style import DPI
 from dipole_ray.report import Row, write_evaluation
 from dipole_ray.trajectories import FILE_NAME, read_trajectories, write_trajectories
@@ -43,6 +44,13 @@ def run(tmp_path: Path, results: list[CellResult]) -> Path:
     write_trajectories(tmp_path / FILE_NAME, maze, paths)
     write_metrics(tmp_path / "metrics.jsonl")
     return tmp_path
+
+
+def test_a_panel_of_ifql_has_the_counted_success_of_its_row(results: list[CellResult]) -> None:
+    """IFQL's rows have no omega, as those of BC, but bear their own name."""
+    here = results[0].trajectories("offline")
+    counted: Row = {**row(None, 1), "method": "IFQL", "success": 0.25, "episodes": 8}
+    assert _score(here, [counted]).startswith("success 2/8")
 
 
 def write_metrics(path: Path) -> None:

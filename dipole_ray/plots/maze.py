@@ -15,7 +15,7 @@ from matplotlib.patches import Circle
 
 from dipole_ray.errors import DatasetError
 from dipole_ray.plots import style
-from dipole_ray.report import BC, Evaluation, Row
+from dipole_ray.report import Evaluation, Row
 from dipole_ray.trajectories import Maze, Trajectory
 
 _SUCCESS, _FAILURE = style.BLUE, style.VERMILLION
@@ -120,9 +120,9 @@ def _score(here: Sequence[Trajectory], rows: Sequence[Row]) -> str:
     """Return the line under a panel, over all counted episodes where their row is known."""
     if not here:
         return "not evaluated"
-    key = (here[0].policy == "bc", here[0].omega, here[0].candidates)
+    key = (here[0].omega, here[0].candidates)
     for row in rows:
-        if (row["method"] == BC, row["omega"], row["candidates"]) == key and row["success"] is not None:
+        if (row["omega"], row["candidates"]) == key and row["success"] is not None:
             won = round(row["success"] * row["episodes"])
             return f"success {won}/{row['episodes']} \u00b7 {row['length']:.0f} steps"
     return f"success {sum(one.success for one in here)}/{len(here)} of the paths drawn"

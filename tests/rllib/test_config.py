@@ -18,12 +18,15 @@ from tests.rllib.small import config
 
 # One allowed value per key that is not the default; together they contradict nothing.
 AGENT_VALUES: dict[str, Any] = {
+    "algorithm": "dipole",
     "weight_scheme": "cfgrl",
     "beta": 5.0,
     "shift": 0.0,
     "omega": 2.0,
     "num_candidates": 3,
     "exp_weight_max": 7.0,
+    "alpha": 20.0,
+    "normalize_q_loss": False,
     "train_bc": True,
     "expectile": 0.7,
     "discount": 0.9,
