@@ -18,7 +18,7 @@ from dipole_ray import report
 from dipole_ray.checkpoint import Checkpoint, newest_valid, prune, read_checkpoint, write_checkpoint
 from dipole_ray.config import RunConfig
 from dipole_ray.data.durable import commit_file, write_json
-from dipole_ray.evaluation import Cell, cells_of, summarize
+from dipole_ray.evaluation import Cell, cells_of, method_name, summarize
 from dipole_ray.prepare import prepare_dataset
 from dipole_ray.report import Row
 from dipole_ray.rllib.algorithm import RING_FILE
@@ -170,7 +170,7 @@ class TrialRun:
 
     def _play(self, cells: list[Cell], episodes: int, seed: int) -> list[Row]:
         """Return the rows of some cells, all from the present weights."""
-        method, confidence = self.config.agent.weight_scheme.upper(), self.config.evaluation.confidence
+        method, confidence = method_name(self.config.agent), self.config.evaluation.confidence
         results = play(self.algorithm, None, cells, episodes=episodes, seed=seed)
         return [summarize(result, method, confidence) for result in results]
 
