@@ -230,7 +230,7 @@ def test_exorl_mirrors_from_the_environment_and_a_pinned_checksum(
     shown = capsys.readouterr().out
     path = tmp_path / "walker" / "rnd.zip"
     assert path.read_bytes() == data and "its SHA-256 is as given by you" in shown
-    assert f"next: unzip -q {path} -d {tmp_path / 'walker' / 'rnd'}" in shown and "cannot import" in shown
+    assert f"next: unzip -q {path} -d {tmp_path / 'walker' / 'rnd'}" in shown and "--env exorl/walker-stand" in shown
 
 
 def test_download_options_that_cannot_be_meant_are_refused(tmp_path: Path) -> None:

@@ -8,12 +8,16 @@ import numpy as np
 import pytest
 import torch
 
+from dipole_ray.data.sources.exorl import find_episodes
 from dipole_ray.envs.collect import exploration
 from dipole_ray.envs.collect.exorl import collect_exorl
 from dipole_ray.envs.collect.rnd import Explorer, ExplorerConfig, RunningMoments
+from dipole_ray.envs.exorl import rewards
+from dipole_ray.envs.exorl.rewards import label_episodes, rewards_of
 from dipole_ray.envs.exorl.tasks import DOMAINS
 from dipole_ray.envs.make import make_env
 from dipole_ray.errors import ConfigError, DatasetError
+from dipole_ray.parallel import ray_session
 
 SMALL = ExplorerConfig(hidden_dim=32, embedding_dim=16, batch_size=32, seed_steps=250)
 
@@ -60,6 +64,19 @@ def test_random_episodes_hold_what_happened_and_do_not_depend_on_the_blocks(tmp_
     assert contents(other) != {
         key: value for key, value in contents(folder).items() if key.startswith("episode_000000")
     }
+
+
+def test_ray_collects_and_labels_what_one_process_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rewards, "BLOCK_STEPS", 4000)
+    with ray_session():
+        far = collect_exorl("cheetah", "random", 11_000, 0, tmp_path / "far", num_workers=2, progress=False)
+        files = find_episodes(far)
+        shared = label_episodes("exorl/cheetah-run", files, tmp_path / "two", num_workers=2, progress=False)
+    near = collect_exorl("cheetah", "random", 11_000, 0, tmp_path / "near", num_workers=1, progress=False)
+    assert contents(far) == contents(near) and len(files) == 11
+    alone = label_episodes("exorl/cheetah-run", files, tmp_path / "one", num_workers=1, progress=False)
+    pairs = list(zip(rewards_of(shared), rewards_of(alone), strict=True))
+    assert len(pairs) == 11 and all(np.array_equal(left, right) for left, right in pairs)
 
 
 def explore(folder: Path, count: int) -> None:
