@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: install train test test-slow chaos soak lint clean
+.PHONY: install train test test-slow test-browser chaos soak lint clean
 
 train: install  ## the main job on the quick start: data, offline phase, online phase, table, pictures
 	$(BIN)/dipole train quickstart
@@ -15,6 +15,10 @@ test: install lint  ## linters, types and every test but the long ones
 
 test-slow: install  ## the long tests
 	$(BIN)/python -m pytest -m slow
+
+test-browser: install  ## MLflow's page in a real browser (Debian: apt-get install chromium)
+	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable ".[browser]"
+	$(BIN)/python -m pytest -m browser tests/browser
 
 CHAOS_RESULTS := $(CURDIR)/build/chaos.jsonl
 

@@ -154,8 +154,10 @@ class Tracker:
     @property
     def view_command(self) -> str | None:
         """The command, or address, that shows the run in MLflow; None where MLflow is off."""
-        if self.uri is None or self.uri.startswith("http"):
-            return self.uri
+        if self.uri is None:
+            return None
+        if self.uri.startswith("http"):  # the run's own page, for MLflow itself opens on one for language models
+            return self.uri if self.run_id is None else f"{self.uri.rstrip('/')}/#/runs/{self.run_id}"
         return f"mlflow ui --backend-store-uri {self.uri}"
 
     @property

@@ -33,7 +33,7 @@ def sweep_tracker(plan: Plan, ledger: Ledger) -> Tracker:
         plan.run_config({}).tracking,
         run_name=ledger.folder.name,
         parameters=plan.to_mapping(),
-        tags={"dipole.sweep": plan.sweep.name, "config_digest": plan.digest()},
+        tags={**_tags(plan), "config_digest": plan.digest()},
         resume=True,
         run_key=ledger.run_key,
     )
@@ -56,11 +56,16 @@ def trial_tracker(
         config.tracking,
         run_name=f"{plan.sweep.name}/{folder.name}",
         parameters=config.to_mapping(),
-        tags={"dipole.sweep": plan.sweep.name, "dipole.trial": folder.name},
+        tags={**_tags(plan), "dipole.trial": folder.name},
         resume=True,
         state=state,
         parent_key=run_key,
     )
+
+
+def _tags(plan: Plan) -> dict[str, str]:
+    """Return the tags of all runs of a sweep; the source is the command that a user gave."""
+    return {"dipole.sweep": plan.sweep.name, "mlflow.source.name": "dipole sweep"}
 
 
 def settle(plan: Plan, ledger: Ledger) -> None:

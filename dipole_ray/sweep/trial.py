@@ -175,10 +175,16 @@ class TrialRun:
         return [summarize(result, method, confidence) for result in results]
 
     def _metrics(self, rows: list[Row], best: Row, reported: Row | None) -> dict[str, float]:
-        """Return the metrics of a rung: every cell, the chosen one, and the settings, which PBT changes."""
+        """Return the metrics of a rung: every cell, the chosen one, and the settings, which PBT changes.
+
+        MLflow draws a chart for each name and a section for each folder of names, so a cell has the measures that cells
+        are compared by and nothing else; `evaluation.json` has the rest.
+        """
         metrics: dict[str, float] = {"sweep/rung": float(self.rung), "sweep/score": self.results[-1]["score"]}
+        measures = {"return", "success", self.plan.sweep.metric}
         for row in rows:
-            metrics.update({f"eval/{cell_key(cell_of(row))}/{name}": value for name, value in _numbers(row).items()})
+            compared = {name: value for name, value in _numbers(row).items() if name in measures}
+            metrics.update({f"eval/{name}/{cell_key(cell_of(row))}": value for name, value in compared.items()})
         metrics.update({f"eval/{name}": value for name, value in _numbers(best).items()})
         metrics["sweep/best_candidates"] = float(best["candidates"])
         if best["omega"] is not None:
@@ -256,4 +262,5 @@ class TrialRun:
 
 def _numbers(row: Row) -> dict[str, float]:
     """Return the measures of a row."""
-    return {name: value for name, value in row.items() if isinstance(value, float) and name != "omega"}
+    given = ("omega", "confidence")
+    return {name: value for name, value in row.items() if isinstance(value, float) and name not in given}

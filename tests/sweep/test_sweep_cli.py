@@ -62,6 +62,7 @@ def test_mlflow_has_one_run_a_sweep_and_one_below_it_a_trial(user: Any) -> None:
     parent = runs.pop(sweep.name)
     assert {run.data.tags["mlflow.parentRunId"] for run in runs.values()} == {parent.info.run_id}
     client = connect(f"sqlite:///{folder / 'runs' / 'mlflow.db'}")
+    assert {run.data.tags["mlflow.source.name"] for run in (parent, *runs.values())} == {"dipole sweep"}
     names = {item.path for item in client.list_artifacts(parent.info.run_id)}
     assert names == {"best.yaml", "leaderboard.csv", "leaderboard.json", "pictures"}
     for number, run in enumerate(runs[f"small/trial-00{i}"] for i in range(2)):
@@ -70,6 +71,9 @@ def test_mlflow_has_one_run_a_sweep_and_one_below_it_a_trial(user: Any) -> None:
         assert run.data.params["agent.beta"] == str(notes["values"]["agent.beta"])
         assert run.data.metrics["sweep/rung"] == 2.0 and "report/return" in run.data.metrics
         assert len(client.get_metric_history(run.info.run_id, "sweep/score")) == 2
+        cells = {name for name in run.data.metrics if "omega_" in name}
+        assert cells == {f"eval/return/omega_{o}_candidates_{c}" for o in (0, 1) for c in (1, 2)}, "one chart a cell"
+        assert not any(name.endswith("/confidence") for name in run.data.metrics)
 
 
 def test_the_same_command_finds_nothing_left_to_do(user: Any) -> None:
