@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -35,7 +36,7 @@ class Way:
         return count if self.choice == "named" else f"tuned omega, {count}"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Board:
     """All runs of a suite that have a result."""
 
@@ -64,8 +65,14 @@ class Board:
 
     def results(self, task: str, method: str) -> dict[int, Mapping[str, Any]]:
         """Return the results of a method on a task by seed."""
-        trained = self.methods[method].runs_of or method
-        return {seed: run for (at, name, seed), run in sorted(self.runs.items()) if (at, name) == (task, trained)}
+        return self._by_method.get((task, self.methods[method].runs_of or method), {})
+
+    @cached_property
+    def _by_method(self) -> dict[tuple[str, str], dict[int, Mapping[str, Any]]]:
+        found: dict[tuple[str, str], dict[int, Mapping[str, Any]]] = {}
+        for (task, method, seed), run in sorted(self.runs.items(), key=lambda item: item[0]):
+            found.setdefault((task, method), {})[seed] = run
+        return found
 
     # ---- ways of acting ----
 

@@ -1,0 +1,201 @@
+"""The report of a suite: NAME.json with every run's numbers, NAME.md with the tables, NAME-*.png with the pictures.
+
+The JSON holds all that tables and pictures are made of, so that they can be made again without the runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from dipole_ray import settings
+from dipole_ray.bench import tables
+from dipole_ray.bench.board import Board
+from dipole_ray.bench.config import MethodConfig, SuiteConfig, TaskConfig
+from dipole_ray.bench.job import stored
+from dipole_ray.bench.pictures import draw
+from dipole_ray.bench.statistics import RESAMPLES
+from dipole_ray.bench.suite import SUITES, Suite, load_suite
+from dipole_ray.config import read_yaml
+from dipole_ray.data.durable import commit_file, read_json
+from dipole_ray.errors import ConfigError, DatasetError
+from dipole_ray.provenance import git_commit, package_versions
+
+FORMAT = 1
+PAPER_FILE = SUITES / "paper_numbers.yaml"
+_MAX_BYTES = 1 << 26
+
+_HOW = """\
+A score is the mean over the last {evaluations} of a phase, of {episodes} episodes each, which every seed has of its
+own. Numbers are means over seeds with 95 % stratified bootstrap intervals: percentiles of {resamples:,} resamples of
+the seeds within each task; with five seeds they are somewhat too narrow. `omega` stood in the file before the run.
+"Tuned omega" is, for each seed, the omega with the best mean score over the *other* seeds, so that no number was chosen
+by the episodes, or the networks, that it is reported on. 1 candidate is without rejection sampling. A diverged run
+counts with {worst}."""
+
+
+def write_report(source: str, overrides: Sequence[str], out: Path) -> list[Path]:
+    """Write the report of a suite, or again that of a report's own JSON file, and return the files, tables first.
+
+    Args:
+        source: A suite's name or file, or a report's JSON file.
+        overrides: What the runs had on top of the suite's file.
+        out: Folder for the files.
+
+    Raises:
+        ConfigError: No run has a result yet.
+        DatasetError: A file is damaged.
+    """
+    data = read_report(Path(source)) if source.endswith(".json") else collect(load_suite(source, overrides), source)
+    board = board_of(data)
+    if not board.runs:
+        raise ConfigError(f"{source}: no run has a result yet; start it with 'dipole bench run {source}'")
+    out.mkdir(parents=True, exist_ok=True)
+    name = board.config.name
+    pictures = draw(board, out)
+    _write(out / f"{name}.json", _as_json(data))
+    _write(out / f"{name}.md", markdown(data, board, pictures))
+    return [out / f"{name}.md", out / f"{name}.json", *pictures]
+
+
+def collect(suite: Suite, source: str) -> dict[str, Any]:
+    """Return everything that a report is made of, from the runs that have a result."""
+    jobs = suite.jobs()
+    results = [result for job in jobs if (result := stored(job)) is not None]
+    table = suite.config.paper
+    return {
+        "format": FORMAT,
+        "date": datetime.now(UTC).date().isoformat(),
+        "command": shlex.join(["dipole", "bench", "run", source, *_shown(suite)]),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "versions": package_versions(),
+        "commit": git_commit(),
+        "planned": len(jobs),
+        "suite": settings.to_mapping(suite.config),
+        "tasks": {name: settings.to_mapping(task) for name, task in suite.tasks.items()},
+        "methods": {name: settings.to_mapping(method) for name, method in suite.methods.items()},
+        "file": dict(suite.mapping),
+        "episodes": jobs[0].config.evaluation.episodes,
+        "paper": published(table) if table is not None else None,
+        "runs": results,
+    }
+
+
+def _shown(suite: Suite) -> list[str]:
+    """Return the overrides that shape results; places on one machine's disk are nobody else's."""
+    return [word for word in suite.overrides if word.partition("=")[0] not in ("folder", "data.path", "data.cache")]
+
+
+def published(table: str) -> dict[str, Any]:
+    """Return a table of published numbers, with its source.
+
+    Raises:
+        ConfigError: There is no such table.
+    """
+    known = read_yaml(PAPER_FILE)
+    if table not in known:
+        raise ConfigError(f"suite.paper is '{table}': {PAPER_FILE.name} has {', '.join(known)}")
+    return dict(known[table])
+
+
+def board_of(data: Mapping[str, Any]) -> Board:
+    """Return the scores in a report's data."""
+    return Board(
+        config=settings.from_mapping(SuiteConfig, data["suite"], "suite"),
+        tasks={name: settings.from_mapping(TaskConfig, item) for name, item in data["tasks"].items()},
+        methods={name: settings.from_mapping(MethodConfig, item) for name, item in data["methods"].items()},
+        runs={(run["task"], run["method"], run["seed"]): run for run in data["runs"]},
+    )
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """Read a report's JSON file.
+
+    Raises:
+        DatasetError: It is missing or damaged.
+    """
+    try:
+        data: dict[str, Any] = read_json(path, _MAX_BYTES)
+        if data["format"] != FORMAT:
+            raise ValueError(f"format {data['format']}, this version reads {FORMAT}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DatasetError(f"{path}: not a readable report ({error}); write it again from the runs") from None
+    return data
+
+
+def markdown(data: Mapping[str, Any], board: Board, pictures: Sequence[Path]) -> str:
+    """Return the report for a person."""
+    config, runs = board.config, data["runs"]
+    unit = "success rate in per cent" if config.metric == "success" else "undiscounted return"
+    hours = sum(run["training_s"] + run["evaluation_s"] for run in runs) / 3600
+    missing = f" **{data['planned'] - len(runs)} runs have no result yet.**" if data["planned"] > len(runs) else ""
+    lines = [f"# {config.name}", "", config.question, ""]
+    lines += [
+        f"{data['date']}, {data['machine']}; commit {data['commit']}. {len(runs)} of {data['planned']} runs, "
+        f"{hours:.2f} hours of runs' time, of which {_share(runs):.0%} evaluating. Scores: {unit}.{missing}",
+        "",
+        f"    {data['command']}",
+    ]
+    for phase in board.phases():
+        lines += ["", f"## Scores after the {phase} phase", "", *tables.score_table(board, phase)]
+        tuned = tables.tuned_table(board, phase)
+        if len(tuned) > 2:
+            lines += ["", "Omegas that the other seeds chose, seed by seed:", "", *tuned]
+        compared = tables.comparison_tables(board, phase)
+        if compared:
+            lines += ["", f"## Compared with {board.label(board.baseline)}, {phase}", *compared]
+        if data["paper"] is not None:
+            lines += _beside_the_paper(data["paper"], board, phase)
+    switch = tables.switch_table(board)
+    if switch:
+        lines += ["", "## The switch to the online phase", "", *switch]
+    lines += ["", "## Training (medians over seeds)", "", *tables.training_table(board)]
+    lines += ["", *(f"![{path.stem}]({path.name})" for path in pictures)]
+    lines += ["", "## How to read this", "", _how(data, board), "", _versions(data), ""]
+    return "\n".join(lines)
+
+
+def _beside_the_paper(paper: Mapping[str, Any], board: Board, phase: str) -> list[str]:
+    """Return the published numbers of the phase, ours in brackets."""
+    rows = paper.get(phase)
+    if not rows:
+        return []
+    table = tables.paper_table(board, rows, phase)
+    return ["", f"## Beside published numbers, {phase}", "", f"{paper['source']} Ours in brackets.", "", *table]
+
+
+def _how(data: Mapping[str, Any], board: Board) -> str:
+    count = board.config.evaluations
+    worst = "no success" if board.config.metric == "success" else "the lowest score that any run of its task had"
+    evaluations = "evaluation" if count == 1 else f"{count} evaluations"
+    return _HOW.format(evaluations=evaluations, episodes=data["episodes"], resamples=RESAMPLES, worst=worst)
+
+
+def _share(runs: Sequence[Mapping[str, Any]]) -> float:
+    """Return the share of the runs' time that evaluations took."""
+    evaluating, training = (sum(float(run[f"{what}_s"]) for run in runs) for what in ("evaluation", "training"))
+    return evaluating / max(evaluating + training, 1e-9)
+
+
+def _versions(data: Mapping[str, Any]) -> str:
+    return "Versions: " + ", ".join(f"{name} {version}" for name, version in data["versions"].items()) + "."
+
+
+def _as_json(data: Mapping[str, Any]) -> str:
+    """Return the data as JSON with one run a line."""
+    head = json.dumps({key: value for key, value in data.items() if key != "runs"}, indent=1)
+    runs = ",\n".join(json.dumps(run, separators=(",", ":")) for run in data["runs"])
+    return head.removesuffix("\n}") + ',\n "runs": [\n' + runs + "\n]\n}\n"
+
+
+def _write(path: Path, text: str) -> None:
+    """Replace a file at once."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    commit_file(temporary, path)
