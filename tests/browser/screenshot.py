@@ -19,7 +19,7 @@ from tests.browser.mlflow_page import MlflowPage, chromium, printed_link, sweep
 from tests.chaos.tracking_server import Server
 
 WIDTH, UPPER, LOWER = 1400, 980, 600
-COLOURS = 128
+COLOURS = 256
 SHOWN = "return"
 """What is searched for among the charts."""
 
