@@ -49,8 +49,9 @@ class Suite:
     @property
     def folder(self) -> Path:
         """Folder of all runs."""
-        job = self.jobs()[0]
-        return job.folder.parents[2]
+        task = next(iter(self.tasks))
+        method = next(name for name in self.methods if self.is_run(task, name))
+        return self.job(task, method, self.config.seeds[0]).folder.parents[2]
 
     def jobs(self, only: Mapping[str, Sequence[str]] | None = None) -> list[Job]:
         """Return the runs, seed by seed, so that an unfinished suite has something of every method.

@@ -107,8 +107,10 @@ def list_bench(arguments: argparse.Namespace) -> int:
         return 0
     for name in suites():
         suite = load_suite(name)
-        jobs = suite.jobs()
-        print(f"{name}: {len(jobs)} runs, {sum(job.updates for job in jobs):,} updates\n    {suite.config.question}")
+        seeds = len(suite.config.seeds)
+        jobs = suite.jobs({"seed": [str(suite.config.seeds[0])]})
+        updates = seeds * sum(job.updates for job in jobs)
+        print(f"{name}: {seeds * len(jobs)} runs, {updates:,} updates\n    {suite.config.question}")
     return 0
 
 
