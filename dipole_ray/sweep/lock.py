@@ -59,7 +59,6 @@ class FolderLock:
             self._file.close()
             raise ConfigError(
                 f"{self._file.name}: this file system locks no files ({error.strerror}), so two processes could mix "
-                "two runs: mount NFS with its locks (version 4, without nolock), or choose another place with "
-                "folder=PATH"
+                "two runs: mount NFS as version 4, or choose another place with folder=PATH"
             ) from error
         return True

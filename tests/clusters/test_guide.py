@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from dipole_ray.cli.doctor import add_doctor_parser
+from dipole_ray.cli.sweep import add_sweep_parser
 from dipole_ray.cli.train import add_train_parser
 from dipole_ray.config import load
+from dipole_ray.sweep.plan import load_plan
 from tests.clusters.files import CLUSTERS, ROOT, kubernetes_documents
 
 GUIDE = (ROOT / "docs" / "cluster.md").read_text()
@@ -34,13 +36,15 @@ def test_the_commands_are_taken() -> None:
     subparsers = parser.add_subparsers(dest="command")
     add_train_parser(subparsers)
     add_doctor_parser(subparsers)
+    add_sweep_parser(subparsers)
     counts = {"train": 0, "doctor": 0, "sweep": 0}
     for words in dipole_commands():
         counts[words[0]] += 1
-        if words[0] == "sweep":
-            assert words[1].startswith("tune_configs/")
-            continue
         args = parser.parse_args(words)
+        if words[0] == "sweep":
+            assert args.source.startswith("tune_configs/")
+            folder = load_plan(ROOT / args.source, args.overrides).run["folder"]
+            assert Path(folder).is_absolute(), "a folder in the job's working directory is refused"
         if words[0] == "train" and args.resume is None:
             config = load(args.source, args.overrides)
             assert Path(config.folder).is_absolute(), "a folder in the job's working directory is deleted"

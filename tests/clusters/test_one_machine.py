@@ -29,7 +29,7 @@ SMALL_RUN = (
     "evaluation.candidates=[1]",
 )
 SMALL_SWEEP = (
-    "smoke",
+    "tune_configs/smoke.yaml",
     "space.agent.beta={grid: [1.0, 3.0, 9.0]}",
     "sweep.rungs=6",
     "sweep.evaluation.omegas=[1.0]",
@@ -113,10 +113,10 @@ def test_a_run_finishes_though_a_node_with_rollouts_dies(network: str, how: tupl
 @pytest.mark.parametrize(("network", "how"), [case("namespaces"), case("loopback", "--address")])
 def test_a_sweep_finishes_though_a_node_with_a_trial_dies(network: str, how: tuple[str, ...], tmp_path: Path) -> None:
     """Trials are on several nodes, that of the dead one goes on from its checkpoint; the same command does no more."""
-    words = (f"--network={network}", *how, "--sweep", f"--folder={tmp_path}", *SMALL_SWEEP)
+    words = (f"--network={network}", *how, "--sweep", "--kill-at=0.3", f"--folder={tmp_path}", *SMALL_SWEEP)
     text = finished(words)
     middle, after = said_on(text)
-    assert sum("trial" in living for living in middle.values()) == 3, "one on each node"
+    assert sum("trial" in living for living in middle.values()) >= 2, "on several nodes; the first may have ended"
     assert sorted(after) == ["head", "worker1", "worker2"] and "dead" in after.values()
     (lost,) = re.findall(r"killed worker\d at \d+ % of the sweep; it had: (trial-00\d)$", text, re.M)
     (sweep,) = tmp_path.glob("one-machine-*/smoke-*")
@@ -161,4 +161,4 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_a_part_that_is_none_is_refused() -> None:
     process = run_script("quickstart", "--kill-at", "1.5", "seed=1")
     text, _ = process.communicate(timeout=60)
-    assert process.returncode == 2 and "--kill-at is 1.5: give a part of the online phase in (0, 1)" in text
+    assert process.returncode == 2 and "--kill-at is 1.5: give a part of the work in (0, 1)" in text
