@@ -6,6 +6,7 @@ were recorded once can be rewarded for each of them.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -173,9 +174,15 @@ def _jaco(task: str) -> Any:
     from dm_control.manipulation import reach  # noqa: F401 - registers its tasks
     from dm_control.manipulation.shared import registry
 
+    # Starts are found by inverse kinematics, which reports each draw that it cannot reach and then draws again.
+    logging.getLogger("absl").addFilter(_is_no_redraw)
     target = np.array(TARGETS[task])
     reach_task = registry.get_constructor("reach_site_features")()
     reach_task._task_observables.pop("target_position")
     reach_task._target_placer = lambda random_state: target
     # The model never changes, so it need not be compiled again (1 s) for every episode.
     return composer.Environment(reach_task, random_state=0, recompile_mjcf_every_episode=False)
+
+
+def _is_no_redraw(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("Failed to converge")
