@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from dipole_ray.errors import DatasetError, DipoleError
+from dipole_ray.errors import ConfigError, DatasetError, DipoleError
 from dipole_ray.parallel import map_tasks
 
 
@@ -162,3 +162,35 @@ def test_ctrl_c_cancels_the_tasks_and_stops_the_ray_it_started() -> None:
     output, errors = child.communicate(timeout=60)
     assert output == "cancelled False\n", errors
     assert "stopped in" in errors, "the progress display was not closed"
+
+
+def halves(folder: Path) -> int:
+    """Do half of an item, wait until the driver has looked at it, and finish."""
+    (folder / "half").touch()
+    deadline = time.monotonic() + 30
+    while not (folder / "seen").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return 10
+
+
+@pytest.mark.usefixtures("cluster")
+def test_the_bar_counts_parts_of_items_that_take_long(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def part(folder: Path) -> int:
+        looks.append(5 * (folder / "half").exists())
+        if looks.count(5) > 1:
+            (folder / "seen").touch()
+        return looks[-1]
+
+    looks: list[int] = []
+    results = map_tasks(halves, [tmp_path], description="slow", size=lambda _: 10, part=part, unit="steps")
+    assert results == [10] and 5 in looks, "half an item was never counted"
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("slow: 0/10 steps") and lines[-1].startswith("slow: 10/10 steps")
+
+
+@pytest.mark.usefixtures("cluster")
+def test_gpus_that_are_not_there_are_named() -> None:
+    with pytest.raises(ConfigError, match=r"needs num_gpus=0\.5, and Ray has 0\.0 GPUs"):
+        map_tasks(uneven_square, [1, 2], description="square", num_gpus=0.5, progress=False)
+    with pytest.raises(ConfigError, match="num_gpus, -1"):
+        map_tasks(uneven_square, [1, 2], description="square", num_gpus=-1, progress=False)

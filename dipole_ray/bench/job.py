@@ -12,6 +12,7 @@ import json
 import os
 import traceback
 from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ class Job:
     @property
     def folder(self) -> Path:
         """Folder of the run."""
-        return Path(self.config.folder).expanduser() / f"seed-{self.seed}-{self.digest}"
+        return Path(self.config.folder) / f"seed-{self.seed}-{self.digest}"
 
     @property
     def digest(self) -> str:
@@ -117,9 +118,9 @@ def progress_of(job: Job) -> int:
     try:
         with (job.folder / METRICS_FILE).open("rb") as stream:
             stream.seek(max(0, stream.seek(0, os.SEEK_END) - _TAIL_BYTES))
-            lines = stream.read().split(b"\n")[1:-1]
-        return int(json.loads(lines[-1])["learner_steps"]) if lines else 0
-    except (OSError, ValueError, KeyError):
+            lines = stream.read().split(b"\n")[:-1]
+        return int(json.loads(lines[-1])["learner_steps"])
+    except (OSError, ValueError, KeyError, IndexError):
         return 0
 
 
@@ -128,27 +129,29 @@ def train(job: Job) -> dict[str, Any]:
 
     Only a result is written down: what failed is tried again by the next start.
     """
-    lock = FolderLock(job.folder, LOCK_WAIT_S)
     try:
-        known = stored(job)  # another command may have come to it first
-        if known is not None:
-            return known
-        status, words = FINISHED, None
-        try:
-            if not train_in(job.folder, located(job.config)).finished:
-                raise KeyboardInterrupt
-        except NonFiniteError as error:  # the method's own doing, and so a result
-            status, words = DIVERGED, str(error)
-        result = result_of(job.folder, job.config, status=status, error=words)
-        result |= {"task": job.task, "method": job.method, "seed": job.seed, "digest": job.digest}
-        write_json(job.folder / RESULT_FILE, result)
-        (job.folder / ERROR_FILE).unlink(missing_ok=True)
-        return result
+        with ExitStack() as stack:
+            stack.callback(FolderLock(job.folder, LOCK_WAIT_S).release)
+            return stored(job) or _train(job)  # another command may have come to it first
     except Exception as error:  # one broken run does not end the others
-        (job.folder / ERROR_FILE).write_text(traceback.format_exc())
+        with suppress(OSError):
+            (job.folder / ERROR_FILE).write_text(traceback.format_exc())
         return {"status": FAILED, "error": f"{type(error).__name__}: {error}", "job": str(job)}
-    finally:
-        lock.release()
+
+
+def _train(job: Job) -> dict[str, Any]:
+    """Train a run and write its result down."""
+    status, words = FINISHED, None
+    try:
+        if not train_in(job.folder, located(job.config)).finished:
+            raise KeyboardInterrupt
+    except NonFiniteError as error:  # the method's own doing, and so a result
+        status, words = DIVERGED, str(error).replace(f"{job.folder}/", "")
+    result = result_of(job.folder, job.config, status=status, error=words)
+    result |= {"task": job.task, "method": job.method, "seed": job.seed, "digest": job.digest}
+    write_json(job.folder / RESULT_FILE, result)
+    (job.folder / ERROR_FILE).unlink(missing_ok=True)
+    return result
 
 
 def located(config: RunConfig) -> RunConfig:

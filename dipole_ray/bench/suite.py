@@ -92,7 +92,7 @@ class Suite:
             config = RunConfig.from_mapping(settings.apply_overrides(mapping, self.overrides))
         except ConfigError as error:
             raise ConfigError(f"suite {self.config.name}, task {task}, method {trained}: {error}") from None
-        folder = Path(config.folder).expanduser() / "bench" / self.config.name / task / trained
+        folder = Path(config.folder).expanduser().resolve() / "bench" / self.config.name / task / trained
         config = self._as_cell(config, f"{task}-{trained}-seed-{seed}", folder, seed)
         return Job(
             task=task,

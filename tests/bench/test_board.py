@@ -17,7 +17,8 @@ ONLINE = (*OFFLINE[:2], ("online", 300, 100), ("online", 400, 200))
 
 
 def run(seed: int, values: dict[tuple[float | None, int], list[float]], **changes: Any) -> dict[str, Any]:
-    return result("maze", "dipole", seed, values, chosen=(1.0, 16), **changes)
+    chosen = (1.0, 16) if (1.0, 16) in values else next(iter(values))
+    return result("maze", "dipole", seed, values, chosen=chosen, **changes)
 
 
 def test_a_score_is_the_mean_of_the_last_evaluations_in_per_cent() -> None:

@@ -59,13 +59,14 @@ def scores(seed: int, runs: int, tasks: int) -> list[NDArray[np.float64]]:
 def test_estimates_equal_rliables_and_intervals_do_up_to_the_resampling(
     name: str, seed: int, runs: int, tasks: int
 ) -> None:
-    """The ends of two bootstraps differ by some hundredths of the interval's width; we allow a tenth."""
+    """Ends of two bootstraps differ by hundredths of the interval's width, and a probability of few pairs by a step."""
     methods = [scores(seed, runs, tasks)]
     methods += [scores(seed + 100, runs + 1, tasks)] if name == "improvement" else []
     expected, low, high = RLIABLE[seed, runs, tasks][name]
     assert statistics.estimate(STATISTICS[name], *methods) == pytest.approx(expected, rel=1e-13)
     ours = statistics.interval(STATISTICS[name], *methods, resamples=50_000)
-    assert abs(ours.low - low) <= 0.1 * (high - low) and abs(ours.high - high) <= 0.1 * (high - low)
+    slack = max(0.1 * (high - low), 1 / 14 if name == "improvement" and runs <= 5 else 0.0)
+    assert abs(ours.low - low) <= slack and abs(ours.high - high) <= slack
 
 
 def test_tasks_with_different_numbers_of_seeds() -> None:
@@ -73,8 +74,8 @@ def test_tasks_with_different_numbers_of_seeds() -> None:
     y = [np.array([5.0, 10.0, 20.0]), np.array([3.0])]
     assert statistics.estimate(statistics.mean, x) == (5.0 + 3.5) / 2
     assert statistics.estimate(statistics.interquartile_mean, x) == np.mean([2.0, 3.0, 4.0, 5.0])
-    # Task 1: of six pairs one tie; task 2: of six pairs three wins and one tie.
-    by_hand = (0.5 / 6 + 3.5 / 6) / 2
+    # Task 1: of six pairs one win and one tie; task 2: of six pairs three wins and one tie.
+    by_hand = (1.5 / 6 + 3.5 / 6) / 2
     assert statistics.estimate(statistics.probability_of_improvement, x, y) == pytest.approx(by_hand)
     u = [stats.mannwhitneyu(a, b).statistic / (len(a) * len(b)) for a, b in zip(x, y, strict=True)]
     assert by_hand == pytest.approx(np.mean(u))

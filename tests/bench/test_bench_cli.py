@@ -1,0 +1,235 @@
+"""`dipole bench` as a user runs it: a suite, its report, the same command again, what diverges, and what is killed."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import yaml
+
+from dipole_ray.bench.report import board_of, read_report
+from dipole_ray.cli import main
+from dipole_ray.envs.collect import collect
+from dipole_ray.policy import load_policy
+from dipole_ray.tracking import read_metrics
+from tests.bench.small import write_suite
+from tests.cli.commands import LAUNCH, dipole, environment
+
+DEADLINE_S = 240.0
+METHODS: dict[str, Any] = {
+    "dipole": {},
+    "ifql": {"agent": {"weight_scheme": "bc", "omega": 0.0}},
+    "bc": {"runs_of": "ifql", "candidates": [1]},
+    "exploding": {"agent": {"learning_rate": 1e12, "omega": 0.0, "weight_scheme": "bc"}},
+}
+
+
+@dataclass
+class Ended:
+    """How a command ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+def bench(*words: str | Path) -> Ended:
+    """Run `dipole bench WORDS` in this process, on the Ray of these tests."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        status = main(["bench", *map(str, words)])
+    return Ended(status, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The working directory: data, and a suite of two methods and one that explodes; with Ray."""
+    folder = tmp_path_factory.mktemp("user")
+    data = collect("Pendulum-v1", 1000, 0, folder / "data", progress=False)[0]
+    write_suite(folder / "mine.yaml", data, methods=METHODS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr("ray.train.constants.DEFAULT_STORAGE_PATH", str(folder / "ray_results"))
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        yield folder
+        ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def finished(folder: Path) -> Ended:
+    """The suite, run to its end."""
+    return bench("run", "mine.yaml")
+
+
+def results(folder: Path) -> dict[str, Path]:
+    """Return the result files by method and seed."""
+    files = folder.glob("runs/bench/mine/pendulum/*/seed-*/result.json")
+    return {f"{file.parents[1].name}-{file.parent.name.rpartition('-')[0]}": file for file in files}
+
+
+def test_every_cell_is_a_run_with_a_result(folder: Path, finished: Ended) -> None:
+    assert finished.status == 0, finished.err
+    assert "mine: 0/360 updates" in finished.err and "360/360 updates" in finished.err
+    found = results(folder)
+    assert sorted(found) == [f"{m}-seed-{s}" for m in ("dipole", "exploding", "ifql") for s in (0, 1)]
+    run = found["dipole-seed-0"].parent
+    assert {"run.yaml", "metrics.jsonl", "checkpoints", "evaluation.json"} <= {path.name for path in run.iterdir()}
+    assert load_policy(run).learner_steps == 60, "dipole evaluate takes it"
+
+
+def test_a_result_holds_what_the_runs_own_metrics_say(folder: Path, finished: Ended) -> None:
+    file = results(folder)["dipole-seed-1"]
+    result, lines = json.loads(file.read_text()), read_metrics(file.parent)
+    evaluated = [line for line in lines if "eval/omega_1_candidates_2/return" in line]
+    assert [item["learner_steps"] for item in result["evaluations"]] == [20, 40, 60]
+    assert set(result["cells"]) == {f"omega_{o}_candidates_{c}" for o in (0, 1) for c in (1, 2)}
+    assert result["chosen"] == "omega_1_candidates_2"
+    for line, item in zip(evaluated, result["evaluations"], strict=True):
+        for key, scores in item["scores"].items():
+            assert scores["return"] == pytest.approx(line[f"eval/{key}/return"], rel=1e-5)
+            assert scores["action_bound_fraction"] == pytest.approx(line[f"eval/{key}/action_bound_fraction"], rel=1e-5)
+    norms = [line["system/grad_norm"] for line in lines if "system/grad_norm" in line]
+    assert result["diagnostics"]["system/grad_norm"]["max"] == pytest.approx(max(norms), rel=1e-5)
+    assert result["evaluation_s"] > 0 and result["updates_per_s"] > 0
+    first = [line[f"eval/{key}/return"] for line in evaluated for key in ("omega_1_candidates_1",)]
+    assert len(set(first)) == 3, "every evaluation has episodes of its own"
+
+
+def test_a_run_that_diverges_is_a_result(folder: Path, finished: Ended) -> None:
+    assert finished.out.count("diverged  exploding on pendulum") == 2
+    result = json.loads(results(folder)["exploding-seed-0"].read_text())
+    assert result["status"] == "diverged" and "not finite" in result["error"]
+    assert result["learner_steps"] < 60
+
+
+def test_the_same_command_again_runs_nothing(folder: Path, finished: Ended) -> None:
+    def times() -> dict[str, int]:
+        return {str(path): path.stat().st_mtime_ns for path in folder.glob("runs/bench/**/*") if path.is_file()}
+
+    before = times()
+    again = bench("run", "mine.yaml")
+    assert again.status == 0 and times() == before
+    assert not again.err and "6 with a result, 0 failed" in again.out
+
+
+def test_the_report_says_what_the_runs_measured(folder: Path, finished: Ended) -> None:
+    done = bench("report", "mine.yaml", "--out", "out")
+    assert done.status == 0, done.err
+    names = {path.name for path in (folder / "out").iterdir()}
+    assert names == {"mine.json", "mine.md", "mine-curves.png", "mine-omega.png", "mine-intervals.png"}
+    text = (folder / "out/mine.md").read_text()
+    scores = []
+    for seed in (0, 1):
+        evaluated = json.loads(results(folder)[f"dipole-seed-{seed}"].read_text())["evaluations"][-2:]
+        scores.append(np.mean([item["scores"]["omega_1_candidates_1"]["return"] for item in evaluated]))
+    line = next(line for line in text.splitlines() if line.startswith("| pendulum | dipole | 1 |"))
+    shown = line.split("|")[4].split()[0]
+    assert float(shown) == pytest.approx(np.mean(scores), rel=1e-2)
+    assert "2, 2 diverged" in text and "| pendulum | bc |" in text
+    assert str(folder) not in (folder / "out/mine.json").read_text().replace(str(folder / "data"), "")
+    # Its own numbers give the same report again.
+    assert bench("report", folder / "out/mine.json", "--out", "again").status == 0
+    assert (folder / "again/mine.md").read_text() == text
+    assert len(board_of(read_report(folder / "again/mine.json")).runs) == 6
+
+
+def test_parts_and_settings_on_the_command_line(folder: Path, finished: Ended) -> None:
+    words = ("training.offline_learner_steps=20", "suite.evaluations=1", "suite.name=part")
+    done = bench("run", "mine.yaml", *words, "--only", "method=bc", "--only", "seed=1")
+    assert done.status == 0, done.err
+    runs = list(folder.glob("runs/bench/part/pendulum/*/seed-*"))
+    assert [(path.parent.name, path.name[:6]) for path in runs] == [("ifql", "seed-1")]
+    saved = yaml.safe_load((runs[0] / "run.yaml").read_text())
+    assert saved["training"]["offline_learner_steps"] == 20
+    assert bench("report", "mine.yaml", *words, "--out", "part").status == 0
+    assert "5 runs have no result yet" in (folder / "part/part.md").read_text()
+
+
+def test_a_run_that_fails_is_named_and_tried_again(folder: Path) -> None:
+    """Its folder is in the way of a file: the others go on, the status tells, and the next start has another try."""
+    words = ("suite.name=failing", "training.offline_learner_steps=20", "suite.evaluations=1", "suite.seeds=[0]")
+    blocked = folder / "runs/bench/failing/pendulum/dipole"
+    blocked.parent.mkdir(parents=True)
+    blocked.write_text("in the way")
+    only = ("--only", "method=dipole,ifql")
+    done = bench("run", "mine.yaml", *words, *only)
+    assert done.status == 1 and "failed    dipole on pendulum, seed 0: " in done.out
+    assert len(list(folder.glob("runs/bench/failing/pendulum/ifql/*/result.json"))) == 1
+    blocked.unlink()
+    done = bench("run", "mine.yaml", *words, *only)
+    assert done.status == 0 and "2 with a result, 0 failed" in done.out, done
+
+
+def test_what_there_is_is_listed() -> None:
+    assert "smoke: 4 runs, 6,000 updates" in bench("list").out
+    text = bench("list", "--help-config").out
+    assert "suite.metric: one of success, return = success" in text and "methods.NAME.runs_of" in text
+    for words, answer in ((("smokee",), "the suites are"), (("smoke", "--only", "dipole"), "write KIND=NAME")):
+        refused = bench("run", *words)
+        assert refused.status == 2 and answer in refused.err
+
+
+@pytest.mark.slow
+def test_a_killed_suite_goes_on_from_the_checkpoints(folder: Path) -> None:
+    """SIGKILL while one run is finished and another has a checkpoint: the first is untouched, the other resumed."""
+    words = (
+        *(
+            "bench",
+            "run",
+            "mine.yaml",
+            "suite.name=killed",
+            "suite.resources.cpus=1",
+            "training.offline_learner_steps=600",
+        ),
+        *("evaluation.every_learner_steps=200", "checkpoint.every_learner_steps=100", "--only", "method=dipole,ifql"),
+    )
+    place = folder / "runs/bench/killed/pendulum"
+    process = subprocess.Popen(
+        [sys.executable, "-c", LAUNCH, *words], cwd=folder, env=environment(folder), start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + DEADLINE_S
+
+        def is_due() -> bool:
+            done = {path.parent for path in place.glob("*/*/result.json")}
+            return bool(done) and any(path.parents[1] not in done for path in place.glob("*/*/checkpoints/[0-9]*"))
+
+        while not is_due():
+            assert time.monotonic() < deadline and process.poll() is None, "no run ended while another had a checkpoint"
+            time.sleep(0.02)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    done = {path: path.stat().st_mtime_ns for path in place.glob("*/*/result.json")}
+    begun = [
+        path.parents[1] for path in place.glob("*/*/checkpoints/[0-9]*") if path.parents[1] / "result.json" not in done
+    ]
+    before = {path: len(read_metrics(path)) for path in begun}
+    again = dipole(*words, cwd=folder, timeout=DEADLINE_S)
+    assert again.returncode == 0, again.stderr
+    assert {path: path.stat().st_mtime_ns for path in done} == done, "a finished run was run again"
+    assert len(list(place.glob("*/*/result.json"))) == 4
+    for run in begun:
+        steps = [line["learner_steps"] for line in read_metrics(run) if "critic/loss" in line]
+        assert steps == list(range(20, 601, 20)), "every update once"
+        assert len(steps) > before[run] or before[run] >= len(steps)
+    whole = dipole(*words, "folder=whole", cwd=folder, timeout=DEADLINE_S)
+    assert whole.returncode == 0, whole.stderr
+    for path in place.glob("*/*/result.json"):
+        other = folder / "whole" / path.relative_to(folder / "runs")
+        one, two = (json.loads(file.read_text()) for file in (path, other))
+        assert one["evaluations"] == two["evaluations"], "a resumed run measures what an uninterrupted one does"

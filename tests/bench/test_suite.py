@@ -1,0 +1,189 @@
+"""A suite's file becomes runs: what each is made of, what is refused, and by what a result is known again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dipole_ray.bench.board import Way
+from dipole_ray.bench.job import Job, located, stored
+from dipole_ray.bench.report import published
+from dipole_ray.bench.suite import Suite, from_mapping, load_suite, suites
+from dipole_ray.data.download.catalogue import dataset_names
+from dipole_ray.envs.registry import ogbench_ids
+from dipole_ray.errors import ConfigError
+from tests.bench.small import suite_mapping
+
+OMEGA_4 = {"agent": {"omega": 4.0}}
+
+
+def small(**sections: Any) -> Suite:
+    return from_mapping(suite_mapping(**sections))
+
+
+def job(**sections: Any) -> Job:
+    return small(**sections).job("pendulum", "dipole", 1)
+
+
+def test_a_run_is_base_then_task_then_method_then_both_then_the_command_line(tmp_path: Path) -> None:
+    agent: dict[str, Any] = {"beta": 1.0, "tau": 0.1, "omega": 0.0, "expectile": 0.6}
+    mapping = suite_mapping(
+        base={"agent": agent},
+        tasks={"a": {"agent": {"beta": 2.0, "tau": 0.2}, "methods": {"m": OMEGA_4}}, "b": {}},
+        methods={"m": {"agent": {"beta": 3.0, "omega": 1.0}}, "n": {}},
+    )
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(mapping))
+    suite = load_suite(path, ["agent.expectile=0.8", "suite.seeds=[7]", "methods.n.agent.beta=9"])
+
+    def of(task: str, method: str) -> tuple[float, ...]:
+        found = suite.job(task, method, 7).config.agent
+        return found.beta, found.tau, found.omega, found.expectile
+
+    assert of("a", "m") == (3.0, 0.2, 4.0, 0.8)
+    assert of("b", "m") == (3.0, 0.1, 1.0, 0.8)
+    assert of("a", "n") == (9.0, 0.2, 0.0, 0.8)
+    assert suite.config.name == "mine" and [one.seed for one in suite.jobs()] == [7] * 4
+
+
+def test_a_cell_runs_in_one_process_over_the_grid_with_episodes_of_its_seed() -> None:
+    mapping = {"rollout": {"num_workers": 2}, "learner": {"remote": True, "num_threads": 4}, "seed": 99}
+    suite = small(base=mapping, suite={"resources": {"cpus": 2.0}})
+    one, two = (suite.job("pendulum", "dipole", seed).config for seed in (0, 1))
+    assert one.rollout.num_workers == 0 and not one.learner.actors and one.learner.num_threads == 2
+    assert one.evaluation.interval_grid and not one.tracking.mlflow
+    assert (one.seed, two.seed) == (0, 1)
+    assert suite.job("pendulum", "ifql", 1).config.evaluation.seed == two.evaluation.seed, "methods meet alike episodes"
+    most = one.training.offline_learner_steps // one.evaluation.every_learner_steps
+    assert two.evaluation.seed > one.evaluation.seed + most, "seeds share none"
+
+
+def test_jobs_come_seed_by_seed_and_in_parts() -> None:
+    suite = small()
+    names = [(one.seed, one.method) for one in suite.jobs()]
+    assert names == [(0, "dipole"), (0, "ifql"), (1, "dipole"), (1, "ifql")]
+    assert [one.seed for one in suite.jobs({"method": ["dipole"]})] == [0, 1]
+    assert [one.method for one in suite.jobs({"method": ["bc"], "seed": ["1"]})] == ["ifql"], "bc shows IFQL's runs"
+    with pytest.raises(ConfigError, match=r"method=dipol: .*nearest is 'dipole'"):
+        suite.jobs({"method": ["dipol"]})
+    with pytest.raises(ConfigError, match="choose by method, task, seed"):
+        suite.jobs({"colour": ["red"]})
+
+
+def test_a_task_may_be_run_with_some_methods_only() -> None:
+    suite = small(tasks={"pendulum": {}, "short": {"only": ["ifql", "bc"], "env": {"max_episode_steps": 20}}})
+    assert {(one.task, one.method) for one in suite.jobs()} == {
+        ("pendulum", "dipole"),
+        ("pendulum", "ifql"),
+        ("short", "ifql"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"suite": {"metrics": "return"}}, r"suite\.metrics'; the nearest valid one is 'suite\.metric'"),
+        ({"suite": {"seeds": [0, 0]}}, "different whole numbers"),
+        ({"suite": {"baseline": "dipol"}}, r"suite\.baseline is 'dipol'.*nearest is 'dipole'"),
+        ({"base": {"agent": {"betta": 1.0}}}, r"agent\.betta'; the nearest valid one is 'agent\.beta'"),
+        ({"base": {"evaluation": {"every_learner_steps": 0}}}, "suite.evaluations=1"),
+        ({"tasks": {"a": {"envv": {}}}}, r"tasks\.a\.envv'; the nearest is 'env'"),
+        ({"tasks": {"a/b": {}}}, "make a folder's name"),
+        ({"tasks": {"a": {"methods": {"x": {}}}}}, r"tasks\.a\.methods is 'x'"),
+        ({"tasks": {"a": {"only": ["x"]}}}, r"tasks\.a\.only is 'x'"),
+        ({"tasks": {}}, "no tasks"),
+        ({"methods": {"a": {"runs_of": "b"}}}, r"runs_of is 'b'"),
+        ({"methods": {"a": {}, "b": {"runs_of": "a", "agent": {"beta": 1.0}}}}, "mean nothing in it"),
+        ({"methods": {"a": {}, "b": {"runs_of": "a"}, "c": {"runs_of": "b"}}}, "no runs of its own either"),
+        ({"methods": {"a": {"agent": {"omega": 1.0, "weight_scheme": "bc"}}}}, "task pendulum, method a: agent.omega"),
+        ({"methods": {"a": {"x": 3.0}}}, "on no axis"),
+        ({"more": {}}, "unknown section 'more'"),
+    ],
+)
+def test_what_is_wrong_is_refused_with_its_place(sections: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        small(**sections)
+
+
+def test_the_digest_knows_what_shapes_a_result_and_nothing_else() -> None:
+    before = job().digest
+    for elsewhere in (
+        {"folder": "x"},
+        {"tracking": {"mlflow": True}},
+        {"checkpoint": {"keep": 7}},
+        {"data": {"cache": "/tmp/x"}},
+    ):
+        assert job(base=elsewhere).digest == before, elsewhere
+    assert job(base={"agent": {"tau": 0.005}}).digest == before, "a default that is written out"
+    for shaping in (
+        {"agent": {"tau": 0.01}},
+        {"data": {"path": "other"}},
+        {"env": {"max_episode_steps": 41}},
+        {"evaluation": {"episodes": 3}},
+    ):
+        assert job(base=shaping).digest != before, shaping
+    assert small().job("pendulum", "dipole", 0).digest != before
+
+
+def test_a_result_made_with_another_default_is_not_taken(tmp_path: Path) -> None:
+    """A setting that stands at its default enters no digest, so a later version's other default must be noticed."""
+    one = job(base={"folder": str(tmp_path)})
+    assert stored(one) is None
+    mapping = located(one.config).to_mapping()
+    one.folder.mkdir(parents=True)
+    (one.folder / "result.json").write_text('{"format": 1, "status": "finished"}')
+    (one.folder / "run.yaml").write_text(yaml.safe_dump(mapping))
+    assert stored(one) == {"format": 1, "status": "finished"}
+    mapping["agent"]["rho"] = 0.7
+    (one.folder / "run.yaml").write_text(yaml.safe_dump(mapping))
+    with pytest.raises(ConfigError, match=r"agent\.rho: 0\.7 -> 0\.5"):
+        stored(one)
+
+
+@pytest.mark.parametrize("name", suites())
+def test_every_suite_that_comes_along_is_valid(name: str) -> None:
+    suite = load_suite(name)
+    assert suite.config.question
+    if suite.config.paper is not None:
+        rows = published(suite.config.paper)["offline"]
+        known = {*suite.tasks, *(task.group for task in suite.tasks.values())}
+        assert known & set(rows), "no row of the published table is a task or group of the suite"
+    if name.startswith("small"):
+        assert len(suite.config.seeds) >= 5
+    if name.startswith("paper"):
+        config = suite.jobs({"seed": ["0"]})[0].config
+        assert len(suite.config.seeds) == 8 and suite.config.evaluations == 3
+        assert config.training.offline_learner_steps == 1_000_000
+        assert config.evaluation.every_learner_steps == 100_000
+        assert config.evaluation.episodes == config.evaluation.interval_episodes == 50
+        assert config.evaluation.candidates == (1, 32) and config.env.success_timing in (None, "post")
+
+
+def test_the_papers_tables_have_all_their_rows() -> None:
+    ogbench = load_suite("paper_ogbench")
+    assert set(ogbench.tasks) >= {f"{name}-task{k}" for name in published("ogbench")["offline"] for k in range(1, 6)}
+    assert set(load_suite("paper_exorl").tasks) == set(published("exorl")["offline"])
+    online = load_suite("paper_ogbench_online")
+    assert set(online.tasks) == set(published("ogbench_online")["online"])
+    assert {one.config.env.success_timing for one in online.jobs({"seed": ["0"]})} == {"post"}
+    assert {one.config.training.online_env_steps for one in online.jobs({"seed": ["0"]})} == {1_000_000}
+
+
+def test_one_config_names_every_single_task_of_ogbench() -> None:
+    """All tasks of all sizes with published navigate or play data, as the package registers them."""
+    suite = load_suite("ogbench_names")
+    named = [one.config.env.id for one in suite.jobs({"seed": ["0"]})]
+    assert len(named) == len(set(named)) == 132
+    published = [name for name in dataset_names("ogbench") if name.split("-")[-2] in ("navigate", "play")]
+    possible = {name for name in ogbench_ids() if f"{name.partition('-singletask')[0]}-v0" in published}
+    assert set(named) == possible
+    for one in suite.jobs({"seed": ["0"]}):
+        path = one.config.data.path
+        assert path is not None and Path(path).stem == one.config.env.id.partition("-singletask")[0] + "-v0"
+
+
+def test_ways_of_acting_read_as_words() -> None:
+    assert [str(Way("named", 1)), str(Way("tuned", 32))] == ["1 candidate", "tuned omega, 32 candidates"]
