@@ -70,10 +70,10 @@ def interval(
         seed: Seed of the resampling.
 
     Returns:
-        The interval; both ends NaN where no task has a second seed, which says nothing about spread.
+        The interval; both ends NaN where a method has no task with a second seed, which says nothing about spread.
     """
     _check(methods)
-    if all(len(task) < 2 for scores in methods for task in scores):
+    if any(all(len(task) < 2 for task in scores) for scores in methods):
         return Interval(math.nan, math.nan)
     generator = np.random.default_rng(seed)
     drawn = [

@@ -210,14 +210,14 @@ def with_interval(statistic: Statistic, *methods: Scores, digits: int | None = N
 
 
 def number_text(value: float, digits: int | None = None, sign: str = "") -> str:
-    """Return a number with three digits that matter."""
-    if digits is None and value and not 1e-3 <= abs(value) < 1e6:
+    """Return a number with two or three digits that matter."""
+    if digits is None and (value == 0 or not 1e-3 <= abs(value) < 1e6):
         return f"{value:{sign}.2g}"
     return f"{value:{sign}.{_digits(abs(value)) if digits is None else digits}f}"
 
 
 def _digits(largest: float) -> int:
-    return 0 if largest >= 100 else 1 if largest >= 10 else 2 if largest >= 1 else 3
+    return 0 if largest >= 200 else 1 if largest >= 10 or not largest else 2 if largest >= 1 else 3
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], text: int) -> list[str]:

@@ -91,7 +91,9 @@ def test_every_task_keeps_its_own_seeds_in_a_resample() -> None:
 def test_an_interval_is_the_same_each_time_and_none_where_there_is_one_seed() -> None:
     x = scores(3, 5, 3)
     assert statistics.interval(statistics.mean, x) == statistics.interval(statistics.mean, x)
-    assert all(map(math.isnan, statistics.interval(statistics.mean, [np.array([3.0])])))
+    lone = [np.array([3.0])]
+    assert all(map(math.isnan, statistics.interval(statistics.mean, lone)))
+    assert all(map(math.isnan, statistics.interval(statistics.mean_difference, lone, [np.array([1.0, 2.0])])))
 
 
 def test_nothing_is_compared_with_nothing() -> None:
