@@ -58,6 +58,10 @@ class Board:
         """Return what a method is called in tables."""
         return self.methods[method].label or method
 
+    def trained(self, method: str) -> str:
+        """Return the method whose runs a method shows: itself, or the one it acts differently with."""
+        return self.methods[method].runs_of or method
+
     def full_score(self, task: str) -> float | None:
         """Return the score of a perfect policy, None where nobody named it."""
         named = self.tasks[task].full_score or self.config.full_score
@@ -65,7 +69,7 @@ class Board:
 
     def results(self, task: str, method: str) -> dict[int, Mapping[str, Any]]:
         """Return the results of a method on a task by seed."""
-        return self._by_method.get((task, self.methods[method].runs_of or method), {})
+        return self._by_method.get((task, self.trained(method)), {})
 
     @cached_property
     def _by_method(self) -> dict[tuple[str, str], dict[int, Mapping[str, Any]]]:

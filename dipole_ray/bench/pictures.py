@@ -297,7 +297,7 @@ def _intervals(board: Board, colours: Mapping[str, str], phase: str) -> list[Col
         columns.append(Column(title=f"IQM, {way}", xlabel=unit, estimates=found, limits=limits))
     for count in board.candidates():
         way = Way("named", count)
-        others = [method for method in board.methods if method != board.baseline]
+        others = [method for method in board.methods if board.trained(method) != board.trained(board.baseline)]
         rows = [
             _estimate(board, method, colours, probability_of_improvement, way, phase, board.baseline)
             for method in others

@@ -81,8 +81,8 @@ def _compared(board: Board, method: str, way: Way, phase: str, tasks: Sequence[s
     if scores is None:
         return None
     row = [board.label(method), with_interval(mean, scores), with_interval(interquartile_mean, scores)]
-    runs, theirs = (board.methods[name].runs_of or name for name in (method, board.baseline))
-    other = None if runs == theirs else board.compared(board.baseline, way, phase, tasks)
+    is_same = board.trained(method) == board.trained(board.baseline)
+    other = None if is_same else board.compared(board.baseline, way, phase, tasks)
     if other is None:
         return [*row, DASH, DASH]
     return [
