@@ -159,7 +159,8 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     """The offline dataset."""
     agent: AgentConfig = field(default_factory=AgentConfig)
-    """The algorithm; `agent.preset` (paper, small, dipole, bc, ifql, exp, cfgrl, fql, iql) is what the other keys start from."""
+    """The algorithm; what the other keys start from is `agent.preset`: paper, small, dipole, bc, ifql, exp, cfgrl, fql
+    or iql."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """The loop."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
