@@ -82,9 +82,13 @@ class Board:
 
     def cells(self, task: str, method: str) -> dict[str, Mapping[str, Any]]:
         """Return the ways of acting that a method shows, by key, in the order of their candidates and omega."""
-        shown = self.methods[method].candidates
+        shown, omega = self.methods[method].candidates, self.methods[method].omega
         cells = {key: cell for run in self.results(task, method).values() for key, cell in run["cells"].items()}
-        kept = [(key, cell) for key, cell in cells.items() if not shown or cell["candidates"] in shown]
+        kept = [
+            (key, cell)
+            for key, cell in cells.items()
+            if (not shown or cell["candidates"] in shown) and omega in (None, cell["omega"])
+        ]
         return dict(sorted(kept, key=lambda item: (item[1]["candidates"], item[1]["omega"] or 0.0)))
 
     def candidates(self) -> list[int]:
@@ -100,11 +104,12 @@ class Board:
         }
 
     def named_key(self, task: str, method: str, candidates: int) -> str | None:
-        """Return the cell of the config's own omega with so many candidates, None where it was not evaluated."""
+        """Return the cell of the omega named before the run with so many candidates, None where it was not evaluated."""
         for run in self.results(task, method).values():
-            own = run["cells"][run["chosen"]]
+            own, omega = run["cells"][run["chosen"]], self.methods[method].omega
+            named = (own["policy"], own["omega"] if omega is None else omega, candidates)
             for key, cell in self.cells(task, method).items():
-                if (cell["policy"], cell["omega"], cell["candidates"]) == (own["policy"], own["omega"], candidates):
+                if (cell["policy"], cell["omega"], cell["candidates"]) == named:
                     return key
         return None
 

@@ -89,6 +89,8 @@ class MethodConfig:
     """Method whose runs these are: another way of acting needs no training of its own."""
     candidates: tuple[int, ...] = ()
     """Numbers of candidates that are shown; empty = all that were evaluated."""
+    omega: float | None = None
+    """The one omega that is shown, named beforehand; null = the run's own, and all for curves and tuning."""
     series: str | None = None
     """Curve that the method is a point of, in the picture over `suite.axis`."""
     x: float | None = None

@@ -104,6 +104,16 @@ def test_a_method_may_show_runs_of_another_in_its_own_way() -> None:
     assert not any("| bc |" in line for line in training_table(found)), "its training is the other's"
 
 
+def test_a_method_may_show_one_omega_of_anothers_runs() -> None:
+    cells = {(0.0, 1): [0.1] * 5, (1.0, 1): [0.9] * 5}
+    runs = [result("maze", "dipole", seed, cells, chosen=(1.0, 1)) for seed in (0, 1)]
+    methods = {"dipole": MethodConfig(), "positive": MethodConfig(runs_of="dipole", omega=0.0)}
+    found = board(runs, methods=methods)
+    assert found.scores("maze", "dipole", ONE, "offline") == pytest.approx([90.0, 90.0])
+    assert found.scores("maze", "positive", ONE, "offline") == pytest.approx([10.0, 10.0])
+    assert list(found.omegas("maze", "positive", 1)) == [0.0] and found.tuned("maze", "positive", 1, "offline") == []
+
+
 def test_tasks_are_made_comparable_by_their_full_scores_or_not_at_all() -> None:
     returns = {"measure": "return", "chosen": (1.0, 1)}
     runs = [

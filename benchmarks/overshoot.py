@@ -1,0 +1,144 @@
+"""Where does greediness overshoot? One set of networks over omega: score, actions at the bounds, distance to the data.
+
+    python -m benchmarks.overshoot "runs/bench/small_pointmaze/*dipole*" --out benchmarks/results
+
+Nothing is trained: each run folder's newest checkpoint plays the episodes of every omega. How far actions are from the
+data is measured where the policy goes: of the 32 rows whose (normalized) observations are nearest, the one with the
+nearest action, in units of the action space (its edges are 2 long). The same measure of dataset rows against the others
+is the yardstick: 1 means as far as the data are from each other.
+
+Shapes: Q queries, K nearest rows, O observation dim, A action dim.
+"""
+
+from __future__ import annotations
+
+import argparse
+import glob
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.spatial import KDTree
+from torch import Tensor
+
+from benchmarks.record import brief, summary, write_record
+from dipole_ray.agents.agent import Agent
+from dipole_ray.config import load
+from dipole_ray.data.dataset import open_dataset
+from dipole_ray.evaluation import Cell, evaluate_cell, summarize
+from dipole_ray.policy import load_policy
+from dipole_ray.prepare import prepare_dataset
+
+NEIGHBOURS, QUERIES = 32, 2000
+MEASURES = ("score", "action_bound_fraction", "action_distance", "observation_distance")
+
+
+class Observed:
+    """A policy that keeps what it saw and did."""
+
+    def __init__(self, agent: Agent) -> None:
+        self.agent, self.device = agent, agent.device
+        self.observations: list[np.ndarray] = []
+        self.actions: list[np.ndarray] = []
+
+    def sample_actions(self, observations: Tensor, **how: Any) -> Tensor:
+        """Act as the agent does."""
+        actions = self.agent.sample_actions(observations, **how)
+        self.observations.append(observations.numpy().copy())
+        self.actions.append(actions.cpu().numpy())
+        return actions
+
+
+class Neighbourhood:
+    """The dataset's rows, asked for the nearest."""
+
+    def __init__(self, observations: np.ndarray, actions: np.ndarray, rng: np.random.Generator) -> None:
+        self._mean, self._std = observations.mean(axis=0), observations.std(axis=0) + 1e-6
+        self._rows, self._actions = self._scaled(observations), actions
+        self._tree = KDTree(self._rows)
+        own = rng.choice(len(actions), min(QUERIES, len(actions)), replace=False)
+        self.yardstick = [float(np.mean(part)) for part in self._distances(self._rows[own], actions[own], skip=1)]
+
+    def _scaled(self, observations: np.ndarray) -> np.ndarray:
+        return (observations - self._mean) / self._std
+
+    def _distances(self, rows: np.ndarray, actions: np.ndarray, skip: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the distances (Q,) to the nearest action of the K nearest rows, and to the nearest row."""
+        far, index = self._tree.query(rows, k=NEIGHBOURS + skip)
+        near = np.linalg.norm(self._actions[index[:, skip:]] - actions[:, None], axis=-1)
+        return near.min(axis=1), far[:, skip]
+
+    def ratios(self, policy: Observed, rng: np.random.Generator) -> tuple[float, float]:
+        """Return the mean distances of actions and observations of what was played, in units of the yardstick."""
+        observations, actions = np.concatenate(policy.observations), np.concatenate(policy.actions)
+        some = rng.choice(len(actions), min(QUERIES, len(actions)), replace=False)
+        found = self._distances(self._scaled(observations[some]), actions[some], skip=0)
+        return (
+            float(found[0].mean()) / max(self.yardstick[0], 1e-9),
+            float(found[1].mean()) / max(self.yardstick[1], 1e-9),
+        )
+
+
+def neighbourhood_of(run: Path, rng: np.random.Generator) -> Neighbourhood:
+    """Return the neighbourhood in the dataset a run learned from, thinned to 200 000 rows."""
+    config = load(run / "run.yaml")
+    folder = prepare_dataset(config.data, config.env)
+    assert folder is not None, "a run without a dataset has no data to be far from"
+    observations, actions = [], []
+    for part in open_dataset(folder).iter_rows():
+        steps = part["remaining"] > 0
+        observations.append(part["observations"][steps])
+        actions.append(part["actions"][steps])
+    rows, acted = np.concatenate(observations), np.concatenate(actions)
+    some = rng.choice(len(rows), min(200_000, len(rows)), replace=False)
+    return Neighbourhood(rows[some], acted[some], rng)
+
+
+def play(run: Path, omegas: list[float], candidates: list[int], episodes: int) -> dict[str, dict[str, float]]:
+    """Return the measures of every cell of one run."""
+    rng = np.random.default_rng(0)
+    trained, near = load_policy(run), neighbourhood_of(run, rng)
+    cells = [Cell("guided", omega, count) for count in candidates for omega in omegas]
+    if trained.agent.has_bc:
+        cells = [Cell("bc", None, count) for count in candidates] + cells
+    found = {}
+    for cell in cells:
+        policy = Observed(trained.agent)
+        row = summarize(evaluate_cell(policy, trained.env, cell, episodes=episodes, seed=4000))
+        score = row["return"] if row["success"] is None else 100 * row["success"]
+        distances = near.ratios(policy, rng)
+        found[str(cell)] = dict(zip(MEASURES, (score, row["action_bound_fraction"], *distances), strict=True))
+        print(f"{run.name}: {cell}: score {score:.1f}, distance {distances[0]:.2f}", flush=True)
+    return found
+
+
+def markdown(cells: dict[str, dict[str, Any]], command: str) -> str:
+    """Return the table a person reads."""
+    lines = [f"Command: `{command}`", "", "| cell | " + " | ".join(name.replace("_", " ") for name in MEASURES) + " |"]
+    lines.append("|---|" + "--:|" * len(MEASURES))
+    for cell, numbers in cells.items():
+        lines.append(f"| {cell} | " + " | ".join(brief(numbers[name]) for name in MEASURES) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", help="run folders of one task, one a seed; patterns are fine")
+    parser.add_argument("--omegas", type=float, nargs="+", default=[-1, -0.5, 0, 0.5, 1, 2, 4, 8, 16])
+    parser.add_argument("--candidates", type=int, nargs="+", default=[1, 16])
+    parser.add_argument("--episodes", type=int, default=20)
+    parser.add_argument("--name", default="overshoot")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    runs = sorted({Path(found) for pattern in args.runs for found in glob.glob(pattern)})  # noqa: PTH207 - any pattern
+    played = [play(run, args.omegas, args.candidates, args.episodes) for run in runs]
+    cells = {cell: {name: summary([run[cell][name] for run in played]) for name in MEASURES} for cell in played[0]}
+    command = f"python -m benchmarks.overshoot {' '.join(args.runs)} --episodes {args.episodes}"
+    write_record(args.out, args.name, command, {"runs": [run.name for run in runs], "cells": cells})
+    print(markdown(cells, command))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""What every dated result carries beside its numbers: when, where, with what, and by which command."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dipole_ray.provenance import git_commit, package_versions
+from dipole_ray.statistics import bootstrap_interval
+
+
+def write_record(out: Path, name: str, command: str, numbers: dict[str, Any]) -> Path:
+    """Write `numbers` with their provenance as `{name}-{date}.json` and return the file."""
+    date = datetime.now(UTC).date().isoformat()
+    record = {
+        "date": date,
+        "command": command,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "versions": package_versions(),
+        "commit": git_commit(),
+        **numbers,
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / f"{name}-{date}.json"
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    return path
+
+
+def summary(values: Sequence[float]) -> dict[str, Any]:
+    """Return mean, 95 % bootstrap interval over seeds, and the values."""
+    interval = bootstrap_interval(np.array(values))
+    return {"mean": float(np.mean(values)), "low": interval.low, "high": interval.high, "per_seed": list(values)}
+
+
+def brief(numbers: dict[str, Any], digits: int = 2) -> str:
+    """Return a summary as `mean [low, high]`."""
+    return f"{numbers['mean']:.{digits}f} [{numbers['low']:.{digits}f}, {numbers['high']:.{digits}f}]"
