@@ -104,7 +104,7 @@ class Board:
         }
 
     def named_key(self, task: str, method: str, candidates: int) -> str | None:
-        """Return the cell of the omega named before the run with so many candidates, None where it was not evaluated."""
+        """Return the cell of the omega named beforehand with so many candidates, None where it was not evaluated."""
         for run in self.results(task, method).values():
             own, omega = run["cells"][run["chosen"]], self.methods[method].omega
             named = (own["policy"], own["omega"] if omega is None else omega, candidates)
