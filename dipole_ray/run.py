@@ -34,7 +34,7 @@ from dipole_ray.progress import Progress
 from dipole_ray.resume import Difference, config_differences, guard_resume, saved_config, version_differences, warn_of
 from dipole_ray.rllib.algorithm import DIPOLE
 from dipole_ray.rllib.build import build_algorithm
-from dipole_ray.rllib.evaluate import cell_key, play
+from dipole_ray.rllib.evaluate import cell_key, cell_metrics, play
 from dipole_ray.storage import checkpoint_bytes, persist, require_lasting, require_room
 from dipole_ray.tracking import Tracker
 from dipole_ray.trajectories import Maze, Trajectory
@@ -380,10 +380,10 @@ class _Run:
         metrics = {"time/evaluation_s": self.evaluation_s}
         for result in results:
             row = self._row(result)
-            numbers = {name: value for name, value in row.items() if isinstance(value, float) and name != "omega"}
-            metrics.update({f"eval/{cell_key(result.cell)}/{name}": value for name, value in numbers.items()})
+            metrics.update(cell_metrics(result.cell, row))
             if result.cell == chosen_cell(self.config.agent):
                 self.algorithm.note_score(row)
+                numbers = {name: value for name, value in row.items() if isinstance(value, float) and name != "omega"}
                 metrics.update({f"eval/{name}": value for name, value in numbers.items()})
         return metrics
 

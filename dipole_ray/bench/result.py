@@ -86,7 +86,7 @@ def _evaluations(lines: Sequence[dict[str, Any]], keys: Sequence[str]) -> list[d
     """Return every evaluation of the whole grid, oldest first."""
     found = []
     for line in lines:
-        scores = {key: {name: _rounded(line.get(f"eval/{key}/{name}")) for name in SCORES} for key in keys}
+        scores = {key: {name: _rounded(line.get(f"eval/{name}/{key}")) for name in SCORES} for key in keys}
         if all(score["return"] is not None for score in scores.values()):
             found.append(
                 {

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from dipole_ray.rllib.algorithm import DIPOLE
 
 
+CELL_MEASURES = ("return", "success", "length", "action_bound_fraction")
+"""What is logged of every cell; the rest is in `evaluation.json`."""
+
+
 def evaluate_grid(algorithm: DIPOLE, eval_group: EnvRunnerGroup | None) -> tuple[dict[str, Any], int, int]:
     """Evaluate every cell of the grid: RLlib's `custom_evaluation_function`, so `algo.evaluate()` runs it.
 
@@ -102,3 +106,9 @@ def cell_key(cell: Cell) -> str:
 def score_of(row: Row) -> float:
     """Return the number sweeps maximise: success where the task defines it, else the mean return."""
     return float(row["return"] if row["success"] is None else row["success"])
+
+
+def cell_metrics(cell: Cell, row: Row, measures: Sequence[str] = CELL_MEASURES) -> dict[str, float]:
+    """Return a cell's metrics, the measure first: MLflow draws a section for each, with a chart for each cell."""
+    numbers = {name: row[name] for name in measures}  # type: ignore[literal-required]
+    return {f"eval/{name}/{cell_key(cell)}": float(value) for name, value in numbers.items() if value is not None}

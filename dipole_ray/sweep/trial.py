@@ -23,7 +23,7 @@ from dipole_ray.prepare import prepare_dataset
 from dipole_ray.report import Row
 from dipole_ray.rllib.algorithm import RING_FILE
 from dipole_ray.rllib.build import build_algorithm
-from dipole_ray.rllib.evaluate import cell_key, play
+from dipole_ray.rllib.evaluate import cell_metrics, play
 from dipole_ray.run import RUN_FILE
 from dipole_ray.storage import persist
 from dipole_ray.sweep.ledger import TRIAL_FILE
@@ -181,10 +181,10 @@ class TrialRun:
         are compared by and nothing else; `evaluation.json` has the rest.
         """
         metrics: dict[str, float] = {"sweep/rung": float(self.rung), "sweep/score": self.results[-1]["score"]}
-        measures = {"return", "success", self.plan.sweep.metric}
+        own = self.plan.sweep.metric
+        measures = ["return", "success", *([own] if own == "length" else [])]
         for row in rows:
-            compared = {name: value for name, value in _numbers(row).items() if name in measures}
-            metrics.update({f"eval/{name}/{cell_key(cell_of(row))}": value for name, value in compared.items()})
+            metrics.update(cell_metrics(cell_of(row), row, measures))
         metrics.update({f"eval/{name}": value for name, value in _numbers(best).items()})
         metrics["sweep/best_candidates"] = float(best["candidates"])
         if best["omega"] is not None:

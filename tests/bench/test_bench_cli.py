@@ -93,18 +93,18 @@ def test_every_cell_is_a_run_with_a_result(folder: Path, finished: Ended) -> Non
 def test_a_result_holds_what_the_runs_own_metrics_say(folder: Path, finished: Ended) -> None:
     file = results(folder)["dipole-seed-1"]
     result, lines = json.loads(file.read_text()), read_metrics(file.parent)
-    evaluated = [line for line in lines if "eval/omega_1_candidates_2/return" in line]
+    evaluated = [line for line in lines if "eval/return/omega_1_candidates_2" in line]
     assert [item["learner_steps"] for item in result["evaluations"]] == [20, 40, 60]
     assert set(result["cells"]) == {f"omega_{o}_candidates_{c}" for o in (0, 1) for c in (1, 2)}
     assert result["chosen"] == "omega_1_candidates_2"
     for line, item in zip(evaluated, result["evaluations"], strict=True):
         for key, scores in item["scores"].items():
-            assert scores["return"] == pytest.approx(line[f"eval/{key}/return"], rel=1e-5)
-            assert scores["action_bound_fraction"] == pytest.approx(line[f"eval/{key}/action_bound_fraction"], rel=1e-5)
+            assert scores["return"] == pytest.approx(line[f"eval/return/{key}"], rel=1e-5)
+            assert scores["action_bound_fraction"] == pytest.approx(line[f"eval/action_bound_fraction/{key}"], rel=1e-5)
     norms = [line["system/grad_norm"] for line in lines if "system/grad_norm" in line]
     assert result["diagnostics"]["system/grad_norm"]["max"] == pytest.approx(max(norms), rel=1e-5)
     assert result["evaluation_s"] > 0 and result["updates_per_s"] > 0
-    first = [line[f"eval/{key}/return"] for line in evaluated for key in ("omega_1_candidates_1",)]
+    first = [line[f"eval/return/{key}"] for line in evaluated for key in ("omega_1_candidates_1",)]
     assert len(set(first)) == 3, "every evaluation has episodes of its own"
 
 
