@@ -31,8 +31,8 @@ class DataConfig:
     """Where the offline transitions come from: an imported dataset, or a collector run on the spot."""
 
     path: str | None = None
-    """A dataset folder made by `dipole data import` or `dipole data collect`, an OGBench .npz file, or a folder of
-    ExORL's episodes."""
+    """A dataset folder made by `dipole data import` or `dipole data collect`, an OGBench .npz or D4RL .hdf5
+    file, a Minari dataset's folder, or a folder of ExORL's episodes."""
     collect_transitions: int = 0
     """Transitions to make with the environment's own seeded collector when `path` is not given; 0 = none."""
     collect_seed: int = 0

@@ -1,16 +1,20 @@
-"""From what the config names to a dataset: one imported, OGBench's file, ExORL's episodes, or one made on the spot."""
+"""From what the config names to a dataset: one imported, data to be converted first, or one made on the spot."""
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from pathlib import Path
 
 from dipole_ray.config import DataConfig
 from dipole_ray.data.dataset import MANIFEST, open_dataset, write_dataset
 from dipole_ray.data.schema import Schema
+from dipole_ray.data.sources.d4rl import SUFFIXES, d4rl_schema, read_d4rl
 from dipole_ray.data.sources.exorl import exorl_schema, find_episodes, is_exorl, read_exorl
+from dipole_ray.data.sources.minari import is_minari, minari_files, minari_schema, read_minari
 from dipole_ray.data.sources.ogbench import read_ogbench
+from dipole_ray.data.sources.pieces import ImportReport
 from dipole_ray.envs.collect import collect
 from dipole_ray.envs.exorl.rewards import label_episodes, rewards_of
 from dipole_ray.envs.make import EnvConfig, env_dims
@@ -18,6 +22,7 @@ from dipole_ray.envs.registry import family
 from dipole_ray.envs.relabel import ogbench_relabel
 from dipole_ray.errors import ConfigError, DatasetError
 
+_log = logging.getLogger(__name__)
 _TASK = re.compile(r"-singletask(-task\d+)?(?=-v\d+$)")
 
 
@@ -47,6 +52,8 @@ def _find_or_make(data: DataConfig, env: EnvConfig) -> Path | None:
         path = Path(data.path).expanduser()
         if path.suffix == ".npz":
             return _converted(path, env, cache)
+        if not (path / MANIFEST).exists() and (is_minari(path) or path.suffix in SUFFIXES):
+            return _converted_hdf5(path, env, cache)
         is_episodes = not (path / MANIFEST).exists() and is_exorl(path)
         return _converted_exorl(path, env, cache) if is_episodes else path
     if not data.collect_transitions:
@@ -130,3 +137,51 @@ def _converted_exorl(source: Path, env: EnvConfig, cache: Path) -> Path:
         digest.update(f"{file.name}:{status.st_size}:{status.st_mtime_ns}".encode())
     out = cache / "converted" / f"{env.id.replace('/', '-')}-{digest.hexdigest()[:12]}"
     return out if (out / MANIFEST).is_file() else import_exorl(source, env, out, cache)
+
+
+def import_hdf5(source: Path, env: EnvConfig, out: Path) -> Path:
+    """Convert a D4RL file or a Minari dataset into a dataset folder.
+
+    Args:
+        source: The .hdf5 file, or the folder that holds Minari's `data`.
+        env: The environment whose data it is; its time limit ends trajectories in a D4RL file without timeouts.
+        out: The folder to make.
+
+    Raises:
+        DatasetError: The data is malformed, of another environment, or needs a choice that only the import offers.
+    """
+    dims, report = env_dims(env), ImportReport()
+    kind = "minari" if is_minari(source) else "d4rl"
+    schema, expected = (
+        (minari_schema if kind == "minari" else d4rl_schema)(source),
+        Schema(dims.observation_dim, dims.action_dim),
+    )
+    if schema != expected:
+        raise DatasetError(
+            f"{source}: observations have {schema.observation_dim} and actions {schema.action_dim} dimensions, "
+            f"'{env.id}' has {dims.observation_dim} and {dims.action_dim}; set env.id to the environment of this data"
+        )
+    if kind == "minari":
+        rows = read_minari(source, report=report)
+    else:
+        rows = read_d4rl(source, max_episode_steps=dims.max_episode_steps, report=report)
+    write_dataset(out, rows, schema, {"format": kind, "file": str(source), "env": env.id})
+    if report.unfollowed_transitions:
+        report.notes.append(
+            f"{report.unfollowed_transitions} transitions are left out because nothing says what they led to"
+        )
+    for note in report.notes:
+        _log.warning("%s: %s", source, note)
+    return out
+
+
+def _converted_hdf5(source: Path, env: EnvConfig, cache: Path) -> Path:
+    """Return the cached dataset folder of D4RL's or Minari's data, converting it the first time."""
+    if not source.exists():
+        raise DatasetError(f"{source}: no such file; give D4RL's .hdf5 or a dataset folder with data.path")
+    digest = hashlib.sha256(f"{source.resolve()}:{env.id}:{env.max_episode_steps}".encode())
+    for file in minari_files(source) if is_minari(source) else [source]:
+        status = file.stat()
+        digest.update(f"{file.name}:{status.st_size}:{status.st_mtime_ns}".encode())
+    out = cache / "converted" / f"{source.stem}-{digest.hexdigest()[:12]}"
+    return out if (out / MANIFEST).is_file() else import_hdf5(source, env, out)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.feather as feather
@@ -98,4 +100,20 @@ def write_exorl(
     path = folder / f"episode_{index:06d}_{rows - 1}.npz"
     with path.open("wb") as file:
         np.savez_compressed(file, **(arrays | replaced))  # type: ignore[arg-type]
+    return path
+
+
+def write_d4rl(path: Path, arrays: dict[str, np.ndarray], *, narrow: bool = False, **options: Any) -> Path:
+    """Write arrays as D4RL does, names with slashes into groups; `options` as of h5py's create_dataset.
+
+    Args:
+        path: The file.
+        arrays: By name; scalars are stored as they are.
+        narrow: Take chunks of 100 rows and 2 columns, which do not divide the array.
+        options: Compression and chunks.
+    """
+    with h5py.File(path, "w") as file:
+        for name, values in arrays.items():
+            chunks = {"chunks": (min(100, len(values)), *(2,) * (values.ndim - 1))} if narrow and values.ndim else {}
+            file.create_dataset(name, data=values, **(options | chunks if values.ndim else {}))
     return path

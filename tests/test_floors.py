@@ -32,7 +32,7 @@ FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # Third-party imports that a room is limited to, and libraries that only some rooms may import.
 ALLOWED = {
     "agents": {"torch", "numpy", "safetensors"},
-    "data": {"numpy", "pyarrow"},
+    "data": {"numpy", "pyarrow", "h5py"},
     "errors": set(),
     "settings": {"yaml"},
     "progress": {"rich"},

@@ -17,7 +17,7 @@ CACHE = Path("~/.cache/dipole_ray")
 """Where a run keeps converted data too, unless data.cache says otherwise."""
 
 IMPORT_HELP = """\
-Turn OGBench's .npz, ExORL's episodes, or any Parquet / Arrow / Feather table, into a dataset mapped from disk.
+Turn data of OGBench, ExORL, D4RL or Minari, or any Parquet / Arrow / Feather table, into a dataset mapped from disk.
 
 examples:
   # OGBench data, labelled with the rewards of one task
@@ -25,6 +25,13 @@ examples:
 
   # ExORL's episodes (DIR/buffer/episode_000000_1000.npz, ...), rewarded for one of the domain's tasks
   dipole data import walker/rnd --env exorl/walker-run --out DIR
+
+  # D4RL's .hdf5; --env is the environment with its observations and actions, and checks them
+  dipole data import hopper_medium-v2.hdf5 --env Hopper-v5 --out DIR
+
+  # a Minari dataset: the folder that holds data/main_data.hdf5 (or data/0/*.arrow); dict observations are chosen
+  dipole data import ~/.minari/datasets/mujoco/hopper/medium-v0 --env Hopper-v5 --out DIR
+  dipole data import ~/.minari/datasets/D4RL/pointmaze/umaze-v2 --out DIR --map observations=desired_goal,observation
 
   # a table with columns called observations, actions, rewards, terminals, timeouts
   dipole data import robot.parquet --out DIR
@@ -35,6 +42,11 @@ examples:
 
 meanings for --map: observations, actions, rewards, next_observations, masks (0 = the task ended), terminals,
   timeouts (1 = a time limit cut the trajectory), episode, terminals_are (termination or boundary)
+
+In D4RL's files terminals end the task (mask 0), timeouts only the trajectory. What the last action before a timeout led
+to is known only where there are next_observations: otherwise that transition is left out, as D4RL does, and counted. A
+file without timeouts needs the environment's time limit, from --env or --max-episode-steps. Minari's actions are scaled
+to [-1, 1] from the bounds of its action space, as the environment's are; the actions of other data must lie there.
 
 Of an ExORL episode only observation, action and physics are read: rewards are computed from the recorded states, in
 parallel through Ray, and kept in --cache, so that an interrupted import goes on and a second one of the same task is
@@ -47,6 +59,7 @@ Read a dataset from beginning to end and give a verdict (ok, warning, error) bef
 examples:
   dipole data inspect DIR
   dipole data inspect cube-single-play-v0.npz --env cube-single-play-singletask-v0 --plot cube.png
+  dipole data inspect hopper_medium-v2.hdf5
   dipole data inspect robot.parquet --map rewards=r --map episode=run --json verdict.json
 
 The exit code is 0 for ok and warning, 1 for error.
@@ -96,12 +109,15 @@ def _add_command(
 def _add_import(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = _add_command(commands, "import", IMPORT_HELP)
     parser.add_argument(
-        "source", metavar="SRC", type=Path, help="OGBench's .npz, ExORL's folder, a table, or a folder of tables"
+        "source", metavar="SRC", type=Path, help="a file or folder in one of these formats; tables may be a folder"
     )
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the dataset")
     parser.add_argument("--env", metavar="ENV_ID", help="task that gives the rewards, and whose spaces must match")
-    parser.add_argument("--format", choices=("ogbench", "exorl", "table"), help="default: by what SRC is")
+    parser.add_argument(
+        "--format", choices=("ogbench", "exorl", "d4rl", "minari", "table"), help="default: by what SRC is"
+    )
     _add_map(parser)
+    _add_limit(parser)
     parser.add_argument(
         "--non-finite",
         choices=("refuse", "drop"),
@@ -119,8 +135,11 @@ def _add_import(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = _add_command(commands, "inspect", INSPECT_HELP)
     parser.add_argument("path", metavar="PATH", type=Path, help="a dataset folder, or what import takes")
-    parser.add_argument("--env", metavar="ENV_ID", help="task that gives OGBench's or ExORL's data its rewards")
+    parser.add_argument(
+        "--env", metavar="ENV_ID", help="task that rewards OGBench's and ExORL's data, or D4RL's environment"
+    )
     _add_map(parser)
+    _add_limit(parser)
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the verdict as JSON as well")
     parser.add_argument("--plot", metavar="FILE", type=Path, help="draw returns, lengths and actions as a picture")
     parser.set_defaults(run=run_inspect)
@@ -147,7 +166,16 @@ def _add_map(parser: argparse.ArgumentParser) -> None:
         metavar="MEANING=COLUMN",
         action="append",
         default=[],
-        help="table column(s) for one meaning; repeatable",
+        help="table column(s) for one meaning, or the entries of Minari's dict observations; repeatable",
+    )
+
+
+def _add_limit(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--max-episode-steps",
+        metavar="N",
+        type=int,
+        help="d4rl only: time limit of trajectories in a file without timeouts (default: that of --env)",
     )
 
 
@@ -162,14 +190,17 @@ def run_import(args: argparse.Namespace) -> int:
     if kind == "dataset":
         raise DatasetError(f"{args.source}: is a dataset already; train on it as it is, or import its original")
     kind = args.format or kind
-    if kind != "table" and args.map:
-        raise ConfigError(f"--map is for tables; {kind} data has fixed names: leave --map out or pass --format table")
+    _check_options(args, kind)
     report = ImportReport()
     schema, rows, source = _open_source(args, kind, report)
     with Progress(f"import {args.source.name}", unit="transitions") as progress:
         manifest = write_dataset(args.out, _counted(rows, progress), schema, source, overwrite=args.overwrite)
     places = ", ".join(report.non_finite) + (", ..." if len(report.non_finite) == MAX_NAMED else "")
     dropped = f", {report.dropped_transitions} dropped as not finite: {places}" if report.dropped_transitions else ""
+    if report.unfollowed_transitions:
+        dropped += f", {report.unfollowed_transitions} left out because nothing says what they led to"
+    for note in report.notes:
+        print(f"note: {note}")
     print(
         f"{args.out}: {manifest.num_transitions} transitions in {report.trajectories} trajectories{dropped}, "
         f"observations {schema.observation_dim}, actions {schema.action_dim}\n"
@@ -177,6 +208,17 @@ def run_import(args: argparse.Namespace) -> int:
         f"      dipole train data.path={args.out}" + (f" env.id={args.env}" if args.env else " env.id=ENV_ID")
     )
     return 0
+
+
+def _check_options(args: argparse.Namespace, kind: str) -> None:
+    """Refuse options that have no effect on this kind of data."""
+    if args.map and kind not in ("table", "minari"):
+        raise ConfigError(f"--map is for tables; {kind} data has fixed names: leave --map out or pass --format table")
+    if args.max_episode_steps is not None and (kind != "d4rl" or args.max_episode_steps < 1):
+        raise ConfigError(
+            f"--max-episode-steps {args.max_episode_steps} of {kind} data: it is the time limit, at least 1, of D4RL "
+            "files without timeouts; leave it out"
+        )
 
 
 def _open_source(args: argparse.Namespace, kind: str, report: Any) -> tuple[Any, Iterator[Any], dict[str, Any]]:
@@ -193,12 +235,45 @@ def _open_source(args: argparse.Namespace, kind: str, report: Any) -> tuple[Any,
         return schema, rows, source
     if kind == "exorl":
         return _open_exorl(args, source, report)
+    if kind in ("d4rl", "minari"):
+        return _open_hdf5(args, kind, source, report)
     columns = table_columns(args.source)
     mapping = TableMapping.from_pairs(args.map) if args.map else TableMapping.guess(columns)
     schema = table_schema(args.source, mapping)
     _check_environment(args, schema)
     rows = read_table(args.source, mapping, non_finite=args.non_finite, report=report)
     return schema, rows, source | {"mapping": mapping.to_json()}
+
+
+def _open_hdf5(
+    args: argparse.Namespace, kind: str, source: dict[str, Any], report: Any
+) -> tuple[Any, Iterator[Any], dict[str, Any]]:
+    """Return the schema, the rows and the description of D4RL's or Minari's data."""
+    from dipole_ray.data.sources.d4rl import d4rl_schema, read_d4rl
+    from dipole_ray.data.sources.minari import chosen_observations, minari_schema, read_minari
+
+    source = source | {"file": str(args.source)}
+    if kind == "d4rl":
+        schema, limit = d4rl_schema(args.source), _time_limit(args)
+        rows = read_d4rl(args.source, max_episode_steps=limit, non_finite=args.non_finite, report=report)
+        source |= {"max_episode_steps": limit}
+    else:
+        chosen = chosen_observations(args.map)
+        schema = minari_schema(args.source, chosen)
+        rows = read_minari(args.source, chosen, non_finite=args.non_finite, report=report)
+        source |= {"mapping": {"observations": list(chosen)}} if chosen else {}
+    _check_environment(args, schema)
+    return schema, rows, source
+
+
+def _time_limit(args: argparse.Namespace) -> int | None:
+    """Return the time limit that was given, or that of the environment that was named."""
+    limit: int | None = args.max_episode_steps
+    if limit is None and args.env is not None:
+        from dipole_ray.envs.make import env_dims
+
+        limit = env_dims(args.env).max_episode_steps
+    return limit
 
 
 def _open_exorl(
@@ -261,14 +336,22 @@ def _counted(rows: Iterable[Any], progress: Any) -> Iterator[Any]:
 def run_inspect(args: argparse.Namespace) -> int:
     """Inspect a dataset, print the verdict, and write it where asked."""
     from dipole_ray.cli.inspect_report import plot_inspection, print_inspection
-    from dipole_ray.data.inspect import inspect_dataset
+    from dipole_ray.data.inspect import dataset_kind, inspect_dataset
     from dipole_ray.data.sources.mapping import TableMapping
+    from dipole_ray.data.sources.minari import chosen_observations
     from dipole_ray.progress import Progress
 
-    mapping = TableMapping.from_pairs(args.map) if args.map else None
+    kind = dataset_kind(args.path)
+    _check_options(args, kind)
+    mapping = TableMapping.from_pairs(args.map) if args.map and kind == "table" else None
     with Progress(f"inspect {args.path.name}", unit="transitions") as progress:
         inspection = inspect_dataset(
-            args.path, mapping=mapping, relabel=_relabel(args.env), on_transitions=progress.update
+            args.path,
+            mapping=mapping,
+            relabel=_relabel(args.env),
+            observations=chosen_observations(args.map) if kind == "minari" else (),
+            max_episode_steps=_time_limit(args) if kind == "d4rl" else None,
+            on_transitions=progress.update,
         )
     print_inspection(inspection)
     try:

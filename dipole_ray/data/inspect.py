@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,8 +12,10 @@ import numpy as np
 from dipole_ray.data.dataset import MANIFEST, OfflineDataset, open_dataset
 from dipole_ray.data.quarantine import restore_hint
 from dipole_ray.data.schema import Rows, validate_rows
+from dipole_ray.data.sources.d4rl import SUFFIXES, read_d4rl
 from dipole_ray.data.sources.exorl import episode_steps, find_episodes, is_exorl, read_arrays, read_exorl
 from dipole_ray.data.sources.mapping import TableMapping
+from dipole_ray.data.sources.minari import is_minari, read_minari
 from dipole_ray.data.sources.ogbench import Relabel, has_rewards, read_ogbench
 from dipole_ray.data.sources.pieces import ImportReport
 from dipole_ray.data.sources.table import read_table, table_columns
@@ -21,7 +23,7 @@ from dipole_ray.data.summary import Summary
 from dipole_ray.data.verdict import Finding, Verdict, judge, worst
 from dipole_ray.errors import ConfigError, DatasetError, NonFiniteError
 
-Kind = Literal["dataset", "ogbench", "exorl", "table"]
+Kind = Literal["dataset", "ogbench", "exorl", "minari", "d4rl", "table"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,7 +33,7 @@ class Inspection:
     path: str
     """What was inspected."""
     kind: Kind
-    """A dipole dataset, an OGBench .npz, a folder of ExORL episodes, or a table."""
+    """A dipole dataset, an OGBench .npz, ExORL's episodes, Minari's folder, D4RL's .hdf5, or a table."""
     verdict: Verdict
     """The worst of the findings."""
     findings: tuple[Finding, ...]
@@ -53,11 +55,18 @@ def dataset_kind(path: Path) -> Kind:
         DatasetError: If nothing lies there.
     """
     if not path.exists():
-        raise DatasetError(f"{path}: no such file or folder; give a dataset folder, an OGBench .npz or a table")
+        raise DatasetError(
+            f"{path}: no such file or folder; give a dataset folder, a file of OGBench or D4RL, a Minari folder or a "
+            "table"
+        )
     if path.suffix == ".npz":
         return "ogbench"
     if path.is_dir() and ((path / MANIFEST).exists() or any(path.glob("data-*.arrow"))):
         return "dataset"
+    if is_minari(path):
+        return "minari"
+    if path.suffix in SUFFIXES:
+        return "d4rl"
     return "exorl" if is_exorl(path) else "table"
 
 
@@ -66,14 +75,18 @@ def inspect_dataset(
     *,
     mapping: TableMapping | None = None,
     relabel: Relabel | None = None,
+    observations: Sequence[str] = (),
+    max_episode_steps: int | None = None,
     on_transitions: Callable[[int], None] | None = None,
 ) -> Inspection:
     """Read a dataset from beginning to end and judge it; what cannot be read is a finding, not an exception.
 
     Args:
-        path: A dataset folder, an OGBench .npz, a folder of ExORL episodes, or a table.
+        path: A dataset folder, or any data that can be imported.
         mapping: For tables; by default columns are taken by their names.
         relabel: For .npz files without rewards, and for ExORL episodes, of which it gets `physics`.
+        observations: For Minari: which entries of dict observations are joined.
+        max_episode_steps: For D4RL files without timeouts: the environment's time limit.
         on_transitions: Called with the transitions read so far.
 
     Raises:
@@ -86,7 +99,13 @@ def inspect_dataset(
     try:
         if kind in ("ogbench", "exorl"):
             labelled = relabel is not None or (kind == "ogbench" and has_rewards(path))
-        for rows in _read(path, kind, mapping, relabel if labelled else _no_rewards, report, findings):
+        if kind == "minari":
+            pieces = read_minari(path, observations, non_finite="drop", report=report)
+        elif kind == "d4rl":
+            pieces = read_d4rl(path, max_episode_steps=max_episode_steps, non_finite="drop", report=report)
+        else:
+            pieces = _read(path, kind, mapping, relabel if labelled else _no_rewards, report, findings)
+        for rows in pieces:
             summary.add(rows)
             if on_transitions is not None:
                 on_transitions(summary.num_transitions)

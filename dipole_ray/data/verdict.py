@@ -120,6 +120,15 @@ def _numbers(summary: Summary, report: ImportReport) -> Iterator[Finding]:
             where=", ".join(report.non_finite) + (", ..." if len(report.non_finite) == MAX_NAMED else ""),
             remedy="repair them, or import with --non-finite drop",
         )
+    if report.unfollowed_transitions:
+        yield Finding(
+            level="info",
+            what=f"{report.unfollowed_transitions} transitions without the observation that they led to are left out",
+            where="last rows of trajectories that were cut",
+            remedy="harmless if few; otherwise store next_observations",
+        )
+    for note in report.notes:
+        yield Finding(level="info", what=note, where="whole dataset", remedy="check that this is what was recorded")
     constant = np.flatnonzero(summary.observation_min == summary.observation_max)
     if len(constant):
         yield Finding(

@@ -35,6 +35,10 @@ class ImportReport:
     """Transitions dropped because they touch a NaN or infinity."""
     non_finite: list[str] = field(default_factory=list)
     """Where in the original the first of their numbers stand, as `row 7 (rewards)`."""
+    unfollowed_transitions: int = 0
+    """Transitions left out because the original does not hold the observation that they led to."""
+    notes: list[str] = field(default_factory=list)
+    """What else the reader decided, a clause each."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -53,6 +57,8 @@ class Block:
     """(N,) bool, rows that hold only a last observation."""
     row_numbers: np.ndarray
     """(N,) where each row stands in the original, for messages."""
+    place: str = ""
+    """What the rows are counted in, such as `episode_7`; empty where that is the whole original."""
     sources: dict[str, np.ndarray] = field(default_factory=dict)
     """Columns (N, ...) of the original that are not stored, but that must be finite for the row to be right."""
 
@@ -83,7 +89,8 @@ def finish_block(block: Block, path: Path, non_finite: NonFinitePolicy, report: 
             )
         kept &= ~bad
         report.dropped_transitions += int(bad.sum())
-        report.non_finite += places[: MAX_NAMED - len(report.non_finite)]
+        named = [f"{block.place} {place}".lstrip() for place in places]
+        report.non_finite += named[: MAX_NAMED - len(report.non_finite)]
     fractional = kept & (block.masks != 0) & (block.masks != 1)
     if fractional.any():
         row = int(np.flatnonzero(fractional)[0])

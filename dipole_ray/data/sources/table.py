@@ -7,7 +7,8 @@ its next observation is never used.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +19,13 @@ from dipole_ray.data.schema import Rows, Schema
 from dipole_ray.data.sources.arrow_index import declared_bytes
 from dipole_ray.data.sources.mapping import TableMapping
 from dipole_ray.data.sources.npz import check_expansion
-from dipole_ray.data.sources.pieces import Block, ImportReport, NonFinitePolicy, finish_block, to_float32
+from dipole_ray.data.sources.pieces import ImportReport, NonFinitePolicy, finish_block, to_float32
+from dipole_ray.data.sources.transitions import Arrays, check_following, close_trajectories, is_followed
 from dipole_ray.errors import DatasetError
 
 SUFFIXES = (".parquet", ".arrow", ".feather", ".ipc")
 _BATCH_ROWS = 65_536
 _BROKEN = (pa.ArrowException, OSError, ValueError, MemoryError)
-
-Arrays = dict[str, np.ndarray]
 
 
 def table_files(path: Path) -> list[Path]:
@@ -61,7 +61,7 @@ def table_schema(path: Path | str, mapping: TableMapping) -> Schema:
     path = Path(path)
     for batch in _batches(path, mapping):
         columns = mapping.resolve(batch.schema.names, path)
-        sizes = [_matrix(batch, columns[name], path, 0).shape[1] for name in ("observations", "actions")]
+        sizes = [column_matrix(batch, columns[name], path, 0).shape[1] for name in ("observations", "actions")]
         return Schema(*sizes)
     raise DatasetError(f"{path}: the table has no rows; nothing to import")
 
@@ -118,53 +118,13 @@ def read_table(
 def _finish(
     arrays: Arrays, ends: np.ndarray, path: Path, non_finite: NonFinitePolicy, report: ImportReport
 ) -> Iterator[Rows]:
-    rows = finish_block(_close(arrays, ends, path, report.rows_read), path, non_finite, report)
+    if "next_observations" in arrays:
+        check_following(arrays["observations"], arrays["next_observations"], ends, path, report.rows_read)
+    block = close_trajectories(arrays, ends, report.rows_read, report)
+    rows = finish_block(block, path, non_finite, report)
     report.rows_read += len(ends)
     if rows is not None:
         yield rows
-
-
-def _close(arrays: Arrays, ends: np.ndarray, path: Path, first_row: int) -> Block:
-    """Give every trajectory its closing row: its last row, or an added one where that is a full transition."""
-    observations, following = arrays["observations"], arrays.get("next_observations")
-    if following is not None:
-        _check_following(observations, following, ends, path, first_row)
-        is_added = ends
-    else:
-        is_added = ends & (arrays["masks"] == 0)
-    order = np.repeat(np.arange(len(ends)), 1 + is_added)
-    is_copy = np.append(False, order[1:] == order[:-1])
-    states = observations[order]
-    sources: Arrays = {}
-    if following is not None:
-        states[is_copy] = following[ends]
-        sources = {"next_observations": following[order]}
-    return Block(
-        observations=states,
-        actions=arrays["actions"][order],
-        rewards=arrays["rewards"][order],
-        masks=arrays["masks"][order],
-        closing=is_copy | (ends & ~is_added)[order],
-        row_numbers=first_row + order,
-        sources=sources,
-    )
-
-
-def _check_following(
-    observations: np.ndarray, following: np.ndarray, ends: np.ndarray, path: Path, first_row: int
-) -> None:
-    inner = np.flatnonzero(~ends[:-1])
-    after, state = following[inner], observations[inner + 1]
-    # Rows with NaN or infinity are told apart by `finish_block`.
-    unknown = ~(np.isfinite(after).all(axis=1) & np.isfinite(state).all(axis=1))
-    same = unknown | np.isclose(after, state, rtol=1e-5, atol=1e-6).all(axis=1)
-    if not same.all():
-        row = int(inner[np.flatnonzero(~same)[0]])
-        raise DatasetError(
-            f"{path}: {int((~same).sum())} next observations differ from the next row's observation inside a "
-            f"trajectory, the first at row {first_row + row}; sort the table by episode and time, or map the "
-            "column that ends trajectories (episode, terminals or timeouts)"
-        )
 
 
 def _trajectory_ends(arrays: Arrays, mapping: TableMapping, *, is_last: bool) -> np.ndarray:
@@ -173,8 +133,7 @@ def _trajectory_ends(arrays: Arrays, mapping: TableMapping, *, is_last: bool) ->
     if mapping.episode is not None:
         ends[:-1] |= arrays["episode"][1:] != arrays["episode"][:-1]
     elif mapping.infers_boundaries:
-        following, states = arrays["next_observations"][:-1], arrays["observations"][1:]
-        ends[:-1] |= ~np.isclose(following, states, rtol=1e-5, atol=1e-6, equal_nan=True).all(axis=1)
+        ends[:-1] |= ~is_followed(arrays["next_observations"][:-1], arrays["observations"][1:])
     if is_last:
         ends[-1] = True
     elif mapping.episode is not None:
@@ -188,7 +147,7 @@ def _batch_arrays(batch: pa.RecordBatch, mapping: TableMapping, path: Path, firs
     arrays: Arrays = {}
     for name in ("observations", "actions", "next_observations"):
         if name in columns:
-            arrays[name] = _matrix(batch, columns[name], path, first_row)
+            arrays[name] = column_matrix(batch, columns[name], path, first_row)
     if arrays.get("next_observations", arrays["observations"]).shape != arrays["observations"].shape:
         raise DatasetError(
             f"{path}: next_observations have {arrays['next_observations'].shape[1]} dimensions, observations "
@@ -197,7 +156,7 @@ def _batch_arrays(batch: pa.RecordBatch, mapping: TableMapping, path: Path, firs
     flags: Arrays = {}
     for name in ("rewards", "masks", "terminals", "timeouts"):
         if name in columns:
-            flags[name] = _vector(batch, columns[name][0], path, first_row)
+            flags[name] = column_vector(batch, columns[name][0], path, first_row)
             if name in ("terminals", "timeouts"):
                 _check_flags(flags[name], columns[name][0], path, first_row)
     arrays["rewards"] = flags["rewards"]
@@ -232,12 +191,16 @@ def _check_flags(values: np.ndarray, name: str, path: Path, first_row: int) -> N
         )
 
 
-def _matrix(batch: pa.RecordBatch, names: tuple[str, ...], path: Path, first_row: int) -> np.ndarray:
-    """Return (N, dim) float32 from one list column or several scalar columns."""
+def column_matrix(batch: pa.RecordBatch, names: tuple[str, ...], path: Path, first_row: int) -> np.ndarray:
+    """Return (N, dim) float32 from one list column or several scalar columns.
+
+    Raises:
+        DatasetError: If a column is no such thing, holds nulls, or its lists differ in length.
+    """
     column = batch.column(names[0])
     is_list = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
     if len(names) > 1 or not (is_list or pa.types.is_fixed_size_list(column.type)):
-        return np.stack([_vector(batch, name, path, first_row) for name in names], axis=1)
+        return np.stack([column_vector(batch, name, path, first_row) for name in names], axis=1)
     _check_nulls(column, names[0], path, first_row)
     values = column.flatten()
     _check_nulls(values, names[0], path, first_row)
@@ -254,7 +217,12 @@ def _matrix(batch: pa.RecordBatch, names: tuple[str, ...], path: Path, first_row
     return _to_numbers(values, names[0], path).reshape(batch.num_rows, -1)
 
 
-def _vector(batch: pa.RecordBatch, name: str, path: Path, first_row: int) -> np.ndarray:
+def column_vector(batch: pa.RecordBatch, name: str, path: Path, first_row: int) -> np.ndarray:
+    """Return (N,) float32 from a column of numbers.
+
+    Raises:
+        DatasetError: If it is none, or holds nulls.
+    """
     column = batch.column(name)
     _check_nulls(column, name, path, first_row)
     values = _to_numbers(column, name, path)
@@ -281,23 +249,39 @@ def _check_nulls(values: pa.Array, name: str, path: Path, first_row: int) -> Non
 
 def _batches(path: Path, mapping: TableMapping) -> Iterator[pa.RecordBatch]:
     for file in table_files(path):
-        try:
-            table = _open_table(file)
-            groups = mapping.resolve(_names(table), file).values()
-            names = list(dict.fromkeys(name for group in groups for name in group))
-            if isinstance(table, pq.ParquetFile):
-                _check_parquet(table, names, file)
-                batches = table.iter_batches(batch_size=_BATCH_ROWS, columns=names)
-            else:
-                check_expansion(file, declared_bytes(file), "batches")
-                batches = (table.get_batch(i) for i in range(table.num_record_batches))
-            for batch in batches:
-                # Arrow believes the lengths and offsets that it reads: without this, a wrong one ends the process.
-                batch.validate(full=True)
-                if batch.num_rows:
-                    yield batch.select(names)
-        except _BROKEN as error:
-            raise _broken(file, error) from error
+        yield from read_batches(file, partial(_mapped, mapping, file))
+
+
+def _mapped(mapping: TableMapping, file: Path, available: list[str]) -> list[str]:
+    return [name for group in mapping.resolve(available, file).values() for name in group]
+
+
+def read_batches(file: Path, choose: Callable[[list[str]], Sequence[str]]) -> Iterator[pa.RecordBatch]:
+    """Yield the batches of one table file that have rows, with some of its columns.
+
+    Args:
+        file: A .parquet, or else an Arrow file.
+        choose: Gives the columns to read, of those that are there.
+
+    Raises:
+        DatasetError: If the file is damaged, or declares what it cannot hold.
+    """
+    try:
+        table = _open_table(file)
+        names = list(dict.fromkeys(choose(_names(table))))
+        if isinstance(table, pq.ParquetFile):
+            _check_parquet(table, names, file)
+            batches = table.iter_batches(batch_size=_BATCH_ROWS, columns=names)
+        else:
+            check_expansion(file, declared_bytes(file), "batches")
+            batches = (table.get_batch(i) for i in range(table.num_record_batches))
+        for batch in batches:
+            # Arrow believes the lengths and offsets that it reads: without this, a wrong one ends the process.
+            batch.validate(full=True)
+            if batch.num_rows:
+                yield batch.select(names)
+    except _BROKEN as error:
+        raise _broken(file, error) from error
 
 
 def _check_parquet(table: pq.ParquetFile, names: list[str], file: Path) -> None:

@@ -1,0 +1,167 @@
+"""Read D4RL's .hdf5 files, transition for transition as `d4rl.qlearning_dataset` does.
+
+One row is one transition. `terminals` is 1 where the task ended (mask 0, also for the terminal clusters of antmaze),
+`timeouts` where a time limit cut the trajectory; either ends it. The next observation is the next row's inside a
+trajectory. Where a time limit or the end of the file cuts it, only `next_observations` knows what the last action led
+to: where there are none that transition is left out, as in D4RL. Unlike there, a row with both flags is kept (its next
+observation is never used), and so is the file's last row if it is terminal. Everything under infos/ and metadata/ is
+ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from dipole_ray.data.schema import Rows, Schema
+from dipole_ray.data.sources.hdf5 import SLICE_BYTES, Array, Group, child, child_names, open_hdf5, read_flags
+from dipole_ray.data.sources.npz import check_expansion
+from dipole_ray.data.sources.pieces import ImportReport, NonFinitePolicy, finish_block, to_float32
+from dipole_ray.data.sources.transitions import close_trajectories, is_followed
+from dipole_ray.errors import DatasetError
+
+SUFFIXES = (".hdf5", ".h5")
+
+_REQUIRED = ("observations", "actions", "rewards", "terminals")
+_VECTORS = ("observations", "actions", "next_observations")
+
+
+def d4rl_schema(path: Path | str) -> Schema:
+    """Return the dimensions of a D4RL file from its headers alone.
+
+    Raises:
+        DatasetError: If it is not such a file.
+    """
+    with open_hdf5(Path(path)) as file:
+        arrays = _checked_arrays(file, Path(path))
+        return Schema(arrays["observations"].shape[1], arrays["actions"].shape[1])
+
+
+def read_d4rl(
+    path: Path | str,
+    *,
+    max_episode_steps: int | None = None,
+    non_finite: NonFinitePolicy = "refuse",
+    report: ImportReport | None = None,
+) -> Iterator[Rows]:
+    """Yield rows of whole trajectories, in blocks of some four megabytes (or one trajectory).
+
+    Args:
+        path: The .hdf5 file.
+        max_episode_steps: The environment's time limit, which ends trajectories in a file without a timeout. None: such
+            a file must have next_observations, or timeouts that are all 0.
+        non_finite: `refuse` raises at a NaN or infinity; `drop` leaves those transitions out, splitting the trajectory.
+        report: Counts what was read, dropped and left out.
+
+    Raises:
+        DatasetError: If the file is malformed; says which array, which row and what to do.
+    """
+    path, report = Path(path), ImportReport() if report is None else report
+    with open_hdf5(path) as file:
+        arrays = _checked_arrays(file, path)
+        ends = _trajectory_ends(arrays, max_episode_steps, path, report)
+        step = _slice_rows(arrays)
+        last_rows = np.flatnonzero(ends)
+        start = 0
+        while start < len(ends):
+            stop = int(last_rows[min(int(np.searchsorted(last_rows, start + step - 1)), len(last_rows) - 1)]) + 1
+            found = {name: to_float32(array.read(start, stop)) for name, array in arrays.items()}
+            found |= {name: found[name].reshape(-1) for name in ("rewards", "terminals")}
+            found["masks"] = 1 - found["terminals"]
+            block = close_trajectories(found, ends[start:stop], start, report)
+            report.rows_read += stop - start
+            rows = finish_block(block, path, non_finite, report)
+            if rows is not None:
+                yield rows
+            start = stop
+    if not report.transitions and not report.dropped_transitions:
+        raise DatasetError(
+            f"{path}: every row ends a trajectory (timeouts), and none has the observation it led to; store "
+            "next_observations, or check the timeouts"
+        )
+
+
+def _checked_arrays(file: Group, path: Path) -> dict[str, Array]:
+    if "episode_0" in child_names(file):
+        raise DatasetError(
+            f"{path}: holds groups 'episode_0', ..., the layout of Minari; give the folder that holds "
+            "data/main_data.hdf5 instead of a file"
+        )
+    names = [*_REQUIRED, *(name for name in ("timeouts", "next_observations") if child(path, file, name) is not None)]
+    # Older files store rewards and flags as (N, 1).
+    arrays = {
+        name: Array(path, file, name, (2,) if name in _VECTORS else (1, 2), "f" if name in _VECTORS else "fiub")
+        for name in names
+    }
+    counts = {name: array.shape[0] for name, array in arrays.items()}
+    if len(set(counts.values())) > 1:
+        found = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise DatasetError(
+            f"{path}: arrays differ in their number of rows ({found}); the file is damaged, get it again"
+        )
+    if not counts["observations"]:
+        raise DatasetError(f"{path}: holds no rows; get the file again")
+    for name, array in arrays.items():
+        wanted = arrays["observations"].shape[1] if name == "next_observations" else 1
+        if (name not in _VECTORS or name == "next_observations") and array.shape[1:] not in ((), (wanted,)):
+            raise DatasetError(
+                f"{path}: array '{name}' has shape {array.shape}, expected (rows, {wanted}); save it as it was recorded"
+            )
+    check_expansion(path, sum(array.num_bytes for array in arrays.values()), f"arrays {', '.join(names)}")
+    return arrays
+
+
+def _slice_rows(arrays: dict[str, Array]) -> int:
+    return max(1024, SLICE_BYTES // sum(array.row_bytes for array in arrays.values()))
+
+
+def _trajectory_ends(arrays: dict[str, Array], limit: int | None, path: Path, report: ImportReport) -> np.ndarray:
+    """Return (N,) bool, the last row of each trajectory; what could not be taken from the flags is noted."""
+    terminals = read_flags(arrays["terminals"], "terminals", path)
+    timeouts = read_flags(arrays["timeouts"], "timeouts", path) if "timeouts" in arrays else np.zeros_like(terminals)
+    ends: np.ndarray = terminals | timeouts
+    if "next_observations" in arrays:
+        unfollowed = _unfollowed(arrays) & ~ends
+        if unfollowed.any():
+            report.notes.append(
+                f"{int(unfollowed.sum())} trajectories end, unmarked, where next_observations is not the next row's "
+                f"observation, the first at row {np.flatnonzero(unfollowed)[0]}"
+            )
+        ends |= unfollowed
+    elif not timeouts.any():
+        if limit is not None:
+            _cut(ends, limit)
+            report.notes.append(f"no timeouts in the file: trajectories are cut after {limit} steps")
+        elif "timeouts" not in arrays or not terminals.any():
+            raise DatasetError(
+                f"{path}: array 'timeouts' {'holds no 1' if 'timeouts' in arrays else 'is missing'}, so it is not "
+                "known where time limits cut trajectories; name the environment with --env, or its time limit with "
+                "--max-episode-steps"
+            )
+        else:
+            report.notes.append("timeouts are all 0: trajectories end only where the task does")
+    ends[-1] = True
+    return ends
+
+
+def _unfollowed(arrays: dict[str, Array]) -> np.ndarray:
+    """Return (N,) bool: rows whose next observation is not the observation of the next row."""
+    observations, following = arrays["observations"], arrays["next_observations"]
+    found = np.ones(observations.shape[0], bool)
+    step = _slice_rows(arrays)
+    for start in range(0, len(found) - 1, step):
+        stop = min(start + step, len(found) - 1)
+        states = to_float32(observations.read(start + 1, stop + 1))
+        found[start:stop] = ~is_followed(to_float32(following.read(start, stop)), states)
+    found[-1] = False
+    return found
+
+
+def _cut(ends: np.ndarray, limit: int) -> None:
+    """End trajectories, in place, that go on for more than `limit` steps."""
+    start = 0
+    for last in [*np.flatnonzero(ends).tolist(), len(ends) - 1]:
+        ends[start + limit - 1 : last : limit] = True
+        start = last + 1

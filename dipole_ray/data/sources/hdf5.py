@@ -1,0 +1,268 @@
+"""Read the arrays of an HDF5 file in slices, without trusting it.
+
+libhdf5 follows links and virtual datasets into other files, loads filters as shared libraries, answers for data that
+was never written, and inflates a chunk to whatever it holds. So only plain arrays of numbers under hard links are
+opened, all of whose bytes are in this file, and compressed chunks are inflated here, up to the size that they declare.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import product
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import h5py
+import numpy as np
+
+from dipole_ray.data.durable import format_bytes
+from dipole_ray.data.sources.npz import check_expansion
+from dipole_ray.errors import DatasetError
+
+Group: TypeAlias = h5py.Group
+
+SLICE_BYTES = 1 << 22
+"""What readers ask for at once."""
+_MAX_BAND_BYTES = 1 << 25
+"""Chunks that hold the same rows, taken together; h5py's own choice is below a few megabytes."""
+_GZIP, _SHUFFLE = h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE
+_PIPELINES = ((), (_GZIP,), (_SHUFFLE,), (_SHUFFLE, _GZIP))
+_LINKS = {h5py.h5l.TYPE_SOFT: "a soft link", h5py.h5l.TYPE_EXTERNAL: "a link into another file"}
+_BROKEN = (OSError, RuntimeError, ValueError, KeyError, EOFError, MemoryError, zlib.error)
+_REPACK = "save it again as a plain array with h5py's create_dataset"
+
+
+@contextmanager
+def open_hdf5(path: Path) -> Iterator[Group]:
+    """Open a file and give its root; what libhdf5 finds wrong with it meanwhile becomes a DatasetError.
+
+    Raises:
+        DatasetError: If it is no HDF5 file, or damaged.
+    """
+    if not path.is_file():
+        raise DatasetError(f"{path}: no such file; give the path of an .hdf5 file")
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            yield file
+    except _BROKEN as error:
+        raise DatasetError(
+            f"{path}: not a complete HDF5 file ({str(error)[:300]}); it is damaged or cut short, get it again"
+        ) from error
+
+
+def is_group(value: object) -> bool:
+    """Return whether this is a group, not an array or nothing."""
+    return isinstance(value, h5py.Group)
+
+
+def child_names(group: Group) -> list[str]:
+    """Return the names in a group, without looking at what they lead to."""
+    return list(group)
+
+
+def child(path: Path, group: Group, name: str) -> Group | h5py.Dataset | None:
+    """Return what lies in a group under `name`, or None; parts of a longer name are separated by slashes.
+
+    Raises:
+        DatasetError: If it is a link that could lead out of the file.
+    """
+    for part in name.split("/"):
+        # `in`, `get` and `[]` would follow a link before they say that it is one.
+        if not is_group(group) or not part.strip(".") or not group.id.links.exists(part.encode()):
+            return None
+        kind = group.id.links.get_info(part.encode()).type
+        if kind != h5py.h5l.TYPE_HARD:
+            raise DatasetError(
+                f"{path}: '{_inside(group, part)}' is {_LINKS.get(kind, 'a link of another kind')}, which can lead out "
+                "of the file and is not followed; copy what it points to into this file"
+            )
+        group = group[part]
+    return group
+
+
+def _inside(group: Group, name: str) -> str:
+    return f"{group.name}/{name}".lstrip("/")
+
+
+class Array:
+    """One array of numbers, rows first, of which any rows can be read; fastest in order."""
+
+    def __init__(self, path: Path, group: Group, name: str, dims: Sequence[int], kinds: str = "fiub") -> None:
+        """Check what the file says about an array, before any of it is read.
+
+        Args:
+            path: The file, for messages.
+            group: Where the array lies.
+            name: Its name there.
+            dims: Numbers of dimensions that it may have.
+            kinds: numpy's letters of the types that it may have.
+
+        Raises:
+            DatasetError: If it is missing, no plain array, of another shape or type, or not all in this file.
+        """
+        found = child(path, group, name)
+        self._path, self._where = path, _inside(group, name)
+        if found is None:
+            there = ", ".join(sorted(child_names(group))[:12]) or "nothing"
+            raise self._error(f"is missing (found {there})", "the file is damaged or of another layout, get it again")
+        if not isinstance(found, h5py.Dataset):
+            raise self._error("is a group, not an array", _REPACK)
+        self._dataset = found
+        self._check_type(kinds)
+        self._check_shape(dims)
+        self._check_storage()
+        self._band: tuple[int, np.ndarray] | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Dimensions, rows first."""
+        return self._shape
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return self._dtype.itemsize * math.prod(self._shape[1:])
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the whole array."""
+        return self._shape[0] * self.row_bytes
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Return rows, (stop - start, ...) in the type of the file.
+
+        Raises:
+            OSError: Or another error that `open_hdf5` turns into a DatasetError: the file is damaged.
+        """
+        if not self._filters:
+            plain: np.ndarray = self._dataset[start:stop]
+            return plain
+        rows, parts = self._chunks[0], []
+        while start < stop:
+            index, offset = divmod(start, rows)
+            if self._band is None or self._band[0] != index:
+                self._band = None  # two at a time are one too many
+                self._band = (index, self._read_band(index * rows))
+            parts.append(self._band[1][offset : offset + stop - start])
+            start += len(parts[-1])
+        return np.concatenate(parts) if len(parts) != 1 else parts[0]
+
+    def _read_band(self, first: int) -> np.ndarray:
+        """Return the rows from `first` on that lie in the same chunks."""
+        shape = (min(self._chunks[0], self._shape[0] - first), *self._shape[1:])
+        band = np.empty(shape, self._dtype)
+        for corner in product(*(range(0, size, step) for size, step in zip(shape, self._chunks, strict=True))):
+            place = tuple(
+                slice(low, min(low + step, size)) for low, step, size in zip(corner, self._chunks, shape, strict=True)
+            )
+            chunk = self._read_chunk((first, *corner[1:]))
+            band[place] = chunk[tuple(slice(0, part.stop - part.start) for part in place)]
+        return band
+
+    def _read_chunk(self, corner: tuple[int, ...]) -> np.ndarray:
+        size = self._dtype.itemsize * math.prod(self._chunks)
+        stored = self._dataset.id.get_chunk_info_by_coord(corner).size
+        if stored > size + size // 8 + 1024:
+            raise OSError(f"a chunk of '{self._where}' at row {corner[0]} has {stored} bytes for {size}")
+        skipped, data = self._dataset.id.read_direct_chunk(corner)
+        for position, code in reversed(list(enumerate(self._filters))):
+            if skipped >> position & 1:
+                continue
+            data = _inflate(data, size) if code == _GZIP else _unshuffle(data, self._dtype.itemsize)
+        if len(data) != size:
+            raise OSError(f"a chunk of '{self._where}' at row {corner[0]} has {len(data)} bytes, not {size}")
+        return np.frombuffer(data, self._dtype).reshape(self._chunks)
+
+    def _check_type(self, kinds: str) -> None:
+        try:
+            self._dtype: np.dtype = self._dataset.dtype
+        except (TypeError, ValueError) as error:
+            raise self._error(f"is of a type that numpy has not ({error})", _REPACK) from error
+        if self._dtype.kind not in kinds or self._dtype.hasobject:
+            wanted = "float32 (pixel and discrete data are not supported)" if kinds == "f" else "numbers"
+            raise self._error(f"is of type {_describe(self._dtype)}", f"save it as {wanted}")
+
+    def _check_shape(self, dims: Sequence[int]) -> None:
+        self._shape: tuple[int, ...] = self._dataset.shape or ()
+        if len(self._shape) not in dims or 0 in self._shape[1:]:
+            expected = " or ".join("(rows,)" if count == 1 else "(rows, dim)" for count in dims)
+            raise self._error(f"has shape {self._dataset.shape}; expected {expected}", "flatten it before saving")
+
+    def _check_storage(self) -> None:
+        """Refuse an array whose numbers are elsewhere, were never written, or need somebody else's code."""
+        properties = self._dataset.id.get_create_plist()
+        layout = properties.get_layout()
+        if layout == h5py.h5d.VIRTUAL or properties.get_external_count():
+            kind = "virtual dataset" if layout == h5py.h5d.VIRTUAL else "dataset with external storage"
+            raise self._error(f"is a {kind}, whose numbers are in other files", _REPACK)
+        found = [properties.get_filter(index) for index in range(properties.get_nfilters())]
+        self._filters: tuple[int, ...] = tuple(code for code, _, _, _ in found)
+        if self._filters not in _PIPELINES:
+            names = ", ".join(f"{name.decode(errors='replace')} ({code})" for code, _, _, name in found)
+            raise self._error(f"is filtered by {names}; only gzip and shuffle are read", _REPACK)
+        check_expansion(self._path, self.num_bytes, f"array '{self._where}'")
+        if layout == h5py.h5d.CHUNKED:
+            self._chunks: tuple[int, ...] = self._dataset.chunks
+            expected = math.prod(math.ceil(size / step) for size, step in zip(self._shape, self._chunks, strict=True))
+            written, unit = self._dataset.id.get_num_chunks(), "chunks"
+            self._check_chunks()
+        else:
+            expected, written, unit = self.num_bytes, self._dataset.id.get_storage_size(), "bytes"
+        if written != expected:
+            raise self._error(
+                f"says shape {self._shape} ({expected} {unit}) but {written} {unit} were written",
+                "the file is damaged or its writer was interrupted, get it again",
+            )
+
+    def _check_chunks(self) -> None:
+        band = self._dtype.itemsize * self._chunks[0]
+        for size, step in zip(self._shape[1:], self._chunks[1:], strict=True):
+            band *= step * math.ceil(size / step)
+        if band > _MAX_BAND_BYTES:
+            raise self._error(f"has chunks of {format_bytes(band)}", "save it again with h5py's chunks=True")
+        if self._filters and not h5py.h5t.py_create(self._dtype, logical=True).equal(self._dataset.id.get_type()):
+            raise self._error(f"is {self._dtype} in a form of its own", _REPACK)
+
+    def _error(self, found: str, remedy: str) -> DatasetError:
+        return DatasetError(f"{self._path}: array '{self._where}' {found}; {remedy}")
+
+
+def read_flags(array: Array, name: str, path: Path) -> np.ndarray:
+    """Return a whole array of 0 and 1 as (N,) bool.
+
+    Raises:
+        DatasetError: If another number is among them; says where.
+    """
+    flags = np.empty(array.shape[0], bool)
+    step = max(1024, SLICE_BYTES // max(1, array.row_bytes))
+    for start in range(0, len(flags), step):
+        values = array.read(start, min(start + step, len(flags))).reshape(-1)
+        wrong = np.flatnonzero((values != 0) & (values != 1))
+        if len(wrong):
+            raise DatasetError(
+                f"{path}: '{name}' must be 0 or 1, row {start + wrong[0]} holds {values[wrong[0]]}; "
+                "store 1 where the task or the trajectory ends"
+            )
+        flags[start : start + step] = values != 0
+    return flags
+
+
+def _inflate(data: bytes, size: int) -> bytes:
+    stream = zlib.decompressobj()
+    inflated = stream.decompress(data, size + 1)
+    if len(inflated) != size or not stream.eof:
+        raise OSError(f"a chunk does not inflate to its {size} bytes")
+    return inflated
+
+
+def _unshuffle(data: bytes, itemsize: int) -> bytes:
+    """Undo HDF5's shuffle: the first bytes of all numbers, then their second bytes, and so on."""
+    return np.frombuffer(data, np.uint8).reshape(itemsize, -1).T.tobytes()
+
+
+def _describe(dtype: np.dtype) -> str:
+    info: Any = h5py.check_dtype(vlen=dtype) or h5py.check_dtype(ref=dtype)
+    return f"{dtype} (of {getattr(info, '__name__', info)})" if info is not None else str(dtype)
