@@ -149,8 +149,8 @@ def _vectors(batch: pa.RecordBatch, name: str, file: Path) -> np.ndarray:
 def _needs_choice(path: Path, names: Sequence[str]) -> DatasetError:
     return DatasetError(
         f"{path}: array 'observations' is a dict of {', '.join(sorted(names)[:12])}; choose what becomes the "
-        f"observation vector, joined in the order you name: --map observations={','.join(sorted(names)[:12])} (all, as "
-        "gymnasium's FlattenObservation joins them)"
+        "observation vector, in the order of the environment that you train in (FlattenObservation takes that of its "
+        f"space): --map observations={','.join(sorted(names)[:12])}"
     )
 
 
