@@ -1,4 +1,4 @@
-"""F1 with its figures: every malformed file once more, and ten times the random damage to tables of the quick tests."""
+"""F1 with its figures: every malformed file once more, and five times the random damage of the quick tests."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from dipole_ray.data.sources.table import read_table, table_columns
 from tests.chaos.conftest import Measured
 from tests.data.malformed import EXECUTED, Reading
 from tests.data.malformed_tables import columns
-from tests.data.test_malformed_files import damaged, ending_of
+from tests.data.test_malformed_files import damageable, damaged, ending_of
 from tests.synthetic import write_table
 
 pytestmark = pytest.mark.chaos
 
-BASE = {".npz": 3 << 20, ".parquet": 14 << 20}
+BASE = {".npz": 3 << 20, ".hdf5": 9 << 20, ".parquet": 14 << 20}
 """What the smallest file costs a process that has read none yet: code, and Arrow's threads."""
 
 
@@ -58,4 +58,17 @@ def test_damaged_tables(tmp_path: Path, name: str, measured: Measured) -> None:
         endings[ending_of(lambda: list(read_table(path, TableMapping.guess(table_columns(path)))))] += 1
     ended = sum(endings.values()) - endings["read"] - endings["refused"]
     measured("F1", "damaged tables that ended the process", ended, "of 400", bar="0")
+    assert ended == 0, endings
+
+
+@pytest.mark.parametrize("layout", ["plain", "gzip", "minari"])
+def test_damaged_hdf5_files(tmp_path: Path, layout: str, measured: Measured) -> None:
+    path, file, read = damageable(layout, tmp_path)
+    original = file.read_bytes()
+    endings: collections.Counter[str] = collections.Counter()
+    for seed in range(1000, 1400):
+        file.write_bytes(damaged(original, seed))
+        endings[ending_of(lambda: list(read(path)))] += 1
+    ended = sum(endings.values()) - endings["read"] - endings["refused"]
+    measured("F1", "damaged HDF5 files that ended the process", ended, "of 400", bar="0")
     assert ended == 0, endings

@@ -21,7 +21,9 @@ import numpy as np
 
 from dipole_ray.data.dataset import open_dataset
 from dipole_ray.data.inspect import inspect_dataset
+from dipole_ray.data.sources.d4rl import d4rl_schema, read_d4rl
 from dipole_ray.data.sources.mapping import TableMapping
+from dipole_ray.data.sources.minari import is_minari, minari_schema, read_minari
 from dipole_ray.data.sources.ogbench import read_ogbench
 from dipole_ray.data.sources.table import read_table, table_columns, table_schema
 from dipole_ray.errors import DatasetError
@@ -74,6 +76,12 @@ def read(path: Path, case: Case) -> None:
     """Read everything at `path` as an import or an opening does."""
     if path.suffix == ".npz":
         pieces = read_ogbench(path, relabel if case.is_relabelled else None)
+    elif path.suffix == ".hdf5" and path.name != "main_data.hdf5":
+        d4rl_schema(path)
+        pieces = read_d4rl(path)
+    elif is_minari(path):
+        minari_schema(path)
+        pieces = read_minari(path)
     elif path.is_dir() and not any(path.glob("*.parquet")):
         pieces = open_dataset(path, strict=True).iter_rows()
     else:
@@ -145,8 +153,9 @@ def make_all(folder: Path, cases: list[Case]) -> Iterator[tuple[Path, Case]]:
 
 
 if __name__ == "__main__":
+    from tests.data.malformed_hdf5 import HDF5
     from tests.data.malformed_npz import NPZ
     from tests.data.malformed_tables import DATASETS, TABLES
 
-    for made, one in make_all(Path(sys.argv[1]), [*NPZ, *TABLES, *DATASETS]):
+    for made, one in make_all(Path(sys.argv[1]), [*NPZ, *TABLES, *DATASETS, *HDF5]):
         print(json.dumps(asdict(read_case(made, one))), flush=True)

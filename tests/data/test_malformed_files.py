@@ -1,7 +1,4 @@
-"""Whatever is wrong with a file, the user gets one DatasetError with file, place and remedy, and nothing is run.
-
-HDF5 (Minari, D4RL) has no reader yet, so it has no cases here.
-"""
+"""Whatever is wrong with a file, the user gets one DatasetError with file, place and remedy, and nothing is run."""
 
 from __future__ import annotations
 
@@ -14,25 +11,30 @@ import resource
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.feather as feather
 import pytest
 
 from dipole_ray.data.inspect import inspect_dataset
+from dipole_ray.data.schema import Rows
+from dipole_ray.data.sources.d4rl import read_d4rl
 from dipole_ray.data.sources.mapping import TableMapping
+from dipole_ray.data.sources.minari import read_minari
 from dipole_ray.data.sources.ogbench import read_ogbench
 from dipole_ray.data.sources.table import read_table, table_columns
 from dipole_ray.errors import DatasetError
 from tests.data.malformed import EXECUTED, Case, Reading
+from tests.data.malformed_hdf5 import HDF5, d4rl, minari
 from tests.data.malformed_npz import NPZ, good_arrays, payload
 from tests.data.malformed_tables import DATASETS, TABLES, columns, dataset, rows, vouched
 from tests.synthetic import write_ogbench, write_table
 
-CASES = [*NPZ, *TABLES, *DATASETS]
+CASES = [*NPZ, *TABLES, *DATASETS, *HDF5]
 MEMORY_FLOOR = 24 << 20
 """Chunks of a few megabytes each, and what Arrow takes when it first reads a table (15 MB)."""
 ADDRESS_FLOOR = 1 << 29
@@ -132,6 +134,40 @@ def test_no_damage_to_a_table_ends_the_process(tmp_path: Path, name: str) -> Non
         endings[ending_of(lambda: list(read_table(path, TableMapping.guess(table_columns(path)))))] += 1
     assert set(endings) == {"read", "refused"}, endings
     assert endings["refused"] > 40
+
+
+@pytest.mark.parametrize("layout", ["plain", "gzip", "minari"])
+def test_no_damage_to_an_hdf5_file_ends_the_process(tmp_path: Path, layout: str) -> None:
+    """Where only numbers changed, a plain HDF5 file has no checksum that could tell."""
+    path, file, read = damageable(layout, tmp_path)
+    original = file.read_bytes()
+    endings: collections.Counter[str] = collections.Counter()
+    for seed in range(80):
+        file.write_bytes(damaged(original, seed))
+        endings[ending_of(lambda: list(read(path)))] += 1
+    assert set(endings) == {"read", "refused"}, endings
+    assert endings["refused"] > 15
+
+
+def damageable(layout: str, folder: Path) -> tuple[Path, Path, Callable[[Path], Iterator[Rows]]]:
+    """Return a good dataset in HDF5, the file of it to be damaged, and its reader."""
+    if layout == "minari":
+        path = minari(lambda data, file: None)(folder)
+        return path, path / "data" / "main_data.hdf5", read_minari
+    options = {"compression": "gzip", "chunks": True} if layout == "gzip" else {}
+    path = d4rl(lambda file: None, **options)(folder)
+    return path, path, read_d4rl
+
+
+def test_names_in_hdf5_that_are_no_text_are_passed_over(tmp_path: Path) -> None:
+    path = minari(lambda data, file: file.id.links.create_soft(b"\xff\xfe", b"/nowhere"))(tmp_path)
+    assert sum(len(rows["remaining"]) for rows in read_minari(path)) == 33
+    path = d4rl(lambda file: file.id.links.create_soft(b"\xff\xfe", b"/nowhere"))(tmp_path)
+    assert sum(len(rows["remaining"]) for rows in read_d4rl(path)) == 51
+    with h5py.File(path, "a") as file:
+        del file["rewards"]
+    with pytest.raises(DatasetError, match=r"'rewards' is missing \(found actions, observations, term"):
+        list(read_d4rl(path))
 
 
 def test_an_extension_type_that_is_a_pickle_is_not_loaded(tmp_path: Path) -> None:

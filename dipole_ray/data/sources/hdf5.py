@@ -59,8 +59,8 @@ def is_group(value: object) -> bool:
 
 
 def child_names(group: Group) -> list[str]:
-    """Return the names in a group, without looking at what they lead to."""
-    return list(group)
+    """Return the names in a group, without looking at what they lead to; h5py gives bytes where one is no text."""
+    return [name for name in group if isinstance(name, str)]
 
 
 def child(path: Path, group: Group, name: str) -> Group | h5py.Dataset | None:
@@ -109,7 +109,7 @@ class Array:
             there = ", ".join(sorted(child_names(group))[:12]) or "nothing"
             raise self._error(f"is missing (found {there})", "the file is damaged or of another layout, get it again")
         if not isinstance(found, h5py.Dataset):
-            raise self._error("is a group, not an array", _REPACK)
+            raise self._error(f"is a {type(found).__name__.lower()}, not an array", _REPACK)
         self._dataset = found
         self._check_type(kinds)
         self._check_shape(dims)
@@ -135,7 +135,7 @@ class Array:
         """Return rows, (stop - start, ...) in the type of the file.
 
         Raises:
-            OSError: Or another error that `open_hdf5` turns into a DatasetError: the file is damaged.
+            DatasetError: If the file is damaged; `open_hdf5` gives what libhdf5 raises that form.
         """
         if not self._filters:
             plain: np.ndarray = self._dataset[start:stop]
@@ -164,17 +164,19 @@ class Array:
 
     def _read_chunk(self, corner: tuple[int, ...]) -> np.ndarray:
         size = self._dtype.itemsize * math.prod(self._chunks)
-        stored = self._dataset.id.get_chunk_info_by_coord(corner).size
-        if stored > size + size // 8 + 1024:
-            raise OSError(f"a chunk of '{self._where}' at row {corner[0]} has {stored} bytes for {size}")
-        skipped, data = self._dataset.id.read_direct_chunk(corner)
-        for position, code in reversed(list(enumerate(self._filters))):
-            if skipped >> position & 1:
-                continue
-            data = _inflate(data, size) if code == _GZIP else _unshuffle(data, self._dtype.itemsize)
-        if len(data) != size:
-            raise OSError(f"a chunk of '{self._where}' at row {corner[0]} has {len(data)} bytes, not {size}")
-        return np.frombuffer(data, self._dtype).reshape(self._chunks)
+        try:
+            stored = self._dataset.id.get_chunk_info_by_coord(corner).size
+            if stored > size + size // 8 + 1024:
+                raise ValueError(f"{stored} bytes hold a chunk of {size}")
+            skipped, data = self._dataset.id.read_direct_chunk(corner)
+            for position, code in reversed(list(enumerate(self._filters))):
+                if not skipped >> position & 1:
+                    data = _inflate(data, size) if code == _GZIP else _unshuffle(data, self._dtype.itemsize)
+            return np.frombuffer(data, self._dtype).reshape(self._chunks)
+        except _BROKEN as error:
+            raise self._error(
+                f"is damaged in the chunk at row {corner[0]} ({str(error)[:200]})", "get the file again"
+            ) from error
 
     def _check_type(self, kinds: str) -> None:
         try:
@@ -254,7 +256,7 @@ def _inflate(data: bytes, size: int) -> bytes:
     stream = zlib.decompressobj()
     inflated = stream.decompress(data, size + 1)
     if len(inflated) != size or not stream.eof:
-        raise OSError(f"a chunk does not inflate to its {size} bytes")
+        raise ValueError(f"it does not inflate to its {size} bytes")
     return inflated
 
 

@@ -150,7 +150,7 @@ def _needs_choice(path: Path, names: Sequence[str]) -> DatasetError:
     return DatasetError(
         f"{path}: array 'observations' is a dict of {', '.join(sorted(names)[:12])}; choose what becomes the "
         "observation vector, in the order of the environment that you train in (FlattenObservation takes that of its "
-        f"space): --map observations={','.join(sorted(names)[:12])}"
+        f"space): dipole data import ... --map observations={','.join(sorted(names)[:12])}"
     )
 
 
