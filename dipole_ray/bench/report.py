@@ -137,7 +137,7 @@ def markdown(data: Mapping[str, Any], board: Board, pictures: Sequence[Path]) ->
     missing = f" **{data['planned'] - len(runs)} runs have no result yet.**" if data["planned"] > len(runs) else ""
     lines = [f"# {config.name}", "", config.question, ""]
     lines += [
-        f"{data['date']}, {data['machine']}; commit {data['commit']}. {len(runs)} of {data['planned']} runs, "
+        f"{data['date']}, {data['machine']}; {_origin(runs)}. {len(runs)} of {data['planned']} runs, "
         f"{hours:.2f} hours of runs' time, of which {_share(runs):.0%} evaluating. Scores: {unit}.{missing}",
         "",
         f"    {data['command']}",
@@ -159,6 +159,15 @@ def markdown(data: Mapping[str, Any], board: Board, pictures: Sequence[Path]) ->
     lines += ["", *(f"![{path.stem}]({path.name})" for path in pictures)]
     lines += ["", "## How to read this", "", _how(data, board), "", _versions(data), ""]
     return "\n".join(lines)
+
+
+def _origin(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Return which code made the runs, and when."""
+    whole = {str(run.get("commit") or "unknown") for run in runs}
+    commits = sorted({commit[:7] + commit[40:] for commit in whole})  # the rest says whether files were changed
+    days = sorted({run["ended"] for run in runs if run.get("ended")})
+    when = f" from {days[0]} to {days[-1]}" if len(days) > 1 else f" of {days[0]}" if days else ""
+    return f"runs{when} by commit {', '.join(commits)}"
 
 
 def _beside_the_paper(paper: Mapping[str, Any], board: Board, phase: str) -> list[str]:

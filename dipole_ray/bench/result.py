@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from dipole_ray.config import RunConfig
 from dipole_ray.data.durable import read_json
 from dipole_ray.errors import DatasetError
 from dipole_ray.evaluation import cells_of, chosen_cell
+from dipole_ray.provenance import git_commit
 from dipole_ray.rllib.evaluate import cell_key
 from dipole_ray.tracking import read_metrics
 
@@ -38,8 +40,9 @@ def result_of(folder: Path, config: RunConfig, *, status: str, error: str | None
         error: Why it ended early.
 
     Returns:
-        `cells`: the ways of acting by key; `chosen`: the key of the config's own one; `evaluations`: one an
-        evaluation, with the scores by cell; `diagnostics`: end, median and maximum of training series.
+        `ended`, `commit`: when, and by which code; `cells`: the ways of acting by key; `chosen`: the key of the
+        config's own one; `evaluations`: one an evaluation, with the scores by cell; `diagnostics`: end, median and
+        maximum of training series.
     """
     lines = read_metrics(folder)
     cells = {cell_key(cell): cell for cell in [*cells_of(config.evaluation, config.agent), chosen_cell(config.agent)]}
@@ -47,6 +50,8 @@ def result_of(folder: Path, config: RunConfig, *, status: str, error: str | None
     updates = int(lines[-1]["learner_steps"]) if lines else 0
     return {
         "format": FORMAT,
+        "ended": datetime.now(UTC).date().isoformat(),
+        "commit": git_commit(),
         "status": status,
         "error": error,
         "learner_steps": updates,

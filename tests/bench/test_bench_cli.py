@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from dipole_ray.bench.report import board_of, read_report
 from dipole_ray.cli import main
 from dipole_ray.envs.collect import collect
 from dipole_ray.policy import load_policy
+from dipole_ray.provenance import git_commit
 from dipole_ray.tracking import read_metrics
 from tests.bench.small import write_suite
 from tests.cli.commands import LAUNCH, dipole, environment
@@ -104,6 +106,7 @@ def test_a_result_holds_what_the_runs_own_metrics_say(folder: Path, finished: En
     norms = [line["system/grad_norm"] for line in lines if "system/grad_norm" in line]
     assert result["diagnostics"]["system/grad_norm"]["max"] == pytest.approx(max(norms), rel=1e-5)
     assert result["evaluation_s"] > 0 and result["updates_per_s"] > 0
+    assert result["commit"] == git_commit() and date.fromisoformat(result["ended"])
     first = [line[f"eval/return/{key}"] for line in evaluated for key in ("omega_1_candidates_1",)]
     assert len(set(first)) == 3, "every evaluation has episodes of its own"
 
