@@ -122,6 +122,13 @@ def plugin(file: h5py.File) -> None:
     )
 
 
+def odd_names(folder: Path) -> Path:
+    """Return a file whose booleans are called something that is no text."""
+    path = d4rl(lambda file: None, compression="gzip")(folder)
+    path.write_bytes(path.read_bytes().replace(b"FALSE", b"\xffALSE"))
+    return path
+
+
 def flipped(folder: Path) -> Path:
     """Return a file with a wrong bit in a deflated chunk."""
     path = d4rl(lambda file: None, compression="gzip", chunks=True)(folder)
@@ -188,6 +195,10 @@ D4RL = [
         "rewards", data=["a"] * ROWS))), "'rewards' is of type object", "numbers"),
     Case("h5 references", d4rl(lambda file: (file.__delitem__("terminals"), file.create_dataset(
         "terminals", data=[file.ref] * ROWS, dtype=h5py.ref_dtype))), "'terminals' is of type object .*Ref", "numbers"),
+    Case("h5 enumeration", d4rl(lambda file: (file.__delitem__("terminals"), file.create_dataset(
+        "terminals", data=good_arrays()["terminals"].astype("i1"), dtype=h5py.enum_dtype({"NO": 0, "YES": 1})))),
+        "'terminals' is of type an enumeration", "numbers"),
+    Case("h5 enumeration of noise", odd_names, "'terminals' is of type an enumeration", "numbers"),
     Case("h5 records", observations(lambda file: file.create_dataset(
         "observations", (ROWS,), np.dtype([("x", "f4"), ("y", "f4")]))), "'observations' is of type .*'x'", "float32"),
     Case("h5 opaque", observations(lambda file: file.create_dataset("observations", data=np.zeros((ROWS, 4), "V8"))),

@@ -183,9 +183,12 @@ class Array:
             self._dtype: np.dtype = self._dataset.dtype
         except (TypeError, ValueError) as error:
             raise self._error(f"is of a type that numpy has not ({error})", _REPACK) from error
-        if self._dtype.kind not in kinds or self._dtype.hasobject:
+        # h5py's own enumeration of False and True is a bool; it fails on others whose names are no text.
+        is_enumeration = h5py.check_enum_dtype(self._dtype) is not None
+        if self._dtype.kind not in kinds or self._dtype.hasobject or is_enumeration:
             wanted = "float32 (pixel and discrete data are not supported)" if kinds == "f" else "numbers"
-            raise self._error(f"is of type {_describe(self._dtype)}", f"save it as {wanted}")
+            kind = "an enumeration" if is_enumeration else _describe(self._dtype)
+            raise self._error(f"is of type {kind}", f"save it as {wanted}")
 
     def _check_shape(self, dims: Sequence[int]) -> None:
         self._shape: tuple[int, ...] = self._dataset.shape or ()
