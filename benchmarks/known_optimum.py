@@ -25,6 +25,8 @@ from torch import Tensor
 from benchmarks.record import brief, summary, write_record
 from dipole_ray.agents.config import AgentConfig
 from dipole_ray.agents.dipole import DipoleAgent
+from dipole_ray.plots import style
+from dipole_ray.plots.panels import Line, Panel, draw_panels
 
 DISCOUNT, STRIDE, HORIZON, ROWS, STARTS = 0.95, 0.15, 60, 20_000, 100
 STATES, ACTIONS = np.linspace(-1, 1, 401), np.linspace(-1, 1, 161)
@@ -200,10 +202,10 @@ def scores(agent: DipoleAgent, seed: int) -> dict[str, float]:
     return found
 
 
-def markdown(results: dict[str, Any], command: str) -> str:
+def markdown(results: dict[str, Any]) -> str:
     """Return the tables a person reads."""
     names = [name for name in next(iter(results.values()))["scores"]]
-    lines = [f"Command: `{command}`", ""]
+    lines = ["0 is the behaviour policy, 1 the optimum. Means over seeds with 95 % bootstrap intervals.", ""]
     for candidates in CANDIDATES:
         shown = [name for name in names if name.endswith(f"N={candidates}")]
         lines += [
@@ -221,6 +223,21 @@ def markdown(results: dict[str, Any], command: str) -> str:
         if variant.startswith("learned"):
             lines.append(f"| {variant} | " + " | ".join(brief(result["agreement"][key]) for key in keys) + " |")
     return "\n".join(lines) + "\n"
+
+
+def picture(results: dict[str, Any], path: Path) -> None:
+    """Draw the scores of every variant over omega."""
+    panels = []
+    for candidates in CANDIDATES:
+        lines = []
+        for (variant, result), colour in zip(results.items(), style.CYCLE, strict=True):
+            rows = [result["scores"][f"omega {omega:g}, N={candidates}"] for omega in OMEGAS]
+            middle, low, high = ([row[end] for row in rows] for end in ("mean", "low", "high"))
+            dashed = variant.startswith("true")
+            lines.append(Line(label=variant, colour=colour, x=OMEGAS, y=middle, low=low, high=high, dashed=dashed))
+        title = f"{candidates} candidate{'s' * (candidates > 1)}"
+        panels.append(Panel(title=title, xlabel="greediness \u03c9", ylabel="0 data's policy, 1 optimum", lines=lines))
+    draw_panels(panels, path, columns=2, title="Learned against true advantages")
 
 
 def main() -> None:
@@ -244,8 +261,11 @@ def main() -> None:
         for name, kinds in found.items()
     }
     command = f"python -m benchmarks.known_optimum --seeds {' '.join(map(str, args.seeds))} --updates {args.updates}"
-    write_record(args.out, "known_optimum", command, {"seeds": args.seeds, "settings": SMALL, "results": results})
-    print(markdown(results, command))
+    numbers = {"seeds": args.seeds, "settings": SMALL, "results": results}
+    picture(results, args.out / "known_optimum.png")
+    tables = markdown(results) + "\n![](known_optimum.png)"
+    write_record(args.out, "known_optimum", command, numbers, "Learned against true advantages", tables)
+    print(markdown(results))
 
 
 if __name__ == "__main__":

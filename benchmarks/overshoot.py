@@ -27,6 +27,8 @@ from dipole_ray.agents.agent import Agent
 from dipole_ray.config import load
 from dipole_ray.data.dataset import open_dataset
 from dipole_ray.evaluation import Cell, evaluate_cell, summarize
+from dipole_ray.plots import style
+from dipole_ray.plots.panels import Line, Panel, draw_panels
 from dipole_ray.policy import load_policy
 from dipole_ray.prepare import prepare_dataset
 
@@ -113,13 +115,34 @@ def play(run: Path, omegas: list[float], candidates: list[int], episodes: int) -
     return found
 
 
-def markdown(cells: dict[str, dict[str, Any]], command: str) -> str:
+def markdown(cells: dict[str, dict[str, Any]]) -> str:
     """Return the table a person reads."""
-    lines = [f"Command: `{command}`", "", "| cell | " + " | ".join(name.replace("_", " ") for name in MEASURES) + " |"]
+    lines = [
+        "Means over seeds with 95 % bootstrap intervals. Distances are in units of the data's own.",
+        "",
+        "| cell | " + " | ".join(name.replace("_", " ") for name in MEASURES) + " |",
+    ]
     lines.append("|---|" + "--:|" * len(MEASURES))
     for cell, numbers in cells.items():
         lines.append(f"| {cell} | " + " | ".join(brief(numbers[name]) for name in MEASURES) + " |")
     return "\n".join(lines)
+
+
+def picture(cells: dict[str, dict[str, Any]], omegas: list[float], candidates: list[int], path: Path) -> None:
+    """Draw every measure over omega."""
+    titles = {"score": "score", "action_bound_fraction": "actions at the bound"}
+    titles |= {"action_distance": "actions from the data", "observation_distance": "states from the data"}
+    panels = []
+    for measure, title in titles.items():
+        lines = []
+        for count, colour in zip(candidates, style.CYCLE, strict=False):
+            rows = [cells[str(Cell("guided", omega, count))][measure] for omega in omegas]
+            middle, low, high = ([row[end] for row in rows] for end in ("mean", "low", "high"))
+            label = f"{count} candidate{'s' * (count > 1)}"
+            lines.append(Line(label=label, colour=colour, x=omegas, y=middle, low=low, high=high))
+        unit = "in units of the data's own" if measure.endswith("distance") else ""
+        panels.append(Panel(title=title, xlabel="greediness \u03c9", ylabel=unit, lines=lines))
+    draw_panels(panels, path, columns=4, title="One set of networks a seed, over \u03c9")
 
 
 def main() -> None:
@@ -135,9 +158,11 @@ def main() -> None:
     runs = sorted({Path(found) for pattern in args.runs for found in glob.glob(pattern)})  # noqa: PTH207 - any pattern
     played = [play(run, args.omegas, args.candidates, args.episodes) for run in runs]
     cells = {cell: {name: summary([run[cell][name] for run in played]) for name in MEASURES} for cell in played[0]}
-    command = f"python -m benchmarks.overshoot {' '.join(args.runs)} --episodes {args.episodes}"
-    write_record(args.out, args.name, command, {"runs": [run.name for run in runs], "cells": cells})
-    print(markdown(cells, command))
+    command = f"python -m benchmarks.overshoot '{' '.join(args.runs)}' --episodes {args.episodes} --name {args.name}"
+    numbers, title = {"runs": [run.name for run in runs], "cells": cells}, "Where greediness overshoots"
+    picture(cells, args.omegas, args.candidates, args.out / f"{args.name}.png")
+    write_record(args.out, args.name, command, numbers, title, markdown(cells) + f"\n\n![]({args.name}.png)")
+    print(markdown(cells))
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ from dipole_ray.provenance import git_commit, package_versions
 from dipole_ray.statistics import bootstrap_interval
 
 
-def write_record(out: Path, name: str, command: str, numbers: dict[str, Any]) -> Path:
-    """Write `numbers` with their provenance as `{name}-{date}.json` and return the file."""
+def write_record(out: Path, name: str, command: str, numbers: dict[str, Any], title: str, tables: str) -> None:
+    """Write `numbers` with their provenance as `{name}-{date}.json`, and `tables` for a person as `{name}.md`."""
     date = datetime.now(UTC).date().isoformat()
     record = {
         "date": date,
@@ -28,9 +28,9 @@ def write_record(out: Path, name: str, command: str, numbers: dict[str, Any]) ->
         **numbers,
     }
     out.mkdir(parents=True, exist_ok=True)
-    path = out / f"{name}-{date}.json"
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    return path
+    (out / f"{name}-{date}.json").write_text(json.dumps(record, indent=1) + "\n")
+    about = f"{date}, {record['machine']}; commit {str(record['commit'])[:7]}."
+    (out / f"{name}.md").write_text(f"# {title}\n\n{about}\n\n    {command}\n\n{tables.strip()}\n")
 
 
 def summary(values: Sequence[float]) -> dict[str, Any]:

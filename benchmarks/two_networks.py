@@ -137,8 +137,9 @@ def main() -> None:
     }
     command = f"python -m benchmarks.two_networks --rounds {args.rounds} --threads {args.threads}"
     about = {"device": args.device, "threads": args.threads, "rounds": args.rounds, "dims": DIMS}
-    write_record(args.out, "two_networks", command, {**about, "results": results})
-    print(markdown(results))
+    tables = markdown(results)
+    write_record(args.out, "two_networks", command, {**about, "results": results}, "What two networks cost", tables)
+    print(tables)
 
 
 if __name__ == "__main__":
