@@ -234,7 +234,8 @@ def picture(results: dict[str, Any], path: Path) -> None:
             rows = [result["scores"][f"omega {omega:g}, N={candidates}"] for omega in OMEGAS]
             middle, low, high = ([row[end] for row in rows] for end in ("mean", "low", "high"))
             dashed = variant.startswith("true")
-            lines.append(Line(label=variant, colour=colour, x=OMEGAS, y=middle, low=low, high=high, dashed=dashed))
+            label = variant.removesuffix(" (paper)").replace(" bootstrap, expectile", "").replace(" policy", "", dashed)
+            lines.append(Line(label=label, colour=colour, x=OMEGAS, y=middle, low=low, high=high, dashed=dashed))
         title = f"{candidates} candidate{'s' * (candidates > 1)}"
         panels.append(Panel(title=title, xlabel="greediness \u03c9", ylabel="0 data's policy, 1 optimum", lines=lines))
     draw_panels(panels, path, columns=2, title="Learned against true advantages")

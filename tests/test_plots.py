@@ -16,7 +16,8 @@ from dipole_ray.errors import ConfigError, DatasetError
 from dipole_ray.evaluation import Cell, CellResult, environments, evaluate_cell, summarize
 from dipole_ray.plots import draw_curves, draw_maze, draw_omega, draw_run, read_metrics
 from dipole_ray.plots.maze import _score
-from dipole_ray.plots.style import DPI
+from dipole_ray.plots.panels import Line, Panel, draw_panels
+from dipole_ray.plots.style import CYCLE, DPI
 from dipole_ray.report import Row, write_evaluation
 from dipole_ray.trajectories import FILE_NAME, read_trajectories, write_trajectories
 from dipole_ray.video import record_video
@@ -223,3 +224,14 @@ def test_a_video_shows_the_episode_frame_by_frame(tmp_path: Path) -> None:
     assert all(side % 2 == 0 for side in frames[0].shape[:2])
     assert np.std(frames[0]) > 1
     assert [entry.name for entry in path.parent.iterdir()] == ["clip.mp4"]
+
+
+def test_long_names_in_a_legend_are_not_cut_off_at_the_edges(tmp_path: Path) -> None:
+    lines = [
+        Line(label=f"a method with a rather long name {index}", colour=colour, x=[0, 1], y=[index, index + 1])
+        for index, colour in enumerate(CYCLE)
+    ]
+    panels = [Panel(title=title, xlabel="x", ylabel="y", lines=lines) for title in ("left", "right")]
+    picture = imageio.imread(draw_panels(panels, tmp_path / "panels.png", columns=2))
+    edges = np.concatenate((picture[:, :6], picture[:, -6:]), axis=1)
+    assert int(edges[..., :3].min()) > 250, "something is drawn across the edge"

@@ -134,7 +134,8 @@ def _legend(figure: Figure, columns: int) -> None:
     """Put one legend below all panels, with every label once."""
     handles = {handle.get_label(): handle for axes in figure.axes for handle in axes.get_legend_handles_labels()[0]}
     if handles:
-        most = max(3, 2 * columns + 1)
+        widest_inches = 0.65 + 0.075 * max(map(len, handles))  # line, gap, and letters of 8.5 points
+        most = max(1, min(max(3, 2 * columns + 1), int(figure.get_figwidth() / widest_inches)))
         figure.legend(
             handles=list(handles.values()),
             loc="outside lower center",
