@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.record import summary
 from dipole_ray.provenance import git_commit, package_versions
-from dipole_ray.statistics import bootstrap_interval
 
 Key = tuple[str, str, float | None, int]
 MEASURES = ("success", "return", "length")
@@ -51,12 +51,6 @@ def collect_rows(runs: list[dict[str, list[dict[str, Any]]]]) -> dict[Key, dict[
                 for measure in MEASURES:
                     cells[phase, row["method"], row["omega"], row["candidates"]][measure].append(row[measure])
     return cells
-
-
-def summary(values: list[float]) -> dict[str, Any]:
-    """Return mean, 95 % interval over seeds, and the values."""
-    interval = bootstrap_interval(np.array(values))
-    return {"mean": float(np.mean(values)), "low": interval.low, "high": interval.high, "per_seed": values}
 
 
 def markdown(result: dict[str, Any]) -> str:
