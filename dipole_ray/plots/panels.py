@@ -132,7 +132,8 @@ def _draw_line(axes: Axes, line: Line) -> None:
 
 def _legend(figure: Figure, columns: int) -> None:
     """Put one legend below all panels, with every label once."""
-    handles = {str(handle.get_label()): handle for axes in figure.axes for handle in axes.get_legend_handles_labels()[0]}
+    drawn = (handle for axes in figure.axes for handle in axes.get_legend_handles_labels()[0])
+    handles = {str(handle.get_label()): handle for handle in drawn}
     if handles:
         widest_inches = 0.65 + 0.075 * max(map(len, handles))  # line, gap, and letters of 8.5 points
         most = max(1, min(max(3, 2 * columns + 1), int(figure.get_figwidth() / widest_inches)))
