@@ -190,6 +190,9 @@ def _median(values: Sequence[float | None]) -> str:
 
 
 def _named_omega(board: Board, task: str, method: str) -> str:
+    shown = board.methods[method].omega
+    if shown is not None:
+        return f"{shown:g}"
     for run in board.results(task, method).values():
         cell = run["cells"][run["chosen"]]
         if len(board.omegas(task, method, cell["candidates"])) > 1 or cell["omega"]:

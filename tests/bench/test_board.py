@@ -111,6 +111,7 @@ def test_a_method_may_show_one_omega_of_anothers_runs() -> None:
     found = board(runs, methods=methods)
     assert found.scores("maze", "dipole", ONE, "offline") == pytest.approx([90.0, 90.0])
     assert found.scores("maze", "positive", ONE, "offline") == pytest.approx([10.0, 10.0])
+    assert any("| positive | 0 | 10.0" in line for line in score_table(found, "offline")), "the omega that it shows"
     assert list(found.omegas("maze", "positive", 1)) == [0.0] and found.tuned("maze", "positive", 1, "offline") == []
 
 
