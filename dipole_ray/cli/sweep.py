@@ -8,7 +8,7 @@ from typing import Any
 
 _EPILOG = """\
 examples:
-  dipole sweep smoke                                  two trials in three minutes on two cores
+  dipole sweep smoke                                  two trials, under a minute on two free cores
   dipole sweep beta_expectile sweep.rungs=8
   dipole sweep omega_free training.offline_learner_steps=20000 'space.agent.beta={grid: [1, 3, 10]}'
   dipole sweep my_sweep.yaml folder=runs/sweeps --address 10.0.0.1:6379
