@@ -161,8 +161,8 @@ def train(
     columns = ("observations", "actions", "rewards", "next_observations", "masks")
     for _ in range(updates):
         index = rng.integers(0, ROWS, agent.config.batch_size)
-        if whose is not None:
-            agent.told = torch.from_numpy(rows[whose][index])  # type: ignore[attr-defined]
+        if isinstance(agent, ToldAgent) and whose is not None:
+            agent.told = torch.from_numpy(rows[whose][index])
         agent.update({name: rows[name][index] for name in columns}, diagnostics=False)
     return agent
 
@@ -180,6 +180,18 @@ def agreement(agent: DipoleAgent, rows: dict[str, np.ndarray]) -> dict[str, floa
     return found
 
 
+def acting(agent: DipoleAgent, omega: float | None, candidates: int, seed: int) -> Policy:
+    """Return the agent's guided policy, or its cloned one where omega is None."""
+    generator = torch.Generator().manual_seed(seed)
+    policy = "bc" if omega is None else "guided"
+
+    def act(states: np.ndarray) -> np.ndarray:
+        actions = agent.sample_actions(states[:, None].astype(np.float32), omega, candidates, generator, policy)
+        return actions[:, 0].numpy().astype(np.float64)
+
+    return act
+
+
 def scores(agent: DipoleAgent, seed: int) -> dict[str, float]:
     """Return the score of every cell, 0 for the behaviour policy and 1 for the optimum."""
     greedy = action_values()[1]
@@ -189,16 +201,10 @@ def scores(agent: DipoleAgent, seed: int) -> dict[str, float]:
     found = {}
     for candidates in CANDIDATES:
         for omega in (None, *OMEGAS):
-            generator = torch.Generator().manual_seed(seed)
-
-            def act(states: np.ndarray, omega: float | None = omega, candidates: int = candidates) -> np.ndarray:
-                policy = "bc" if omega is None else "guided"
-                observations = states[:, None].astype(np.float32)
-                actions = agent.sample_actions(observations, omega, candidates, generator, policy)  # noqa: B023
-                return actions[:, 0].numpy().astype(np.float64)
-
             name = "BC" if omega is None else f"omega {omega:g}"
-            found[f"{name}, N={candidates}"] = (discounted_return(act) - floor) / (best - floor)
+            found[f"{name}, N={candidates}"] = (discounted_return(acting(agent, omega, candidates, seed)) - floor) / (
+                best - floor
+            )
     return found
 
 

@@ -1,6 +1,6 @@
 """Where does greediness overshoot? One set of networks over omega: score, actions at the bounds, distance to the data.
 
-    python -m benchmarks.overshoot "runs/bench/small_pointmaze/*dipole*" --out benchmarks/results
+    python -m benchmarks.overshoot runs/bench/small_pointmaze/pointmaze-medium/dipole/seed-* --out benchmarks/results
 
 Nothing is trained: each run folder's newest checkpoint plays the episodes of every omega. How far actions are from the
 data is measured where the policy goes: of the 32 rows whose (normalized) observations are nearest, the one with the
@@ -13,7 +13,6 @@ Shapes: Q queries, K nearest rows, O observation dim, A action dim.
 from __future__ import annotations
 
 import argparse
-import glob
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +146,7 @@ def picture(cells: dict[str, dict[str, Any]], omegas: list[float], candidates: l
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", help="run folders of one task, one a seed; patterns are fine")
+    parser.add_argument("runs", nargs="+", type=Path, help="run folders of one task, one a seed")
     parser.add_argument("--omegas", type=float, nargs="+", default=[-1, -0.5, 0, 0.5, 1, 2, 4, 8, 16])
     parser.add_argument("--candidates", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--episodes", type=int, default=20)
@@ -155,11 +154,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
     torch.set_num_threads(1)
-    runs = sorted({Path(found) for pattern in args.runs for found in glob.glob(pattern)})  # noqa: PTH207 - any pattern
-    played = [play(run, args.omegas, args.candidates, args.episodes) for run in runs]
+    played = [play(run, args.omegas, args.candidates, args.episodes) for run in args.runs]
     cells = {cell: {name: summary([run[cell][name] for run in played]) for name in MEASURES} for cell in played[0]}
-    command = f"python -m benchmarks.overshoot '{' '.join(args.runs)}' --episodes {args.episodes} --name {args.name}"
-    numbers, title = {"runs": [run.name for run in runs], "cells": cells}, "Where greediness overshoots"
+    command = (
+        f"python -m benchmarks.overshoot {' '.join(map(str, args.runs))} --episodes {args.episodes} --name {args.name}"
+    )
+    numbers, title = {"runs": [run.name for run in args.runs], "cells": cells}, "Where greediness overshoots"
     picture(cells, args.omegas, args.candidates, args.out / f"{args.name}.png")
     write_record(args.out, args.name, command, numbers, title, markdown(cells) + f"\n\n![]({args.name}.png)")
     print(markdown(cells))

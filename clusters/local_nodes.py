@@ -203,8 +203,9 @@ def start(node: Node, head: Node, ports: Ports, folder: Path, cpus: int, env: di
     log = folder / f"{node.name}.log"
     command = [*node.prefix, str(BIN / "ray"), "start", *words]
     with log.open("wb") as stream:
-        how = {"stdout": stream, "stderr": subprocess.STDOUT, "start_new_session": True}
-        node.process = subprocess.Popen(command, env=env, **how)  # type: ignore[call-overload]
+        node.process = subprocess.Popen(
+            command, env=env, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
+        )
     began = time.monotonic()
     while "Ray runtime started" not in log.read_text(errors="replace"):
         if node.process.poll() is not None or time.monotonic() - began > START_S:

@@ -22,6 +22,9 @@ Item = TypeVar("Item")
 CANCEL_DEADLINE_S = 15.0
 """Longest wait for cancelled tasks to end before an error or Ctrl-C is passed on."""
 
+WORTH_RAY_S = 15.0
+"""Seconds of work on one core above which starting Ray pays."""
+
 _ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 
 
@@ -36,6 +39,7 @@ def map_tasks(
     unit: str = "tasks",
     local: bool = False,
     size: Callable[[Item], int] | None = None,
+    rate: float = 0.0,
     part: Callable[[Item], int] | None = None,
     saved: Callable[[Item], Any] | None = None,
     save: Callable[[Item, Any], Any] | None = None,
@@ -43,8 +47,8 @@ def map_tasks(
 ) -> list[Any]:
     """Return `[function(item) for item in items]`, computed by Ray tasks, each in a process with one thread.
 
-    A local Ray is started if this process is connected to none, and stopped again at the end. A worker that dies
-    is replaced and its item retried by Ray, so `function` must not mind being run twice. Ctrl-C cancels what runs.
+    A local Ray is started if there is none, and stopped at the end. A worker that dies is replaced and its item
+    retried by Ray, so `function` must not mind being run twice. Ctrl-C cancels what runs.
 
     Args:
         function: A function of one item that workers can import.
@@ -56,14 +60,11 @@ def map_tasks(
         unit: What `size` counts.
         local: Run in this process, without Ray; so does a single item, unless its `part` is to be shown.
         size: Amount of work in an item, for the progress bar; 1 each by default.
+        rate: Amount that one core does a second; what takes under 15 s is done here if `max_in_flight` is None.
         part: Returns how much of an unfinished item's size is done, for items of minutes or hours.
         saved: Returns an item's kept result from an earlier, interrupted run, or None if it has to be computed.
-        save: Called in this process with an item and its result as soon as it arrives; what it returns takes the
-            result's place. With `saved` it makes the map resumable and keeps its memory small.
+        save: Called here with an item and its result as it arrives; what it returns takes the result's place.
         progress: Whether to show progress.
-
-    Returns:
-        One result per item, in order.
 
     Raises:
         DipoleError: If a task raised one (of the same class, naming the item), or its worker kept dying.
@@ -83,7 +84,8 @@ def map_tasks(
         if bar is not None:
             bar.update(count.completed)
 
-    if local or (len(pending) <= 1 and part is None):
+    is_short = max_in_flight is None and count.total - count.completed < WORTH_RAY_S * rate
+    if local or is_short or (len(pending) <= 1 and part is None):
         arrivals = _run_here(function, items, pending, description)
     else:
         needs = {"num_cpus": num_cpus, "num_gpus": num_gpus}

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -45,6 +46,15 @@ def test_workers_are_other_processes_with_one_thread_and_without_torch() -> None
     assert all((threads, torch) == ("1", False) and pid != os.getpid() for threads, torch, pid in found)
     ((_, _, pid),) = map_tasks(surroundings, [0], description="look", progress=False)
     assert pid == os.getpid(), "a single item is not worth a worker"
+
+
+def test_work_of_seconds_is_done_here_unless_tasks_are_asked_for() -> None:
+    def pids(**how: Any) -> list[int]:
+        found = map_tasks(surroundings, [1, 2], description="short", size=lambda _: 10, progress=False, **how)
+        return [pid for _, _, pid in found]
+
+    assert set(pids(rate=2.0)) == {os.getpid()}
+    assert os.getpid() not in pids(rate=1.0) + pids(rate=2.0, max_in_flight=2)
 
 
 def alone(item: tuple[Path, int]) -> int:

@@ -36,11 +36,12 @@ class Agent(ABC):
     Every random draw comes from the agent's own generator, so two agents with equal state and equal
     batches stay bitwise equal on CPU.
 
-    An agent says what its networks are (`_make_networks`), what they learn (`_losses`) and how noise becomes an action
+    An agent says what its networks are (`networks_class`), what they learn (`_losses`) and how noise becomes an action
     (`_sample`).
 
     Attributes:
         algorithm: The value of `config.algorithm` that means this class.
+        networks_class: What it learns with; `_make_networks` builds it.
         statistics: Names of the running statistics that its losses keep, scalars that start at 0.
         has_mode: Whether noise of zero gives the one action that the policy thinks best.
         config: The settings.
@@ -53,6 +54,7 @@ class Agent(ABC):
     """
 
     algorithm: ClassVar[str]
+    networks_class: ClassVar[type[AgentNetworks]]
     statistics: ClassVar[tuple[str, ...]] = ()
     has_mode: ClassVar[bool] = False
     networks: AgentNetworks
@@ -92,9 +94,16 @@ class Agent(ABC):
         self._target_parameters: list[Tensor] = list(self.networks.target_critic.parameters())
         self.optimizer = state.make_adam(self._parameters, config.learning_rate)
 
-    @abstractmethod
-    def _make_networks(self, generator: torch.Generator) -> AgentNetworks:
-        """Return the untrained networks, on the CPU, drawn from `generator`."""
+    def _make_networks(self, generator: torch.Generator, **sizes: int) -> AgentNetworks:
+        """Return the untrained networks, on the CPU, drawn from `generator`; `sizes` are those of their own kind."""
+        return self.networks_class(
+            self.observation_dim,
+            self.action_dim,
+            self.config.hidden_dims,
+            num_critics=self.config.num_critics,
+            generator=generator,
+            **sizes,
+        )
 
     @abstractmethod
     def _losses(self, batch: dict[str, Tensor], diagnostics: bool) -> Losses:

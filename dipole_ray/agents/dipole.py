@@ -15,7 +15,7 @@ from dipole_ray.agents import flow, losses
 from dipole_ray.agents.agent import Losses
 from dipole_ray.agents.config import AgentConfig
 from dipole_ray.agents.metrics import learning_metrics
-from dipole_ray.agents.networks import VelocityFields
+from dipole_ray.agents.networks import AgentNetworks, VelocityFields
 from dipole_ray.agents.value import ValueAgent, ValueNetworks
 
 __all__ = ["AgentConfig", "DipoleAgent"]
@@ -42,18 +42,12 @@ class DipoleAgent(ValueAgent):
     """Weighted flow matching of one or two fields, combined by omega: the family of `config.weight_scheme`."""
 
     algorithm: ClassVar[str] = "dipole"
+    networks_class: ClassVar[type[AgentNetworks]] = FlowNetworks
     networks: FlowNetworks
 
-    def _make_networks(self, generator: torch.Generator) -> FlowNetworks:
+    def _make_networks(self, generator: torch.Generator, **sizes: int) -> AgentNetworks:
         """Return networks with one field for each name in `config.fields`."""
-        return FlowNetworks(
-            self.observation_dim,
-            self.action_dim,
-            self.config.hidden_dims,
-            num_critics=self.config.num_critics,
-            num_fields=len(self.config.fields),
-            generator=generator,
-        )
+        return super()._make_networks(generator, num_fields=len(self.config.fields), **sizes)
 
     def _losses(self, batch: dict[str, Tensor], diagnostics: bool) -> Losses:
         """Return the losses of critics, value and fields, the metrics, and the new running statistics."""

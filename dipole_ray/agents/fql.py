@@ -49,17 +49,8 @@ class FqlAgent(Agent):
     """
 
     algorithm: ClassVar[str] = "fql"
+    networks_class: ClassVar[type[AgentNetworks]] = OneStepNetworks
     networks: OneStepNetworks
-
-    def _make_networks(self, generator: torch.Generator) -> OneStepNetworks:
-        """Return the networks."""
-        return OneStepNetworks(
-            self.observation_dim,
-            self.action_dim,
-            self.config.hidden_dims,
-            num_critics=self.config.num_critics,
-            generator=generator,
-        )
 
     def _losses(self, batch: dict[str, Tensor], diagnostics: bool) -> Losses:
         """Return the losses of critics, flow and one-step policy, and the metrics."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dipole_ray.agents import losses
 from dipole_ray.agents.agent import Losses
 from dipole_ray.agents.metrics import learning_metrics
-from dipole_ray.agents.networks import StackedMLP
+from dipole_ray.agents.networks import AgentNetworks, StackedMLP
 from dipole_ray.agents.value import ValueAgent, ValueNetworks
 
 LOG_STD_RANGE = (-5.0, 2.0)
@@ -56,17 +56,8 @@ class IqlAgent(ValueAgent):
 
     algorithm: ClassVar[str] = "iql"
     has_mode: ClassVar[bool] = True
+    networks_class: ClassVar[type[AgentNetworks]] = GaussianNetworks
     networks: GaussianNetworks
-
-    def _make_networks(self, generator: torch.Generator) -> GaussianNetworks:
-        """Return the networks."""
-        return GaussianNetworks(
-            self.observation_dim,
-            self.action_dim,
-            self.config.hidden_dims,
-            num_critics=self.config.num_critics,
-            generator=generator,
-        )
 
     def _losses(self, batch: dict[str, Tensor], diagnostics: bool) -> Losses:
         """Return the losses of critics, value and policy, the metrics, and the new running statistics."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import gymnasium
 import numpy as np
+
+from dipole_ray.envs.control import ControlEnv
 
 PREFIX = "dm_control/"
 
@@ -18,7 +19,7 @@ def task_ids() -> list[str]:
     return [f"{PREFIX}{domain}-{task}" for domain, task in suite.ALL_TASKS]
 
 
-class SuiteEnv(gymnasium.Env):
+class SuiteEnv(ControlEnv):
     """One dm_control suite task.
 
     Observations are the task's arrays, flattened and joined in the suite's own order, float32. Actions are in the
@@ -26,22 +27,14 @@ class SuiteEnv(gymnasium.Env):
     (its discount is 0) terminates.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 30}  # noqa: RUF012 - gymnasium's own convention
-
     def __init__(self, env_id: str, max_episode_steps: int | None = None) -> None:
         """Load the task `env_id`, with `max_episode_steps` control steps an episode (None: the suite's limit)."""
         self._domain, _, self._task_name = env_id.removeprefix(PREFIX).partition("-")
-        self._env = self._load(None)
+        env = self._load(None)
         if max_episode_steps is not None:
             # Half a step less than the limit, so that rounding of seconds cannot add a step.
-            self._env = self._load((max_episode_steps - 0.5) * self._env.control_timestep())
-        spec = self._env.action_spec()
-        low = np.broadcast_to(spec.minimum, spec.shape).astype(np.float32)
-        high = np.broadcast_to(spec.maximum, spec.shape).astype(np.float32)
-        self.action_space = gymnasium.spaces.Box(low, high, dtype=np.float32)
-        size = sum(math.prod(array.shape) for array in self._env.observation_spec().values())
-        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float32)
-        self.render_mode = "rgb_array"
+            env = self._load((max_episode_steps - 0.5) * env.control_timestep())
+        super().__init__(env)
 
     def _load(self, time_limit_s: float | None) -> Any:
         from dm_control import suite
@@ -58,11 +51,6 @@ class SuiteEnv(gymnasium.Env):
         limit = self._env._step_limit
         return None if math.isinf(limit) else math.ceil(limit)
 
-    @property
-    def model(self) -> Any:
-        """The task's `mujoco.MjModel`."""
-        return self._env.physics.model
-
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
@@ -77,15 +65,3 @@ class SuiteEnv(gymnasium.Env):
         step = self._env.step(action)
         terminated = bool(step.last() and step.discount == 0.0)
         return self._flatten(step.observation), float(step.reward), terminated, bool(step.last() and not terminated), {}
-
-    def render(self) -> np.ndarray:  # type: ignore[override]
-        """Return an RGB picture from the task's first camera, uint8 (240, 320, 3)."""
-        return np.asarray(self._env.physics.render(height=240, width=320, camera_id=0))
-
-    def close(self) -> None:
-        """Free the physics."""
-        self._env.close()
-
-    @staticmethod
-    def _flatten(observation: dict[str, Any]) -> np.ndarray:
-        return np.concatenate([np.ravel(array) for array in observation.values()]).astype(np.float32)

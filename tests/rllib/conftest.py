@@ -6,23 +6,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import ray
 
 from dipole_ray.envs.collect import collect
+from tests.local_ray import local_ray
 
 TRANSITIONS = 2000
 
 
 @pytest.fixture(scope="package")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A local Ray with four CPU slots, whatever the machine has; RLlib's folders are temporary ones."""
-    results = str(tmp_path_factory.mktemp("ray_results"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ray.train.constants.DEFAULT_STORAGE_PATH", results)
-        patch.setattr("ray.tune.trainable.trainable.DEFAULT_STORAGE_PATH", results, raising=False)
-        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    """A local Ray with four CPU slots."""
+    with local_ray(tmp_path_factory.mktemp("ray_results")):
         yield
-        ray.shutdown()
 
 
 @pytest.fixture(scope="package")

@@ -22,9 +22,6 @@ from dipole_ray.parallel import map_tasks
 
 Request = dict[str, Any]
 
-WORTH_RAY_S = 15.0
-"""Seconds of work on one core above which starting Ray pays."""
-
 
 def collect(
     name: str,
@@ -78,8 +75,6 @@ def collect(
     try:
         work.mkdir(parents=True, exist_ok=True)
         shards = plan(name, transitions, seed)
-        if num_workers is None and sum(shard.num_transitions for shard in shards) < WORTH_RAY_S * how.transitions_per_s:
-            num_workers = 1
         _play_all(shards, work, num_workers, progress)
         if name == PENDULUM:
             _write_folder(shards, work, targets[0], request)
@@ -103,6 +98,7 @@ def _play_all(shards: list[Shard], work: Path, num_workers: int | None, progress
         unit="transitions",
         local=num_workers == 1,
         size=lambda shard: shard.num_transitions,
+        rate=recipe(shards[0].name).transitions_per_s,
         saved=lambda shard: kept(shard, work),
         save=lambda shard, episodes: keep(shard, episodes, work),
         progress=progress,

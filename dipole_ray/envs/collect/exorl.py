@@ -30,9 +30,6 @@ ALGORITHMS = {"random": "uniform-1", "rnd": "rnd-1"}
 BLOCK_STEPS = 5000
 """Steps of one Ray task of the uniform collector: seconds."""
 
-WORTH_RAY_S = 15.0
-"""Seconds of work on one core above which starting Ray pays."""
-
 RECORD = "collect.json"
 
 
@@ -241,8 +238,6 @@ def _collect_random(
             write_episode(path, columns)
         return len(episodes)
 
-    if num_workers is None and sum(block.steps for block in blocks) < WORTH_RAY_S * domain.steps_per_s:
-        num_workers = 1
     map_tasks(
         play_uniform,
         blocks,
@@ -251,6 +246,7 @@ def _collect_random(
         unit="steps",
         local=num_workers == 1,
         size=lambda block: block.steps,
+        rate=domain.steps_per_s,
         saved=saved,
         save=save,
         progress=progress,

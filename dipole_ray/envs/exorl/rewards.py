@@ -26,9 +26,6 @@ RULES = 1
 BLOCK_STEPS = 20_000
 """Steps of one Ray task and one file: seconds of work."""
 
-WORTH_RAY_S = 15.0
-"""Seconds of work on one core above which starting Ray pays."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Block:
@@ -72,9 +69,6 @@ def label_episodes(
     folder = cache / "exorl-rewards" / physics_digest(files) / _task_key(env_id)
     folder.mkdir(parents=True, exist_ok=True)
     blocks = _plan(env_id, files, folder)
-    if num_workers is None:
-        pending = sum(block.steps for block in blocks if _saved(block) is None)
-        num_workers = 1 if pending < WORTH_RAY_S * domain_of(env_id).relabels_per_s else None
     map_tasks(
         label,
         blocks,
@@ -83,6 +77,7 @@ def label_episodes(
         unit="transitions",
         local=num_workers == 1,
         size=lambda block: block.steps,
+        rate=domain_of(env_id).relabels_per_s,
         saved=_saved,
         save=_save,
         progress=progress,
