@@ -43,6 +43,7 @@ def map_tasks(
     part: Callable[[Item], int] | None = None,
     saved: Callable[[Item], Any] | None = None,
     save: Callable[[Item, Any], Any] | None = None,
+    lost: Callable[[Item, str], Any] | None = None,
     progress: bool = True,
 ) -> list[Any]:
     """Return `[function(item) for item in items]`, computed by Ray tasks, each in a process with one thread.
@@ -64,6 +65,8 @@ def map_tasks(
         part: Returns how much of an unfinished item's size is done, for items of minutes or hours.
         saved: Returns an item's kept result from an earlier, interrupted run, or None if it has to be computed.
         save: Called here with an item and its result as it arrives; what it returns takes the result's place.
+        lost: Called here with an item whose worker kept dying, and with what is known of that; what it returns is the
+            item's result, and the others go on. Without it that ends the map.
         progress: Whether to show progress.
 
     Raises:
@@ -89,7 +92,7 @@ def map_tasks(
         arrivals = _run_here(function, items, pending, description)
     else:
         needs = {"num_cpus": num_cpus, "num_gpus": num_gpus}
-        arrivals = _run_on_ray(function, items, pending, description, needs, max_in_flight, waiting)
+        arrivals = _run_on_ray(function, items, pending, description, needs, max_in_flight, waiting, lost)
     # Closed here and not by the garbage collector: a pending exception would keep tasks and Ray alive.
     with bar or nullcontext(), closing(arrivals):
         for index, result in arrivals:
@@ -162,6 +165,7 @@ def _run_on_ray(
     resources: dict[str, float],
     max_in_flight: int | None,
     waiting: Callable[[Iterable[int]], None],
+    lost: Callable[[Item, str], Any] | None,
 ) -> Generator[tuple[int, Any], None, None]:
     """Yield (index, result) in order of completion; whatever still runs is cancelled when the caller stops early."""
     import ray
@@ -179,7 +183,7 @@ def _run_on_ray(
                 # A time-out so that Ctrl-C is seen soon, and a growing cluster is used.
                 for reference in ray.wait(list(running), timeout=1.0)[0]:
                     index = running.pop(reference)
-                    yield index, _result(reference, description, items[index])
+                    yield index, _result(reference, description, items[index], lost)
                 waiting(running.values())
         finally:
             _cancel(list(running))
@@ -210,7 +214,7 @@ def _slots(description: str, resources: dict[str, float]) -> int:
     return min(slots)
 
 
-def _result(reference: Any, description: str, item: Any) -> Any:
+def _result(reference: Any, description: str, item: Item, lost: Callable[[Item, str], Any] | None) -> Any:
     import ray
 
     try:
@@ -218,10 +222,12 @@ def _result(reference: Any, description: str, item: Any) -> Any:
     except ray.exceptions.RayTaskError as error:
         raise _failure(description, item, error.cause or error) from error
     except ray.exceptions.RayError as error:
+        words = f"its worker process was lost again after Ray's retries ({type(error).__name__}); usually memory ran out"
+        if lost is not None:
+            return lost(item, words)
         raise DipoleError(
-            f"{description}: {_name(item)}: its worker process was lost again after Ray's retries "
-            f"({type(error).__name__}); usually memory ran out: use fewer workers. What was finished is kept where the "
-            "work is resumable"
+            f"{description}: {_name(item)}: {words}: use fewer workers. What was finished is kept where the work is "
+            "resumable"
         ) from error
 
 

@@ -103,6 +103,22 @@ def test_a_killed_worker_is_replaced(tmp_path: Path) -> None:
     assert map_tasks(die_once, markers, description="survive", progress=False) == ["a", "b"]
 
 
+def die_on_two(number: int) -> int:
+    if number == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+@pytest.mark.usefixtures("cluster")
+def test_an_item_whose_worker_keeps_dying_ends_the_map_or_is_answered_for() -> None:
+    with pytest.raises(DipoleError, match=r"^count: 2: its worker process was lost again .*use fewer workers"):
+        map_tasks(die_on_two, [1, 2], description="count", progress=False)
+    found = map_tasks(
+        die_on_two, [1, 2, 3, 4], description="count", progress=False, lost=lambda item, words: f"{item}: {words}"
+    )
+    assert [found[0], *found[2:]] == [1, 3, 4] and found[1].startswith("2: its worker process was lost again"), found
+
+
 def endless_unless_zero(number: int) -> int:
     while number:
         time.sleep(0.05)
