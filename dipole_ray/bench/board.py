@@ -2,7 +2,8 @@
 
 Two ways to name omega are kept apart. *Named*: the config's own omega, which stood before the run. *Tuned*: the omega
 with the best mean score over the **other** seeds of the task, so that neither the networks nor the episodes that are
-reported had a part in the choice (leave one seed out). Both are reported for every number of candidates.
+reported had a part in the choice (leave one seed out). Both are reported for every number of candidates, and the named
+omega for the number that each method acts with by itself, too.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,12 +29,23 @@ class Way:
 
     choice: Choice
     """How omega is chosen."""
-    candidates: int
-    """Actions sampled per step; 1 is without rejection sampling."""
+    candidates: int | None
+    """Actions sampled per step; 1 is without rejection sampling, None is each method's own number."""
 
     def __str__(self) -> str:
         count = f"{self.candidates} candidate{'s' * (self.candidates != 1)}"
+        if self.candidates is None:
+            count = "own candidates"
         return count if self.choice == "named" else f"tuned omega, {count}"
+
+
+class Point(NamedTuple):
+    """A point of a learning curve."""
+
+    phase: str
+    learner_steps: int
+    env_steps: int
+    score: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,10 +74,13 @@ class Board:
         """Return the method whose runs a method shows: itself, or the one it acts differently with."""
         return self.methods[method].runs_of or method
 
-    def full_score(self, task: str) -> float | None:
-        """Return the score of a perfect policy, None where nobody named it."""
-        named = self.tasks[task].full_score or self.config.full_score
-        return 100.0 if named is None and self.config.metric == "success" else named
+    def span(self, task: str) -> tuple[float, float] | None:
+        """Return the scores that count as 0 and as 100 per cent, None where nobody named the latter."""
+        full = self.tasks[task].full_score or self.config.full_score
+        if full is None:
+            return (0.0, 100.0) if self.config.metric == "success" else None
+        zero = self.tasks[task].zero_score
+        return self.config.zero_score if zero is None else zero, full
 
     def results(self, task: str, method: str) -> dict[int, Mapping[str, Any]]:
         """Return the results of a method on a task by seed."""
@@ -96,6 +111,14 @@ class Board:
         pairs = [(task, method) for task in self.tasks for method in self.methods]
         return sorted({cell["candidates"] for pair in pairs for cell in self.cells(*pair).values()})
 
+    def own_candidates(self, task: str, method: str) -> int | None:
+        """Return the number of candidates that a method acts with by itself; the most that it shows, if not that."""
+        shown = {cell["candidates"] for cell in self.cells(task, method).values()}
+        for run in self.results(task, method).values():
+            own: int = run["cells"][run["chosen"]]["candidates"]
+            return own if own in shown or not shown else max(shown)
+        return None
+
     def omegas(self, task: str, method: str, candidates: int) -> dict[float, str]:
         """Return the keys of the guided cells with so many candidates, by omega."""
         cells = self.cells(task, method).items()
@@ -103,8 +126,9 @@ class Board:
             cell["omega"]: key for key, cell in cells if cell["policy"] == "guided" and cell["candidates"] == candidates
         }
 
-    def named_key(self, task: str, method: str, candidates: int) -> str | None:
+    def named_key(self, task: str, method: str, candidates: int | None) -> str | None:
         """Return the cell of the omega named beforehand with so many candidates, None where it was not evaluated."""
+        candidates = self.own_candidates(task, method) if candidates is None else candidates
         for run in self.results(task, method).values():
             own, omega = run["cells"][run["chosen"]], self.methods[method].omega
             named = (own["policy"], own["omega"] if omega is None else omega, candidates)
@@ -120,16 +144,29 @@ class Board:
         number = scores[self.config.metric]
         return None if number is None else float(number) * (100.0 if self.config.metric == "success" else 1.0)
 
-    def curve(self, task: str, method: str, key: str) -> dict[int, list[tuple[str, int, int, float]]]:
-        """Return the evaluations of a cell by seed: phase, updates, environment steps and score."""
-        found: dict[int, list[tuple[str, int, int, float]]] = {}
+    def curve(self, task: str, method: str, key: str) -> dict[int, list[Point]]:
+        """Return the evaluations of a cell by seed; those that a diverged run did not come to count with the worst."""
+        found: dict[int, list[Point]] = {}
         for seed, run in self.results(task, method).items():
             found[seed] = [
-                (item["phase"], item["learner_steps"], item["env_steps"], score)
+                Point(*_when(item), score)
                 for item in run["evaluations"]
                 if (score := self.value(item["scores"][key])) is not None
             ]
+            if run["status"] == DIVERGED:
+                reached = max((point.learner_steps for point in found[seed]), default=-1)
+                missed = [when for when in self._plan.get(task, ()) if when[1] > reached]
+                found[seed] += [Point(*when, self.worst(task, when[0])) for when in missed]
         return found
+
+    @cached_property
+    def _plan(self) -> dict[str, list[tuple[str, int, int]]]:
+        """When the finished runs of a task were evaluated."""
+        found: dict[str, set[tuple[str, int, int]]] = {}
+        for (task, _, _), run in self.runs.items():
+            if run["status"] != DIVERGED:
+                found.setdefault(task, set()).update(map(_when, run["evaluations"]))
+        return {task: sorted(whens, key=lambda when: when[1:]) for task, whens in found.items()}
 
     def finals(self, task: str, method: str, key: str, phase: str) -> dict[int, float]:
         """Return by seed the mean over the last evaluations of a phase; a diverged run counts with the worst."""
@@ -163,15 +200,20 @@ class Board:
             if known:
                 yield seed, float(np.mean(known))
 
-    def scores(self, task: str, method: str, way: Way, phase: str) -> NDArray[np.float64]:
-        """Return the scores of a method on a task, one a seed; empty where it does not act in that way."""
-        if way.choice == "named":
-            key = self.named_key(task, method, way.candidates)
-            return np.array([] if key is None else list(self.finals(task, method, key, phase).values()), np.float64)
-        return np.array([score for _, score in self.tuned(task, method, way.candidates, phase)], np.float64)
+    def by_seed(self, task: str, method: str, way: Way, phase: str) -> dict[int, float]:
+        """Return the scores of a method on a task by seed; empty where it does not act in that way."""
+        if way.choice == "tuned":
+            assert way.candidates is not None
+            return {seed: score for seed, (_, score) in self.tuned(task, method, way.candidates, phase).items()}
+        key = self.named_key(task, method, way.candidates)
+        return {} if key is None else self.finals(task, method, key, phase)
 
-    def tuned(self, task: str, method: str, candidates: int, phase: str) -> list[tuple[float, float]]:
-        """Return for each seed the omega that was best over the other seeds, and its score with this one.
+    def scores(self, task: str, method: str, way: Way, phase: str) -> NDArray[np.float64]:
+        """Return the scores of `by_seed`, in the order of the seeds."""
+        return np.array(list(self.by_seed(task, method, way, phase).values()), np.float64)
+
+    def tuned(self, task: str, method: str, candidates: int, phase: str) -> dict[int, tuple[float, float]]:
+        """Return by seed the omega that was best over the other seeds, and its score with this one.
 
         Nothing for a method without omega, or with a single seed; ties go to the least greedy omega.
         """
@@ -179,12 +221,12 @@ class Board:
         grid = {omega: self.finals(task, method, key, phase) for omega, key in keys.items()}
         seeds = sorted(set.intersection(*(set(scores) for scores in grid.values()))) if grid else []
         if len(grid) < 2 or len(seeds) < 2:
-            return []
-        found = []
+            return {}
+        found = {}
         for seed in seeds:
             others = [other for other in seeds if other != seed]
             best = max(grid, key=lambda omega: (np.mean([grid[omega][other] for other in others]), -abs(omega)))
-            found.append((best, grid[best][seed]))
+            found[seed] = best, grid[best][seed]
         return found
 
     def ways(self) -> list[Way]:
@@ -192,6 +234,12 @@ class Board:
         pairs = [(task, method) for task in self.tasks for method in self.methods]
         ways = [Way(choice, count) for choice in ("named", "tuned") for count in self.candidates()]  # type: ignore[arg-type]
         return [way for way in ways if any(len(self.scores(*pair, way, phase)) for pair in pairs for phase in PHASES)]
+
+    def compared_ways(self) -> list[Way]:
+        """Return the ways in which methods are compared: each with its own candidates where these differ, and all."""
+        owns = {self.own_candidates(task, method) for task in self.tasks for method in self.methods} - {None}
+        own = [Way("named", None)] if len(owns) > 1 else []
+        return own + [way for way in self.ways() if way.choice == "named"]
 
     def phases(self) -> list[str]:
         """Return the phases that any run was evaluated in."""
@@ -211,15 +259,26 @@ class Board:
             groups["all tasks"] = list(self.tasks)
         return groups
 
-    def compared(self, method: str, way: Way, phase: str, tasks: Sequence[str]) -> list[NDArray[np.float64]] | None:
-        """Return a method's scores on several tasks, in per cent of a full score where there is more than one.
+    def compared(
+        self, methods: Sequence[str], way: Way, phase: str, tasks: Sequence[str]
+    ) -> list[list[NDArray[np.float64]]] | None:
+        """Return the scores of methods on several tasks, for the seeds that all of them have, in the same order.
 
-        None where a task is missing or nobody named its full score.
+        In per cent of the task's span where there is more than one task. None where a task is missing or nobody named
+        its full score.
         """
-        found = []
+        found: list[list[NDArray[np.float64]]] = [[] for _ in methods]
         for task in tasks:
-            scores, full = self.scores(task, method, way, phase), self.full_score(task)
-            if not len(scores) or (full is None and len(tasks) > 1):
+            scores, span = [self.by_seed(task, method, way, phase) for method in methods], self.span(task)
+            seeds = sorted(set.intersection(*map(set, scores)))
+            if not seeds or (span is None and len(tasks) > 1):
                 return None
-            found.append(scores if len(tasks) == 1 or full is None else scores * (100.0 / full))
+            zero, full = (0.0, 100.0) if span is None or len(tasks) == 1 else span
+            for side, mine in zip(found, scores, strict=True):
+                side.append((np.array([mine[seed] for seed in seeds], np.float64) - zero) * (100.0 / (full - zero)))
         return found
+
+
+def _when(item: Mapping[str, Any]) -> tuple[str, int, int]:
+    """Return phase, updates and environment steps of an evaluation."""
+    return item["phase"], item["learner_steps"], item["env_steps"]

@@ -47,6 +47,8 @@ class SuiteConfig:
     """Method that the others are compared with; null = the first one."""
     full_score: float | None = None
     """Score of a perfect policy, by which tasks are made comparable; null = 100 for success, none for returns."""
+    zero_score: float = 0.0
+    """Score that counts as 0 per cent where tasks are made comparable, such as that of a random policy."""
     axis: str | None = None
     """What `methods.NAME.x` is, such as `beta`; adds a picture of scores against it."""
     paper: str | None = None
@@ -61,8 +63,11 @@ class SuiteConfig:
             raise ConfigError(f"suite.seeds is {list(self.seeds)}: different whole numbers >= 0 are needed")
         if self.evaluations < 1:
             raise ConfigError(f"suite.evaluations is {self.evaluations}: at least 1 is needed")
-        if self.full_score is not None and not self.full_score > 0:
-            raise ConfigError(f"suite.full_score is {self.full_score}: a number above 0 is needed, or null")
+        if self.full_score is not None and not self.full_score > self.zero_score:
+            raise ConfigError(
+                f"suite.full_score is {self.full_score}: a number above suite.zero_score ({self.zero_score}) is "
+                "needed, or null"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,6 +78,8 @@ class TaskConfig:
     """Tasks of one group are averaged in the report, as the five tasks of an OGBench category."""
     full_score: float | None = None
     """Score of a perfect policy in this task; null = the suite's."""
+    zero_score: float | None = None
+    """Score that counts as 0 per cent in this task; null = the suite's."""
     only: tuple[str, ...] = ()
     """Methods that this task is run with; empty = all."""
     methods: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -95,6 +102,8 @@ class MethodConfig:
     """Curve that the method is a point of, in the picture over `suite.axis`."""
     x: float | None = None
     """Where on that axis."""
+    axis: str | None = None
+    """What `x` is for this series, if not `suite.axis`; it has pictures of its own."""
 
 
 def require_name(key: str, name: str) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.colors import to_hex
 from numpy.typing import NDArray
 
-from dipole_ray.bench.board import Board, Way
+from dipole_ray.bench.board import Board, Point, Way
 from dipole_ray.bench.statistics import (
     Statistic,
     estimate,
@@ -92,8 +92,9 @@ def _curves(board: Board, colours: Mapping[str, str]) -> list[Panel]:
                 if key is None:
                     continue
                 curves = board.curve(task, method, key)
-                offline = [steps for curve in curves.values() for phase, steps, _, _ in curve if phase == "offline"]
-                if offline and any(phase == "online" for curve in curves.values() for phase, *_ in curve):
+                points = [point for curve in curves.values() for point in curve]
+                offline = [point.learner_steps for point in points if point.phase == "offline"]
+                if offline and any(point.phase == "online" for point in points):
                     switch = float(max(offline))
                 lines += _curve(board.label(method), colours[method], curves)
             title = f"{task}, {Way('named', count)}" if len(board.tasks) > 1 else str(Way("named", count))
@@ -110,12 +111,12 @@ def _curves(board: Board, colours: Mapping[str, str]) -> list[Panel]:
     return panels if any(panel.lines for panel in panels) else []
 
 
-def _curve(label: str, colour: str, curves: Mapping[int, Sequence[tuple[str, int, int, float]]]) -> list[Line]:
-    """Return the mean and band over seeds at each evaluation; a diverged seed is missing from where it ended."""
+def _curve(label: str, colour: str, curves: Mapping[int, Sequence[Point]]) -> list[Line]:
+    """Return the mean and band over seeds at each evaluation."""
     scores: dict[int, list[float]] = {}
     for curve in curves.values():
-        for _, steps, _, score in curve:
-            scores.setdefault(steps, []).append(score)
+        for point in curve:
+            scores.setdefault(point.learner_steps, []).append(point.score)
     if not scores:
         return []
     at = sorted(scores)
@@ -216,12 +217,17 @@ def _bound_lines(board: Board, task: str, method: str, phase: str, colours: Mapp
 
 
 def _over_axis(board: Board, phase: str) -> list[Panel]:
-    """Return scores and diagnostics over the axis of a suite, one line a series."""
-    axis = board.config.axis
-    if axis is None:
-        return []
-    series = dict.fromkeys(method.series for method in board.methods.values() if method.series)
-    colours = {one: _PALETTE[index % len(_PALETTE)] for index, one in enumerate(series)}
+    """Return scores and diagnostics over every axis of a suite, one line a series."""
+    axes: dict[str, dict[str, str]] = {}
+    for method in board.methods.values():
+        axis = method.axis or board.config.axis
+        if axis is not None and method.series is not None:
+            colours = axes.setdefault(axis, {})
+            colours.setdefault(method.series, _PALETTE[len(colours) % len(_PALETTE)])
+    return [panel for axis, colours in axes.items() for panel in _axis_panels(board, phase, axis, colours)]
+
+
+def _axis_panels(board: Board, phase: str, axis: str, colours: Mapping[str, str]) -> list[Panel]:
     panels = []
     for task in board.tasks:
         prefix = f"{task}, " if len(board.tasks) > 1 else ""
@@ -289,15 +295,15 @@ def _intervals(board: Board, colours: Mapping[str, str], phase: str) -> list[Col
     """Return IQM and probability of improvement by candidates, of the methods that have scores in all tasks."""
     unit = "% of a full score" if len(board.tasks) > 1 else _unit(board)
     columns = []
-    for count in board.candidates():
-        way = Way("named", count)
+    for way in board.compared_ways():
         rows = [_estimate(board, method, colours, interquartile_mean, way, phase) for method in board.methods]
         limits = (-3.0, 103.0) if board.config.metric == "success" else None
         found = [row for row in rows if row is not None]
         columns.append(Column(title=f"IQM, {way}", xlabel=unit, estimates=found, limits=limits))
-    for count in board.candidates():
-        way = Way("named", count)
-        others = [method for method in board.methods if board.trained(method) != board.trained(board.baseline)]
+    for way in board.compared_ways():
+        runs = board.trained(board.baseline)  # against themselves only where they act otherwise
+        others = [name for name in board.methods if name != board.baseline]
+        others = [name for name in others if way.candidates is None or board.trained(name) != runs]
         rows = [
             _estimate(board, method, colours, probability_of_improvement, way, phase, board.baseline)
             for method in others
@@ -323,11 +329,10 @@ def _estimate(
     phase: str,
     other: str | None = None,
 ) -> Estimate | None:
-    tasks = list(board.tasks)
-    sides = [board.compared(name, way, phase, tasks) for name in (method, other) if name is not None]
-    if any(side is None for side in sides):
+    names = [name for name in (method, other) if name is not None]
+    scores = board.compared(names, way, phase, list(board.tasks))
+    if scores is None:
         return None
-    scores = [side for side in sides if side is not None]
     value, (low, high) = estimate(statistic, *scores), interval(statistic, *scores)
     ends = (value, value) if math.isnan(low) else (low, high)
     return Estimate(label=board.label(method), value=value, low=ends[0], high=ends[1], colour=colours[method])

@@ -34,10 +34,11 @@ _MAX_BYTES = 1 << 26
 _HOW = """\
 A score is the mean over the last {evaluations} of a phase, of {episodes} episodes each, which every seed has of its
 own. Numbers are means over seeds with 95 % stratified bootstrap intervals: percentiles of {resamples:,} resamples of
-the seeds within each task; with five seeds they are somewhat too narrow. `omega` stood in the file before the run.
-"Tuned omega" is, for each seed, the omega with the best mean score over the *other* seeds, so that no number was chosen
-by the episodes, or the networks, that it is reported on. 1 candidate is without rejection sampling. A diverged run
-counts with {worst}."""
+the seeds within each task; with five seeds they are somewhat too narrow. Runs of one seed share initial networks,
+batches and episodes, so a difference of means is taken, and resampled, within seeds. `omega` stood in the file before
+the run. "Tuned omega" is, for each seed, the omega with the best mean score over the *other* seeds, so that no number
+was chosen by the episodes, or the networks, that it is reported on. 1 candidate is without rejection sampling. A
+diverged run counts with {worst}."""
 
 
 def write_report(source: str, overrides: Sequence[str], out: Path) -> list[Path]:
@@ -137,7 +138,7 @@ def markdown(data: Mapping[str, Any], board: Board, pictures: Sequence[Path]) ->
     missing = f" **{data['planned'] - len(runs)} runs have no result yet.**" if data["planned"] > len(runs) else ""
     lines = [f"# {config.name}", "", config.question, ""]
     lines += [
-        f"{data['date']}, {data['machine']}; {_origin(runs)}. {len(runs)} of {data['planned']} runs, "
+        f"{data['date']}, {_machines(data)}; {_origin(runs)}. {len(runs)} of {data['planned']} runs, "
         f"{hours:.2f} hours of runs' time, of which {_share(runs):.0%} evaluating. Scores: {unit}.{missing}",
         "",
         f"    {data['command']}",
@@ -161,6 +162,11 @@ def markdown(data: Mapping[str, Any], board: Board, pictures: Sequence[Path]) ->
     return "\n".join(lines)
 
 
+def _machines(data: Mapping[str, Any]) -> str:
+    """Return where the runs were made; results of before this was kept in them, where their report was."""
+    return " and ".join(sorted({run.get("machine", data["machine"]) for run in data["runs"]}))
+
+
 def _origin(runs: Sequence[Mapping[str, Any]]) -> str:
     """Return which code made the runs, and when."""
     whole = {str(run.get("commit") or "unknown") for run in runs}
@@ -176,7 +182,10 @@ def _beside_the_paper(paper: Mapping[str, Any], board: Board, phase: str) -> lis
     if not rows:
         return []
     table = tables.paper_table(board, rows, phase)
-    return ["", f"## Beside published numbers, {phase}", "", f"{paper['source']} Ours in brackets.", "", *table]
+    steps = sorted({run["learner_steps"] for run in board.runs.values()})
+    updates = " to ".join(f"{count:,}" for count in dict.fromkeys((steps[0], steps[-1])))
+    ours = f"Ours in brackets: {updates} updates on the data that the suite's file names."
+    return ["", f"## Beside published numbers, {phase}", "", f"{paper['source']} {ours}", "", *table]
 
 
 def _how(data: Mapping[str, Any], board: Board) -> str:
@@ -193,7 +202,12 @@ def _share(runs: Sequence[Mapping[str, Any]]) -> float:
 
 
 def _versions(data: Mapping[str, Any]) -> str:
-    return "Versions: " + ", ".join(f"{name} {version}" for name, version in data["versions"].items()) + "."
+    """Return the versions that the runs were made with."""
+    found: dict[str, set[str]] = {}
+    for run in data["runs"]:
+        for name, version in run.get("versions", data["versions"]).items():
+            found.setdefault(name, set()).add(version)
+    return "Versions: " + ", ".join(f"{name} {' and '.join(sorted(found[name]))}" for name in found) + "."
 
 
 def _as_json(data: Mapping[str, Any]) -> str:

@@ -2,8 +2,12 @@
 
 A method's scores are one array a task, with a score a seed. Intervals are percentiles of the statistic over resamples
 in which every task keeps its number of seeds (strata), so that they say what other seeds would have given on the same
-tasks. Point estimates equal the `rliable` package's; where tasks differ in their number of seeds, which that package
-does not take, every task weighs the same in a mean and every run the same in an IQM.
+tasks. Runs of one seed begin with the same networks, see the same batches and meet the same episodes, so a difference
+of two methods is resampled seed by seed (`paired`): what both owe to the seed is no doubt about the difference.
+
+Point estimates equal the `rliable` package's, and so does the probability of improvement, which takes runs as
+independent; where tasks differ in their number of seeds, which that package does not take, every task weighs the same
+in a mean and every run the same in an IQM.
 """
 
 from __future__ import annotations
@@ -58,26 +62,38 @@ def estimate(statistic: Statistic, *methods: Scores) -> float:
 
 
 def interval(
-    statistic: Statistic, *methods: Scores, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+    statistic: Statistic,
+    *methods: Scores,
+    paired: bool = False,
+    confidence: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> Interval:
     """Return the stratified percentile bootstrap interval of a statistic.
 
     Args:
         statistic: One of the above.
-        *methods: The scores of each method; they are resampled independently.
+        *methods: The scores of each method.
+        paired: Resample all methods by the same seeds, which must stand in the same order; else independently.
         confidence: Coverage in (0, 1); with five seeds the true coverage is lower, as with every bootstrap.
         resamples: Number of resamples.
         seed: Seed of the resampling.
 
     Returns:
-        The interval; both ends NaN where a method has no task with a second seed, which says nothing about spread.
+        The interval; both ends NaN where a task has no second seed, which says nothing about its spread.
     """
     _check(methods)
-    if any(all(len(task) < 2 for task in scores) for scores in methods):
+    if any(len(task) < 2 for scores in methods for task in scores):
         return Interval(math.nan, math.nan)
     generator = np.random.default_rng(seed)
+
+    def chosen(scores: Scores) -> list[NDArray[np.int64]]:
+        return [generator.integers(0, len(task), size=(resamples, len(task))) for task in scores]
+
+    indices = [chosen(methods[0])] * len(methods) if paired else [chosen(scores) for scores in methods]
     drawn = [
-        [task[generator.integers(0, len(task), size=(resamples, len(task)))] for task in scores] for scores in methods
+        [task[index] for task, index in zip(scores, tasks, strict=True)]
+        for scores, tasks in zip(methods, indices, strict=True)
     ]
     tail = (1 - confidence) / 2
     low, high = np.quantile(statistic(*drawn), [tail, 1 - tail])

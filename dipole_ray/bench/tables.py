@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from dipole_ray.bench.board import Board, Way
+from dipole_ray.bench.board import Board, Point, Way
 from dipole_ray.bench.result import DIVERGED
 from dipole_ray.bench.statistics import (
     Scores,
@@ -54,7 +54,7 @@ def tuned_table(board: Board, phase: str) -> list[str]:
     for task in board.tasks:
         for method in board.methods:
             counts = board.candidates()
-            chosen = [[omega for omega, _ in board.tuned(task, method, count, phase)] for count in counts]
+            chosen = [[omega for omega, _ in board.tuned(task, method, count, phase).values()] for count in counts]
             if any(chosen):
                 rows.append([task, board.label(method), *(", ".join(f"{x:g}" for x in row) or DASH for row in chosen)])
     return table(["task", "method", *(f"omega, {Way('named', count)}" for count in board.candidates())], rows, text=4)
@@ -66,36 +66,39 @@ def comparison_tables(board: Board, phase: str) -> list[str]:
     groups = {**({} if is_grouped else {task: [task] for task in board.tasks}), **board.groups()}
     lines = []
     for group, tasks in groups.items():
-        for way in (way for way in board.ways() if way.choice == "named"):
+        for way in board.compared_ways():
             rows = [row for method in board.methods if (row := _compared(board, method, way, phase, tasks))]
-            if len(rows) > 1:
+            if len(rows) > 1 or (rows and len(tasks) > 1):
                 lines += ["", f"**{group}**, {way}:", ""]
-                head = ["method", "mean", "IQM", "difference of means", "probability of improvement"]
+                head = ["method", "candidates", "mean", "IQM", "difference of means", "probability of improvement"]
                 lines += table(head, rows, text=1)
     return lines
 
 
 def _compared(board: Board, method: str, way: Way, phase: str, tasks: Sequence[str]) -> list[str] | None:
     """Return a method's row, against the baseline acting in the same way."""
-    scores = board.compared(method, way, phase, tasks)
-    if scores is None:
+    alone = board.compared([method], way, phase, tasks)
+    if alone is None:
         return None
-    row = [board.label(method), with_interval(mean, scores), with_interval(interquartile_mean, scores)]
-    is_same = board.trained(method) == board.trained(board.baseline)
-    other = None if is_same else board.compared(board.baseline, way, phase, tasks)
-    if other is None:
+    counts = {way.candidates or board.own_candidates(task, method) for task in tasks}
+    row = [board.label(method), ", ".join(map(str, sorted(filter(None, counts))))]
+    row += [with_interval(mean, *alone), with_interval(interquartile_mean, *alone)]
+    cells = {board.named_key(task, name, way.candidates) for task in tasks for name in (method, board.baseline)}
+    is_same = board.trained(method) == board.trained(board.baseline) and len(cells) == 1
+    both = None if is_same else board.compared([method, board.baseline], way, phase, tasks)
+    if both is None:
         return [*row, DASH, DASH]
     return [
         *row,
-        with_interval(mean_difference, scores, other, sign="+"),
-        with_interval(probability_of_improvement, scores, other, digits=2),
+        with_interval(mean_difference, *both, paired=True, sign="+"),
+        with_interval(probability_of_improvement, *both, digits=2),
     ]
 
 
 def paper_table(board: Board, published: Mapping[str, Mapping[str, float]], phase: str) -> list[str]:
     """Return the published numbers of our tasks or groups, ours in brackets where a method has the same name.
 
-    `NAME_1` is the method without rejection sampling; all others act with the most candidates.
+    `NAME_1` is the method without rejection sampling; all others act with the candidates of their own.
     """
     names = {**{task: [task] for task in board.tasks}, **board.groups()}
     columns = list(dict.fromkeys(column for row in published.values() for column in row))
@@ -111,7 +114,7 @@ def paper_table(board: Board, published: Mapping[str, Mapping[str, float]], phas
 
 def _ours(board: Board, column: str, phase: str, tasks: Sequence[str]) -> float | None:
     """Return the mean score of ours over tasks for a column of the paper's."""
-    method, count = (column[:-2], 1) if column.endswith("_1") else (column, max(board.candidates(), default=1))
+    method, count = (column[:-2], 1) if column.endswith("_1") else (column, None)
     if method not in board.methods:
         return None
     scores = [board.scores(task, method, Way("named", count), phase) for task in tasks]
@@ -124,36 +127,38 @@ def _beside(number: float | None, own: float | None) -> str:
 
 
 def switch_table(board: Board) -> list[str]:
-    """Return what the step from offline to online did to the named omega."""
-    rows = []
+    """Return what the step from offline to online did to the named omega; all differences are within a seed."""
+    rows, count = [], board.config.evaluations
     for task in board.tasks:
         for method in board.methods:
-            for count in board.candidates():
-                key = board.named_key(task, method, count)
+            for candidates in board.candidates():
+                key = board.named_key(task, method, candidates)
                 if key is None:
                     continue
-                found = [row for row in map(switch_of, board.curve(task, method, key).values()) if row]
+                found = [row for curve in board.curve(task, method, key).values() if (row := switch_of(curve, count))]
                 if found:
-                    before, first, lowest, at, after = np.array(found, np.float64).T
-                    cells = [with_interval(mean, [values]) for values in (before, first, lowest)]
-                    cells += [f"{np.median(at):,.0f}", with_interval(mean, [after])]
-                    rows.append([task, board.label(method), str(count), *cells])
-    head = ["task", "method", "candidates", "before", "first online", "lowest online", "at env step", "last"]
+                    before, first, after, until = np.array(found, np.float64).T
+                    changes = [with_interval(mean, [values - before], sign="+") for values in (first, after)]
+                    scores = [with_interval(mean, [values]) for values in (before, first, after)]
+                    cells = [scores[0], scores[1], changes[0], f"{np.median(until):,.0f}", scores[2], changes[1]]
+                    rows.append([task, board.label(method), str(candidates), *cells])
+    head = ["task", "method", "candidates", "before", "first online", "change", "up to env step", "last", "change"]
     return table(head, rows, text=2) if rows else []
 
 
-def switch_of(curve: Iterable[tuple[str, int, int, float]]) -> tuple[float, float, float, float, float] | None:
-    """Return a run's last offline score, its first and lowest online one, the latter's environment step, and the last.
+def switch_of(curve: Sequence[Point], count: int) -> tuple[float, float, float, int] | None:
+    """Return a run's mean scores over its last `count` evaluations offline, its first and its last ones online.
 
-    None where there is no online phase.
+    Means of as many evaluations each: a lowest one of many would be low by chance alone. And the environment step that
+    the first ones end at. None where a phase has fewer evaluations.
     """
-    points = list(curve)
-    offline = [score for phase, _, _, score in points if phase == "offline"]
-    online = [(score, env_steps) for phase, _, env_steps, score in points if phase == "online"]
-    if not offline or not online:
+    offline = [point.score for point in curve if point.phase == "offline"]
+    online = [point for point in curve if point.phase == "online"]
+    if min(len(offline), len(online)) < count:
         return None
-    lowest, at = min(online)
-    return offline[-1], online[0][0], lowest, float(at), online[-1][0]
+    before, first, last = offline[-count:], online[:count], online[-count:]
+    scores = [float(np.mean(part)) for part in (before, [p.score for p in first], [p.score for p in last])]
+    return scores[0], scores[1], scores[2], first[-1].env_steps
 
 
 def training_table(board: Board) -> list[str]:
@@ -200,11 +205,13 @@ def _named_omega(board: Board, task: str, method: str) -> str:
     return DASH
 
 
-def with_interval(statistic: Statistic, *methods: Scores, digits: int | None = None, sign: str = "") -> str:
+def with_interval(
+    statistic: Statistic, *methods: Scores, paired: bool = False, digits: int | None = None, sign: str = ""
+) -> str:
     """Return `estimate [low, high]`, the estimate alone where there is one seed, a dash where there is none."""
     if any(not len(task) for scores in methods for task in scores):
         return DASH
-    value, (low, high) = estimate(statistic, *methods), interval(statistic, *methods)
+    value, (low, high) = estimate(statistic, *methods), interval(statistic, *methods, paired=paired)
     if math.isnan(low):
         return number_text(value, digits, sign)
     largest = max(abs(value), abs(low), abs(high))

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dipole_ray.bench.board import Way
+from dipole_ray.bench.board import Board, Point, Way
 from dipole_ray.bench.config import MethodConfig, TaskConfig
-from dipole_ray.bench.tables import comparison_tables, paper_table, score_table, switch_of, training_table
+from dipole_ray.bench.tables import comparison_tables, paper_table, score_table, switch_of, switch_table, training_table
+from dipole_ray.errors import ConfigError
 from tests.bench.results import OFFLINE, board, key_of, result
 
 ONE, MANY = Way("named", 1), Way("named", 16)
@@ -53,11 +54,11 @@ def test_tuned_omega_is_chosen_without_the_seed_it_is_reported_on() -> None:
     runs = [run(seed, {(1.0, 1): [a] * 5, (2.0, 1): [b] * 5}) for seed, (a, b) in scores.items()]
     found = board(runs)
     # For seed 0 the others choose 1; for seeds 1 and 2 seed 0 tips the scale to 2.
-    assert found.tuned("maze", "dipole", 1, "offline") == [
-        (1.0, pytest.approx(20.0)),
-        (2.0, pytest.approx(30.0)),
-        (2.0, pytest.approx(30.0)),
-    ]
+    assert found.tuned("maze", "dipole", 1, "offline") == {
+        0: (1.0, pytest.approx(20.0)),
+        1: (2.0, pytest.approx(30.0)),
+        2: (2.0, pytest.approx(30.0)),
+    }
     selected_and_reported_on_the_same = np.mean([1.0, 0.3, 0.3]) * 100
     assert found.scores("maze", "dipole", Way("tuned", 1), "offline").mean() < selected_and_reported_on_the_same
 
@@ -112,7 +113,7 @@ def test_a_method_may_show_one_omega_of_anothers_runs() -> None:
     assert found.scores("maze", "dipole", ONE, "offline") == pytest.approx([90.0, 90.0])
     assert found.scores("maze", "positive", ONE, "offline") == pytest.approx([10.0, 10.0])
     assert any("| positive | 0 | 10.0" in line for line in score_table(found, "offline")), "the omega that it shows"
-    assert list(found.omegas("maze", "positive", 1)) == [0.0] and found.tuned("maze", "positive", 1, "offline") == []
+    assert list(found.omegas("maze", "positive", 1)) == [0.0] and found.tuned("maze", "positive", 1, "offline") == {}
 
 
 def test_tasks_are_made_comparable_by_their_full_scores_or_not_at_all() -> None:
@@ -121,11 +122,21 @@ def test_tasks_are_made_comparable_by_their_full_scores_or_not_at_all() -> None:
         result("a", "m", 0, {(1.0, 1): [500.0] * 5}, **returns),
         result("b", "m", 0, {(1.0, 1): [25.0] * 5}, **returns),
     ]
+
+    def plain(scores: Board, tasks: list[str]) -> list[float]:
+        compared = scores.compared(["m"], ONE, "offline", tasks)
+        assert compared is not None
+        return [float(task[0]) for task in compared[0]]
+
     found = board(runs, metric="return", tasks={"a": TaskConfig(full_score=1000), "b": TaskConfig(full_score=250)})
-    both = found.compared("m", ONE, "offline", ["a", "b"])
-    assert both is not None and [list(scores) for scores in both] == [[50.0], [10.0]]
-    assert found.compared("m", ONE, "offline", ["a"]) is not None
-    assert board(runs, metric="return").compared("m", ONE, "offline", ["a", "b"]) is None
+    assert plain(found, ["a", "b"]) == [50.0, 10.0]
+    assert plain(found, ["a"]) == [500.0], "alone a task keeps its own unit"
+    assert board(runs, metric="return").compared(["m"], ONE, "offline", ["a", "b"]) is None
+    spans = {"a": TaskConfig(full_score=1000), "b": TaskConfig(full_score=25, zero_score=-75)}
+    found = board(runs, metric="return", zero_score=400.0, full_score=2000.0, tasks=spans)
+    assert plain(found, ["a", "b"]) == pytest.approx([100 / 6, 100.0])
+    with pytest.raises(ConfigError, match=r"above suite.zero_score \(10.0\)"):
+        board(runs, metric="return", zero_score=10.0, full_score=5.0)
 
 
 def test_published_numbers_stand_beside_ours_of_the_same_name() -> None:
@@ -146,12 +157,76 @@ def test_comparisons_name_the_baseline_and_skip_it() -> None:
         for seed in range(3)
     ]
     lines = comparison_tables(board(runs, baseline="weak"), "offline")
-    weak = next(line for line in lines if line.startswith("| weak"))
+    weak = next(line for line in lines if line.startswith("| weak | 1 |"))
     strong = next(line for line in lines if line.startswith("| strong"))
     assert weak.endswith("| - | - |") and "+50.0" in strong and strong.endswith("1.00 [1.00, 1.00] |")
 
 
+def test_a_difference_is_taken_within_a_seed() -> None:
+    """Seeds differ by much more than the methods do: what both owe to the seed is no doubt about the difference."""
+    runs = [
+        result("maze", method, seed, {(None, 1): [0.2 * seed + gain] * 5}, chosen=(None, 1))
+        for method, gain in (("weak", 0.0), ("strong", 0.05))
+        for seed in (3, 1, 0, 2)
+    ]
+    lost = [run for run in runs if (run["method"], run["seed"]) != ("weak", 2)]  # compared over common seeds alone
+    for found in (board(runs, baseline="weak"), board(lost, baseline="weak")):
+        strong = next(line for line in comparison_tables(found, "offline") if line.startswith("| strong"))
+        assert "| +5.00 [+5.00, +5.00] |" in strong
+
+
+def test_methods_are_compared_as_each_acts_by_itself_too() -> None:
+    """One candidate for a method published with one, sixteen for another: none is judged by the other's way alone."""
+    cells: dict[tuple[float | None, int], list[float]] = {(1.0, 1): [0.5] * 5, (1.0, 16): [0.9] * 5}
+    runs = [result("maze", "many", seed, cells, chosen=(1.0, 16)) for seed in (0, 1)]
+    runs += [result("maze", "one", seed, cells, chosen=(1.0, 1)) for seed in (0, 1)]
+    found = board(runs, baseline="one")
+    assert list(map(str, found.compared_ways())) == ["own candidates", "1 candidate", "16 candidates"]
+    lines = comparison_tables(found, "offline")
+    assert lines[5].startswith("| many | 16 | 90.0 [90.0, 90.0] | 90.0 [90.0, 90.0] | +40.0 [+40.0, +40.0] |")
+    assert paper_table(found, {"maze": {"one": 1.0, "many": 2.0, "many_1": 3.0}}, "offline")[-1] == (
+        "| maze | 1 (50.0) | 2 (90.0) | 3 (50.0) |"
+    )
+    methods = {"many": MethodConfig(), "alone": MethodConfig(runs_of="many", candidates=(1,))}
+    shown = board(runs[:2], methods=methods, baseline="alone")
+    assert [shown.own_candidates("maze", name) for name in methods] == [16, 1]
+    assert "+40.0" in comparison_tables(shown, "offline")[5], "another way of acting with the same runs is compared"
+
+
+def test_a_mean_over_tasks_has_no_interval_before_every_task_has_a_second_seed() -> None:
+    """A task with one seed says nothing about its spread; taken as none, the interval would be far too narrow."""
+    runs = [run(seed, {(1.0, 1): [0.1 * seed] * 5}) for seed in (0, 1)]
+    runs.append(result("other", "dipole", 0, {(1.0, 1): [0.5] * 5}, chosen=(1.0, 1)))
+    lines = comparison_tables(board(runs), "offline")
+    assert lines[-1].startswith("| dipole | 1 | 27.5 | ")
+
+
+def test_a_group_of_tasks_has_its_mean_with_a_single_method_too() -> None:
+    tasks = {f"scene-task{k}": TaskConfig(group="scene") for k in (1, 2)}
+    runs = [result(name, "dipole", s, {(1.0, 1): [0.2] * 5}, chosen=(1.0, 1)) for name in tasks for s in (0, 1)]
+    lines = comparison_tables(board(runs, tasks=tasks), "offline")
+    assert "**scene**, 1 candidate:" in lines and lines[-1].startswith("| dipole | 1 | 20.0 [20.0, 20.0] |")
+
+
+def test_a_diverged_seed_stays_in_the_learning_curve() -> None:
+    """Else the curve of the survivors would pass for the method's."""
+    lost = run(1, {(1.0, 1): [0.5, 0.9]}, status="diverged")
+    found = board([run(0, {(1.0, 1): [0.1, 0.2, 0.3, 0.4, 0.5]}), lost])
+    curve = found.curve("maze", "dipole", key_of(1.0, 1))[1]
+    assert [(point.learner_steps, point.score) for point in curve] == [
+        *((100, 50.0), (200, 90.0)),
+        *((300, 0.0), (400, 0.0), (500, 0.0)),
+    ]
+
+
 def test_the_switch_is_read_off_a_curve() -> None:
-    curve = [("offline", 1, 0, 0.3), ("offline", 2, 0, 0.6), ("online", 3, 5, 0.4), ("online", 4, 9, 0.1)]
-    assert switch_of([*curve, ("online", 5, 12, 0.9)]) == (0.6, 0.4, 0.1, 9.0, 0.9)
-    assert switch_of(curve[:2]) is None
+    """As many evaluations before and after: the lowest of many would be low by chance alone."""
+    points = [("offline", 0, 0.9), ("offline", 0, 0.3), ("offline", 0, 0.5)]
+    points += [("online", 5, 0.1), ("online", 9, 0.3), ("online", 12, 0.8), ("online", 15, 0.6)]
+    curve = [Point(phase, steps, env_steps, score) for steps, (phase, env_steps, score) in enumerate(points)]
+    assert switch_of(curve, 2) == pytest.approx((0.4, 0.2, 0.7, 9))
+    assert switch_of(curve[:4], 2) is None and switch_of(curve[:3], 1) is None
+    runs = [run(seed, {(1.0, 1): [0.5 + 0.1 * seed] * 4}, points=ONLINE) for seed in (0, 1)]
+    row = switch_table(board(runs, evaluations=2))[-1]
+    same, none = "55.0 [50.0, 60.0]", "+0.0 [+0.0, +0.0]"
+    assert row.endswith(f"| 1 | {same} | {same} | {none} | 200 | {same} | {none} |")

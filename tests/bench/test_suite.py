@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import yaml
 from dipole_ray.bench.board import Way
 from dipole_ray.bench.job import Job, located, stored
 from dipole_ray.bench.report import published
-from dipole_ray.bench.suite import Suite, from_mapping, load_suite, suites
+from dipole_ray.bench.suite import SUITES, Suite, from_mapping, load_suite, suites
 from dipole_ray.data.download.catalogue import dataset_names
 from dipole_ray.envs.registry import ogbench_ids
 from dipole_ray.errors import ConfigError
@@ -173,9 +174,13 @@ def test_the_papers_tables_have_all_their_rows() -> None:
 
 
 def test_one_config_names_every_single_task_of_ogbench() -> None:
-    """All tasks of all sizes with published navigate or play data, as the package registers them."""
+    """All tasks of all sizes with published navigate or play data, as the package registers them; none twice."""
     suite = load_suite("ogbench_names")
-    named = [one.config.env.id for one in suite.jobs({"seed": ["0"]})]
+    tasks = [one.config.env.id for one in suite.jobs({"seed": ["0"]})]
+    assert len(tasks) == len(set(tasks)) == 110
+    same = re.findall(r"# (\S+-singletask)-v0 is (task) (\d)", (SUITES / "ogbench_names.yaml").read_text())
+    assert {f"{name}-{task}{number}-v0" for name, task, number in same} <= set(tasks)
+    named = [*tasks, *(f"{name}-v0" for name, _, _ in same)]
     assert len(named) == len(set(named)) == 132
     published = [name for name in dataset_names("ogbench") if name.split("-")[-2] in ("navigate", "play")]
     possible = {name for name in ogbench_ids() if f"{name.partition('-singletask')[0]}-v0" in published}
