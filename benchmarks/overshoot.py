@@ -5,7 +5,8 @@
 Nothing is trained: each run folder's newest checkpoint plays the episodes of every omega. How far actions are from the
 data is measured where the policy goes: of the 32 rows whose (normalized) observations are nearest, the one with the
 nearest action, in units of the action space (its edges are 2 long). The same measure of dataset rows against the others
-is the yardstick: 1 means as far as the data are from each other.
+is the yardstick: 1 means as far as the data are from each other. Actions and states are those of each episode's first
+steps (`--first-steps`), so that a lost episode, which is long in a maze, weighs no more than one that arrives.
 
 Shapes: Q queries, K nearest rows, O observation dim, A action dim.
 """
@@ -31,23 +32,24 @@ from dipole_ray.plots.panels import Line, Panel, draw_panels
 from dipole_ray.policy import load_policy
 from dipole_ray.prepare import prepare_dataset
 
-NEIGHBOURS, QUERIES = 32, 2000
+NEIGHBOURS, QUERIES, AT_BOUND = 32, 2000, 1 - 1e-6
 MEASURES = ("score", "action_bound_fraction", "action_distance", "observation_distance")
 
 
 class Observed:
-    """A policy that keeps what it saw and did."""
+    """A policy that keeps what it saw and did in the first steps of the episodes, which it plays all at once."""
 
-    def __init__(self, agent: Agent) -> None:
-        self.agent, self.device = agent, agent.device
+    def __init__(self, agent: Agent, first_steps: int) -> None:
+        self.agent, self.device, self.first_steps = agent, agent.device, first_steps
         self.observations: list[np.ndarray] = []
         self.actions: list[np.ndarray] = []
 
     def sample_actions(self, observations: Tensor, **how: Any) -> Tensor:
         """Act as the agent does."""
         actions = self.agent.sample_actions(observations, **how)
-        self.observations.append(observations.numpy().copy())
-        self.actions.append(actions.cpu().numpy())
+        if len(self.actions) < self.first_steps:
+            self.observations.append(observations.numpy().copy())
+            self.actions.append(actions.cpu().numpy())
         return actions
 
 
@@ -96,7 +98,9 @@ def neighbourhood_of(run: Path, rng: np.random.Generator) -> Neighbourhood:
     return Neighbourhood(rows[some], acted[some], rng)
 
 
-def play(run: Path, omegas: list[float], candidates: list[int], episodes: int) -> dict[str, dict[str, float]]:
+def play(
+    run: Path, omegas: list[float], candidates: list[int], episodes: int, first_steps: int
+) -> dict[str, dict[str, float]]:
     """Return the measures of every cell of one run."""
     rng = np.random.default_rng(0)
     trained, near = load_policy(run), neighbourhood_of(run, rng)
@@ -105,11 +109,12 @@ def play(run: Path, omegas: list[float], candidates: list[int], episodes: int) -
         cells = [Cell("bc", None, count) for count in candidates] + cells
     found = {}
     for cell in cells:
-        policy = Observed(trained.agent)
-        row = summarize(evaluate_cell(policy, trained.env, cell, episodes=episodes, seed=4000))
+        policy = Observed(trained.agent, first_steps)
+        row = summarize(evaluate_cell(policy, trained.env, cell, episodes=episodes, num_envs=episodes, seed=4000))
         score = row["return"] if row["success"] is None else 100 * row["success"]
         distances = near.ratios(policy, rng)
-        found[str(cell)] = dict(zip(MEASURES, (score, row["action_bound_fraction"], *distances), strict=True))
+        at_bound = float(np.mean(np.abs(np.concatenate(policy.actions)) >= AT_BOUND))
+        found[str(cell)] = dict(zip(MEASURES, (score, at_bound, *distances), strict=True))
         print(f"{run.name}: {cell}: score {score:.1f}, distance {distances[0]:.2f}", flush=True)
     return found
 
@@ -117,7 +122,8 @@ def play(run: Path, omegas: list[float], candidates: list[int], episodes: int) -
 def markdown(cells: dict[str, dict[str, Any]]) -> str:
     """Return the table a person reads."""
     lines = [
-        "Means over seeds with 95 % bootstrap intervals. Distances are in units of the data's own.",
+        "Means over seeds with 95 % bootstrap intervals. Distances are in units of the data's own; they and the share",
+        "of action components at the bound are of each episode's first steps.",
         "",
         "| cell | " + " | ".join(name.replace("_", " ") for name in MEASURES) + " |",
     ]
@@ -150,15 +156,16 @@ def main() -> None:
     parser.add_argument("--omegas", type=float, nargs="+", default=[-1, -0.5, 0, 0.5, 1, 2, 4, 8, 16])
     parser.add_argument("--candidates", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--episodes", type=int, default=20)
+    parser.add_argument("--first-steps", type=int, default=100, help="steps of each episode that are measured")
     parser.add_argument("--name", default="overshoot")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
     torch.set_num_threads(1)
-    played = [play(run, args.omegas, args.candidates, args.episodes) for run in args.runs]
+    played = [play(run, args.omegas, args.candidates, args.episodes, args.first_steps) for run in args.runs]
     cells = {cell: {name: summary([run[cell][name] for run in played]) for name in MEASURES} for cell in played[0]}
-    command = (
-        f"python -m benchmarks.overshoot {' '.join(map(str, args.runs))} --episodes {args.episodes} --name {args.name}"
-    )
+    shown = dict.fromkeys("/".join([*run.parts[-5:-1], "seed-*"]) for run in args.runs)  # wherever the runs lie
+    options = f"--episodes {args.episodes} --first-steps {args.first_steps} --name {args.name}"
+    command = f"python -m benchmarks.overshoot {' '.join(f'runs/{run}' for run in shown)} {options}"
     numbers, title = {"runs": [run.name for run in args.runs], "cells": cells}, "Where greediness overshoots"
     picture(cells, args.omegas, args.candidates, args.out / f"{args.name}.png")
     write_record(args.out, args.name, command, numbers, title, markdown(cells) + f"\n\n![]({args.name}.png)")
