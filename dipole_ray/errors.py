@@ -31,6 +31,10 @@ class NonFiniteError(DipoleError):
     """NaN or infinity where only finite numbers may stand."""
 
 
+class EnvironmentFault(NonFiniteError):
+    """NaN or infinity that an environment gave, whatever the policy."""
+
+
 class EnvironmentUnavailable(DipoleError):
     """An environment exists by name but cannot be built, stepped or rendered on this machine."""
 

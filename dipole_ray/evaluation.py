@@ -22,7 +22,7 @@ from torch import Tensor
 
 from dipole_ray.agents.config import AgentConfig
 from dipole_ray.envs.make import EnvConfig, make_env
-from dipole_ray.errors import ConfigError, NonFiniteError
+from dipole_ray.errors import ConfigError, EnvironmentFault, NonFiniteError
 from dipole_ray.report import BC, Row
 from dipole_ray.statistics import Interval, bootstrap_interval, wilson_interval
 from dipole_ray.trajectories import Maze, Trajectory, maze_of
@@ -221,6 +221,7 @@ def act(
 
     Raises:
         NonFiniteError: If an action is NaN or infinite; names the row.
+        EnvironmentFault: If that is because its observation is.
     """
     with torch.no_grad():
         chosen = agent.sample_actions(
@@ -234,6 +235,8 @@ def act(
     finite = np.isfinite(actions).all(axis=-1)
     if not finite.all():
         row = int(np.argmin(finite))
+        if not np.isfinite(observations[row]).all():
+            raise EnvironmentFault(f"evaluation ({cell}): observation {observations[row]}; check the environment")
         raise NonFiniteError(
             f"evaluation ({cell}): the policy's action {actions[row]} for the observation {observations[row]} is not "
             "finite; use an earlier checkpoint or lower the learning rate"
@@ -277,7 +280,8 @@ def evaluate_cell(
         trajectories: Number of episodes whose path is kept, in mazes.
 
     Raises:
-        NonFiniteError: If an action or a reward is NaN or infinite.
+        NonFiniteError: If an action is NaN or infinite.
+        EnvironmentFault: If a reward or an observation is.
     """
     if episodes < 1:
         raise ConfigError(f"an evaluation needs at least one episode; found {episodes}")
@@ -376,7 +380,7 @@ class _Episode:
         """Take one step and return whether the episode is over."""
         self.observation, reward, terminated, truncated, info = self.env.step(action)
         if not math.isfinite(float(reward)):
-            raise NonFiniteError(
+            raise EnvironmentFault(
                 f"evaluation episode {self.index}: reward {reward} at step {self.length}; check the environment"
             )
         self.total_reward += float(reward)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dipole_ray import settings
-from dipole_ray.bench.job import FAILED, Job, located, progress_of, stored, train
+from dipole_ray.bench.job import FAILED, Job, failed, located, progress_of, stored, train
 from dipole_ray.bench.result import DIVERGED
 from dipole_ray.bench.suite import Suite
 from dipole_ray.envs.make import env_dims
@@ -63,6 +63,7 @@ def run_suite(suite: Suite, only: Mapping[str, Sequence[str]] | None = None) -> 
             size=lambda job: max(1, job.updates),
             part=progress_of,
             saved=stored,
+            lost=lambda job, words: failed(job, f"{words}: give each run more room with suite.resources.cpus"),
         )
     return _outcome(suite, jobs, results)
 

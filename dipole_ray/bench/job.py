@@ -21,7 +21,7 @@ from dipole_ray import settings
 from dipole_ray.bench.result import DIVERGED, FINISHED, RESULT_FILE, read_result, result_of
 from dipole_ray.config import RunConfig, load
 from dipole_ray.data.durable import write_json
-from dipole_ray.errors import ConfigError, NonFiniteError
+from dipole_ray.errors import ConfigError, EnvironmentFault, NonFiniteError
 from dipole_ray.mlflow_feed import METRICS_FILE
 from dipole_ray.resume import config_differences
 from dipole_ray.run import RUN_FILE, train_in
@@ -136,7 +136,12 @@ def train(job: Job) -> dict[str, Any]:
     except Exception as error:  # one broken run does not end the others
         with suppress(OSError):
             (job.folder / ERROR_FILE).write_text(traceback.format_exc())
-        return {"status": FAILED, "error": f"{type(error).__name__}: {error}", "job": str(job)}
+        return failed(job, f"{type(error).__name__}: {error}")
+
+
+def failed(job: Job, error: str) -> dict[str, Any]:
+    """Return what stands for the result of a run that has none."""
+    return {"status": FAILED, "error": error, "job": str(job)}
 
 
 def _train(job: Job) -> dict[str, Any]:
@@ -145,6 +150,8 @@ def _train(job: Job) -> dict[str, Any]:
     try:
         if not train_in(job.folder, located(job.config)).finished:
             raise KeyboardInterrupt
+    except EnvironmentFault:  # nobody's score: the environment is repaired, and the run tried again
+        raise
     except NonFiniteError as error:  # the method's own doing, and so a result
         status, words = DIVERGED, str(error).replace(f"{job.folder}/", "")
     result = result_of(job.folder, job.config, status=status, error=words)

@@ -25,7 +25,7 @@ from dipole_ray.agents.state import restore_generator
 from dipole_ray.data.schema import Rows
 from dipole_ray.envs.batch import EnvBatch
 from dipole_ray.envs.make import EnvConfig, make_env
-from dipole_ray.errors import ConfigError, NonFiniteError
+from dipole_ray.errors import ConfigError, EnvironmentFault
 from dipole_ray.evaluation import Cell, CellResult, evaluate_cell
 from dipole_ray.rllib.fragment import FragmentRecorder, FragmentReport
 from dipole_ray.rllib.module import DIPOLERLModule
@@ -309,7 +309,7 @@ class DIPOLEEnvRunner(EnvRunner):
                 *(self.worker_index, self._env_config.id),
             )
         if self._num_broken >= MAX_BROKEN:
-            raise NonFiniteError(
+            raise EnvironmentFault(
                 f"environment '{self._env_config.id}': {self._num_broken} steps or resets in a row gave NaN or "
                 "infinity; repair it, or try it by hand with dipole_ray.envs.make.make_env"
             )

@@ -31,6 +31,7 @@ from tests.bench.small import write_suite
 from tests.cli.commands import LAUNCH, dipole, environment
 
 DEADLINE_S = 240.0
+ROOT = Path(__file__).resolve().parents[2]
 METHODS: dict[str, Any] = {
     "dipole": {},
     "ifql": {"agent": {"weight_scheme": "bc", "omega": 0.0}},
@@ -64,6 +65,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     write_suite(folder / "mine.yaml", data, methods=METHODS)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)  # workers make the tests' own environments
         patch.setattr("ray.train.constants.DEFAULT_STORAGE_PATH", str(folder / "ray_results"))
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
         yield folder
@@ -174,6 +176,24 @@ def test_a_run_that_fails_is_named_and_tried_again(folder: Path) -> None:
     blocked.unlink()
     done = bench("run", "mine.yaml", *words, *only)
     assert done.status == 0 and "2 with a result, 0 failed" in done.out, done
+
+
+def test_runs_that_break_are_named_and_the_others_go_on(folder: Path) -> None:
+    """A worker that dies is nobody's end but its run's, and a broken environment is no method's doing."""
+    kinds = {"kills": "Kills", "reward": "NanReward", "observation": "NanObservation"}
+    tasks = {name: {"env": {"id": f"tests.bench.broken_envs:{kind}-v0"}} for name, kind in kinds.items()}
+    data = Path(yaml.safe_load((folder / "mine.yaml").read_text())["base"]["data"]["path"])
+    write_suite(folder / "broken.yaml", data, tasks={**tasks, "pendulum": {}}, methods={"dipole": {}})
+    words = ("training.offline_learner_steps=20", "suite.evaluations=1", "suite.seeds=[0]")
+    done = bench("run", "broken.yaml", *words)
+    assert done.status == 1 and "1 with a result, 3 failed" in done.out, done
+    failed = dict(line.split(" on ", 1)[1].split(", seed 0: ") for line in done.out.splitlines() if "failed  " in line)
+    assert "process was lost again after Ray's retries" in failed["kills"] and "suite.resources" in failed["kills"]
+    assert failed["reward"].startswith("EnvironmentFault: evaluation") and "reward nan" in failed["reward"]
+    assert (
+        failed["observation"].startswith("EnvironmentFault: evaluation") and "observation [nan" in failed["observation"]
+    )
+    assert [path.parents[2].name for path in folder.glob("runs/bench/broken/*/*/*/result.json")] == ["pendulum"]
 
 
 def test_what_there_is_is_listed() -> None:
