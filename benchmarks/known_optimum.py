@@ -212,8 +212,8 @@ def markdown(results: dict[str, Any]) -> str:
     """Return the tables a person reads."""
     names = [name for name in next(iter(results.values()))["scores"]]
     lines = ["0 is the behaviour policy, 1 the optimum. Means over seeds with 95 % bootstrap intervals."]
-    lines += ["With 16 candidates the best is chosen by a learned critic in all rows, also where the fields were told true"]
-    lines += ["advantages: there by the one learned with value bootstrap and expectile 0.9.", ""]
+    lines += ["With 16 candidates the best is chosen by a learned critic in all rows, also where the fields were told"]
+    lines += ["true advantages: there by the one learned with value bootstrap and expectile 0.9.", ""]
     for candidates in CANDIDATES:
         shown = [name for name in names if name.endswith(f"N={candidates}")]
         lines += [
