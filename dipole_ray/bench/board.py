@@ -191,7 +191,7 @@ class Board:
     def _measured(self, task: str, method: str, key: str, phase: str) -> Iterator[tuple[int, float | None]]:
         """Yield (seed, score) of the runs that came to the phase, None where they diverged in it."""
         for seed, run in self.results(task, method).items():
-            if run["status"] == DIVERGED and (phase == "online" or not run["env_steps"]):
+            if run["status"] == DIVERGED and (phase == "online" or _ended_in(run) == "offline"):
                 yield seed, None
                 continue
             items = [item for item in run["evaluations"] if item["phase"] == phase and key in item["scores"]]
@@ -244,7 +244,7 @@ class Board:
     def phases(self) -> list[str]:
         """Return the phases that any run was evaluated in."""
         found = {item["phase"] for run in self.runs.values() for item in run["evaluations"]}
-        found |= {"online" if run["env_steps"] else "offline" for run in self.runs.values()}
+        found |= set(map(_ended_in, self.runs.values()))
         return [phase for phase in PHASES if phase in found]
 
     # ---- over tasks ----
@@ -282,3 +282,8 @@ class Board:
 def _when(item: Mapping[str, Any]) -> tuple[str, int, int]:
     """Return phase, updates and environment steps of an evaluation."""
     return item["phase"], item["learner_steps"], item["env_steps"]
+
+
+def _ended_in(run: Mapping[str, Any]) -> str:
+    """Return the phase in which a run ended; results of earlier versions do not name it."""
+    return str(run.get("phase") or ("online" if run["env_steps"] else "offline"))

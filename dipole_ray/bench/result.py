@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import statistics
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dipole_ray.config import RunConfig
+import torch
+
+from dipole_ray.config import RunConfig, TrainingConfig
 from dipole_ray.data.durable import read_json
 from dipole_ray.errors import DatasetError
 from dipole_ray.evaluation import cells_of, chosen_cell
-from dipole_ray.provenance import git_commit
+from dipole_ray.provenance import git_commit, package_versions
 from dipole_ray.rllib.evaluate import cell_key
 from dipole_ray.tracking import read_metrics
 
@@ -40,20 +44,25 @@ def result_of(folder: Path, config: RunConfig, *, status: str, error: str | None
         error: Why it ended early.
 
     Returns:
-        `ended`, `commit`: when, and by which code; `cells`: the ways of acting by key; `chosen`: the key of the
-        config's own one; `evaluations`: one an evaluation, with the scores by cell; `diagnostics`: end, median and
-        maximum of training series.
+        `ended`, `commit`, `machine`, `versions`: when, by which code, where and with what; `phase`: the one in which it
+        ended; `cells`: the ways of acting by key; `chosen`: the key
+        of the config's own one; `evaluations`: one an evaluation, with the scores by cell; `diagnostics`: end, median
+        and maximum of training series.
     """
     lines = read_metrics(folder)
     cells = {cell_key(cell): cell for cell in [*cells_of(config.evaluation, config.agent), chosen_cell(config.agent)]}
     training_s = sum(line.get("time/iteration_s") or 0.0 for line in lines)
     updates = int(lines[-1]["learner_steps"]) if lines else 0
+    evaluations = _evaluations(lines, list(cells))
     return {
         "format": FORMAT,
         "ended": datetime.now(UTC).date().isoformat(),
         "commit": git_commit(),
+        "machine": _machine(),
+        "versions": package_versions(),
         "status": status,
         "error": error,
+        "phase": _phase(config.training, evaluations),
         "learner_steps": updates,
         "env_steps": int(lines[-1]["env_steps"]) if lines else 0,
         "training_s": _rounded(training_s),
@@ -64,7 +73,7 @@ def result_of(folder: Path, config: RunConfig, *, status: str, error: str | None
             key: {"policy": cell.policy, "omega": cell.omega, "candidates": cell.candidates}
             for key, cell in cells.items()
         },
-        "evaluations": _evaluations(lines, list(cells)),
+        "evaluations": evaluations,
         "diagnostics": _diagnostics(lines),
     }
 
@@ -85,6 +94,19 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DatasetError(f"{path}: not readable ({error}); remove it, and the run ends anew") from None
     return result
+
+
+def _machine() -> str:
+    """Return what computes in this process: a run without a GPU of its own sees none."""
+    parts = [platform.machine(), f"{os.cpu_count()} cores"]
+    return ", ".join([*parts, torch.cuda.get_device_name()] if torch.cuda.is_available() else parts)
+
+
+def _phase(training: TrainingConfig, evaluations: Sequence[dict[str, Any]]) -> str:
+    """Return the phase in which a run ended; the evaluation at the end of the offline phase is still a part of it."""
+    steps = training.offline_learner_steps
+    is_through = not steps or any(item["learner_steps"] >= steps for item in evaluations)
+    return "online" if training.online_env_steps and is_through else "offline"
 
 
 def _evaluations(lines: Sequence[dict[str, Any]], keys: Sequence[str]) -> list[dict[str, Any]]:
