@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from dipole_ray.config import DataConfig
 from dipole_ray.data.dataset import MANIFEST, open_dataset, write_dataset
+from dipole_ray.data.lock import LOCK, FolderLock
 from dipole_ray.data.schema import Schema
 from dipole_ray.data.sources.d4rl import SUFFIXES, d4rl_schema, read_d4rl
 from dipole_ray.data.sources.exorl import exorl_schema, find_episodes, is_exorl, read_exorl
@@ -64,6 +67,15 @@ def _find_or_make(data: DataConfig, env: EnvConfig) -> Path | None:
     return _converted(made, env, cache) if made.suffix == ".npz" else made
 
 
+def _made_once(out: Path, make: Callable[[], Path]) -> Path:
+    """Return the cached dataset at `out`; of several processes that want it one makes it, and the others wait."""
+    if not (out / MANIFEST).is_file():
+        with FolderLock(out.parent, math.inf, f".{out.name}{LOCK}"):
+            if not (out / MANIFEST).is_file():
+                make()
+    return out
+
+
 def dataset_name(env_id: str) -> str:
     """Return the dataset an environment's task is learned from, such as `cube-single-play-v0`."""
     return _TASK.sub("", env_id)
@@ -96,7 +108,7 @@ def _converted(source: Path, env: EnvConfig, cache: Path) -> Path:
     status = source.stat()
     key = f"{source.resolve()}:{status.st_size}:{status.st_mtime_ns}:{env.id}"
     out = cache / "converted" / f"{source.stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
-    return out if (out / MANIFEST).is_file() else import_ogbench(source, env, out)
+    return _made_once(out, lambda: import_ogbench(source, env, out))
 
 
 def import_exorl(source: Path, env: EnvConfig, out: Path, cache: Path) -> Path:
@@ -136,7 +148,7 @@ def _converted_exorl(source: Path, env: EnvConfig, cache: Path) -> Path:
         status = file.stat()
         digest.update(f"{file.name}:{status.st_size}:{status.st_mtime_ns}".encode())
     out = cache / "converted" / f"{env.id.replace('/', '-')}-{digest.hexdigest()[:12]}"
-    return out if (out / MANIFEST).is_file() else import_exorl(source, env, out, cache)
+    return _made_once(out, lambda: import_exorl(source, env, out, cache))
 
 
 def import_hdf5(source: Path, env: EnvConfig, out: Path) -> Path:
@@ -184,4 +196,4 @@ def _converted_hdf5(source: Path, env: EnvConfig, cache: Path) -> Path:
         status = file.stat()
         digest.update(f"{file.name}:{status.st_size}:{status.st_mtime_ns}".encode())
     out = cache / "converted" / f"{source.stem}-{digest.hexdigest()[:12]}"
-    return out if (out / MANIFEST).is_file() else import_hdf5(source, env, out)
+    return _made_once(out, lambda: import_hdf5(source, env, out))

@@ -21,11 +21,11 @@ from dipole_ray import settings
 from dipole_ray.bench.result import DIVERGED, FINISHED, RESULT_FILE, read_result, result_of
 from dipole_ray.config import RunConfig, load
 from dipole_ray.data.durable import write_json
+from dipole_ray.data.lock import FolderLock
 from dipole_ray.errors import ConfigError, EnvironmentFault, NonFiniteError
 from dipole_ray.mlflow_feed import METRICS_FILE
 from dipole_ray.resume import config_differences
 from dipole_ray.run import RUN_FILE, train_in
-from dipole_ray.sweep.lock import FolderLock
 
 LOCK_WAIT_S = 120.0
 """Longest wait for the process that trained this run before; Ray ends it soon after its driver was killed."""

@@ -8,8 +8,10 @@ files of the old one until the new manifest stands.
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from dipole_ray.data.durable import format_bytes, read_json, sync_directory, write_json
+from dipole_ray.data.lock import LOCK, FolderLock
 from dipole_ray.data.quarantine import Quarantined, describe_damage, restore_hint, warn_once
 from dipole_ray.data.schema import Rows, Schema, concatenate, validate_rows
 from dipole_ray.data.segment import SegmentEntry, open_segment, write_segment
@@ -233,24 +236,27 @@ def write_dataset(
     is_new = not directory.exists()
     written: list[SegmentEntry] = []
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        for number, block in enumerate(_segment_blocks(rows, schema, segment_rows)):
-            written.append(write_segment(directory, number, block, schema))
-        if not written:
-            raise DatasetError(f"{directory}: the source gave no transitions, nothing was written; inspect the source")
-        manifest = Manifest(schema=schema, source=source, files=tuple(written))
-        write_json(directory / MANIFEST, manifest.to_json())
+        with FolderLock(directory, math.inf):
+            _check_target(directory, overwrite)  # another process may have filled it meanwhile
+            try:
+                for number, block in enumerate(_segment_blocks(rows, schema, segment_rows)):
+                    written.append(write_segment(directory, number, block, schema))
+                if not written:
+                    raise DatasetError(f"{directory}: the source gave no transitions, nothing was written; inspect it")
+                manifest = Manifest(schema=schema, source=source, files=tuple(written))
+                write_json(directory / MANIFEST, manifest.to_json())
+            finally:
+                _discard_unnamed(directory)
     except OSError as error:
-        _discard_unnamed(directory, remove_folder=is_new)
         need = format_bytes(sum(entry.bytes for entry in written))
         raise DatasetError(
             f"{directory}: cannot write the dataset ({error.strerror or error}) after {need}; nothing of it was kept: "
             "free space or choose another folder with --out"
         ) from error
-    except BaseException:
-        _discard_unnamed(directory, remove_folder=is_new)
-        raise
-    _discard_unnamed(directory, remove_folder=False)
+    finally:
+        if is_new:
+            with suppress(OSError):  # goes if nothing was written
+                directory.rmdir()
     return manifest
 
 
@@ -284,7 +290,7 @@ def _check_target(directory: Path, overwrite: bool) -> None:
             raise DatasetError(f"{directory}: already holds a dataset; choose another folder or pass --overwrite")
         read_manifest(directory)  # somebody else's manifest.json is never replaced
         return
-    strangers = [entry.name for entry in directory.iterdir() if not _is_ours(entry)]
+    strangers = [entry.name for entry in directory.iterdir() if not _is_ours(entry) and entry.name != LOCK]
     if strangers:
         raise DatasetError(
             f"{directory}: holds other files ({', '.join(sorted(strangers)[:3])}); name a new or empty folder"
@@ -318,15 +324,10 @@ def _segment_blocks(pieces: Iterable[Rows], schema: Schema, segment_rows: int) -
         yield concatenate(held)
 
 
-def _discard_unnamed(directory: Path, *, remove_folder: bool) -> None:
-    """Remove data files that the standing manifest (if any) does not name."""
-    if not directory.is_dir():
-        return
+def _discard_unnamed(directory: Path) -> None:
+    """Remove data files that the standing manifest (if any) does not name; whoever calls it holds the lock."""
     kept = {entry.name for entry in read_manifest(directory).files} if (directory / MANIFEST).exists() else set()
     for path in directory.iterdir():
         if _is_ours(path) and path.name not in kept:
             path.unlink()
-    if remove_folder and not any(directory.iterdir()):
-        directory.rmdir()
-    else:
-        sync_directory(directory)
+    sync_directory(directory)

@@ -13,6 +13,7 @@ import yaml
 
 from dipole_ray import settings
 from dipole_ray.data.durable import commit_file
+from dipole_ray.data.lock import FolderLock
 from dipole_ray.envs.make import env_dims
 from dipole_ray.errors import ConfigError
 from dipole_ray.mlflow_feed import redacted
@@ -22,7 +23,6 @@ from dipole_ray.progress import Progress
 from dipole_ray.run import require_fit
 from dipole_ray.storage import require_lasting
 from dipole_ray.sweep.ledger import Ledger, records_of
-from dipole_ray.sweep.lock import FolderLock
 from dipole_ray.sweep.outcome import Outcome, write_outcome
 from dipole_ray.sweep.plan import Plan
 from dipole_ray.sweep.tracking import settle, sweep_tracker

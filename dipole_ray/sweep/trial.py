@@ -18,6 +18,7 @@ from dipole_ray import report
 from dipole_ray.checkpoint import Checkpoint, newest_valid, prune, read_checkpoint, write_checkpoint
 from dipole_ray.config import RunConfig
 from dipole_ray.data.durable import commit_file, write_json
+from dipole_ray.data.lock import FolderLock
 from dipole_ray.evaluation import Cell, cells_of, method_name, summarize
 from dipole_ray.prepare import prepare_dataset
 from dipole_ray.report import Row
@@ -27,7 +28,6 @@ from dipole_ray.rllib.evaluate import cell_metrics, play
 from dipole_ray.run import RUN_FILE
 from dipole_ray.storage import persist
 from dipole_ray.sweep.ledger import TRIAL_FILE
-from dipole_ray.sweep.lock import FolderLock
 from dipole_ray.sweep.plan import Plan
 from dipole_ray.sweep.scoring import best_row, cell_of, metric_of
 from dipole_ray.sweep.space import Values

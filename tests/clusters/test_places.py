@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from dipole_ray.config import load
+from dipole_ray.data.lock import FolderLock
 from dipole_ray.errors import ConfigError
 from dipole_ray.run import start_run
 from dipole_ray.settings import merge
 from dipole_ray.sweep.driver import run_sweep
-from dipole_ray.sweep.lock import FolderLock
 from dipole_ray.sweep.plan import Plan, from_mapping
 from dipole_ray.sweep.trainable import read_sweep
 from tests.sweep.small import SPACE, sweep_mapping

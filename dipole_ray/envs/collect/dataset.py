@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -14,6 +15,7 @@ import numpy as np
 
 from dipole_ray.data.dataset import MANIFEST, read_manifest, write_dataset
 from dipole_ray.data.durable import commit_file, read_json, write_json
+from dipole_ray.data.lock import FolderLock
 from dipole_ray.data.schema import Rows, Schema, close_trajectory
 from dipole_ray.envs.collect.registry import PENDULUM, recipe
 from dipole_ray.envs.collect.shards import Shard, keep, kept, plan, play, read
@@ -66,27 +68,34 @@ def collect(
     work = out / f".{name}-{hashlib.sha256(json.dumps(request).encode()).hexdigest()[:8]}.partial"
     if not overwrite and _is_fulfilled(request, out, targets):
         return targets
-    taken = [path.name for path in targets if path.exists()]
-    if taken and not overwrite and not work.exists():
-        raise DatasetError(
-            f"{out} already holds {' and '.join(taken)}, which other settings made ({_origin(out, name)}); choose "
-            "another folder, or overwrite"
-        )
     try:
-        work.mkdir(parents=True, exist_ok=True)
-        shards = plan(name, transitions, seed)
-        _play_all(shards, work, num_workers, progress)
-        if name == PENDULUM:
-            _write_folder(shards, work, targets[0], request)
-        else:
-            _write_pair(shards, work, targets, request)
-        shutil.rmtree(work)
+        with FolderLock(out, math.inf):
+            if not overwrite and _is_fulfilled(request, out, targets):  # by a process that this one waited for
+                return targets
+            _check_target(out, name, targets, overwrite=overwrite or work.exists())
+            work.mkdir(parents=True, exist_ok=True)
+            shards = plan(name, transitions, seed)
+            _play_all(shards, work, num_workers, progress)
+            if name == PENDULUM:
+                _write_folder(shards, work, targets[0], request)
+            else:
+                _write_pair(shards, work, targets, request)
+            shutil.rmtree(work)
     except OSError as error:
         raise DatasetError(
             f"cannot collect '{name}' into {out}: {error.strerror or error}; free space there or choose a folder that "
             "can be written. Finished parts are kept, and the same call goes on from them"
         ) from error
     return targets
+
+
+def _check_target(out: Path, name: str, targets: list[Path], *, overwrite: bool) -> None:
+    taken = [path.name for path in targets if path.exists()]
+    if taken and not overwrite:
+        raise DatasetError(
+            f"{out} already holds {' and '.join(taken)}, which other settings made ({_origin(out, name)}); choose "
+            "another folder, or overwrite"
+        )
 
 
 def _play_all(shards: list[Shard], work: Path, num_workers: int | None, progress: bool) -> None:

@@ -6,6 +6,7 @@ task, and the versions that could change a bit of them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from dipole_ray.data.durable import commit_file
+from dipole_ray.data.lock import FolderLock
 from dipole_ray.data.sources.exorl import episode_steps, physics_digest, read_arrays
 from dipole_ray.envs.exorl.relabel import exorl_rewards
 from dipole_ray.envs.exorl.tasks import PREFIX, domain_of
@@ -52,7 +54,7 @@ class Block:
 def label_episodes(
     env_id: str, files: Sequence[Path], cache: Path, *, num_workers: int | None = None, progress: bool = True
 ) -> list[Block]:
-    """Have the rewards of every episode on the disk; an interrupted call is continued by the next.
+    """Have the rewards of every episode on the disk; an interrupted call is continued by the next, and a second waits.
 
     Args:
         env_id: The task, for example `exorl/walker-run`.
@@ -67,21 +69,23 @@ def label_episodes(
         ConfigError: If `env_id` is no ExORL task.
     """
     folder = cache / "exorl-rewards" / physics_digest(files) / _task_key(env_id)
-    folder.mkdir(parents=True, exist_ok=True)
     blocks = _plan(env_id, files, folder)
-    map_tasks(
-        label,
-        blocks,
-        description=f"label {env_id.removeprefix(PREFIX)}",
-        max_in_flight=num_workers,
-        unit="transitions",
-        local=num_workers == 1,
-        size=lambda block: block.steps,
-        rate=domain_of(env_id).relabels_per_s,
-        saved=_saved,
-        save=_save,
-        progress=progress,
-    )
+    if all(map(_saved, blocks)):
+        return blocks
+    with FolderLock(folder, math.inf):
+        map_tasks(
+            label,
+            blocks,
+            description=f"label {env_id.removeprefix(PREFIX)}",
+            max_in_flight=num_workers,
+            unit="transitions",
+            local=num_workers == 1,
+            size=lambda block: block.steps,
+            rate=domain_of(env_id).relabels_per_s,
+            saved=_saved,
+            save=_save,
+            progress=progress,
+        )
     return blocks
 
 

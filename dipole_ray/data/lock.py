@@ -1,0 +1,94 @@
+"""One writer a folder: a lock that ends with the process that holds it, however that ends."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+from dipole_ray.errors import ConfigError
+
+LOCK = ".lock"
+POLL_S, PATIENCE_S, SILENCE_S = 0.2, 1.0, 30.0
+"""Between two tries; before the first word about the wait; between two of them."""
+
+_log = logging.getLogger(__name__)
+
+
+class FolderLock:
+    """Holds `folder/.lock`, which is gone when nobody does: two writers would mix two runs, or two imports."""
+
+    def __init__(self, folder: Path, wait_s: float, name: str = LOCK) -> None:
+        """Take the lock.
+
+        Args:
+            folder: What is written into; made if missing.
+            wait_s: How long to wait for another process to end; may be infinite.
+            name: The lock's file, where not all of the folder is meant.
+
+        Raises:
+            ConfigError: Another process has it after that time, or the file system has no locks.
+            OSError: The folder cannot be written.
+        """
+        self._path = folder / name
+        self._file: IO[str]
+        start = time.monotonic()
+        told = start + PATIENCE_S - SILENCE_S
+        while not self._taken():
+            if time.monotonic() - start >= wait_s:
+                raise ConfigError(
+                    f"{folder}: another process writes there (process {self._holder()}); wait for it or end it"
+                )
+            if time.monotonic() - told >= SILENCE_S:
+                what = folder if name == LOCK else folder / name.removeprefix(".").removesuffix(LOCK)
+                _log.warning("%s: waiting for process %s, which writes there", what, self._holder())
+                told = time.monotonic()
+            time.sleep(POLL_S)
+        self._file.truncate(0)
+        self._file.write(str(os.getpid()))
+        self._file.flush()
+
+    def release(self) -> None:
+        """Give the lock back; twice does nothing."""
+        if not self._file.closed:
+            with suppress(OSError):  # while it is held: whoever waits sees that the file is no longer the one
+                self._path.unlink()
+            self._file.close()
+
+    def __enter__(self) -> FolderLock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def _taken(self) -> bool:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._file = self._path.open("a+", encoding="utf-8")
+        except FileNotFoundError:  # the folder was removed again
+            return False
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(self._file.fileno()), self._path.stat()):
+                return True
+        except (BlockingIOError, FileNotFoundError):
+            pass
+        except OSError as error:
+            self._file.close()
+            raise ConfigError(
+                f"{self._path}: this file system locks no files ({error.strerror}), so two processes could mix what "
+                "they write: mount NFS as version 4, or choose another place"
+            ) from error
+        self._file.close()
+        return False
+
+    def _holder(self) -> str:
+        """Return the process that has the lock, as far as it says."""
+        try:
+            return self._path.read_text(encoding="utf-8")[:20].strip() or "unknown"
+        except OSError:
+            return "unknown"

@@ -1,0 +1,114 @@
+"""The data of a run, found or made: by one process for all that want it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dipole_ray.data.dataset import open_dataset
+from dipole_ray.data.lock import FolderLock
+from dipole_ray.envs.collect.exorl import collect_exorl
+from dipole_ray.errors import ConfigError
+from tests.synthetic import ogbench_arrays, write_ogbench
+
+POINTMAZE = "pointmaze-medium-navigate-singletask-task1-v0"
+
+# Both begin in the same moment, with everything imported.
+TOGETHER = """
+import sys, time
+from pathlib import Path
+from dipole_ray.config import DataConfig
+from dipole_ray.cli import main
+from dipole_ray.envs.make import EnvConfig
+from dipole_ray.prepare import prepare_dataset
+me, folder = sys.argv[1], Path(sys.argv[2])
+(folder / f"ready-{me}").touch()
+while not (folder / "go").exists():
+    time.sleep(0.001)
+"""
+
+
+def at_once(tmp_path: Path, code: str, processes: int = 2) -> list[tuple[int, str, str]]:
+    """Run `code` in two processes at the same time, and return what each ends with: status, output, errors."""
+    variables = os.environ | {"HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    argv = [sys.executable, "-c", TOGETHER + code]
+    running = [
+        subprocess.Popen(
+            [*argv, str(me), str(tmp_path)], env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for me in range(processes)
+    ]
+    deadline = time.monotonic() + 120
+    while len(list(tmp_path.glob("ready-*"))) < processes:
+        assert time.monotonic() < deadline and all(process.poll() is None for process in running)
+        time.sleep(0.01)
+    (tmp_path / "go").touch()
+    ends = [process.communicate(timeout=120) for process in running]
+    return [(process.returncode, *end) for process, end in zip(running, ends, strict=True)]
+
+
+def test_two_processes_collect_one_dataset_between_them(tmp_path: Path) -> None:
+    code = """
+data = DataConfig(collect_transitions=40_000, cache=str(folder / "cache"))
+print(prepare_dataset(data, EnvConfig(id="Pendulum-v1")))
+"""
+    ends = at_once(tmp_path, code)
+    assert [status for status, _, _ in ends] == [0, 0], ends
+    paths = {output.strip() for _, output, _ in ends}
+    dataset = open_dataset(paths.pop(), strict=True)
+    assert not paths and dataset.num_transitions == 40_000
+    left = sorted(path.name for path in dataset.directory.parent.rglob("*"))
+    assert left == ["Pendulum-v1", *(entry.name for entry in dataset.manifest.files), "manifest.json"]
+
+
+def test_two_processes_label_and_convert_the_same_episodes(tmp_path: Path) -> None:
+    episodes = collect_exorl("walker", "random", 5000, 0, tmp_path / "data", num_workers=1, progress=False)
+    code = f"""
+data = DataConfig(path={str(episodes)!r}, cache=str(folder / "cache"))
+print(prepare_dataset(data, EnvConfig(id="exorl/walker-walk")))
+"""
+    ends = at_once(tmp_path, code)
+    assert [status for status, _, _ in ends] == [0, 0], ends
+    paths = {output.strip() for _, output, _ in ends}
+    dataset = open_dataset(paths.pop(), strict=True)
+    assert not paths and dataset.num_transitions == 5000
+    assert [entry.name for entry in dataset.directory.parent.iterdir()] == [dataset.directory.name]
+
+
+def test_two_imports_into_one_folder_give_one_dataset(tmp_path: Path) -> None:
+    path = write_ogbench(tmp_path / "data.npz", ogbench_arrays(np.random.default_rng(0), [1000] * 200, 2, 2))
+    words = ["data", "import", str(path), "--env", POINTMAZE, "--out", str(tmp_path / "out")]
+    ends = at_once(tmp_path, f"sys.exit(main({words!r}))")
+    assert sorted(status for status, _, _ in ends) == [0, 2], ends
+    refused = next(errors for status, _, errors in ends if status == 2)
+    assert "already holds a dataset" in refused
+    assert open_dataset(tmp_path / "out", strict=True).num_transitions == 200_000
+
+
+def test_a_lock_that_was_given_back_leaves_no_file_and_excludes_whoever_comes_next(tmp_path: Path) -> None:
+    first = FolderLock(tmp_path, 0.0)
+    first.release()
+    assert not any(tmp_path.iterdir())
+    second = FolderLock(tmp_path, 0.0)
+    first.release()
+    assert (tmp_path / ".lock").read_text() == str(os.getpid())
+    with pytest.raises(ConfigError, match=rf"another process writes there \(process {os.getpid()}\)"):
+        FolderLock(tmp_path, 0.1)
+    second.release()
+
+
+def test_a_process_that_waits_says_for_whom(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    held, waiting = FolderLock(tmp_path, 0.0), threading.Thread(target=lambda: FolderLock(tmp_path, 60.0).release())
+    waiting.start()
+    while not caplog.messages and waiting.is_alive():
+        time.sleep(0.01)
+    held.release()
+    waiting.join()
+    assert caplog.messages == [f"{tmp_path}: waiting for process {os.getpid()}, which writes there"]
