@@ -30,7 +30,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "bc": {"weight_scheme": "bc", "num_candidates": 1},
     "ifql": {"weight_scheme": "bc", "bootstrap": "value", "num_candidates": 32, "hidden_dims": (512,) * 4},
     "exp": {"weight_scheme": "exp"},
-    "cfgrl": {"weight_scheme": "cfgrl", "num_candidates": 1},
+    "cfgrl": {"weight_scheme": "cfgrl", "bootstrap": "value", "num_candidates": 1},
     "fql": {"algorithm": "fql", "num_candidates": 1, "hidden_dims": (512,) * 4},
     "iql": {"algorithm": "iql", "bootstrap": "value", "beta": 10.0, "num_candidates": 1, "hidden_dims": (512,) * 4},
 }
@@ -135,8 +135,10 @@ class AgentConfig:
         """Return the preset `name` with `changes` on top.
 
         Args:
-            name: `paper` (the authors' agent), `small` (2 x 128 for tests and quick runs), or a method at the
-                size it was published with: `dipole`, `bc`, `ifql`, `exp`, `cfgrl`, `fql`, `iql`.
+            name: `paper` (the authors' agent), `small` (2 x 128 for tests and quick runs), or a method: `dipole`, `bc`,
+                `exp`, `cfgrl` in the networks of `paper`; `ifql`, `fql`, `iql` in the 4 x 512 of FQL's code base.
+                CFGRL's two public agents are larger: on OGBench 4 x 512, batches of 1024, 16 flow steps, discount
+                0.99; on ExORL 3 x 512, 32 flow steps.
             changes: Field values.
 
         Raises:

@@ -80,6 +80,11 @@ def test_presets_of_fql_and_iql_are_the_published_settings() -> None:
         assert not config.is_guided and config.denoise_steps == 10
 
 
+def test_cfgrl_bootstraps_from_the_value_as_both_of_its_public_agents_do() -> None:
+    cfgrl = AgentConfig.preset("cfgrl")
+    assert (cfgrl.weight_scheme, cfgrl.bootstrap, cfgrl.num_candidates) == ("cfgrl", "value", 1)
+
+
 def test_a_config_from_before_an_algorithm_could_be_chosen_still_loads() -> None:
     old = settings.to_mapping(AgentConfig.preset("exp", beta=3.0))
     for name in ("algorithm", "alpha", "normalize_q_loss"):
