@@ -46,7 +46,10 @@ class GaussianNetworks(ValueNetworks):
 
 
 class IqlAgent(ValueAgent):
-    """IQL with the policy of FQL's code base.
+    """IQL of FQL's code base, but for the deviation of its Gaussian.
+
+    That is learned, as by Kostrikov et al. (whose mean goes through a tanh; this one is clipped when acting). FQL's
+    code base holds it at 1, which makes the policy's loss a weighted squared error.
 
     V       expectile regression on min_i Qbar_i(s, a)
     Q       r + discount mask V(s')
