@@ -66,17 +66,14 @@ def map_tasks(
         saved: Returns an item's kept result from an earlier, interrupted run, or None if it has to be computed.
         save: Called here with an item and its result as it arrives; what it returns takes the result's place.
         lost: Called here with an item whose worker kept dying, and with what is known of that; what it returns is the
-            item's result, and the others go on. Without it that ends the map.
+            item's result. Without it, that ends the map.
         progress: Whether to show progress.
 
     Raises:
         DipoleError: If a task raised one (of the same class, naming the item), or its worker kept dying.
         RuntimeError: If a task failed in another way; names the item, and the cause keeps its traceback.
     """
-    if num_cpus <= 0 or num_gpus < 0:
-        raise ConfigError(f"{description}: num_cpus is {num_cpus}; it must be above 0 (num_gpus, {num_gpus}, may be 0)")
-    if max_in_flight is not None and max_in_flight < 1:
-        raise ConfigError(f"{description}: max_in_flight is {max_in_flight}; it must be at least 1")
+    _require_counts(description, num_cpus, num_gpus, max_in_flight)
     results = [None if saved is None else saved(item) for item in items]
     pending = [index for index, result in enumerate(results) if result is None]
     count = _Count([1 if size is None else size(item) for item in items], items, pending, part)
@@ -100,6 +97,13 @@ def map_tasks(
             count.finish(index)
             waiting(())
     return results
+
+
+def _require_counts(description: str, num_cpus: float, num_gpus: float, max_in_flight: int | None) -> None:
+    if num_cpus <= 0 or num_gpus < 0:
+        raise ConfigError(f"{description}: num_cpus is {num_cpus}; it must be above 0 (num_gpus, {num_gpus}, may be 0)")
+    if max_in_flight is not None and max_in_flight < 1:
+        raise ConfigError(f"{description}: max_in_flight is {max_in_flight}; it must be at least 1")
 
 
 class _Count:
@@ -222,7 +226,9 @@ def _result(reference: Any, description: str, item: Item, lost: Callable[[Item, 
     except ray.exceptions.RayTaskError as error:
         raise _failure(description, item, error.cause or error) from error
     except ray.exceptions.RayError as error:
-        words = f"its worker process was lost again after Ray's retries ({type(error).__name__}); usually memory ran out"
+        words = (
+            f"its worker process was lost again after Ray's retries ({type(error).__name__}); usually memory ran out"
+        )
         if lost is not None:
             return lost(item, words)
         raise DipoleError(
