@@ -21,14 +21,12 @@ from dipole_ray.bench.config import MethodConfig, SuiteConfig, TaskConfig
 from dipole_ray.bench.job import stored
 from dipole_ray.bench.pictures import draw
 from dipole_ray.bench.statistics import RESAMPLES
-from dipole_ray.bench.suite import SUITES, Suite, load_suite
-from dipole_ray.config import read_yaml
+from dipole_ray.bench.suite import Suite, load_suite, published
 from dipole_ray.data.durable import commit_file, read_json
 from dipole_ray.errors import ConfigError, DatasetError
 from dipole_ray.provenance import git_commit, package_versions
 
 FORMAT = 1
-PAPER_FILE = SUITES / "paper_numbers.yaml"
 _MAX_BYTES = 1 << 26
 
 _HOW = """\
@@ -91,18 +89,6 @@ def collect(suite: Suite, source: str) -> dict[str, Any]:
 def _shown(suite: Suite) -> list[str]:
     """Return the overrides that shape results; places on one machine's disk are nobody else's."""
     return [word for word in suite.overrides if word.partition("=")[0] not in ("folder", "data.path", "data.cache")]
-
-
-def published(table: str) -> dict[str, Any]:
-    """Return a table of published numbers, with its source.
-
-    Raises:
-        ConfigError: There is no such table.
-    """
-    known = read_yaml(PAPER_FILE)
-    if table not in known:
-        raise ConfigError(f"suite.paper is '{table}': {PAPER_FILE.name} has {', '.join(known)}")
-    return dict(known[table])
 
 
 def board_of(data: Mapping[str, Any]) -> Board:

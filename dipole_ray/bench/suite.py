@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dipole_ray import settings
+from dipole_ray.bench.checks import require_alike_evaluations, require_measured
 from dipole_ray.bench.config import MethodConfig, SuiteConfig, TaskConfig, require_name
 from dipole_ray.bench.job import Job
 from dipole_ray.config import RunConfig, read_yaml
 from dipole_ray.errors import ConfigError
 
 SUITES = Path(__file__).resolve().parents[2] / "benchmarks" / "suites"
+PAPER_FILE = SUITES / "paper_numbers.yaml"
 SECTIONS = ("suite", "base", "tasks", "methods")
 EPISODES_APART = 10_000
 """Evaluation seeds between two training seeds; more than any run's evaluations."""
@@ -105,11 +107,6 @@ class Suite:
 
     def _as_cell(self, config: RunConfig, name: str, folder: Path, seed: int) -> RunConfig:
         """Return a run's config as one cell of many: in one process, evaluated over the grid on seeded episodes."""
-        if not config.evaluation.every_learner_steps and self.config.evaluations > 1:
-            raise ConfigError(
-                f"evaluation.every_learner_steps is 0, so there is one evaluation at the end, and suite.evaluations "
-                f"({self.config.evaluations}) would average over that many: set it, or suite.evaluations=1"
-            )
         evaluation = replace(
             config.evaluation,
             seed=config.evaluation.seed + EPISODES_APART * seed,
@@ -140,7 +137,19 @@ class Suite:
 
 def suites() -> dict[str, Path]:
     """Return the suites that come with the project, by name."""
-    return {path.stem: path for path in sorted(SUITES.glob("*.yaml")) if path.stem != "paper_numbers"}
+    return {path.stem: path for path in sorted(SUITES.glob("*.yaml")) if path != PAPER_FILE}
+
+
+def published(table: str) -> dict[str, Any]:
+    """Return a table of published numbers, with its source.
+
+    Raises:
+        ConfigError: There is no such table.
+    """
+    known = read_yaml(PAPER_FILE)
+    if table not in known:
+        raise ConfigError(f"suite.paper is '{table}': {PAPER_FILE.name} has {', '.join(known)}")
+    return dict(known[table])
 
 
 def load_suite(source: str | Path, overrides: Sequence[str] = ()) -> Suite:
@@ -192,9 +201,17 @@ def from_mapping(mapping: Mapping[str, Any], overrides: tuple[str, ...] = ()) ->
         overrides=overrides,
     )
     _require_known(suite)
+    _require_trained(suite)
+    if suite.config.paper is not None:
+        published(suite.config.paper)
     for task in tasks:
         for method in filter(lambda name: suite.is_run(task, name), methods):
-            suite.job(task, method, suite.config.seeds[0])
+            config = suite.job(task, method, suite.config.seeds[0]).config
+            try:
+                require_alike_evaluations(config, suite.config.evaluations)
+                require_measured(method, methods[method], config)
+            except ConfigError as error:
+                raise ConfigError(f"suite {suite.config.name}, task {task}, method {method}: {error}") from None
     return suite
 
 
@@ -215,6 +232,25 @@ def _require_known(suite: Suite) -> None:
             raise ConfigError(f"methods.{name}.runs_of is '{method.runs_of}', which has no runs of its own either")
         if method.runs_of and _run_part(suite.mapping["methods"][name], MethodConfig):
             raise ConfigError(f"methods.{name} has the runs of '{method.runs_of}', so keys of a run mean nothing in it")
+
+
+def _require_trained(suite: Suite) -> None:
+    """Raise ConfigError where a task asks of a method without runs of its own what only runs can give."""
+    for name, task in suite.tasks.items():
+        for key in task.only:
+            runs = suite.methods[key].runs_of
+            if runs is not None and runs not in task.only:
+                raise ConfigError(
+                    f"tasks.{name}.only has '{key}', which shows the runs of '{runs}', and not '{runs}': nothing would "
+                    f"be run for it; add '{runs}'"
+                )
+        for key in task.methods:
+            runs = suite.methods[key].runs_of
+            if runs is not None:
+                raise ConfigError(
+                    f"tasks.{name}.methods.{key}: '{key}' shows the runs of '{runs}', so keys of a run mean nothing in "
+                    f"it; set them in tasks.{name}.methods.{runs}"
+                )
 
 
 def _section(key: str, values: Any) -> dict[str, Any]:

@@ -83,9 +83,17 @@ def run_bench(arguments: argparse.Namespace) -> int:
 def report_bench(arguments: argparse.Namespace) -> int:
     """Write the reports and print their tables."""
     from dipole_ray.bench.report import write_report
+    from dipole_ray.errors import ConfigError
 
     overrides = [*arguments.overrides, *(word for word in arguments.suites if "=" in word)]
-    for name in (word for word in arguments.suites if "=" not in word):
+    names = [word for word in arguments.suites if "=" not in word]
+    made = [name for name in names if name.endswith(".json")]
+    if overrides and made:
+        raise ConfigError(
+            f"{made[0]} holds what was measured, which {overrides[0]} cannot change: leave it out, or name the suite "
+            "instead of the file"
+        )
+    for name in names:
         written = write_report(name, overrides, arguments.out)
         print(written[0].read_text())
         for path in written:

@@ -16,7 +16,7 @@ SUITE: dict[str, Any] = {
         SMALL,
         {
             "training": {"offline_learner_steps": 60, "online_env_steps": 0},
-            "evaluation": {"every_learner_steps": 20, "interval_episodes": 1, "episodes": 2},
+            "evaluation": {"every_learner_steps": 20, "interval_episodes": 2, "episodes": 2},
             "agent": {"train_bc": False},
             "env": {"max_episode_steps": 40},
             "checkpoint": {"every_learner_steps": 20},

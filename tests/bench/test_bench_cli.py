@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -21,8 +22,10 @@ import pytest
 import ray
 import yaml
 
+from dipole_ray.bench.checks import planned_evaluations
 from dipole_ray.bench.report import board_of, read_report
 from dipole_ray.cli import main
+from dipole_ray.config import RunConfig
 from dipole_ray.envs.collect import collect
 from dipole_ray.policy import load_policy
 from dipole_ray.provenance import git_commit
@@ -117,7 +120,7 @@ def test_a_run_that_diverges_is_a_result(folder: Path, finished: Ended) -> None:
     assert finished.out.count("diverged  exploding on pendulum") == 2
     result = json.loads(results(folder)["exploding-seed-0"].read_text())
     assert result["status"] == "diverged" and "not finite" in result["error"]
-    assert result["learner_steps"] < 60
+    assert result["learner_steps"] < 60 and result["phase"] == "offline"
 
 
 def test_the_same_command_again_runs_nothing(folder: Path, finished: Ended) -> None:
@@ -152,15 +155,22 @@ def test_the_report_says_what_the_runs_measured(folder: Path, finished: Ended) -
 
 
 def test_parts_and_settings_on_the_command_line(folder: Path, finished: Ended) -> None:
-    words = ("training.offline_learner_steps=20", "suite.evaluations=1", "suite.name=part")
+    training = ("training.offline_learner_steps=20", "training.online_env_steps=240")
+    words = (*training, "evaluation.every_learner_steps=40", "suite.evaluations=1", "suite.name=part")
     done = bench("run", "mine.yaml", *words, "--only", "method=bc", "--only", "seed=1")
     assert done.status == 0, done.err
     runs = list(folder.glob("runs/bench/part/pendulum/*/seed-*"))
     assert [(path.parent.name, path.name[:6]) for path in runs] == [("ifql", "seed-1")]
     saved = yaml.safe_load((runs[0] / "run.yaml").read_text())
     assert saved["training"]["offline_learner_steps"] == 20
+    result = json.loads((runs[0] / "result.json").read_text())
+    found = Counter(item["phase"] for item in result["evaluations"])
+    assert found == planned_evaluations(RunConfig.from_mapping(saved)) == {"offline": 1, "online": 3}
+    assert result["phase"] == "online"
     assert bench("report", "mine.yaml", *words, "--out", "part").status == 0
     assert "5 runs have no result yet" in (folder / "part/part.md").read_text()
+    refused = bench("report", folder / "part/part.json", "suite.evaluations=2", "--out", "part")
+    assert refused.status == 2 and "part.json holds what was measured, which suite.evaluations=2" in refused.err
 
 
 def test_a_run_that_fails_is_named_and_tried_again(folder: Path) -> None:
