@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from dipole_ray.errors import ConfigError
@@ -221,11 +221,21 @@ def _check_algorithm(config: AgentConfig) -> None:
         raise ConfigError(
             f"agent.shift: found {config.shift}, but {found} has no knee to move; set agent.shift=0 or {remedy}"
         )
-    if config.normalize_q_loss and algorithm != "fql":
-        raise ConfigError(
-            f"agent.normalize_q_loss: found true, but algorithm '{algorithm}' has no Q in its policy's loss; "
-            "set agent.normalize_q_loss=false or agent.algorithm=fql"
-        )
+    has_weights = algorithm == "iql" or (algorithm, scheme) == ("dipole", "exp")
+    of_weights = "agent.weight_scheme=exp" if algorithm == "dipole" else "agent.algorithm=iql"
+    of_fql = (algorithm == "fql", f"algorithm '{algorithm}'", "agent.algorithm=fql")
+    defaults = {field.name: field.default for field in fields(AgentConfig)}
+    for name, (is_read, found, remedy) in {
+        "alpha": of_fql,
+        "normalize_q_loss": of_fql,
+        "exp_weight_max": (has_weights, config.unguided[0], of_weights),
+    }.items():
+        value, default = getattr(config, name), defaults[name]
+        if value != default and not is_read:
+            raise ConfigError(
+                f"agent.{name}: found {_yaml(value)}, but {found} does not read it; set "
+                f"agent.{name}={_yaml(default)} or {remedy}"
+            )
 
 
 def _yaml(value: Any) -> str:

@@ -16,7 +16,7 @@ from dipole_ray.config import RunConfig, TrainingConfig
 from dipole_ray.errors import ConfigError
 from tests.rllib.small import config
 
-# One allowed value per key that is not the default; together they contradict nothing.
+# One allowed value per key, not the default wherever another key allows that; together they contradict nothing.
 AGENT_VALUES: dict[str, Any] = {
     "algorithm": "dipole",
     "weight_scheme": "cfgrl",
@@ -24,8 +24,8 @@ AGENT_VALUES: dict[str, Any] = {
     "shift": 0.0,
     "omega": 2.0,
     "num_candidates": 3,
-    "exp_weight_max": 7.0,
-    "alpha": 20.0,
+    "exp_weight_max": 100.0,
+    "alpha": 10.0,
     "normalize_q_loss": False,
     "train_bc": True,
     "expectile": 0.7,
