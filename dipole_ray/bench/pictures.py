@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -34,6 +35,10 @@ _DIAGNOSTICS = (
     ("gradient norm, median", "system/grad_norm", "median", True),
     ("gradient norm, highest", "system/grad_norm", "max", True),
 )
+
+
+_MOST_BANDS = 8
+"""Learning curves with a band each in one panel; more cover one another."""
 
 
 def draw(board: Board, out: Path) -> list[Path]:
@@ -97,6 +102,8 @@ def _curves(board: Board, colours: Mapping[str, str]) -> list[Panel]:
                 if offline and any(point.phase == "online" for point in points):
                     switch = float(max(offline))
                 lines += _curve(board.label(method), colours[method], curves)
+            if len(lines) > _MOST_BANDS:
+                lines = [replace(line, low=(), high=()) for line in lines]
             title = f"{task}, {Way('named', count)}" if len(board.tasks) > 1 else str(Way("named", count))
             panels.append(
                 Panel(

@@ -6,6 +6,7 @@ The JSON holds all that tables and pictures are made of, so that they can be mad
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import shlex
@@ -58,7 +59,7 @@ def write_report(source: str, overrides: Sequence[str], out: Path) -> list[Path]
     out.mkdir(parents=True, exist_ok=True)
     name = board.config.name
     pictures = draw(board, out)
-    _write(out / f"{name}.json", _as_json(data))
+    _write(out / f"{name}.json", as_json(data))
     _write(out / f"{name}.md", markdown(data, board, pictures))
     return [out / f"{name}.md", out / f"{name}.json", *pictures]
 
@@ -79,11 +80,20 @@ def collect(suite: Suite, source: str) -> dict[str, Any]:
         "suite": settings.to_mapping(suite.config),
         "tasks": {name: settings.to_mapping(task) for name, task in suite.tasks.items()},
         "methods": {name: settings.to_mapping(method) for name, method in suite.methods.items()},
-        "file": dict(suite.mapping),
+        "file": _finite(suite.mapping),
         "episodes": jobs[0].config.evaluation.episodes,
         "paper": published(table) if table is not None else None,
         "runs": results,
     }
+
+
+def _finite(value: Any) -> Any:
+    """Return plain values with infinity as a suite's file has it, `.inf`, which JSON does not know."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return f"{'-' * (value < 0)}.inf" if isinstance(value, float) and math.isinf(value) else value
 
 
 def _shown(suite: Suite) -> list[str]:
@@ -196,10 +206,10 @@ def _versions(data: Mapping[str, Any]) -> str:
     return "Versions: " + ", ".join(f"{name} {' and '.join(sorted(found[name]))}" for name in found) + "."
 
 
-def _as_json(data: Mapping[str, Any]) -> str:
+def as_json(data: Mapping[str, Any]) -> str:
     """Return the data as JSON with one run a line."""
-    head = json.dumps({key: value for key, value in data.items() if key != "runs"}, indent=1)
-    runs = ",\n".join(json.dumps(run, separators=(",", ":")) for run in data["runs"])
+    head = json.dumps({key: value for key, value in data.items() if key != "runs"}, indent=1, allow_nan=False)
+    runs = ",\n".join(json.dumps(run, separators=(",", ":"), allow_nan=False) for run in data["runs"])
     return head.removesuffix("\n}") + ',\n "runs": [\n' + runs + "\n]\n}\n"
 
 
