@@ -68,6 +68,17 @@ print(prepare_dataset(data, EnvConfig(id="Pendulum-v1")))
     assert left == ["Pendulum-v1", *(entry.name for entry in dataset.manifest.files), "manifest.json"]
 
 
+def test_two_processes_collect_the_same_episodes(tmp_path: Path) -> None:
+    code = """
+from dipole_ray.envs.collect.exorl import collect_exorl
+collect_exorl("jaco", "random", 1500, 0, folder / "data", num_workers=1)
+"""
+    ends = at_once(tmp_path, code)
+    assert [status for status, _, _ in ends] == [0, 0], ends
+    left = sorted(path.name for path in (tmp_path / "data/jaco").rglob("*"))
+    assert left == ["buffer", "collect.json", *(f"episode_{index:06d}_250.npz" for index in range(6)), "random"]
+
+
 def test_two_processes_label_and_convert_the_same_episodes(tmp_path: Path) -> None:
     episodes = collect_exorl("walker", "random", 5000, 0, tmp_path / "data", num_workers=1, progress=False)
     code = f"""

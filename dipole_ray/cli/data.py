@@ -156,7 +156,7 @@ def _add_collect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--seed", metavar="S", type=int, default=0, help="seed (default: 0)")
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the files")
     parser.add_argument("--workers", metavar="W", type=int, help="Ray tasks at a time (default: the whole cluster)")
-    parser.add_argument("--overwrite", action="store_true", help="replace files made by another request")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there; exorl begins anew")
     parser.set_defaults(run=run_collect)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -177,3 +179,33 @@ def test_episodes_of_another_seed_are_not_mixed_in(tmp_path: Path) -> None:
     assert contents(folder) == before
     collect_exorl("jaco", "random", 1, 1, tmp_path, progress=False, overwrite=True)
     assert contents(folder) != before
+
+
+def test_the_remedies_for_a_damaged_explorer_begin_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exploration, "ExplorerConfig", lambda: SMALL)
+    folder = collect_exorl("jaco", "rnd", 250, 0, tmp_path, progress=False)
+    whole, state = contents(folder), folder / exploration.STATE
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(DatasetError, match=rf"remove {folder} or collect with --overwrite"):
+        collect_exorl("jaco", "rnd", 500, 0, tmp_path, progress=False)
+    collect_exorl("jaco", "rnd", 500, 0, tmp_path, progress=False, overwrite=True)
+    assert contents(folder).items() > whole.items() and len(find_episodes(folder)) == 2
+
+
+@pytest.mark.parametrize("package", ["mujoco", "torch"])
+def test_another_version_does_not_go_on_with_the_episodes(
+    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exploration, "ExplorerConfig", lambda: SMALL)
+    folder = collect_exorl("jaco", "rnd", 250, 0, tmp_path, progress=False)
+    record = folder / "collect.json"
+    value = json.loads(record.read_text())
+    here = value["versions"][package]
+    value["versions"][package] = "0.0.1"
+    record.write_text(json.dumps(value))
+    collect_exorl("jaco", "rnd", 250, 0, tmp_path, progress=False)  # nothing is left to do
+    with pytest.raises(DatasetError, match=rf"{package} 0\.0\.1, installed is {re.escape(here)}; .* overwrite"):
+        collect_exorl("jaco", "rnd", 500, 0, tmp_path, progress=False)
+    assert len(find_episodes(folder)) == 1
+    collect_exorl("jaco", "rnd", 500, 0, tmp_path, progress=False, overwrite=True)
+    assert len(find_episodes(folder)) == 2 and json.loads(record.read_text())["versions"][package] == here

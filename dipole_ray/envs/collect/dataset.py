@@ -64,7 +64,7 @@ def collect(
             raise ConfigError(f"cannot collect '{name}': {key} is {value}; it must be at least {least}")
     request: Request = {"name": name, "collector": how.collector, "transitions": transitions, "seed": seed}
     out = Path(out)
-    targets = [out / name] if name == PENDULUM else [out / f"{name}.npz", out / f"{name}-val.npz"]
+    targets = files_of(name, out)
     work = out / f".{name}-{hashlib.sha256(json.dumps(request).encode()).hexdigest()[:8]}.partial"
     if not overwrite and _is_fulfilled(request, out, targets):
         return targets
@@ -87,6 +87,11 @@ def collect(
             "can be written. Finished parts are kept, and the same call goes on from them"
         ) from error
     return targets
+
+
+def files_of(name: str, out: Path) -> list[Path]:
+    """Return what `collect` makes in `out`, whether it has been made or not."""
+    return [out / name] if name == PENDULUM else [out / f"{name}.npz", out / f"{name}-val.npz"]
 
 
 def _check_target(out: Path, name: str, targets: list[Path], *, overwrite: bool) -> None:

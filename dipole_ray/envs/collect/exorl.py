@@ -8,6 +8,7 @@ and what it led to. The reward is that of the domain's first task; importing the
 from __future__ import annotations
 
 import difflib
+import math
 import shutil
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from dipole_ray.data.durable import commit_file, read_json, write_json
+from dipole_ray.data.lock import LOCK, FolderLock
 from dipole_ray.envs.collect.episode import Columns, env_seed
 from dipole_ray.envs.exorl.tasks import DOMAINS, Domain, primary_task
 from dipole_ray.envs.make import make_env
@@ -26,6 +28,10 @@ from dipole_ray.parallel import map_tasks
 
 ALGORITHMS = {"random": "uniform-1", "rnd": "rnd-1"}
 """How actions are chosen, with its version: files change only when this does."""
+
+_SIMULATION = ("dm_control", "mujoco", "numpy")
+VERSIONS = {"random": _SIMULATION, "rnd": (*_SIMULATION, "torch")}
+"""What is written down of the packages behind the episodes."""
 
 BLOCK_STEPS = 5000
 """Steps of one Ray task of the uniform collector: seconds."""
@@ -57,27 +63,34 @@ def collect_exorl(
         num_workers: `random` only: Ray tasks at a time; 1 collects in this process. None: the whole cluster, or this
             process if the work takes but a few seconds.
         progress: Whether to show progress.
-        overwrite: Whether to replace episodes that another seed or version made.
+        overwrite: Whether to start from the beginning, replacing whatever episodes are there.
 
     Returns:
         The folder `{out}/{domain}/{algorithm}`.
 
     Raises:
         ConfigError: If domain or algorithm is unknown, or a number is out of range.
-        DatasetError: If other episodes are there, or `out` cannot be written.
+        DatasetError: If other episodes are there, or some that other versions of the simulation would have to go on
+            with, or `out` cannot be written.
     """
     task = _checked(domain, algorithm, steps, seed, num_workers)
     folder = Path(out) / domain / algorithm
     request = {"domain": domain, "collector": ALGORITHMS[algorithm], "seed": seed}
     count = -(-steps // task.episode_steps)
     try:
-        _claim(folder, request, overwrite)
-        if algorithm == "random":
-            _collect_random(task, count, seed, folder, num_workers, progress)
-        else:
-            from dipole_ray.envs.collect.exploration import explore
+        with FolderLock(folder.parent, math.inf, f".{algorithm}{LOCK}"):
+            if overwrite and folder.exists():
+                shutil.rmtree(folder)
+            found = _claim(folder, request, {package: version(package) for package in VERSIONS[algorithm]})
+            if all(episode_file(folder, index, task.episode_steps).exists() for index in range(count)):
+                return folder
+            _check_versions(folder, found)
+            if algorithm == "random":
+                _collect_random(task, count, seed, folder, num_workers, progress)
+            else:
+                from dipole_ray.envs.collect.exploration import explore
 
-            explore(task, count, seed, folder, progress=progress)
+                explore(task, count, seed, folder, progress=progress)
     except OSError as error:
         raise DatasetError(
             f"cannot collect {domain} into {folder}: {error.strerror or error}; free space there or choose a folder "
@@ -104,28 +117,35 @@ def _checked(domain: str, algorithm: str, steps: int, seed: int, num_workers: in
     return DOMAINS[domain]
 
 
-def _claim(folder: Path, request: dict[str, Any], overwrite: bool) -> None:
-    """Write down what the folder's episodes are, or check that it is the same."""
+def _claim(folder: Path, request: dict[str, Any], versions: dict[str, str]) -> dict[str, Any]:
+    """Write down what the folder's episodes are, or check that it is the same; return the versions that made them."""
     buffer, record = folder / "buffer", folder / RECORD
-    found = None
-    if record.is_file():
-        try:
-            found = read_json(record)
-        except (OSError, ValueError):
-            found = {}
-    taken = found if found is not None else ({} if buffer.is_dir() and any(buffer.iterdir()) else None)
-    if taken is not None and taken.get("request") != request:
-        if not overwrite:
-            told = taken.get("request") or "there is no record of them"
-            origin = ", ".join(f"{key} {value}" for key, value in told.items()) if isinstance(told, dict) else told
-            raise DatasetError(
-                f"{folder} already holds other episodes ({origin}); choose another folder, or overwrite them"
-            )
-        shutil.rmtree(folder)
-    buffer.mkdir(parents=True, exist_ok=True)
-    if not record.is_file():
-        versions = {package: version(package) for package in ("dm_control", "mujoco", "numpy")}
+    if not record.is_file() and not (buffer.is_dir() and any(buffer.iterdir())):
+        buffer.mkdir(parents=True, exist_ok=True)
         write_json(record, {"request": request, "versions": versions})
+    try:
+        found = read_json(record)
+    except (OSError, ValueError):
+        found = None
+    told = found.get("request") if isinstance(found, dict) else None
+    if told != request:
+        known = ", ".join(f"{key} {value}" for key, value in told.items()) if isinstance(told, dict) else ""
+        raise DatasetError(
+            f"{folder} already holds other episodes ({known or 'there is no record of them'}); choose another folder, "
+            "or overwrite them"
+        )
+    made = found.get("versions")
+    return made if isinstance(made, dict) else {}
+
+
+def _check_versions(folder: Path, made: dict[str, Any]) -> None:
+    """Refuse to go on with episodes that another simulation, or another network library, began."""
+    for package in ("mujoco", "dm_control", "torch"):
+        if package in made and made[package] != version(package):
+            raise DatasetError(
+                f"{folder}: its episodes were made with {package} {made[package]}, installed is {version(package)}; "
+                f"both would be mixed: install {package}=={made[package]}, choose another folder, or overwrite them"
+            )
 
 
 # ---- one episode and its file ----

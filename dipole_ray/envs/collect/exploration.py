@@ -129,7 +129,7 @@ def _restore(explorer: Explorer, experience: Experience, domain: Domain, count: 
     path = folder / STATE
     if not path.exists():
         return 0
-    again = "remove the folder or collect with --overwrite to start from the beginning"
+    again = f"remove {folder} or collect with --overwrite to start from the beginning"
     try:
         tensors = load(path.read_bytes())
         done = int(tensors.pop("episodes"))
