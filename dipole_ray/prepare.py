@@ -18,7 +18,7 @@ from dipole_ray.data.sources.exorl import exorl_schema, find_episodes, is_exorl,
 from dipole_ray.data.sources.minari import is_minari, minari_files, minari_schema, read_minari
 from dipole_ray.data.sources.ogbench import read_ogbench
 from dipole_ray.data.sources.pieces import ImportReport
-from dipole_ray.envs.collect import collect
+from dipole_ray.envs.collect import collect, files_of
 from dipole_ray.envs.exorl.rewards import label_episodes, rewards_of
 from dipole_ray.envs.make import EnvConfig, env_dims
 from dipole_ray.envs.registry import family
@@ -26,6 +26,7 @@ from dipole_ray.envs.relabel import ogbench_relabel
 from dipole_ray.errors import ConfigError, DatasetError
 
 _log = logging.getLogger(__name__)
+Conversion = tuple[Path, Callable[[], Path]]
 _TASK = re.compile(r"-singletask(-task\d+)?(?=-v\d+$)")
 
 
@@ -42,29 +43,43 @@ def prepare_dataset(data: DataConfig, env: EnvConfig) -> Path | None:
         ConfigError: There is no collector for the environment.
         DatasetError: The data cannot be read, or a file of it is damaged and `data.strict` is true.
     """
-    path = _find_or_make(data, env)
+    path = _place(data, env, make=True)
     if path is not None:
         open_dataset(path, strict=data.strict)  # verifies it, and says what is wrong in a sentence
     return path
 
 
-def _find_or_make(data: DataConfig, env: EnvConfig) -> Path | None:
-    """Return the folder of the dataset, not yet verified."""
+def find_dataset(data: DataConfig, env: EnvConfig) -> Path | None:
+    """Return the folder that `prepare_dataset` would, if it is there already; makes, converts and verifies nothing."""
+    try:
+        path = _place(data, env, make=False)
+    except DatasetError:  # what would be converted is missing
+        return None
+    return path if path is not None and (path / MANIFEST).is_file() else None
+
+
+def _place(data: DataConfig, env: EnvConfig, *, make: bool) -> Path | None:
+    """Return the folder of the dataset, not yet verified; where `make` is false, whether it is there or not."""
     cache = Path(data.cache).expanduser()
     if data.path is not None:
         path = Path(data.path).expanduser()
-        if path.suffix == ".npz":
-            return _converted(path, env, cache)
-        if not (path / MANIFEST).exists() and (is_minari(path) or path.suffix in SUFFIXES):
-            return _converted_hdf5(path, env, cache)
-        is_episodes = not (path / MANIFEST).exists() and is_exorl(path)
-        return _converted_exorl(path, env, cache) if is_episodes else path
-    if not data.collect_transitions:
+    elif data.collect_transitions:
+        name = dataset_name(env.id)
+        folder = cache / "collected" / f"{name}-{data.collect_transitions}-seed{data.collect_seed}"
+        files = collect(name, data.collect_transitions, data.collect_seed, folder) if make else files_of(name, folder)
+        path = files[0]
+    else:
         return None
-    name = dataset_name(env.id)
-    folder = cache / "collected" / f"{name}-{data.collect_transitions}-seed{data.collect_seed}"
-    made = collect(name, data.collect_transitions, data.collect_seed, folder)[0]
-    return _converted(made, env, cache) if made.suffix == ".npz" else made
+    if path.suffix == ".npz":
+        convert = _converted
+    elif not (path / MANIFEST).exists() and (is_minari(path) or path.suffix in SUFFIXES):
+        convert = _converted_hdf5
+    elif not (path / MANIFEST).exists() and is_exorl(path):
+        convert = _converted_exorl
+    else:
+        return path
+    out, write = convert(path, env, cache)
+    return _made_once(out, write) if make else out
 
 
 def _made_once(out: Path, make: Callable[[], Path]) -> Path:
@@ -101,14 +116,14 @@ def import_ogbench(source: Path, env: EnvConfig, out: Path, *, overwrite: bool =
     return out
 
 
-def _converted(source: Path, env: EnvConfig, cache: Path) -> Path:
-    """Return the cached dataset folder of an OGBench file and task, converting the file the first time."""
+def _converted(source: Path, env: EnvConfig, cache: Path) -> Conversion:
+    """Return the cached dataset folder of an OGBench file and task, and what converts the file."""
     if not source.is_file():
         raise DatasetError(f"{source}: no such file; give an OGBench .npz or a dataset folder with data.path")
     status = source.stat()
     key = f"{source.resolve()}:{status.st_size}:{status.st_mtime_ns}:{env.id}"
     out = cache / "converted" / f"{source.stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
-    return _made_once(out, lambda: import_ogbench(source, env, out))
+    return out, lambda: import_ogbench(source, env, out)
 
 
 def import_exorl(source: Path, env: EnvConfig, out: Path, cache: Path) -> Path:
@@ -141,14 +156,14 @@ def import_exorl(source: Path, env: EnvConfig, out: Path, cache: Path) -> Path:
     return out
 
 
-def _converted_exorl(source: Path, env: EnvConfig, cache: Path) -> Path:
-    """Return the cached dataset folder of ExORL's episodes and a task, converting them the first time."""
+def _converted_exorl(source: Path, env: EnvConfig, cache: Path) -> Conversion:
+    """Return the cached dataset folder of ExORL's episodes and a task, and what converts them."""
     digest = hashlib.sha256(f"{source.resolve()}:{env.id}".encode())
     for file in find_episodes(source):
         status = file.stat()
         digest.update(f"{file.name}:{status.st_size}:{status.st_mtime_ns}".encode())
     out = cache / "converted" / f"{env.id.replace('/', '-')}-{digest.hexdigest()[:12]}"
-    return _made_once(out, lambda: import_exorl(source, env, out, cache))
+    return out, lambda: import_exorl(source, env, out, cache)
 
 
 def import_hdf5(source: Path, env: EnvConfig, out: Path) -> Path:
@@ -187,8 +202,8 @@ def import_hdf5(source: Path, env: EnvConfig, out: Path) -> Path:
     return out
 
 
-def _converted_hdf5(source: Path, env: EnvConfig, cache: Path) -> Path:
-    """Return the cached dataset folder of D4RL's or Minari's data, converting it the first time."""
+def _converted_hdf5(source: Path, env: EnvConfig, cache: Path) -> Conversion:
+    """Return the cached dataset folder of D4RL's or Minari's data, and what converts it."""
     if not source.exists():
         raise DatasetError(f"{source}: no such file; give D4RL's .hdf5 or a dataset folder with data.path")
     digest = hashlib.sha256(f"{source.resolve()}:{env.id}:{env.max_episode_steps}".encode())
@@ -196,4 +211,4 @@ def _converted_hdf5(source: Path, env: EnvConfig, cache: Path) -> Path:
         status = file.stat()
         digest.update(f"{file.name}:{status.st_size}:{status.st_mtime_ns}".encode())
     out = cache / "converted" / f"{source.stem}-{digest.hexdigest()[:12]}"
-    return _made_once(out, lambda: import_hdf5(source, env, out))
+    return out, lambda: import_hdf5(source, env, out)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dipole_ray import settings
+from dipole_ray.bench.data import data_key, require_same_data
 from dipole_ray.bench.job import FAILED, Job, failed, located, progress_of, stored, train
 from dipole_ray.bench.result import DIVERGED
 from dipole_ray.bench.suite import Suite
@@ -46,6 +45,8 @@ def run_suite(suite: Suite, only: Mapping[str, Sequence[str]] | None = None) -> 
     jobs = suite.jobs(only)
     require_lasting(suite.folder, "folder")
     results = [stored(job) for job in jobs]
+    configs = [job.config for job in jobs]
+    require_same_data(configs, results)
     left = [job for job, result in zip(jobs, results, strict=True) if result is None]
     if not left:
         return _outcome(suite, jobs, results)
@@ -53,6 +54,7 @@ def run_suite(suite: Suite, only: Mapping[str, Sequence[str]] | None = None) -> 
         env_dims(env)  # what can be refused is refused before data is made and Ray started
     with ray_session():
         _prepare(left)
+        require_same_data(configs, results)  # once more: what was converted just now could not be compared before
         results = map_tasks(
             train,
             jobs,
@@ -73,9 +75,8 @@ def _prepare(jobs: Sequence[Job]) -> None:
     seen = set()
     for job in jobs:
         config = located(job.config)
-        key = json.dumps([settings.to_mapping(config.data), settings.to_mapping(config.env)])
-        if key not in seen:
-            seen.add(key)
+        if data_key(config) not in seen:
+            seen.add(data_key(config))
             require_fit(prepare_dataset(config.data, config.env), config.env)
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dipole_ray import settings
+from dipole_ray.bench.data import data_of
 from dipole_ray.bench.result import DIVERGED, FINISHED, RESULT_FILE, read_result, result_of
 from dipole_ray.config import RunConfig, load
 from dipole_ray.data.durable import write_json
@@ -156,6 +157,7 @@ def _train(job: Job) -> dict[str, Any]:
         status, words = DIVERGED, str(error).replace(f"{job.folder}/", "")
     result = result_of(job.folder, job.config, status=status, error=words)
     result |= {"task": job.task, "method": job.method, "seed": job.seed, "digest": job.digest}
+    result["data"] = data_of(located(job.config))
     write_json(job.folder / RESULT_FILE, result)
     (job.folder / ERROR_FILE).unlink(missing_ok=True)
     return result

@@ -19,6 +19,7 @@ from dipole_ray import settings
 from dipole_ray.bench import tables
 from dipole_ray.bench.board import Board
 from dipole_ray.bench.config import MethodConfig, SuiteConfig, TaskConfig
+from dipole_ray.bench.data import require_same_data
 from dipole_ray.bench.job import stored
 from dipole_ray.bench.pictures import draw
 from dipole_ray.bench.statistics import RESAMPLES
@@ -67,7 +68,9 @@ def write_report(source: str, overrides: Sequence[str], out: Path) -> list[Path]
 def collect(suite: Suite, source: str) -> dict[str, Any]:
     """Return everything that a report is made of, from the runs that have a result."""
     jobs = suite.jobs()
-    results = [result for job in jobs if (result := stored(job)) is not None]
+    found = [stored(job) for job in jobs]
+    require_same_data([job.config for job in jobs], found, current=False)
+    results = [result for result in found if result is not None]
     table = suite.config.paper
     return {
         "format": FORMAT,

@@ -23,6 +23,7 @@ import ray
 import yaml
 
 from dipole_ray.bench.checks import planned_evaluations
+from dipole_ray.bench.data import data_of
 from dipole_ray.bench.report import board_of, read_report
 from dipole_ray.cli import main
 from dipole_ray.config import RunConfig
@@ -111,6 +112,8 @@ def test_a_result_holds_what_the_runs_own_metrics_say(folder: Path, finished: En
     norms = [line["system/grad_norm"] for line in lines if "system/grad_norm" in line]
     assert result["diagnostics"]["system/grad_norm"]["max"] == pytest.approx(max(norms), rel=1e-5)
     assert result["evaluation_s"] > 0 and result["updates_per_s"] > 0
+    saved = RunConfig.from_mapping(yaml.safe_load((file.parent / "run.yaml").read_text()))
+    assert result["data"] == data_of(saved) and result["data"].startswith("1000 transitions, ")
     assert result["commit"] == git_commit() and date.fromisoformat(result["ended"])
     first = [line[f"eval/return/{key}"] for line in evaluated for key in ("omega_1_candidates_1",)]
     assert len(set(first)) == 3, "every evaluation has episodes of its own"

@@ -1,0 +1,57 @@
+"""Which data a result was trained on: data made again at the same place is other data, which no setting tells."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dipole_ray import settings
+from dipole_ray.config import RunConfig
+from dipole_ray.data.dataset import read_manifest
+from dipole_ray.errors import ConfigError
+from dipole_ray.prepare import find_dataset
+
+
+def data_key(config: RunConfig) -> str:
+    """Return what says where a run's data comes from, the same for runs that share it."""
+    return json.dumps([settings.to_mapping(config.data), settings.to_mapping(config.env)])
+
+
+def data_of(config: RunConfig) -> str | None:
+    """Return size and digest of a run's dataset as it stands, from the checksums in its manifest; None without one."""
+    folder = find_dataset(config.data, config.env)
+    if folder is None:
+        return None
+    manifest = read_manifest(folder)
+    content = json.dumps([[entry.rows, entry.crc32] for entry in manifest.files])
+    return f"{manifest.num_transitions} transitions, {hashlib.sha256(content.encode()).hexdigest()[:12]}"
+
+
+def require_same_data(
+    configs: Sequence[RunConfig], results: Sequence[Mapping[str, Any] | None], *, current: bool = True
+) -> None:
+    """Raise ConfigError where results that would stand side by side were trained on different data.
+
+    Results of earlier versions do not say what they were trained on, and pass.
+
+    Args:
+        configs: Runs of a suite.
+        results: Their results.
+        current: Compare with the data that stands there now, too, which further runs would be trained on.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for config, result in zip(configs, results, strict=True):
+        if result is not None and result.get("data"):
+            who = f"{result['method']} on {result['task']}, seed {result['seed']}"
+            found.setdefault(data_key(config), {}).setdefault(result["data"], who)
+    for key, trained in found.items():
+        now = data_of(next(config for config in configs if data_key(config) == key)) if current else None
+        seen = {**trained, **({} if now is None or now in trained else {now: "what is there now"})}
+        if len(seen) > 1:
+            names = "; ".join(f"{who}: {data}" for data, who in seen.items())
+            raise ConfigError(
+                f"results of different data would be mixed: {names}. Bring the old data back, or choose another "
+                "suite.name for runs on the new, or move the old results away"
+            )

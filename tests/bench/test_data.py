@@ -1,0 +1,91 @@
+"""Results know the data they were trained on, and new runs on other data do not join them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from dipole_ray.bench.data import data_of, require_same_data
+from dipole_ray.bench.driver import run_suite
+from dipole_ray.bench.job import Job, located
+from dipole_ray.bench.report import collect as collect_results
+from dipole_ray.bench.suite import Suite, from_mapping
+from dipole_ray.config import RunConfig
+from dipole_ray.data.durable import write_json
+from dipole_ray.envs.collect import collect
+from dipole_ray.errors import ConfigError
+from dipole_ray.prepare import find_dataset, prepare_dataset
+from tests.bench.results import result
+from tests.bench.small import suite_mapping
+from tests.synthetic import ogbench_arrays, write_ogbench
+
+
+def collected(folder: Path, seed: int) -> Path:
+    return collect("Pendulum-v1", 300, seed, folder, num_workers=1, progress=False, overwrite=True)[0]
+
+
+def suite_on(data: Path, folder: Path) -> Suite:
+    return from_mapping(suite_mapping(data, base={"folder": str(folder)}))
+
+
+def finish(job: Job, data: str | None) -> None:
+    """Write what a finished run leaves."""
+    job.folder.mkdir(parents=True)
+    (job.folder / "run.yaml").write_text(yaml.safe_dump(located(job.config).to_mapping()))
+    scores: Any = result(job.task, job.method, job.seed, {(1.0, 1): [0.5] * 5}, chosen=(1.0, 1))
+    write_json(job.folder / "result.json", scores | ({"data": data} if data else {}))
+
+
+def test_runs_on_data_that_was_made_again_do_not_join_results_of_the_old(tmp_path: Path) -> None:
+    data = collected(tmp_path / "data", seed=0)
+    suite = suite_on(data, tmp_path / "runs")
+    jobs = suite.jobs()
+    old = data_of(jobs[0].config)
+    assert old is not None and old.startswith("300 transitions, ")
+    for job in jobs:
+        finish(job, old)
+    assert run_suite(suite).finished == 4
+    assert collected(tmp_path / "data", seed=1) == data
+    new = data_of(jobs[0].config)
+    with pytest.raises(ConfigError, match=f"dipole on pendulum, seed 0: {old}; what is there now: {new}.*move the old"):
+        run_suite(suite)
+    assert len(collect_results(suite, "mine")["runs"]) == 4, "what was measured can still be reported"
+    collected(tmp_path / "data", seed=0)
+    assert data_of(jobs[0].config) == old and run_suite(suite).finished == 4, "the same rows are the same data"
+
+
+def test_a_report_mixes_no_data_and_results_that_do_not_name_theirs_pass(tmp_path: Path) -> None:
+    suite = suite_on(tmp_path / "gone", tmp_path / "runs")
+    for job, data in zip(suite.jobs(), ("300 transitions, a", None, None, "300 transitions, a"), strict=True):
+        finish(job, data)
+    assert run_suite(suite).finished == 4, "no data is there to compare with"
+    assert len(collect_results(suite, "mine")["runs"]) == 4
+    other = suite.jobs()[-1].folder / "result.json"
+    other.write_text(other.read_text().replace("300 transitions, a", "300 transitions, b"))
+    with pytest.raises(ConfigError, match="dipole on pendulum, seed 0: 300 transitions, a; ifql on pendulum, seed 1"):
+        collect_results(suite, "mine")
+
+
+def test_data_that_is_converted_is_known_once_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "data.npz"
+    config = RunConfig.from_mapping(
+        {
+            "env": {"id": "pointmaze-medium-navigate-singletask-task1-v0"},
+            "data": {"path": str(path), "cache": str(tmp_path / "cache")},
+        }
+    )
+    assert data_of(config) is None
+    found = []
+    for seed in (0, 1, 0):
+        write_ogbench(path, ogbench_arrays(np.random.default_rng(seed), [20] * 5, 2, 2))
+        assert data_of(config) is None, "this file is not converted yet"
+        assert prepare_dataset(config.data, config.env) == find_dataset(config.data, config.env)
+        found.append(data_of(config))
+    assert None not in found and found[0] == found[2] != found[1]
+    trained = result("maze", "m", 0, {(None, 1): [0.4]}, chosen=(None, 1)) | {"data": found[1]}
+    with pytest.raises(ConfigError, match="results of different data would be mixed"):
+        require_same_data([config], [trained])
