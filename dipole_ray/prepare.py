@@ -130,7 +130,7 @@ def import_exorl(source: Path, env: EnvConfig, out: Path, cache: Path) -> Path:
     """Convert ExORL's episodes into a dataset folder, rewarded for one task; the rewards are kept in `cache`.
 
     Args:
-        source: The folder of episodes, or one above it.
+        source: The folder of episodes, or one above some of one domain.
         env: The task.
         out: The folder to make.
         cache: Folder for the rewards, which another import of the same episodes for this task finds.
@@ -151,8 +151,10 @@ def import_exorl(source: Path, env: EnvConfig, out: Path, cache: Path) -> Path:
             f"{files[0]}: observations have {schema.observation_dim} and actions {schema.action_dim} dimensions, "
             f"'{env.id}' has {dims.observation_dim} and {dims.action_dim}; set env.id to a task of the data's domain"
         )
-    labels = rewards_of(label_episodes(env.id, files, cache))
-    write_dataset(out, read_exorl(files, labels), schema, {"format": "exorl", "file": str(source), "env": env.id})
+    labels, report = rewards_of(label_episodes(env.id, files, cache)), ImportReport()
+    rows = read_exorl(files, labels, report=report)
+    write_dataset(out, rows, schema, {"format": "exorl", "file": str(source), "env": env.id})
+    _tell(source, report)
     return out
 
 
@@ -197,9 +199,13 @@ def import_hdf5(source: Path, env: EnvConfig, out: Path) -> Path:
         report.notes.append(
             f"{report.unfollowed_transitions} transitions are left out because nothing says what they led to"
         )
+    _tell(source, report)
+    return out
+
+
+def _tell(source: Path, report: ImportReport) -> None:
     for note in report.notes:
         _log.warning("%s: %s", source, note)
-    return out
 
 
 def _converted_hdf5(source: Path, env: EnvConfig, cache: Path) -> Conversion:

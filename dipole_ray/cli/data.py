@@ -24,6 +24,7 @@ examples:
   dipole data import pointmaze-medium-navigate-v0.npz --env pointmaze-medium-navigate-singletask-task1-v0 --out DIR
 
   # ExORL's episodes (DIR/buffer/episode_000000_1000.npz, ...), rewarded for one of the domain's tasks
+  # or a folder above several such of one domain
   dipole data import walker/rnd --env exorl/walker-run --out DIR
 
   # D4RL's .hdf5; --env is the environment with its observations and actions, and checks them
@@ -83,7 +84,8 @@ command.
 
 Domains of exorl: walker, quadruped, cheetah, jaco. Episodes are whole (1000 steps, jaco 250), so the number of steps
 is rounded up; asking for more later goes on where the last episode ended. rnd explores in one process, at some
-200 steps/s on one core: for more data, start other seeds with other folders beside it.
+200 steps/s on one core: for more data, start several seeds with --out DIR/seed0, DIR/seed1, ...; import and
+data.path=DIR take the episodes of all of them.
 """
 
 

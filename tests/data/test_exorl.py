@@ -148,15 +148,32 @@ def test_non_finite_transitions_can_be_left_out(tmp_path: Path) -> None:
     assert report.dropped_transitions == 2 and rows["rewards"][rows["remaining"] > 0].tolist() == [2, 8, 10]
 
 
-def test_folders_without_or_with_several_sets_of_episodes_are_refused(tmp_path: Path) -> None:
+def test_folders_without_episodes_or_of_several_domains_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="holds no episodes"):
         find_episodes(tmp_path)
-    for domain in ("walker", "jaco"):
-        write_exorl(tmp_path / domain / "rnd/buffer", 0, 3, 2, PHYSICS)
-    with pytest.raises(DatasetError, match=r"several folders of episodes .*jaco/rnd/buffer"):
+    for domain, dim in (("walker", 3), ("jaco", 4)):
+        write_exorl(tmp_path / domain / "rnd/buffer", 0, dim, 2, PHYSICS)
+    with pytest.raises(DatasetError, match=r"not of one domain: .*jaco/rnd/buffer has 4 .*walker/rnd/buffer has 3 and"):
         find_episodes(tmp_path)
     for place in ("walker/rnd/buffer", "walker/rnd", "walker"):
         assert len(find_episodes(tmp_path / place)) == 1 and dataset_kind(tmp_path / place) == "exorl"
+
+
+def test_the_episodes_of_several_seeds_are_one_dataset(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What `dipole data collect exorl` advises for more data: another seed in another folder, equal file names."""
+    parts = [collect_exorl("jaco", "random", 500, seed, tmp_path / f"in/seed{seed}", 1, False) for seed in (0, 1)]
+    assert find_episodes(tmp_path / "in") == [file for part in parts for file in find_episodes(part)]
+    env = EnvConfig(id="exorl/jaco-reach_top_left")
+    made = [
+        prepare_dataset(DataConfig(path=str(path), cache=str(tmp_path / "cache")), env)
+        for path in (tmp_path / "in", *parts)
+    ]
+    both, *alone = [concatenate(list(open_dataset(path).iter_rows())) for path in made if path is not None]
+    for name, column in concatenate(alone).items():
+        assert np.array_equal(both[name], column), name
+    assert len(both["rewards"]) == 4 * 251
+    joined = [message for message in caplog.messages if "2 folders are joined" in message]
+    assert len(joined) == 1 and str(parts[1]) in joined[0]
 
 
 @pytest.fixture(scope="module")

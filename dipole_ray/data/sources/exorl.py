@@ -35,27 +35,41 @@ def is_exorl(path: Path) -> bool:
 
 
 def find_episodes(path: Path) -> list[Path]:
-    """Return the episode files of a folder, sorted by name; whatever else lies there is ignored.
+    """Return the episode files of a folder, or of several below it, sorted by folder and name; other files are ignored.
 
     Args:
-        path: The folder of episodes, or a folder above it that holds no second one.
+        path: The folder of episodes, or a folder above one or more of the same domain: several seeds, for example.
 
     Raises:
-        DatasetError: If there are none, or several folders of them.
+        DatasetError: If there are none, or some of several domains.
     """
-    folders = list(_folders(path)) if path.is_dir() else []
-    if len(folders) != 1:
-        found = f"several folders of episodes ({', '.join(map(str, folders[:4]))})" if folders else "no episodes"
+    folders = sorted(_folders(path)) if path.is_dir() else []
+    if not folders:
         raise DatasetError(
-            f"{path}: holds {found}; name the folder of episode_000000_1000.npz and its kin, such as "
-            f"{folders[0] if folders else 'walker/rnd/buffer'}"
+            f"{path}: holds no episodes; name the folder of episode_000000_1000.npz and its kin, such as "
+            "walker/rnd/buffer"
         )
-    return sorted(file for file in folders[0].iterdir() if _NAME.fullmatch(file.name))
+    found = [sorted(file for file in folder.iterdir() if _NAME.fullmatch(file.name)) for folder in folders]
+    if len(found) > 1:
+        _check_one_domain(path, [files[0] for files in found])
+    return [file for files in found for file in files]
+
+
+def _check_one_domain(path: Path, files: list[Path]) -> None:
+    """Refuse folders, of which each has one file here, whose states, observations or actions differ in size."""
+    sizes = [[episode_headers(file)[name].shape[1] for name in _ARRAYS] for file in files]
+    for file, size in zip(files, sizes, strict=True):
+        if size != sizes[0]:
+            raise DatasetError(
+                f"{path}: holds several folders of episodes, and not of one domain: {files[0].parent} has "
+                f"{sizes[0][0]} observations and {sizes[0][1]} actions, {file.parent} has {size[0]} and {size[1]}; "
+                "name one of them, or a folder above those of one domain"
+            )
 
 
 def _folders(path: Path) -> Iterator[Path]:
-    """Yield the folders of episodes at `path`: itself, or `buffer` on the three levels below."""
-    for folder in (path, *(found for depth in range(3) for found in sorted(path.glob("*/" * depth + BUFFER)))):
+    """Yield the folders of episodes at `path`: itself, or `buffer` on the four levels below."""
+    for folder in (path, *(found for depth in range(4) for found in path.glob("*/" * depth + BUFFER))):
         if folder.is_dir() and any(_NAME.fullmatch(file.name) for file in folder.iterdir()):
             yield folder
 
@@ -147,6 +161,9 @@ def read_exorl(
     """
     report = ImportReport() if report is None else report
     schema = exorl_schema(files)
+    folders = dict.fromkeys(file.parent for file in files)
+    if len(folders) > 1:
+        report.notes.append(f"the episodes of {len(folders)} folders are joined: {', '.join(map(str, folders))}")
     held: list[Rows] = []
     for file, labels in zip(files, rewards, strict=True):
         rows = _episode(file, labels, schema, non_finite, report)

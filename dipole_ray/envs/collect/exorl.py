@@ -112,7 +112,7 @@ def _checked(domain: str, algorithm: str, steps: int, seed: int, num_workers: in
     if algorithm == "rnd" and num_workers is not None and num_workers > 1:
         raise ConfigError(
             f"cannot collect exorl {domain}: rnd explores in one process, each step after the other; for more data in "
-            "the same time, start several seeds in several folders"
+            "the same time, start several seeds with --out DIR/seed0, DIR/seed1 and so on, and train with data.path=DIR"
         )
     return DOMAINS[domain]
 
