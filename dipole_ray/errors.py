@@ -15,6 +15,10 @@ class ConfigError(DipoleError):
     """A setting is unknown, of the wrong type, out of range, or contradicts another one."""
 
 
+class FolderTaken(ConfigError):
+    """Another process writes into the folder, and did not end in the time there was."""
+
+
 class DatasetError(DipoleError):
     """A dataset cannot be read, or what it holds cannot be trained on."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dipole_ray.bench.data import data_key, require_same_data
-from dipole_ray.bench.job import FAILED, Job, failed, located, progress_of, stored, train
+from dipole_ray.bench.job import ELSEWHERE, FAILED, Job, located, progress_of, stored, train, without_result
 from dipole_ray.bench.result import DIVERGED
 from dipole_ray.bench.suite import Suite
 from dipole_ray.envs.make import env_dims
@@ -30,6 +30,8 @@ class Outcome:
     """Those of them that became infinite, with the error."""
     failed: list[str]
     """Runs without a result, with the error; the next start tries them again."""
+    elsewhere: list[str]
+    """Runs that another command trains at this time, with its process."""
 
 
 def run_suite(suite: Suite, only: Mapping[str, Sequence[str]] | None = None) -> Outcome:
@@ -65,9 +67,14 @@ def run_suite(suite: Suite, only: Mapping[str, Sequence[str]] | None = None) -> 
             size=lambda job: max(1, job.updates),
             part=progress_of,
             saved=stored,
-            lost=lambda job, words: failed(job, f"{words}: give each run more room with suite.resources.cpus"),
+            lost=_lost,
         )
     return _outcome(suite, jobs, results)
+
+
+def _lost(job: Job, words: str) -> dict[str, Any]:
+    """Return what stands for the result of a run whose worker kept dying."""
+    return without_result(job, FAILED, f"{words}: give each run more room with suite.resources.cpus")
 
 
 def _prepare(jobs: Sequence[Job]) -> None:
@@ -84,11 +91,12 @@ def _outcome(suite: Suite, jobs: Sequence[Job], results: Sequence[dict[str, Any]
     ended = [(job, result) for job, result in zip(jobs, results, strict=True) if result is not None]
     words = {
         status: [f"{job}: {result['error']}" for job, result in ended if result["status"] == status]
-        for status in (DIVERGED, FAILED)
+        for status in (DIVERGED, FAILED, ELSEWHERE)
     }
     return Outcome(
         folder=suite.folder,
-        finished=len(ended) - len(words[FAILED]),
+        finished=len(ended) - len(words[FAILED]) - len(words[ELSEWHERE]),
         diverged=words[DIVERGED],
         failed=words[FAILED],
+        elsewhere=words[ELSEWHERE],
     )

@@ -23,7 +23,7 @@ from dipole_ray.bench.result import DIVERGED, FINISHED, RESULT_FILE, read_result
 from dipole_ray.config import RunConfig, load
 from dipole_ray.data.durable import write_json
 from dipole_ray.data.lock import FolderLock
-from dipole_ray.errors import ConfigError, EnvironmentFault, NonFiniteError
+from dipole_ray.errors import ConfigError, EnvironmentFault, FolderTaken, NonFiniteError
 from dipole_ray.mlflow_feed import METRICS_FILE
 from dipole_ray.resume import config_differences
 from dipole_ray.run import RUN_FILE, train_in
@@ -31,9 +31,9 @@ from dipole_ray.run import RUN_FILE, train_in
 LOCK_WAIT_S = 120.0
 """Longest wait for the process that trained this run before; Ray ends it soon after its driver was killed."""
 ERROR_FILE = "error.txt"
-FAILED = "failed"
-"""Status of a run without a result."""
-ELSEWHERE = ("name", "folder", "tracking", "checkpoint", "learner", "data.cache", "evaluation.trajectories")
+FAILED, ELSEWHERE = "failed", "elsewhere"
+"""Status of a run without a result: it broke, or another command is at it."""
+PLACES = ("name", "folder", "tracking", "checkpoint", "learner", "data.cache", "evaluation.trajectories")
 """Settings, or sections, that say where and how a run is kept, and do not shape its result."""
 _TAIL_BYTES = 1 << 14
 
@@ -83,7 +83,7 @@ class Job:
 def _shaping(mapping: Mapping[str, Any]) -> dict[str, Any]:
     """Return the flat settings that shape a result."""
     flat = settings.flatten(mapping)
-    return {key: value for key, value in flat.items() if not any(f"{key}.".startswith(f"{at}.") for at in ELSEWHERE)}
+    return {key: value for key, value in flat.items() if not any(f"{key}.".startswith(f"{at}.") for at in PLACES)}
 
 
 def _defaults() -> dict[str, Any]:
@@ -126,23 +126,25 @@ def progress_of(job: Job) -> int:
 
 
 def train(job: Job) -> dict[str, Any]:
-    """Run, or continue, a job to its end, and return its result; a broken one is returned as `failed`, not raised.
+    """Run, or continue, a job to its end, and return its result; what has none is returned as such, not raised.
 
-    Only a result is written down: what failed is tried again by the next start.
+    Only a result is written down: what failed, or is trained by another command, is tried again by the next start.
     """
     try:
         with ExitStack() as stack:
             stack.callback(FolderLock(job.folder, LOCK_WAIT_S).release)
             return stored(job) or _train(job)  # another command may have come to it first
+    except FolderTaken as error:  # not ours: nothing is written there
+        return without_result(job, ELSEWHERE, str(error))
     except Exception as error:  # one broken run does not end the others
         with suppress(OSError):
             (job.folder / ERROR_FILE).write_text(traceback.format_exc())
-        return failed(job, f"{type(error).__name__}: {error}")
+        return without_result(job, FAILED, f"{type(error).__name__}: {error}")
 
 
-def failed(job: Job, error: str) -> dict[str, Any]:
+def without_result(job: Job, status: str, error: str) -> dict[str, Any]:
     """Return what stands for the result of a run that has none."""
-    return {"status": FAILED, "error": error, "job": str(job)}
+    return {"status": status, "error": error, "job": str(job)}
 
 
 def _train(job: Job) -> dict[str, Any]:

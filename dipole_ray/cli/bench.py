@@ -73,9 +73,14 @@ def run_bench(arguments: argparse.Namespace) -> int:
     outcome = run_suite(suite, only)
     for line in outcome.diverged:
         print(f"diverged  {line}")
+    for line in outcome.elsewhere:
+        print(f"elsewhere {line}")
     for line in outcome.failed:
         print(f"failed    {line}")
     print(f"runs      {outcome.folder}: {outcome.finished} with a result, {len(outcome.failed)} failed")
+    if outcome.elsewhere:
+        are = "is" if len(outcome.elsewhere) == 1 else "are"
+        print(f"          {len(outcome.elsewhere)} {are} trained by another command: this one does not wait for it")
     print(f"\nnext:\n  dipole bench report {' '.join([arguments.suite, *arguments.overrides])}")
     return 1 if outcome.failed else 0
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from dipole_ray.errors import ConfigError
+from dipole_ray.errors import ConfigError, FolderTaken
 
 LOCK = ".lock"
 POLL_S, PATIENCE_S, SILENCE_S = 0.2, 1.0, 30.0
@@ -31,7 +31,8 @@ class FolderLock:
             name: The lock's file, where not all of the folder is meant.
 
         Raises:
-            ConfigError: Another process has it after that time, or the file system has no locks.
+            FolderTaken: Another process has it after that time.
+            ConfigError: The file system has no locks.
             OSError: The folder cannot be written.
         """
         self._path = folder / name
@@ -40,7 +41,7 @@ class FolderLock:
         told = start + PATIENCE_S - SILENCE_S
         while not self._taken():
             if time.monotonic() - start >= wait_s:
-                raise ConfigError(
+                raise FolderTaken(
                     f"{folder}: another process writes there (process {self._holder()}); wait for it or end it"
                 )
             if time.monotonic() - told >= SILENCE_S:

@@ -22,11 +22,15 @@ import pytest
 import ray
 import yaml
 
+from dipole_ray.bench import job as job_module
 from dipole_ray.bench.checks import planned_evaluations
 from dipole_ray.bench.data import data_of
+from dipole_ray.bench.job import Job, train
 from dipole_ray.bench.report import board_of, read_report
+from dipole_ray.bench.suite import load_suite
 from dipole_ray.cli import main
 from dipole_ray.config import RunConfig
+from dipole_ray.data.lock import FolderLock
 from dipole_ray.envs.collect import collect
 from dipole_ray.policy import load_policy
 from dipole_ray.provenance import git_commit
@@ -207,6 +211,27 @@ def test_runs_that_break_are_named_and_the_others_go_on(folder: Path) -> None:
         failed["observation"].startswith("EnvironmentFault: evaluation") and "observation [nan" in failed["observation"]
     )
     assert [path.parents[2].name for path in folder.glob("runs/bench/broken/*/*/*/result.json")] == ["pendulum"]
+
+
+def impatient(job: Job) -> dict[str, Any]:
+    """Train a run, but wait no two minutes for another command."""
+    job_module.LOCK_WAIT_S = 0.5
+    return train(job)
+
+
+def test_a_run_that_another_command_trains_is_left_to_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dipole_ray.bench.driver.train", impatient)
+    words = ("suite.name=shared", "training.offline_learner_steps=20", "suite.evaluations=1", "suite.seeds=[0]")
+    only = ("--only", "method=dipole,ifql")
+    held = load_suite("mine.yaml", words).job("pendulum", "dipole", 0).folder
+    lock = FolderLock(held, 0.0)
+    done = bench("run", "mine.yaml", *words, *only)
+    assert done.status == 0 and "1 with a result, 0 failed" in done.out, done
+    assert "elsewhere dipole on pendulum, seed 0: " in done.out and f"(process {os.getpid()})" in done.out
+    assert "1 is trained by another command" in done.out
+    assert [path.name for path in held.iterdir()] == [".lock"], "nothing is written into another's folder"
+    lock.release()
+    assert "2 with a result, 0 failed" in bench("run", "mine.yaml", *words, *only).out
 
 
 def test_what_there_is_is_listed() -> None:
