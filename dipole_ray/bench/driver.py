@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +71,16 @@ def run_suite(suite: Suite, only: Mapping[str, Sequence[str]] | None = None) -> 
             lost=_lost,
         )
     return _outcome(suite, jobs, results)
+
+
+def standing(suite: Suite) -> dict[str, Counter[str]]:
+    """Return by method and task how many runs are finished, diverged, begun and not begun; starts nothing."""
+    found: dict[str, Counter[str]] = {}
+    for job in suite.jobs():
+        result = stored(job)
+        status = ("begun" if progress_of(job) else "not begun") if result is None else result["status"]
+        found.setdefault(f"{job.method} on {job.task}", Counter())[status] += 1
+    return found
 
 
 def _lost(job: Job, words: str) -> dict[str, Any]:

@@ -55,7 +55,9 @@ def add_bench_parser(subparsers: Any) -> None:
     report.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="the settings that the runs had on top")
     report.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder for the files")
     report.set_defaults(run=report_bench)
-    listing = commands.add_parser("list", help="name the suites and how many runs they are")
+    listing = commands.add_parser("list", help="name the suites, or say how far one is")
+    listing.add_argument("suite", nargs="?", metavar="SUITE|FILE.yaml", help="say how far its runs are; starts nothing")
+    listing.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="the settings that the runs have on top")
     listing.add_argument("--help-config", action="store_true", help="explain every key of a suite's file and stop")
     listing.set_defaults(run=list_bench)
 
@@ -107,7 +109,7 @@ def report_bench(arguments: argparse.Namespace) -> int:
 
 
 def list_bench(arguments: argparse.Namespace) -> int:
-    """Print the suites, or every key of their files."""
+    """Print the suites, or how far one is, or every key of their files."""
     from dipole_ray.bench.config import MethodConfig, SuiteConfig, TaskConfig
     from dipole_ray.bench.suite import load_suite, suites
     from dipole_ray.settings import describe
@@ -118,12 +120,26 @@ def list_bench(arguments: argparse.Namespace) -> int:
                 print(f"{entry.key}: {entry.type} = {entry.default}\n    {entry.text}")
         print("base, tasks.NAME, methods.NAME: and every key of a run\n    `dipole train --help-config` explains them.")
         return 0
+    if arguments.suite is not None:
+        return _list_runs(load_suite(arguments.suite, arguments.overrides))
     for name in suites():
         suite = load_suite(name)
         seeds = len(suite.config.seeds)
         jobs = suite.jobs({"seed": [str(suite.config.seeds[0])]})
         updates = seeds * sum(job.updates for job in jobs)
         print(f"{name}: {seeds * len(jobs)} runs, {updates:,} updates\n    {suite.config.question}")
+    return 0
+
+
+def _list_runs(suite: Any) -> int:
+    """Print how far the runs of a suite are."""
+    from collections import Counter
+
+    from dipole_ray.bench.driver import standing
+
+    found = standing(suite)
+    for name, counts in [*found.items(), ("in all", sum(found.values(), Counter()))]:
+        print(f"{name}: {', '.join(f'{count} {status}' for status, count in counts.items())}")
     return 0
 
 

@@ -234,6 +234,25 @@ def test_a_run_that_another_command_trains_is_left_to_it(folder: Path, monkeypat
     assert "2 with a result, 0 failed" in bench("run", "mine.yaml", *words, *only).out
 
 
+def test_how_far_a_suite_is(folder: Path, finished: Ended) -> None:
+    files = sorted(folder.glob("runs/bench/**/*"))
+    assert bench("list", "mine.yaml").out.splitlines() == [
+        "dipole on pendulum: 2 finished",
+        "exploding on pendulum: 2 diverged",
+        "ifql on pendulum: 2 finished",
+        "in all: 4 finished, 2 diverged",
+    ]
+    file = results(folder)["dipole-seed-1"]
+    aside = file.rename(folder / "aside.json")
+    try:
+        lines = bench("list", "mine.yaml", "suite.seeds=[1,2]").out.splitlines()
+    finally:
+        aside.rename(file)
+    assert lines[0] == "dipole on pendulum: 1 begun, 1 not begun"
+    assert lines[-1] == "in all: 1 begun, 3 not begun, 1 diverged, 1 finished"
+    assert sorted(folder.glob("runs/bench/**/*")) == files
+
+
 def test_what_there_is_is_listed() -> None:
     assert "smoke: 4 runs, 6,000 updates" in bench("list").out
     text = bench("list", "--help-config").out
