@@ -20,7 +20,8 @@ examples:
 
 The same command continues a suite that was stopped or killed: what is finished is not run again, what was interrupted
 goes on from its newest checkpoint. A changed setting makes new runs beside the old ones. A run whose numbers become
-infinite is a result (diverged), one that fails for another reason is tried again by the next start.
+infinite is a result (diverged), one that fails for another reason is tried again by the next start, and one that
+another command trains is left to it. `dipole bench list SUITE` says how far a suite is.
 
 KEY=VALUE sets a key of every run (training.offline_learner_steps=1000), of the suite (suite.seeds=[0]), of one task
 (tasks.NAME.agent.omega=2) or of one method (methods.NAME.agent.beta=3); give `report` the same ones.
