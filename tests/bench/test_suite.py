@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +215,13 @@ def test_one_config_names_every_single_task_of_ogbench() -> None:
         path = one.config.data.path
         assert path is not None and Path(path).stem == one.config.env.id.partition("-singletask")[0] + "-v0"
 
+
+def test_the_suite_that_the_documentation_shows_is_one(tmp_path: Path) -> None:
+    page = (SUITES.parents[1] / "docs" / "benchmarks.md").read_text()
+    shown = page.partition("## A suite of your own")[2].partition("Precedence:")[0]
+    (tmp_path / "own.yaml").write_text(textwrap.dedent(shown))
+    suite = load_suite(tmp_path / "own.yaml")
+    assert len(suite.jobs()) == 2 * 3 * 5
 
 def test_ways_of_acting_read_as_words() -> None:
     assert [str(Way("named", 1)), str(Way("tuned", 32))] == ["1 candidate", "tuned omega, 32 candidates"]
