@@ -260,6 +260,7 @@ def _axis_panels(board: Board, phase: str, axis: str, colours: Mapping[str, str]
                 log=(is_wide, log),
             )
             for words, unit, log, lines in drawn
+            if lines
         ]
     return panels
 
