@@ -9,6 +9,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from dipole_ray.config import DataConfig
 from dipole_ray.data.dataset import MANIFEST, open_dataset, write_dataset
 from dipole_ray.data.lock import LOCK, FolderLock
@@ -173,7 +175,8 @@ def import_hdf5(source: Path, env: EnvConfig, out: Path) -> Path:
 
     Args:
         source: The .hdf5 file, or the folder that holds Minari's `data`.
-        env: The environment whose data it is; its time limit ends trajectories in a D4RL file without timeouts.
+        env: The environment whose data it is; its time limit ends trajectories in a D4RL file without timeouts, the
+            bounds of its actions scale those of data that brings none.
         out: The folder to make.
 
     Raises:
@@ -190,10 +193,12 @@ def import_hdf5(source: Path, env: EnvConfig, out: Path) -> Path:
             f"{source}: observations have {schema.observation_dim} and actions {schema.action_dim} dimensions, "
             f"'{env.id}' has {dims.observation_dim} and {dims.action_dim}; set env.id to the environment of this data"
         )
+    low, high = map(np.asarray, dims.action_bounds)
     if kind == "minari":
-        rows = read_minari(source, report=report)
+        rows = read_minari(source, action_bounds=(low, high), report=report)
     else:
-        rows = read_d4rl(source, max_episode_steps=dims.max_episode_steps, report=report)
+        limit = dims.max_episode_steps
+        rows = read_d4rl(source, max_episode_steps=limit, action_bounds=(low, high), report=report)
     write_dataset(out, rows, schema, {"format": kind, "file": str(source), "env": env.id})
     if report.unfollowed_transitions:
         report.notes.append(
@@ -212,7 +217,8 @@ def _converted_hdf5(source: Path, env: EnvConfig, cache: Path) -> Conversion:
     """Return the cached dataset folder of D4RL's or Minari's data, and what converts it."""
     if not source.exists():
         raise DatasetError(f"{source}: no such file; give D4RL's .hdf5 or a dataset folder with data.path")
-    digest = hashlib.sha256(f"{source.resolve()}:{env.id}:{env.max_episode_steps}".encode())
+    bounds = env_dims(env).action_bounds
+    digest = hashlib.sha256(f"{source.resolve()}:{env.id}:{env.max_episode_steps}:{bounds}".encode())
     for file in minari_files(source) if is_minari(source) else [source]:
         status = file.stat()
         digest.update(f"{file.name}:{status.st_size}:{status.st_mtime_ns}".encode())

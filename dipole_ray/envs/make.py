@@ -67,6 +67,9 @@ class EnvDims:
     has_success: bool
     """Whether `info["success"]` is given."""
 
+    action_bounds: tuple[tuple[float, ...], tuple[float, ...]]
+    """Least and greatest actions of the environment itself, which are -1 and 1 here."""
+
 
 def make_env(config: EnvConfig | str, render: bool = False) -> StandardEnv:
     """Build an environment.
@@ -114,6 +117,7 @@ def _dims(config: EnvConfig) -> EnvDims:
             action_dim=env.action_space.shape[0],
             max_episode_steps=limit,
             has_success="success" in info,
+            action_bounds=env.inner_action_bounds,
         )
     finally:
         env.close()

@@ -45,6 +45,12 @@ class StandardEnv(gymnasium.Wrapper):
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, env.observation_space.shape, np.float32)
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, inner.shape, np.float32)
 
+    @property
+    def inner_action_bounds(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Least and greatest actions of the wrapped environment, (A,) each."""
+        space = self._inner_action_space
+        return tuple(space.low.tolist()), tuple(space.high.tolist())
+
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:

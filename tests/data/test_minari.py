@@ -158,6 +158,24 @@ def test_actions_are_scaled_from_the_bounds_of_their_space(write: Callable[..., 
     assert report.notes == ["actions were scaled to [-1, 1] from [-2, 0] ... [2, 10], the bounds of the action space"]
 
 
+@pytest.mark.parametrize("space", [None, json.dumps({"type": "Box", "low": [-np.inf] * 2, "high": [np.inf] * 2})])
+def test_a_dataset_without_bounds_is_scaled_from_the_environments(
+    write: Callable[..., Path], space: str | None
+) -> None:
+    path = write()
+    described(action_space=space)(path)
+    taken, report = read(path)
+    assert report.notes == ["nothing says the bounds of the actions: they are taken as lying in [-1, 1] already"]
+    scaled, report = read(path, action_bounds=(np.array([-2.0, -1.0]), np.array([2.0, 3.0])))
+    assert report.notes == [
+        "actions were scaled to [-1, 1] from [-2, -1] ... [2, 3], the bounds of the environment's actions"
+    ]
+    moving = taken["remaining"] > 0
+    np.testing.assert_allclose(scaled["actions"][moving], (taken["actions"][moving] - [0, 1]) / 2, atol=1e-6)
+    with pytest.raises(DatasetError, match="actions have 2 dimensions, the action space has 1"):
+        read(path, action_bounds=(np.array([-2.0]), np.array([2.0])))
+
+
 def test_scaled_actions_do_in_the_environment_what_they_did_when_recorded(write: Callable[..., Path]) -> None:
     """Pendulum's torque lies in [-2, 2]: the recorded rewards come again, from actions in [-1, 1]."""
     original, steps = gymnasium.make("Pendulum-v1"), 50

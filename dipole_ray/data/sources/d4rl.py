@@ -4,7 +4,8 @@ One row is one transition. `terminals` is 1 where the task ended (mask 0, also f
 `timeouts` where a time limit cut the trajectory; either ends it. The next observation is the next row's inside a
 trajectory. Where a time limit or the end of the file cuts it, only `next_observations` knows what the last action led
 to: where there are none that transition is left out, as in D4RL. Unlike there, a row with both flags is kept (its next
-observation is never used), and so is the file's last row if it is terminal. Everything under infos/ and metadata/ is
+observation is never used), and so is the file's last row if it is terminal. Actions are brought to [-1, 1] from the
+bounds of the environment's, which the file does not have. Everything under infos/ and metadata/ is
 ignored.
 """
 
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from dipole_ray.data.schema import Rows, Schema
+from dipole_ray.data.sources.actions import ActionBounds, note_scale, scale_actions
 from dipole_ray.data.sources.hdf5 import SLICE_BYTES, Array, Group, child, child_names, open_hdf5, read_flags
 from dipole_ray.data.sources.npz import check_expansion
 from dipole_ray.data.sources.pieces import ImportReport, NonFinitePolicy, finish_block, to_float32
@@ -43,6 +45,7 @@ def read_d4rl(
     path: Path | str,
     *,
     max_episode_steps: int | None = None,
+    action_bounds: ActionBounds | None = None,
     non_finite: NonFinitePolicy = "refuse",
     report: ImportReport | None = None,
 ) -> Iterator[Rows]:
@@ -52,6 +55,7 @@ def read_d4rl(
         path: The .hdf5 file.
         max_episode_steps: The environment's time limit, which ends trajectories in a file without a timeout. None: such
             a file must have next_observations, or timeouts that are all 0.
+        action_bounds: Of the environment's actions. None: the file's lie in [-1, 1].
         non_finite: `refuse` raises at a NaN or infinity; `drop` leaves those transitions out, splitting the trajectory.
         report: Counts what was read, dropped and left out.
 
@@ -59,6 +63,7 @@ def read_d4rl(
         DatasetError: If the file is malformed; says which array, which row and what to do.
     """
     path, report = Path(path), ImportReport() if report is None else report
+    note_scale(report, action_bounds, "the environment's actions")
     with open_hdf5(path) as file:
         arrays = _checked_arrays(file, path)
         ends = _trajectory_ends(arrays, max_episode_steps, path, report)
@@ -69,6 +74,7 @@ def read_d4rl(
             stop = int(last_rows[min(int(np.searchsorted(last_rows, start + step - 1)), len(last_rows) - 1)]) + 1
             found = {name: to_float32(array.read(start, stop)) for name, array in arrays.items()}
             found |= {name: found[name].reshape(-1) for name in ("rewards", "terminals")}
+            found["actions"] = scale_actions(found["actions"], action_bounds, path)
             found["masks"] = 1 - found["terminals"]
             block = close_trajectories(found, ends[start:stop], start, report)
             report.rows_read += stop - start

@@ -2,8 +2,9 @@
 
 An episode of T steps has T + 1 observations and T actions, rewards, terminations and truncations, so no transition is
 without its next observation. `terminations` give mask 0; they, `truncations` and the episode's last step end a
-trajectory. Actions are brought to [-1, 1] from the bounds of the action space in metadata.json, as the actions of
-environments are here. Dict observations need a choice of what to join. Infos, seeds and scores are ignored.
+trajectory. Actions are brought to [-1, 1], as the actions of environments are here, from the bounds of the action space
+in metadata.json, or of the environment's where that has none. Dict observations need a choice of what to join. Infos,
+seeds and scores are ignored.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 
 from dipole_ray.data.durable import read_json
 from dipole_ray.data.schema import Rows, Schema, concatenate
+from dipole_ray.data.sources.actions import ActionBounds, note_scale, scale_actions
 from dipole_ray.data.sources.minari_storage import MAIN_FILE, STEPS, arrow_episodes, hdf5_episodes
 from dipole_ray.data.sources.pieces import Block, ImportReport, NonFinitePolicy, finish_block, to_float32
 from dipole_ray.data.sources.transitions import Arrays, close_trajectories
@@ -38,8 +40,8 @@ class _Metadata:
     """One of `_FORMATS`."""
     num_episodes: int | None
     """None in old datasets, which have no such file."""
-    bounds: tuple[np.ndarray, np.ndarray] | None
-    """Least and greatest actions, (A,) each; None if they are not known, not finite, or -1 and 1."""
+    bounds: ActionBounds | None
+    """Those of the action space; None if they are not known or not finite."""
 
 
 def is_minari(path: Path) -> bool:
@@ -89,6 +91,7 @@ def read_minari(
     path: Path | str,
     observations: Sequence[str] = (),
     *,
+    action_bounds: ActionBounds | None = None,
     non_finite: NonFinitePolicy = "refuse",
     report: ImportReport | None = None,
 ) -> Iterator[Rows]:
@@ -97,6 +100,7 @@ def read_minari(
     Args:
         path: The dataset's folder, the folder `data` in it, or main_data.hdf5.
         observations: Entries of dict observations, to be joined in this order; `a/b` names one inside another.
+        action_bounds: Of the environment's actions, for a dataset that does not bring its own.
         non_finite: `refuse` raises at a NaN or infinity; `drop` leaves those transitions out, splitting the episode.
         report: Counts what was read and dropped.
 
@@ -105,15 +109,14 @@ def read_minari(
     """
     report = ImportReport() if report is None else report
     metadata, episodes = _episodes(Path(path), observations)
-    if metadata.bounds is not None:
-        low, high = (", ".join(f"{value:g}" for value in bound[:8]) for bound in metadata.bounds)
-        report.notes.append(f"actions were scaled to [-1, 1] from [{low}] ... [{high}], the bounds of the action space")
+    bounds = action_bounds if metadata.bounds is None else metadata.bounds
+    note_scale(report, bounds, "the environment's actions" if metadata.bounds is None else "the action space")
     held: list[Rows] = []
     dims: tuple[int, int] | None = None
     for where, name, arrays in episodes:
         _check_episode(where, arrays, dims)
         dims = arrays["observations"].shape[1], arrays["actions"].shape[1]
-        rows = finish_block(_block(arrays, metadata, where, name, report), where, non_finite, report)
+        rows = finish_block(_block(arrays, bounds, where, name, report), where, non_finite, report)
         if rows is not None:
             held.append(rows)
         if sum(len(piece["remaining"]) for piece in held) >= CHUNK_ROWS:
@@ -123,7 +126,7 @@ def read_minari(
         yield concatenate(held)
 
 
-def _block(arrays: Arrays, metadata: _Metadata, where: Path, name: str, report: ImportReport) -> Block:
+def _block(arrays: Arrays, bounds: ActionBounds | None, where: Path, name: str, report: ImportReport) -> Block:
     observations = to_float32(arrays["observations"])
     flags = {name: arrays[name].reshape(-1) != 0 for name in ("terminations", "truncations")}
     ends = flags["terminations"] | flags["truncations"]
@@ -131,7 +134,7 @@ def _block(arrays: Arrays, metadata: _Metadata, where: Path, name: str, report: 
     transitions = {
         "observations": observations[:-1],
         "next_observations": observations[1:],
-        "actions": _scaled(arrays["actions"], metadata.bounds, where),
+        "actions": scale_actions(arrays["actions"], bounds, where),
         "rewards": to_float32(arrays["rewards"].reshape(-1)),
         "masks": 1 - to_float32(flags["terminations"]),
     }
@@ -139,18 +142,6 @@ def _block(arrays: Arrays, metadata: _Metadata, where: Path, name: str, report: 
     block.place = name
     report.rows_read += len(observations)
     return block
-
-
-def _scaled(actions: np.ndarray, bounds: tuple[np.ndarray, np.ndarray] | None, where: Path) -> np.ndarray:
-    if bounds is None:
-        return to_float32(actions)
-    low, high = bounds
-    if len(low) != actions.shape[1]:
-        raise DatasetError(
-            f"{where}: actions have {actions.shape[1]} dimensions, the action space in {METADATA} has {len(low)}; the "
-            "dataset is damaged, get it again"
-        )
-    return to_float32((actions.astype(np.float64) - (low + high) / 2) / ((high - low) / 2))
 
 
 def _check_episode(where: Path, arrays: Arrays, dims: tuple[int, int] | None) -> None:
@@ -222,13 +213,11 @@ def _read_metadata(folder: Path) -> _Metadata:
     return _Metadata(storage=storage, num_episodes=count, bounds=bounds)
 
 
-def _bounds(space: dict[str, Any]) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return the bounds of a Box that are to be scaled away."""
+def _bounds(space: dict[str, Any]) -> ActionBounds | None:
+    """Return the bounds of a Box if they are finite."""
     if space["type"] != "Box":
         return None  # the reader of the actions says what they are
     low, high = (np.asarray(space[name], np.float64).reshape(-1) for name in ("low", "high"))
     if low.shape != high.shape or not (low < high).all():
         raise ValueError("the bounds of the action space do not fit together")
-    if not np.isfinite([low, high]).all() or ((low == -1).all() and (high == 1).all()):
-        return None
-    return low, high
+    return (low, high) if np.isfinite([low, high]).all() else None
