@@ -47,14 +47,15 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the arguments; KEY=VALUE words may also follow options, where argparse alone would not take them."""
+    """Parse the arguments; a command's last words, KEY=VALUE or names, may follow options, as argparse has it not."""
     top = parser()
     arguments, rest = top.parse_known_args(argv)
-    unknown = [word for word in rest if word.startswith("-") or "=" not in word or not hasattr(arguments, "overrides")]
+    words = next((name for name in ("overrides", "names") if hasattr(arguments, name)), "")
+    unknown = [word for word in rest if word.startswith("-") or not words or (words == "overrides" and "=" not in word)]
     if unknown:
         top.error(f"unrecognized arguments: {' '.join(unknown)}")
     if rest:
-        arguments.overrides = [*arguments.overrides, *rest]
+        setattr(arguments, words, [*getattr(arguments, words), *rest])
     return arguments
 
 

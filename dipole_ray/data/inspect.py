@@ -11,9 +11,10 @@ import numpy as np
 
 from dipole_ray.data.dataset import MANIFEST, OfflineDataset, open_dataset
 from dipole_ray.data.quarantine import restore_hint
-from dipole_ray.data.schema import Rows, validate_rows
+from dipole_ray.data.schema import Rows, Schema, validate_rows
+from dipole_ray.data.sources.actions import ActionBounds
 from dipole_ray.data.sources.d4rl import SUFFIXES, read_d4rl
-from dipole_ray.data.sources.exorl import episode_steps, find_episodes, is_exorl, read_arrays, read_exorl
+from dipole_ray.data.sources.exorl import episode_steps, find_episodes, is_exorl, read_exorl
 from dipole_ray.data.sources.mapping import TableMapping
 from dipole_ray.data.sources.minari import is_minari, read_minari
 from dipole_ray.data.sources.ogbench import Relabel, has_rewards, read_ogbench
@@ -70,42 +71,49 @@ def dataset_kind(path: Path) -> Kind:
     return "exorl" if is_exorl(path) else "table"
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reading:
+    """What data in anybody's format does not say itself, each for some kinds only."""
+
+    mapping: TableMapping | None = None
+    """For tables; by default columns are taken by their names."""
+    relabel: Relabel | None = None
+    """For .npz files without rewards."""
+    labels: Callable[[list[Path]], Iterator[np.ndarray]] | None = None
+    """For ExORL: returns the rewards (T,) of each of its episodes."""
+    observations: Sequence[str] = ()
+    """For Minari: which entries of dict observations are joined."""
+    max_episode_steps: int | None = None
+    """For D4RL files without timeouts: the environment's time limit."""
+    action_bounds: ActionBounds | None = None
+    """For D4RL's and Minari's data without such: the bounds of the environment's actions."""
+
+
 def inspect_dataset(
     path: Path | str,
+    reading: Reading | None = None,
     *,
-    mapping: TableMapping | None = None,
-    relabel: Relabel | None = None,
-    observations: Sequence[str] = (),
-    max_episode_steps: int | None = None,
+    expected: Schema | None = None,
     on_transitions: Callable[[int], None] | None = None,
 ) -> Inspection:
     """Read a dataset from beginning to end and judge it; what cannot be read is a finding, not an exception.
 
     Args:
         path: A dataset folder, or any data that can be imported.
-        mapping: For tables; by default columns are taken by their names.
-        relabel: For .npz files without rewards, and for ExORL episodes, of which it gets `physics`.
-        observations: For Minari: which entries of dict observations are joined.
-        max_episode_steps: For D4RL files without timeouts: the environment's time limit.
+        reading: How to read it.
+        expected: The dimensions that it must have.
         on_transitions: Called with the transitions read so far.
 
     Raises:
         DatasetError: If there is nothing at `path`.
     """
-    path = Path(path)
+    path, reading = Path(path), reading or Reading()
     kind, report, summary = dataset_kind(path), ImportReport(), Summary()
     findings: list[Finding] = []
     labelled = True
     try:
-        if kind in ("ogbench", "exorl"):
-            labelled = relabel is not None or (kind == "ogbench" and has_rewards(path))
-        if kind == "minari":
-            pieces = read_minari(path, observations, non_finite="drop", report=report)
-        elif kind == "d4rl":
-            pieces = read_d4rl(path, max_episode_steps=max_episode_steps, non_finite="drop", report=report)
-        else:
-            pieces = _read(path, kind, mapping, relabel if labelled else _no_rewards, report, findings)
-        for rows in pieces:
+        labelled = _has_rewards(path, kind, reading)
+        for rows in _read(path, kind, reading, report, findings):
             summary.add(rows)
             if on_transitions is not None:
                 on_transitions(summary.num_transitions)
@@ -122,6 +130,7 @@ def inspect_dataset(
         )
     if summary.num_transitions:
         findings += judge(summary, report, has_rewards=labelled)
+        findings += _wrong_dimensions(path, summary, expected)
     elif not findings:
         findings.append(Finding(level="error", what="no transitions", where=path.name, remedy="check the source"))
     findings.sort(key=lambda finding: ("error", "warning", "info").index(finding.level))
@@ -135,25 +144,44 @@ def inspect_dataset(
     )
 
 
-def _read(
-    path: Path,
-    kind: Kind,
-    mapping: TableMapping | None,
-    relabel: Relabel | None,
-    report: ImportReport,
-    findings: list[Finding],
-) -> Iterator[Rows]:
+def _has_rewards(path: Path, kind: Kind, reading: Reading) -> bool:
+    if kind == "ogbench":
+        return reading.relabel is not None or has_rewards(path)
+    return kind != "exorl" or reading.labels is not None
+
+
+def _read(path: Path, kind: Kind, reading: Reading, report: ImportReport, findings: list[Finding]) -> Iterator[Rows]:
     """Return the rows of whatever lies at `path`; the damaged files of a dataset become findings."""
+    common: dict[str, Any] = {"non_finite": "drop", "report": report}
     if kind == "dataset":
         dataset = open_dataset(path)
         findings += _damage(dataset)
         return _checked(dataset)
     if kind == "ogbench":
-        return read_ogbench(path, relabel, non_finite="drop", report=report)
+        relabel = reading.relabel if _has_rewards(path, kind, reading) else _no_rewards
+        return read_ogbench(path, relabel, **common)
     if kind == "exorl":
         files = find_episodes(path)
-        return read_exorl(files, _labels(files, relabel), non_finite="drop", report=report)
-    return read_table(path, mapping or TableMapping.guess(table_columns(path)), non_finite="drop", report=report)
+        labels = map(_zeros, files) if reading.labels is None else reading.labels(files)
+        return read_exorl(files, labels, **common)
+    if kind == "minari":
+        return read_minari(path, reading.observations, action_bounds=reading.action_bounds, **common)
+    if kind == "d4rl":
+        limit, bounds = reading.max_episode_steps, reading.action_bounds
+        return read_d4rl(path, max_episode_steps=limit, action_bounds=bounds, **common)
+    return read_table(path, reading.mapping or TableMapping.guess(table_columns(path)), **common)
+
+
+def _wrong_dimensions(path: Path, summary: Summary, expected: Schema | None) -> Iterator[Finding]:
+    found = Schema(len(summary.observation_min), len(summary.action_min))
+    if expected is not None and expected != found:
+        yield Finding(
+            level="error",
+            what=f"observations have {found.observation_dim} and actions {found.action_dim} dimensions, the "
+            f"environment has {expected.observation_dim} and {expected.action_dim}",
+            where=path.name,
+            remedy="name the environment that made this data with --env",
+        )
 
 
 def _checked(dataset: OfflineDataset) -> Iterator[Rows]:
@@ -177,13 +205,8 @@ def _damage(dataset: OfflineDataset) -> list[Finding]:
     ]
 
 
-def _labels(files: list[Path], relabel: Relabel | None) -> Iterator[np.ndarray]:
-    """Yield the rewards of each episode; zeros without a task."""
-    for file in files:
-        if relabel is None or relabel is _no_rewards:
-            yield np.zeros(episode_steps(file), np.float32)
-        else:
-            yield relabel({"physics": read_arrays(file, ["physics"])["physics"][1:]})[0]
+def _zeros(file: Path) -> np.ndarray:
+    return np.zeros(episode_steps(file), np.float32)
 
 
 def _no_rewards(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -18,6 +18,7 @@ import numpy as np
 import ogbench
 import pytest
 
+from dipole_ray.cli import main
 from dipole_ray.cli.data import add_data_parser
 from dipole_ray.config import DataConfig
 from dipole_ray.data.dataset import open_dataset
@@ -248,6 +249,15 @@ def test_download_options_that_cannot_be_meant_are_refused(tmp_path: Path) -> No
         with pytest.raises(ConfigError, match=re.escape(reason)):
             dipole(*words)
     assert not any(tmp_path.iterdir())
+
+
+def test_the_domain_may_follow_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["data", "collect", "exorl", "--algo", "random", "jaco", "--steps", "250", "--out", str(tmp_path)]
+    assert main(words) == 0 and (tmp_path / "jaco/random/buffer/episode_000000_250.npz").exists()
+    assert main([*words, "walker"]) == 2
+    assert "jaco walker are several domains; name one of" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*words, "--unheard", "of"])
 
 
 @pytest.mark.parametrize("command", ["import", "inspect", "collect", "download"])

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from dipole_ray.data.dataset import open_dataset
+from dipole_ray.data.inspect import Reading as Options
 from dipole_ray.data.inspect import inspect_dataset
 from dipole_ray.data.sources.d4rl import d4rl_schema, read_d4rl
 from dipole_ray.data.sources.mapping import TableMapping
@@ -122,7 +123,7 @@ def read_case(path: Path, case: Case) -> Reading:
                 traceback.print_exc()
         reading.resident, reading.reserved = (now - then for now, then in zip(_memory(), before, strict=True))
         try:
-            reading.verdict = inspect_dataset(path, mapping=case.mapping).verdict
+            reading.verdict = inspect_dataset(path, Options(mapping=case.mapping)).verdict
         except DatasetError as error:
             reading.verdict = f"refused: {error}"
         os.write(send, json.dumps(asdict(reading)).encode())

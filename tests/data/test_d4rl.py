@@ -67,9 +67,10 @@ def qlearning(arrays: Arrays, max_episode_steps: int | None = None) -> list[tupl
     return found
 
 
-def read(path: Path, **options: Any) -> tuple[Rows, ImportReport]:
-    report = ImportReport()
-    return concatenate(list(read_d4rl(path, report=report, **options))), report
+def read(path: Path, limit: float = 1.0, **options: Any) -> tuple[Rows, ImportReport]:
+    """Read a file of an environment whose actions lie within `limit`."""
+    report, bounds = ImportReport(), (np.full(2, -limit), np.full(2, limit))
+    return concatenate(list(read_d4rl(path, action_bounds=bounds, report=report, **options))), report
 
 
 def transitions(rows: Rows) -> list[tuple[Any, ...]]:
@@ -250,6 +251,52 @@ def test_the_commands_import_and_inspect(tmp_path: Path, capsys: pytest.CaptureF
         dipole("import", tmp_path, "--max-episode-steps", "300", "--out", tmp_path / "no", "--format", "table")
 
 
+def test_actions_are_scaled_from_the_bounds_of_the_environment(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Pendulum's torque lies in [-2, 2], of which the file says nothing."""
+    arrays = pendulum_arrays()
+    path = write_d4rl(tmp_path / "pendulum.hdf5", arrays)
+    kept = ~arrays["timeouts"]
+    note = "actions were scaled to [-1, 1] from [-2] ... [2], the bounds of the environment's actions"
+    assert dipole("import", path, "--env", "Pendulum-v1", "--out", tmp_path / "scaled") == 0
+    assert note in capsys.readouterr().out
+    prepared = prepare_dataset(DataConfig(path=str(path), cache=str(tmp_path)), EnvConfig(id="Pendulum-v1"))
+    assert prepared is not None and note in caplog.text
+    for folder in (tmp_path / "scaled", prepared):
+        rows = concatenate(list(open_dataset(folder).iter_rows()))
+        np.testing.assert_allclose(rows["actions"][rows["remaining"] > 0], arrays["actions"][kept] / 2, rtol=1e-6)
+    assert dipole("import", path, "--out", tmp_path / "taken") == 0
+    assert "note: nothing says the bounds of the actions: they are taken as lying in" in capsys.readouterr().out
+    rows = concatenate(list(open_dataset(tmp_path / "taken").iter_rows()))
+    np.testing.assert_array_equal(rows["actions"][rows["remaining"] > 0], arrays["actions"][kept])
+    full = write_d4rl(tmp_path / "full.hdf5", arrays | {"actions": 2 * arrays["actions"]})
+    assert dipole("inspect", full, "--env", "Pendulum-v1") == 0 and dipole("inspect", full) == 1
+
+
+def test_inspect_compares_the_dimensions_of_the_environment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_d4rl(tmp_path / "pendulum.hdf5", pendulum_arrays())
+    assert dipole("import", path, "--env", "Pendulum-v1", "--out", tmp_path / "out") == 0
+    for place in (path, tmp_path / "out"):
+        assert dipole("inspect", place, "--env", "Pendulum-v1") == 0
+        capsys.readouterr()
+        assert dipole("inspect", place, "--env", "MountainCarContinuous-v0") == 1
+        told = " ".join(capsys.readouterr().out.split())
+        assert "observations have 3 and actions 1 dimensions, the environment has 2 and 1" in told
+        assert dipole("inspect", place, "--env", "exorl/walker-walk") == 1
+        for wrong, near in (("Pendulun-v1", "'Pendulum-v1'"), ("exorl-walker-walk", "'exorl/walker-walk'")):
+            with pytest.raises(ConfigError, match=f"unknown environment '{wrong}'; the nearest.*{near}"):
+                dipole("inspect", place, "--env", wrong)
+
+
+@pytest.mark.parametrize("option", ["--workers", "--cache"])
+def test_options_of_exorl_are_refused_elsewhere(tmp_path: Path, option: str) -> None:
+    path = write_d4rl(tmp_path / "pendulum.hdf5", pendulum_arrays())
+    for words in (("import", path, "--out", tmp_path / "out"), ("inspect", path)):
+        with pytest.raises(ConfigError, match=f"{option} is for rewarding ExORL.s episodes, and this is d4rl data"):
+            dipole(*words, option, "1")
+
+
 def pendulum_arrays() -> Arrays:
     """Return four trajectories of 300 transitions in the dimensions of Pendulum."""
     arrays = without(d4rl_arrays((300,) * 4), "next_observations")
@@ -265,8 +312,8 @@ def test_a_run_takes_a_file_as_its_data_and_converts_it_once(tmp_path: Path, cap
     written = (folder / "manifest.json").stat().st_mtime_ns
     assert prepare_dataset(data, env) == folder and (folder / "manifest.json").stat().st_mtime_ns == written
     rows = concatenate(list(open_dataset(folder).iter_rows()))
-    expected = read(path)[0]
-    assert all(np.array_equal(rows[name], expected[name]) for name in expected)
+    (expected,) = read_d4rl(path)
+    assert all(np.array_equal(rows[name], expected[name]) for name in expected if name != "actions")
     with h5py.File(path, "a") as file:
         file["rewards"][0] = 7.0
     other = prepare_dataset(data, env)

@@ -13,7 +13,7 @@ import pytest
 from dipole_ray.cli.data import add_data_parser
 from dipole_ray.config import DataConfig
 from dipole_ray.data.dataset import open_dataset, write_dataset
-from dipole_ray.data.inspect import dataset_kind, inspect_dataset
+from dipole_ray.data.inspect import Reading, dataset_kind, inspect_dataset
 from dipole_ray.data.schema import ACTION_LIMIT, concatenate
 from dipole_ray.data.sources.exorl import exorl_schema, find_episodes, read_exorl
 from dipole_ray.data.sources.pieces import ImportReport
@@ -199,12 +199,12 @@ def test_a_run_takes_episodes_as_its_data_and_converts_them_once(collected: Path
 
 
 def test_inspect_judges_episodes_with_and_without_a_task(collected: Path) -> None:
-    from dipole_ray.envs.exorl.relabel import exorl_relabel
-
     bare = inspect_dataset(collected)
     assert (bare.kind, bare.figures["transitions"], bare.figures["trajectories"]) == ("exorl", 3000, 3)
     assert "return_max" not in bare.figures
-    judged = inspect_dataset(collected, relabel=lambda arrays: exorl_relabel("exorl/cheetah-run", arrays))
+    task = "exorl/cheetah-run"
+    labels = [exorl_rewards(task, np.load(file)["physics"][1:]) for file in find_episodes(collected)]
+    judged = inspect_dataset(collected, Reading(labels=lambda files: iter(labels)))
     assert judged.figures["return_max"] > 0 and judged.figures["masked_fraction"] == 0 and judged.verdict != "error"
 
 
@@ -228,7 +228,17 @@ def test_the_commands_collect_import_and_inspect(
     told = capsys.readouterr().out
     assert "3000 transitions in 3 trajectories, observations 17, actions 6" in told
     assert list((tmp_path / "cache/exorl-rewards").rglob("*.npy"))
-    assert dipole("inspect", collected, "--env", "exorl/cheetah-run") == 0
+    kept = ("--cache", tmp_path / "inspected", "--workers", 1)
+    assert dipole("inspect", collected, "--env", "exorl/cheetah-run_backward", *kept) == 0
+    assert "inspect random: 3000 transitions" in capsys.readouterr().err
+    (rewards,) = (tmp_path / "inspected/exorl-rewards").rglob("*.npy")
+    written = rewards.stat().st_mtime_ns
+    assert dipole("inspect", collected, "--env", "exorl/cheetah-run_backward", *kept) == 0
+    assert rewards.stat().st_mtime_ns == written, "labelled twice"
+    with pytest.raises(ConfigError, match="'Pendulum-v1' is none of theirs; name one with --env: exorl/"):
+        dipole("inspect", collected, "--env", "Pendulum-v1")
+    with pytest.raises(ConfigError, match=r"--workers is for rewarding .* for a task; name one with --env: exorl/"):
+        dipole("inspect", collected, "--workers", 1)
     with pytest.raises(ConfigError, match="name one with --env: exorl/walker-stand"):
         dipole("import", collected, *options)
     with pytest.raises(DatasetError, match="'exorl/walker-run' has 24 and 6"):

@@ -1,0 +1,100 @@
+"""`dipole data collect`: datasets made on the spot by seeded controllers and explorers."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from dipole_ray.errors import ConfigError
+
+COLLECT_HELP = """\
+Make a dataset on the spot with a seeded scripted collector, in parallel through Ray tasks.
+
+examples:
+  dipole data collect pointmaze-medium-navigate-v0 --transitions 50000 --seed 0 --out DIR
+  dipole data collect cube-single-play-v0 --transitions 100000 --seed 0 --out DIR --workers 8
+  dipole data collect Pendulum-v1 --transitions 50000 --seed 0 --out DIR
+
+  # ExORL's own episode files, in DIR/walker/rnd/buffer: by an explorer that seeks new states, or by uniform noise
+  dipole data collect exorl walker --algo rnd --steps 100000 --seed 0 --out DIR
+  dipole data collect exorl jaco --algo random --steps 100000 --out DIR --workers 8
+
+OGBench names give OGBench's own file pair (NAME.npz and NAME-val.npz), which `ogbench` loads; the same name,
+transitions and seed give the same data, whatever the number of workers. What was interrupted is continued by the same
+command.
+
+Domains of exorl: walker, quadruped, cheetah, jaco. Episodes are whole (1000 steps, jaco 250), so the number of steps
+is rounded up; asking for more later goes on where the last episode ended. rnd explores in one process, at some
+200 steps/s on one core: for more data, start several seeds with --out DIR/seed0, DIR/seed1, ...; import and
+data.path=DIR take the episodes of all of them.
+"""
+
+
+def add_collect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `collect` to the commands of `dipole data`."""
+    parser = commands.add_parser(
+        "collect",
+        help=COLLECT_HELP.partition("\n")[0],
+        description=COLLECT_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "names",
+        metavar="NAME",
+        nargs="+",
+        help="an OGBench dataset name or Pendulum-v1; or exorl and its domain: walker, quadruped, cheetah or jaco",
+    )
+    parser.add_argument("--algo", choices=("rnd", "random"), help="exorl only: who chooses the actions (default: rnd)")
+    parser.add_argument(
+        "--transitions", "--steps", metavar="N", type=int, required=True, help="transitions (steps) to make"
+    )
+    parser.add_argument("--seed", metavar="S", type=int, default=0, help="seed (default: 0)")
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the files")
+    parser.add_argument("--workers", metavar="W", type=int, help="Ray tasks at a time (default: the whole cluster)")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there; exorl begins anew")
+    parser.set_defaults(run=run_collect)
+
+
+def run_collect(args: argparse.Namespace) -> int:
+    """Collect a dataset and say what to do next."""
+    from dipole_ray.envs.collect import collect
+
+    name, *domains = args.names
+    if name == "exorl":
+        return _collect_exorl(args, domains)
+    if domains or args.algo:
+        what = f"domain '{domains[0]}'" if domains else f"--algo {args.algo}"
+        raise ConfigError(f"{what} has no effect on '{name}': only exorl has domains; leave it out")
+    paths = collect(name, args.transitions, args.seed, args.out, num_workers=args.workers, overwrite=args.overwrite)
+    for path in paths:
+        print(path)
+    if paths[0].suffix == ".npz":
+        task = "-singletask-".join(name.rsplit("-", 1))
+        print(f"next: dipole data import {paths[0]} --env {task} --out DIR", file=sys.stdout)
+    else:
+        print(f"next: dipole data inspect {paths[0]}")
+    return 0
+
+
+def _collect_exorl(args: argparse.Namespace, domains: list[str]) -> int:
+    """Collect ExORL episodes and say what to do next."""
+    from dipole_ray.envs.collect.exorl import collect_exorl
+    from dipole_ray.envs.exorl.tasks import DOMAINS, task_ids
+
+    if len(domains) != 1:
+        found = f"{' '.join(domains)} are several domains" if domains else "the domain is missing"
+        raise ConfigError(f"collect exorl DOMAIN: {found}; name one of {', '.join(DOMAINS)}")
+    folder = collect_exorl(
+        domains[0],
+        args.algo or "rnd",
+        args.transitions,
+        args.seed,
+        args.out,
+        num_workers=args.workers,
+        overwrite=args.overwrite,
+    )
+    print(folder)
+    tasks = [name for name in task_ids() if name.startswith(f"exorl/{domains[0]}-")]
+    print(f"next: dipole train data.path={folder} env.id={tasks[0]}   (or {', '.join(tasks[1:])})")
+    return 0
