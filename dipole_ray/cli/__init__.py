@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the arguments; KEY=VALUE words and names may also follow options, where argparse alone would not take them."""
+    """Parse the arguments; KEY=VALUE words and names may follow options, where argparse alone would not take them."""
     top = parser()
     arguments, rest = top.parse_known_args(argv)
     words = next((name for name in ("overrides", "names") if hasattr(arguments, name)), "")
