@@ -223,5 +223,6 @@ def test_the_suite_that_the_documentation_shows_is_one(tmp_path: Path) -> None:
     suite = load_suite(tmp_path / "own.yaml")
     assert len(suite.jobs()) == 2 * 3 * 5
 
+
 def test_ways_of_acting_read_as_words() -> None:
     assert [str(Way("named", 1)), str(Way("tuned", 32))] == ["1 candidate", "tuned omega, 32 candidates"]
