@@ -231,6 +231,10 @@ class DIPOLEConfig(AlgorithmConfig):
         super().update_from_dict(taken)
         return self
 
+    def get_state(self) -> dict[str, Any]:
+        """Return all settings; RLlib leaves out what is -1, its mark of a deprecated key, and -1 is a shift or omega."""
+        return {**super().get_state(), **{key: getattr(self, key) for key in (*AGENT_KEYS, *TRAINING_KEYS)}}
+
     def get_default_rl_module_spec(self) -> RLModuleSpec:
         """Return the spec of the module around the agent."""
         from dipole_ray.rllib.module import DIPOLERLModule

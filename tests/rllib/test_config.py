@@ -117,6 +117,14 @@ def test_description_in_a_checkpoint_gives_the_same_config_back() -> None:
     assert (again.num_env_runners, again.num_learners, again.seed) == (2, 1, 7)
 
 
+def test_minus_one_reaches_the_algorithm() -> None:
+    """RLlib marks its deprecated keys with -1, and drops every key of that value when it builds an algorithm."""
+    minus_one = {"shift": -1.0, "reward_shift": -1.0, "omega": -1.0, "target_omega": -1.0}
+    built = DIPOLEConfig.from_state(DIPOLEConfig().training(**minus_one).get_state())
+    assert {key: getattr(built, key) for key in minus_one} == minus_one
+    assert built.agent_settings() == AgentConfig(**minus_one)
+
+
 def test_run_config_reaches_every_part() -> None:
     run = RunConfig.from_mapping(
         {
