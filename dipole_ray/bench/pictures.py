@@ -247,8 +247,8 @@ def _axis_panels(board: Board, phase: str, axis: str, colours: Mapping[str, str]
             samples = {one: _points(board, one, partial(_diagnostic, board, task, key, kind)) for one in colours}
             drawn.append((words, "", log, _series_lines(samples, colours)))
         drawn.append(("weight, median and 5 to 95 %", "", True, _weight_lines(board, task, colours)))
-        ticks = sorted({x for *_, lines in drawn for line in lines for x in line.x})
-        is_wide = len(ticks) > 2 and ticks[0] > 0 and ticks[-1] / ticks[0] > 20
+        xs = sorted({x for *_, lines in drawn for line in lines for x in line.x})
+        is_wide = len(xs) > 2 and _is_wide(xs)
         panels += [
             Panel(
                 title=prefix + words,
@@ -256,13 +256,27 @@ def _axis_panels(board: Board, phase: str, axis: str, colours: Mapping[str, str]
                 ylabel=unit,
                 lines=lines,
                 ylim=_ylim(board) if unit else None,
-                ticks=ticks,
-                log=(is_wide, log),
+                ticks=xs if is_wide else _apart(xs),
+                log=(is_wide, log and _is_wide([y for line in lines for y in line.y])),
             )
             for words, unit, log, lines in drawn
             if lines
         ]
     return panels
+
+
+def _is_wide(values: Sequence[float]) -> bool:
+    """Return whether values are better read on a logarithmic axis."""
+    return min(values) > 0 and max(values) / min(values) > 20
+
+
+def _apart(ticks: Sequence[float]) -> list[float]:
+    """Return the ticks whose labels do not cover one another."""
+    kept: list[float] = []
+    for tick in ticks:
+        if not kept or tick - kept[-1] > (ticks[-1] - ticks[0]) / 12:
+            kept.append(tick)
+    return kept
 
 
 def _points(board: Board, series: str, measure: Callable[[str], Sample]) -> dict[float, Sample]:
