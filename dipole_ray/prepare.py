@@ -86,10 +86,16 @@ def _place(data: DataConfig, env: EnvConfig, *, make: bool) -> Path | None:
 
 def _made_once(out: Path, make: Callable[[], Path]) -> Path:
     """Return the cached dataset at `out`; of several processes that want it one makes it, and the others wait."""
-    if not (out / MANIFEST).is_file():
+    if (out / MANIFEST).is_file():
+        return out
+    try:
         with FolderLock(out.parent, math.inf, f".{out.name}{LOCK}"):
             if not (out / MANIFEST).is_file():
                 make()
+    except OSError as error:
+        raise DatasetError(
+            f"{out}: cannot be made ({error.strerror or error}); free space there or set data.cache to another place"
+        ) from error
     return out
 
 

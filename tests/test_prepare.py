@@ -12,10 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dipole_ray.config import DataConfig
 from dipole_ray.data.dataset import open_dataset
 from dipole_ray.data.lock import FolderLock
 from dipole_ray.envs.collect.exorl import collect_exorl
-from dipole_ray.errors import ConfigError
+from dipole_ray.envs.make import EnvConfig
+from dipole_ray.errors import ConfigError, DatasetError
+from dipole_ray.prepare import prepare_dataset
 from tests.synthetic import ogbench_arrays, write_ogbench
 
 POINTMAZE = "pointmaze-medium-navigate-singletask-task1-v0"
@@ -123,3 +126,11 @@ def test_a_process_that_waits_says_for_whom(tmp_path: Path, caplog: pytest.LogCa
     held.release()
     waiting.join()
     assert caplog.messages == [f"{tmp_path}: waiting for process {os.getpid()}, which writes there"]
+
+
+def test_a_cache_that_cannot_be_written_is_said_in_a_sentence(tmp_path: Path) -> None:
+    source, taken = tmp_path / "pointmaze-medium-navigate-v0.npz", tmp_path / "taken"
+    write_ogbench(source, ogbench_arrays(np.random.default_rng(0), [20] * 5, 2, 2))
+    taken.write_text("a file where a folder should be")
+    with pytest.raises(DatasetError, match=r"cannot be made.*set data\.cache to another place"):
+        prepare_dataset(DataConfig(path=str(source), cache=str(taken / "cache")), EnvConfig(id=POINTMAZE))

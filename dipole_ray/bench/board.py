@@ -66,6 +66,13 @@ class Board:
         """The method that the others are compared with."""
         return self.config.baseline or next(iter(self.methods))
 
+    def is_baseline(self, method: str, way: Way, tasks: Sequence[str]) -> bool:
+        """Return whether a method, acting in this way, is the baseline itself: the same cells of the same runs."""
+        if self.trained(method) != self.trained(self.baseline):
+            return False
+        sides = [[self.named_key(task, name, way.candidates) for task in tasks] for name in (method, self.baseline)]
+        return sides[0] == sides[1]
+
     def label(self, method: str) -> str:
         """Return what a method is called in tables."""
         return self.methods[method].label or method
@@ -76,11 +83,7 @@ class Board:
 
     def span(self, task: str) -> tuple[float, float] | None:
         """Return the scores that count as 0 and as 100 per cent, None where nobody named the latter."""
-        full = self.tasks[task].full_score or self.config.full_score
-        if full is None:
-            return (0.0, 100.0) if self.config.metric == "success" else None
-        zero = self.tasks[task].zero_score
-        return self.config.zero_score if zero is None else zero, full
+        return self.config.span(self.tasks[task])
 
     def results(self, task: str, method: str) -> dict[int, Mapping[str, Any]]:
         """Return the results of a method on a task by seed."""
@@ -155,18 +158,16 @@ class Board:
             ]
             if run["status"] == DIVERGED:
                 reached = max((point.learner_steps for point in found[seed]), default=-1)
-                missed = [when for when in self._plan.get(task, ()) if when[1] > reached]
+                missed = [when for when in self._plan(task, method) if when[1] > reached]
                 found[seed] += [Point(*when, self.worst(task, when[0])) for when in missed]
         return found
 
-    @cached_property
-    def _plan(self) -> dict[str, list[tuple[str, int, int]]]:
-        """When the finished runs of a task were evaluated."""
-        found: dict[str, set[tuple[str, int, int]]] = {}
-        for (task, _, _), run in self.runs.items():
-            if run["status"] != DIVERGED:
-                found.setdefault(task, set()).update(map(_when, run["evaluations"]))
-        return {task: sorted(whens, key=lambda when: when[1:]) for task, whens in found.items()}
+    def _plan(self, task: str, method: str) -> list[tuple[str, int, int]]:
+        """Return when a method's finished runs were evaluated; where it has none, those of the task."""
+        own = [run for run in self.results(task, method).values() if run["status"] != DIVERGED]
+        other = [run for (name, _, _), run in self.runs.items() if name == task and run["status"] != DIVERGED]
+        whens = {_when(item) for run in own or other for item in run["evaluations"]}
+        return sorted(whens, key=lambda when: when[1:])
 
     def finals(self, task: str, method: str, key: str, phase: str) -> dict[int, float]:
         """Return by seed the mean over the last evaluations of a phase; a diverged run counts with the worst."""
@@ -191,7 +192,7 @@ class Board:
     def _measured(self, task: str, method: str, key: str, phase: str) -> Iterator[tuple[int, float | None]]:
         """Yield (seed, score) of the runs that came to the phase, None where they diverged in it."""
         for seed, run in self.results(task, method).items():
-            if run["status"] == DIVERGED and (phase == "online" or _ended_in(run) == "offline"):
+            if run["status"] == DIVERGED and (phase == "online" or ended_in(run) == "offline"):
                 yield seed, None
                 continue
             items = [item for item in run["evaluations"] if item["phase"] == phase and key in item["scores"]]
@@ -244,7 +245,7 @@ class Board:
     def phases(self) -> list[str]:
         """Return the phases that any run was evaluated in."""
         found = {item["phase"] for run in self.runs.values() for item in run["evaluations"]}
-        found |= set(map(_ended_in, self.runs.values()))
+        found |= set(map(ended_in, self.runs.values()))
         return [phase for phase in PHASES if phase in found]
 
     # ---- over tasks ----
@@ -284,6 +285,6 @@ def _when(item: Mapping[str, Any]) -> tuple[str, int, int]:
     return item["phase"], item["learner_steps"], item["env_steps"]
 
 
-def _ended_in(run: Mapping[str, Any]) -> str:
+def ended_in(run: Mapping[str, Any]) -> str:
     """Return the phase in which a run ended; results of earlier versions do not name it."""
     return str(run.get("phase") or ("online" if run["env_steps"] else "offline"))

@@ -63,11 +63,21 @@ class SuiteConfig:
             raise ConfigError(f"suite.seeds is {list(self.seeds)}: different whole numbers >= 0 are needed")
         if self.evaluations < 1:
             raise ConfigError(f"suite.evaluations is {self.evaluations}: at least 1 is needed")
-        if self.full_score is not None and not self.full_score > self.zero_score:
-            raise ConfigError(
-                f"suite.full_score is {self.full_score}: a number above suite.zero_score ({self.zero_score}) is "
-                "needed, or null"
-            )
+        self.span(TaskConfig())
+
+    def span(self, task: TaskConfig, where: str = "suite") -> tuple[float, float] | None:
+        """Return the scores that count as 0 and as 100 per cent in a task, None where nobody named the latter.
+
+        Raises:
+            ConfigError: They are the wrong way round; `where` says whose they are.
+        """
+        full = self.full_score if task.full_score is None else task.full_score
+        if full is None:
+            return (0.0, 100.0) if self.metric == "success" else None
+        zero = self.zero_score if task.zero_score is None else task.zero_score
+        if not full > zero:
+            raise ConfigError(f"{where}.full_score is {full}: a number above zero_score, {zero}, is needed, or null")
+        return zero, full
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -48,8 +48,9 @@ def run_suite(suite: Suite, only: Mapping[str, Sequence[str]] | None = None) -> 
     jobs = suite.jobs(only)
     require_lasting(suite.folder, "folder")
     results = [stored(job) for job in jobs]
-    configs = [job.config for job in jobs]
-    require_same_data(configs, results)
+    every = suite.jobs()  # also those that are not asked for now: one report shows them all
+    configs, done = [job.config for job in every], [stored(job) for job in every]
+    require_same_data(configs, done)
     left = [job for job, result in zip(jobs, results, strict=True) if result is None]
     if not left:
         return _outcome(suite, jobs, results)
@@ -57,7 +58,7 @@ def run_suite(suite: Suite, only: Mapping[str, Sequence[str]] | None = None) -> 
         env_dims(env)  # what can be refused is refused before data is made and Ray started
     with ray_session():
         _prepare(left)
-        require_same_data(configs, results)  # once more: what was converted just now could not be compared before
+        require_same_data(configs, done)  # once more: what was converted just now could not be compared before
         results = map_tasks(
             train,
             jobs,

@@ -323,9 +323,7 @@ def _intervals(board: Board, colours: Mapping[str, str], phase: str) -> list[Col
         found = [row for row in rows if row is not None]
         columns.append(Column(title=f"IQM, {way}", xlabel=unit, estimates=found, limits=limits))
     for way in board.compared_ways():
-        runs = board.trained(board.baseline)  # against themselves only where they act otherwise
-        others = [name for name in board.methods if name != board.baseline]
-        others = [name for name in others if way.candidates is None or board.trained(name) != runs]
+        others = [method for method in board.methods if not board.is_baseline(method, way, list(board.tasks))]
         rows = [
             _estimate(board, method, colours, probability_of_improvement, way, phase, board.baseline)
             for method in others

@@ -201,6 +201,8 @@ def from_mapping(mapping: Mapping[str, Any], overrides: tuple[str, ...] = ()) ->
         overrides=overrides,
     )
     _require_known(suite)
+    for name, task in tasks.items():
+        suite.config.span(task, f"tasks.{name}")
     _require_trained(suite)
     if suite.config.paper is not None:
         published(suite.config.paper)
@@ -226,7 +228,7 @@ def _require_known(suite: Suite) -> None:
         if name is not None and name not in methods:
             raise ConfigError(f"{key} is '{name}', no method of the suite{_nearest(name, list(methods))}")
     for name, method in methods.items():
-        if method.x is not None and (suite.config.axis is None or method.series is None):
+        if method.x is not None and (not (method.axis or suite.config.axis) or method.series is None):
             raise ConfigError(f"methods.{name}.x is {method.x}, on no axis: name suite.axis and methods.{name}.series")
         if method.runs_of and methods[method.runs_of].runs_of:
             raise ConfigError(f"methods.{name}.runs_of is '{method.runs_of}', which has no runs of its own either")

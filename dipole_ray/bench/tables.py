@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dipole_ray.bench.board import Board, Point, Way
+from dipole_ray.bench.board import Board, Point, Way, ended_in
 from dipole_ray.bench.result import DIVERGED
 from dipole_ray.bench.statistics import (
     Scores,
@@ -83,8 +83,7 @@ def _compared(board: Board, method: str, way: Way, phase: str, tasks: Sequence[s
     counts = {way.candidates or board.own_candidates(task, method) for task in tasks}
     row = [board.label(method), ", ".join(map(str, sorted(filter(None, counts))))]
     row += [with_interval(mean, *alone), with_interval(interquartile_mean, *alone)]
-    cells = {board.named_key(task, name, way.candidates) for task in tasks for name in (method, board.baseline)}
-    is_same = board.trained(method) == board.trained(board.baseline) and len(cells) == 1
+    is_same = board.is_baseline(method, way, tasks)
     both = None if is_same else board.compared([method, board.baseline], way, phase, tasks)
     if both is None:
         return [*row, DASH, DASH]
@@ -135,7 +134,9 @@ def switch_table(board: Board) -> list[str]:
                 key = board.named_key(task, method, candidates)
                 if key is None:
                     continue
-                found = [row for curve in board.curve(task, method, key).values() if (row := switch_of(curve, count))]
+                runs, curves = board.results(task, method), board.curve(task, method, key)
+                came = [curve for seed, curve in curves.items() if ended_in(runs[seed]) == "online"]
+                found = [row for curve in came if (row := switch_of(curve, count))]
                 if found:
                     before, first, after, until = np.array(found, np.float64).T
                     changes = [with_interval(mean, [values - before], sign="+") for values in (first, after)]

@@ -39,7 +39,7 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
 def check_options(args: argparse.Namespace, path: Path, kind: str) -> None:
     """Refuse options that have no effect on this kind of data, and environments that there are not."""
     if args.map and kind not in ("table", "minari"):
-        raise ConfigError(f"--map is for tables; {kind} data has fixed names: leave --map out or pass --format table")
+        raise ConfigError(f"--map is for tables; {kind} data has fixed names: leave --map out")
     if args.max_episode_steps is not None and (kind != "d4rl" or args.max_episode_steps < 1):
         raise ConfigError(
             f"--max-episode-steps {args.max_episode_steps} of {kind} data: it is the time limit, at least 1, of D4RL "

@@ -232,7 +232,7 @@ class DIPOLEConfig(AlgorithmConfig):
         return self
 
     def get_state(self) -> dict[str, Any]:
-        """Return all settings; RLlib leaves out what is -1, its mark of a deprecated key, and -1 is a shift or omega."""
+        """Return all settings; RLlib leaves out what is -1, its mark of deprecated keys, and a shift may be -1."""
         return {**super().get_state(), **{key: getattr(self, key) for key in (*AGENT_KEYS, *TRAINING_KEYS)}}
 
     def get_default_rl_module_spec(self) -> RLModuleSpec:

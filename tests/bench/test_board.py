@@ -133,9 +133,10 @@ def test_tasks_are_made_comparable_by_their_full_scores_or_not_at_all() -> None:
     assert plain(found, ["a"]) == [500.0], "alone a task keeps its own unit"
     assert board(runs, metric="return").compared(["m"], ONE, "offline", ["a", "b"]) is None
     spans = {"a": TaskConfig(full_score=1000), "b": TaskConfig(full_score=25, zero_score=-75)}
+    assert board(runs, metric="return").config.span(TaskConfig(full_score=0, zero_score=-1500)) == (-1500, 0)
     found = board(runs, metric="return", zero_score=400.0, full_score=2000.0, tasks=spans)
     assert plain(found, ["a", "b"]) == pytest.approx([100 / 6, 100.0])
-    with pytest.raises(ConfigError, match=r"above suite.zero_score \(10.0\)"):
+    with pytest.raises(ConfigError, match=r"suite.full_score is 5.0: a number above zero_score, 10.0"):
         board(runs, metric="return", zero_score=10.0, full_score=5.0)
 
 
@@ -219,6 +220,27 @@ def test_a_diverged_seed_stays_in_the_learning_curve() -> None:
     ]
 
 
+def test_a_diverged_seed_is_carried_on_as_far_as_its_own_method_goes() -> None:
+    """Another method that trains on for longer, or online, has no part in it."""
+    other = result("maze", "longer", 0, {(1.0, 1): [0.5] * 4}, chosen=(1.0, 1), points=ONLINE)
+    lost = run(1, {(1.0, 1): [0.5]}, status="diverged", phase="offline")
+    short = run(0, {(1.0, 1): [0.5] * 2}, points=OFFLINE[:2])
+    found = board([short, lost, other])
+    assert [point.learner_steps for point in found.curve("maze", "dipole", key_of(1.0, 1))[1]] == [100, 200]
+
+
+def test_the_baseline_is_not_compared_with_itself_where_its_omega_differs_by_task() -> None:
+    runs = [
+        result(task, "dipole", seed, {(1.0, 1): [0.5] * 5, (2.0, 1): [0.5] * 5}, chosen=(omega, 1))
+        for task, omega in (("lift", 1.0), ("push", 2.0))
+        for seed in (0, 1)
+    ]
+    lines = comparison_tables(board(runs, baseline="dipole"), "offline")
+    assert [line for line in lines if line.startswith("| dipole")] == [
+        "| dipole | 1 | 50.0 [50.0, 50.0] | 50.0 [50.0, 50.0] | - | - |"
+    ]
+
+
 def test_the_switch_is_read_off_a_curve() -> None:
     """As many evaluations before and after: the lowest of many would be low by chance alone."""
     points = [("offline", 0, 0.9), ("offline", 0, 0.3), ("offline", 0, 0.5)]
@@ -227,6 +249,7 @@ def test_the_switch_is_read_off_a_curve() -> None:
     assert switch_of(curve, 2) == pytest.approx((0.4, 0.2, 0.7, 9))
     assert switch_of(curve[:4], 2) is None and switch_of(curve[:3], 1) is None
     runs = [run(seed, {(1.0, 1): [0.5 + 0.1 * seed] * 4}, points=ONLINE) for seed in (0, 1)]
-    row = switch_table(board(runs, evaluations=2))[-1]
+    lost = [run(seed, {(1.0, 1): [0.9]}, points=ONLINE, status="diverged", phase="offline") for seed in (2, 3)]
+    row = switch_table(board([*runs, *lost], evaluations=2))[-1]  # what diverged before met no switch
     same, none = "55.0 [50.0, 60.0]", "+0.0 [+0.0, +0.0]"
     assert row.endswith(f"| 1 | {same} | {same} | {none} | 200 | {same} | {none} |")

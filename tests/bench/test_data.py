@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,15 @@ def test_runs_on_data_that_was_made_again_do_not_join_results_of_the_old(tmp_pat
     with pytest.raises(ConfigError, match=f"dipole on pendulum, seed 0: {old}; what is there now: {new}.*move the old"):
         run_suite(suite)
     assert len(collect_results(suite, "mine")["runs"]) == 4, "what was measured can still be reported"
+    for job in jobs:
+        if job.seed == 1:
+            (job.folder / "result.json").unlink()
+    with pytest.raises(ConfigError, match="what is there now"):
+        run_suite(suite, {"seed": ["1"]})  # a part joins the results of the others
+    for job in jobs:
+        if job.seed == 1:
+            shutil.rmtree(job.folder)
+            finish(job, old)
     collected(tmp_path / "data", seed=0)
     assert data_of(jobs[0].config) == old and run_suite(suite).finished == 4, "the same rows are the same data"
 

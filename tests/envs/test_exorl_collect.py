@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from dipole_ray.data.sources.exorl import find_episodes
+from dipole_ray.envs.collect import exorl as collect_module
 from dipole_ray.envs.collect import exploration
 from dipole_ray.envs.collect.exorl import collect_exorl
 from dipole_ray.envs.collect.rnd import Explorer, ExplorerConfig, RunningMoments
@@ -179,6 +180,19 @@ def test_episodes_of_another_seed_are_not_mixed_in(tmp_path: Path) -> None:
     assert contents(folder) == before
     collect_exorl("jaco", "random", 1, 1, tmp_path, progress=False, overwrite=True)
     assert contents(folder) != before
+
+
+def test_episodes_that_are_there_are_returned_without_a_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as on a disk that cannot be written, or while another process goes on to more."""
+    folder = collect_exorl("jaco", "random", 500, 3, tmp_path, num_workers=1, progress=False)
+
+    def taken(*_: object) -> None:
+        raise OSError("somebody else's")
+
+    monkeypatch.setattr(collect_module, "FolderLock", taken)
+    assert collect_exorl("jaco", "random", 250, 3, tmp_path, num_workers=1, progress=False) == folder
+    with pytest.raises(DatasetError, match="somebody else's"):
+        collect_exorl("jaco", "random", 750, 3, tmp_path, num_workers=1, progress=False)
 
 
 def test_the_remedies_for_a_damaged_explorer_begin_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

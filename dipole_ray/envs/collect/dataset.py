@@ -15,7 +15,7 @@ import numpy as np
 
 from dipole_ray.data.dataset import MANIFEST, read_manifest, write_dataset
 from dipole_ray.data.durable import commit_file, read_json, write_json
-from dipole_ray.data.lock import FolderLock
+from dipole_ray.data.lock import LOCK, FolderLock
 from dipole_ray.data.schema import Rows, Schema, close_trajectory
 from dipole_ray.envs.collect.registry import PENDULUM, recipe
 from dipole_ray.envs.collect.shards import Shard, keep, kept, plan, play, read
@@ -69,7 +69,7 @@ def collect(
     if not overwrite and _is_fulfilled(request, out, targets):
         return targets
     try:
-        with FolderLock(out, math.inf):
+        with FolderLock(out, math.inf, f".{name}{LOCK}"):
             if not overwrite and _is_fulfilled(request, out, targets):  # by a process that this one waited for
                 return targets
             _check_target(out, name, targets, overwrite=overwrite or work.exists())

@@ -77,12 +77,15 @@ def collect_exorl(
     folder = Path(out) / domain / algorithm
     request = {"domain": domain, "collector": ALGORITHMS[algorithm], "seed": seed}
     count = -(-steps // task.episode_steps)
+    wanted = [episode_file(folder, index, task.episode_steps) for index in range(count)]
+    if not overwrite and _recorded(folder).get("request") == request and all(map(Path.exists, wanted)):
+        return folder
     try:
         with FolderLock(folder.parent, math.inf, f".{algorithm}{LOCK}"):
             if overwrite and folder.exists():
                 shutil.rmtree(folder)
             found = _claim(folder, request, {package: version(package) for package in VERSIONS[algorithm]})
-            if all(episode_file(folder, index, task.episode_steps).exists() for index in range(count)):
+            if all(map(Path.exists, wanted)):  # by a process that this one waited for
                 return folder
             _check_versions(folder, found)
             if algorithm == "random":
@@ -123,11 +126,8 @@ def _claim(folder: Path, request: dict[str, Any], versions: dict[str, str]) -> d
     if not record.is_file() and not (buffer.is_dir() and any(buffer.iterdir())):
         buffer.mkdir(parents=True, exist_ok=True)
         write_json(record, {"request": request, "versions": versions})
-    try:
-        found = read_json(record)
-    except (OSError, ValueError):
-        found = None
-    told = found.get("request") if isinstance(found, dict) else None
+    found = _recorded(folder)
+    told = found.get("request")
     if told != request:
         known = ", ".join(f"{key} {value}" for key, value in told.items()) if isinstance(told, dict) else ""
         raise DatasetError(
@@ -136,6 +136,15 @@ def _claim(folder: Path, request: dict[str, Any], versions: dict[str, str]) -> d
         )
     made = found.get("versions")
     return made if isinstance(made, dict) else {}
+
+
+def _recorded(folder: Path) -> dict[str, Any]:
+    """Return what is written down of a folder's episodes; nothing where there is no record, or none of ours."""
+    try:
+        found = read_json(folder / RECORD)
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _check_versions(folder: Path, made: dict[str, Any]) -> None:
