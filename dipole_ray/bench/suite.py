@@ -201,12 +201,11 @@ def from_mapping(mapping: Mapping[str, Any], overrides: tuple[str, ...] = ()) ->
         overrides=overrides,
     )
     _require_known(suite)
-    for name, task in tasks.items():
-        suite.config.span(task, f"tasks.{name}")
     _require_trained(suite)
     if suite.config.paper is not None:
         published(suite.config.paper)
     for task in tasks:
+        suite.config.span(tasks[task], f"tasks.{task}")
         for method in filter(lambda name: suite.is_run(task, name), methods):
             config = suite.job(task, method, suite.config.seeds[0]).config
             try:
