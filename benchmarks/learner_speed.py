@@ -16,9 +16,11 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -102,28 +104,27 @@ def breakdown(agent: DipoleAgent, batches: list[Batch], updates: int) -> dict[st
 
         return call
 
-    plain_methods = agent._critic_targets, agent._losses, agent.optimizer.step, agent.peers.average
-    agent._critic_targets = clocked(agent._critic_targets, "targets")  # type: ignore[method-assign]
-    agent._losses = clocked(agent._losses, "losses")  # type: ignore[method-assign]
-    agent.optimizer.step = clocked(agent.optimizer.step, "step")  # type: ignore[method-assign]
-    agent.peers.average = clocked(agent.peers.average, "hook")  # type: ignore[method-assign]
+    calls: list[tuple[Any, str, str]] = [(agent, "_critic_targets", "targets"), (agent, "_losses", "losses")]
+    calls += [(agent.optimizer, "step", "step"), (agent.peers, "average", "hook")]
     totals: dict[str, float] = {}
-    for index in range(updates):
-        start = now()
-        agent.update(batches[index % len(batches)], diagnostics=False)
-        end = now()
-        targets = marks["targets end"] - marks["targets start"]
-        parts = {
-            "targets: sampling a', target critics or V": targets,
-            "forward: all losses": marks["losses end"] - marks["losses start"] - targets,
-            "backward": marks["hook start"] - marks["losses end"],
-            "gradient norm and finite check": marks["step start"] - marks["hook end"],
-            "Adam": marks["step end"] - marks["step start"],
-            "Polyak and bookkeeping": end - marks["step end"] + marks["losses start"] - start,
-        }
-        for name, seconds in parts.items():
-            totals[name] = totals.get(name, 0.0) + seconds * 1e3 / updates
-    agent._critic_targets, agent._losses, agent.optimizer.step, agent.peers.average = plain_methods  # type: ignore[method-assign]
+    with ExitStack() as stack:
+        for owner, method, name in calls:
+            stack.enter_context(patch.object(owner, method, clocked(getattr(owner, method), name)))
+        for index in range(updates):
+            start = now()
+            agent.update(batches[index % len(batches)], diagnostics=False)
+            end = now()
+            targets = marks["targets end"] - marks["targets start"]
+            parts = {
+                "targets: sampling a', target critics or V": targets,
+                "forward: all losses": marks["losses end"] - marks["losses start"] - targets,
+                "backward": marks["hook start"] - marks["losses end"],
+                "gradient norm and finite check": marks["step start"] - marks["hook end"],
+                "Adam": marks["step end"] - marks["step start"],
+                "Polyak and bookkeeping": end - marks["step end"] + marks["losses start"] - start,
+            }
+            for name, seconds in parts.items():
+                totals[name] = totals.get(name, 0.0) + seconds * 1e3 / updates
     return totals
 
 

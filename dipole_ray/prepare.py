@@ -104,6 +104,15 @@ def dataset_name(env_id: str) -> str:
     return _TASK.sub("", env_id)
 
 
+def require_dimensions(path: Path, found: Schema, expected: Schema, env_id: str, remedy: str) -> None:
+    """Raise DatasetError unless data have the dimensions of an environment."""
+    if found != expected:
+        raise DatasetError(
+            f"{path}: observations have {found.observation_dim} and actions {found.action_dim} dimensions, '{env_id}' "
+            f"has {expected.observation_dim} and {expected.action_dim}; {remedy}"
+        )
+
+
 def import_ogbench(source: Path, env: EnvConfig, out: Path, *, overwrite: bool = False) -> Path:
     """Convert an OGBench file into a dataset folder, rewarded for one task.
 
@@ -154,11 +163,7 @@ def import_exorl(source: Path, env: EnvConfig, out: Path, cache: Path) -> Path:
         )
     files, dims = find_episodes(source), env_dims(env)
     schema, expected = exorl_schema(files), Schema(dims.observation_dim, dims.action_dim)
-    if schema != expected:
-        raise DatasetError(
-            f"{files[0]}: observations have {schema.observation_dim} and actions {schema.action_dim} dimensions, "
-            f"'{env.id}' has {dims.observation_dim} and {dims.action_dim}; set env.id to a task of the data's domain"
-        )
+    require_dimensions(files[0], schema, expected, env.id, "set env.id to a task of the data's domain")
     labels, report = rewards_of(label_episodes(env.id, files, cache)), ImportReport()
     rows = read_exorl(files, labels, report=report)
     write_dataset(out, rows, schema, {"format": "exorl", "file": str(source), "env": env.id})
@@ -194,11 +199,7 @@ def import_hdf5(source: Path, env: EnvConfig, out: Path) -> Path:
         (minari_schema if kind == "minari" else d4rl_schema)(source),
         Schema(dims.observation_dim, dims.action_dim),
     )
-    if schema != expected:
-        raise DatasetError(
-            f"{source}: observations have {schema.observation_dim} and actions {schema.action_dim} dimensions, "
-            f"'{env.id}' has {dims.observation_dim} and {dims.action_dim}; set env.id to the environment of this data"
-        )
+    require_dimensions(source, schema, expected, env.id, "set env.id to the environment of this data")
     low, high = map(np.asarray, dims.action_bounds)
     if kind == "minari":
         rows = read_minari(source, action_bounds=(low, high), report=report)

@@ -95,11 +95,13 @@ class Progress:
             self.update(self._completed + n, **fields)
 
     def update(self, completed: int, **fields: Value) -> None:
-        """Set the count, and show `fields` from now on; a field set to None is no longer shown."""
+        """Set the count, which may go back, and show `fields` from now on; a field of None is no longer shown."""
         with self._lock:
             self._fields.update(fields)
             now = self._clock()
-            if completed != self._completed:
+            if completed < self._completed:  # a run that goes on from its last checkpoint
+                self._restart(completed, now)
+            elif completed > self._completed:
                 self._completed, self._last_move_s = completed, now
                 self._remember(now)
             if self._rich is not None:
@@ -110,10 +112,8 @@ class Progress:
     def begin(self, description: str, total: int | None, completed: int = 0) -> None:
         """Start another phase, whose total is known only now or differs; its rate is counted from here."""
         with self._lock:
-            self._description, self._total, self._completed = description, total, completed
-            self._first_count, self._last_move_s = completed, self._clock()
-            self._history.clear()
-            self._history.append((self._last_move_s, completed))
+            self._description, self._total = description, total
+            self._restart(completed, self._clock())
             if self._rich is not None:
                 self._show_bar()
             else:
@@ -144,6 +144,13 @@ class Progress:
         """Look for a stall once a second until the block is left."""
         while not self._finished.wait(1.0):
             self.check_stall()
+
+    def _restart(self, completed: int, now: float) -> None:
+        """Count from here: what came before does not enter the rate."""
+        self._completed = self._first_count = completed
+        self._last_move_s = now
+        self._history.clear()
+        self._history.append((now, completed))
 
     def _remember(self, now: float) -> None:
         """Add the present count to the window the rate is taken over, a few hundred points at most."""

@@ -59,6 +59,17 @@ def test_a_resumed_count_does_not_enter_the_rate() -> None:
         assert progress.rate == 5.0
 
 
+def test_a_count_that_goes_back_to_a_checkpoint_shows_no_negative_rate() -> None:
+    clock, stream = Clock(), io.StringIO()
+    with Progress("suite", total=2000, completed=1400, stream=stream, clock=clock) as progress:
+        clock.now += 10
+        progress.update(1000)
+        clock.now += 10
+        progress.update(1050)
+        assert progress.rate == 5.0
+    assert "-" not in stream.getvalue()
+
+
 def test_the_rate_follows_the_last_half_minute() -> None:
     clock = Clock()
     with Progress("online", stream=io.StringIO(), clock=clock) as progress:

@@ -22,7 +22,10 @@ def _gate(x: Tensor) -> Tensor:
 
 
 class _Gelu(torch.autograd.Function):
-    """x sigma(u) with d/dx = sigma + x sigma (1 - sigma) u'."""
+    """x sigma(u) with d/dx = sigma + x sigma (1 - sigma) u'.
+
+    torch types both methods with `*args` and their context without its tensors, whatever a function takes and keeps.
+    """
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:  # type: ignore[override]

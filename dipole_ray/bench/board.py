@@ -21,6 +21,7 @@ from dipole_ray.bench.result import DIVERGED
 
 PHASES = ("offline", "online")
 Choice = Literal["named", "tuned"]
+CHOICES: tuple[Choice, ...] = ("named", "tuned")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +81,6 @@ class Board:
     def trained(self, method: str) -> str:
         """Return the method whose runs a method shows: itself, or the one it acts differently with."""
         return self.methods[method].runs_of or method
-
-    def span(self, task: str) -> tuple[float, float] | None:
-        """Return the scores that count as 0 and as 100 per cent, None where nobody named the latter."""
-        return self.config.span(self.tasks[task])
 
     def results(self, task: str, method: str) -> dict[int, Mapping[str, Any]]:
         """Return the results of a method on a task by seed."""
@@ -233,7 +230,7 @@ class Board:
     def ways(self) -> list[Way]:
         """Return the ways of acting that any method has scores for: named omega first, then tuned."""
         pairs = [(task, method) for task in self.tasks for method in self.methods]
-        ways = [Way(choice, count) for choice in ("named", "tuned") for count in self.candidates()]  # type: ignore[arg-type]
+        ways = [Way(choice, count) for choice in CHOICES for count in self.candidates()]
         return [way for way in ways if any(len(self.scores(*pair, way, phase)) for pair in pairs for phase in PHASES)]
 
     def compared_ways(self) -> list[Way]:
@@ -270,7 +267,8 @@ class Board:
         """
         found: list[list[NDArray[np.float64]]] = [[] for _ in methods]
         for task in tasks:
-            scores, span = [self.by_seed(task, method, way, phase) for method in methods], self.span(task)
+            scores = [self.by_seed(task, method, way, phase) for method in methods]
+            span = self.config.span(self.tasks[task])
             seeds = sorted(set.intersection(*map(set, scores)))
             if not seeds or (span is None and len(tasks) > 1):
                 return None

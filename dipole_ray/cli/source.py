@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dipole_ray.errors import ConfigError, DatasetError
+from dipole_ray.errors import ConfigError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -162,9 +162,8 @@ def relabel_for(env_id: str | None) -> Any:
 def _check_environment(args: argparse.Namespace, schema: Any) -> None:
     """Refuse data whose dimensions are not those of the environment that was named."""
     expected = environment(args.env)[0]
-    if expected is not None and expected != schema:
-        raise DatasetError(
-            f"{args.source}: observations have {schema.observation_dim} and actions {schema.action_dim} dimensions, "
-            f"'{args.env}' has {expected.observation_dim} and {expected.action_dim}; name the environment that made "
-            "this data with --env"
-        )
+    if expected is not None:
+        from dipole_ray.prepare import require_dimensions
+
+        remedy = "name the environment that made this data with --env"
+        require_dimensions(args.source, schema, expected, args.env, remedy)

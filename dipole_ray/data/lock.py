@@ -6,6 +6,7 @@ import fcntl
 import logging
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
@@ -22,13 +23,16 @@ _log = logging.getLogger(__name__)
 class FolderLock:
     """Holds `folder/.lock`, which is gone when nobody does: two writers would mix two runs, or two imports."""
 
-    def __init__(self, folder: Path, wait_s: float, name: str = LOCK) -> None:
+    def __init__(
+        self, folder: Path, wait_s: float, name: str = LOCK, say: Callable[[str], None] = _log.warning
+    ) -> None:
         """Take the lock.
 
         Args:
             folder: What is written into; made if missing.
             wait_s: How long to wait for another process to end; may be infinite.
             name: The lock's file, where not all of the folder is meant.
+            say: Told in one line for whom this process waits.
 
         Raises:
             FolderTaken: Another process has it after that time.
@@ -46,7 +50,7 @@ class FolderLock:
                 )
             if time.monotonic() - told >= SILENCE_S:
                 what = folder if name == LOCK else folder / name.removeprefix(".").removesuffix(LOCK)
-                _log.warning("%s: waiting for process %s, which writes there", what, self._holder())
+                say(f"{what}: waiting for process {self._holder()}, which writes there")
                 told = time.monotonic()
             time.sleep(POLL_S)
         self._file.truncate(0)

@@ -198,7 +198,7 @@ def test_a_run_that_fails_is_named_and_tried_again(folder: Path) -> None:
 def test_runs_that_break_are_named_and_the_others_go_on(folder: Path) -> None:
     """A worker that dies is nobody's end but its run's, and a broken environment is no method's doing."""
     kinds = {"kills": "Kills", "reward": "NanReward", "observation": "NanObservation"}
-    tasks = {name: {"env": {"id": f"tests.bench.broken_envs:{kind}-v0"}} for name, kind in kinds.items()}
+    tasks = {name: {"env": {"id": f"tests.broken_envs:{kind}-v0"}} for name, kind in kinds.items()}
     data = Path(yaml.safe_load((folder / "mine.yaml").read_text())["base"]["data"]["path"])
     write_suite(folder / "broken.yaml", data, tasks={**tasks, "pendulum": {}}, methods={"dipole": {}})
     words = ("training.offline_learner_steps=20", "suite.evaluations=1", "suite.seeds=[0]")

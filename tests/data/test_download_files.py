@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -188,7 +189,7 @@ def test_an_exorl_archive_is_checked_and_kept_as_it_is(tmp_path: Path, server: F
 
 
 def test_two_downloads_at_once_fetch_once(tmp_path: Path, server: FileServer, npz: bytes) -> None:
-    server.put(NAME, npz, Fault(chunk=30_000, pause_s=0.05))
+    server.put(NAME, npz, Fault(chunk=30_000, pause_s=0.25))
     logs, done = [Log(), Log()], []
     threads = [threading.Thread(target=lambda log=log: done.append(fetch(tmp_path, server, log=log))) for log in logs]
     for thread in threads:
@@ -196,7 +197,7 @@ def test_two_downloads_at_once_fetch_once(tmp_path: Path, server: FileServer, np
     for thread in threads:
         thread.join()
     assert len(server.asked(NAME)) == 1 and sorted(item.url is None for item in done) == [False, True]
-    assert sum("another process downloads it; waiting" in log.text for log in logs) == 1
+    assert sum(f"{NAME}: waiting for process {os.getpid()}, which" in log.text for log in logs) == 1
 
 
 def test_killed_at_any_moment_a_wrong_file_is_never_there_and_the_next_command_finishes(

@@ -214,7 +214,7 @@ def test_errors_of_the_user_arrive_as_ours(pendulum: Path, tmp_path: Path) -> No
 
 
 def test_an_environment_that_always_raises_is_named_instead_of_restarted_for_ever() -> None:
-    broken = config(None, workers=1, offline_learner_steps=0).environment("tests.rllib.breaking_env:Breaks-v0")
+    broken = config(None, workers=1, offline_learner_steps=0).environment("tests.broken_envs:Raises-v0")
     algorithm = broken.build_algo()
     try:
         with pytest.raises(EnvironmentUnavailable, match="ValueError: the gripper is on fire"):

@@ -6,6 +6,7 @@ A broken transfer is continued where it broke, at once or by a later command; a 
 from __future__ import annotations
 
 import errno
+import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -14,10 +15,11 @@ from pathlib import Path
 
 from dipole_ray.data.download.catalogue import RemoteFile
 from dipole_ray.data.download.checks import Checksum, WrongFile, check_structure, published_checksum, sha256_of
-from dipole_ray.data.download.partial import Partial, sole_download
+from dipole_ray.data.download.partial import Partial
 from dipole_ray.data.download.record import read_record, record_path, write_record
 from dipole_ray.data.download.request import TransferError, address, get, shown
 from dipole_ray.data.durable import commit_file, format_bytes
+from dipole_ray.data.lock import LOCK, FolderLock
 from dipole_ray.errors import DatasetError
 from dipole_ray.progress import Progress
 
@@ -80,7 +82,8 @@ def download(
     final = folder.expanduser() / file.path
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        with sole_download(final, say), Progress(file.name, unit="kB") as progress:
+        lock = FolderLock(final.parent, math.inf, f".{final.name}{LOCK}", say)
+        with lock, Progress(file.name, unit="kB") as progress:
             transfer = _Transfer(file=file, final=final, patience=patience or Patience(), say=say, progress=progress)
             transfer.recorded = read_record(final)
             transfer.pinned = Checksum(sha256=sha256, origin="given by you") if sha256 else None

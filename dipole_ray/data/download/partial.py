@@ -1,11 +1,8 @@
-"""A file that is still arriving: its bytes, which version on which server they are of, and who may add to it."""
+"""A file that is still arriving: its bytes, and which version on which server they are of."""
 
 from __future__ import annotations
 
-import fcntl
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -80,15 +77,3 @@ class Partial:
             return Origin(**read_json(self._about))
         except (OSError, ValueError, TypeError):
             return None
-
-
-@contextmanager
-def sole_download(final: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Keep other processes from downloading the same file; waits for one that does, and says so."""
-    with final.with_name(f".{final.name}.lock").open("wb") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"{final.name}: another process downloads it; waiting for that")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

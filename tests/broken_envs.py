@@ -1,4 +1,4 @@
-"""Environments of Pendulum's size that break, as a user's own may: `tests.bench.broken_envs:Kills-v0` and others."""
+"""Environments of Pendulum's size that break, as a user's own may: `tests.broken_envs:Kills-v0` and others."""
 
 from __future__ import annotations
 
@@ -33,6 +33,13 @@ class Breaks(gymnasium.Env[np.ndarray, np.ndarray]):
         raise NotImplementedError
 
 
+class Raises(Breaks):
+    """Raises, as a user's mistake does."""
+
+    def broken(self) -> Step:
+        raise ValueError("the gripper is on fire")
+
+
 class Kills(Breaks):
     """Ends its process, as a segmentation fault of a simulator does."""
 
@@ -55,5 +62,5 @@ class NanObservation(Breaks):
         return np.full(3, np.nan, np.float32), 0.0, False, False, {}
 
 
-for kind in (Kills, NanReward, NanObservation):
+for kind in (Raises, Kills, NanReward, NanObservation):
     gymnasium.register(f"{kind.__name__}-v0", kind, max_episode_steps=40)
