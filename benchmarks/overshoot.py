@@ -14,6 +14,9 @@ Shapes: Q queries, K nearest rows, O observation dim, A action dim.
 from __future__ import annotations
 
 import argparse
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +105,7 @@ def play(
     run: Path, omegas: list[float], candidates: list[int], episodes: int, first_steps: int
 ) -> dict[str, dict[str, float]]:
     """Return the measures of every cell of one run."""
+    torch.set_num_threads(1)
     rng = np.random.default_rng(0)
     trained, near = load_policy(run), neighbourhood_of(run, rng)
     cells = [Cell("guided", omega, count) for count in candidates for omega in omegas]
@@ -157,11 +161,15 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--episodes", type=int, default=20)
     parser.add_argument("--first-steps", type=int, default=100, help="steps of each episode that are measured")
+    parser.add_argument("--processes", type=int, default=2, help="runs that play at the same time")
     parser.add_argument("--name", default="overshoot")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    played = [play(run, args.omegas, args.candidates, args.episodes, args.first_steps) for run in args.runs]
+    play_run = partial(
+        play, omegas=args.omegas, candidates=args.candidates, episodes=args.episodes, first_steps=args.first_steps
+    )
+    with ProcessPoolExecutor(args.processes, mp_context=get_context("spawn")) as pool:
+        played = list(pool.map(play_run, args.runs))
     cells = {cell: {name: summary([run[cell][name] for run in played]) for name in MEASURES} for cell in played[0]}
     shown = dict.fromkeys("/".join([*run.parts[-5:-1], "seed-*"]) for run in args.runs)  # wherever the runs lie
     options = f"--episodes {args.episodes} --first-steps {args.first_steps} --name {args.name}"
