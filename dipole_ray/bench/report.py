@@ -56,7 +56,8 @@ def write_report(source: str, overrides: Sequence[str], out: Path) -> list[Path]
     data = read_report(Path(source)) if source.endswith(".json") else collect(load_suite(source, overrides), source)
     board = board_of(data)
     if not board.runs:
-        raise ConfigError(f"{source}: no run has a result yet; start it with 'dipole bench run {source}'")
+        command = shlex.join(["dipole", "bench", "run", source, *overrides])
+        raise ConfigError(f"{source}: no run has a result yet; start it with: {command}")
     out.mkdir(parents=True, exist_ok=True)
     name = board.config.name
     pictures = draw(board, out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -46,9 +47,8 @@ def add_bench_parser(subparsers: Any) -> None:
     run = commands.add_parser("run", help=_RUN.partition("\n")[0], description=_RUN, formatter_class=raw)
     run.add_argument("suite", metavar="SUITE|FILE.yaml", help="what to run; `dipole bench list` names the suites")
     run.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings on top")
-    run.add_argument(
-        *("--only",), metavar="KIND=NAME,...", action="append", default=[], help="a part: of method, task or seed"
-    )
+    part = "a part: of method, task or seed"
+    run.add_argument("--only", metavar="KIND=NAME,...", action="append", default=[], help=part)
     run.add_argument("--address", help="Ray cluster to run on (default: RAY_ADDRESS, or a local one)")
     run.set_defaults(run=run_bench)
     report = commands.add_parser("report", help=_REPORT.partition("\n")[0], description=_REPORT, formatter_class=raw)
@@ -84,7 +84,7 @@ def run_bench(arguments: argparse.Namespace) -> int:
     if outcome.elsewhere:
         are = "is" if len(outcome.elsewhere) == 1 else "are"
         print(f"          {len(outcome.elsewhere)} {are} trained by another command: this one does not wait for it")
-    print(f"\nnext:\n  dipole bench report {' '.join([arguments.suite, *arguments.overrides])}")
+    print(f"\nnext:\n  {shlex.join(['dipole', 'bench', 'report', arguments.suite, *arguments.overrides])}")
     return 1 if outcome.failed else 0
 
 

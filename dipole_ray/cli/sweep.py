@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from typing import Any
 
 _EPILOG = """\
@@ -64,7 +65,7 @@ def run_sweep_command(arguments: argparse.Namespace) -> int:
     plan = load_plan(arguments.source, arguments.overrides)
     if arguments.address:
         os.environ["RAY_ADDRESS"] = arguments.address
-    return _finish(run_sweep(plan), " ".join([arguments.source, *arguments.overrides]))
+    return _finish(run_sweep(plan), shlex.join([arguments.source, *arguments.overrides]))
 
 
 def _explain() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -163,9 +164,14 @@ def test_the_report_says_what_the_runs_measured(folder: Path, finished: Ended) -
 
 def test_parts_and_settings_on_the_command_line(folder: Path, finished: Ended) -> None:
     training = ("training.offline_learner_steps=20", "training.online_env_steps=240")
-    words = (*training, "evaluation.every_learner_steps=40", "suite.evaluations=1", "suite.name=part")
+    shape = ("evaluation.every_learner_steps=40", "suite.evaluations=1", "suite.resources={cpus: 1}")
+    words = (*training, *shape, "suite.name=part")
+    early = bench("report", "mine.yaml", *words)
+    assert early.status == 2
+    assert shlex.split(early.err.partition("start it with: ")[2]) == ["dipole", "bench", "run", "mine.yaml", *words]
     done = bench("run", "mine.yaml", *words, "--only", "method=bc", "--only", "seed=1")
     assert done.status == 0, done.err
+    assert shlex.split(done.out.partition("next:")[2]) == ["dipole", "bench", "report", "mine.yaml", *words]
     runs = list(folder.glob("runs/bench/part/pendulum/*/seed-*"))
     assert [(path.parent.name, path.name[:6]) for path in runs] == [("ifql", "seed-1")]
     saved = yaml.safe_load((runs[0] / "run.yaml").read_text())

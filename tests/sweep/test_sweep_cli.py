@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dipole_ray.cli import main
 from dipole_ray.config import load
 from dipole_ray.mlflow_feed import connect
+from dipole_ray.sweep.outcome import Outcome
+from dipole_ray.sweep.plan import Plan
 from tests.cli.commands import dipole
 from tests.sweep.small import sweep_mapping, write_sweep
 
@@ -98,6 +102,19 @@ def test_what_could_never_be_placed_fails_at_once_with_the_arithmetic(pendulum: 
     assert "error: trial-000 could never be placed: needed 1 process of the trial of 0.5 CPU" in ended.stderr
     assert "1 learner of 1 CPU + 3 rollout workers of 50 CPU" in ended.stderr and "available " in ended.stderr
     assert not (tmp_path / "runs").exists(), "nothing was begun"
+
+
+def test_a_stopped_sweep_prints_a_command_that_a_shell_takes(
+    pendulum: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(plan: Plan) -> Outcome:
+        return Outcome(plan=plan, folder=tmp_path, finished=False, board=[], failed={}, files=[], view_command=None)
+
+    monkeypatch.setattr("dipole_ray.sweep.driver.run_sweep", stopped)
+    file = write_sweep(tmp_path / "small.yaml", sweep_mapping(pendulum, tmp_path / "runs"))
+    words = ["sweep", str(file), "space.agent.beta={grid: [1, 3]}"]
+    assert main(words) == 130
+    assert shlex.split(capsys.readouterr().out.partition("same command:")[2]) == ["dipole", *words]
 
 
 def test_help_teaches_and_mistakes_are_one_sentence(tmp_path: Path) -> None:
