@@ -34,7 +34,7 @@ _MAX_BYTES = 1 << 26
 _HOW = """\
 A score is the mean over the last {evaluations} of a phase, of {episodes} episodes each, which every seed has of its
 own. Numbers are means over seeds with 95 % stratified bootstrap intervals: percentiles of {resamples:,} resamples of
-the seeds within each task; with five seeds they are somewhat too narrow. Runs of one seed share initial networks,
+the seeds within each task; with few seeds they are somewhat too narrow. Runs of one seed share initial networks,
 batches and episodes, so a difference of means is taken, and resampled, within seeds. `omega` stood in the file before
 the run. "Tuned omega" is, for each seed, the omega with the best mean score over the *other* seeds, so that no number
 was chosen by the episodes, or the networks, that it is reported on. 1 candidate is without rejection sampling. A
