@@ -7,6 +7,7 @@ several times better than the tanh, and at these widths the activation costs a s
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,18 +25,18 @@ def _gate(x: Tensor) -> Tensor:
 class _Gelu(torch.autograd.Function):
     """x sigma(u) with d/dx = sigma + x sigma (1 - sigma) u'.
 
-    torch types both methods with `*args` and their context without its tensors, whatever a function takes and keeps.
+    torch types both methods with `*args`, whatever a function takes, and their context without its tensors.
     """
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
         gate = _gate(x)
         ctx.save_for_backward(x, gate)
         return x * gate
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:  # type: ignore[override]
-        x, gate = ctx.saved_tensors  # type: ignore[attr-defined]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        x, gate = ctx.saved_tensors
         slope = torch.addcmul(x.new_full((), _LINEAR), x, x, value=3.0 * _CUBIC).mul_(x)
         # x s (1 - s) u' + s, in place, without another buffer than the slope's.
         slope.addcmul_(slope, gate, value=-1.0).mul_(gate).add_(gate)

@@ -10,6 +10,7 @@ import importlib
 import os
 import sys
 import warnings
+from typing import Any
 
 from dipole_ray.errors import EnvironmentUnavailable
 
@@ -64,11 +65,11 @@ def _draw_nothing() -> None:
     renderer.close()
 
 
-def draw_plainly(model: object) -> None:
+def draw_plainly(model: Any) -> None:
     """Switch off shadows and multisampling of a `mujoco.MjModel`: software rendering gets 10 to 30 times faster.
 
     Has an effect only before the model's first rendering context is made.
     """
-    quality = model.vis.quality  # type: ignore[attr-defined]
+    quality = model.vis.quality
     quality.shadowsize = 0
     quality.offsamples = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -42,11 +43,11 @@ def ogbench_relabel(env_id: str, arrays: Mapping[str, np.ndarray]) -> tuple[np.n
         env.close()
 
 
-def _columns(env_id: str, arrays: Mapping[str, np.ndarray], simulation: object) -> dict[str, np.ndarray]:
+def _columns(env_id: str, arrays: Mapping[str, np.ndarray], simulation: Any) -> dict[str, np.ndarray]:
     """Return the columns the task is judged by, checked against the simulation's sizes."""
-    widths = {"qpos": int(simulation.model.nq)}  # type: ignore[attr-defined]
+    widths = {"qpos": int(simulation.model.nq)}
     if env_id.startswith(("scene", "puzzle")):
-        widths["button_states"] = int(simulation._num_buttons)  # type: ignore[attr-defined]
+        widths["button_states"] = int(simulation._num_buttons)
     columns = {}
     for name, width in widths.items():
         if name not in arrays:

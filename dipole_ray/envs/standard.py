@@ -81,7 +81,7 @@ class StandardEnv(gymnasium.Wrapper):
             info["success"] = float(success)
         return np.asarray(observation, np.float32), float(reward), bool(terminated), bool(truncated), info
 
-    def render(self) -> np.ndarray:  # type: ignore[override]
+    def render(self) -> np.ndarray:  # type: ignore[override]  # gymnasium would have rendering modes return others
         """Return the current frame, uint8 (height, width, 3).
 
         Raises:

@@ -115,6 +115,7 @@ def check_structure(path: Path, contents: Contents, on_bytes: OnBytes) -> str:
         if contents == "ogbench":
             return f"{ogbench_rows(path)} rows in {len(read_headers(path))} arrays, each as its CRC-32 says"
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
+        # NotImplementedError is zipfile's, of a compression it does not know
         raise WrongFile(f"is not a whole {path.suffixes[0]} file ({error})") from error
     except WrongFile:
         raise

@@ -33,6 +33,7 @@ _PART_BYTES = 1 << 20
 _MAX_HEADER_BYTES = 10_000
 _IS_ENCRYPTED = 1
 _BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError, NotImplementedError, RuntimeError)
+"""What zipfile, zlib and numpy raise on damage; NotImplementedError is zipfile's, of a compression it does not know."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
