@@ -4,9 +4,9 @@
     python benchmarks/unchanged.py --compare before.json         # in the checkout after it
 
 Groups: `agents` (parameters after 50 updates of every preset on fixed batches, and actions), `run` (a one-process run
-of both phases, its resume, its evaluation rows, and the resume of the run that the recorder left), `data` (imported rows
-and verdicts of every format), `help` (the texts of `--help`, and the settings). Numbers are compared bitwise: record and
-compare on one machine, with the same packages.
+of both phases, its resume, its evaluation rows, and the resume of the run that the recorder left), `data` (imported
+rows and verdicts of every format), `help` (the texts of `--help`, and the settings). Numbers are compared bitwise:
+record and compare on one machine, with the same packages.
 """
 
 from __future__ import annotations
