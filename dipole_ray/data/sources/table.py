@@ -25,6 +25,7 @@ from dipole_ray.errors import DatasetError
 
 SUFFIXES = (".parquet", ".arrow", ".feather", ".ipc")
 _BATCH_ROWS = 65_536
+_BUFFER_BYTES = 1 << 20
 _BROKEN = (pa.ArrowException, OSError, ValueError, MemoryError)
 
 
@@ -271,7 +272,7 @@ def read_batches(file: Path, choose: Callable[[list[str]], Sequence[str]]) -> It
         names = list(dict.fromkeys(choose(_names(table))))
         if isinstance(table, pq.ParquetFile):
             _check_parquet(table, names, file)
-            batches = table.iter_batches(batch_size=_BATCH_ROWS, columns=names)
+            batches = table.iter_batches(batch_size=_BATCH_ROWS, columns=names, use_threads=False)
         else:
             check_expansion(file, declared_bytes(file), "batches")
             batches = (table.get_batch(i) for i in range(table.num_record_batches))
@@ -293,7 +294,7 @@ def _check_parquet(table: pq.ParquetFile, names: list[str], file: Path) -> None:
         if not group.num_rows:
             continue
         # pyarrow's view of a column's index ends the process where that is damaged; its reader raises.
-        next(table.iter_batches(batch_size=1, row_groups=[number], columns=names), None)
+        next(table.iter_batches(batch_size=1, row_groups=[number], columns=names, use_threads=False), None)
         for column in map(group.column, leaves):
             declared += max(4 * column.num_values, 4 * group.num_rows, column.total_uncompressed_size)
     check_expansion(file, declared, f"columns {', '.join(names[:8])}")
@@ -301,11 +302,10 @@ def _check_parquet(table: pq.ParquetFile, names: list[str], file: Path) -> None:
 
 def _open_table(file: Path) -> pq.ParquetFile | pa.RecordBatchFileReader:
     try:
-        return (
-            pq.ParquetFile(file, pre_buffer=False)
-            if file.suffix == ".parquet"
-            else pa.ipc.open_file(pa.OSFile(str(file)))
-        )
+        # Nothing is read ahead and no thread decodes beside: what is held must not depend on how busy the machine is.
+        if file.suffix == ".parquet":
+            return pq.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER_BYTES)
+        return pa.ipc.open_file(pa.OSFile(str(file)), options=pa.ipc.IpcReadOptions(use_threads=False))
     except _BROKEN as error:
         raise _broken(file, error) from error
 
