@@ -26,8 +26,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from dipole_ray.data.durable import sync_directory
 from dipole_ray.errors import CheckpointError, ConfigError
+from dipole_ray.files.durable import sync
 from dipole_ray.provenance import package_versions
 
 FORMAT = 1
@@ -115,7 +115,7 @@ def write_checkpoint(
             _remove_leftovers(directory, (_REPLACED,))
             final.rename(replaced)
         writing.rename(final)
-        sync_directory(directory)
+        sync(directory)
         _remove_leftovers(directory, (_REPLACED,))
     except OSError as error:
         raise CheckpointError(
@@ -263,7 +263,7 @@ def _fill(
     }
     text = json.dumps({**body, "checksum": _checksum(body)}, indent=1)
     _write_synced(folder / STATE_FILE, text.encode())
-    sync_directory(folder)
+    sync(folder)
 
 
 def _read_state(path: Path) -> dict[str, Any]:

@@ -17,7 +17,6 @@ MLflow's step is `learner_steps`. From the first environment step on, `rollout/`
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -31,7 +30,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dipole_ray.data.durable import commit_file, read_json, write_json
+from filelock import FileLock
+
+from dipole_ray.files.durable import commit_file, read_json, write_json
 from dipole_ray.provenance import git_commit, package_versions
 from dipole_ray.settings import flatten
 
@@ -407,8 +408,7 @@ def _make_database(database: Path) -> None:
     from mlflow import MlflowClient
 
     database.parent.mkdir(parents=True, exist_ok=True)
-    with database.with_name(f".{database.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(database.with_name(f".{database.name}.lock"), fallback_to_soft=False):
         if database.exists():
             return
         beside = database.with_name(f".{database.name}.new")

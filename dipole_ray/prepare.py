@@ -13,7 +13,6 @@ import numpy as np
 
 from dipole_ray.config import DataConfig
 from dipole_ray.data.dataset import MANIFEST, open_dataset, write_dataset
-from dipole_ray.data.lock import LOCK, FolderLock
 from dipole_ray.data.schema import Schema
 from dipole_ray.data.sources.d4rl import SUFFIXES, d4rl_schema, read_d4rl
 from dipole_ray.data.sources.exorl import exorl_schema, find_episodes, is_exorl, read_exorl
@@ -26,6 +25,7 @@ from dipole_ray.envs.make import EnvConfig, env_dims
 from dipole_ray.envs.registry import family
 from dipole_ray.envs.relabel import ogbench_relabel
 from dipole_ray.errors import ConfigError, DatasetError
+from dipole_ray.files.lock import LOCK, FolderLock
 
 _log = logging.getLogger(__name__)
 Conversion = tuple[Path, Callable[[], Path]]

@@ -7,7 +7,6 @@ folder is exactly that.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
@@ -17,8 +16,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dipole_ray.data.durable import read_json
 from dipole_ray.errors import DatasetError
+from dipole_ray.files.durable import read_json, write_text
 
 FILE_NAME = "evaluation.json"
 """Name of the JSON file inside a run folder."""
@@ -161,13 +160,8 @@ def markdown(evaluation: Evaluation, *, chosen: tuple[float, int] | None = None)
 
 def write_evaluation(path: Path, evaluation: Evaluation) -> None:
     """Write the rows as JSON, replacing an older file atomically."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump({phase: list(rows) for phase, rows in evaluation.items()}, file, indent=1, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    rows = {phase: list(rows) for phase, rows in evaluation.items()}
+    write_text(path, json.dumps(rows, indent=1, allow_nan=False) + "\n")
 
 
 def read_evaluation(path: Path) -> dict[str, list[Row]]:

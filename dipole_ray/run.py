@@ -23,10 +23,10 @@ from dipole_ray import plots, report, trajectories
 from dipole_ray.checkpoint import Checkpoint, newest_valid, prune, read_checkpoint, write_checkpoint
 from dipole_ray.config import RunConfig, load
 from dipole_ray.data.dataset import read_manifest
-from dipole_ray.data.durable import commit_file
 from dipole_ray.envs.make import EnvConfig, env_dims
 from dipole_ray.errors import CheckpointError, ConfigError, EnvironmentUnavailable
 from dipole_ray.evaluation import Cell, CellResult, cells_of, chosen_cell, method_name, summarize
+from dipole_ray.files.durable import write_text
 from dipole_ray.interrupt import interruptible
 from dipole_ray.parallel import ray_session
 from dipole_ray.prepare import prepare_dataset
@@ -182,9 +182,8 @@ def _make_folder(folder: Path, config: RunConfig, *, exist_ok: bool = False) -> 
     """Make the run's folder with its config inside."""
     try:
         folder.mkdir(parents=True, exist_ok=exist_ok)
-        temporary = folder / f".{RUN_FILE}.tmp"
-        temporary.write_text(yaml.safe_dump(config.to_mapping(), sort_keys=False))
-        commit_file(temporary, folder / RUN_FILE)  # half a config would be another config
+        # Whole or not at all: half a config would be another config.
+        write_text(folder / RUN_FILE, yaml.safe_dump(config.to_mapping(), sort_keys=False))
     except OSError as error:
         raise ConfigError(
             f"run folder {folder}: cannot be made ({error.strerror}); choose another place with folder=PATH"

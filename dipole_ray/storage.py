@@ -20,8 +20,8 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from dipole_ray.data.durable import format_bytes
 from dipole_ray.errors import CheckpointError, ConfigError
+from dipole_ray.files.durable import format_bytes
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 60.0
 SILENCE_S = 60.0

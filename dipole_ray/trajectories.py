@@ -7,7 +7,6 @@ column; nothing in the file is a pickled object.
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from dipole_ray.data.sources.npz import read_headers
 from dipole_ray.errors import DatasetError
+from dipole_ray.files.durable import replacing
 
 FILE_NAME = "evaluation-paths.npz"
 """Name of the file inside a run folder."""
@@ -88,8 +88,7 @@ def maze_of(env: Any) -> Maze | None:
 
 def write_trajectories(path: Path, maze: Maze, trajectories: Sequence[Trajectory]) -> None:
     """Write the paths and their maze to one npz file, replacing an older one atomically."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
+    with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(
             file,
             walls=maze.walls,
@@ -102,9 +101,6 @@ def write_trajectories(path: Path, maze: Maze, trajectories: Sequence[Trajectory
             num_positions=np.array([len(t.positions) for t in trajectories], dtype=np.int64),
             positions=np.concatenate([np.zeros((0, 2), np.float32), *(t.positions for t in trajectories)]),
         )
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def read_trajectories(path: Path) -> tuple[Maze, list[Trajectory]]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from dipole_ray.envs.make import EnvConfig, make_env
 from dipole_ray.errors import ConfigError, EnvironmentUnavailable
 from dipole_ray.evaluation import Cell, Policy, act, episode_seed, policy_generator
+from dipole_ray.files.durable import commit_file
 from dipole_ray.policy import load_policy
 
 _BLOCK = 2  # H.264 with chroma at half resolution wants even sides, in pixels
@@ -76,7 +77,7 @@ def record_video(
                     over, length = terminated or truncated, length + 1
                     if length % frame_every == 0 or over:
                         writer.append_data(_frame(made))
-        partial.replace(path)
+        commit_file(partial, path)
     finally:
         made.close()
         partial.unlink(missing_ok=True)

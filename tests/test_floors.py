@@ -15,7 +15,7 @@ PACKAGE = Path(dipole_ray.__file__).parent
 # A room may import rooms on its own floor and below; a new file must be given its floor here.
 FLOORS = (
     {"errors", "progress", "settings", "provenance", "interrupt"},
-    {"parallel"},
+    {"parallel", "files"},
     {"agents", "data"},
     {"envs"},
     {"report", "statistics", "trajectories", "evaluation", "plots"},
@@ -34,12 +34,13 @@ ALLOWED = {
     "agents": {"torch", "numpy", "safetensors"},
     "data": {"numpy", "pyarrow", "h5py"},
     "errors": set(),
+    "files": {"filelock"},
     "settings": {"yaml"},
     "progress": {"rich"},
     "provenance": set(),
 }
 HOMES = {"ray": {"parallel", "sweep", "rllib"}, "mlflow": {"mlflow_feed"}}
-LIGHT_FOR_AGENTS_AND_DATA = {"errors", "progress", "settings"}
+LIGHT_FOR_AGENTS_AND_DATA = {"errors", "progress", "settings", "files"}
 
 HEAVY = ("torch", "ray", "mlflow", "mujoco", "gymnasium", "pyarrow", "numpy", "matplotlib")
 

@@ -14,10 +14,10 @@ import pytest
 
 from dipole_ray.config import DataConfig
 from dipole_ray.data.dataset import open_dataset
-from dipole_ray.data.lock import FolderLock
 from dipole_ray.envs.collect.exorl import collect_exorl
 from dipole_ray.envs.make import EnvConfig
 from dipole_ray.errors import ConfigError, DatasetError
+from dipole_ray.files.lock import FolderLock
 from dipole_ray.prepare import prepare_dataset
 from tests.synthetic import ogbench_arrays, write_ogbench
 

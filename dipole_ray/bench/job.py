@@ -21,9 +21,9 @@ from dipole_ray import settings
 from dipole_ray.bench.data import data_of
 from dipole_ray.bench.result import DIVERGED, FINISHED, RESULT_FILE, read_result, result_of
 from dipole_ray.config import RunConfig, load
-from dipole_ray.data.durable import write_json
-from dipole_ray.data.lock import FolderLock
 from dipole_ray.errors import ConfigError, EnvironmentFault, FolderTaken, NonFiniteError
+from dipole_ray.files.durable import write_json
+from dipole_ray.files.lock import FolderLock
 from dipole_ray.mlflow_feed import METRICS_FILE
 from dipole_ray.resume import config_differences
 from dipole_ray.run import RUN_FILE, train_in

@@ -24,8 +24,8 @@ from dipole_ray.bench.job import stored
 from dipole_ray.bench.pictures import draw
 from dipole_ray.bench.statistics import RESAMPLES
 from dipole_ray.bench.suite import Suite, load_suite, published
-from dipole_ray.data.durable import commit_file, read_json
 from dipole_ray.errors import ConfigError, DatasetError
+from dipole_ray.files.durable import read_json, write_text
 from dipole_ray.provenance import git_commit, package_versions
 
 FORMAT = 1
@@ -61,8 +61,8 @@ def write_report(source: str, overrides: Sequence[str], out: Path) -> list[Path]
     out.mkdir(parents=True, exist_ok=True)
     name = board.config.name
     pictures = draw(board, out)
-    _write(out / f"{name}.json", as_json(data))
-    _write(out / f"{name}.md", markdown(data, board, pictures))
+    write_text(out / f"{name}.json", as_json(data))
+    write_text(out / f"{name}.md", markdown(data, board, pictures))
     return [out / f"{name}.md", out / f"{name}.json", *pictures]
 
 
@@ -215,10 +215,3 @@ def as_json(data: Mapping[str, Any]) -> str:
     head = json.dumps({key: value for key, value in data.items() if key != "runs"}, indent=1, allow_nan=False)
     runs = ",\n".join(json.dumps(run, separators=(",", ":"), allow_nan=False) for run in data["runs"])
     return head.removesuffix("\n}") + ',\n "runs": [\n' + runs + "\n]\n}\n"
-
-
-def _write(path: Path, text: str) -> None:
-    """Replace a file at once."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    commit_file(temporary, path)

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from dipole_ray.config import RunConfig, TrainingConfig
-from dipole_ray.data.durable import read_json
 from dipole_ray.errors import DatasetError
 from dipole_ray.evaluation import cells_of, chosen_cell
+from dipole_ray.files.durable import read_json
 from dipole_ray.provenance import git_commit, package_versions
 from dipole_ray.rllib.evaluate import cell_key
 from dipole_ray.tracking import read_metrics

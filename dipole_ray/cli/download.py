@@ -135,7 +135,7 @@ def _checksums(words: Sequence[str], files: Sequence[RemoteFile]) -> dict[str, s
 
 
 def _report(done: Downloaded) -> None:
-    from dipole_ray.data.durable import format_bytes
+    from dipole_ray.files.durable import format_bytes
 
     came = "was here already" if done.url is None else f"from {done.url}"
     print(f"{done.path}: {format_bytes(done.size)}, {came}\n  sha256 {done.sha256}\n  {done.verified}", flush=True)

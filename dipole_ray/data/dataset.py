@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from dipole_ray.data.durable import format_bytes, read_json, sync_directory, write_json
-from dipole_ray.data.lock import LOCK, FolderLock
 from dipole_ray.data.quarantine import Quarantined, describe_damage, restore_hint, warn_once
 from dipole_ray.data.schema import Rows, Schema, concatenate, validate_rows
 from dipole_ray.data.segment import SegmentEntry, open_segment, write_segment
 from dipole_ray.errors import ConfigError, CorruptSegment, DatasetError
+from dipole_ray.files.durable import format_bytes, read_json, sync, write_json
+from dipole_ray.files.lock import LOCK, FolderLock
 
 FORMAT = "dipole-dataset"
 FORMAT_VERSION = 1
@@ -330,4 +330,4 @@ def _discard_unnamed(directory: Path) -> None:
     for path in directory.iterdir():
         if _is_ours(path) and path.name not in kept:
             path.unlink()
-    sync_directory(directory)
+    sync(directory)

@@ -16,10 +16,10 @@ from typing import IO
 import numpy as np
 import pyarrow as pa
 
-from dipole_ray.data.durable import commit_file, format_bytes
 from dipole_ray.data.schema import Rows, Schema
 from dipole_ray.data.segment import ColumnLayout, map_columns, record_batch
 from dipole_ray.errors import ConfigError, CorruptSegment, DatasetError
+from dipole_ray.files.durable import format_bytes, replacing
 
 LOCK_WAIT_S = 20.0
 """How long a ring's last owner may take to go: a killed process keeps its lock until its pages are unmapped."""
@@ -40,7 +40,6 @@ def create_ring_file(path: Path, schema: Schema, num_rows: int) -> None:
     layout = ring_layout(schema)
     sizes = {name: num_rows * dtype.itemsize * (shape[0] if shape else 1) for name, (dtype, shape) in layout.items()}
     needed = sum(sizes.values()) + _METADATA_BYTES
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(path.parent).free
@@ -49,10 +48,9 @@ def create_ring_file(path: Path, schema: Schema, num_rows: int) -> None:
                 f"{path}: a ring of {num_rows} rows takes {format_bytes(needed)}, the disk has {format_bytes(free)} "
                 "free; lower the replay capacity or choose another disk"
             )
-        _write_empty(temporary, layout, sizes, num_rows)
-        commit_file(temporary, path)
+        with replacing(path) as temporary:
+            _write_empty(temporary, layout, sizes, num_rows)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise DatasetError(
             f"{path}: cannot make the replay's ring of {format_bytes(needed)} ({error.strerror or error}); "
             "free space, lower the replay capacity or choose another folder"

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dipole_ray.data.durable import commit_file
 from dipole_ray.data.schema import Rows, Schema, remaining_steps
 from dipole_ray.data.sources.arrow_index import declared_bytes
 from dipole_ray.errors import CorruptSegment
+from dipole_ray.files.durable import commit_file
 
 _CHUNK_BYTES = 1 << 24
 

@@ -14,6 +14,8 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from dipole_ray.files.durable import replacing
+
 DPI = 150
 """Dots per inch of every picture."""
 
@@ -73,9 +75,8 @@ def new_figure(width: float, height: float) -> Figure:
 def save(figure: Figure, path: Path) -> Path:
     """Write the figure as PNG, replacing an older file atomically, and return the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    figure.savefig(partial, format="png", dpi=DPI)
-    partial.replace(path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=DPI)
     return path
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import yaml
 
 from dipole_ray import settings
-from dipole_ray.data.durable import commit_file
-from dipole_ray.data.lock import FolderLock
 from dipole_ray.envs.make import env_dims
 from dipole_ray.errors import ConfigError
+from dipole_ray.files.durable import write_text
+from dipole_ray.files.lock import FolderLock
 from dipole_ray.mlflow_feed import redacted
 from dipole_ray.parallel import ray_session
 from dipole_ray.prepare import prepare_dataset
@@ -151,9 +151,7 @@ def _write_plan(folder: Path, plan: Plan) -> None:
     """Write the plan as a file that `dipole sweep` takes."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".{PLAN_FILE}.tmp"
-        temporary.write_text(yaml.safe_dump(plan.to_mapping(), sort_keys=False))
-        commit_file(temporary, folder / PLAN_FILE)
+        write_text(folder / PLAN_FILE, yaml.safe_dump(plan.to_mapping(), sort_keys=False))
     except OSError as error:
         raise ConfigError(
             f"sweep folder {folder}: cannot be written ({error.strerror}); choose another place with folder=PATH"

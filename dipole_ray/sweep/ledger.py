@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from dipole_ray.data.durable import read_json, write_json
 from dipole_ray.errors import CheckpointError
+from dipole_ray.files.durable import read_json, write_json
 from dipole_ray.sweep.space import Values
 
 SWEEP_FILE, TRIAL_FILE, TRIALS = "sweep.json", "trial.json", "trials"

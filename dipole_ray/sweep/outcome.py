@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from dipole_ray.data.durable import commit_file
+from dipole_ray.files.durable import write_text
 from dipole_ray.plots.parallel import Line, draw_parallel
 from dipole_ray.plots.surface import Point, draw_surface
 from dipole_ray.sweep.leaderboard import Standing, standings, to_csv, to_plain
@@ -44,11 +44,11 @@ def write_outcome(plan: Plan, ledger: Ledger, *, finished: bool, view_command: s
     folder, board = ledger.folder, standings(plan, ledger)
     files: list[Path] = []
     if board:
-        files.append(_write(folder / "leaderboard.json", json.dumps(to_plain(plan, board), indent=1) + "\n"))
-        files.append(_write(folder / "leaderboard.csv", to_csv(plan, board)))
+        files.append(write_text(folder / "leaderboard.json", json.dumps(to_plain(plan, board), indent=1) + "\n"))
+        files.append(write_text(folder / "leaderboard.csv", to_csv(plan, board)))
         files += _draw(plan, folder, board)
         if board[0].status == "done":
-            files.append(_write(folder / BEST_FILE, best_config(plan, board[0])))
+            files.append(write_text(folder / BEST_FILE, best_config(plan, board[0])))
     return Outcome(
         plan=plan,
         folder=folder,
@@ -105,11 +105,3 @@ def _draw(plan: Plan, folder: Path, board: list[Standing]) -> list[Path]:
         path = folder / "parallel.png"
         pictures.append(draw_parallel(lines, path, label=label, mode=plan.sweep.mode, title=title))
     return pictures
-
-
-def _write(path: Path, text: str) -> Path:
-    """Replace a file at once."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    commit_file(temporary, path)
-    return path

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dipole_ray.config import RunConfig
-from dipole_ray.data.durable import read_json
+from dipole_ray.files.durable import read_json
 from dipole_ray.mlflow_feed import METRICS_FILE, STATE_FILE, connect
 from dipole_ray.sweep.ledger import TRIALS, Ledger, Record
 from dipole_ray.sweep.plan import Plan

@@ -17,9 +17,9 @@ import yaml
 from dipole_ray import report
 from dipole_ray.checkpoint import Checkpoint, newest_valid, prune, read_checkpoint, write_checkpoint
 from dipole_ray.config import RunConfig
-from dipole_ray.data.durable import commit_file, write_json
-from dipole_ray.data.lock import FolderLock
 from dipole_ray.evaluation import Cell, cells_of, method_name, summarize
+from dipole_ray.files.durable import write_json, write_text
+from dipole_ray.files.lock import FolderLock
 from dipole_ray.prepare import prepare_dataset
 from dipole_ray.report import Row
 from dipole_ray.rllib.algorithm import RING_FILE
@@ -208,9 +208,7 @@ class TrialRun:
 
     def _write_config(self) -> None:
         """Write the run's config with the values of now."""
-        temporary = self.folder / f".{RUN_FILE}.tmp"
-        temporary.write_text(yaml.safe_dump(self.config.to_mapping(), sort_keys=False))
-        commit_file(temporary, self.folder / RUN_FILE)
+        write_text(self.folder / RUN_FILE, yaml.safe_dump(self.config.to_mapping(), sort_keys=False))
 
     def _continue(self, checkpoint: Checkpoint) -> None:
         """Take everything back from this trial's own checkpoint."""

@@ -14,7 +14,7 @@ from dipole_ray.bench.config import MethodConfig, TaskConfig
 from dipole_ray.bench.result import read_result, result_of
 from dipole_ray.bench.suite import from_mapping
 from dipole_ray.config import RunConfig
-from dipole_ray.data.durable import write_json
+from dipole_ray.files.durable import write_json
 from dipole_ray.provenance import package_versions
 from tests.bench.results import board, key_of, result
 from tests.bench.small import suite_mapping

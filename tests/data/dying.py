@@ -11,12 +11,13 @@ from types import FrameType
 from typing import Any
 
 from dipole_ray.data import ring
+from dipole_ray.files import durable
 
-FOLDER = str(Path(ring.__file__).parent)
+FOLDERS = tuple(str(Path(module.__file__).parent) for module in (ring, durable))
 
 
 def die_at(work: Callable[[Callable[[], None]], None], line: int) -> tuple[int, bool]:
-    """Fork, run `work` in the child and kill it before the line numbered `line` of those it executes in the data room.
+    """Fork, run `work` in the child and kill it before the line numbered `line` of those it executes in data and files.
 
     Args:
         work: Gets a function that it calls after each step that it has seen acknowledged.
@@ -58,6 +59,6 @@ def _kill_before(line: int) -> None:
         return trace_line
 
     def trace_call(frame: FrameType, event: str, argument: Any) -> Any:
-        return trace_line if frame.f_code.co_filename.startswith(FOLDER) else None
+        return trace_line if frame.f_code.co_filename.startswith(FOLDERS) else None
 
     sys.settrace(trace_call)

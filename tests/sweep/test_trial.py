@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from dipole_ray.checkpoint import newest_valid, read_checkpoint
-from dipole_ray.data.lock import FolderLock
 from dipole_ray.errors import ConfigError
+from dipole_ray.files.lock import FolderLock
 from dipole_ray.policy import load_policy
 from dipole_ray.sweep.plan import Plan
 from dipole_ray.sweep.trial import TrialRun

@@ -18,9 +18,9 @@ from dipole_ray.data.download.checks import Checksum, WrongFile, check_structure
 from dipole_ray.data.download.partial import Partial
 from dipole_ray.data.download.record import read_record, record_path, write_record
 from dipole_ray.data.download.request import TransferError, address, get, shown
-from dipole_ray.data.durable import commit_file, format_bytes
-from dipole_ray.data.lock import LOCK, FolderLock
 from dipole_ray.errors import DatasetError
+from dipole_ray.files.durable import commit_file, format_bytes
+from dipole_ray.files.lock import LOCK, FolderLock
 from dipole_ray.progress import Progress
 
 MAX_WAIT_S = 8.0

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from dipole_ray.data.download.request import Answer, shown
-from dipole_ray.data.durable import read_json, write_json
+from dipole_ray.files.durable import read_json, write_json
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,7 +7,7 @@ from datetime import date
 from pathlib import Path
 
 from dipole_ray.data.download.checks import Checksum
-from dipole_ray.data.durable import read_json, write_json
+from dipole_ray.files.durable import read_json, write_json
 
 
 def record_path(final: Path) -> Path:

@@ -18,9 +18,9 @@ from typing import Any, TypeAlias
 import h5py
 import numpy as np
 
-from dipole_ray.data.durable import format_bytes
 from dipole_ray.data.sources.npz import check_expansion
 from dipole_ray.errors import DatasetError
+from dipole_ray.files.durable import format_bytes
 
 Group: TypeAlias = h5py.Group
 

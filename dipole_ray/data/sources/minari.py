@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from dipole_ray.data.durable import read_json
 from dipole_ray.data.schema import Rows, Schema, concatenate
 from dipole_ray.data.sources.actions import ActionBounds, note_scale, scale_actions
 from dipole_ray.data.sources.minari_storage import MAIN_FILE, STEPS, arrow_episodes, hdf5_episodes
 from dipole_ray.data.sources.pieces import Block, ImportReport, NonFinitePolicy, finish_block, to_float32
 from dipole_ray.data.sources.transitions import Arrays, close_trajectories
 from dipole_ray.errors import ConfigError, DatasetError
+from dipole_ray.files.durable import read_json
 
 METADATA = "metadata.json"
 CHUNK_ROWS = 10_000

@@ -20,8 +20,8 @@ from typing import IO
 
 import numpy as np
 
-from dipole_ray.data.durable import format_bytes
 from dipole_ray.errors import DatasetError
+from dipole_ray.files.durable import format_bytes
 
 MAX_EXPANSION = 100
 """A file that declares more than this many times its own size is refused (real recordings compress below 20)."""

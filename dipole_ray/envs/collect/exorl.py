@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from dipole_ray.data.durable import commit_file, read_json, write_json
-from dipole_ray.data.lock import LOCK, FolderLock
 from dipole_ray.envs.collect.episode import Columns, env_seed
 from dipole_ray.envs.exorl.tasks import DOMAINS, Domain, primary_task
 from dipole_ray.envs.make import make_env
 from dipole_ray.envs.standard import StandardEnv
 from dipole_ray.errors import ConfigError, DatasetError
+from dipole_ray.files.durable import read_json, replacing, write_json
+from dipole_ray.files.lock import LOCK, FolderLock
 from dipole_ray.parallel import map_tasks
 
 ALGORITHMS = {"random": "uniform-1", "rnd": "rnd-1"}
@@ -195,11 +195,9 @@ def episode_file(folder: Path, index: int, steps: int) -> Path:
 
 def write_episode(path: Path, columns: Columns) -> None:
     """Write an episode, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
     arrays: dict[str, Any] = dict(columns)
-    with temporary.open("wb") as file:
+    with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)
-    commit_file(temporary, path)
 
 
 def episode_seed(seed: int, index: int) -> np.random.SeedSequence:

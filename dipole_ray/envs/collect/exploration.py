@@ -12,7 +12,6 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from dipole_ray.agents.state import restore_generator
-from dipole_ray.data.durable import commit_file
 from dipole_ray.envs.collect.episode import Columns
 from dipole_ray.envs.collect.exorl import Recorder, episode_file, episode_seed, write_episode
 from dipole_ray.envs.collect.rnd import Explorer, ExplorerConfig
@@ -20,6 +19,7 @@ from dipole_ray.envs.exorl.tasks import Domain, primary_task
 from dipole_ray.envs.make import make_env
 from dipole_ray.envs.standard import StandardEnv
 from dipole_ray.errors import CheckpointError, DatasetError
+from dipole_ray.files.durable import replacing
 from dipole_ray.progress import Progress
 
 STATE = "explorer.safetensors"
@@ -119,9 +119,8 @@ def _episode(
 def _save(explorer: Explorer, episodes: int, folder: Path) -> None:
     """Write the state after `episodes` episodes over the one before."""
     tensors = explorer.tensors() | {"generator": explorer.generator.get_state(), "episodes": torch.tensor(episodes)}
-    temporary = folder / f".{STATE}.tmp"
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
-    commit_file(temporary, folder / STATE)
+    with replacing(folder / STATE) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
 
 
 def _restore(explorer: Explorer, experience: Experience, domain: Domain, count: int, folder: Path) -> int:

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from dipole_ray.data.durable import commit_file
 from dipole_ray.envs.collect.episode import Columns
 from dipole_ray.envs.collect.registry import Recipe, recipe
+from dipole_ray.files.durable import replacing
 
 SHARD_TRANSITIONS = 10_000
 """Transitions of a full shard: seconds to half a minute of work."""
@@ -94,13 +94,11 @@ def _episode_seed(shard: Shard, episode: int) -> np.random.SeedSequence:
 def keep(shard: Shard, episodes: list[Columns], folder: Path) -> Path:
     """Write the episodes of `shard` to its file in `folder`, whole or not at all."""
     path = folder / shard.file_name
-    temporary = path.with_name(f".{path.name}.tmp")
     arrays: dict[str, Any] = {}
     for number, columns in enumerate(episodes):
         arrays.update({f"{number}/{name}": column for name, column in columns.items()})
-    with temporary.open("wb") as file:
+    with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)
-    commit_file(temporary, path)
     return path
 
 

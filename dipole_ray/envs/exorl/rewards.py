@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from dipole_ray.data.durable import commit_file
-from dipole_ray.data.lock import FolderLock
 from dipole_ray.data.sources.exorl import episode_steps, physics_digest, read_arrays
 from dipole_ray.envs.exorl.relabel import exorl_rewards
 from dipole_ray.envs.exorl.tasks import PREFIX, domain_of
 from dipole_ray.errors import DatasetError
+from dipole_ray.files.durable import replacing
+from dipole_ray.files.lock import FolderLock
 from dipole_ray.parallel import map_tasks
 
 RULES = 1
@@ -143,8 +143,6 @@ def _saved(block: Block) -> Path | None:
 
 
 def _save(block: Block, rewards: np.ndarray) -> Path:
-    temporary = block.kept.with_name(f".{block.kept.name}.tmp")
-    with temporary.open("wb") as file:
+    with replacing(block.kept) as temporary, temporary.open("wb") as file:
         np.save(file, rewards)
-    commit_file(temporary, block.kept)
     return block.kept

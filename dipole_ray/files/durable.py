@@ -6,12 +6,13 @@ import contextlib
 import errno
 import json
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 
-def sync_file(path: Path) -> None:
-    """Force the contents of `path` to the disk."""
+def sync(path: Path) -> None:
+    """Force the contents of a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -19,28 +20,39 @@ def sync_file(path: Path) -> None:
         os.close(descriptor)
 
 
-def sync_directory(directory: Path) -> None:
-    """Force the names in `directory` to the disk, so that a rename survives a power cut."""
-    sync_file(directory)
-
-
 def commit_file(temporary: Path, final: Path) -> None:
     """Make a finished temporary file durable under its final name, replacing what stood there."""
-    sync_file(temporary)
+    sync(temporary)
     temporary.replace(final)
-    sync_directory(final.parent)
+    sync(final.parent)  # or the new name may be lost in a power cut
 
 
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write `value` to `path` atomically and durably; a disk that refuses leaves what was there before."""
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give the path of a temporary file, which becomes `path` when the block ends, replacing what stood there.
+
+    If the block or the disk fails, the temporary file is removed and `path` stays as it was.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+        yield temporary
         commit_file(temporary, path)
-    except OSError:
+    except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a text in UTF-8, whole or not at all, and return the path."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write JSON values, whole or not at all."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def read_json(path: Path, max_bytes: int = 1 << 23) -> Any:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import logging
 import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
+
+from filelock import FileLock, Timeout
 
 from dipole_ray.errors import ConfigError, FolderTaken
 
@@ -17,6 +18,8 @@ LOCK = ".lock"
 POLL_S, PATIENCE_S, SILENCE_S = 0.2, 1.0, 30.0
 """Between two tries; before the first word about the wait; between two of them."""
 
+_WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What a file system answers that locks no files, such as NFS without its lock service."""
 _log = logging.getLogger(__name__)
 
 
@@ -40,7 +43,8 @@ class FolderLock:
             OSError: The folder cannot be written.
         """
         self._path = folder / name
-        self._file: IO[str]
+        # Any thread may give it back; and a marker file in place of a lock would outlive a killed process.
+        self._lock = FileLock(self._path, thread_local=False, fallback_to_soft=False)
         start = time.monotonic()
         told = start + PATIENCE_S - SILENCE_S
         while not self._taken():
@@ -53,16 +57,14 @@ class FolderLock:
                 say(f"{what}: waiting for process {self._holder()}, which writes there")
                 told = time.monotonic()
             time.sleep(POLL_S)
-        self._file.truncate(0)
-        self._file.write(str(os.getpid()))
-        self._file.flush()
+        self._path.write_text(str(os.getpid()), encoding="utf-8")
 
     def release(self) -> None:
         """Give the lock back; twice does nothing."""
-        if not self._file.closed:
+        if self._lock.is_locked:
             with suppress(OSError):  # while it is held: whoever waits sees that the file is no longer the one
                 self._path.unlink()
-            self._file.close()
+            self._lock.release()
 
     def __enter__(self) -> FolderLock:
         return self
@@ -71,25 +73,18 @@ class FolderLock:
         self.release()
 
     def _taken(self) -> bool:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self._file = self._path.open("a+", encoding="utf-8")
-        except FileNotFoundError:  # the folder was removed again
+            self._lock.acquire(blocking=False)
+        except (Timeout, FileNotFoundError):  # somebody has it; or the folder was removed again
             return False
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(self._file.fileno()), self._path.stat()):
-                return True
-        except (BlockingIOError, FileNotFoundError):
-            pass
         except OSError as error:
-            self._file.close()
+            if error.errno not in _WITHOUT_LOCKS:
+                raise
             raise ConfigError(
                 f"{self._path}: this file system locks no files ({error.strerror}), so two processes could mix what "
                 "they write: mount NFS as version 4, or choose another place"
             ) from error
-        self._file.close()
-        return False
+        return True
 
     def _holder(self) -> str:
         """Return the process that has the lock, as far as it says."""
