@@ -18,6 +18,17 @@ from dipole_ray.provenance import package_versions
 from dipole_ray.settings import flatten, merge, to_mapping
 
 ABSENT = "(absent)"
+FIXED = (
+    "env",
+    "seed",
+    "agent.algorithm",
+    "agent.hidden_dims",
+    "agent.num_critics",
+    "agent.weight_scheme",
+    "agent.train_bc",
+    "agent.observation_normalization",
+)
+"""Settings of a run that its checkpoints cannot be continued without."""
 
 _log = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ FLOORS = (
     {"policy", "video"},
     {"config"},
     {"prepare", "rllib"},
-    {"run", "sweep"},
+    {"runs", "sweep"},
     {"bench"},
     {"doctor", "cli"},
 )

@@ -15,8 +15,7 @@ from dipole_ray.data.replay import Replay
 from dipole_ray.data.schema import Schema, close_trajectory
 from dipole_ray.errors import CheckpointError, ConfigError
 from dipole_ray.provenance import package_versions
-from dipole_ray.resume import config_differences, guard_resume, saved_config, version_differences, warn_of
-from dipole_ray.run import FIXED
+from dipole_ray.resume import FIXED, config_differences, guard_resume, saved_config, version_differences, warn_of
 from dipole_ray.settings import to_mapping
 
 SAVED: dict[str, Any] = {

@@ -7,16 +7,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dipole_ray import settings
 from dipole_ray.config import RunConfig
 from dipole_ray.data.dataset import read_manifest
 from dipole_ray.errors import ConfigError
 from dipole_ray.prepare import find_dataset
-
-
-def data_key(config: RunConfig) -> str:
-    """Return what says where a run's data comes from, the same for runs that share it."""
-    return json.dumps([settings.to_mapping(config.data), settings.to_mapping(config.env)])
+from dipole_ray.runs.build import data_key
 
 
 def data_of(config: RunConfig) -> str | None:

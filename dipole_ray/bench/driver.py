@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dipole_ray.bench.data import data_key, require_same_data
+from dipole_ray.bench.data import require_same_data
 from dipole_ray.bench.job import ELSEWHERE, FAILED, Job, located, progress_of, stored, train, without_result
 from dipole_ray.bench.result import DIVERGED
 from dipole_ray.bench.suite import Suite
 from dipole_ray.envs.make import env_dims
 from dipole_ray.parallel import map_tasks, ray_session
-from dipole_ray.prepare import prepare_dataset
-from dipole_ray.run import require_fit
+from dipole_ray.runs.build import prepare_datasets
 from dipole_ray.storage import require_lasting
 
 
@@ -57,7 +56,7 @@ def run_suite(suite: Suite, only: Mapping[str, Sequence[str]] | None = None) -> 
     for env in {job.config.env for job in left}:
         env_dims(env)  # what can be refused is refused before data is made and Ray started
     with ray_session():
-        _prepare(left)
+        prepare_datasets(located(job.config) for job in left)
         require_same_data(configs, done)  # once more: what was converted just now could not be compared before
         results = map_tasks(
             train,
@@ -87,16 +86,6 @@ def standing(suite: Suite) -> dict[str, Counter[str]]:
 def _lost(job: Job, words: str) -> dict[str, Any]:
     """Return what stands for the result of a run whose worker kept dying."""
     return without_result(job, FAILED, f"{words}: give each run more room with suite.resources.cpus")
-
-
-def _prepare(jobs: Sequence[Job]) -> None:
-    """Make the datasets once, before many runs ask for them at the same time."""
-    seen = set()
-    for job in jobs:
-        config = located(job.config)
-        if data_key(config) not in seen:
-            seen.add(data_key(config))
-            require_fit(prepare_dataset(config.data, config.env), config.env)
 
 
 def _outcome(suite: Suite, jobs: Sequence[Job], results: Sequence[dict[str, Any] | None]) -> Outcome:

@@ -26,7 +26,8 @@ from dipole_ray.files.durable import write_json
 from dipole_ray.files.lock import FolderLock
 from dipole_ray.mlflow_feed import METRICS_FILE
 from dipole_ray.resume import config_differences
-from dipole_ray.run import RUN_FILE, train_in
+from dipole_ray.runs.run import train_in
+from dipole_ray.runs.session import RUN_FILE
 
 LOCK_WAIT_S = 120.0
 """Longest wait for the process that trained this run before; Ray ends it soon after its driver was killed."""

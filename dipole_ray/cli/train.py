@@ -43,7 +43,7 @@ def run_train(arguments: argparse.Namespace) -> int:
         return _explain()
     from dipole_ray.config import load, presets
     from dipole_ray.errors import ConfigError
-    from dipole_ray.run import resume_run, start_run
+    from dipole_ray.runs.run import resume_run, start_run
 
     words = [word for word in (arguments.source, *arguments.overrides) if word is not None]
     source = words.pop(0) if words and "=" not in words[0] else None

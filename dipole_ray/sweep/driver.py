@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 from dataclasses import replace
@@ -18,9 +17,8 @@ from dipole_ray.files.durable import write_text
 from dipole_ray.files.lock import FolderLock
 from dipole_ray.mlflow_feed import redacted
 from dipole_ray.parallel import ray_session
-from dipole_ray.prepare import prepare_dataset
 from dipole_ray.progress import Progress
-from dipole_ray.run import require_fit
+from dipole_ray.runs.build import prepare_datasets
 from dipole_ray.storage import require_lasting
 from dipole_ray.sweep.ledger import Ledger, records_of
 from dipole_ray.sweep.outcome import Outcome, write_outcome
@@ -127,13 +125,7 @@ def _check(plan: Plan, ledger: Ledger) -> None:
 
     trials = [(record.id, record.values) for record in ledger.unfinished()] or [("a trial", {})]
     require_placeable(plan, trials)
-    seen = set()
-    for _, values in trials:
-        config = plan.run_config(values)
-        key = json.dumps([settings.to_mapping(config.data), settings.to_mapping(config.env)])
-        if key not in seen:
-            seen.add(key)
-            require_fit(prepare_dataset(config.data, config.env), config.env)
+    prepare_datasets(plan.run_config(values) for _, values in trials)
 
 
 def _with_tracking(plan: Plan) -> Plan:

@@ -14,7 +14,7 @@ from typing import Any
 from dipole_ray import settings
 from dipole_ray.config import RunConfig, read_yaml, sweep_presets
 from dipole_ray.errors import ConfigError
-from dipole_ray.run import FIXED
+from dipole_ray.resume import FIXED
 from dipole_ray.sweep.config import SweepConfig
 from dipole_ray.sweep.space import Domain, Values, draw, read_domain
 

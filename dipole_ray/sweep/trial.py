@@ -12,27 +12,22 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dipole_ray import report
-from dipole_ray.checkpoint import Checkpoint, newest_valid, prune, read_checkpoint, write_checkpoint
-from dipole_ray.config import RunConfig
-from dipole_ray.evaluation import Cell, cells_of, method_name, summarize
-from dipole_ray.files.durable import write_json, write_text
+from dipole_ray.checkpoint import Checkpoint, newest_valid, read_checkpoint
+from dipole_ray.evaluation import cells_of
+from dipole_ray.files.durable import write_json
 from dipole_ray.files.lock import FolderLock
 from dipole_ray.prepare import prepare_dataset
 from dipole_ray.report import Row
 from dipole_ray.rllib.algorithm import RING_FILE
-from dipole_ray.rllib.build import build_algorithm
-from dipole_ray.rllib.evaluate import cell_metrics, play
-from dipole_ray.run import RUN_FILE
-from dipole_ray.storage import persist
+from dipole_ray.rllib.evaluate import cell_metrics
+from dipole_ray.runs.session import CHECKPOINTS, Session, write_config
 from dipole_ray.sweep.ledger import TRIAL_FILE
 from dipole_ray.sweep.plan import Plan
 from dipole_ray.sweep.scoring import best_row, cell_of, metric_of
 from dipole_ray.sweep.space import Values
 from dipole_ray.sweep.tracking import trial_tracker
-from dipole_ray.tracking import Status
+from dipole_ray.tracking import Status, Tracker
 
 LOCK_WAIT_S = 120.0
 """Longest wait for the process that trained this trial before; Ray ends it soon after its driver was killed."""
@@ -40,7 +35,7 @@ CLOSE_S = 5.0
 """Longest wait for MLflow at the end of a trial; the sweep delivers what is left."""
 
 
-class TrialRun:
+class TrialRun(Session):
     """A trial while it trains."""
 
     def __init__(
@@ -63,28 +58,37 @@ class TrialRun:
             run_key: Finds the sweep's MLflow run.
             learner: RLlib's settings of the learner's resources.
         """
-        self.trial, self.values, self.plan, self.folder = trial, dict(values), plan, trials / trial
+        self.trial, self.values, self.plan, self._run_key = trial, dict(values), plan, run_key
         self.rung = 0
         self.results: list[dict[str, Any]] = []
         self.copied: list[list[Any]] = []
         """Whose state was taken over: [trial, learner steps], oldest first."""
-        self.newest: Path | None = None
         self._is_closed = False
-        self.config: RunConfig = plan.trial_config(values, trial, trials)
+        folder, config = trials / trial, plan.trial_config(values, trial, trials)
         with contextlib.ExitStack() as undo:
-            self._lock = FolderLock(self.folder, LOCK_WAIT_S)
+            self._lock = FolderLock(folder, LOCK_WAIT_S)
             undo.callback(self._lock.release)
-            self._write_config()
-            found = newest_valid(self.folder / "checkpoints")
-            checkpoint = None if found is None else read_checkpoint(found)
-            dataset = prepare_dataset(self.config.data, self.config.env)
-            self.algorithm = build_algorithm(self.config, dataset, self.folder, checkpoint, **(learner or {}))
-            undo.callback(self.algorithm.stop)
-            if checkpoint is not None:
-                self._continue(checkpoint)
-            state = {"metrics_bytes": 0} if checkpoint is None else checkpoint.metadata["tracker"]
-            self.tracker = trial_tracker(plan, self.config, self.folder, run_key, state)
+            write_config(folder, config)  # with the values of now, which PBT changes
+            newest = newest_valid(folder / CHECKPOINTS)
+            checkpoint = None if newest is None else read_checkpoint(newest)
+            dataset = prepare_dataset(config.data, config.env)
+            super().__init__(folder, config, dataset, checkpoint, **(learner or {}))
             undo.pop_all()
+
+    def prepare(self, checkpoint: Checkpoint | None) -> None:
+        """Take back rungs and results from this trial's own checkpoint."""
+        if checkpoint is not None:
+            own = checkpoint.metadata["sweep"]
+            self.rung, self.results, self.copied = int(own["rung"]), list(own["results"]), list(own["copied"])
+
+    def metadata(self) -> dict[str, Any]:
+        """Return rungs and results, and that no phase is over: a run that goes on from here evaluates for itself."""
+        own = {"trial": self.trial, "rung": self.rung, "results": self.results, "copied": self.copied}
+        return {"evaluated": [], "sweep": own}
+
+    def open_tracker(self, state: dict[str, Any]) -> Tracker:
+        """Return the trial's tracker, below the sweep's run."""
+        return trial_tracker(self.plan, self.config, self.folder, self._run_key, state)
 
     @property
     def is_finished(self) -> bool:
@@ -97,11 +101,12 @@ class TrialRun:
             target = math.ceil(self.plan.total_steps(self.config) * (self.rung + 1) / self.plan.sweep.rungs)
             while self._progress() < target:
                 self.algorithm.train()
-                self._log(dict(self.algorithm.group_metrics))
+                self.log(dict(self.algorithm.group_metrics))
             self._score()
-            self._save()
+            self.save()
         if self.is_finished:  # also where the trial was cut off just before its end
-            self._end()
+            self.hand_over()
+            self.close("FINISHED")  # the sweep delivers later what MLflow does not take now
         last = self.results[-1]
         steps = {name: last[name] for name in ("rung", "learner_steps", "env_steps", "score")}
         return {**steps, "trial": self.trial, "done": self.is_finished}
@@ -128,8 +133,8 @@ class TrialRun:
         self.algorithm.restore_contents(checkpoint)
         self.rung = int(origin["rung"])
         self.copied.append(mark)
-        self._log({"sweep/copied_learner_steps": float(checkpoint.learner_steps)})
-        self._save()
+        self.log({"sweep/copied_learner_steps": float(checkpoint.learner_steps)})
+        self.save()
 
     def close(self, status: Status = "KILLED") -> None:
         """End the algorithm's processes and the metrics, and let others write here; twice does nothing."""
@@ -150,9 +155,10 @@ class TrialRun:
         sweep, grid = self.plan.sweep, self.plan.sweep.evaluation
         self.rung += 1
         cells = cells_of(self.config.evaluation, self.config.agent)
-        rows = self._play(cells, grid.select_episodes, grid.select_seed)
-        best = best_row(rows, sweep)
-        reported = self._play([cell_of(best)], grid.report_episodes, grid.report_seed)[0] if self.is_finished else None
+        rows = list(map(self.row, self.play(cells, grid.select_episodes, seed=grid.select_seed)))
+        best, reported = best_row(rows, sweep), None
+        if self.is_finished:
+            reported = self.row(self.play([cell_of(best)], grid.report_episodes, seed=grid.report_seed)[0])
         self.results.append(
             {
                 "rung": self.rung,
@@ -166,13 +172,7 @@ class TrialRun:
             }
         )
         self.algorithm.note_score(best)
-        self._log(self._metrics(rows, best, reported))
-
-    def _play(self, cells: list[Cell], episodes: int, seed: int) -> list[Row]:
-        """Return the rows of some cells, all from the present weights."""
-        method, confidence = method_name(self.config.agent), self.config.evaluation.confidence
-        results = play(self.algorithm, None, cells, episodes=episodes, seed=seed)
-        return [summarize(result, method, confidence) for result in results]
+        self.log(self._metrics(rows, best, reported))
 
     def _metrics(self, rows: list[Row], best: Row, reported: Row | None) -> dict[str, float]:
         """Return the metrics of a rung: every cell, the chosen one, and the settings, which PBT changes.
@@ -195,9 +195,6 @@ class TrialRun:
         metrics.update({f"settings/{key}": float(value) for key, value in settings.items()})
         return metrics
 
-    def _log(self, metrics: dict[str, float]) -> None:
-        self.tracker.log(metrics, env_steps=self.algorithm.env_steps, learner_steps=self.algorithm.learner_steps)
-
     def _progress(self) -> int:
         """Return the updates of the offline phase and the environment steps done so far."""
         training = self.config.training
@@ -206,32 +203,9 @@ class TrialRun:
 
     # ---- the folder ----
 
-    def _write_config(self) -> None:
-        """Write the run's config with the values of now."""
-        write_text(self.folder / RUN_FILE, yaml.safe_dump(self.config.to_mapping(), sort_keys=False))
-
-    def _continue(self, checkpoint: Checkpoint) -> None:
-        """Take everything back from this trial's own checkpoint."""
-        self.algorithm.restore_contents(checkpoint)
-        own = checkpoint.metadata["sweep"]
-        self.rung, self.results, self.copied = int(own["rung"]), list(own["results"]), list(own["copied"])
-        self.newest = checkpoint.path
-
-    def _save(self) -> None:
-        """Write a checkpoint, `trial.json` and the evaluation; a disk that refuses is waited for."""
-        persist(self._write, retry_minutes=self.config.checkpoint.retry_minutes, interrupted=())
-
-    def _write(self) -> None:
-        tensors, metadata = self.algorithm.checkpoint_contents()
-        metadata["run"] = self.config.to_mapping()
-        metadata["tracker"] = self.tracker.sync()
-        metadata["evaluated"] = []
-        own = {"trial": self.trial, "rung": self.rung, "results": self.results, "copied": self.copied}
-        metadata["sweep"] = own
-        checkpoints = self.folder / "checkpoints"
-        self.newest = write_checkpoint(checkpoints, self.algorithm.learner_steps, tensors, metadata)
-        self.algorithm.restart_point = self.newest
-        prune(self.newest, self.config.checkpoint.keep)
+    def write(self) -> None:
+        """Write the checkpoint, the rows of the last rung and `trial.json`."""
+        super().write()
         if self.results:
             phase = "online" if self.algorithm.env_steps else "offline"
             report.write_evaluation(self.folder / report.FILE_NAME, {phase: self.results[-1]["rows"]})
@@ -250,12 +224,6 @@ class TrialRun:
             "results": self.results,
         }
         write_json(self.folder / TRIAL_FILE, notes)
-
-    def _end(self) -> None:
-        """Hand the files to MLflow and end its run; the sweep delivers later what it does not take now."""
-        for name in (RUN_FILE, report.FILE_NAME):
-            self.tracker.artifact(self.folder / name)
-        self.close("FINISHED")
 
 
 def _numbers(row: Row) -> dict[str, float]:

@@ -24,7 +24,7 @@ from dipole_ray import DIPOLE
 from dipole_ray.checkpoint import newest_valid, read_checkpoint
 from dipole_ray.config import load
 from dipole_ray.envs.collect import collect
-from dipole_ray.run import resume_run, start_run
+from dipole_ray.runs.run import resume_run, start_run
 from dipole_ray.tracking import read_metrics
 from tests.chaos.conftest import Measured
 from tests.chaos.kit import config, ring_rows
@@ -45,17 +45,17 @@ Death = tuple[str, int]
 """What is about to be called, and for which time in its process, when the kill comes."""
 UPDATE, ENV_STEP = "dipole_ray.agents.dipole:DipoleAgent.update", "dipole_ray.rllib.fragment:FragmentRecorder.add"
 BOUNDARIES: tuple[tuple[str, Death], ...] = (
-    ("at the start", ("dipole_ray.run:_Run.train", 1)),
+    ("at the start", ("dipole_ray.runs.run:Run.train", 1)),
     ("offline, before the first checkpoint", (UPDATE, 30)),
     ("in the write of the first checkpoint", ("safetensors.torch:save", 1)),
-    ("offline, after the first checkpoint", ("dipole_ray.run:_Run._log", 3)),
-    ("at the end of the offline phase", ("dipole_ray.run:_Run._evaluate", 1)),
+    ("offline, after the first checkpoint", ("dipole_ray.runs.run:Run.log", 3)),
+    ("at the end of the offline phase", ("dipole_ray.runs.run:Run._evaluate", 1)),
     ("between evaluation and its checkpoint", ("safetensors.torch:save", 1)),
-    ("before the online phase", ("dipole_ray.run:_Run._train_phase", 1)),
+    ("before the online phase", ("dipole_ray.runs.run:Run._train_phase", 1)),
     ("online, episodes running", (ENV_STEP, FRAGMENT + 7)),
     ("in the write of an online checkpoint", ("safetensors.torch:save", 2)),
-    ("at the end of the online phase", ("dipole_ray.run:_Run._evaluate", 1)),
-    ("before the pictures", ("dipole_ray.run:_Run._draw", 1)),
+    ("at the end of the online phase", ("dipole_ray.runs.run:Run._evaluate", 1)),
+    ("before the pictures", ("dipole_ray.runs.run:Run._draw", 1)),
 )
 
 

@@ -1,0 +1,73 @@
+"""From a run's config to its dataset and its algorithm, on the ring that belongs to what it continues from."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, cast
+
+from dipole_ray import settings
+from dipole_ray.checkpoint import Checkpoint
+from dipole_ray.config import RunConfig
+from dipole_ray.data.dataset import read_manifest
+from dipole_ray.envs.make import EnvConfig, env_dims
+from dipole_ray.errors import ConfigError
+from dipole_ray.prepare import prepare_dataset
+from dipole_ray.rllib.algorithm import DIPOLE, RING_FILE
+from dipole_ray.rllib.config import DIPOLEConfig
+
+
+def build_algorithm(
+    config: RunConfig, dataset: Path | None, folder: Path, checkpoint: Checkpoint | None, **learner: Any
+) -> DIPOLE:
+    """Return the algorithm, on the ring that belongs to the checkpoint, or else on an empty one.
+
+    Args:
+        config: The run's config.
+        dataset: Folder of the offline dataset, or None.
+        folder: The run's folder.
+        checkpoint: What the caller restores into the algorithm next; None for a run that starts.
+        **learner: RLlib's settings of the learner, such as `num_cpus_per_learner`.
+    """
+    replay = folder / "replay"
+    rllib = DIPOLEConfig.from_run(config, None if dataset is None else str(dataset), str(replay))
+    rllib.learners(**learner)
+    if checkpoint is None:
+        shutil.rmtree(replay, ignore_errors=True)  # of a run that ended before its first checkpoint
+        return cast(DIPOLE, rllib.build_algo())
+    ring = checkpoint.metadata["replay"]["online"]
+    if ring is not None and config.training.replay_capacity is None:
+        rllib.training(replay_capacity=ring["capacity"])  # a run that is made longer keeps the ring it has
+    if (replay / RING_FILE).exists():
+        checkpoint.metadata["replay_directory"] = str(replay)  # a copy of a run folder has a ring of its own
+    return cast(DIPOLE, rllib.build_algo())
+
+
+def data_key(config: RunConfig) -> str:
+    """Return what says where a run's data comes from, the same for runs that share it."""
+    return json.dumps([settings.to_mapping(config.data), settings.to_mapping(config.env)])
+
+
+def prepare_datasets(configs: Iterable[RunConfig]) -> None:
+    """Make the datasets of many runs, each once, before the runs ask for them at the same time.
+
+    Raises:
+        ConfigError: One does not fit its environment.
+    """
+    for config in {data_key(config): config for config in configs}.values():
+        require_fit(prepare_dataset(config.data, config.env), config.env)
+
+
+def require_fit(dataset: Path | None, env: EnvConfig) -> None:
+    """Raise ConfigError unless the dataset's numbers are as many as the environment's."""
+    if dataset is None:
+        return
+    schema, dims = read_manifest(dataset).schema, env_dims(env)
+    if (schema.observation_dim, schema.action_dim) != (dims.observation_dim, dims.action_dim):
+        raise ConfigError(
+            f"{dataset} holds observations of {schema.observation_dim} and actions of {schema.action_dim} numbers, "
+            f"environment '{env.id}' has {dims.observation_dim} and {dims.action_dim}: set env.id to the environment "
+            "the data was collected in"
+        )

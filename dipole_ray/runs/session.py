@@ -1,0 +1,136 @@
+"""A run folder that is open for training: what `dipole train`, `sweep` and `bench` have in common.
+
+A session builds the algorithm, restores it from a checkpoint, logs, plays cells, saves and hands over to MLflow. What
+is trained and evaluated when is up to who drives it: a `Run` goes through both phases, a `Trial` from rung to rung.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dipole_ray import report
+from dipole_ray.checkpoint import Checkpoint, prune, write_checkpoint
+from dipole_ray.config import RunConfig
+from dipole_ray.evaluation import Cell, CellResult, method_name, summarize
+from dipole_ray.files.durable import write_text
+from dipole_ray.report import Row
+from dipole_ray.rllib.evaluate import play
+from dipole_ray.runs.build import build_algorithm
+from dipole_ray.storage import persist
+from dipole_ray.tracking import Tracker
+
+RUN_FILE, CHECKPOINTS = "run.yaml", "checkpoints"
+"""The run's config, and the folder of its checkpoints, in a run folder."""
+
+
+class Session:
+    """An algorithm in its run folder; whoever ends it stops the algorithm and closes the tracker."""
+
+    def __init__(
+        self, folder: Path, config: RunConfig, dataset: Path | None, checkpoint: Checkpoint | None, **learner: Any
+    ) -> None:
+        """Build the algorithm, restore it, and open the metrics where the checkpoint left them.
+
+        Args:
+            folder: The run's folder.
+            config: The run's config.
+            dataset: Folder of the offline dataset, or None.
+            checkpoint: What the run continues from; None for a run that starts.
+            **learner: RLlib's settings of the learner, such as `num_cpus_per_learner`.
+        """
+        self.folder, self.config = folder, config
+        self.interrupted: Sequence[object] = ()
+        """Grows with Ctrl-C, which ends a wait for the disk."""
+        self.newest = None if checkpoint is None else checkpoint.path
+        """The checkpoint of the last save."""
+        self.evaluation_s = 0.0
+        """How long the last evaluation took."""
+        self.algorithm = build_algorithm(config, dataset, folder, checkpoint, **learner)
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.algorithm.stop)
+            if checkpoint is not None:
+                self.algorithm.restore_contents(checkpoint)
+            self.saved_at = (-1, -1) if checkpoint is None else self.steps
+            self.prepare(checkpoint)
+            # A folder without a checkpoint may still have the lines of a run that died early; they are cut off.
+            state = {"metrics_bytes": 0} if checkpoint is None else checkpoint.metadata["tracker"]
+            self.tracker = self.open_tracker(state)
+            undo.pop_all()
+
+    def prepare(self, checkpoint: Checkpoint | None) -> None:
+        """Take back what `metadata` saved, and refuse what cannot go on; nothing has been logged yet."""
+
+    def metadata(self) -> dict[str, Any]:
+        """Return what a checkpoint stores beside the algorithm, the config and the state of the metrics."""
+        return {"evaluated": []}
+
+    def open_tracker(self, state: dict[str, Any]) -> Tracker:
+        """Return the tracker of this run, cut back to the state that a checkpoint has of it."""
+        return Tracker(
+            self.folder,
+            self.config.tracking,
+            run_name=self.folder.name,
+            parameters=self.config.to_mapping(),
+            tags={"config_digest": self.config.digest()},
+            resume=True,
+            state=state,
+        )
+
+    @property
+    def steps(self) -> tuple[int, int]:
+        """Updates and environment steps so far."""
+        return self.algorithm.learner_steps, self.algorithm.env_steps
+
+    def log(self, metrics: dict[str, float]) -> None:
+        """Append one line of metrics at the present steps."""
+        self.tracker.log(metrics, env_steps=self.algorithm.env_steps, learner_steps=self.algorithm.learner_steps)
+
+    # ---- evaluation ----
+
+    def play(self, cells: Sequence[Cell], episodes: int, **how: Any) -> list[CellResult]:
+        """Play the episodes of some cells, all with the present weights; see `rllib.evaluate.play`."""
+        start = time.perf_counter()
+        results = play(self.algorithm, None, cells, episodes=episodes, **how)
+        self.evaluation_s = time.perf_counter() - start
+        return results
+
+    def row(self, result: CellResult) -> Row:
+        """Return the row that a played cell has in `evaluation.json`."""
+        return summarize(result, method_name(self.config.agent), self.config.evaluation.confidence)
+
+    # ---- the folder ----
+
+    def persist(self, write: Callable[[], None]) -> None:
+        """Call `write`; while the disk refuses, the run stands still and tries again."""
+        persist(write, retry_minutes=self.config.checkpoint.retry_minutes, interrupted=self.interrupted)
+
+    def save(self) -> None:
+        """Write a checkpoint of the present state and remove the oldest."""
+        self.persist(self.write)
+        self.saved_at = self.steps
+
+    def write(self) -> None:
+        """Write what `save` saves, once; a subclass adds its own files."""
+        tensors, metadata = self.algorithm.checkpoint_contents()
+        metadata |= {"run": self.config.to_mapping(), "tracker": self.tracker.sync(), **self.metadata()}
+        self.newest = write_checkpoint(self.folder / CHECKPOINTS, self.algorithm.learner_steps, tensors, metadata)
+        self.algorithm.restart_point = self.newest
+        prune(self.newest, self.config.checkpoint.keep)
+
+    def hand_over(self) -> None:
+        """Give MLflow the config and the rows; it takes them when it can."""
+        for name in (RUN_FILE, report.FILE_NAME):
+            if (self.folder / name).exists():
+                self.tracker.artifact(self.folder / name)
+
+
+def write_config(folder: Path, config: RunConfig) -> None:
+    """Write a run's config into its folder, made if missing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / RUN_FILE, yaml.safe_dump(config.to_mapping(), sort_keys=False))
