@@ -105,7 +105,7 @@ def breakdown(agent: DipoleAgent, batches: list[Batch], updates: int) -> dict[st
         return call
 
     calls: list[tuple[Any, str, str]] = [(agent, "_critic_targets", "targets"), (agent, "_losses", "losses")]
-    calls += [(agent.optimizer, "step", "step"), (agent.peers, "average", "hook")]
+    calls += [(agent.optimizer, "step", "step"), (agent.data_parallel, "all_reduce_mean", "hook")]
     totals: dict[str, float] = {}
     with ExitStack() as stack:
         for owner, method, name in calls:

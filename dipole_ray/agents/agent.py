@@ -17,8 +17,8 @@ from torch import Tensor
 
 from dipole_ray.agents import flow, losses, state
 from dipole_ray.agents.config import AgentConfig
+from dipole_ray.agents.data_parallel import DataParallel
 from dipole_ray.agents.networks import AgentNetworks
-from dipole_ray.agents.peers import Peers
 from dipole_ray.errors import ConfigError, NonFiniteError
 
 Batch = Mapping[str, np.ndarray | Tensor]
@@ -48,7 +48,7 @@ class Agent(ABC):
         networks: All learned functions.
         learner_steps: Calls of `update`, the skipped ones included: each has used up its batch and its noise.
         skipped_updates: How many of them changed nothing because the loss or the gradient was not finite.
-        peers: The learners that take each step together, this one alone by default. All see the same averages
+        data_parallel: Its place among learners that step together, alone by default. All see the same averages
             before the finite check, so they skip together.
         failure_directory: Where the batch goes before the error that ends a row of skipped updates.
     """
@@ -78,7 +78,7 @@ class Agent(ABC):
         self.action_dim = action_dim
         self.device = torch.device(device)
         self.failure_directory = failure_directory
-        self.peers = Peers()
+        self.data_parallel = DataParallel()
         self.learner_steps = 0
         self.skipped_updates = 0
         self.consecutive_skips = 0
@@ -187,7 +187,7 @@ class Agent(ABC):
         total.backward()
         total = total.detach()
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-        self.peers.average([*gradients, total, *metrics.values()])
+        self.data_parallel.all_reduce_mean([*gradients, total, *metrics.values()])
         grad_norm = torch.nn.utils.get_total_norm(gradients)
         self.learner_steps += 1
         # The one wait for the device in an update.
@@ -205,9 +205,9 @@ class Agent(ABC):
 
     def _path(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Draw noise (B, A) and times (B, 1) for a step of flow matching, and return noise, x_t and t."""
-        joint = len(actions) * self.peers.size
-        noise = self.peers.share(self._normal((joint, self.action_dim)))
-        t = self.peers.share(torch.rand(joint, 1, generator=self.generator, device=self.device))
+        joint = len(actions) * self.data_parallel.size
+        noise = self.data_parallel.shard(self._normal((joint, self.action_dim)))
+        t = self.data_parallel.shard(torch.rand(joint, 1, generator=self.generator, device=self.device))
         return noise, flow.path_point(noise, actions, t), t
 
     def _policy_bootstrap(self, next_observations: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
@@ -221,7 +221,7 @@ class Agent(ABC):
             (B,), and (E, X).
         """
         config, rows, candidates = self.config, len(next_observations), self.config.target_candidates
-        noise = self.peers.share(self._normal((rows * self.peers.size, candidates, self.action_dim)))
+        noise = self.data_parallel.shard(self._normal((rows * self.data_parallel.size, candidates, self.action_dim)))
         next_actions = self._sample(next_observations, noise, config.target_omega, "guided").flatten(0, 1)
         repeated = next_observations.repeat_interleave(candidates, dim=0) if candidates > 1 else next_observations
         next_pairs = torch.cat((repeated, next_actions), dim=-1)
@@ -247,7 +247,7 @@ class Agent(ABC):
             return
         saved = "the batch was not saved (no failure_directory)"
         steepness = "" if self.algorithm == "fql" else f" or agent.beta (now {self.config.beta})"
-        batch = {name: self.peers.joined(column, dim=0) for name, column in batch.items()}
+        batch = {name: self.data_parallel.all_gather(column, dim=0) for name, column in batch.items()}
         if self.failure_directory is not None:
             path = self.failure_directory / f"nonfinite-batch-{self.learner_steps}.safetensors"
             saved = state.save_batch(path, batch)

@@ -72,7 +72,7 @@ class DipoleAgent(ValueAgent):
             metrics[f"actor/loss_{name}"] = loss
         if diagnostics:
             metrics |= learning_metrics(
-                *map(self.peers.joined, (q.detach(), q_target, v.detach(), advantage, weights[0]))
+                *map(self.data_parallel.all_gather, (q.detach(), q_target, v.detach(), advantage, weights[0]))
             )
         return terms, metrics, statistics
 

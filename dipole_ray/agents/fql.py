@@ -63,7 +63,7 @@ class FqlAgent(Agent):
         target = flow.path_velocity(noise, batch["actions"])
         flow_loss = losses.flow_matching_losses(velocities, target, torch.ones_like(q[:1]))[0]
 
-        z = self.peers.share(self._normal((len(observations) * self.peers.size, 1, self.action_dim)))
+        z = self.data_parallel.shard(self._normal((len(observations) * self.data_parallel.size, 1, self.action_dim)))
         actions = self._one_step(observations, z)
         with torch.no_grad():
             cloned = self._flow(observations, z)
@@ -71,7 +71,7 @@ class FqlAgent(Agent):
         with frozen(networks.critic):
             pairs = torch.cat((observations, actions[:, 0].clamp(-1.0, 1.0)), dim=-1)
             q_policy = networks.critic(pairs).squeeze(-1).mean(dim=0)
-        scale = self.peers.joined(q_policy.detach()).abs().mean() if self.config.normalize_q_loss else 1.0
+        scale = self.data_parallel.all_gather(q_policy.detach()).abs().mean() if self.config.normalize_q_loss else 1.0
         q_loss = -q_policy.mean() / scale
 
         terms = {
@@ -86,7 +86,7 @@ class FqlAgent(Agent):
             "actor/loss_q": q_loss.detach(),
         }
         if diagnostics:
-            metrics |= critic_metrics(*map(self.peers.joined, (q.detach(), q_target)))
+            metrics |= critic_metrics(*map(self.data_parallel.all_gather, (q.detach(), q_target)))
         return terms, metrics, {}
 
     @torch.no_grad()

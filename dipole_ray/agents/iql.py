@@ -84,7 +84,7 @@ class IqlAgent(ValueAgent):
         metrics = {f"{name}/loss": loss.detach() for name, loss in terms.items()}
         if diagnostics:
             rows = (q.detach(), q_target, v.detach(), advantage, weight)
-            metrics |= learning_metrics(*map(self.peers.joined, rows))
+            metrics |= learning_metrics(*map(self.data_parallel.all_gather, rows))
             metrics["actor/std_mean"] = log_std.detach().exp().mean()
         return terms, metrics, statistics
 

@@ -60,5 +60,6 @@ class ValueAgent(Agent):
         how = self.config.advantage_normalization
         if how == "none":
             return advantage, self._statistics
-        scaled, *updated = losses.normalized_advantage(self.peers.joined(advantage), how, *self._statistics.values())
-        return self.peers.share(scaled), dict(zip(self._statistics, updated, strict=True))
+        gathered = self.data_parallel.all_gather(advantage)
+        scaled, *updated = losses.normalized_advantage(gathered, how, *self._statistics.values())
+        return self.data_parallel.shard(scaled), dict(zip(self._statistics, updated, strict=True))

@@ -1,6 +1,6 @@
 """The learner: K gradient steps of the agent per call, on batches straight from the replay.
 
-Several learners get the same calls; each takes its share of every batch's rows (see `agents/peers.py`).
+Several learners get the same calls; each takes its share of every batch's rows (see `agents/data_parallel.py`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule
 from torch import Tensor
 
 from dipole_ray.agents.agent import Agent
-from dipole_ray.agents.peers import Peers
+from dipole_ray.agents.data_parallel import DataParallel
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,8 +53,8 @@ class DIPOLELearner(TorchLearner):
             module[DEFAULT_MODULE_ID].build_agent(self.device)
         self.agent = module[DEFAULT_MODULE_ID].agent
         if self.config.num_learners > 1:
-            self.agent.peers = Peers.of_process_group()
-        if self.agent.peers.rank == 0:
+            self.agent.data_parallel = DataParallel.of_process_group()
+        if self.agent.data_parallel.rank == 0:
             ring = self.config.replay_directory  # without a run's folder the learner knows of no place but this
             place = Path(tempfile.gettempdir()) / f"dipole-{os.getpid()}" if ring is None else Path(ring).parent
             self.agent.failure_directory = place / "failures"
@@ -98,13 +98,13 @@ class DIPOLELearner(TorchLearner):
 
         Raises:
             NonFiniteError: Ten updates in a row were not finite; the batch is saved.
-            PeerLost: Another learner died.
+            RankLost: Another learner died.
         """
         start = time.perf_counter()
-        peers = self.agent.peers
-        shares = {name: _tensor(peers.share(array, batch_size)) for name, array in batches.items()}
+        parallel = self.agent.data_parallel
+        shares = {name: _tensor(parallel.shard(array, batch_size)) for name, array in batches.items()}
         columns = {name: share.to(self.agent.device, non_blocking=True) for name, share in shares.items()}
-        rows = batch_size // peers.size
+        rows = batch_size // parallel.size
         num_updates = len(columns["rewards"]) // rows
         sums: dict[str, Tensor] = {}
         last: dict[str, Tensor] = {}

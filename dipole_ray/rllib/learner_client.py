@@ -19,7 +19,7 @@ import ray
 from ray.rllib.core.learner.learner_group import LearnerGroup
 from torch import Tensor
 
-from dipole_ray.agents.peers import PeerLost
+from dipole_ray.agents.data_parallel import RankLost
 from dipole_ray.rllib.learner import UpdateReport
 from dipole_ray.rllib.placement import learner_resources, require_room
 from dipole_ray.rllib.waiting import wait_for, wait_for_all
@@ -158,5 +158,5 @@ def _answers(references: list[Any], method: str) -> list[Any]:
     """Return the learners' answers; never silent for long."""
     try:
         return wait_for_all(references, f"the learner: {method}")
-    except (ray.exceptions.RayActorError, PeerLost) as error:
+    except (ray.exceptions.RayActorError, RankLost) as error:
         raise LearnerDied(str(error).splitlines()[0]) from None

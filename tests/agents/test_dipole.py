@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dipole_ray.agents import flow
+from dipole_ray.agents.data_parallel import DataParallel
 from dipole_ray.agents.dipole import DipoleAgent
-from dipole_ray.agents.peers import Peers
 from dipole_ray.errors import CheckpointError, ConfigError, NonFiniteError
 from tests.agents.battery import ACTION_DIM, OBSERVATION_DIM, ROWS, assert_same, make_agent, make_batch, tiny_config
 
@@ -156,12 +156,12 @@ def test_a_non_finite_update_leaves_every_tensor_bitwise_unchanged(column: str, 
 
 
 def test_exploding_gradients_are_skipped_too() -> None:
-    class Exploding(Peers):
-        def average(self, tensors: Sequence[Tensor]) -> None:
+    class Exploding(DataParallel):
+        def all_reduce_mean(self, tensors: Sequence[Tensor]) -> None:
             tensors[0].mul_(math.inf)
 
     agent = make_agent(tiny_config())
-    agent.peers = Exploding()
+    agent.data_parallel = Exploding()
     before = agent.policy_state()
     agent.update(make_batch(0))
     assert_same(before, agent.policy_state())

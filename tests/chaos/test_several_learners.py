@@ -35,8 +35,8 @@ def pids(algorithm: DIPOLE) -> list[int]:
 
 def hang_the_first(learner: Any) -> None:
     """Let the first learner never return from its next exchange, as one may that waits for a dead node."""
-    if learner.agent.peers.rank == 0:
-        learner.agent.peers.average = lambda tensors: time.sleep(3600.0)
+    if learner.agent.data_parallel.rank == 0:
+        learner.agent.data_parallel.all_reduce_mean = lambda tensors: time.sleep(3600.0)
 
 
 @pytest.mark.parametrize("survivor", ["sees the connection break", "waits for ever"])

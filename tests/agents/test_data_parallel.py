@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dipole_ray.agents.config import AgentConfig
-from dipole_ray.agents.peers import PeerLost, Peers
+from dipole_ray.agents.data_parallel import DataParallel, RankLost
 from dipole_ray.errors import NonFiniteError
 from tests.agents.battery import Batch, assert_same, make_agent, make_batch, tiny_config
 
@@ -43,23 +43,23 @@ def batch_of(step: int) -> Batch:
     return batch
 
 
-def learn(config: AgentConfig, peers: Peers) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def learn(config: AgentConfig, parallel: DataParallel) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return the state after 100 updates on this learner's share of each batch, and the last metrics."""
     agent = make_agent(config)
-    agent.peers = peers
+    agent.data_parallel = parallel
     metrics: dict[str, Tensor] = {}
     for step in range(UPDATES):
-        share = {name: peers.share(column) for name, column in batch_of(step).items()}
+        share = {name: parallel.shard(column) for name, column in batch_of(step).items()}
         metrics = agent.update(share, diagnostics=step == UPDATES - 1)
     return agent.state_dict(), metrics
 
 
-def fail_together(peers: Peers, folder: Path) -> str:
+def fail_together(parallel: DataParallel, folder: Path) -> str:
     """Return the error that ends ten updates with one infinite reward, on whichever learner it lies."""
-    keeps = folder / "failures" if peers.rank == 0 else None
+    keeps = folder / "failures" if parallel.rank == 0 else None
     agent = make_agent(tiny_config(), failure_directory=keeps)
-    agent.peers = peers
-    share = {name: peers.share(column) for name, column in batch_of(POISONED).items()}
+    agent.data_parallel = parallel
+    share = {name: parallel.shard(column) for name, column in batch_of(POISONED).items()}
     try:
         for _ in range(20):
             agent.update(share)
@@ -68,14 +68,14 @@ def fail_together(peers: Peers, folder: Path) -> str:
     return "no error"
 
 
-def be_left_alone(peers: Peers) -> str:
+def be_left_alone(parallel: DataParallel) -> str:
     """Return what a learner sees when the other one's process is gone."""
-    if peers.rank == 1:
+    if parallel.rank == 1:
         os._exit(0)
     try:
-        learn(tiny_config("bc"), peers)
-    except PeerLost as error:
-        return f"PeerLost: {error}"
+        learn(tiny_config("bc"), parallel)
+    except RankLost as error:
+        return f"RankLost: {error}"
     return "no error"
 
 
@@ -84,13 +84,13 @@ def run_one(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     store = f"file://{folder / 'store'}"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=SIZE, timeout=timedelta(seconds=120))
-    peers = Peers.of_process_group()
+    parallel = DataParallel.of_process_group()
     for name, config in SCHEMES.items():
-        state, metrics = learn(config, peers)
+        state, metrics = learn(config, parallel)
         save_file(state, folder / f"{name}-{rank}.state")
         save_file(metrics, folder / f"{name}-{rank}.metrics")
-    (folder / f"nonfinite-{rank}").write_text(fail_together(peers, folder))
-    (folder / f"alone-{rank}").write_text(be_left_alone(peers))
+    (folder / f"nonfinite-{rank}").write_text(fail_together(parallel, folder))
+    (folder / f"alone-{rank}").write_text(be_left_alone(parallel))
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def test_two_learners_equal_one_on_the_joined_batch(pair: Path, scheme: str) -> 
     """Parameters, targets, optimizer, running statistics and noise generator, to 1e-5 after 100 updates."""
     first, second = (load_file(pair / f"{scheme}-{rank}.state") for rank in range(SIZE))
     assert_same(first, second)
-    alone, metrics = learn(SCHEMES[scheme], Peers())
+    alone, metrics = learn(SCHEMES[scheme], DataParallel())
     assert alone.keys() == first.keys() and int(first["skipped_updates"]) == 1
     worst = {name: float((tensor.double() - first[name].double()).abs().max()) for name, tensor in alone.items()}
     print(f"{scheme}: {max(worst.values()):.1e}")
@@ -131,12 +131,12 @@ def test_learners_give_up_together_and_one_saves_the_whole_batch(pair: Path) -> 
         np.testing.assert_array_equal(saved[name].numpy(), column)
 
 
-def test_a_learner_whose_peer_is_gone_says_so_instead_of_waiting(pair: Path) -> None:
-    assert (pair / "alone-0").read_text().startswith("PeerLost: ")
+def test_a_learner_whose_partner_is_gone_says_so_instead_of_waiting(pair: Path) -> None:
+    assert (pair / "alone-0").read_text().startswith("RankLost: ")
 
 
-def test_shares_are_consecutive_rows_of_every_batch() -> None:
+def test_shards_are_consecutive_rows_of_every_batch() -> None:
     rows = np.arange(12)
-    shares = [Peers(rank, 2).share(rows, 4).tolist() for rank in range(2)]
-    assert shares == [[0, 1, 4, 5, 8, 9], [2, 3, 6, 7, 10, 11]]
-    assert Peers(1, 2).share(torch.from_numpy(rows)).tolist() == [6, 7, 8, 9, 10, 11]
+    shards = [DataParallel(rank, 2).shard(rows, 4).tolist() for rank in range(2)]
+    assert shards == [[0, 1, 4, 5, 8, 9], [2, 3, 6, 7, 10, 11]]
+    assert DataParallel(1, 2).shard(torch.from_numpy(rows)).tolist() == [6, 7, 8, 9, 10, 11]
