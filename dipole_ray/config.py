@@ -23,7 +23,7 @@ from dipole_ray.errors import ConfigError
 from dipole_ray.evaluation import EvalConfig
 from dipole_ray.tracking import TrackingConfig
 
-PRESETS = Path(__file__).resolve().parent.parent / "tune_configs"
+PRESETS = Path(__file__).resolve().parent / "tune_configs"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -19,7 +19,7 @@ from dipole_ray.bench.job import Job
 from dipole_ray.config import RunConfig, read_yaml
 from dipole_ray.errors import ConfigError
 
-SUITES = Path(__file__).resolve().parents[2] / "benchmarks" / "suites"
+SUITES = Path(__file__).resolve().parent / "suites"
 PAPER_FILE = SUITES / "paper_numbers.yaml"
 SECTIONS = ("suite", "base", "tasks", "methods")
 EPISODES_APART = 10_000

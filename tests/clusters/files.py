@@ -56,8 +56,9 @@ def parse(path: Path, text: str) -> ParsedFile:
 
 @cache
 def all_files() -> tuple[ParsedFile, ...]:
-    """Return every file under clusters/."""
-    return tuple(parse(path, path.read_text()) for path in sorted(CLUSTERS.rglob("*")) if path.is_file())
+    """Return every file under clusters/ but what Python compiled there."""
+    files = (path for path in sorted(CLUSTERS.rglob("*")) if path.is_file() and "__pycache__" not in path.parts)
+    return tuple(parse(path, path.read_text()) for path in files)
 
 
 def of_kind(kind: str) -> list[ParsedFile]:
