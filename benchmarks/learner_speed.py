@@ -28,7 +28,7 @@ from torch import Tensor
 from benchmarks.plain_learner import PlainLearner
 from dipole_ray.agents.config import PRESETS, AgentConfig
 from dipole_ray.agents.dipole import DipoleAgent
-from dipole_ray.evaluation import method_name
+from dipole_ray.evaluation.cells import method_name
 
 Batch = dict[str, Tensor]
 Rates = tuple[float, float]

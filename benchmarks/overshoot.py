@@ -29,7 +29,9 @@ from benchmarks.record import brief, summary, write_record
 from dipole_ray.agents.agent import Agent
 from dipole_ray.config import load
 from dipole_ray.data.dataset import open_dataset
-from dipole_ray.evaluation import Cell, evaluate_cell, summarize
+from dipole_ray.evaluation.cells import Cell
+from dipole_ray.evaluation.play import evaluate_cell
+from dipole_ray.evaluation.table import summarize
 from dipole_ray.plots import style
 from dipole_ray.plots.panels import Line, Panel, draw_panels
 from dipole_ray.policy import load_policy

@@ -20,7 +20,7 @@ from dipole_ray.agents.dipole import AgentConfig
 from dipole_ray.checkpoint import CheckpointConfig
 from dipole_ray.envs.make import EnvConfig
 from dipole_ray.errors import ConfigError
-from dipole_ray.evaluation import EvalConfig
+from dipole_ray.evaluation.cells import EvalConfig
 from dipole_ray.tracking import TrackingConfig
 
 PRESETS = Path(__file__).resolve().parent / "tune_configs"

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dipole_ray.envs.make import make_env
-from dipole_ray.evaluation import PolicyName
+from dipole_ray.evaluation.cells import PolicyName
 
 MAZE = "pointmaze-medium-navigate-singletask-task1-v0"
 

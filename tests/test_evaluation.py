@@ -12,18 +12,9 @@ from torch import Tensor
 from dipole_ray.agents.dipole import AgentConfig, DipoleAgent
 from dipole_ray.envs.make import EnvConfig, make_env
 from dipole_ray.errors import ConfigError, NonFiniteError
-from dipole_ray.evaluation import (
-    Cell,
-    CellResult,
-    EvalConfig,
-    PolicyName,
-    cells_of,
-    environments,
-    episode_seed,
-    evaluate_cell,
-    grid,
-    summarize,
-)
+from dipole_ray.evaluation.cells import Cell, EvalConfig, PolicyName, cells_of, grid
+from dipole_ray.evaluation.play import CellResult, environments, episode_seed, evaluate_cell
+from dipole_ray.evaluation.table import summarize
 from dipole_ray.statistics import wilson_interval
 from tests.maze_walker import MAZE, MazeWalker
 

@@ -29,11 +29,11 @@ from dipole_ray.data.download.partial import Partial
 from dipole_ray.data.download.record import read_record, record_path
 from dipole_ray.envs.make import EnvConfig
 from dipole_ray.errors import CheckpointError, ConfigError, DatasetError, DipoleError
+from dipole_ray.evaluation.trajectories import read_trajectories
 from dipole_ray.plots import read_metrics
 from dipole_ray.policy import load_policy
 from dipole_ray.report import read_evaluation
 from dipole_ray.tracking import Tracker, TrackingConfig
-from dipole_ray.trajectories import read_trajectories
 from tests.agents.battery import OBSERVATION_DIM, make_agent, tiny_config
 from tests.data.malformed_npz import ten_gigabytes
 from tests.test_checkpoint import Payload

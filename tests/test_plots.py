@@ -13,14 +13,16 @@ import pytest
 
 from dipole_ray.envs.make import EnvConfig
 from dipole_ray.errors import ConfigError, DatasetError
-from dipole_ray.evaluation import Cell, CellResult, environments, evaluate_cell, summarize
+from dipole_ray.evaluation.cells import Cell
+from dipole_ray.evaluation.play import CellResult, environments, evaluate_cell
+from dipole_ray.evaluation.table import summarize
+from dipole_ray.evaluation.trajectories import FILE_NAME, read_trajectories, write_trajectories
+from dipole_ray.evaluation.video import record_video
 from dipole_ray.plots import draw_curves, draw_maze, draw_omega, draw_run, read_metrics
 from dipole_ray.plots.maze import _score
 from dipole_ray.plots.panels import Line, Panel, draw_panels
 from dipole_ray.plots.style import CYCLE, DPI
 from dipole_ray.report import Row, write_evaluation
-from dipole_ray.trajectories import FILE_NAME, read_trajectories, write_trajectories
-from dipole_ray.video import record_video
 from tests.maze_walker import MAZE, MazeWalker
 from tests.test_report import ROWS, row
 
@@ -204,8 +206,8 @@ FILM = """
 import sys
 from pathlib import Path
 from dipole_ray.envs.make import EnvConfig
-from dipole_ray.evaluation import Cell
-from dipole_ray.video import record_video
+from dipole_ray.evaluation.cells import Cell
+from dipole_ray.evaluation.video import record_video
 from tests.maze_walker import MAZE, MazeWalker
 env = EnvConfig(id=MAZE, max_episode_steps=12)
 record_video(MazeWalker(), env, Cell(), Path(sys.argv[1]), episodes=2, frame_every=5)

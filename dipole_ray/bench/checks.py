@@ -7,7 +7,7 @@ import math
 from dipole_ray.bench.config import MethodConfig
 from dipole_ray.config import RunConfig
 from dipole_ray.errors import ConfigError
-from dipole_ray.evaluation import cells_of, chosen_cell
+from dipole_ray.evaluation.cells import cells_of, chosen_cell
 
 
 def require_alike_evaluations(config: RunConfig, evaluations: int) -> None:

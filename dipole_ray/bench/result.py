@@ -14,10 +14,9 @@ import torch
 
 from dipole_ray.config import RunConfig, TrainingConfig
 from dipole_ray.errors import DatasetError
-from dipole_ray.evaluation import cells_of, chosen_cell
+from dipole_ray.evaluation.cells import cell_key, cells_with_chosen, chosen_cell
 from dipole_ray.files.durable import read_json
 from dipole_ray.provenance import git_commit, package_versions
-from dipole_ray.rllib.evaluate import cell_key
 from dipole_ray.tracking import read_metrics
 
 RESULT_FILE = "result.json"
@@ -50,7 +49,7 @@ def result_of(folder: Path, config: RunConfig, *, status: str, error: str | None
         and maximum of training series.
     """
     lines = read_metrics(folder)
-    cells = {cell_key(cell): cell for cell in [*cells_of(config.evaluation, config.agent), chosen_cell(config.agent)]}
+    cells = {cell_key(cell): cell for cell in cells_with_chosen(config.evaluation, config.agent)}
     training_s = sum(line.get("time/iteration_s") or 0.0 for line in lines)
     updates = int(lines[-1]["learner_steps"]) if lines else 0
     evaluations = _evaluations(lines, list(cells))

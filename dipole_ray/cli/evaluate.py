@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dipole_ray.evaluation import Cell, CellResult
+    from dipole_ray.evaluation.cells import Cell
     from dipole_ray.policy import TrainedPolicy
 
 _EPILOG = """\
@@ -43,26 +42,13 @@ def add_evaluate_parser(subparsers: Any) -> None:
     parser.set_defaults(run=run_evaluate)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Job:
-    """One cell to be played by one task."""
-
-    checkpoint: Path
-    cell: Cell
-    episodes: int
-    num_envs: int
-    seed: int
-
-    def __str__(self) -> str:
-        return str(self.cell)
-
-
 def run_evaluate(arguments: argparse.Namespace) -> int:
-    """Play every cell, print the table, and write rows and videos where asked."""
+    """Evaluate, print the table, and write rows and videos where asked."""
     from dipole_ray import report
     from dipole_ray.errors import ConfigError
-    from dipole_ray.evaluation import EvalConfig, cells_of, method_name, summarize
-    from dipole_ray.parallel import map_tasks
+    from dipole_ray.evaluation.cells import EvalConfig
+    from dipole_ray.evaluation.parallel import evaluate_policy
+    from dipole_ray.evaluation.table import rows_of
     from dipole_ray.policy import load_policy
     from dipole_ray.settings import from_mapping
 
@@ -72,47 +58,21 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     if arguments.json is not None and not arguments.json.resolve().parent.is_dir():
         raise ConfigError(f"--json {arguments.json}: the folder does not exist; make it first")
     policy = load_policy(arguments.policy)
-    agent = policy.agent.config
-    cells = cells_of(config, agent)
-    jobs = [
-        _Job(
-            checkpoint=policy.path,
-            cell=cell,
-            episodes=config.episodes,
-            num_envs=min(config.num_envs, config.episodes),
-            seed=config.seed,
-        )
-        for cell in cells
-    ]
-    results = map_tasks(_play, jobs, description=f"evaluating {policy.path.parent.parent.name}", unit="cells")
-    rows = [summarize(result, method_name(agent), config.confidence) for result in results]
+    results = evaluate_policy(policy, config)
+    rows = rows_of(results, policy.agent.config, config.confidence)
     phase = "online" if policy.env_steps else "offline"
     report.print_table({phase: rows}, title=f"{policy.env.id} after {policy.learner_steps} updates")
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(report.sort_rows(rows), indent=1) + "\n")
         print(f"rows      {arguments.json}")
     if arguments.videos:
-        _record(policy, cells, arguments)
+        _record(policy, [result.cell for result in results], arguments)
     return 0
-
-
-def _play(job: _Job) -> CellResult:
-    """Play one cell; runs in a process of its own."""
-    import torch
-
-    from dipole_ray.evaluation import evaluate_cell
-    from dipole_ray.policy import load_policy
-
-    torch.set_num_threads(1)
-    policy = load_policy(job.checkpoint)
-    return evaluate_cell(
-        policy.agent, policy.env, job.cell, episodes=job.episodes, seed=job.seed, num_envs=job.num_envs
-    )
 
 
 def _record(policy: TrainedPolicy, cells: list[Cell], arguments: argparse.Namespace) -> None:
     """Record videos of every cell into the run's folder."""
-    from dipole_ray.video import record_run
+    from dipole_ray.evaluation.video import record_run
 
     folder = policy.path.parent.parent / "videos"
     for cell in cells:

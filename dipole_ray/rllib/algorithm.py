@@ -25,10 +25,10 @@ from dipole_ray.checkpoint import Checkpoint, entries_of, read_checkpoint, write
 from dipole_ray.data.limiter import UpdateLimiter
 from dipole_ray.envs.make import env_dims
 from dipole_ray.errors import CheckpointError, ConfigError
+from dipole_ray.evaluation.table import score_of
 from dipole_ray.report import Row
 from dipole_ray.resume import guard_resume, version_differences, warn_of
 from dipole_ray.rllib.config import DIPOLEConfig
-from dipole_ray.rllib.evaluate import score_of
 from dipole_ray.rllib.fragment import FragmentReport
 from dipole_ray.rllib.learner import UpdateReport
 from dipole_ray.rllib.learner_client import LearnerClient, LearnerDied

@@ -22,7 +22,7 @@ from dipole_ray.agents.dipole import AgentConfig
 from dipole_ray.config import RolloutConfig, RunConfig, TrainingConfig, require_equal_shares
 from dipole_ray.envs.make import EnvConfig, env_dims
 from dipole_ray.errors import ConfigError
-from dipole_ray.evaluation import EvalConfig
+from dipole_ray.evaluation.cells import EvalConfig
 from dipole_ray.rllib.evaluate import evaluate_grid
 from dipole_ray.rllib.offline_data import ArrowOfflineData
 from dipole_ray.rllib.spread import place_beside_driver, workers_beside_driver

@@ -26,7 +26,8 @@ from dipole_ray.data.schema import Rows
 from dipole_ray.envs.batch import EnvBatch
 from dipole_ray.envs.make import EnvConfig, make_env
 from dipole_ray.errors import ConfigError, EnvironmentFault
-from dipole_ray.evaluation import Cell, CellResult, evaluate_cell
+from dipole_ray.evaluation.cells import Cell
+from dipole_ray.evaluation.play import CellResult, evaluate_cell
 from dipole_ray.rllib.fragment import FragmentRecorder, FragmentReport
 from dipole_ray.rllib.module import DIPOLERLModule
 from dipole_ray.rllib.pulse import Pulse, Watched

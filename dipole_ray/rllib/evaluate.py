@@ -9,16 +9,13 @@ from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EVALUATION_RESULTS
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 
-from dipole_ray.evaluation import Cell, CellResult, cells_of, chosen_cell, summarize
-from dipole_ray.report import Row
+from dipole_ray.evaluation.cells import Cell, cell_key, cells_with_chosen, chosen_cell
+from dipole_ray.evaluation.play import CellResult
+from dipole_ray.evaluation.table import rows_of
 from dipole_ray.rllib.rollouts import Rollouts
 
 if TYPE_CHECKING:
     from dipole_ray.rllib.algorithm import DIPOLE
-
-
-CELL_MEASURES = ("return", "success", "length", "action_bound_fraction")
-"""What is logged of every cell; the rest is in `evaluation.json`."""
 
 
 def evaluate_grid(algorithm: DIPOLE, eval_group: EnvRunnerGroup | None) -> tuple[dict[str, Any], int, int]:
@@ -32,16 +29,11 @@ def evaluate_grid(algorithm: DIPOLE, eval_group: EnvRunnerGroup | None) -> tuple
     """
     config = algorithm.config.evaluation_settings()
     agent = algorithm.config.agent_settings()
-    chosen = chosen_cell(agent)
-    cells = cells_of(config, agent)
-    cells += [] if chosen in cells else [chosen]
-    results = play(algorithm, eval_group, cells, episodes=config.episodes)
+    results = play(algorithm, eval_group, cells_with_chosen(config, agent), episodes=config.episodes)
     logged: dict[str, Any] = {}
-    for result in results:
-        row = summarize(result, confidence=config.confidence)
-        numbers = {key: value for key, value in row.items() if isinstance(value, int | float)}
-        logged[cell_key(result.cell)] = numbers
-        if result.cell == chosen:
+    for result, row in zip(results, rows_of(results, agent, config.confidence), strict=True):
+        logged[cell_key(result.cell)] = {key: value for key, value in row.items() if isinstance(value, int | float)}
+        if result.cell == chosen_cell(agent):
             logged[ENV_RUNNER_RESULTS] = {
                 "episode_return_mean": row["return"],
                 "episode_len_mean": row["length"],
@@ -95,20 +87,3 @@ def play(
         if on_result is not None:
             on_result(result)
     return [results[cell] for cell in cells]
-
-
-def cell_key(cell: Cell) -> str:
-    """Return a short metric name of a cell, such as `omega_1_candidates_16`."""
-    policy = "bc" if cell.omega is None else f"omega_{cell.omega:g}"
-    return f"{policy}_candidates_{cell.candidates}"
-
-
-def score_of(row: Row) -> float:
-    """Return the number sweeps maximise: success where the task defines it, else the mean return."""
-    return float(row["return"] if row["success"] is None else row["success"])
-
-
-def cell_metrics(cell: Cell, row: Row, measures: Sequence[str] = CELL_MEASURES) -> dict[str, float]:
-    """Return a cell's metrics, the measure first: MLflow draws a section for each, with a chart for each cell."""
-    numbers = {name: row[name] for name in measures}  # type: ignore[literal-required]
-    return {f"eval/{name}/{cell_key(cell)}": float(value) for name, value in numbers.items() if value is not None}

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
-from dipole_ray.evaluation import Cell, CellResult
+from dipole_ray.evaluation.cells import Cell
+from dipole_ray.evaluation.play import CellResult
 from dipole_ray.rllib.env_runner import DIPOLEEnvRunner
 from dipole_ray.rllib.fragment import FragmentReport, WorkerFailure
 from dipole_ray.rllib.learner_client import PublishedPolicy

@@ -15,23 +15,25 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from dipole_ray import plots, report, trajectories
+from dipole_ray import plots, report
 from dipole_ray.checkpoint import Checkpoint, newest_valid, read_checkpoint
 from dipole_ray.config import RunConfig, load
 from dipole_ray.envs.make import env_dims
 from dipole_ray.errors import CheckpointError, ConfigError, EnvironmentUnavailable
-from dipole_ray.evaluation import Cell, CellResult, cells_of, chosen_cell
+from dipole_ray.evaluation import trajectories
+from dipole_ray.evaluation.cells import cell_key, cells_with_chosen, chosen_cell
+from dipole_ray.evaluation.play import CellResult
+from dipole_ray.evaluation.table import cell_metrics, row_metrics
+from dipole_ray.evaluation.trajectories import Maze, Trajectory
+from dipole_ray.evaluation.video import record_run
 from dipole_ray.interrupt import interruptible
 from dipole_ray.parallel import ray_session
 from dipole_ray.prepare import prepare_dataset
 from dipole_ray.progress import Progress
 from dipole_ray.resume import FIXED, config_differences, guard_resume, saved_config, version_differences, warn_of
-from dipole_ray.rllib.evaluate import cell_key, cell_metrics
 from dipole_ray.runs.build import require_fit
 from dipole_ray.runs.session import CHECKPOINTS, RUN_FILE, Session, write_config
 from dipole_ray.storage import checkpoint_bytes, require_lasting, require_room
-from dipole_ray.trajectories import Maze, Trajectory
-from dipole_ray.video import record_run
 
 _log = logging.getLogger(__name__)
 
@@ -269,11 +271,12 @@ class Run(Session):
         if not config.interval_grid:
             return self._measured(self.play([chosen_cell(self.config.agent)], config.interval_episodes))
         seed = config.seed + self.algorithm.learner_steps // every
-        return self._measured(self.play(self._cells(), config.interval_episodes, seed=seed))
+        cells = cells_with_chosen(config, self.config.agent)
+        return self._measured(self.play(cells, config.interval_episodes, seed=seed))
 
     def _evaluate(self, phase: str) -> None:
         """Evaluate the whole grid at the end of a phase, and write rows and paths."""
-        cells = self._cells()
+        cells = cells_with_chosen(self.config.evaluation, self.config.agent)
         with self._progress(f"evaluation after the {phase} phase", len(cells), "cells") as progress:
 
             def show(result: CellResult) -> None:
@@ -281,28 +284,21 @@ class Run(Session):
 
             results = self.play(cells, self.config.evaluation.episodes, on_result=show)
         self.log(self._measured(results))
-        self.evaluation[phase] = [self.row(result) for result in results]
+        self.evaluation[phase] = self.rows(results)
         self.paths = [path for path in self.paths if path.phase != phase]
         for result in results:
             self.maze = result.maze or self.maze
             self.paths += result.trajectories(phase)
         self.persist(self._write_results)
 
-    def _cells(self) -> list[Cell]:
-        """Return the cells of the grid, and the chosen one if it is none of them."""
-        cells, chosen = cells_of(self.config.evaluation, self.config.agent), chosen_cell(self.config.agent)
-        return cells if chosen in cells else [*cells, chosen]
-
     def _measured(self, results: list[CellResult]) -> dict[str, float]:
         """Return the metrics of played cells; those of the chosen one also under plain names, and as the score."""
         metrics = {"time/evaluation_s": self.evaluation_s}
-        for result in results:
-            row = self.row(result)
+        for result, row in zip(results, self.rows(results), strict=True):
             metrics.update(cell_metrics(result.cell, row))
             if result.cell == chosen_cell(self.config.agent):
                 self.algorithm.note_score(row)
-                numbers = {name: value for name, value in row.items() if isinstance(value, float) and name != "omega"}
-                metrics.update({f"eval/{name}": value for name, value in numbers.items()})
+                metrics.update(row_metrics("eval", row))
         return metrics
 
     def _write_results(self) -> None:

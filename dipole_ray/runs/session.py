@@ -17,7 +17,9 @@ import yaml
 from dipole_ray import report
 from dipole_ray.checkpoint import Checkpoint, prune, write_checkpoint
 from dipole_ray.config import RunConfig
-from dipole_ray.evaluation import Cell, CellResult, method_name, summarize
+from dipole_ray.evaluation.cells import Cell
+from dipole_ray.evaluation.play import CellResult
+from dipole_ray.evaluation.table import rows_of
 from dipole_ray.files.durable import write_text
 from dipole_ray.report import Row
 from dipole_ray.rllib.evaluate import play
@@ -100,9 +102,9 @@ class Session:
         self.evaluation_s = time.perf_counter() - start
         return results
 
-    def row(self, result: CellResult) -> Row:
-        """Return the row that a played cell has in `evaluation.json`."""
-        return summarize(result, method_name(self.config.agent), self.config.evaluation.confidence)
+    def rows(self, results: Sequence[CellResult]) -> list[Row]:
+        """Return the rows that played cells have in `evaluation.json`."""
+        return rows_of(results, self.config.agent, self.config.evaluation.confidence)
 
     # ---- the folder ----
 

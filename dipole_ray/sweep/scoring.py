@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dipole_ray.errors import ConfigError
-from dipole_ray.evaluation import Cell
+from dipole_ray.evaluation.cells import Cell
+from dipole_ray.evaluation.table import score_of
 from dipole_ray.report import Row
-from dipole_ray.rllib.evaluate import score_of
 from dipole_ray.sweep.config import SweepConfig
 
 

@@ -14,13 +14,13 @@ from typing import Any
 
 from dipole_ray import report
 from dipole_ray.checkpoint import Checkpoint, newest_valid, read_checkpoint
-from dipole_ray.evaluation import cells_of
+from dipole_ray.evaluation.cells import cells_of
+from dipole_ray.evaluation.table import cell_metrics, row_metrics
 from dipole_ray.files.durable import write_json
 from dipole_ray.files.lock import FolderLock
 from dipole_ray.prepare import prepare_dataset
 from dipole_ray.report import Row
 from dipole_ray.rllib.algorithm import RING_FILE
-from dipole_ray.rllib.evaluate import cell_metrics
 from dipole_ray.runs.session import CHECKPOINTS, Session, write_config
 from dipole_ray.sweep.ledger import TRIAL_FILE
 from dipole_ray.sweep.plan import Plan
@@ -33,6 +33,8 @@ LOCK_WAIT_S = 120.0
 """Longest wait for the process that trained this trial before; Ray ends it soon after its driver was killed."""
 CLOSE_S = 5.0
 """Longest wait for MLflow at the end of a trial; the sweep delivers what is left."""
+GIVEN = ("omega", "confidence")
+"""What a row holds beside its measures."""
 
 
 class TrialRun(Session):
@@ -155,10 +157,10 @@ class TrialRun(Session):
         sweep, grid = self.plan.sweep, self.plan.sweep.evaluation
         self.rung += 1
         cells = cells_of(self.config.evaluation, self.config.agent)
-        rows = list(map(self.row, self.play(cells, grid.select_episodes, seed=grid.select_seed)))
+        rows = self.rows(self.play(cells, grid.select_episodes, seed=grid.select_seed))
         best, reported = best_row(rows, sweep), None
         if self.is_finished:
-            reported = self.row(self.play([cell_of(best)], grid.report_episodes, seed=grid.report_seed)[0])
+            reported = self.rows(self.play([cell_of(best)], grid.report_episodes, seed=grid.report_seed))[0]
         self.results.append(
             {
                 "rung": self.rung,
@@ -185,12 +187,12 @@ class TrialRun(Session):
         measures = ["return", "success", *([own] if own == "length" else [])]
         for row in rows:
             metrics.update(cell_metrics(cell_of(row), row, measures))
-        metrics.update({f"eval/{name}": value for name, value in _numbers(best).items()})
+        metrics.update(row_metrics("eval", best, without=GIVEN))
         metrics["sweep/best_candidates"] = float(best["candidates"])
         if best["omega"] is not None:
             metrics["sweep/best_omega"] = best["omega"]
         if reported is not None:
-            metrics.update({f"report/{name}": value for name, value in _numbers(reported).items()})
+            metrics.update(row_metrics("report", reported, without=GIVEN))
         settings = {key: value for key, value in self.values.items() if isinstance(value, int | float)}
         metrics.update({f"settings/{key}": float(value) for key, value in settings.items()})
         return metrics
@@ -224,9 +226,3 @@ class TrialRun(Session):
             "results": self.results,
         }
         write_json(self.folder / TRIAL_FILE, notes)
-
-
-def _numbers(row: Row) -> dict[str, float]:
-    """Return the measures of a row."""
-    given = ("omega", "confidence")
-    return {name: value for name, value in row.items() if isinstance(value, float) and name not in given}

@@ -16,7 +16,7 @@ import pytest
 from scipy import stats
 
 from dipole_ray import DIPOLE
-from dipole_ray.evaluation import Cell
+from dipole_ray.evaluation.cells import Cell
 from dipole_ray.rllib.evaluate import play
 from tests.chaos.conftest import Measured
 from tests.chaos.kit import actor_pids, assert_every_row_once, config, kill, train_until

@@ -18,7 +18,7 @@ import pytest
 import ray
 
 from dipole_ray import DIPOLE
-from dipole_ray.evaluation import Cell
+from dipole_ray.evaluation.cells import Cell
 from dipole_ray.rllib.env_runner import DIPOLEEnvRunner
 from dipole_ray.rllib.evaluate import play
 from dipole_ray.rllib.workers import MAX_FAILURES

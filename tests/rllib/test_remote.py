@@ -19,7 +19,8 @@ from dipole_ray import DIPOLE
 from dipole_ray.data.dataset import write_dataset
 from dipole_ray.data.schema import Schema, close_trajectory
 from dipole_ray.errors import ConfigError, DatasetError, EnvironmentUnavailable
-from dipole_ray.evaluation import Cell, CellResult
+from dipole_ray.evaluation.cells import Cell
+from dipole_ray.evaluation.play import CellResult
 from dipole_ray.rllib.evaluate import play
 from tests.rllib.small import config, train_until
 

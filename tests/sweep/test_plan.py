@@ -11,7 +11,7 @@ import yaml
 
 from dipole_ray.config import load, presets, sweep_presets
 from dipole_ray.errors import ConfigError
-from dipole_ray.evaluation import cells_of
+from dipole_ray.evaluation.cells import cells_of
 from dipole_ray.settings import merge
 from dipole_ray.sweep.plan import Plan, from_mapping, load_plan
 from tests.sweep.small import PBT, POPULATION, SPACE, sweep_mapping, write_sweep

@@ -52,7 +52,7 @@ class Trajectory:
     phase: str
     """When it was evaluated: `offline` or `online`."""
     policy: str
-    """`guided` or `bc`, as in `evaluation.Cell`."""
+    """`guided` or `bc`, as in `cells.Cell`."""
     omega: float | None
     """Greediness of the guided policy; None for `bc`."""
     candidates: int

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from dipole_ray.envs.make import EnvConfig, make_env
 from dipole_ray.errors import ConfigError, EnvironmentUnavailable
-from dipole_ray.evaluation import Cell, Policy, act, episode_seed, policy_generator
+from dipole_ray.evaluation.cells import Cell
+from dipole_ray.evaluation.play import Policy, act, episode_seed, policy_generator
 from dipole_ray.files.durable import commit_file
 from dipole_ray.policy import load_policy
 

@@ -1,0 +1,59 @@
+"""Evaluate a trained policy over a whole grid in parallel: every cell is a Ray task, from one checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dipole_ray.evaluation.cells import Cell, EvalConfig, cells_of
+from dipole_ray.evaluation.play import CellResult, evaluate_cell
+from dipole_ray.parallel import map_tasks
+from dipole_ray.policy import TrainedPolicy, load_policy
+
+
+def evaluate_policy(policy: TrainedPolicy, config: EvalConfig, *, progress: bool = True) -> list[CellResult]:
+    """Play every cell of the grid that a policy can act in; none costs any training.
+
+    Args:
+        policy: From `load_policy`; its checkpoint is read again by every task.
+        config: Omegas, candidates, episodes, seed; what concerns evaluations during training is not looked at.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        One result a cell, in the order of `cells_of`; `table.rows_of` makes rows with intervals of them.
+
+    Raises:
+        DipoleError: A cell could not be played; names it.
+    """
+    jobs = [_Job(policy.path, cell, config) for cell in cells_of(config, policy.agent.config)]
+    name = policy.path.parent.parent.name
+    return map_tasks(_play, jobs, description=f"evaluating {name}", unit="cells", progress=progress)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One cell to be played by one task."""
+
+    checkpoint: Path
+    cell: Cell
+    config: EvalConfig
+
+    def __str__(self) -> str:
+        return str(self.cell)
+
+
+def _play(job: _Job) -> CellResult:
+    """Play one cell; runs in a process of its own, unless there is but one."""
+    torch.set_num_threads(1)
+    policy, config = load_policy(job.checkpoint), job.config
+    return evaluate_cell(
+        policy.agent,
+        policy.env,
+        job.cell,
+        episodes=config.episodes,
+        seed=config.seed,
+        num_envs=config.num_envs,
+        trajectories=config.trajectories,
+    )
