@@ -127,7 +127,7 @@ def import_ogbench(source: Path, env: EnvConfig, out: Path, *, overwrite: bool =
     """
     dims = env_dims(env)
     pieces = read_ogbench(source, relabel=lambda arrays: ogbench_relabel(env.id, arrays))
-    schema = Schema(observation_dim=dims.observation_dim, action_dim=dims.action_dim)
+    schema = Schema(dims.observation_dim, dims.action_dim)
     about = {"format": "ogbench", "file": source.name, "env": env.id}
     write_dataset(out, pieces, schema, about, overwrite=overwrite)
     return out

@@ -14,7 +14,7 @@ PACKAGE = Path(dipole_ray.__file__).parent
 
 # A room may import rooms on its own floor and below; a new file must be given its floor here.
 FLOORS = (
-    {"errors", "progress", "settings", "provenance", "interrupt"},
+    {"errors", "columns", "progress", "settings", "provenance", "interrupt"},
     {"parallel", "files"},
     {"agents", "data"},
     {"envs"},
@@ -35,13 +35,14 @@ ALLOWED = {
     "agents": {"torch", "numpy", "safetensors"},
     "data": {"numpy", "pyarrow", "h5py"},
     "errors": set(),
+    "columns": set(),
     "files": {"filelock"},
     "settings": {"yaml"},
     "progress": {"rich"},
     "provenance": set(),
 }
 HOMES = {"ray": {"parallel", "sweep", "rllib"}, "mlflow": {"mlflow_feed"}}
-LIGHT_FOR_AGENTS_AND_DATA = {"errors", "progress", "settings", "files"}
+LIGHT_FOR_AGENTS_AND_DATA = {"errors", "columns", "progress", "settings", "files"}
 
 HEAVY = ("torch", "ray", "mlflow", "mujoco", "gymnasium", "pyarrow", "numpy", "matplotlib")
 

@@ -89,7 +89,7 @@ def test_differences_cover_removed_keys() -> None:
 def test_replay_of_a_million_rows_costs_a_checkpoint_kilobytes(tmp_path: Path) -> None:
     """R3: names, counts and checksums are saved, not rows; and the rows they name are there after a restart."""
     capacity, piece = 1_000_000, 1000
-    schema = Schema(observation_dim=2, action_dim=1)
+    schema = Schema(2, 1)
     zeros, ones = np.zeros((piece, 2), np.float32), np.ones(piece - 1, np.float32)
     rows = close_trajectory(zeros, zeros[1:, :1], ones, ones)
     with Replay(schema=schema, online=tmp_path / "online.arrow", capacity=capacity) as replay:

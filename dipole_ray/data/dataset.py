@@ -1,5 +1,8 @@
 """A dataset on disk: a folder of immutable Arrow files and the manifest that names them.
 
+Rows may refer to entries of side tables, a file each, so that an observation which many transitions share (a frame, a
+scene) lies on the disk once.
+
 The manifest is written last and atomically, so a folder without one is an import that did not finish, and
 a folder with one is complete. Files are named after their content: replacing a dataset never touches the
 files of the old one until the new manifest stands.
@@ -10,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +21,11 @@ from typing import Any
 
 import numpy as np
 
+from dipole_ray.columns import Schema
 from dipole_ray.data.quarantine import Quarantined, describe_damage, restore_hint, warn_once
-from dipole_ray.data.schema import Rows, Schema, concatenate, validate_rows
+from dipole_ray.data.schema import Rows, check_references, concatenate, first_non_finite, validate_rows
 from dipole_ray.data.segment import SegmentEntry, open_segment, write_segment
-from dipole_ray.errors import ConfigError, CorruptSegment, DatasetError
+from dipole_ray.errors import ConfigError, CorruptSegment, DatasetError, NonFiniteError
 from dipole_ray.files.durable import format_bytes, read_json, sync, write_json
 from dipole_ray.files.lock import LOCK, FolderLock
 
@@ -37,11 +41,13 @@ class Manifest:
     """What `manifest.json` says: version, dimensions, origin and files."""
 
     schema: Schema
-    """Dimensions of every file."""
+    """Columns of every file."""
     source: dict[str, Any]
     """Where the data came from, as JSON: reader, file, environment, options."""
     files: tuple[SegmentEntry, ...]
     """The files in order."""
+    tables: dict[str, SegmentEntry]
+    """The side tables by name."""
 
     @property
     def num_rows(self) -> int:
@@ -62,6 +68,8 @@ class Manifest:
             "source": self.source,
             "files": [entry.to_json() for entry in self.files],
         }
+        if self.tables:
+            body["tables"] = {name: entry.to_json() for name, entry in self.tables.items()}
         return {**body, "checksum": _json_checksum(body)}
 
     @classmethod
@@ -86,12 +94,15 @@ class Manifest:
             )
         try:
             files = tuple(SegmentEntry(**entry) for entry in value["files"])
-            manifest = cls(schema=Schema.from_json(value["schema"]), source=dict(value["source"]), files=files)
-        except (KeyError, TypeError, ValueError, OverflowError, ConfigError) as error:
+            schema, source = Schema.from_json(value["schema"]), dict(value["source"])
+            tables = {name: SegmentEntry(**value["tables"][name]) for name in schema.tables}
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError, ConfigError) as error:
             raise CorruptSegment(f"{path}: incomplete manifest ({error!r}); import the dataset again") from error
         for entry in files:
-            _check_entry(entry, manifest.schema, path)
-        return manifest
+            _check_entry(entry, schema.row_bytes, path)
+        for name, column in schema.tables.items():
+            _check_entry(tables[name], column.bytes, path, is_table=True)
+        return cls(schema=schema, source=source, files=files, tables=tables)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,10 +127,12 @@ class OfflineDataset:
     """The verified files."""
     quarantined: tuple[Quarantined, ...]
     """The damaged files, which are not among the segments."""
+    tables: Rows
+    """Read-only views of the side tables, to whose entries rows refer."""
 
     @property
     def schema(self) -> Schema:
-        """Dimensions of observations and actions."""
+        """What observations and actions are."""
         return self.manifest.schema
 
     @property
@@ -158,17 +171,23 @@ def open_dataset(directory: Path | str, *, strict: bool = False) -> OfflineDatas
 
     Raises:
         DatasetError: If there is no (complete) dataset.
-        CorruptSegment: If the manifest is damaged, or every file is, or one is and `strict` is true.
+        CorruptSegment: If the manifest or a side table is damaged, or every file is, or one is and `strict` is true.
     """
     directory = Path(directory)
     manifest = read_manifest(directory)
+    tables = _open_tables(directory, manifest)
     segments: list[Segment] = []
     damaged: list[Quarantined] = []
     first_row = 0
     for entry in manifest.files:
         try:
-            segments.append(Segment(entry=entry, columns=open_segment(directory, entry, manifest.schema)))
-        except CorruptSegment as error:
+            columns = open_segment(directory, entry, manifest.schema.columns)
+            for name, column in manifest.schema.observed.items():
+                if column.table is not None:
+                    where = f"{directory / entry.name}: column '{name}'"
+                    check_references(columns[name], len(tables[column.table]), where, column.table)
+            segments.append(Segment(entry=entry, columns=columns))
+        except DatasetError as error:
             damaged.append(Quarantined(entry=entry, first_row=first_row, finding=str(error)))
         first_row += entry.rows
     if damaged:
@@ -180,7 +199,26 @@ def open_dataset(directory: Path | str, *, strict: bool = False) -> OfflineDatas
             f"{what}; only the other {sum(segment.entry.rows for segment in segments)} rows are used: to get all of "
             f"them, {remedy}; to refuse a damaged dataset, set data.strict=true"
         )
-    return OfflineDataset(directory=directory, manifest=manifest, segments=tuple(segments), quarantined=tuple(damaged))
+    return OfflineDataset(
+        directory=directory,
+        manifest=manifest,
+        segments=tuple(segments),
+        quarantined=tuple(damaged),
+        tables=tables,
+    )
+
+
+def _open_tables(directory: Path, manifest: Manifest) -> Rows:
+    """Verify and map the side tables; without all of them no row is of use."""
+    try:
+        return {
+            name: open_segment(directory, manifest.tables[name], {name: column})[name]
+            for name, column in manifest.schema.tables.items()
+        }
+    except CorruptSegment as error:
+        raise CorruptSegment(
+            f"{error}; every row may refer to it: {restore_hint(directory, manifest.source)}"
+        ) from error
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -211,6 +249,7 @@ def write_dataset(
     schema: Schema,
     source: dict[str, Any],
     *,
+    tables: Mapping[str, np.ndarray] | None = None,
     overwrite: bool = False,
     segment_rows: int = SEGMENT_ROWS,
 ) -> Manifest:
@@ -219,8 +258,9 @@ def write_dataset(
     Args:
         directory: Folder to make; must not hold anything else.
         rows: Rows of one or more whole trajectories each; consumed as a stream.
-        schema: Their dimensions.
+        schema: Their columns.
         source: Where they came from, JSON-able.
+        tables: The side tables of the schema by name, each (entries, *shape); may be mapped files.
         overwrite: Replace a dataset that is already there. The old one stays valid until the new one is complete.
         segment_rows: Rows after which a new file is begun, at the end of the item at hand.
 
@@ -239,11 +279,13 @@ def write_dataset(
         with FolderLock(directory, math.inf):
             _check_target(directory, overwrite)  # another process may have filled it meanwhile
             try:
-                for number, block in enumerate(_segment_blocks(rows, schema, segment_rows)):
-                    written.append(write_segment(directory, number, block, schema))
+                named = _write_tables(directory, tables or {}, schema)
+                sizes = {name: entry.rows for name, entry in named.items()}
+                for number, block in enumerate(_segment_blocks(rows, schema, segment_rows, sizes)):
+                    written.append(write_segment(directory, f"data-{number:05d}", block, schema.columns))
                 if not written:
                     raise DatasetError(f"{directory}: the source gave no transitions, nothing was written; inspect it")
-                manifest = Manifest(schema=schema, source=source, files=tuple(written))
+                manifest = Manifest(schema=schema, source=source, files=tuple(written), tables=named)
                 write_json(directory / MANIFEST, manifest.to_json())
             finally:
                 _discard_unnamed(directory)
@@ -260,7 +302,27 @@ def write_dataset(
     return manifest
 
 
-def _check_entry(entry: SegmentEntry, schema: Schema, path: Path) -> None:
+def _write_tables(directory: Path, tables: Mapping[str, np.ndarray], schema: Schema) -> dict[str, SegmentEntry]:
+    """Write the side tables, a file each, and return their entries for the manifest."""
+    if tables.keys() != schema.tables.keys():
+        raise DatasetError(
+            f"{directory}: side tables {[*schema.tables]} are needed and {[*tables]} given; pass tables="
+        )
+    written = {}
+    for name, column in schema.tables.items():
+        entries = tables[name]
+        if entries.dtype != column.dtype or not len(entries) or entries.shape[1:] != column.shape:
+            raise DatasetError(
+                f"{directory}: table '{name}' must be {column.dtype} of shape (entries, {str(column.shape)[1:]}; found "
+                f"{entries.dtype} of shape {entries.shape}"
+            )
+        if column.dtype.startswith("float") and (bad := first_non_finite(entries)) is not None:
+            raise NonFiniteError(f"{directory}: entry {bad} of table '{name}' holds NaN or infinity; repair the data")
+        written[name] = write_segment(directory, f"table-{name}", {name: entries}, {name: column})
+    return written
+
+
+def _check_entry(entry: SegmentEntry, row_bytes: int, path: Path, *, is_table: bool = False) -> None:
     """Refuse a line of the manifest that cannot be of a file beside it."""
     counts = {name: getattr(entry, name) for name in ("rows", "transitions", "bytes", "crc32")}
     strange = [name for name, count in counts.items() if type(count) is not int or count < 0]
@@ -273,10 +335,11 @@ def _check_entry(entry: SegmentEntry, schema: Schema, path: Path) -> None:
         raise CorruptSegment(
             f"{path}: file name {entry.name!r:.200} points outside the folder; do not use this dataset"
         )
-    if not 0 < entry.transitions < entry.rows or entry.rows * schema.row_bytes > entry.bytes:
+    fits = entry.transitions == 0 < entry.rows if is_table else 0 < entry.transitions < entry.rows
+    if not fits or entry.rows * row_bytes > entry.bytes:
         raise CorruptSegment(
             f"{path}: file {entry.name!r:.200} of {entry.bytes} bytes cannot hold {entry.rows} rows of "
-            f"{schema.row_bytes} bytes with {entry.transitions} transitions; restore it or import the dataset again"
+            f"{row_bytes} bytes with {entry.transitions} transitions; restore it or import the dataset again"
         )
 
 
@@ -304,15 +367,18 @@ def _json_checksum(body: dict[str, Any]) -> str:
 
 
 def _is_ours(path: Path) -> bool:
-    return path.match("data-*.arrow") or path.match(".data-*.arrow.tmp") or path.name == f".{MANIFEST}.tmp"
+    ours = ("data-*.arrow", ".data-*.arrow.tmp", "table-*.arrow", ".table-*.arrow.tmp", f".{MANIFEST}.tmp")
+    return any(path.match(pattern) for pattern in ours)
 
 
-def _segment_blocks(pieces: Iterable[Rows], schema: Schema, segment_rows: int) -> Iterator[Rows]:
+def _segment_blocks(
+    pieces: Iterable[Rows], schema: Schema, segment_rows: int, table_rows: Mapping[str, int]
+) -> Iterator[Rows]:
     """Group validated rows into blocks of at most `segment_rows` rows where the items allow it."""
     held: list[Rows] = []
     held_rows = total = 0
     for piece in pieces:
-        validate_rows(piece, schema, where=f"rows from {total} on")
+        validate_rows(piece, schema, f"rows from {total} on", table_rows)
         count = len(piece["remaining"])
         if held and held_rows + count > segment_rows:
             yield concatenate(held)
@@ -326,7 +392,10 @@ def _segment_blocks(pieces: Iterable[Rows], schema: Schema, segment_rows: int) -
 
 def _discard_unnamed(directory: Path) -> None:
     """Remove data files that the standing manifest (if any) does not name; whoever calls it holds the lock."""
-    kept = {entry.name for entry in read_manifest(directory).files} if (directory / MANIFEST).exists() else set()
+    kept: set[str] = set()
+    if (directory / MANIFEST).exists():
+        manifest = read_manifest(directory)
+        kept = {entry.name for entry in (*manifest.files, *manifest.tables.values())}
     for path in directory.iterdir():
         if _is_ours(path) and path.name not in kept:
             path.unlink()

@@ -18,12 +18,13 @@ from typing import Any
 
 import numpy as np
 
+from dipole_ray.columns import Schema, require_fit
 from dipole_ray.data.dataset import open_dataset
 from dipole_ray.data.journal import MAX_SENDERS
 from dipole_ray.data.ring import OnlineRing
-from dipole_ray.data.schema import Rows, Schema, validate_rows
+from dipole_ray.data.schema import Rows, validate_rows
 from dipole_ray.data.segment import SegmentEntry
-from dipole_ray.data.windows import gather_windows
+from dipole_ray.data.windows import gather_windows, nested
 from dipole_ray.errors import CheckpointError, ConfigError, DatasetError
 
 STATE_VERSION = 1
@@ -68,7 +69,9 @@ class Replay:
         """Open the offline datasets and map (or make) the online ring.
 
         Args:
-            schema: Dimensions that every part must have.
+            schema: What observations and actions are in every part. Where it refers to side tables, all rows refer to
+                those of the only dataset, inserted ones too; otherwise inserted rows hold whole observations, also
+                beside datasets that refer to tables.
             offline: Folders of datasets.
             online: File of the online ring; None for offline training only. An existing ring counts as empty until
                 `load_state` names its rows, unless it belongs to `run`.
@@ -85,7 +88,7 @@ class Replay:
 
         Raises:
             ConfigError: If settings contradict each other.
-            DatasetError: If a dataset cannot be opened or has other dimensions.
+            DatasetError: If a dataset cannot be opened or holds other observations or actions.
             CorruptSegment: If the rows of `run` cannot be told from others.
         """
         check_fraction(offline_fraction)
@@ -99,10 +102,18 @@ class Replay:
         self._powers = discount ** np.arange(n_step + 1, dtype=np.float64)
         self._entries: list[SegmentEntry] = []
         self._damaged: list[str] = []
-        self._offline: list[tuple[Rows, np.ndarray]] = []
+        self._offline: list[tuple[Rows, np.ndarray, Rows]] = []
+        """Of each file: its columns, the rows that are transitions, and the side table of each column that has one."""
+        self._ring_tables: Rows = {}
+        self._table_rows: dict[str, int] = {}
         for directory in offline:
             self._open_offline(Path(directory))
-        self._ends = np.cumsum([len(valid) for _, valid in self._offline], dtype=np.int64)
+        if schema.tables and len(offline) != 1:
+            raise ConfigError(
+                f"rows refer to side tables of one dataset ({', '.join(schema.tables)}), and {len(offline)} are given; "
+                "give one"
+            )
+        self._ends = np.cumsum([len(valid) for _, valid, _ in self._offline], dtype=np.int64)
         self.num_offline = int(self._ends[-1]) if len(self._ends) else 0
         self._ring = None if online is None else OnlineRing(Path(online), schema, capacity, run)
         self._random = np.random.Generator(np.random.PCG64(seed))
@@ -112,16 +123,17 @@ class Replay:
 
     def _open_offline(self, directory: Path) -> None:
         dataset = open_dataset(directory)
-        if dataset.schema != self.schema:
-            raise DatasetError(
-                f"{directory}: dataset has observation_dim={dataset.schema.observation_dim} and "
-                f"action_dim={dataset.schema.action_dim}, expected {self.schema.observation_dim} and "
-                f"{self.schema.action_dim}; use a dataset of this environment"
-            )
-        self._entries += dataset.manifest.files
+        remedy = "use a dataset of this environment"
+        require_fit(dataset.schema, self.schema, what=directory, whom="this replay", remedy=remedy)
+        self._entries += [*dataset.manifest.files, *dataset.manifest.tables.values()]
         self._damaged += [item.entry.name for item in dataset.quarantined]
+        observed = dataset.schema.observed.items()
+        tables = {name: dataset.tables[column.table] for name, column in observed if column.table is not None}
         for segment in dataset.segments:
-            self._offline.append((segment.columns, np.flatnonzero(segment.columns["remaining"])))
+            self._offline.append((segment.columns, np.flatnonzero(segment.columns["remaining"]), tables))
+        if self.schema.tables:
+            self._ring_tables = tables
+            self._table_rows = {name: len(entries) for name, entries in dataset.tables.items()}
 
     @property
     def num_online(self) -> int:
@@ -155,13 +167,13 @@ class Replay:
             raise ConfigError("this replay is offline only; pass online=FILE and capacity=ROWS to insert into it")
         if sequence > self._ring.ledger.last_sequence.get((worker, incarnation), -1):
             where = f"insert {sequence} of worker {worker} (incarnation {incarnation})"
-            validate_rows(rows, self.schema, where=where)
+            validate_rows(rows, self.schema, where, self._table_rows)
             self._ring.append(rows, worker=worker, incarnation=incarnation, sequence=sequence)
         return self._ring.ledger.env_steps
 
     def sample(
         self, batch_size: int, num_batches: int = 1, offline_fraction: float | EllipsisType | None = ...
-    ) -> dict[str, np.ndarray]:
+    ) -> dict[str, Any]:
         """Draw transitions uniformly with replacement.
 
         Args:
@@ -171,15 +183,16 @@ class Replay:
                 batch. None draws from the union. Left out: as configured, and offline only while the ring is empty.
 
         Returns:
-            float32 arrays with leading dimension num_batches * B: observations, actions, rewards (n-step sum), masks,
-            next_observations, discounts, is_offline (1 or 0). Each consecutive B of them is one batch.
+            Arrays with leading dimension num_batches * B: observations and next_observations (dicts of arrays where the
+            schema names several), and float32 actions, rewards (n-step sum), masks, discounts, is_offline (1 or 0).
+            Each consecutive B of them is one batch.
 
         Raises:
             DatasetError: If a side that must contribute holds no transitions.
         """
         fraction = self._configured_fraction() if offline_fraction is ... else offline_fraction
         picks = self._pick(batch_size, num_batches, fraction).reshape(-1)
-        return {**self._gather(picks), "is_offline": (picks < self.num_offline).astype(np.float32)}
+        return {**nested(self._gather(picks)), "is_offline": (picks < self.num_offline).astype(np.float32)}
 
     def _gather(self, picks: np.ndarray) -> dict[str, np.ndarray]:
         """Gather transitions by number; those from `num_offline` on are online ones."""
@@ -235,26 +248,36 @@ class Replay:
         return np.concatenate([offline, online], axis=1)
 
     def _gather_offline(self, index: int, picks: np.ndarray) -> dict[str, np.ndarray]:
-        columns, valid = self._offline[index]
-        return gather_windows(columns, valid[picks], self._powers)
+        columns, valid, tables = self._offline[index]
+        return gather_windows(columns, valid[picks], self._powers, tables)
 
     def _gather_online(self, picks: np.ndarray) -> dict[str, np.ndarray]:
         assert self._ring is not None
-        return gather_windows(self._ring.columns, self._ring.transition_rows(picks), self._powers)
+        return gather_windows(self._ring.columns, self._ring.transition_rows(picks), self._powers, self._ring_tables)
 
     def observation_statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """Return mean and standard deviation (O,), float64, of the offline observations, closing rows included.
 
         Raises:
-            DatasetError: If there are no offline rows.
+            DatasetError: If there are no offline rows, or observations are no flat vectors.
         """
+        observation = self.schema.observed.get("observations")
+        if observation is None or not observation.is_vector:
+            raise DatasetError(
+                f"observations are {self.schema.observation_text}: mean and deviation are those of flat vectors; set "
+                "agent.observation_normalization=none"
+            )
         if not self._offline:
             raise DatasetError("observation statistics need offline rows, and this replay has none; open a dataset")
         count, total, squares = 0, 0.0, 0.0
-        shift = self._offline[0][0]["observations"][0].astype(np.float64)  # against cancellation far from zero
-        for columns, _ in self._offline:
+        shift = np.zeros(observation.shape)
+        for columns, _, tables in self._offline:
             for start in range(0, len(columns["observations"]), _CHUNK_ROWS):
-                chunk = columns["observations"][start : start + _CHUNK_ROWS].astype(np.float64) - shift
+                found = columns["observations"][start : start + _CHUNK_ROWS]
+                chunk = (tables["observations"][found] if tables else found).astype(np.float64)
+                if not count:
+                    shift = chunk[0].copy()  # against cancellation far from zero
+                chunk -= shift
                 count, total, squares = count + len(chunk), total + chunk.sum(axis=0), squares + (chunk**2).sum(axis=0)
         mean = total / count
         return mean + shift, np.sqrt(np.maximum(squares / count - mean**2, 0.0))

@@ -16,7 +16,8 @@ from typing import IO
 import numpy as np
 import pyarrow as pa
 
-from dipole_ray.data.schema import Rows, Schema
+from dipole_ray.columns import Column, Schema
+from dipole_ray.data.schema import Rows
 from dipole_ray.data.segment import ColumnLayout, map_columns, record_batch
 from dipole_ray.errors import ConfigError, CorruptSegment, DatasetError
 from dipole_ray.files.durable import format_bytes, replacing
@@ -28,7 +29,7 @@ _METADATA_BYTES = 1 << 16
 
 def ring_layout(schema: Schema) -> ColumnLayout:
     """Return the ring's columns: those of every dataset and the commit mark `sequence`."""
-    return {**schema.columns, "sequence": (np.dtype(np.int64), ())}
+    return {**schema.columns, "sequence": Column(dtype="int64")}
 
 
 def create_ring_file(path: Path, schema: Schema, num_rows: int) -> None:
@@ -38,7 +39,7 @@ def create_ring_file(path: Path, schema: Schema, num_rows: int) -> None:
         DatasetError: If the disk cannot hold it or cannot be written.
     """
     layout = ring_layout(schema)
-    sizes = {name: num_rows * dtype.itemsize * (shape[0] if shape else 1) for name, (dtype, shape) in layout.items()}
+    sizes = {name: num_rows * column.bytes for name, column in layout.items()}
     needed = sum(sizes.values()) + _METADATA_BYTES
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -144,7 +145,7 @@ def map_ring_file(path: Path, schema: Schema, num_rows: int) -> tuple[np.memmap,
 
     Raises:
         CorruptSegment: If the file is cut short or not a ring.
-        ConfigError: If it is a ring of another size or other dimensions.
+        ConfigError: If it is a ring of another size or other columns.
     """
     remedy = "restore the file, or delete it and start the online phase without resuming"
     if path.stat().st_size == 0:
@@ -152,14 +153,24 @@ def map_ring_file(path: Path, schema: Schema, num_rows: int) -> tuple[np.memmap,
     mapped = np.memmap(path, dtype=np.uint8, mode="r+")
     try:
         batch = pa.ipc.open_file(pa.py_buffer(mapped)).get_batch(0)
-        found = (batch.schema.field("observations").type.list_size, batch.schema.field("actions").type.list_size)
-    except (pa.ArrowException, OSError, ValueError, KeyError, AttributeError) as error:
+        found = {field.name: _column_of(field.type) for field in batch.schema}
+    except (pa.ArrowException, OSError, ValueError, ConfigError) as error:
         raise CorruptSegment(f"{path}: cut short or not a replay ring ({error}); {remedy}") from error
-    asked = (schema.observation_dim, schema.action_dim)
-    if found != asked or batch.num_rows != num_rows:
+    layout = ring_layout(schema)
+    if found != layout or batch.num_rows != num_rows:
+        varying = {name for name in (*found, *layout) if name.startswith(("observations", "actions"))}
+        texts = [", ".join(f"{name} {each[name]}" for name in each if name in varying) for each in (found, layout)]
         raise ConfigError(
-            f"{path}: the ring there has {batch.num_rows} rows of (observation, action) dimensions {found}, this "
-            f"replay needs {num_rows} rows of {asked}; use the capacity and environment it was made with, "
-            "or delete the file"
+            f"{path}: the ring there has {batch.num_rows} rows of {texts[0]}, this replay needs {num_rows} rows of "
+            f"{texts[1]}; use the capacity and environment it was made with, or delete the file"
         )
-    return mapped, map_columns(mapped, ring_layout(schema), path)
+    return mapped, map_columns(mapped, layout, path)
+
+
+def _column_of(kind: pa.DataType) -> Column:
+    """Return the column that an Arrow type stands for."""
+    shape = []
+    while pa.types.is_fixed_size_list(kind):
+        shape.append(kind.list_size)
+        kind = kind.value_type
+    return Column(tuple(shape), np.dtype(kind.to_pandas_dtype()).name)

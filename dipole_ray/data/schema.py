@@ -3,10 +3,11 @@
 A trajectory of T transitions is T + 1 rows, so that every observation is stored once and the next
 observation is the next row. The last, *closing* row holds only the final observation.
 
-    N rows, O observation dimension, A action dimension
+    N rows, O and A the shapes of an observation and an action
 
-    observations  float32 (N, O)
-    actions       float32 (N, A)   in [-1, 1]; zeros in a closing row
+    observations  float32 (N, *O)  or of another dtype (images); int32 (N,) where entries lie in a side table; one
+                                   column `observations.NAME` for each of several arrays
+    actions       float32 (N, *A)  in [-1, 1]; zeros in a closing row
     rewards       float32 (N,)     raw rewards of the environment; zero in a closing row
     masks         float32 (N,)     0 where the task ended with this transition (do not bootstrap), else 1
     remaining     int32   (N,)     transitions from this row until bootstrapping must stop: up to and with the
@@ -15,63 +16,20 @@ observation is the next row. The last, *closing* row holds only the final observ
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from dipole_ray.errors import ConfigError, DatasetError, NonFiniteError
+from dipole_ray.columns import Schema as Schema
+from dipole_ray.errors import DatasetError, NonFiniteError
 
 Rows = dict[str, np.ndarray]
+Observations = np.ndarray | Mapping[str, np.ndarray]
 
 ACTION_LIMIT = 1.0 - 1e-5
 """Largest action magnitude that is imported (OGBench's reference agents clip to it as well)."""
 ACTION_TOLERANCE = 1e-4
 """How far beyond [-1, 1] an action may lie and still count as rounding."""
-
-
-@dataclass(frozen=True, slots=True)
-class Schema:
-    """Dimensions of one dataset or replay; everything else about its columns is fixed."""
-
-    observation_dim: int
-    """Length of the flat observation vector, >= 1."""
-    action_dim: int
-    """Length of the action vector, >= 1."""
-
-    def __post_init__(self) -> None:
-        if self.observation_dim < 1 or self.action_dim < 1:
-            raise ConfigError(
-                f"observation_dim={self.observation_dim} and action_dim={self.action_dim} must be at least 1; "
-                "take them from env_dims(env_id) or from an open dataset's .schema"
-            )
-
-    @property
-    def columns(self) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
-        """Column name -> (dtype, shape of one row's entry), in storage order."""
-        real, whole = np.dtype(np.float32), np.dtype(np.int32)
-        return {
-            "observations": (real, (self.observation_dim,)),
-            "actions": (real, (self.action_dim,)),
-            "rewards": (real, ()),
-            "masks": (real, ()),
-            "remaining": (whole, ()),
-        }
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes that one row takes on disk and in memory."""
-        return 4 * (self.observation_dim + self.action_dim + 3)
-
-    def to_json(self) -> dict[str, int]:
-        """Return the schema as a JSON object."""
-        return {"observation_dim": self.observation_dim, "action_dim": self.action_dim}
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Schema:
-        """Rebuild a schema from `to_json`."""
-        return cls(observation_dim=int(value["observation_dim"]), action_dim=int(value["action_dim"]))
 
 
 def remaining_steps(masks: np.ndarray, closing: np.ndarray) -> np.ndarray:
@@ -92,16 +50,22 @@ def remaining_steps(masks: np.ndarray, closing: np.ndarray) -> np.ndarray:
 
 
 def build_rows(
-    observations: np.ndarray, actions: np.ndarray, rewards: np.ndarray, masks: np.ndarray, closing: np.ndarray
+    observations: Observations,
+    actions: np.ndarray,
+    rewards: np.ndarray,
+    masks: np.ndarray,
+    closing: np.ndarray,
+    schema: Schema | None = None,
 ) -> Rows:
     """Build rows of one or more whole trajectories that already have their closing rows.
 
     Args:
-        observations: (N, O).
-        actions: (N, A); what a closing row holds is ignored.
+        observations: (N, *O), several such arrays by name, or (N,) numbers in a side table.
+        actions: (N, *A); what a closing row holds is ignored.
         rewards: (N,); likewise.
         masks: (N,) of 0 and 1; likewise.
         closing: (N,) bool, True on the last row of each trajectory.
+        schema: Says the dtypes of observations; left out, they are float32.
 
     Returns:
         Rows in the dtypes of this module; the inputs are not changed.
@@ -109,22 +73,29 @@ def build_rows(
     moving = ~closing
     kept_masks = np.where(moving, masks, 1.0).astype(np.float32)
     return {
-        "observations": np.ascontiguousarray(observations, dtype=np.float32),
-        "actions": np.where(moving[:, None], actions, 0.0).astype(np.float32),
+        **{name: _in_dtype(values, name, schema) for name, values in _columns(observations).items()},
+        "actions": np.where(moving.reshape(-1, *[1] * (actions.ndim - 1)), actions, 0.0).astype(np.float32),
         "rewards": np.where(moving, rewards, 0.0).astype(np.float32),
         "masks": kept_masks,
         "remaining": remaining_steps(kept_masks, closing),
     }
 
 
-def close_trajectory(observations: np.ndarray, actions: np.ndarray, rewards: np.ndarray, masks: np.ndarray) -> Rows:
+def close_trajectory(
+    observations: Observations,
+    actions: np.ndarray,
+    rewards: np.ndarray,
+    masks: np.ndarray,
+    schema: Schema | None = None,
+) -> Rows:
     """Turn one trajectory (or an unfinished piece of one) into rows with a closing row.
 
     Args:
-        observations: (T + 1, O), the last one being what the last action led to.
-        actions: (T, A) in [-1, 1].
+        observations: (T + 1, *O), or several such arrays by name; the last is what the last action led to.
+        actions: (T, *A) in [-1, 1].
         rewards: (T,) raw rewards.
         masks: (T,); 0 where the task ended (terminated), 1 elsewhere, time limits included.
+        schema: As of `build_rows`.
 
     Returns:
         T + 1 rows.
@@ -133,19 +104,38 @@ def close_trajectory(observations: np.ndarray, actions: np.ndarray, rewards: np.
         DatasetError: If the lengths do not fit together or T is 0.
     """
     steps = len(actions)
-    if steps == 0 or len(observations) != steps + 1 or len(rewards) != steps or len(masks) != steps:
-        raise DatasetError(
-            f"a trajectory of T transitions needs T+1 observations and T actions, rewards and masks with T >= 1; found "
-            f"{len(observations)} observations, {steps} actions, {len(rewards)} rewards, {len(masks)} masks"
-        )
+    for array in _columns(observations).values():
+        if steps == 0 or len(array) != steps + 1 or len(rewards) != steps or len(masks) != steps:
+            raise DatasetError(
+                f"a trajectory of T transitions needs T+1 observations and T actions, rewards and masks with T >= 1; "
+                f"found {len(array)} observations, {steps} actions, {len(rewards)} rewards, {len(masks)} masks"
+            )
     actions = np.asarray(actions)
     return build_rows(
-        np.asarray(observations),
+        observations,
         np.concatenate([actions, np.zeros_like(actions[:1])]),
         np.append(rewards, 0.0),
         np.append(masks, 1.0),
         np.arange(steps + 1) == steps,
+        schema,
     )
+
+
+def _columns(observations: Observations) -> Rows:
+    """Return observations by the names of their columns."""
+    if isinstance(observations, Mapping):
+        return {f"observations.{name}": array for name, array in observations.items()}
+    return {"observations": observations}
+
+
+def _in_dtype(values: np.ndarray, name: str, schema: Schema | None) -> np.ndarray:
+    """Return `values` in the dtype of their column."""
+    if schema is None:
+        return np.ascontiguousarray(values, dtype=np.float32)
+    # Floats are never made whole numbers: as they are, `validate_rows` refuses them.
+    column, found = schema.columns.get(name), np.asarray(values)
+    keeps = column is not None and np.can_cast(found.dtype, column.dtype, "same_kind")
+    return np.ascontiguousarray(found, dtype=column.dtype if column is not None and keeps else None)
 
 
 def concatenate(pieces: Sequence[Rows]) -> Rows:
@@ -157,29 +147,34 @@ def concatenate(pieces: Sequence[Rows]) -> Rows:
     return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
 
-def validate_rows(rows: Rows, schema: Schema, where: str = "rows") -> int:
+def validate_rows(rows: Rows, schema: Schema, where: str = "rows", table_rows: Mapping[str, int] | None = None) -> int:
     """Check that rows can be stored: columns, dtypes, shapes, finite numbers and window lengths.
 
     Args:
         rows: Whole trajectories or closed pieces; the last row must be a closing row.
-        schema: The dimensions they must have.
+        schema: What each column must be.
         where: How to call these rows in an error message.
+        table_rows: Entries of each side table; left out, the numbers that refer to them are not checked.
 
     Returns:
         The number of transitions among the rows.
 
     Raises:
-        DatasetError: If the layout is wrong, an action lies outside [-1, 1], or masks and `remaining` disagree.
+        DatasetError: If the layout is wrong, an action lies outside [-1, 1], a table has no such entry, or masks and
+            `remaining` disagree.
         NonFiniteError: If a number is NaN or infinite; names the row and column.
     """
     _check_layout(rows, schema, where)
-    for name in ("observations", "actions", "rewards", "masks"):
-        bad = first_non_finite(rows[name])
+    for name, values in rows.items():
+        bad = first_non_finite(values) if values.dtype.kind == "f" else None
         if bad is not None:
             raise NonFiniteError(
-                f"{where}: row {bad} of column '{name}' holds {rows[name][bad]}; none of these rows was stored: "
+                f"{where}: row {bad} of column '{name}' holds {values[bad]}; none of these rows was stored: "
                 "reset the environment or repair the data"
             )
+    for name, column in schema.observed.items():
+        if column.table is not None and table_rows is not None:
+            check_references(rows[name], table_rows.get(column.table, 0), f"{where}: column '{name}'", column.table)
     masks, remaining = rows["masks"], rows["remaining"]
     if not np.isin(masks, (0.0, 1.0)).all():
         bad = int(np.flatnonzero((masks != 0) & (masks != 1))[0])
@@ -194,6 +189,15 @@ def validate_rows(rows: Rows, schema: Schema, where: str = "rows") -> int:
             "transition and one closing row); build rows with close_trajectory"
         )
     return len(remaining) - int(np.count_nonzero(closing))
+
+
+def check_references(numbers: np.ndarray, count: int, where: str, table: str) -> None:
+    """Raise DatasetError unless every number is one of the `count` entries of a side table."""
+    if numbers.min() < 0 or numbers.max() >= count:
+        raise DatasetError(
+            f"{where} refers to entries {numbers.min()} to {numbers.max()}, table '{table}' has {count}; give the "
+            "table that these rows were made with"
+        )
 
 
 def first_non_finite(values: np.ndarray) -> int | None:
@@ -211,10 +215,10 @@ def _check_layout(rows: Rows, schema: Schema, where: str) -> None:
     count = len(rows["remaining"])
     if count == 0:
         raise DatasetError(f"{where}: there are no rows; leave empty trajectories out")
-    for name, (dtype, shape) in expected.items():
+    for name, column in expected.items():
         found = rows[name]
-        if found.dtype != dtype or found.shape != (count, *shape):
+        if found.dtype != column.dtype or found.shape != (count, *column.shape):
             raise DatasetError(
-                f"{where}: column '{name}' must be {dtype} of shape {(count, *shape)}; "
+                f"{where}: column '{name}' must be {column.dtype} of shape {(count, *column.shape)}; "
                 f"found {found.dtype} of shape {found.shape}"
             )

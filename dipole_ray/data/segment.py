@@ -14,14 +14,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dipole_ray.data.schema import Rows, Schema, remaining_steps
+from dipole_ray.columns import Column
+from dipole_ray.data.schema import Rows, remaining_steps
 from dipole_ray.data.sources.arrow_index import declared_bytes
 from dipole_ray.errors import CorruptSegment
 from dipole_ray.files.durable import commit_file
 
 _CHUNK_BYTES = 1 << 24
 
-ColumnLayout = dict[str, tuple[np.dtype, tuple[int, ...]]]
+ColumnLayout = dict[str, Column]
+"""What one row of a file holds, by name and in storage order."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,7 +35,7 @@ class SegmentEntry:
     rows: int
     """Rows, closing rows included."""
     transitions: int
-    """Rows that are transitions."""
+    """Rows that are transitions; 0 in a side table."""
     bytes: int
     """Length of the file."""
     crc32: int
@@ -45,12 +47,12 @@ class SegmentEntry:
 
 
 def arrow_schema(layout: ColumnLayout) -> pa.Schema:
-    """Return the Arrow schema of columns given as name -> (dtype, shape of one row's entry)."""
+    """Return the Arrow schema of columns: numbers, or lists of fixed length, one inside the other an axis."""
     fields = []
-    for name, (dtype, shape) in layout.items():
-        kind = pa.from_numpy_dtype(dtype)
-        if shape:
-            kind = pa.list_(pa.field("item", kind, nullable=False), shape[0])
+    for name, column in layout.items():
+        kind = pa.from_numpy_dtype(np.dtype(column.dtype))
+        for length in reversed(column.shape):
+            kind = pa.list_(pa.field("item", kind, nullable=False), length)
         fields.append(pa.field(name, kind, nullable=False))
     return pa.schema(fields)
 
@@ -58,40 +60,42 @@ def arrow_schema(layout: ColumnLayout) -> pa.Schema:
 def record_batch(layout: ColumnLayout, buffers: dict[str, pa.Buffer], num_rows: int) -> pa.RecordBatch:
     """Wrap one buffer a column into a record batch without copying."""
     schema = arrow_schema(layout)
-    columns = []
-    for name, (dtype, shape) in layout.items():
-        width = shape[0] if shape else 1
-        values = pa.Array.from_buffers(pa.from_numpy_dtype(dtype), num_rows * width, [None, buffers[name]])
-        if shape:
-            values = pa.Array.from_buffers(schema.field(name).type, num_rows, [None], children=[values])
-        columns.append(values)
-    return pa.RecordBatch.from_arrays(columns, schema=schema)
+    return pa.RecordBatch.from_arrays(
+        [_array(schema.field(name).type, num_rows, buffers[name]) for name in layout], schema=schema
+    )
 
 
-def write_segment(directory: Path, number: int, rows: Rows, schema: Schema) -> SegmentEntry:
+def _array(kind: pa.DataType, length: int, buffer: pa.Buffer) -> pa.Array:
+    if not pa.types.is_fixed_size_list(kind):
+        return pa.Array.from_buffers(kind, length, [None, buffer])
+    inner = _array(kind.value_type, length * kind.list_size, buffer)
+    return pa.Array.from_buffers(kind, length, [None], children=[inner])
+
+
+def write_segment(directory: Path, stem: str, rows: Rows, layout: ColumnLayout) -> SegmentEntry:
     """Write rows as one file named after its content and make it durable.
 
     Args:
         directory: Existing folder.
-        number: Position of the file in its dataset, part of the name.
-        rows: Validated rows.
-        schema: Their dimensions.
+        stem: Beginning of the file's name: what it is, and its position in the dataset.
+        rows: Validated rows, or the entries of a side table.
+        layout: Their columns.
 
     Returns:
         The entry for the manifest.
     """
-    buffers = {name: pa.py_buffer(np.ascontiguousarray(rows[name])) for name in schema.columns}
-    batch = record_batch(schema.columns, buffers, len(rows["remaining"]))
-    temporary = directory / f".data-{number:05d}.arrow.tmp"
+    buffers = {name: pa.py_buffer(np.ascontiguousarray(rows[name])) for name in layout}
+    batch = record_batch(layout, buffers, len(next(iter(rows.values()))))
+    temporary = directory / f".{stem}.arrow.tmp"
     with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
         writer.write_batch(batch)
     checksum = file_checksum(temporary)
-    final = directory / f"data-{number:05d}-{checksum:08x}.arrow"
+    final = directory / f"{stem}-{checksum:08x}.arrow"
     commit_file(temporary, final)
     return SegmentEntry(
         name=final.name,
         rows=batch.num_rows,
-        transitions=int(np.count_nonzero(rows["remaining"])),
+        transitions=int(np.count_nonzero(rows["remaining"])) if "remaining" in rows else 0,
         bytes=final.stat().st_size,
         crc32=checksum,
     )
@@ -106,7 +110,7 @@ def file_checksum(path: Path) -> int:
     return checksum
 
 
-def open_segment(directory: Path, entry: SegmentEntry, schema: Schema) -> Rows:
+def open_segment(directory: Path, entry: SegmentEntry, layout: ColumnLayout) -> Rows:
     """Verify one file against its manifest entry and map it.
 
     Returns:
@@ -131,9 +135,12 @@ def open_segment(directory: Path, entry: SegmentEntry, schema: Schema) -> Rows:
         raise CorruptSegment(f"{path}: the file is missing (manifest: {entry.bytes} bytes)") from error
     except (OSError, ValueError) as error:
         raise CorruptSegment(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
-    columns = map_columns(mapped, schema.columns, path)
-    if len(columns["remaining"]) != entry.rows:
-        raise CorruptSegment(f"{path}: holds {len(columns['remaining'])} rows, the manifest says {entry.rows}")
+    columns = map_columns(mapped, layout, path)
+    found = len(next(iter(columns.values())))
+    if found != entry.rows:
+        raise CorruptSegment(f"{path}: holds {found} rows, the manifest says {entry.rows}")
+    if "remaining" not in columns:
+        return columns
     closing = columns["remaining"] == 0
     fits = closing[-1] and not closing[0] and entry.rows - np.count_nonzero(closing) == entry.transitions
     if not fits or not np.array_equal(columns["remaining"], remaining_steps(columns["masks"], closing)):
@@ -166,11 +173,11 @@ def map_columns(mapped: np.ndarray, layout: ColumnLayout, path: Path) -> Rows:
     if batch is None or not batch.schema.equals(arrow_schema(layout)):
         raise CorruptSegment(f"{path}: {batches} record batches of {reader.schema}; one of other columns; {remedy}")
     base, views = mapped.ctypes.data, {}
-    for name, (dtype, shape) in layout.items():
-        column = batch.column(name)
-        buffer = column.buffers()[-1]
-        offset, needed = buffer.address - base, batch.num_rows * dtype.itemsize * (shape[0] if shape else 1)
-        if column.null_count or column.offset or offset < 0 or offset + needed > mapped.size or buffer.size < needed:
+    for name, column in layout.items():
+        array = batch.column(name)
+        buffer = array.buffers()[-1]
+        offset, needed = buffer.address - base, batch.num_rows * column.bytes
+        if array.null_count or array.offset or offset < 0 or offset + needed > mapped.size or buffer.size < needed:
             raise CorruptSegment(f"{path}: column '{name}' is compressed, has nulls or leaves the file; {remedy}")
-        views[name] = np.ndarray((batch.num_rows, *shape), dtype=dtype, buffer=mapped, offset=offset)
+        views[name] = np.ndarray((batch.num_rows, *column.shape), dtype=column.dtype, buffer=mapped, offset=offset)
     return views

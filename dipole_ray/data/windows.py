@@ -6,27 +6,38 @@ rewards            sum over k < h of discount^k * rewards[row + k]
 masks              masks[row + h - 1]
 next_observations  observations[row + h]
 discounts          discount^h
+
+Observations are gathered from each of their columns, `observations` or several `observations.NAME`, and from the side
+table where rows only hold numbers.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from dipole_ray.data.schema import Rows
 
-BATCH_COLUMNS = ("observations", "actions", "rewards", "masks", "next_observations", "discounts")
+OBSERVATIONS = "observations"
+NO_TABLES: Mapping[str, np.ndarray] = {}
 
 
-def gather_windows(columns: Rows, rows: np.ndarray, powers: np.ndarray) -> dict[str, np.ndarray]:
+def gather_windows(
+    columns: Rows, rows: np.ndarray, powers: np.ndarray, tables: Mapping[str, np.ndarray] = NO_TABLES
+) -> dict[str, np.ndarray]:
     """Gather the windows that begin at `rows`; none of them crosses a closing row or a mask of 0.
 
     Args:
         columns: Columns of one file; positions past its end continue at its beginning (a ring).
         rows: (B,) positions of transitions (remaining > 0).
         powers: (n + 1,) float64, discount^0 ... discount^n.
+        tables: The side table of each column that refers to one, by the column's name.
 
     Returns:
-        The arrays of `BATCH_COLUMNS`, float32 with leading dimension B.
+        Arrays with leading dimension B: observations, next_observations, and in float32 actions, rewards, masks and
+        discounts.
     """
     length, num_steps = len(columns["remaining"]), len(powers) - 1
     if num_steps == 1:
@@ -38,14 +49,34 @@ def gather_windows(columns: Rows, rows: np.ndarray, powers: np.ndarray) -> dict[
         last = (rows + steps - 1) % length
         rewards = _discounted_sum(columns["rewards"], rows, steps, powers)
         discounts = powers[steps].astype(np.float32)
+    following = (rows + steps) % length
+    observed = [name for name in columns if name.partition(".")[0] == OBSERVATIONS]
     return {
-        "observations": _take(columns["observations"], rows),
+        **{name: _entries(columns[name], rows, tables.get(name)) for name in observed},
         "actions": _take(columns["actions"], rows),
         "rewards": rewards,
         "masks": _take(columns["masks"], last),
-        "next_observations": _take(columns["observations"], (rows + steps) % length),
+        **{f"next_{name}": _entries(columns[name], following, tables.get(name)) for name in observed},
         "discounts": discounts,
     }
+
+
+def nested(batch: Rows) -> dict[str, Any]:
+    """Return the batch with `observations.NAME`s as one dict under `observations`; likewise the next ones."""
+    found: dict[str, Any] = {}
+    for name, values in batch.items():
+        group, _, inner = name.partition(".")
+        if inner:
+            found.setdefault(group, {})[inner] = values
+        else:
+            found[name] = values
+    return found
+
+
+def _entries(column: np.ndarray, rows: np.ndarray, table: np.ndarray | None) -> np.ndarray:
+    """Take rows of a column, or the entries of a table that they refer to."""
+    taken = _take(column, rows)
+    return taken if table is None else _take(table, taken)
 
 
 def _take(column: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -44,7 +44,7 @@ class ReplaySpec:
     def open(self) -> Replay:
         """Open the replay's files in this process."""
         return Replay(
-            schema=Schema(observation_dim=self.observation_dim, action_dim=self.action_dim),
+            schema=Schema(self.observation_dim, self.action_dim),
             offline=[Path(path) for path in self.offline],
             online=None if self.online is None else Path(self.online),
             capacity=self.capacity,

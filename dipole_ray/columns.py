@@ -1,0 +1,203 @@
+"""What one row of experience holds: columns with a dtype and a shape.
+
+Environments, datasets, replay and agents hand a `Schema` on, so that none of them assumes what an observation is: a
+vector, an image, several named arrays, or a reference to an entry that lies once in a side table of the dataset.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dipole_ray.errors import ConfigError, DatasetError, DipoleError
+
+DTYPES = {"float32": 4, "float16": 2, "uint8": 1, "int32": 4, "int64": 8}
+"""The dtypes of columns, and their bytes."""
+MAX_AXES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """What one row holds under one name."""
+
+    shape: tuple[int, ...] = ()
+    """Shape of the entry; () is a single number."""
+    dtype: str = "float32"
+    """One of `DTYPES`."""
+    table: str | None = None
+    """Side table in which the entry lies once; rows then hold its number there, an int32."""
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES or len(self.shape) > MAX_AXES or not all(length >= 1 for length in self.shape):
+            raise ConfigError(
+                f"a column of {self.dtype} and shape {self.shape} cannot be stored; use one of {', '.join(DTYPES)} and "
+                f"at most {MAX_AXES} lengths, each at least 1"
+            )
+
+    def __str__(self) -> str:
+        """Return the length of a vector, dtype and shape of anything else."""
+        text = str(self.shape[0]) if self.is_vector else f"{self.dtype} {self.shape}"
+        return text if self.table is None else f"{text} in table '{self.table}'"
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether the entry is a flat vector of float32."""
+        return self.dtype == "float32" and len(self.shape) == 1
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the entry."""
+        return math.prod(self.shape) * DTYPES[self.dtype]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the column as a JSON object."""
+        return {"shape": list(self.shape), "dtype": self.dtype, "table": self.table}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Column:
+        """Rebuild a column from `to_json`."""
+        table = None if value["table"] is None else str(value["table"])
+        return cls(tuple(int(length) for length in value["shape"]), str(value["dtype"]), table)
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Schema:
+    """Observations and actions of an environment, a dataset or a replay; everything else about a row is fixed.
+
+    Schema(29, 8)                                                  # flat float32 vectors
+    Schema(Column((64, 64, 3), "uint8"), 8)                        # an image
+    Schema({"camera": Column((64, 64, 3), "uint8"), "joints": Column((9,))}, 8)
+    Schema(Column((64, 64, 3), "uint8", table="frames"), 8)        # rows refer to frames, each stored once
+    """
+
+    observed: dict[str, Column]
+    """Observations by the names of their columns: `observations`, or `observations.NAME` of each of several arrays,
+    which are a dict under `observations` in a batch."""
+    actions: Column
+    """The action, float32 in [-1, 1]."""
+
+    def __init__(self, observations: Column | Mapping[str, Column] | int, actions: Column | int) -> None:
+        """Take columns; an int stands for a flat vector of that length.
+
+        Raises:
+            ConfigError: The columns cannot be stored, or contradict each other.
+        """
+        if any(isinstance(column, int) and column < 1 for column in (observations, actions)):
+            raise ConfigError(
+                f"observation_dim={observations} and action_dim={actions} must be at least 1; "
+                "take them from env_dims(env_id) or from an open dataset's .schema"
+            )
+        single = Column((observations,)) if isinstance(observations, int) else observations
+        named = {} if isinstance(single, Column) else {f"observations.{name}": item for name, item in single.items()}
+        object.__setattr__(self, "observed", {"observations": single} if isinstance(single, Column) else named)
+        object.__setattr__(self, "actions", Column((actions,)) if isinstance(actions, int) else actions)
+        if self.actions.dtype != "float32" or not self.actions.shape or self.actions.table is not None:
+            raise ConfigError(f"actions are {self.actions}; they must be float32 arrays, stored in the rows themselves")
+        names = [*(name.partition(".")[2] for name in named), *self.tables]
+        if not self.observed or not all(name.isidentifier() for name in names):
+            raise ConfigError(f"observations and tables have the names {names}; give each a name of letters and digits")
+        if any(column.table and self.tables[column.table] != _seen(column) for column in self.observed.values()):
+            raise ConfigError(f"{self}: columns that refer to one table must have one dtype and shape")
+
+    def __str__(self) -> str:
+        """Return observation and action, such as `29 and 8`."""
+        return f"{self.observation_text} and {self.actions}"
+
+    @property
+    def observation_text(self) -> str:
+        """What an observation is, for people: the length of a vector, dtype and shape of anything else."""
+        return ", ".join(f"{name.partition('.')[2]} {column}".strip() for name, column in self.observed.items())
+
+    @property
+    def columns(self) -> dict[str, Column]:
+        """The columns of stored rows, in order; those that refer to a table hold numbers."""
+        number, count = Column(), Column(dtype="int32")
+        stored = {name: count if column.table else column for name, column in self.observed.items()}
+        return {**stored, "actions": self.actions, "rewards": number, "masks": number, "remaining": count}
+
+    @property
+    def tables(self) -> dict[str, Column]:
+        """The side tables, and what an entry of each is."""
+        return {column.table: _seen(column) for column in self.observed.values() if column.table is not None}
+
+    @property
+    def as_seen(self) -> Schema:
+        """The same without references: what batches hold and policies see."""
+        return _named({name: _seen(column) for name, column in self.observed.items()}, self.actions)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes that one row takes on disk and in memory."""
+        return sum(column.bytes for column in self.columns.values())
+
+    @property
+    def observation_dim(self) -> int:
+        """Length of the flat observation vector; ConfigError if there is none."""
+        return self._length(self.observed.get("observations"))
+
+    @property
+    def action_dim(self) -> int:
+        """Length of the flat action vector; ConfigError if there is none."""
+        return self._length(self.actions)
+
+    def _length(self, column: Column | None) -> int:
+        if column is None or not column.is_vector:
+            raise ConfigError(
+                f"observations are {self.observation_text} and actions {self.actions}, where flat vectors of float32 "
+                "are needed; use something that takes what they are"
+            )
+        return column.shape[0]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the schema as a JSON object; that of flat vectors is what it was before there were others."""
+        observation = self.observed.get("observations")
+        if observation and observation.is_vector and not observation.table and self.actions.is_vector:
+            return {"observation_dim": observation.shape[0], "action_dim": self.action_dim}
+        observed = {name: column.to_json() for name, column in self.observed.items()}
+        return {"observations": observed, "actions": self.actions.to_json()}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Schema:
+        """Rebuild a schema from `to_json`."""
+        if "observations" not in value:
+            return cls(int(value["observation_dim"]), int(value["action_dim"]))
+        observed = {str(name): Column.from_json(column) for name, column in value["observations"].items()}
+        return _named(observed, Column.from_json(value["actions"]))
+
+
+def _named(observed: Mapping[str, Column], actions: Column) -> Schema:
+    """Return the schema whose observation columns have these names."""
+    single = observed.get("observations")
+    return Schema(single or {name.removeprefix("observations."): item for name, item in observed.items()}, actions)
+
+
+def _seen(column: Column) -> Column:
+    return replace(column, table=None)
+
+
+def require_fit(
+    found: Schema,
+    expected: Schema,
+    *,
+    what: object,
+    whom: str,
+    remedy: str,
+    error: type[DipoleError] = DatasetError,
+) -> None:
+    """Raise `error` unless data hold what is expected of them, as entries of a table or in their rows.
+
+    Args:
+        found: What the data hold.
+        expected: What they must hold.
+        what: The data, for the message.
+        whom: Who expects it.
+        remedy: What to do about it.
+        error: Class of the error.
+    """
+    if expected not in (found, found.as_seen):
+        raise error(
+            f"{what} holds observations of {found.observation_text} and actions of {found.actions} numbers, {whom} has "
+            f"{expected}: {remedy}"
+        )
