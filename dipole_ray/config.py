@@ -1,7 +1,7 @@
 """The configuration of a run: one tree of typed sections, from defaults, a preset, YAML and `key=value`.
 
-Every section is declared beside what it configures (the agent's in `agents/dipole.py`, the environment's in
-`envs/make.py`, ...); the sections of the training loop, which no single file owns, stand here.
+Every section is declared beside what it configures (the agent's in `agents/config.py` and its algorithms, the
+environment's in `envs/make.py`, ...); the sections of the training loop, which no single file owns, stand here.
 Precedence: defaults < preset < YAML file < `key=value` on the command line.
 """
 
@@ -55,7 +55,7 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingConfig:
-    """The one loop of both phases (algorithm.md section 3; paper: 1M updates, then 1M steps with one update each)."""
+    """The one loop of both phases (paper: 1M updates, then 1M steps with one update each)."""
 
     offline_learner_steps: int = 1_000_000
     """Updates on the dataset alone, before the first environment step; 0 = start online."""

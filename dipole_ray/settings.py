@@ -10,6 +10,7 @@ import ast
 import copy
 import dataclasses
 import difflib
+import functools
 import inspect
 import math
 import textwrap
@@ -43,6 +44,68 @@ class FieldDoc:
     """The explanation that stands under the field in its class."""
 
 
+class Tagged(type):
+    """Metaclass of a section that has several classes: `tag`, the dotted key of a setting, chooses among them.
+
+    Calling any of them, or reading it from a mapping, makes the subclass whose default of that setting is the given
+    value. A key that only other subclasses have may stand there with its default, as in a file that holds all keys.
+    """
+
+    tag: str
+    variants: dict[str, Any]
+
+    def __init__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> None:
+        super().__init__(name, bases, namespace)
+        if "tag" in namespace:
+            cls.variants = {}
+        else:
+            cls.variants[namespace[cls.tag.rpartition(".")[2]]] = cls
+
+    def __call__(cls, **values: Any) -> Any:
+        """Return the section that the values describe.
+
+        Raises:
+            ConfigError: No class has this tag, or its class does not read a value; says which one would.
+        """
+        section, _, tag = cls.tag.rpartition(".")
+        chosen = values.get(tag, getattr(cls, tag))
+        if chosen not in cls.variants:
+            raise ConfigError(f"{cls.tag}: found '{chosen}'; choose one of {', '.join(cls.variants)}")
+        variant, own = cls.variants[chosen], {}
+        for key, value in values.items():
+            readers = {name: one for name, one in cls.variants.items() if key in one.__dataclass_fields__}
+            if key in variant.__dataclass_fields__ or not readers:
+                own[key] = value
+            elif value != (neutral := _fields(cls)[key].default):
+                reader = next((name for name, one in readers.items() if _takes(one, key, value)), [*readers][-1])
+                why = f"{tag} '{chosen}' does not read it"
+                raise unread(f"{section}.{key}", value, neutral, why, f"{cls.tag}={reader}")
+        return type.__call__(variant, **own)
+
+
+def _takes(variant: Any, key: str, value: Any) -> bool:
+    """Return whether a section, otherwise at its defaults, reads this value of a setting."""
+    try:
+        variant(**{key: value})
+    except ConfigError:
+        return False
+    return True
+
+
+def unread(key: str, value: Any, neutral: Any, why: str, remedy: str) -> ConfigError:
+    """Return the error of a setting that nothing would read.
+
+    Args:
+        key: Its dotted key.
+        value: What was found.
+        neutral: The value that says nothing.
+        why: What keeps it from being read.
+        remedy: The setting, as `key=value`, with which it would be read.
+    """
+    found, instead = (str(one).lower() if isinstance(one, bool) else str(one) for one in (value, neutral))
+    return ConfigError(f"{key}: found {found}, but {why}; set {key}={'0' if instead == '0.0' else instead} or {remedy}")
+
+
 def from_mapping(cls: type[Section], mapping: Mapping[str, Any], where: str = "") -> Section:
     """Build a config section, and the sections in it, from nested plain values.
 
@@ -54,14 +117,20 @@ def from_mapping(cls: type[Section], mapping: Mapping[str, Any], where: str = ""
     Raises:
         ConfigError: An unknown key (the nearest valid one is named), a missing one, or a value of the wrong type.
     """
-    valid = list(_dotted_keys(cls, where))
+    valid = [doc.key for doc in describe(cls, where)]
     section: Section = _read_section(cls, mapping, where, valid)
     return section
 
 
 def to_mapping(instance: Any) -> dict[str, Any]:
-    """Return a config section as nested JSON-able values that `from_mapping` reads back to an equal section."""
-    return {field.name: _plain(getattr(instance, field.name)) for field in dataclasses.fields(instance)}
+    """Return a config section as nested JSON-able values that `from_mapping` reads back to an equal section.
+
+    Keys that only other classes of a `Tagged` section have are there with their defaults: whatever is chosen, the
+    mappings of two runs then differ in nothing but their settings.
+    """
+    own = {field.name for field in dataclasses.fields(instance)}
+    declared = _fields(type(instance)).items()
+    return {name: _plain(getattr(instance, name) if name in own else field.default) for name, field in declared}
 
 
 def merge(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,26 +223,34 @@ def flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def describe(cls: type, prefix: str = "") -> Iterator[FieldDoc]:
     """Yield every setting of a config section, sections in it included, in the order of the source."""
-    texts = _field_texts(cls)
-    hints = get_type_hints(cls)
-    for field in dataclasses.fields(cls):
-        key = f"{prefix}.{field.name}" if prefix else field.name
-        hint = hints[field.name]
+    texts, hints = _field_texts(cls), _hints(cls)
+    for name, field in _fields(cls).items():
+        key = f"{prefix}.{name}" if prefix else name
+        hint, text = hints[name], texts.get(name, "")
         if dataclasses.is_dataclass(hint):
-            yield FieldDoc(key=key, type="section", default="", text=texts.get(field.name, ""))
+            yield FieldDoc(key=key, type="section", default="", text=text)
             yield from describe(hint, key)  # type: ignore[arg-type]
         else:
-            yield FieldDoc(key=key, type=_words(hint), default=_default_text(field), text=texts.get(field.name, ""))
+            yield FieldDoc(key=key, type=_words(hint), default=_default_text(field), text=text)
 
 
-def _dotted_keys(cls: type, prefix: str) -> Iterator[str]:
-    """Yield every valid dotted key of a section, sections included."""
-    hints = get_type_hints(cls)
-    for field in dataclasses.fields(cls):
-        key = f"{prefix}.{field.name}" if prefix else field.name
-        yield key
-        if dataclasses.is_dataclass(hints[field.name]):
-            yield from _dotted_keys(hints[field.name], key)  # type: ignore[arg-type]
+def _classes(cls: Any) -> tuple[Any, ...]:
+    """Return a section's class, and all that it may come in; where two declare a key, the earlier counts."""
+    return (cls, *getattr(cls, "variants", {}).values())
+
+
+def _fields(cls: Any) -> dict[str, dataclasses.Field[Any]]:
+    """Return the fields of a section by name."""
+    fields: dict[str, dataclasses.Field[Any]] = {}
+    for one in _classes(cls):
+        for field in dataclasses.fields(one):
+            fields.setdefault(field.name, field)
+    return fields
+
+
+def _hints(cls: Any) -> dict[str, Any]:
+    """Return the types of a section's fields by name."""
+    return {name: hint for one in reversed(_classes(cls)) for name, hint in get_type_hints(one).items()}
 
 
 def _read_section(cls: Any, mapping: Any, where: str, valid: Sequence[str]) -> Any:
@@ -184,8 +261,7 @@ def _read_section(cls: Any, mapping: Any, where: str, valid: Sequence[str]) -> A
         mapping = {}
     if not isinstance(mapping, Mapping):
         raise ConfigError(f"{where or 'the config'} is {mapping!r}: a section of keys is needed")
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    hints = get_type_hints(cls)
+    fields, hints = _fields(cls), _hints(cls)
     values: dict[str, Any] = {}
     for name, value in mapping.items():
         key = f"{where}.{name}" if where else str(name)
@@ -337,21 +413,30 @@ def _default_text(field: dataclasses.Field[Any]) -> str:
 
 
 def _field_texts(cls: type) -> dict[str, str]:
-    """Return the string under each field of a dataclass, read from its source; base classes come first."""
+    """Return the string under each field of a section; of base classes, the derived one's counts."""
     texts: dict[str, str] = {}
-    for base in reversed(cls.__mro__):
-        if not dataclasses.is_dataclass(base):
-            continue
-        try:
-            body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
-        except (OSError, TypeError, SyntaxError):  # no source at hand, as in a frozen program
-            continue
-        assert isinstance(body, ast.ClassDef)
-        for statement, below in zip(body.body, body.body[1:], strict=False):
-            if isinstance(statement, ast.AnnAssign) and isinstance(below, ast.Expr):
-                target, text = statement.target, getattr(below.value, "value", None)
-                if isinstance(target, ast.Name) and isinstance(text, str):
-                    texts[target.id] = " ".join(text.split())
+    for one in reversed(_classes(cls)):
+        for base in reversed(one.__mro__):
+            texts.update(_texts_in(base))
+    return texts
+
+
+@functools.cache
+def _texts_in(cls: type) -> dict[str, str]:
+    """Return the string under each field in the source of a class."""
+    if not dataclasses.is_dataclass(cls):
+        return {}
+    try:
+        body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    except (OSError, TypeError, SyntaxError):  # no source at hand, as in a frozen program
+        return {}
+    texts: dict[str, str] = {}
+    assert isinstance(body, ast.ClassDef)
+    for statement, below in zip(body.body, body.body[1:], strict=False):
+        if isinstance(statement, ast.AnnAssign) and isinstance(below, ast.Expr):
+            target, text = statement.target, getattr(below.value, "value", None)
+            if isinstance(target, ast.Name) and isinstance(text, str):
+                texts[target.id] = " ".join(text.split())
     return texts
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pytest
 import yaml
@@ -55,6 +55,35 @@ class Outer:
     """Name of it all."""
     agent: Inner = field(default_factory=Inner)
     """The algorithm."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape(metaclass=settings.Tagged):
+    """A section in several classes."""
+
+    tag: ClassVar[str] = "shape.kind"
+    kind: str = "ball"
+    """Which."""
+    size: float = 1.0
+    """Of all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ball(Shape):
+    """One."""
+
+    kind: str = "ball"
+    bounce: float = 0.0
+    """How high."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Brick(Shape):
+    """Another."""
+
+    kind: str = "brick"
+    edges: tuple[int, ...] = (1, 1, 1)
+    """How long."""
 
 
 def read(*overrides: str) -> Outer:
@@ -163,3 +192,26 @@ def test_describe_lists_every_setting_with_its_explanation() -> None:
     assert docs["agent.beta"].text == "Steepness, > 0, per reward unit."
     assert (docs["agent.omegas"].type, docs["agent.omegas"].default) == ("a list (each a number)", "[0.5]")
     assert all(doc.text for doc in docs.values())
+
+
+def test_a_tagged_section_is_of_the_class_that_the_tag_names() -> None:
+    assert type(settings.from_mapping(Shape, {"size": 2})) is Ball
+    brick = settings.from_mapping(Shape, {"kind": "brick", "edges": [1, 2, 3], "size": 2})
+    assert brick == Brick(edges=(1, 2, 3), size=2.0) == Shape(kind="brick", edges=(1, 2, 3), size=2.0)
+    assert not hasattr(brick, "bounce") and type(replace(brick, kind="ball", edges=(1, 1, 1))) is Ball
+    with pytest.raises(ConfigError, match=r"shape\.kind: found 'cone'; choose one of ball, brick"):
+        settings.from_mapping(Shape, {"kind": "cone"})
+    with pytest.raises(ConfigError, match=r"unknown setting 'shape\.bounc'; the nearest valid one is 'shape\.bounce'"):
+        settings.from_mapping(Shape, {"kind": "brick", "bounc": 1}, where="shape")
+
+
+def test_a_key_of_another_class_is_taken_at_its_default_alone() -> None:
+    everything = settings.to_mapping(Brick())
+    assert everything == {"kind": "brick", "size": 1.0, "bounce": 0.0, "edges": [1, 1, 1]}
+    assert settings.from_mapping(Shape, everything) == Brick()
+    with pytest.raises(ConfigError) as caught:
+        settings.from_mapping(Shape, {**everything, "bounce": 2})
+    assert str(caught.value) == (
+        "shape.bounce: found 2.0, but kind 'brick' does not read it; set shape.bounce=0 or shape.kind=ball"
+    )
+    assert [doc.key for doc in settings.describe(Shape)] == ["kind", "size", "bounce", "edges"]

@@ -6,19 +6,108 @@ Shapes: B batch rows, N candidates, O observation dim, A action dim, E critics, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
 from dipole_ray.agents import flow, losses
 from dipole_ray.agents.agent import Losses
-from dipole_ray.agents.config import AgentConfig
+from dipole_ray.agents.config import (
+    AGGREGATION,
+    BOOTSTRAP,
+    CEILING,
+    COUNT,
+    FINITE,
+    GREEDINESS,
+    NORMALIZATION,
+    AgentConfig,
+    one_of,
+)
 from dipole_ray.agents.metrics import learning_metrics
 from dipole_ray.agents.networks import AgentNetworks, VelocityFields
 from dipole_ray.agents.value import ValueAgent, ValueNetworks
 
-__all__ = ["AgentConfig", "DipoleAgent"]
+__all__ = ["AgentConfig", "DipoleAgent", "DipoleConfig"]
+
+SCHEME_FIELDS = {
+    "dipole": ("positive", "negative"),
+    "bc": ("bc",),
+    "exp": ("positive",),
+    "cfgrl": ("positive", "bc"),
+}
+"""The vector fields that each weight scheme trains."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DipoleConfig(AgentConfig):
+    """The flow policies: a weight scheme, a value learner and a way of acting.
+
+    The defaults are the authors' agent (Liang et al., ICLR 2026):
+
+    V      expectile regression of V(s) on min_i Qbar_i(s, a)
+    Q      r + discount mask mean_i Qbar_i(s', a'), a' from the policy at s'
+    pi+/-  flow matching weighted by sigma(beta A + k) and sigma(-(beta A + k)), A = min_i Qbar_i - V
+    act    best of 32 guided samples by min_i Q_i
+    """
+
+    algorithm: str = "dipole"
+    """`dipole`."""
+    weight_scheme: Annotated[str, one_of(*SCHEME_FIELDS)] = "dipole"
+    """The flow policies: `dipole` (Eq. 9), `bc` (weight 1), `exp` (Eq. 4) or `cfgrl` (1[A >= 0] beside an unweighted
+    field)."""
+    shift: Annotated[float, FINITE] = 0.0
+    """k in sigma(beta A + k), only for `dipole`. Paper: 0."""
+    omega: Annotated[float, GREEDINESS] = 0.0
+    """Greediness when acting with the two fields of `dipole` or `cfgrl`, >= -1; 0 is pi+ alone, -1 pi- alone."""
+    exp_weight_max: Annotated[float, CEILING] = 100.0
+    """Ceiling of the weight of `exp` and `iql`, > 0, may be infinite. FQL's AWR baselines: 100."""
+    train_bc: bool = False
+    """Evaluate an unweighted field for comparison: adds one unless there is one already (`bc`, `cfgrl`, `fql`). The
+    added field clones offline rows alone, so that it stays the dataset's baseline in the online phase."""
+    bootstrap: Annotated[str, BOOTSTRAP] = "policy"
+    """What Q bootstraps from: `policy`, Qbar(s', a') with a' from the policy (paper), or `value`, V(s') (IQL)."""
+    target_candidates: Annotated[int, COUNT] = 1
+    """Actions drawn at s' for the bootstrap from the policy, the best by the target critics kept, >= 1. Paper: 1."""
+    target_omega: Annotated[float, GREEDINESS] = 0.0
+    """Greediness of the policy in the bootstrap, >= -1; at 0 the negative field is not evaluated. Paper: 0."""
+    target_aggregation: Annotated[str, AGGREGATION] = "mean"
+    """How the target critics make one TD target: `min`, `mean` or `mean_minus_std`. Paper: mean."""
+    advantage_normalization: Annotated[str, NORMALIZATION] = "none"
+    """Divisor of the advantage in the weights: `none` (paper), `batch_std` or `running_std`."""
+
+    def __post_init__(self) -> None:
+        """Reject values out of range, and what the weight scheme or the bootstrap would not read."""
+        super().__post_init__()
+        scheme, remedy = self.unguided
+        if self.weight_scheme != "dipole":
+            self.require("shift", 0, f"{scheme} has no knee to move", remedy)
+        if self.weight_scheme != "exp":
+            self.require("exp_weight_max", 100.0, f"{scheme} does not read it", "agent.weight_scheme=exp")
+        if not self.is_guided:
+            for name in ("omega", "target_omega"):
+                self.require(name, 0, f"{scheme} has nothing to guide", remedy)
+        if self.bootstrap == "value":
+            for name, neutral in {"target_omega": 0, "target_candidates": 1, "target_aggregation": "mean"}.items():
+                why = "bootstrap 'value' asks no target critic at s'"
+                self.require(name, neutral, why, "agent.bootstrap=policy")
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Names of the vector fields, in their stacked order."""
+        names = SCHEME_FIELDS[self.weight_scheme]
+        return (*names, "bc") if self.train_bc and "bc" not in names else names
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether there are two fields to combine."""
+        return self.weight_scheme in ("dipole", "cfgrl")
+
+    @property
+    def unguided(self) -> tuple[str, str]:
+        """What leaves a policy without two fields to combine, and the setting that would give it them."""
+        return f"weight_scheme '{self.weight_scheme}'", "agent.weight_scheme=dipole"
 
 
 class FlowNetworks(ValueNetworks):
@@ -42,6 +131,7 @@ class DipoleAgent(ValueAgent):
     """Weighted flow matching of one or two fields, combined by omega: the family of `config.weight_scheme`."""
 
     algorithm: ClassVar[str] = "dipole"
+    config: DipoleConfig
     networks_class: ClassVar[type[AgentNetworks]] = FlowNetworks
     networks: FlowNetworks
 

@@ -7,18 +7,46 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from dipole_ray.agents import flow, losses
 from dipole_ray.agents.agent import Agent, Losses
+from dipole_ray.agents.config import ABOVE_ZERO, AGGREGATION, COUNT, AgentConfig
 from dipole_ray.agents.metrics import critic_metrics
 from dipole_ray.agents.networks import AgentNetworks, StackedMLP, VelocityFields
 
 BC = slice(0, 1)
 """The only field."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FqlConfig(AgentConfig):
+    """FQL's own settings."""
+
+    algorithm: str = "fql"
+    """`fql`."""
+    alpha: Annotated[float, ABOVE_ZERO] = 10.0
+    """How strongly `fql` holds its one-step policy to the cloned flow, > 0, against Q in units of the return.
+    Published: 10 antmaze and antsoccer, 30 humanoidmaze, 300 cube and scene, 1000 puzzle; offline to online 30 on
+    antsoccer and 100 on humanoidmaze-medium."""
+    normalize_q_loss: bool = False
+    """Of `fql`: divide Q in the policy's loss by its mean absolute value, so that alpha does not depend on the rewards'
+    scale. Published: false."""
+    train_bc: bool = False
+    """Evaluate the cloned flow for comparison; it is trained in any case."""
+    target_candidates: Annotated[int, COUNT] = 1
+    """Actions drawn at s' for the bootstrap, the best by the target critics kept, >= 1."""
+    target_aggregation: Annotated[str, AGGREGATION] = "mean"
+    """How the target critics make one TD target: `min`, `mean` or `mean_minus_std`."""
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The cloned flow's field."""
+        return ("bc",)
 
 
 class OneStepNetworks(AgentNetworks):
@@ -49,6 +77,7 @@ class FqlAgent(Agent):
     """
 
     algorithm: ClassVar[str] = "fql"
+    config: FqlConfig
     networks_class: ClassVar[type[AgentNetworks]] = OneStepNetworks
     networks: OneStepNetworks
 

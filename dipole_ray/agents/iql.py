@@ -6,13 +6,15 @@ Shapes: B batch rows, N candidates, O observation dim, A action dim, E critics.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from dipole_ray.agents import losses
 from dipole_ray.agents.agent import Losses
+from dipole_ray.agents.config import BOOTSTRAP, CEILING, NORMALIZATION, AgentConfig
 from dipole_ray.agents.metrics import learning_metrics
 from dipole_ray.agents.networks import AgentNetworks, StackedMLP
 from dipole_ray.agents.value import ValueAgent, ValueNetworks
@@ -20,6 +22,25 @@ from dipole_ray.agents.value import ValueAgent, ValueNetworks
 LOG_STD_RANGE = (-5.0, 2.0)
 LAST_KERNEL_SCALE = 0.1
 """The mean's last kernel begins at a tenth of the usual bound (a hundredth of the variance), near zero everywhere."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IqlConfig(AgentConfig):
+    """IQL's own settings."""
+
+    algorithm: str = "iql"
+    """`iql`."""
+    exp_weight_max: Annotated[float, CEILING] = 100.0
+    """Ceiling of the weight exp(beta A), > 0, may be infinite."""
+    bootstrap: Annotated[str, BOOTSTRAP] = "policy"
+    """What Q bootstraps from: it must say `value`, V(s')."""
+    advantage_normalization: Annotated[str, NORMALIZATION] = "none"
+    """Divisor of the advantage in the weights: `none`, `batch_std` or `running_std`."""
+
+    def __post_init__(self) -> None:
+        """Reject values out of range, and another bootstrap than IQL's."""
+        super().__post_init__()
+        self.require("bootstrap", "value", "algorithm 'iql' leaves no choice there", "agent.algorithm=dipole")
 
 
 class GaussianNetworks(ValueNetworks):
@@ -59,6 +80,7 @@ class IqlAgent(ValueAgent):
 
     algorithm: ClassVar[str] = "iql"
     has_mode: ClassVar[bool] = True
+    config: IqlConfig
     networks_class: ClassVar[type[AgentNetworks]] = GaussianNetworks
     networks: GaussianNetworks
 

@@ -27,7 +27,7 @@ from dipole_ray.rllib.evaluate import evaluate_grid
 from dipole_ray.rllib.offline_data import ArrowOfflineData
 from dipole_ray.rllib.spread import place_beside_driver, workers_beside_driver
 
-AGENT_KEYS = tuple(f.name for f in fields(AgentConfig))
+AGENT_KEYS = tuple(settings.to_mapping(AgentConfig()))
 TRAINING_KEYS = tuple(f.name for f in fields(TrainingConfig))
 EVALUATION_KEYS = tuple(f.name for f in fields(EvalConfig))
 RENAMED = {

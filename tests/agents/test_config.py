@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dipole_ray import settings
-from dipole_ray.agents.config import AgentConfig
+from dipole_ray.agents.config import PRESETS, AgentConfig
 from dipole_ray.errors import ConfigError
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
@@ -101,3 +101,20 @@ def test_a_bc_field_is_added_only_where_the_scheme_has_none() -> None:
     assert AgentConfig.preset("cfgrl", train_bc=True).fields == ("positive", "bc")
     assert AgentConfig.preset("bc", train_bc=True).fields == ("bc",)
     assert AgentConfig.preset("fql", train_bc=True).fields == ("bc",)
+
+
+def test_an_algorithm_has_the_settings_that_it_reads() -> None:
+    dipole, fql, iql = (set(vars(AgentConfig.preset(name))) for name in ("dipole", "fql", "iql"))
+    assert dipole - fql == {
+        *("weight_scheme", "shift", "omega", "exp_weight_max", "bootstrap", "target_omega", "advantage_normalization")
+    }
+    assert fql - dipole == {"alpha", "normalize_q_loss"}
+    assert iql - fql == {"exp_weight_max", "bootstrap", "advantage_normalization"}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_file_with_the_keys_of_all_algorithms_is_read_whatever_it_chooses(preset: str) -> None:
+    config = AgentConfig.preset(preset)
+    everything = settings.to_mapping(config)
+    assert everything.keys() == settings.to_mapping(AgentConfig()).keys()
+    assert settings.from_mapping(AgentConfig, everything, "agent") == config
