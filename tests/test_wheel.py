@@ -29,26 +29,31 @@ SMALLER = (
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The programs of an environment with the wheel in it; every other package is this one's."""
     place = tmp_path_factory.mktemp("wheel")
+    clean = variables(place)
     source = place / "source"
     source.mkdir()
     for name in SHIPPED:
         (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, source / name)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
-    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", place, source], check=True)
-    subprocess.run([sys.executable, "-m", "venv", place / "env"], check=True)
+    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", place, source], check=True, env=clean)
+    subprocess.run([sys.executable, "-m", "venv", place / "env"], check=True, env=clean)
+    (wheel,) = place.glob("dipole_ray-*.whl")
+    subprocess.run([*pip, "--python", place / "env", "install", "--no-deps", wheel], check=True, env=clean)
     (packages,) = (place / "env" / "lib").glob("python*/site-packages")
     (packages / "others.pth").write_text(sysconfig.get_paths()["purelib"])
-    (wheel,) = place.glob("dipole_ray-*.whl")
-    subprocess.run([*pip, "--python", place / "env", "install", "--no-deps", wheel], check=True)
     shutil.rmtree(source)
     return place / "env" / "bin"
 
 
+def variables(home: Path) -> dict[str, str]:
+    """Return an environment in which no other copy of the package is found."""
+    return {name: value for name, value in environment(home).items() if name != "PYTHONPATH"}
+
+
 def dipole(programs: Path, folder: Path, *words: str) -> str:
     """Run the installed `dipole` in a folder and return what it printed."""
-    variables = {name: value for name, value in environment(folder).items() if name != "PYTHONPATH"}
     done = subprocess.run(
-        [programs / "dipole", *words], cwd=folder, env=variables, capture_output=True, text=True, timeout=500
+        [programs / "dipole", *words], cwd=folder, env=variables(folder), capture_output=True, text=True, timeout=500
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout

@@ -13,6 +13,8 @@ from ray.autoscaler._private.util import prepare_config
 from tests.clusters.exposure import kubernetes_problems, launcher_problems, secrets_in
 from tests.clusters.files import CLUSTERS, ROOT, Document, all_files, kubernetes_documents, of_kind, parse
 
+pytestmark = pytest.mark.slow  # files that change seldom
+
 TEXTS = [*(file.path for file in all_files()), ROOT / "docs" / "cluster.md"]
 
 

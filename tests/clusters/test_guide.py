@@ -18,6 +18,8 @@ from dipole_ray.config import load
 from dipole_ray.sweep.plan import load_plan
 from tests.clusters.files import CLUSTERS, ROOT, kubernetes_documents
 
+pytestmark = pytest.mark.slow  # files that change seldom
+
 GUIDE = (ROOT / "docs" / "cluster.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", GUIDE, re.S)
 RESULTS = ROOT / "benchmarks" / "results"

@@ -13,6 +13,8 @@ from packaging.specifiers import SpecifierSet
 from tests.clusters.files import ROOT, kubernetes_documents, of_kind
 from tests.clusters.schemas import KUBERAY
 
+pytestmark = pytest.mark.slow  # files that change seldom
+
 INSTRUCTIONS = {"ARG", "CMD", "COPY", "ENV", "FROM", "RUN", "USER", "WORKDIR"}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line)

@@ -14,6 +14,8 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 
 from tests.clusters.files import ROOT, Document, kubernetes_documents, of_kind
 
+pytestmark = pytest.mark.slow  # files that change seldom
+
 LAUNCHERS = of_kind("launcher")
 RAY_WORKER_PORTS = range(10002, 20000)
 

@@ -11,6 +11,8 @@ import pytest
 from tests.clusters.files import Document, kubernetes_documents, of_kind
 from tests.clusters.schemas import schema_problems
 
+pytestmark = pytest.mark.slow  # files that change seldom
+
 
 def named(kind: str, name: str | None = None) -> Document:
     """Return a copy of a document of ours, to be spoilt."""

@@ -1,7 +1,7 @@
 """What a change of structure must leave as it is, recorded in one checkout and compared in another.
 
-    python benchmarks/unchanged.py --record before.json          # in the checkout before the change
-    python benchmarks/unchanged.py --compare before.json         # in the checkout after it
+    python tests/unchanged.py --record before.json          # in the checkout before the change
+    python tests/unchanged.py --compare before.json         # in the checkout after it
 
 Groups: `agents` (parameters after 50 updates of every preset on fixed batches, and actions), `run` (a one-process run
 of both phases, its resume, its evaluation rows, and the resume of the run that the recorder left), `data` (imported
