@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
+from dipole_ray import tables
 from dipole_ray.errors import DatasetError
 from dipole_ray.files.durable import read_json, write_text
+from dipole_ray.tables import DASH, markdown_table, terminal_table, with_interval
 
 FILE_NAME = "evaluation.json"
 """Name of the JSON file inside a run folder."""
@@ -60,12 +60,7 @@ def sort_rows(rows: Sequence[Row]) -> list[Row]:
     """Return the rows by number of candidates, BC first, then omega rising, so that omega reads down a column."""
     return sorted(
         rows,
-        key=lambda row: (
-            row["candidates"],
-            row["method"] != BC,
-            row["method"],
-            row["omega"] if row["omega"] is not None else 0.0,
-        ),
+        key=lambda row: (row["candidates"], row["method"] != BC, row["method"], row["omega"] or 0.0),
     )
 
 
@@ -88,40 +83,29 @@ def table(evaluation: Evaluation, *, chosen: tuple[float, int] | None = None, ti
         chosen: Omega and candidates named before the run; their rows are marked.
         title: Line above the table.
     """
-    rows = [row for phase in phases_of(evaluation) for row in evaluation[phase]]
-    has_success = any(row["success"] is not None for row in rows)
-    result = Table(
-        box=box.SIMPLE_HEAD,
-        title=title or None,
-        title_justify="left",
-        title_style="bold",
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
+    found, has_success = _sorted(evaluation)
+    cells: list[list[str]] = []
+    marked, ruled, previous = [], [], ("", 0)
+    for phase, row in found:
+        if cells and (phase, row["candidates"]) != previous:
+            ruled.append(len(cells) - 1)
+        label = "" if phase == previous[0] else phase
+        previous = phase, row["candidates"]
+        arrow = ""
+        if is_chosen(row, chosen):
+            marked.append(len(cells))
+            arrow = "<"  # reads where there is no colour, too
+        cells.append([label, *_cells(row, has_success), arrow])
+    measures = _measures(has_success)
+    return terminal_table(
+        ["phase", "method", "omega", "cand.", *measures, ""],
+        cells,
+        numbers=range(2, 4 + len(measures)),
+        marked=marked,
+        ruled=ruled,
+        title=title,
+        caption=_caption([row for _, row in found], chosen),
     )
-    for name in ("phase", "method"):
-        result.add_column(name, no_wrap=True)
-    for name in ("omega", "cand."):
-        result.add_column(name, justify="right", no_wrap=True)
-    for name in _measures(has_success):
-        result.add_column(name, justify="right", no_wrap=True)
-    result.add_column("", no_wrap=True)
-    for phase in phases_of(evaluation):
-        previous = None
-        for row in sort_rows(evaluation[phase]):
-            if previous is not None and previous != row["candidates"]:
-                result.add_section()
-            marked = is_chosen(row, chosen)
-            label = phase if previous is None else ""
-            cells = [label, row["method"], _omega(row), str(row["candidates"]), *_values(row, has_success)]
-            # The arrow also reads where there is no colour.
-            cells.append("<" if marked else "")
-            result.add_row(*(Text(cell) for cell in cells), style="bold green" if marked else None)
-            previous = row["candidates"]
-        result.add_section()
-    result.caption = _caption(rows, chosen)
-    result.caption_justify = "left"
-    return result
 
 
 def print_table(
@@ -132,27 +116,18 @@ def print_table(
     console: Console | None = None,
 ) -> None:
     """Print the table; without colour and at 100 columns where the output is not a terminal."""
-    if console is None:
-        console = Console()
-        if not console.is_terminal:
-            console = Console(width=100, no_color=True, highlight=False)
-    console.print(table(evaluation, chosen=chosen, title=title))
+    tables.print_table(table(evaluation, chosen=chosen, title=title), 100, console)
 
 
 def markdown(evaluation: Evaluation, *, chosen: tuple[float, int] | None = None) -> str:
     """Return the same table in Markdown, the chosen rows in bold."""
-    rows = [row for phase in phases_of(evaluation) for row in evaluation[phase]]
-    has_success = any(row["success"] is not None for row in rows)
-    measures = _measures(has_success)
-    header = ["phase", "method", "omega", "candidates", *measures]
-    lines = ["| " + " | ".join(header) + " |", "|---|---|--:|--:|" + "--:|" * len(measures)]
-    for phase in phases_of(evaluation):
-        for row in sort_rows(evaluation[phase]):
-            cells = [phase, row["method"], _omega(row), str(row["candidates"]), *_values(row, has_success)]
-            if is_chosen(row, chosen):
-                cells = [f"**{cell}**" for cell in cells]
-            lines.append("| " + " | ".join(cells) + " |")
-    caption = _caption(rows, None)
+    found, has_success = _sorted(evaluation)
+    rows = []
+    for phase, row in found:
+        cells = [phase, *_cells(row, has_success)]
+        rows.append([f"**{cell}**" for cell in cells] if is_chosen(row, chosen) else cells)
+    lines = markdown_table(["phase", "method", "omega", "candidates", *_measures(has_success)], rows, words=2)
+    caption = _caption([row for _, row in found], None)
     if chosen is not None:
         caption += f" Bold: omega {chosen[0]:g} and {_count(chosen[1], 'candidate')}, {_NOTE}."
     return "\n".join([*lines, "", caption]) + "\n"
@@ -182,31 +157,27 @@ def read_evaluation(path: Path) -> dict[str, list[Row]]:
     return dict(stored)
 
 
+def _sorted(evaluation: Evaluation) -> tuple[list[tuple[str, Row]], bool]:
+    """Return the rows in the order of the table, each with its phase, and whether the task defines success."""
+    found = [(phase, row) for phase in phases_of(evaluation) for row in sort_rows(evaluation[phase])]
+    return found, any(row["success"] is not None for _, row in found)
+
+
 def _measures(has_success: bool) -> list[str]:
     return (["success"] if has_success else []) + ["return", "length"]
 
 
-def _values(row: Row, has_success: bool) -> list[str]:
-    success = _with_interval(row["success"], row["success_low"], row["success_high"], "{:.2f}")
+def _cells(row: Row, has_success: bool) -> list[str]:
+    """Return method, omega, candidates and measures as texts."""
+    success = with_interval(row["success"], row["success_low"], row["success_high"], ".2f")
     returns = (row["return"], row["return_low"], row["return_high"])
     largest = max(abs(value) for value in returns if value is not None)
     # Three digits that matter: small returns (sums of dense rewards below 10) need decimals, large ones none.
-    form = "{:.0f}" if largest >= 100 else "{:.1f}" if largest >= 10 else "{:.2f}"
-    values = [_with_interval(*returns, form)]
-    values.append(_with_interval(row["length"], row["length_low"], row["length_high"], "{:.0f}"))
-    return ([success] if has_success else []) + values
-
-
-def _with_interval(value: float | None, low: float | None, high: float | None, form: str) -> str:
-    if value is None:
-        return "-"
-    if low is None or high is None:
-        return form.format(value)
-    return f"{form.format(value)} [{form.format(low)}, {form.format(high)}]"
-
-
-def _omega(row: Row) -> str:
-    return "-" if row["omega"] is None else f"{row['omega']:g}"
+    form = ".0f" if largest >= 100 else ".1f" if largest >= 10 else ".2f"
+    length = with_interval(row["length"], row["length_low"], row["length_high"], ".0f")
+    omega = DASH if row["omega"] is None else f"{row['omega']:g}"
+    measures = ([success] if has_success else []) + [with_interval(*returns, form), length]
+    return [row["method"], omega, str(row["candidates"]), *measures]
 
 
 def _count(number: int, noun: str) -> str:

@@ -14,7 +14,7 @@ PACKAGE = Path(dipole_ray.__file__).parent
 
 # A room may import rooms on its own floor and below; a new file must be given its floor here.
 FLOORS = (
-    {"errors", "columns", "progress", "settings", "provenance", "interrupt"},
+    {"errors", "columns", "progress", "settings", "provenance", "interrupt", "tables"},
     {"parallel", "files"},
     {"agents", "data"},
     {"envs"},
@@ -39,6 +39,7 @@ ALLOWED = {
     "files": {"filelock"},
     "settings": {"yaml"},
     "progress": {"rich"},
+    "tables": {"rich"},
     "provenance": set(),
 }
 HOMES = {"ray": {"parallel", "sweep", "rllib"}, "mlflow": {"mlflow_feed"}}

@@ -80,15 +80,11 @@ def _explain() -> int:
 
 def _finish(outcome: Any, words: str) -> int:
     """Print the leaderboard, the files and the next commands; status 130 after Ctrl-C, 1 if every trial failed."""
-    from rich.console import Console
-
     from dipole_ray.sweep.leaderboard import table
+    from dipole_ray.tables import print_table
 
     if outcome.board:
-        console = Console()
-        if not console.is_terminal:
-            console = Console(width=140, no_color=True, highlight=False)
-        console.print(table(outcome.plan, outcome.board))
+        print_table(table(outcome.plan, outcome.board), width=140)
     for trial, error in outcome.failed.items():
         print(f"failed    {trial}: {error}")
     print(f"\nsweep     {outcome.folder}")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich import box
+import pandas as pd
 from rich.table import Table
 from rich.text import Text
 
@@ -17,6 +15,7 @@ from dipole_ray.sweep.ledger import Ledger
 from dipole_ray.sweep.plan import Plan
 from dipole_ray.sweep.scoring import gain, interval_of, measure_of, metric_of
 from dipole_ray.sweep.space import Values
+from dipole_ray.tables import DASH, terminal_table, with_interval
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,16 +103,15 @@ def to_plain(plan: Plan, board: Sequence[Standing]) -> list[dict[str, Any]]:
 
 def to_csv(plan: Plan, board: Sequence[Standing]) -> str:
     """Return the leaderboard as CSV, one line a trial."""
-    text = io.StringIO()
+    lines = to_plain(plan, board)
+    for line in lines:
+        line |= line["values"]
+        for kind in ("selected", "reported"):
+            line |= {f"{kind}_{end}": value for end, value in (line[kind] or {}).items()}
     scores = [f"{kind}_{end}" for kind in ("selected", "reported") for end in ("value", "low", "high")]
     names = ["rank", "trial", "status", "rung", *plan.space, "omega", "candidates", "metric", *scores, "run_id"]
-    writer = csv.DictWriter(text, names, lineterminator="\n", extrasaction="ignore")
-    writer.writeheader()
-    for line in to_plain(plan, board):
-        for kind in ("selected", "reported"):
-            line.update({f"{kind}_{end}": value for end, value in (line[kind] or {}).items()})
-        writer.writerow({**line, **line["values"]})
-    return text.getvalue()
+    # As objects, or a column of whole numbers with a gap would become one of fractions.
+    return pd.DataFrame(lines, columns=names, dtype=object).to_csv(index=False, lineterminator="\n")
 
 
 def table(plan: Plan, board: Sequence[Standing], most: int = 20) -> Table:
@@ -125,39 +123,32 @@ def table(plan: Plan, board: Sequence[Standing], most: int = 20) -> Table:
         most: Lines shown.
     """
     grid, metric = plan.sweep.evaluation, plan.sweep.metric
-    result = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in ("", "trial", *(key.rpartition(".")[2] for key in plan.space), "omega", "cand."):
-        result.add_column(name, no_wrap=True)
     measure = measure_of(board[0].best, metric) if board else metric
-    result.add_column(f"{measure}, selected", justify="right", no_wrap=True)
-    result.add_column("reported", justify="right", no_wrap=True)
-    result.add_column("", no_wrap=True)
+    names = [key.rpartition(".")[2] for key in plan.space]
+    head = ["", "trial", *names, "omega", "cand.", f"{measure}, selected", "reported", ""]
+    rows = []
     for rank, item in enumerate(board[:most], start=1):
         settings = [_short(item.values.get(key)) for key in plan.space]
-        cell = ["-" if item.best["omega"] is None else f"{item.best['omega']:g}", str(item.best["candidates"])]
+        omega = DASH if item.best["omega"] is None else f"{item.best['omega']:g}"
+        scores = [_score(item.best, metric), _score(item.report, metric)]
         state = "" if item.status == "done" else f"{item.status} at rung {item.rung}"
-        numbers = [_with_interval(item.best, metric), _with_interval(item.report, metric)]
-        cells = [str(rank), item.trial, *settings, *cell, *numbers, state]
-        is_best = rank == 1 and item.status == "done"
-        result.add_row(*(Text(cell) for cell in cells), style="bold green" if is_best else None)
+        rows.append([str(rank), item.trial, *settings, omega, str(item.best["candidates"]), *scores, state])
     more = f" {len(board) - most} more are in leaderboard.csv." if len(board) > most else ""
-    result.caption = Text(
+    caption = (
         f"Selected: mean [interval] of {grid.select_episodes} episodes, by which cell and trial were chosen.\n"
         f"Reported: {grid.report_episodes} other episodes of that cell; quote these.{more}"
     )
-    result.caption_justify = "left"
-    return result
+    marked = [0] if board and board[0].status == "done" else []
+    return terminal_table(head, rows, numbers=(len(head) - 3, len(head) - 2), marked=marked, caption=Text(caption))
 
 
-def _with_interval(row: Row | None, metric: str) -> str:
+def _score(row: Row | None, metric: str) -> str:
     """Return a score with its interval."""
     if row is None:
-        return "-"
-    value, (low, high) = metric_of(row, metric), interval_of(row, metric)
-    form = "{:.2f}" if abs(value) < 10 else "{:.1f}" if abs(value) < 100 else "{:.0f}"
-    if low is None or high is None:
-        return form.format(value)
-    return f"{form.format(value)} [{form.format(low)}, {form.format(high)}]"
+        return DASH
+    value = metric_of(row, metric)
+    form = ".2f" if abs(value) < 10 else ".1f" if abs(value) < 100 else ".0f"
+    return with_interval(value, *interval_of(row, metric), form)
 
 
 def _short(value: Any) -> str:
