@@ -1,15 +1,22 @@
-"""Intervals for what evaluation measures: a proportion (success) and a mean (return, length).
+"""Intervals for what an evaluation measures over episodes, and for what a suite measures over runs.
 
-Both work from the episodes alone, at the small counts an evaluation can afford. Wilson's interval for a
-proportion stays inside [0, 1] and does not shrink to a point when every episode succeeds. The
-bootstrap for a mean is bias-corrected and accelerated (BCa), because returns of tasks with success
-or failure are skewed.
+Episodes: Wilson's interval for a proportion (success) stays inside [0, 1] and does not shrink to a point when every
+episode succeeds. The bootstrap for a mean (return, length) is bias-corrected and accelerated (BCa), because returns
+of tasks with success or failure are skewed. scipy's own differ in the last bit, and recorded rows must not.
+
+Runs: a method's scores are one array a task, with a score a seed. Intervals are percentiles of the statistic over
+resamples in which every task keeps its number of seeds (strata; Agarwal et al., NeurIPS 2021), so that they say what
+other seeds would have given on the same tasks. Runs of one seed begin with the same networks, see the same batches and
+meet the same episodes, so a difference of two methods is resampled seed by seed (`paired`): what both owe to the seed
+is no doubt about the difference. Point estimates equal the `rliable` package's, and so does the probability of
+improvement, which takes runs as independent; where tasks differ in their number of seeds, which that package does not
+take, every task weighs the same in a mean and every run the same in an IQM.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
@@ -18,8 +25,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from dipole_ray.errors import ConfigError, NonFiniteError
 
-Statistic = Callable[..., Any]
-"""Reduces the last axis of an array, called as `statistic(values, axis=-1)`; `numpy.mean` is one."""
+RESAMPLES = 10_000
+"""They settle the ends to about 1 % of the width."""
+Samples = Sequence[NDArray[np.float64]]
+"""Scores of one method: an array (seeds,) a task; inside a statistic (resamples, seeds)."""
+Statistic = Callable[..., NDArray[np.float64]]
+"""Takes the scores of one or more methods, (resamples, seeds) a task, and returns (resamples,)."""
 
 _RESAMPLED_VALUES_AT_ONCE = 4_000_000
 _NORMAL = NormalDist()
@@ -30,6 +41,9 @@ class Interval(NamedTuple):
 
     low: float
     high: float
+
+
+# ---- over episodes ----
 
 
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> Interval:
@@ -62,18 +76,18 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> Interva
 def bootstrap_interval(
     values: ArrayLike,
     confidence: float = 0.95,
-    resamples: int = 10_000,
+    resamples: int = RESAMPLES,
     seed: int = 0,
-    statistic: Statistic = np.mean,
+    statistic: Callable[..., Any] = np.mean,
 ) -> Interval:
     """Return the BCa bootstrap interval of a statistic (Efron, JASA 1987).
 
     Args:
         values: One number an episode, shape (n,), finite.
         confidence: Coverage in (0, 1).
-        resamples: Number of resamples; 10 000 settle the ends to about 1 % of the width.
+        resamples: Number of resamples.
         seed: Seed of the resampling; the same values and seed give the same interval.
-        statistic: What is bounded; reduces the last axis.
+        statistic: What is bounded; called as `statistic(values, axis=-1)`.
 
     Returns:
         The interval in the unit of `values`. Both ends are NaN for a single value, which says nothing
@@ -99,7 +113,9 @@ def bootstrap_interval(
     return Interval(float(low), float(high))
 
 
-def _resample(sample: NDArray[np.float64], resamples: int, seed: int, statistic: Statistic) -> NDArray[np.float64]:
+def _resample(
+    sample: NDArray[np.float64], resamples: int, seed: int, statistic: Callable[..., Any]
+) -> NDArray[np.float64]:
     """Return the statistic of `resamples` draws with replacement, in chunks that bound the memory."""
     generator = np.random.default_rng(seed)
     chunk = max(1, _RESAMPLED_VALUES_AT_ONCE // sample.size)
@@ -116,7 +132,7 @@ def _bca_levels(
     estimate: float,
     resampled: NDArray[np.float64],
     confidence: float,
-    statistic: Statistic,
+    statistic: Callable[..., Any],
 ) -> tuple[float, float]:
     """Return the two quantile levels of the resampled statistic that bound it after both corrections."""
     below = float(np.mean(resampled < estimate) + 0.5 * np.mean(resampled == estimate))
@@ -137,3 +153,84 @@ def _bca_levels(
 def _check_confidence(confidence: float) -> None:
     if not 0 < confidence < 1:
         raise ConfigError(f"confidence must lie strictly between 0 and 1; found {confidence}")
+
+
+# ---- over runs ----
+
+
+def mean(scores: Samples) -> NDArray[np.float64]:
+    """Return the mean over tasks of the mean over seeds."""
+    return np.asarray(np.mean([task.mean(axis=-1) for task in scores], axis=0))
+
+
+def interquartile_mean(scores: Samples) -> NDArray[np.float64]:
+    """Return the mean of the middle half of all runs; it is robust to outliers, and steadier than a median."""
+    runs = np.sort(np.concatenate(list(scores), axis=-1), axis=-1)
+    cut = int(0.25 * runs.shape[-1])
+    return np.asarray(runs[..., cut : runs.shape[-1] - cut].mean(axis=-1))
+
+
+def probability_of_improvement(first: Samples, second: Samples) -> NDArray[np.float64]:
+    """Return how often a run of the first method beats one of the second on the same task; ties count half."""
+    shares = []
+    for x, y in zip(first, second, strict=True):
+        difference = x[..., :, None] - y[..., None, :]
+        shares.append(((difference > 0) + 0.5 * (difference == 0)).mean(axis=(-2, -1)))
+    return np.asarray(np.mean(shares, axis=0))
+
+
+def mean_difference(first: Samples, second: Samples) -> NDArray[np.float64]:
+    """Return by how much the mean of the first method is above that of the second."""
+    return np.asarray(mean(first) - mean(second))
+
+
+def estimate(statistic: Statistic, *methods: Samples) -> float:
+    """Return the statistic of the scores as they are."""
+    _check_samples(methods)
+    return float(statistic(*(list(scores) for scores in methods)))
+
+
+def stratified_interval(
+    statistic: Statistic,
+    *methods: Samples,
+    paired: bool = False,
+    confidence: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """Return the stratified percentile bootstrap interval of a statistic.
+
+    Args:
+        statistic: One of the above.
+        *methods: The scores of each method.
+        paired: Resample all methods by the same seeds, which must stand in the same order; else independently.
+        confidence: Coverage in (0, 1); with five seeds the true coverage is lower, as with every bootstrap.
+        resamples: Number of resamples.
+        seed: Seed of the resampling.
+
+    Returns:
+        The interval; both ends NaN where a task has no second seed, which says nothing about its spread.
+    """
+    _check_samples(methods)
+    if any(len(task) < 2 for scores in methods for task in scores):
+        return Interval(math.nan, math.nan)
+    generator = np.random.default_rng(seed)
+
+    def chosen(scores: Samples) -> list[NDArray[np.int64]]:
+        return [generator.integers(0, len(task), size=(resamples, len(task))) for task in scores]
+
+    indices = [chosen(methods[0])] * len(methods) if paired else [chosen(scores) for scores in methods]
+    drawn = [
+        [task[index] for task, index in zip(scores, tasks, strict=True)]
+        for scores, tasks in zip(methods, indices, strict=True)
+    ]
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(statistic(*drawn), [tail, 1 - tail])
+    return Interval(float(low), float(high))
+
+
+def _check_samples(methods: Sequence[Samples]) -> None:
+    if not methods or any(not scores or any(len(task) == 0 for task in scores) for scores in methods):
+        raise ConfigError("statistics over runs need at least one score in every task of every method")
+    if len({len(scores) for scores in methods}) > 1:
+        raise ConfigError("methods can only be compared on the same tasks")

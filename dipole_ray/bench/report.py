@@ -1,4 +1,4 @@
-"""The report of a suite: NAME.json with every run's numbers, NAME.md with the tables, NAME-*.png with the pictures.
+"""The report of a suite: NAME.md with tables, NAME.json with every run's numbers, NAME.csv with scores, NAME-*.png.
 
 The JSON holds all that tables and pictures are made of, so that they can be made again without the runs.
 """
@@ -17,16 +17,16 @@ from typing import Any
 
 from dipole_ray import settings
 from dipole_ray.bench import tables
-from dipole_ray.bench.board import Board
 from dipole_ray.bench.config import MethodConfig, SuiteConfig, TaskConfig
 from dipole_ray.bench.data import require_same_data
 from dipole_ray.bench.job import stored
 from dipole_ray.bench.pictures import draw
-from dipole_ray.bench.statistics import RESAMPLES
+from dipole_ray.bench.scores import Scores
 from dipole_ray.bench.suite import Suite, load_suite, published
 from dipole_ray.errors import ConfigError, DatasetError
 from dipole_ray.files.durable import read_json, write_text
 from dipole_ray.provenance import git_commit, package_versions
+from dipole_ray.statistics import RESAMPLES
 
 FORMAT = 1
 _MAX_BYTES = 1 << 26
@@ -54,16 +54,19 @@ def write_report(source: str, overrides: Sequence[str], out: Path) -> list[Path]
         DatasetError: A file is damaged.
     """
     data = read_report(Path(source)) if source.endswith(".json") else collect(load_suite(source, overrides), source)
-    board = board_of(data)
-    if not board.runs:
+    scores = scores_of(data)
+    if not scores.runs:
         command = shlex.join(["dipole", "bench", "run", source, *overrides])
         raise ConfigError(f"{source}: no run has a result yet; start it with: {command}")
     out.mkdir(parents=True, exist_ok=True)
-    name = board.config.name
-    pictures = draw(board, out)
-    write_text(out / f"{name}.json", as_json(data))
-    write_text(out / f"{name}.md", markdown(data, board, pictures))
-    return [out / f"{name}.md", out / f"{name}.json", *pictures]
+    name = scores.config.name
+    pictures = draw(scores, out)
+    files = {
+        "md": markdown(data, scores, pictures),
+        "json": as_json(data),
+        "csv": scores.frame().to_csv(index=False, lineterminator="\n"),
+    }
+    return [*(write_text(out / f"{name}.{kind}", text) for kind, text in files.items()), *pictures]
 
 
 def collect(suite: Suite, source: str) -> dict[str, Any]:
@@ -105,9 +108,9 @@ def _shown(suite: Suite) -> list[str]:
     return [word for word in suite.overrides if word.partition("=")[0] not in ("folder", "data.path", "data.cache")]
 
 
-def board_of(data: Mapping[str, Any]) -> Board:
+def scores_of(data: Mapping[str, Any]) -> Scores:
     """Return the scores in a report's data."""
-    return Board(
+    return Scores(
         config=settings.from_mapping(SuiteConfig, data["suite"], "suite"),
         tasks={name: settings.from_mapping(TaskConfig, item) for name, item in data["tasks"].items()},
         methods={name: settings.from_mapping(MethodConfig, item) for name, item in data["methods"].items()},
@@ -130,9 +133,9 @@ def read_report(path: Path) -> dict[str, Any]:
     return data
 
 
-def markdown(data: Mapping[str, Any], board: Board, pictures: Sequence[Path]) -> str:
+def markdown(data: Mapping[str, Any], scores: Scores, pictures: Sequence[Path]) -> str:
     """Return the report for a person."""
-    config, runs = board.config, data["runs"]
+    config, runs = scores.config, data["runs"]
     unit = "success rate in per cent" if config.metric == "success" else "undiscounted return"
     hours = sum(run["training_s"] + run["evaluation_s"] for run in runs) / 3600
     missing = f" **{data['planned'] - len(runs)} runs have no result yet.**" if data["planned"] > len(runs) else ""
@@ -143,22 +146,22 @@ def markdown(data: Mapping[str, Any], board: Board, pictures: Sequence[Path]) ->
         "",
         f"    {data['command']}",
     ]
-    for phase in board.phases():
-        lines += ["", f"## Scores after the {phase} phase", "", *tables.score_table(board, phase)]
-        tuned = tables.tuned_table(board, phase)
+    for phase in scores.phases():
+        lines += ["", f"## Scores after the {phase} phase", "", *tables.score_table(scores, phase)]
+        tuned = tables.tuned_table(scores, phase)
         if len(tuned) > 2:
             lines += ["", "Omegas that the other seeds chose, seed by seed:", "", *tuned]
-        compared = tables.comparison_tables(board, phase)
+        compared = tables.comparison_tables(scores, phase)
         if compared:
-            lines += ["", f"## Compared with {board.label(board.baseline)}, {phase}", *compared]
+            lines += ["", f"## Compared with {scores.label(scores.baseline)}, {phase}", *compared]
         if data["paper"] is not None:
-            lines += _beside_the_paper(data["paper"], board, phase)
-    switch = tables.switch_table(board)
+            lines += _beside_the_paper(data["paper"], scores, phase)
+    switch = tables.switch_table(scores)
     if switch:
         lines += ["", "## The switch to the online phase", "", *switch]
-    lines += ["", "## Training (medians over seeds)", "", *tables.training_table(board)]
+    lines += ["", "## Training (medians over seeds)", "", *tables.training_table(scores)]
     lines += ["", *(f"![{path.stem}]({path.name})" for path in pictures)]
-    lines += ["", "## How to read this", "", _how(data, board), "", _versions(data), ""]
+    lines += ["", "## How to read this", "", _how(data, scores), "", _versions(data), ""]
     return "\n".join(lines)
 
 
@@ -176,21 +179,21 @@ def _origin(runs: Sequence[Mapping[str, Any]]) -> str:
     return f"runs{when} by commit {', '.join(commits)}"
 
 
-def _beside_the_paper(paper: Mapping[str, Any], board: Board, phase: str) -> list[str]:
+def _beside_the_paper(paper: Mapping[str, Any], scores: Scores, phase: str) -> list[str]:
     """Return the published numbers of the phase, ours in brackets."""
     rows = paper.get(phase)
     if not rows:
         return []
-    table = tables.paper_table(board, rows, phase)
-    steps = sorted({run["learner_steps"] for run in board.runs.values()})
+    table = tables.paper_table(scores, rows, phase)
+    steps = sorted({run["learner_steps"] for run in scores.runs.values()})
     updates = " to ".join(f"{count:,}" for count in dict.fromkeys((steps[0], steps[-1])))
     ours = f"Ours in brackets: {updates} updates on the data that the suite's file names."
     return ["", f"## Beside published numbers, {phase}", "", f"{paper['source']} {ours}", "", *table]
 
 
-def _how(data: Mapping[str, Any], board: Board) -> str:
-    count = board.config.evaluations
-    worst = "no success" if board.config.metric == "success" else "the lowest score that any run of its task had"
+def _how(data: Mapping[str, Any], scores: Scores) -> str:
+    count = scores.config.evaluations
+    worst = "no success" if scores.config.metric == "success" else "the lowest score that any run of its task had"
     evaluations = "evaluation" if count == 1 else f"{count} evaluations"
     return _HOW.format(evaluations=evaluations, episodes=data["episodes"], resamples=RESAMPLES, worst=worst)
 

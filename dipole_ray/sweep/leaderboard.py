@@ -111,7 +111,8 @@ def to_csv(plan: Plan, board: Sequence[Standing]) -> str:
     scores = [f"{kind}_{end}" for kind in ("selected", "reported") for end in ("value", "low", "high")]
     names = ["rank", "trial", "status", "rung", *plan.space, "omega", "candidates", "metric", *scores, "run_id"]
     # As objects, or a column of whole numbers with a gap would become one of fractions.
-    return pd.DataFrame(lines, columns=names, dtype=object).to_csv(index=False, lineterminator="\n")
+    text: str = pd.DataFrame(lines, columns=names, dtype=object).to_csv(index=False, lineterminator="\n")
+    return text
 
 
 def table(plan: Plan, board: Sequence[Standing], most: int = 20) -> Table:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dipole_ray.bench.board import Board
 from dipole_ray.bench.config import MethodConfig, SuiteConfig, TaskConfig
+from dipole_ray.bench.scores import Scores
 
 Point = tuple[str, int, int]
 """Phase, updates, environment steps."""
@@ -79,15 +79,15 @@ def result(
     }
 
 
-def board(
+def scores_of(
     runs: Sequence[Mapping[str, Any]],
     *,
     tasks: Mapping[str, TaskConfig] | None = None,
     methods: Mapping[str, MethodConfig] | None = None,
     **suite: Any,
-) -> Board:
-    """Return the board of some results; tasks and methods are those that occur."""
-    return Board(
+) -> Scores:
+    """Return the scores of some results; tasks and methods are those that occur."""
+    return Scores(
         config=SuiteConfig(**suite),
         tasks=tasks or {run["task"]: TaskConfig() for run in runs},
         methods=methods or {run["method"]: MethodConfig() for run in runs},

@@ -27,7 +27,7 @@ from dipole_ray.bench import job as job_module
 from dipole_ray.bench.checks import planned_evaluations
 from dipole_ray.bench.data import data_of
 from dipole_ray.bench.job import Job, train
-from dipole_ray.bench.report import board_of, read_report
+from dipole_ray.bench.report import read_report, scores_of
 from dipole_ray.bench.suite import load_suite
 from dipole_ray.cli import main
 from dipole_ray.config import RunConfig
@@ -145,7 +145,7 @@ def test_the_report_says_what_the_runs_measured(folder: Path, finished: Ended) -
     done = bench("report", "mine.yaml", "--out", "out")
     assert done.status == 0, done.err
     names = {path.name for path in (folder / "out").iterdir()}
-    assert names == {"mine.json", "mine.md", "mine-curves.png", "mine-omega.png", "mine-intervals.png"}
+    assert names == {"mine.json", "mine.csv", "mine.md", "mine-curves.png", "mine-omega.png", "mine-intervals.png"}
     text = (folder / "out/mine.md").read_text()
     scores = []
     for seed in (0, 1):
@@ -159,7 +159,7 @@ def test_the_report_says_what_the_runs_measured(folder: Path, finished: Ended) -
     # Its own numbers give the same report again.
     assert bench("report", folder / "out/mine.json", "--out", "again").status == 0
     assert (folder / "again/mine.md").read_text() == text
-    assert len(board_of(read_report(folder / "again/mine.json")).runs) == 6
+    assert len(scores_of(read_report(folder / "again/mine.json")).runs) == 6
 
 
 def test_parts_and_settings_on_the_command_line(folder: Path, finished: Ended) -> None:

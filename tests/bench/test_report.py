@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from dipole_ray.bench.report import as_json, board_of, collect, markdown, read_report
+from dipole_ray.bench.report import as_json, collect, markdown, read_report, scores_of
 from dipole_ray.bench.suite import from_mapping
 from tests.bench.results import result
 from tests.bench.small import suite_mapping
@@ -30,5 +30,5 @@ def test_a_report_names_the_machines_and_versions_of_the_runs_and_not_its_own() 
         result("pendulum", "dipole", seed, cells, chosen=(1.0, 1), measure="return", **origin)
         for seed, origin in enumerate(origins)
     ]
-    text = markdown(data | {"runs": runs}, board_of(data | {"runs": runs}), [])
+    text = markdown(data | {"runs": runs}, scores_of(data | {"runs": runs}), [])
     assert "a big one;" in text and "a laptop" not in text and "Versions: torch 2 and 3." in text

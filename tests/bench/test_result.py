@@ -16,7 +16,7 @@ from dipole_ray.bench.suite import from_mapping
 from dipole_ray.config import RunConfig
 from dipole_ray.files.durable import write_json
 from dipole_ray.provenance import package_versions
-from tests.bench.results import board, key_of, result
+from tests.bench.results import key_of, result, scores_of
 from tests.bench.small import suite_mapping
 
 CELLS = [(omega, count) for omega in (0.0, 1.0) for count in (1, 2)]
@@ -69,7 +69,7 @@ def test_what_a_run_reached_before_the_phase_in_which_it_diverged_is_its_own(
         result("maze", "m", 0, {(None, 1): [0.4]}, chosen=(None, 1), points=(("offline", 100, 0),), status="diverged")
         | said
     ]
-    one = board(runs, tasks={"maze": TaskConfig()}, methods={"m": MethodConfig()}, evaluations=1)
+    one = scores_of(runs, tasks={"maze": TaskConfig()}, methods={"m": MethodConfig()}, evaluations=1)
     assert list(one.finals("maze", "m", key_of(None, 1), "offline").values()) == counted
     assert list(one.finals("maze", "m", key_of(None, 1), "online").values()) == [0.0]
     assert ("online" in one.phases()) == (phase == "online")

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from dipole_ray.bench import statistics
+from dipole_ray import statistics
 from dipole_ray.errors import ConfigError
 
 # rliable 1.2.0 (arch 7.2, numpy 2.4) on `scores` below; it does not install beside pandas 3, which others need here.
@@ -64,7 +64,7 @@ def test_estimates_equal_rliables_and_intervals_do_up_to_the_resampling(
     methods += [scores(seed + 100, runs + 1, tasks)] if name == "improvement" else []
     expected, low, high = RLIABLE[seed, runs, tasks][name]
     assert statistics.estimate(STATISTICS[name], *methods) == pytest.approx(expected, rel=1e-13)
-    ours = statistics.interval(STATISTICS[name], *methods, resamples=50_000)
+    ours = statistics.stratified_interval(STATISTICS[name], *methods, resamples=50_000)
     slack = max(0.1 * (high - low), 1 / 14 if name == "improvement" and runs <= 5 else 0.0)
     assert abs(ours.low - low) <= slack and abs(ours.high - high) <= slack
 
@@ -85,15 +85,17 @@ def test_tasks_with_different_numbers_of_seeds() -> None:
 def test_every_task_keeps_its_own_seeds_in_a_resample() -> None:
     """Two tasks far apart without spread inside: a bootstrap that mixed them would have a wide interval."""
     x = [np.zeros(5), np.full(5, 100.0)]
-    assert statistics.interval(statistics.mean, x) == (50.0, 50.0)
+    assert statistics.stratified_interval(statistics.mean, x) == (50.0, 50.0)
 
 
 def test_an_interval_is_the_same_each_time_and_none_where_there_is_one_seed() -> None:
     x = scores(3, 5, 3)
-    assert statistics.interval(statistics.mean, x) == statistics.interval(statistics.mean, x)
+    assert statistics.stratified_interval(statistics.mean, x) == statistics.stratified_interval(statistics.mean, x)
     lone = [np.array([3.0])]
-    assert all(map(math.isnan, statistics.interval(statistics.mean, lone)))
-    assert all(map(math.isnan, statistics.interval(statistics.mean_difference, lone, [np.array([1.0, 2.0])])))
+    assert all(map(math.isnan, statistics.stratified_interval(statistics.mean, lone)))
+    assert all(
+        map(math.isnan, statistics.stratified_interval(statistics.mean_difference, lone, [np.array([1.0, 2.0])]))
+    )
 
 
 def test_nothing_is_compared_with_nothing() -> None:

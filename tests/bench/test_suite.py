@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from dipole_ray.bench.board import Way
 from dipole_ray.bench.job import Job, located, stored
+from dipole_ray.bench.scores import Way
 from dipole_ray.bench.suite import SUITES, Suite, from_mapping, load_suite, published, suites
 from dipole_ray.data.download.catalogue import dataset_names
 from dipole_ray.envs.registry import ogbench_ids

@@ -11,9 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from dipole_ray.bench.config import MethodConfig, SuiteConfig, TaskConfig
@@ -50,8 +52,8 @@ class Point(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Board:
-    """All runs of a suite that have a result."""
+class Scores:
+    """The results of a suite's runs, and every score that follows from them."""
 
     config: SuiteConfig
     """How they are compared."""
@@ -89,9 +91,13 @@ class Board:
     @cached_property
     def _by_method(self) -> dict[tuple[str, str], dict[int, Mapping[str, Any]]]:
         found: dict[tuple[str, str], dict[int, Mapping[str, Any]]] = {}
-        for (task, method, seed), run in sorted(self.runs.items(), key=lambda item: item[0]):
-            found.setdefault((task, method), {})[seed] = run
+        for task, method, seed in sorted(self.runs):
+            found.setdefault((task, method), {})[seed] = self.runs[task, method, seed]
         return found
+
+    def pairs(self) -> Iterator[tuple[str, str]]:
+        """Return every task with every method."""
+        return product(self.tasks, self.methods)
 
     # ---- ways of acting ----
 
@@ -108,8 +114,7 @@ class Board:
 
     def candidates(self) -> list[int]:
         """Return the numbers of candidates that anything was evaluated with."""
-        pairs = [(task, method) for task in self.tasks for method in self.methods]
-        return sorted({cell["candidates"] for pair in pairs for cell in self.cells(*pair).values()})
+        return sorted({cell["candidates"] for pair in self.pairs() for cell in self.cells(*pair).values()})
 
     def own_candidates(self, task: str, method: str) -> int | None:
         """Return the number of candidates that a method acts with by itself; the most that it shows, if not that."""
@@ -139,7 +144,7 @@ class Board:
 
     # ---- scores ----
 
-    def value(self, scores: Mapping[str, Any]) -> float | None:
+    def _value(self, scores: Mapping[str, Any]) -> float | None:
         """Return the suite's score of a cell in one evaluation."""
         number = scores[self.config.metric]
         return None if number is None else float(number) * (100.0 if self.config.metric == "success" else 1.0)
@@ -151,12 +156,12 @@ class Board:
             found[seed] = [
                 Point(*_when(item), score)
                 for item in run["evaluations"]
-                if (score := self.value(item["scores"][key])) is not None
+                if (score := self._value(item["scores"][key])) is not None
             ]
             if run["status"] == DIVERGED:
                 reached = max((point.learner_steps for point in found[seed]), default=-1)
                 missed = [when for when in self._plan(task, method) if when[1] > reached]
-                found[seed] += [Point(*when, self.worst(task, when[0])) for when in missed]
+                found[seed] += [Point(*when, self._worst(task, when[0])) for when in missed]
         return found
 
     def _plan(self, task: str, method: str) -> list[tuple[str, int, int]]:
@@ -168,12 +173,10 @@ class Board:
 
     def finals(self, task: str, method: str, key: str, phase: str) -> dict[int, float]:
         """Return by seed the mean over the last evaluations of a phase; a diverged run counts with the worst."""
-        found = {}
-        for seed, score in self._measured(task, method, key, phase):
-            found[seed] = self.worst(task, phase) if score is None else score
-        return found
+        found = self._measured(task, method, key, phase)
+        return {seed: self._worst(task, phase) if score is None else score for seed, score in found}
 
-    def worst(self, task: str, phase: str) -> float:
+    def _worst(self, task: str, phase: str) -> float:
         """Return what a diverged run counts with: no success, or the lowest score that any run of the task had."""
         if self.config.metric == "success":
             return 0.0
@@ -193,20 +196,19 @@ class Board:
                 yield seed, None
                 continue
             items = [item for item in run["evaluations"] if item["phase"] == phase and key in item["scores"]]
-            scores = [self.value(item["scores"][key]) for item in items[-self.config.evaluations :]]
+            scores = [self._value(item["scores"][key]) for item in items[-self.config.evaluations :]]
             known = [score for score in scores if score is not None]
             if known:
                 yield seed, float(np.mean(known))
 
     def by_seed(self, task: str, method: str, way: Way, phase: str) -> dict[int, float]:
         """Return the scores of a method on a task by seed; empty where it does not act in that way."""
-        if way.choice == "tuned":
-            assert way.candidates is not None
+        if way.choice == "tuned" and way.candidates is not None:
             return {seed: score for seed, (_, score) in self.tuned(task, method, way.candidates, phase).items()}
         key = self.named_key(task, method, way.candidates)
         return {} if key is None else self.finals(task, method, key, phase)
 
-    def scores(self, task: str, method: str, way: Way, phase: str) -> NDArray[np.float64]:
+    def of(self, task: str, method: str, way: Way, phase: str) -> NDArray[np.float64]:
         """Return the scores of `by_seed`, in the order of the seeds."""
         return np.array(list(self.by_seed(task, method, way, phase).values()), np.float64)
 
@@ -227,15 +229,32 @@ class Board:
             found[seed] = best, grid[best][seed]
         return found
 
+    def frame(self) -> pd.DataFrame:
+        """Return the scores as a tidy table: one row a task, method, seed, phase and cell.
+
+        `score` is what the tables average: the mean over the last evaluations of the phase, in per cent where success
+        is measured; that of a diverged run is the worst. `is_named` says that the cell's omega stood before the run.
+        """
+        rows = []
+        for (task, method), phase in product(self.pairs(), self.phases()):
+            for key, cell in self.cells(task, method).items():
+                is_named = key == self.named_key(task, method, cell["candidates"])
+                for seed, score in self.finals(task, method, key, phase).items():
+                    run = self.results(task, method)[seed]
+                    of_run = {name: run[name] for name in ("status", "learner_steps", "env_steps")}
+                    place = {"task": task, "group": self.tasks[task].group, "method": method, "seed": seed}
+                    rows.append({**place, **of_run, "phase": phase, **cell, "is_named": is_named, "score": score})
+        return pd.DataFrame(rows)
+
     def ways(self) -> list[Way]:
         """Return the ways of acting that any method has scores for: named omega first, then tuned."""
-        pairs = [(task, method) for task in self.tasks for method in self.methods]
         ways = [Way(choice, count) for choice in CHOICES for count in self.candidates()]
-        return [way for way in ways if any(len(self.scores(*pair, way, phase)) for pair in pairs for phase in PHASES)]
+        places = [(*pair, phase) for pair in self.pairs() for phase in PHASES]
+        return [way for way in ways if any(self.by_seed(task, name, way, phase) for task, name, phase in places)]
 
     def compared_ways(self) -> list[Way]:
         """Return the ways in which methods are compared: each with its own candidates where these differ, and all."""
-        owns = {self.own_candidates(task, method) for task in self.tasks for method in self.methods} - {None}
+        owns = {self.own_candidates(*pair) for pair in self.pairs()} - {None}
         own = [Way("named", None)] if len(owns) > 1 else []
         return own + [way for way in self.ways() if way.choice == "named"]
 
