@@ -46,15 +46,8 @@ print(json.dumps({"nodes": len(ray.nodes()), "cpus": resources.get("CPU", 0), "g
 
 STRANGER_PROBE = """
 import json, sys
-from ray._private.services import canonicalize_bootstrap_address_or_die
-from ray._raylet import GcsClient
-from ray.exceptions import AuthenticationError
-try:
-    service = GcsClient(address=canonicalize_bootstrap_address_or_die(sys.argv[1]))
-    service.internal_kv_keys(b"", namespace=None, timeout=10)
-    print(json.dumps({"gets_in": True}))
-except AuthenticationError:
-    print(json.dumps({"gets_in": False}))
+from dipole_ray.rllib.privates import admits_strangers
+print(json.dumps({"gets_in": admits_strangers(sys.argv[1])}))
 """
 
 GL_PROBE = """

@@ -12,13 +12,15 @@ import contextlib
 import math
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
+from ray.tune.result import TRAINING_ITERATION
 from torch import Tensor
 
 from dipole_ray.checkpoint import Checkpoint, entries_of, read_checkpoint, write_checkpoint
@@ -32,15 +34,17 @@ from dipole_ray.rllib.config import DIPOLEConfig
 from dipole_ray.rllib.fragment import FragmentReport
 from dipole_ray.rllib.learner import UpdateReport
 from dipole_ray.rllib.learner_client import LearnerClient, LearnerDied
-from dipole_ray.rllib.placement import learner_resources, require_room
-from dipole_ray.rllib.recovery import AGENT_FILE, outliving, revive
+from dipole_ray.rllib.placement import SpreadEnvRunnerGroup, learner_resources, require_room
+from dipole_ray.rllib.privates import env_runner_groups_are
+from dipole_ray.rllib.recovery import AGENT_FILE, replace_learner
 from dipole_ray.rllib.replay_actor import ReplayClient, ReplaySpec
 from dipole_ray.rllib.rollouts import Rollouts
-from dipole_ray.rllib.spread import spread_workers
 
 ROLLOUT_FILE = "rollout"
 RING_FILE = "online.arrow"
 RECENT_EPISODES = 100
+
+Result = TypeVar("Result")
 
 
 class DIPOLE(Algorithm):
@@ -56,7 +60,7 @@ class DIPOLE(Algorithm):
     def setup(self, config: Any) -> None:
         """Build workers and learner as RLlib does, then open the replay beside them."""
         self._require_room()
-        with spread_workers():
+        with env_runner_groups_are(SpreadEnvRunnerGroup):
             super().setup(config)
         self._training = self.config.training_settings()
         self._agent = self.config.agent_settings()
@@ -69,14 +73,14 @@ class DIPOLE(Algorithm):
         self.recent: dict[str, list[float]] = {"return": [], "length": [], "success": []}
         self.group_metrics: dict[str, float] = {}
         self.replay = self._open_replay()
-        self.learner = LearnerClient(self.learner_group, self._agent.batch_size)
+        self.learner: LearnerClient = self.learner_group
         self.learner_restarts = self.lost_updates = 0
         self.restart_point: Path | None = None
         """The checkpoint, written or restored last, that a learner goes back to when its process dies."""
-        outliving(self, self.begin_learning)
+        self._with_learner(self._begin_learning)
         self.rollouts = Rollouts(self.env_runner_group, self.config)
 
-    def begin_learning(self) -> None:
+    def _begin_learning(self) -> None:
         """Give a learner with fresh networks what it needs before its first update, and publish its weights."""
         if self._agent.observation_normalization == "dataset":
             self.learner.fit_observations(*self.replay.observation_statistics())
@@ -105,14 +109,14 @@ class DIPOLE(Algorithm):
         try:
             updates = self._offline_iteration() if self.phase == "offline" else self._online_iteration(fragments)
         except LearnerDied as death:  # the iteration ends early; its fragments are in the replay
-            revive(self, death)
+            self._replace_learner(death)
         self._log(updates, fragments, wall_s=time.perf_counter() - start)
 
     def _offline_iteration(self) -> list[UpdateReport]:
         """Take the next updates on the dataset, stopping exactly at the end of the phase."""
         left = self._training.offline_learner_steps - self.learner_steps
         steps = self._training.learner_steps_per_iteration
-        return self._update(min(left, steps) if left > 0 else steps, publish=False) + self._drain()
+        return self._update(min(left, steps) if left > 0 else steps, publish=False) + self.learner.drain()
 
     def _online_iteration(self, fragments: list[FragmentReport]) -> list[UpdateReport]:
         """Collect, insert, and submit the updates owed; the learner works while the next fragments are collected."""
@@ -144,17 +148,34 @@ class DIPOLE(Algorithm):
             steps -= k
         return reports
 
-    def _drain(self) -> list[UpdateReport]:
-        return self.learner.drain()
-
-    def settle(self) -> None:
+    def publish_weights(self) -> None:
         """Wait until no update is in flight and publish the learner's weights."""
+        self._with_learner(self._drain_and_publish)
 
-        def publish() -> None:
-            self._drain()
-            self.learner.publish()
+    def _drain_and_publish(self) -> None:
+        self.learner.drain()
+        self.learner.publish()
 
-        outliving(self, publish)
+    def evaluate(self, parallel_train_future: Any = None) -> dict[str, Any]:
+        """Evaluate as RLlib does; again, with another learner, if the learner dies meanwhile."""
+        return self._with_learner(lambda: super(DIPOLE, self).evaluate(parallel_train_future))
+
+    # ---- a learner that dies ----
+
+    def _with_learner(self, work: Callable[[], Result]) -> Result:
+        """Return what `work` returns; where the learner dies during it, repeat it with another learner."""
+        while True:
+            try:
+                return work()
+            except LearnerDied as death:
+                self._replace_learner(death)
+
+    def _replace_learner(self, death: LearnerDied) -> None:
+        """Go on with another learner and count the updates that are lost."""
+        made, point = self.learner_steps, self.restart_point
+        self.learner_steps = replace_learner(self.learner, death, point, made, self._begin_learning)
+        self.learner_restarts += 1
+        self.lost_updates += made - self.learner_steps
 
     # ---- metrics ----
 
@@ -167,11 +188,6 @@ class DIPOLE(Algorithm):
     def note_score(self, row: Row) -> None:
         """Take the evaluation of the chosen cell as the score that sweeps maximise."""
         self.score = score_of(row)
-
-    def note_revival(self, lost_updates: int) -> None:
-        """Count a learner that took the place of a dead one."""
-        self.learner_restarts += 1
-        self.lost_updates += lost_updates
 
     def _log(self, updates: list[UpdateReport], fragments: list[FragmentReport], *, wall_s: float) -> None:
         """Log under our `group/name`s and under RLlib's usual keys."""
@@ -284,10 +300,10 @@ class DIPOLE(Algorithm):
         """Return the tensors by file, and the metadata, of everything needed to continue."""
 
         def agent_state() -> dict[str, Tensor]:
-            self._drain()
+            self.learner.drain()
             return self.learner.agent_state()
 
-        tensors = {AGENT_FILE: outliving(self, agent_state)}
+        tensors = {AGENT_FILE: self._with_learner(agent_state)}
         metadata: dict[str, Any] = {
             "algorithm": self.config.to_plain(),
             "observation_dim": self._dims.observation_dim,
@@ -310,17 +326,17 @@ class DIPOLE(Algorithm):
     def restore_contents(self, checkpoint: Checkpoint) -> None:
         """Continue exactly from a checkpoint, whatever this algorithm did before."""
         with entries_of(checkpoint):
-            self._restore(checkpoint)
+            self._continue_from(checkpoint)
 
-    def _restore(self, checkpoint: Checkpoint) -> None:
+    def _continue_from(self, checkpoint: Checkpoint) -> None:
         metadata = checkpoint.metadata
-        outliving(self, lambda: self.learner.load_agent_state(checkpoint.tensors[AGENT_FILE]))
+        self._with_learner(lambda: self.learner.load_agent_state(checkpoint.tensors[AGENT_FILE]))
         self.restart_point = checkpoint.path
         self.learner_steps, self.env_steps = int(metadata["learner_steps"]), int(metadata["env_steps"])
         self.num_episodes = int(metadata["num_episodes"])
         self.score = -math.inf if metadata["score"] is None else float(metadata["score"])
         self.recent = {name: list(values) for name, values in metadata["recent"].items()}
-        self._iteration = int(metadata["iteration"])
+        self.set_state({TRAINING_ITERATION: int(metadata["iteration"])})
         self._limiter.load_state(metadata["limiter"])
         self._adopt_ring(Path(metadata["replay_directory"]))
         self.replay.load_state(metadata["replay"])
@@ -364,7 +380,8 @@ class DIPOLE(Algorithm):
 
     def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:
         """Tell RLlib which workers came back; `Rollouts` brings them in, as waiting for one here would hold all up."""
-        return self.rollouts.workers.restored() if env_runner_group is self.env_runner_group else []
+        restored: list[int] = env_runner_group.probe_unhealthy_env_runners(timeout_seconds=0.0)
+        return restored
 
     def cleanup(self) -> None:
         """End every actor and close the replay's files."""
@@ -373,6 +390,5 @@ class DIPOLE(Algorithm):
         if getattr(self, "rollouts", None) is not None:
             self.rollouts.workers.stop()
         super().cleanup()
-        if self._storage is None:  # outside Tune nothing but a ring is ever put into RLlib's own folder
-            with contextlib.suppress(OSError):
-                Path(self.logdir).rmdir()
+        with contextlib.suppress(OSError):  # outside Tune nothing but a ring is ever put into RLlib's own folder
+            Path(self.logdir).rmdir()

@@ -25,7 +25,8 @@ from dipole_ray.errors import ConfigError
 from dipole_ray.evaluation.cells import EvalConfig
 from dipole_ray.rllib.evaluate import evaluate_grid
 from dipole_ray.rllib.offline_data import ArrowOfflineData
-from dipole_ray.rllib.spread import place_beside_driver, workers_beside_driver
+from dipole_ray.rllib.placement import workers_beside_driver
+from dipole_ray.rllib.privates import is_frozen, sync_no_states, translated
 
 AGENT_KEYS = tuple(settings.to_mapping(AgentConfig()))
 TRAINING_KEYS = tuple(f.name for f in fields(TrainingConfig))
@@ -79,7 +80,7 @@ class DIPOLEConfig(AlgorithmConfig):
         # Workers get versioned weights with each request; connector states do not exist here.
         self.merge_env_runner_states = False
         self.broadcast_env_runner_states = False
-        self._dont_auto_sync_env_runner_states = True
+        sync_no_states(self)
         self.env_runner_health_probe_timeout_s = 5.0
         self.delay_between_env_runner_restarts_s = 5.0
 
@@ -219,7 +220,7 @@ class DIPOLEConfig(AlgorithmConfig):
         """
         taken = {}
         for key, value in config_dict.items():
-            name = self._translate_special_keys(key, warn_deprecated=False)
+            name = translated(self, key)
             is_of_tune = name.startswith("__") or name == "multiagent"
             if not hasattr(self, name) and not is_of_tune:
                 raise ConfigError(_unknown(key, (*AGENT_KEYS, *TRAINING_KEYS)))
@@ -242,8 +243,10 @@ class DIPOLEConfig(AlgorithmConfig):
         return RLModuleSpec(module_class=DIPOLERLModule)
 
     def build_learner_group(self, **kwargs: Any) -> LearnerGroup:
-        """Build the learners as RLlib does, beside driver and replay where they fit."""
-        return super().build_learner_group(**{"placement_group": place_beside_driver(self), **kwargs})
+        """Build our own learners, beside driver and replay where they fit; they need none of what RLlib's are given."""
+        from dipole_ray.rllib.learner_client import LearnerClient
+
+        return LearnerClient(self.copy())
 
     def get_default_learner_class(self) -> type:
         """Return the learner that steps the agent."""
@@ -252,10 +255,10 @@ class DIPOLEConfig(AlgorithmConfig):
         return DIPOLELearner
 
     @property
-    def _model_config_auto_includes(self) -> dict[str, Any]:
-        """Pass the agent's settings to every module, wherever it is built."""
+    def model_config(self) -> dict[str, Any]:
+        """The agent's settings, for every module wherever it is built."""
         agent = settings.to_mapping(self.agent_settings())
-        return {**super()._model_config_auto_includes, "agent": agent, "seed": self.seed or 0}
+        return {**super().model_config, "agent": agent, "seed": self.seed or 0}
 
     def validate(self) -> None:
         """Check everything that would otherwise fail late, and settle what is automatic.
@@ -302,13 +305,13 @@ class DIPOLEConfig(AlgorithmConfig):
     def _settle_spaces(self) -> None:
         """Find the spaces here, once: a worker that builds no environment while it starts cannot fail or hang there."""
         dims = env_dims(self.env_settings())
-        if not self._is_frozen:
+        if not is_frozen(self):
             self.observation_space = gym.spaces.Box(-np.inf, np.inf, (dims.observation_dim,), np.float32)
             self.action_space = gym.spaces.Box(-1.0, 1.0, (dims.action_dim,), np.float32)
 
     def _settle_automatic(self) -> None:
         """Resolve the learner's GPU and thread count for this machine or cluster."""
-        if self._is_frozen:
+        if is_frozen(self):
             return
         if self.num_gpus_per_learner == "auto":
             if self.num_learners and ray.is_initialized():

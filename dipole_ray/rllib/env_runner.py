@@ -29,8 +29,8 @@ from dipole_ray.errors import ConfigError, EnvironmentFault
 from dipole_ray.evaluation.cells import Cell
 from dipole_ray.evaluation.play import CellResult, evaluate_cell
 from dipole_ray.rllib.fragment import FragmentRecorder, FragmentReport
+from dipole_ray.rllib.heartbeat import Heartbeat, Watched
 from dipole_ray.rllib.module import DIPOLERLModule
-from dipole_ray.rllib.pulse import Pulse, Watched
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class DIPOLEEnvRunner(EnvRunner):
         self._spaces: tuple[gym.spaces.Box, gym.spaces.Box] = (self.config.observation_space, self.config.action_space)
         self.num_envs: int = self.config.num_envs_per_env_runner
         self.policy_version = 0
-        self._pulse = self._begin_pulse() if self.worker_index else None
+        self._heartbeat = self._begin_heartbeat() if self.worker_index else None
         self._incarnation = time.time_ns() if self.worker_index else 0
         self._seed_of_life = self._incarnation % 2**32 if self.worker_index and _was_restarted() else 0
         self._sequence = 0
@@ -270,15 +270,15 @@ class DIPOLEEnvRunner(EnvRunner):
 
     # ---- inside ----
 
-    def _begin_pulse(self) -> Pulse:
+    def _begin_heartbeat(self) -> Heartbeat:
         actor = ray.get_runtime_context().get_actor_id()
         assert actor is not None
-        return Pulse(actor, self.config.env_runner_stall_s)
+        return Heartbeat(actor, self.config.env_runner_stall_s)
 
     def _make_one(self) -> gym.Env:
         """Build one environment; in a worker of its own, one whose calls are watched."""
         env = make_env(self._env_config)
-        return env if self._pulse is None else Watched(env, self._pulse)
+        return env if self._heartbeat is None else Watched(env, self._heartbeat)
 
     def _open_envs(self) -> None:
         if self.env is None:

@@ -72,7 +72,7 @@ def play(
     """
     config = algorithm.config.evaluation_settings()
     rollouts = algorithm.rollouts if eval_group is None else Rollouts(eval_group, algorithm.config)
-    algorithm.settle()
+    algorithm.publish_weights()
     how = {
         "episodes": episodes,
         "seed": config.seed if seed is None else seed,

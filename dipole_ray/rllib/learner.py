@@ -6,22 +6,28 @@ Several learners get the same calls; each takes its share of every batch's rows 
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray
 import torch
-from ray.rllib.core import DEFAULT_MODULE_ID
-from ray.rllib.core.learner.torch.torch_learner import TorchLearner
-from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule
+from ray.rllib.utils.actor_manager import FaultAwareApply
+from ray.rllib.utils.framework import get_device
 from torch import Tensor
 
 from dipole_ray.agents.agent import Agent
 from dipole_ray.agents.data_parallel import DataParallel
+from dipole_ray.agents.make import make_agent
+
+JOIN_TIMEOUT = timedelta(minutes=30)
+"""Longest wait of a learner for the others, at the start and in each exchange."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,52 +42,42 @@ class UpdateReport:
     """`group/name` values: losses averaged over the call, diagnostics of its last step."""
 
 
-class DIPOLELearner(TorchLearner):
-    """Hosts the agent inside RLlib's LearnerGroup, on a GPU where it was given one."""
+class DIPOLELearner(FaultAwareApply):
+    """Hosts the agent, in the training process or as an actor, on a GPU where it was given one.
+
+    RLlib's own learner takes one loss a call and one step of one optimizer; the agent also draws noise, skips updates
+    that are not finite and moves its targets, K times a call.
+    """
 
     agent: Agent
 
-    def build(self) -> None:
-        """Set the thread count, then build module and optimizer as RLlib does."""
-        torch.set_num_threads(self.config.learner_num_threads)
-        super().build()
+    def __init__(self, config: Any) -> None:
+        self.config = config
 
-    def _make_module(self) -> MultiRLModule:
-        """Build the module, with the agent on this learner's device."""
-        module = super()._make_module()
-        if self.device is not None and torch.device(self.device).type != "cpu":
-            module[DEFAULT_MODULE_ID].build_agent(self.device)
-        self.agent = module[DEFAULT_MODULE_ID].agent
-        if self.config.num_learners > 1:
+    def address(self) -> str:
+        """Return where the others can join this learner, the first."""
+        with socket.socket() as free:
+            free.bind(("", 0))
+            return f"tcp://{ray.util.get_node_ip_address()}:{free.getsockname()[1]}"
+
+    def build(self, rank: int = 0, size: int = 1, address: str | None = None) -> None:
+        """Build the agent on this learner's device; the first of `size` learners waits at `address` for the others."""
+        torch.set_num_threads(self.config.learner_num_threads)
+        device = get_device(self.config, self.config.num_gpus_per_learner)
+        (observation_dim,), (action_dim,) = self.config.observation_space.shape, self.config.action_space.shape
+        self.agent = make_agent(
+            self.config.agent_settings(), observation_dim, action_dim, seed=self.config.seed or 0, device=device
+        )
+        if size > 1:
+            backend = "gloo" if torch.device(device).type == "cpu" else "nccl"
+            torch.distributed.init_process_group(
+                backend, init_method=address, rank=rank, world_size=size, timeout=JOIN_TIMEOUT
+            )
             self.agent.data_parallel = DataParallel.of_process_group()
-        if self.agent.data_parallel.rank == 0:
+        if rank == 0:
             ring = self.config.replay_directory  # without a run's folder the learner knows of no place but this
             place = Path(tempfile.gettempdir()) / f"dipole-{os.getpid()}" if ring is None else Path(ring).parent
             self.agent.failure_directory = place / "failures"
-        return module
-
-    def _make_modules_ddp_if_necessary(self) -> None:
-        """Leave the module as it is: the agent averages its gradients itself, in one exchange an update."""
-
-    def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
-        """Register the agent's own optimizer, so that RLlib's state holds it."""
-        self.register_optimizer(
-            module_id=module_id,
-            optimizer=self.agent.optimizer,
-            params=[p for group in self.agent.optimizer.param_groups for p in group["params"]],
-            lr_or_lr_schedule=self.agent.config.learning_rate,
-        )
-
-    def compute_loss_for_module(
-        self,
-        *,
-        module_id: str,
-        config: Any,
-        batch: dict[str, Any],
-        fwd_out: dict[str, Tensor],
-    ) -> Tensor:
-        """Refuse RLlib's one-loss-per-call path: the agent's step also draws noise and moves its targets."""
-        raise RuntimeError("DIPOLELearner steps its agent itself: call update_on(batches), not RLlib's update(batch)")
 
     def update_on(
         self, batches: Mapping[str, np.ndarray], batch_size: int, publish: bool = False
@@ -116,12 +112,7 @@ class DIPOLELearner(TorchLearner):
         metrics = {name: float(value) for name, value in last.items()}
         metrics.update({name: float(total) / num_updates for name, total in sums.items() if "/loss" in name})
         policy = self.agent.policy_state() if publish else None
-        report = UpdateReport(
-            num_updates=num_updates,
-            busy_s=time.perf_counter() - start,
-            metrics=metrics,
-        )
-        return report, policy
+        return UpdateReport(num_updates=num_updates, busy_s=time.perf_counter() - start, metrics=metrics), policy
 
     def fit_observations(self, mean: np.ndarray, std: np.ndarray) -> None:
         """Set what the agent normalizes observations with (see `Agent.fit_observations`)."""
@@ -138,6 +129,15 @@ class DIPOLELearner(TorchLearner):
     def policy_state(self) -> dict[str, Tensor]:
         """Return what acting needs, on the CPU."""
         return self.agent.policy_state()
+
+    def module_state(self) -> dict[str, np.ndarray]:
+        """Return the networks as `DIPOLERLModule.get_state` does."""
+        return {f"networks.{name}": tensor.cpu().numpy() for name, tensor in self.agent.networks.state_dict().items()}
+
+    def load_module_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Go on with the networks of a `module_state`; optimizer and counters stay as they are."""
+        tensors = {name.removeprefix("networks."): torch.as_tensor(array) for name, array in state.items()}
+        self.agent.networks.load_state_dict(tensors)
 
 
 def _tensor(array: np.ndarray) -> Tensor:

@@ -1,27 +1,33 @@
 """The driver's side of the learner: updates submitted ahead, reports in order, versioned weights.
 
-Several learners get every call, with the same reference to its batches, and hold the same state after it; what is
-read is read from the first.
+RLlib and its users find it as `algo.learner_group`. Several learners get every call, with the same reference to its
+batches, and hold the same state after it; what is read is read from the first.
 
-A learner's process may die at any call. Every wait for it then raises `LearnerDied`; `start_again` puts others in
-the place of all, which have the networks' first weights until they are given a state (see `recovery.py`).
+A learner's process may die at any call. Every wait for it then raises `LearnerDied`; `start_again` replaces all
+learners by others, which have the first weights until they are given a state (see `recovery.py`).
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import ray
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.core.learner.learner_group import LearnerGroup
+from ray.rllib.utils.actor_manager import FaultTolerantActorManager, RemoteCallResults, ResultOrError
 from torch import Tensor
 
 from dipole_ray.agents.data_parallel import RankLost
-from dipole_ray.rllib.learner import UpdateReport
-from dipole_ray.rllib.placement import learner_resources, require_room
+from dipole_ray.errors import ConfigError
+from dipole_ray.rllib.learner import DIPOLELearner, UpdateReport
+from dipole_ray.rllib.placement import learner_resources, node_for_learners, require_room
+from dipole_ray.rllib.privates import give_learners, prefer_node
 from dipole_ray.rllib.waiting import wait_for, wait_for_all
 
 IN_FLIGHT = 2
@@ -42,21 +48,34 @@ class PublishedPolicy:
     """The tensors, or a reference to them in Ray's object store."""
 
 
-class LearnerClient:
-    """Submits update calls to the local learner, or to all remote ones, of an RLlib LearnerGroup."""
+def _refuse(sentence: str) -> Callable[..., Any]:
+    def refused(self: LearnerGroup, *args: Any, **kwargs: Any) -> Any:
+        """Raise, and say what to call instead."""
+        raise ConfigError(sentence)
 
-    def __init__(self, group: LearnerGroup, batch_size: int) -> None:
-        self._group = group
-        self._batch_size = batch_size
+    return refused
+
+
+class LearnerClient(LearnerGroup):
+    """Starts the learner in this process, or one or several as actors, and calls them.
+
+    Attributes:
+        learners: The one learner of this process, or the actors.
+        policy: What was published last.
+        deaths_in_a_row: Learners lost since the last one that finished an update.
+    """
+
+    def __init__(self, config: AlgorithmConfig) -> None:
+        if not issubclass(config.learner_class, DIPOLELearner):
+            raise ConfigError(f"learner_class is {config.learner_class.__name__}: it must derive from DIPOLELearner")
+        self.config = config
+        self._batch_size = config.agent_settings().batch_size
         self._pending: deque[tuple[list[Any], Any]] = deque()
         self.policy = PublishedPolicy(0, None)
         self.deaths_in_a_row = 0
-        """Learners lost since the last one that finished an update."""
-
-    @property
-    def is_remote(self) -> bool:
-        """Whether the learner is an actor of its own."""
-        return bool(self._group.is_remote)
+        self.learners: list[Any] = []
+        self._start()
+        give_learners(self, self.learners)
 
     def submit(self, batches: Any, *, publish: bool) -> list[UpdateReport]:
         """Queue one call; return the reports of calls that had to finish first.
@@ -67,11 +86,11 @@ class LearnerClient:
         """
         if not self.is_remote:
             here = wait_for(batches, "the replay: sample") if isinstance(batches, ray.ObjectRef) else batches
-            report, state = self._group._learner.update_on(here, self._batch_size, publish)
+            report, state = self.learners[0].update_on(here, self._batch_size, publish)
             self._set_policy(state)
             return [report]
         finished = [self._finish_oldest()] if len(self._pending) >= IN_FLIGHT else []
-        calls = [learner.update_on.options(num_returns=2) for learner in self._group._workers]
+        calls = [learner.update_on.options(num_returns=2) for learner in self.learners]
         answers = [call.remote(batches, self._batch_size, publish and i == 0) for i, call in enumerate(calls)]
         self._pending.append(([report for report, _ in answers], answers[0][1] if publish else None))
         return finished
@@ -101,31 +120,94 @@ class LearnerClient:
 
     def load_agent_state(self, state: Mapping[str, Tensor]) -> None:
         """Continue exactly from a state returned by `agent_state`, and publish its weights."""
-        self.drain()
-        self._call("load_agent_state", ray.put(dict(state)) if self.is_remote else dict(state))
-        self.publish()
+        self._load("load_agent_state", state)
 
-    def start_again(self) -> LearnerGroup:
-        """Put new learners in the place of all, forgetting the calls in flight, and return their group.
+    def start_again(self) -> None:
+        """Replace all learners by new ones, and forget the calls in flight.
 
-        One that lives on is of no use without the dead one, and may wait for it for ever: it is killed. The
-        published policy stays what it is: workers go on acting with it meanwhile.
+        One that lives on is of no use without the dead one, and may wait for it for ever: it is killed. Rollout
+        workers go on acting with the published policy.
 
         Raises:
-            LearnerDied: One of the new ones did not live through its start.
+            LearnerDied: One of the new ones died during its start.
             ResourcesUnavailable: No node has room for them within a minute.
         """
-        self._pending.clear()
         self.deaths_in_a_row += 1
-        dead, config = self._group, self._group.config
-        dead._backend_executor.shutdown(graceful_termination=False)
-        dead._is_shut_down = True
-        require_room([("learner", config.num_learners, learner_resources(config))])
+        self.shutdown()
+        require_room([("learner", self.config.num_learners, learner_resources(self.config))])
         try:
-            self._group = config.build_learner_group(rl_module_spec=dead._module_spec)
+            self._start()
         except ray.exceptions.RayActorError as error:
             raise LearnerDied(str(error).splitlines()[0]) from None
-        return self._group
+
+    # ---- RLlib's learner group ----
+
+    def __len__(self) -> int:
+        """Return how many learner actors there are."""
+        return int(self.config.num_learners)
+
+    def foreach_learner(self, func: Callable[..., Any], **how: Any) -> RemoteCallResults:
+        """Call `func` with every learner; `how` is RLlib's, and whatever else `func` takes."""
+        if self.is_remote:
+            names = ("healthy_only", "remote_actor_ids", "timeout_seconds", "return_obj_refs", "mark_healthy")
+            rllibs = {name: how.pop(name) for name in names if name in how}
+            return FaultTolerantActorManager(self.learners).foreach_actor(partial(func, **how), **rllibs)
+        results = RemoteCallResults()
+        results.add_result(None, ResultOrError(result=func(self.learners[0], **how)), None)
+        return results
+
+    def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
+        """Return the networks as RLlib names them and, unless `components` asks for less, the agent's whole state."""
+        self.drain()
+        state: dict[str, Any] = {COMPONENT_RL_MODULE: {DEFAULT_MODULE_ID: self._read("module_state")}}
+        if components is None and not not_components:
+            state["agent"] = self.agent_state()
+        return {COMPONENT_LEARNER: state}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continue from what `get_state` returned."""
+        learner = state.get(COMPONENT_LEARNER, {})
+        if "agent" in learner:
+            self.load_agent_state(learner["agent"])
+        elif COMPONENT_RL_MODULE in learner:
+            self._load("load_module_state", learner[COMPONENT_RL_MODULE][DEFAULT_MODULE_ID])
+
+    def get_stats(self) -> dict[str, Any]:
+        """Return RLlib's counts; no row is ever dropped here."""
+        in_flight = len(self._pending)
+        return {"learner_group_ts_dropped_lifetime": 0, "actor_manager_num_outstanding_async_reqs": in_flight}
+
+    def shutdown(self) -> None:
+        """End the actors, and forget the calls in flight."""
+        self._pending.clear()
+        for learner in self.learners if self.is_remote else []:
+            ray.kill(learner)
+
+    update = _refuse("DIPOLE's learner takes its batches from the replay: call algo.train()")
+    add_module = remove_module = _refuse("DIPOLE trains one agent: no module can be added to it or removed from it")
+    save_to_path = restore_from_path = load_module_state = _refuse(
+        "the learner is saved with its algorithm: call algo.save_to_path(FOLDER) and algo.restore_from_path(FOLDER)"
+    )
+
+    # ---- inside ----
+
+    def _start(self) -> None:
+        """Start the learners; several build their agents together, each as soon as it can reach the first."""
+        learner_class, size = self.config.learner_class, self.config.num_learners
+        if not self.is_remote:
+            self.learners = [learner_class(self.config)]
+            self.learners[0].build()
+            return
+        resources = learner_resources(self.config)
+        options = {"num_cpus": resources.pop("CPU"), "num_gpus": resources.pop("GPU"), "resources": resources}
+        node = node_for_learners(self.config)
+        if node is not None:
+            options["scheduling_strategy"] = prefer_node(node)
+        actor_class, config = ray.remote(**options)(learner_class), ray.put(self.config)
+        self.learners = [actor_class.remote(config) for _ in range(size)]
+        address = wait_for(self.learners[0].address.remote(), "the learner: start") if size > 1 else None
+        builds = [learner.build.remote(rank, size, address) for rank, learner in enumerate(self.learners)]
+        wait_for_all(builds, "the learner: build")
 
     def _finish_oldest(self) -> UpdateReport:
         """Wait for the oldest call; its weights become the published policy."""
@@ -140,18 +222,24 @@ class LearnerClient:
         if state is not None:
             self.policy = PublishedPolicy(self.policy.version + 1, state)
 
+    def _load(self, method: str, state: Mapping[str, Any]) -> None:
+        """Hand a state to every learner and publish the weights."""
+        self.drain()
+        self._call(method, ray.put(dict(state)) if self.is_remote else dict(state))
+        self.publish()
+
     def _call(self, method: str, *args: Any) -> None:
         """Call a method of every learner and wait."""
-        if not self.is_remote:
-            getattr(self._group._learner, method)(*args)
+        bound = [getattr(learner, method) for learner in self.learners]
+        if self.is_remote:
+            _answers([call.remote(*args) for call in bound], method)
         else:
-            _answers([getattr(learner, method).remote(*args) for learner in self._group._workers], method)
+            bound[0](*args)
 
     def _read(self, method: str) -> Any:
         """Return what a method of the first learner returns."""
-        if not self.is_remote:
-            return getattr(self._group._learner, method)()
-        return _answers([getattr(self._group._workers[0], method).remote()], method)[0]
+        bound = getattr(self.learners[0], method)
+        return _answers([bound.remote()], method)[0] if self.is_remote else bound()
 
 
 def _answers(references: list[Any], method: str) -> list[Any]:

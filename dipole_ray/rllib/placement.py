@@ -1,9 +1,16 @@
-"""Whether the cluster can hold what a run needs: an answer with the arithmetic instead of a silent wait."""
+"""Where the actors of a run live, and whether the cluster has room for them.
+
+Left to itself Ray fills the driver's node first, where driver, replay and learner need the cores; a batch for a
+learner elsewhere then crosses the network. So learners go to the driver's node and rollout workers evenly to the
+others, and what does not fit there goes where there is room. What fits nowhere is an error with the arithmetic
+instead of a silent wait. Inside Tune the trial's placement group decides.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +19,7 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.util.placement_group import get_current_placement_group
 
 from dipole_ray.errors import ResourcesUnavailable
+from dipole_ray.rllib.privates import PlacedEnvRunnerGroup, free_resources_by_node
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +42,7 @@ def require_room(actors: Sequence[tuple[str, int, Resources]], wait_s: float = W
     Raises:
         ResourcesUnavailable: They could not be placed in that time; says what is needed and what is there.
     """
-    if not ray.is_initialized() or get_current_placement_group() is not None:
+    if not _is_ours_to_decide():
         return
     start, told = time.monotonic(), False
     while (unplaced := _first_unplaced(actors, free := free_by_node())) is not None:
@@ -98,8 +106,62 @@ def learner_resources(config: AlgorithmConfig) -> dict[str, float]:
 def free_by_node() -> dict[str, dict[str, float]]:
     """Return the free resources of every living node."""
     living = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-    free = ray._private.state.available_resources_per_node()
-    return {node: resources for node, resources in free.items() if node in living}
+    return {node: resources for node, resources in free_resources_by_node().items() if node in living}
+
+
+def node_for_learners(config: AlgorithmConfig) -> str | None:
+    """Return this node if it has room for all learners, None where Ray shall find a place."""
+    if not _is_ours_to_decide():
+        return None
+    here = ray.get_runtime_context().get_node_id()
+    room = {here: free_by_node().get(here, {})}
+    needed = learner_resources(config)
+    return here if all(take(room, needed) for _ in range(config.num_learners)) else None
+
+
+def nodes_for_workers(config: AlgorithmConfig) -> list[str]:
+    """Return a node for each rollout worker, fewer where the cluster's free resources end.
+
+    The learners' share is set aside first, on this node if it fits; workers come to this node last.
+    """
+    if not _is_ours_to_decide():
+        return []
+    here = ray.get_runtime_context().get_node_id()
+    free = free_by_node()
+    for _ in range(config.num_learners):
+        take(free, learner_resources(config), lambda node: node != here)
+    worker = {
+        "CPU": config.num_cpus_per_env_runner,
+        "GPU": config.num_gpus_per_env_runner,
+        **(config.custom_resources_per_env_runner or {}),
+    }
+    taken: Counter[str] = Counter()
+    nodes: list[str] = []
+    for _ in range(config.num_env_runners):
+        node = take(free, worker, lambda node: (node == here, taken[node]))
+        if node is None:
+            break
+        taken[node] += 1
+        nodes.append(node)
+    return nodes
+
+
+def workers_beside_driver(config: AlgorithmConfig) -> int:
+    """Return how many rollout workers share this machine's cores with the learner, as far as can be told now."""
+    nodes = nodes_for_workers(config)
+    elsewhere = [node for node in nodes if node != ray.get_runtime_context().get_node_id()]
+    return int(config.num_env_runners) - len(elsewhere)
+
+
+class SpreadEnvRunnerGroup(PlacedEnvRunnerGroup):
+    """RLlib's group of rollout workers, spread over the nodes."""
+
+    nodes_for = staticmethod(nodes_for_workers)
+
+
+def _is_ours_to_decide() -> bool:
+    """Return whether actors may be placed: Ray runs, and this is no trial of Tune's with a placement group."""
+    return ray.is_initialized() and get_current_placement_group() is None
 
 
 def _arithmetic(actors: Sequence[tuple[str, int, Resources]], nodes: Mapping[str, Resources], word: str) -> str:

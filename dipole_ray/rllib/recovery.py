@@ -1,4 +1,4 @@
-"""A learner in the place of one that died: from the run's newest valid checkpoint, or from the first weights.
+"""A learner that replaces a dead one: from the run's newest valid checkpoint, or from the first weights.
 
 Only the learner goes back. The replay keeps every row, the workers go on acting with the policy last published, and
 the environment steps stay counted. Updates made after the checkpoint are lost: offline they are made again, because
@@ -10,14 +10,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
 
 from dipole_ray.checkpoint import Checkpoint, newest_valid, read_checkpoint, steps_of
 from dipole_ray.errors import CheckpointError, ResourcesUnavailable
-from dipole_ray.rllib.learner_client import LearnerDied
-
-if TYPE_CHECKING:
-    from dipole_ray.rllib.algorithm import DIPOLE
+from dipole_ray.rllib.learner_client import LearnerClient, LearnerDied
 
 logger = logging.getLogger(__name__)
 
@@ -25,49 +21,48 @@ MAX_DEATHS = 5
 """Learners lost without one finished update between them, after which the run ends."""
 AGENT_FILE = "agent"
 
-Result = TypeVar("Result")
 
+def replace_learner(
+    learner: LearnerClient, death: LearnerDied, newest: Path | None, steps: int, begin: Callable[[], None]
+) -> int:
+    """Start another learner from the newest valid checkpoint, with one warning that names what is lost.
 
-def outliving(algorithm: DIPOLE, work: Callable[[], Result]) -> Result:
-    """Do `work`, which needs the learner, as often as it takes a learner that lives through it."""
-    while True:
-        try:
-            return work()
-        except LearnerDied as death:
-            revive(algorithm, death)
+    Args:
+        learner: Whose process died.
+        death: What is known of that.
+        newest: The checkpoint written or restored last.
+        steps: Updates made so far.
+        begin: Prepares a learner with the first weights, where no checkpoint was written yet.
 
-
-def revive(algorithm: DIPOLE, death: LearnerDied) -> None:
-    """Start a learner and give it the state of the newest valid checkpoint, with one warning that names what is lost.
+    Returns:
+        The updates that the new learner has made.
 
     Raises:
         CheckpointError: The run has saved before, and none of its checkpoints is left and whole.
         ResourcesUnavailable: Learners die one after the other, or no node has room for another.
     """
-    while True:
-        if algorithm.learner.deaths_in_a_row >= MAX_DEATHS:
-            raise ResourcesUnavailable(
-                f"the learner's process was lost {MAX_DEATHS} times without one update in between, the last time with: "
-                f"{death}; usually memory ran out: lower agent.batch_size or training.learner_steps_per_call, or give "
-                "the run a larger machine, then go on with --resume"
-            )
-        checkpoint = _restart_checkpoint(algorithm.restart_point)
+    while learner.deaths_in_a_row < MAX_DEATHS:
+        checkpoint = _restart_checkpoint(newest)
         saved_steps = 0 if checkpoint is None else checkpoint.learner_steps
-        lost = algorithm.learner_steps - saved_steps
         source = "its first weights (no checkpoint was written yet)" if checkpoint is None else str(checkpoint.path)
-        logger.warning("the learner died (%s); another starts from %s: %d updates are lost", death, source, lost)
+        logger.warning(
+            "the learner died (%s); another starts from %s: %d updates are lost", death, source, steps - saved_steps
+        )
         try:
-            algorithm.learner_group = algorithm.learner.start_again()
+            learner.start_again()
             if checkpoint is None:
-                algorithm.begin_learning()
+                begin()
             else:
-                algorithm.learner.load_agent_state(checkpoint.tensors[AGENT_FILE])
+                learner.load_agent_state(checkpoint.tensors[AGENT_FILE])
         except LearnerDied as next_death:
             death = next_death
-            continue
-        algorithm.learner_steps = saved_steps
-        algorithm.note_revival(lost)
-        return
+        else:
+            return saved_steps
+    raise ResourcesUnavailable(
+        f"the learner's process was lost {MAX_DEATHS} times without one update in between, the last time with: "
+        f"{death}; usually memory ran out: lower agent.batch_size or training.learner_steps_per_call, or give "
+        "the run a larger machine, then go on with --resume"
+    )
 
 
 def _restart_checkpoint(newest: Path | None) -> Checkpoint | None:

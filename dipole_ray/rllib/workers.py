@@ -17,7 +17,8 @@ from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from dipole_ray.errors import EnvironmentUnavailable
 from dipole_ray.rllib.env_runner import DIPOLEEnvRunner
 from dipole_ray.rllib.fragment import WorkerFailure
-from dipole_ray.rllib.pulse import Silence
+from dipole_ray.rllib.heartbeat import Watchdog
+from dipole_ray.rllib.privates import actor_id, manager_of, requests_in_flight
 
 logger = logging.getLogger(__name__)
 
@@ -40,10 +41,10 @@ class Workers:
     """
 
     def __init__(self, group: EnvRunnerGroup, *, env_id: str, stall_s: float) -> None:
-        self._manager = group._worker_manager
+        self._manager = manager_of(group)
         self._env_id = env_id
         self._stall_s = stall_s
-        self._silence = Silence(stall_s)
+        self._watchdog = Watchdog(stall_s)
         self._asked: dict[int, float] = {}
         self._in_a_row: Counter[int] = Counter()
         self._rests_until: dict[int, float] = {}
@@ -83,7 +84,7 @@ class Workers:
         for worker in workers:
             if worker not in owing:
                 self._asked[worker] = time.monotonic()
-            self._silence.end(self._actor_id(worker))
+            self._watchdog.reset(self._actor_id(worker))
         if workers:  # RLlib takes an empty list for all of them
             self._manager.foreach_actor_async(call, tag=tag, remote_actor_ids=list(workers))
 
@@ -118,12 +119,6 @@ class Workers:
         self._ping()
         return came
 
-    def restored(self) -> list[int]:
-        """Return the workers that came back since the last call."""
-        restored = list(self._manager._restored_actors)
-        self._manager._restored_actors.clear()
-        return restored
-
     def stop(self) -> None:
         """Close the environments and end the workers; one that does not answer is not waited for."""
         self._manager.foreach_actor(_stop, healthy_only=False, timeout_seconds=STOP_S)
@@ -131,13 +126,11 @@ class Workers:
 
     @property
     def _in_flight(self) -> dict[Any, tuple[str, int]]:
-        """RLlib's own record: tag and worker by reference of the answer."""
-        in_flight: dict[Any, tuple[str, int]] = self._manager._in_flight_req_to_actor_id
-        return in_flight
+        """Tag and worker by reference of the answer."""
+        return requests_in_flight(self._manager)
 
     def _actor_id(self, worker: int) -> str:
-        """Return Ray's id of a worker; a restart does not change it."""
-        return str(self._manager.actors()[worker]._actor_id.hex())
+        return actor_id(self._manager.actors()[worker])
 
     def _note_failure(self, worker: int, error: str) -> None:
         """Let the worker rest, or retire it; raise once no worker is left."""
@@ -155,25 +148,24 @@ class Workers:
                 f"every rollout worker failed {MAX_FAILURES} times in a row, the last with {error}; "
                 "try the environment in one process with rollout.num_workers=0"
             )
-        text = (
-            "rollout worker %d is retired: environment '%s' failed %d times in a row, the last time with %s; %d go on"
+        logger.warning(
+            f"rollout worker {worker} is retired: environment '{self._env_id}' failed {count} times in a row, the "
+            f"last time with {error}; {left} go on"
         )
-        logger.warning(text, worker, self._env_id, count, error, left)
 
     def _replace_stalled(self) -> None:
         """End the process of every worker of which nothing was heard for too long; Ray starts it again."""
         owing = {worker: tag for tag, worker in self._in_flight.values() if worker in self._asked and tag != PING}
         for worker, tag in owing.items():
-            silence_s = self._silence.of(self._actor_id(worker))
-            # Doubled, so that an environment which is only slow to build is not shot for ever.
+            silence_s = self._watchdog.silence_s(self._actor_id(worker))
+            # Doubled, so that an environment which is only slow to build is not ended for ever.
             if silence_s < NAMED_WITHIN * self._stall_s * 2 ** self._in_a_row[worker]:
                 continue
-            text = (
-                "rollout worker %d stalls: environment '%s' returned from no call for %.0f s (asked to %s %.0f s ago)"
+            logger.warning(
+                f"rollout worker {worker} stalls: environment '{self._env_id}' returned from no call for "
+                f"{silence_s:.0f} s (asked to {tag} {time.monotonic() - self._asked[worker]:.0f} s ago); the worker is "
+                "replaced"
             )
-            text += "; the worker is replaced"
-            asked_s = time.monotonic() - self._asked[worker]
-            logger.warning(text, worker, self._env_id, silence_s, tag, asked_s)
             ray.kill(self._manager.actors()[worker], no_restart=False)
             self._manager.set_actor_state(worker, healthy=False)
             self._note_failure(worker, f"no return from one call for {silence_s:.0f} s")

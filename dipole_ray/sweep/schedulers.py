@@ -6,6 +6,7 @@ from typing import Any
 
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
 
+from dipole_ray.rllib.privates import asha_rungs
 from dipole_ray.sweep.ledger import Ledger
 from dipole_ray.sweep.plan import Plan
 from dipole_ray.sweep.proposals import tune_space
@@ -21,7 +22,7 @@ class ContinuedASHA(ASHAScheduler):
 
     def remember(self, trial: str, rung: int, score: float) -> None:
         """Take a result of an earlier session; higher scores are better here."""
-        for milestone, recorded in self._brackets[0]._rungs:
+        for milestone, recorded in asha_rungs(self):
             if rung >= milestone and trial not in recorded:
                 recorded[trial] = score
                 break
@@ -29,7 +30,7 @@ class ContinuedASHA(ASHAScheduler):
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """Give what is remembered of a trial to its successor, or it would be compared with itself."""
         super().on_trial_add(tune_controller, trial)
-        for _, recorded in self._brackets[0]._rungs:
+        for _, recorded in asha_rungs(self):
             if trial.config[TRIAL] in recorded:
                 recorded[trial.trial_id] = recorded.pop(trial.config[TRIAL])
 

@@ -84,7 +84,7 @@ def pid_of(actor: Any) -> int:
 
 def actor_pids() -> dict[str, list[int]]:
     """Return the process ids of all living actors of this Ray by kind: worker, learner, replay."""
-    kinds = {"DIPOLEEnvRunner": "worker", "_WrappedExecutable": "learner", "ReplayHost": "replay"}
+    kinds = {"DIPOLEEnvRunner": "worker", "DIPOLELearner": "learner", "ReplayHost": "replay"}
     found: dict[str, list[int]] = {}
     for actor in ray._private.state.actors().values():
         for class_name, kind in kinds.items():
@@ -95,7 +95,7 @@ def actor_pids() -> dict[str, list[int]]:
 
 def learner_pid(algorithm: DIPOLE) -> int:
     """Return the process id of the learner actor."""
-    return pid_of(algorithm.learner_group._workers[0])
+    return pid_of(algorithm.learner.learners[0])
 
 
 def ring_rows(path: Path) -> dict[str, np.ndarray]:

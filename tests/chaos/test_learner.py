@@ -39,7 +39,7 @@ def during(moment: str, algorithm: DIPOLE, folder: Path) -> Callable[[], object]
     if moment == "update":
         return algorithm.train
     if moment == "weight publish":
-        return lambda: [algorithm.settle() for _ in range(10)]
+        return lambda: [algorithm.publish_weights() for _ in range(10)]
     return lambda: algorithm.save_to_path(folder)
 
 
@@ -118,10 +118,9 @@ def test_a_learner_that_always_dies_ends_the_run_and_names_memory(
     algorithm = config(workers=0, learner_steps_per_iteration=8).build_algo()
     again = algorithm.learner.start_again
 
-    def doomed() -> object:
-        group = again()
-        kill(int(group.foreach_learner(lambda learner: __import__("os").getpid()).result_or_errors[0].get()))
-        return group
+    def doomed() -> None:
+        again()
+        kill(learner_pid(algorithm))
 
     monkeypatch.setattr(algorithm.learner, "start_again", doomed)
     kill(learner_pid(algorithm))

@@ -212,7 +212,7 @@ def killed_in(replay: ReplayClient, method: str, delay_s: float) -> Iterator[lis
 
 def assert_nothing_is_missing(algorithm: DIPOLE) -> None:
     """Every acknowledged step is in the ring once, and every update that was owed reached the learner."""
-    algorithm.settle()
+    algorithm.publish_weights()
     assert_every_row_once(algorithm)
     assert algorithm.learner.agent_state()["learner_steps"].item() == algorithm.learner_steps
     assert algorithm.learner_steps == int(algorithm.env_steps * 3 // 10)

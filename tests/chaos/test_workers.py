@@ -188,7 +188,7 @@ def test_c1_killed_worker_is_replaced_and_nobody_waits_for_it(
         if moment == "in insert":
             accepted = {(w, i): s for w, i, s in patient.replay.state()["last_sequences"]}
             assert accepted[inserts.victims_fragment[:2]] >= inserts.victims_fragment[2], "what it delivered was lost"
-        patient.settle()
+        patient.publish_weights()
         assert_every_row_once(patient)
     assert patient.group_metrics["rollout/workers"] == WORKERS and patient.group_metrics["rollout/retired"] == 0
 
@@ -235,7 +235,7 @@ def test_c3_stalled_environment_is_named_within_a_minute_and_replaced(
     seen = provoke_stall(patient, faults, Inserts(patient, monkeypatch), caplog, deadline_s=90.0)
     record_stall(measured, "60 s", seen)
     assert 48.0 <= seen[0] < 65.0  # the promise is 60 s; the rest is for a driver that waits for its share of a core
-    patient.settle()
+    patient.publish_weights()
     assert_every_row_once(patient)
 
 
@@ -254,7 +254,7 @@ def test_c3_again_with_a_short_deadline(
     for _ in range(2):
         seen = provoke_stall(strict, faults, inserts, caplog, deadline_s=60.0)
         record_stall(measured, f"{STALL_S:g} s", seen)
-    strict.settle()
+    strict.publish_weights()
     assert_every_row_once(strict)
 
 
@@ -314,7 +314,7 @@ def test_c2_crash_loop_is_slowed_down_and_ended(
     assert (strict.group_metrics["rollout/retired"], strict.group_metrics["rollout/workers"]) == (1, WORKERS - 1)
     steps = strict.env_steps
     train_until(strict, lambda a: a.env_steps > steps + 2000)
-    strict.settle()
+    strict.publish_weights()
     assert_every_row_once(strict)
 
 

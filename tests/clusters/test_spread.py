@@ -12,7 +12,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from dipole_ray import DIPOLE
-from dipole_ray.rllib.spread import nodes_for_workers, place_beside_driver
+from dipole_ray.rllib.placement import node_for_learners, nodes_for_workers
 from tests.chaos.kit import config, kill, learner_pid, train_until
 
 pytestmark = pytest.mark.slow
@@ -79,11 +79,8 @@ def test_automatic_threads_leave_cores_to_the_workers_of_this_node_only(
 
 
 def test_several_learners_that_do_not_fit_here_are_left_to_ray(here: str) -> None:
-    assert place_beside_driver(settled(learners=4)) is None
-    place = place_beside_driver(settled(learners=2))
-    assert place is not None
-    assert set(ray.util.placement_group_table(place)["bundles_to_node_id"].values()) == {here}
-    ray.util.remove_placement_group(place)
+    assert node_for_learners(settled(learners=4)) is None
+    assert node_for_learners(settled(learners=2)) == here
 
 
 def test_learner_and_replay_are_here_and_workers_there_also_after_the_learner_died(here: str) -> None:
@@ -102,4 +99,4 @@ def test_learner_and_replay_are_here_and_workers_there_also_after_the_learner_di
 
 def assert_together(algorithm: DIPOLE, here: str) -> None:
     assert node_of(algorithm.replay._host) == here
-    assert node_of(algorithm.learner_group._workers[0]) == here
+    assert node_of(algorithm.learner.learners[0]) == here

@@ -90,7 +90,7 @@ def test_dipole_on_two_learners_and_a_run_that_moves_between_one_and_two(
 def test_online_the_first_learner_publishes_what_all_have_learned(pair: DIPOLE) -> None:
     version = pair.learner.policy.version
     train_until(pair, lambda a: a.env_steps >= 120)
-    pair.settle()
+    pair.publish_weights()
     assert pair.learner.policy.version > version
     published = pair.learner.policy.state
     for state in states_of_all(pair):

@@ -45,6 +45,6 @@ def test_rollouts_of_iql_draw_where_its_evaluation_takes_the_mode() -> None:
     train_until(algorithm, lambda a: a.env_steps >= 60)
     actions = algorithm.replay.sample(16, 4)["actions"]
     assert actions.std() > 0.4, "the deviation begins at 1 and has hardly moved; the mean begins near 0"
-    agent = algorithm.learner_group._learner.agent
+    agent = algorithm.learner.learners[0].agent
     assert float(agent.sample_actions(algorithm.replay.sample(16, 4)["observations"]).std()) < 0.2
     algorithm.stop()

@@ -133,7 +133,7 @@ def test_threads_are_not_oversubscribed(algorithm: DIPOLE) -> None:
 
 def test_fragments_do_not_pile_up_before_a_slow_learner(algorithm: DIPOLE) -> None:
     """Workers that outrun the learner wait for it: else memory grows, and rows come ever later to the replay."""
-    algorithm.settle()
+    algorithm.publish_weights()
     fragments = algorithm.rollouts.gather(lambda: algorithm.learner.policy)
     for _ in range(15):
         assert len(next(fragments).rows) > 0

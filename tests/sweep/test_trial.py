@@ -154,7 +154,7 @@ def test_a_copy_is_exact_and_its_own_settings_are_in_force(
 
 def _assert_in_force(taker: TrialRun) -> None:
     """The learner itself, its optimizer included, works with the values of the second trial."""
-    agent = taker.algorithm.learner_group._learner.agent
+    agent = taker.algorithm.learner.learners[0].agent
     assert (agent.config.beta, agent.config.expectile, agent.config.learning_rate) == (9.0, 0.65, 2e-4)
     assert {group["lr"] for group in agent.optimizer.param_groups} == {2e-4}
 
@@ -173,7 +173,7 @@ def test_a_mutated_learning_rate_sets_the_size_of_the_steps(
     steps = []
     for run in (donor, taker):
         run.algorithm.learner.load_agent_state(checkpoint.tensors["agent"])
-        agent = run.algorithm.learner_group._learner.agent
+        agent = run.algorithm.learner.learners[0].agent
         before = [p.detach().clone() for group in agent.optimizer.param_groups for p in group["params"]]
         for group in agent.optimizer.param_groups:
             for parameter in group["params"]:

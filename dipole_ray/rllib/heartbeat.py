@@ -1,9 +1,9 @@
-"""Signs of life of rollout workers: they tell a long piece of work from an environment that never returns.
+"""Heartbeats of rollout workers: they tell long work from an environment that never returns.
 
-A deadline on a whole request would shoot healthy workers: a fragment of a slow simulator or one cell of an evaluation
-may take many minutes, and the first request also builds the environments. What never takes long is *one call* of one
-environment. So each worker notes in the cluster's key-value store that a call came back, and the driver reads that of
-workers that owe an answer; a worker busy in a call could not be asked.
+A deadline on a whole request would end healthy workers: a fragment of a slow simulator or one cell of an evaluation
+may take many minutes, and the first request also builds the environments. *One call* of one environment never takes
+long. So a worker notes each return of a call in the cluster's key-value store, and the driver reads the notes of
+workers that owe an answer: a worker inside a call could not be asked.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Any
 
 import gymnasium
 import ray
-from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 
-NAMESPACE = "dipole_ray.pulse"
+from dipole_ray.rllib.privates import read_beat, write_beat
+
 BEATS = 20
 """Notes, and readings, within one deadline: a silence is known to a tenth of it."""
 
 
-class Pulse:
+class Heartbeat:
     """The worker's side."""
 
     def __init__(self, actor: str, stall_s: float) -> None:
@@ -37,62 +37,62 @@ class Pulse:
         if now >= self._next:
             self._next = now + self._every_s
             with contextlib.suppress(ray.exceptions.RayError):  # a store out of reach is no reason to lose an episode
-                _internal_kv_put(self._actor, str(time.time_ns()), namespace=NAMESPACE)
+                write_beat(self._actor, str(time.time_ns()))
 
 
 class Watched(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """An environment whose every return from a call is a sign of life."""
+    """An environment that beats at every return from a call."""
 
-    def __init__(self, env: gymnasium.Env, pulse: Pulse) -> None:
+    def __init__(self, env: gymnasium.Env, heartbeat: Heartbeat) -> None:
         super().__init__(env)
-        self._pulse = pulse
-        pulse.beat()  # the construction was a call as well
+        self._heartbeat = heartbeat
+        heartbeat.beat()  # the construction was a call as well
 
     def reset(self, **kwargs: Any) -> Any:
         """Reset the environment."""
         result = self.env.reset(**kwargs)
-        self._pulse.beat()
+        self._heartbeat.beat()
         return result
 
     def step(self, action: Any) -> Any:
         """Step the environment."""
         result = self.env.step(action)
-        self._pulse.beat()
+        self._heartbeat.beat()
         return result
 
 
 @dataclass(slots=True)
 class _Heard:
-    """What the driver knows of one worker, by the driver's clock alone: those of two machines may differ."""
+    """What the driver knows of one worker, by the driver's clock alone: the clocks of two machines may differ."""
 
     last: float
     """The worker lived at this time or later."""
     read: float
     """When its note was read last."""
-    note: bytes | None = None
+    beat: bytes | None = None
 
 
-class Silence:
-    """The driver's side: for how long nothing was heard of a worker."""
+class Watchdog:
+    """The driver's side: for how long each worker has been silent."""
 
     def __init__(self, stall_s: float) -> None:
         self._every_s = stall_s / BEATS
         self._heard: dict[str, _Heard] = {}
 
-    def end(self, actor: str) -> None:
-        """Count anew from now: the worker is being asked for something."""
+    def reset(self, actor: str) -> None:
+        """Count the silence from now: the worker is being asked for something."""
         now = time.monotonic()
         heard = self._heard.setdefault(actor, _Heard(now, now))
         heard.last = heard.read = now
 
-    def of(self, actor: str) -> float:
-        """Return the seconds since the worker's last sign of life, at most a tenth of the deadline too many."""
+    def silence_s(self, actor: str) -> float:
+        """Return the seconds since the worker's last heartbeat, at most a tenth of the deadline too many."""
         now = time.monotonic()
         heard = self._heard[actor]
         if now - heard.read >= self._every_s:
-            note = _internal_kv_get(actor, namespace=NAMESPACE)
-            if note != heard.note:
+            beat = read_beat(actor)
+            if beat != heard.beat:
                 # It beat after the reading before; if that is long ago, nobody was waiting for it then.
-                heard.note, heard.last = note, max(heard.read, now - 2 * self._every_s)
+                heard.beat, heard.last = beat, max(heard.read, now - 2 * self._every_s)
             heard.read = now
         return now - heard.last

@@ -1,0 +1,134 @@
+"""Every private name of Ray that the package uses, each behind a function that says why no public one serves.
+
+Each has a probe in `tests/rllib/test_ray_privates.py`, which names the version of Ray that breaks it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray.experimental import internal_kv
+from ray.rllib.algorithms import algorithm as rllib_algorithm
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.core.learner.learner_group import LearnerGroup
+from ray.rllib.env.env_runner_group import EnvRunnerGroup
+from ray.rllib.utils.actor_manager import FaultTolerantActorManager
+from ray.tune.schedulers import ASHAScheduler
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+BEATS = "dipole_ray.heartbeat"
+"""Namespace of the heartbeats in the cluster's key-value store."""
+
+
+def free_resources_by_node() -> dict[str, dict[str, float]]:
+    """Return the free resources of each node: `ray.available_resources` has their sum only."""
+    return dict(ray._private.state.available_resources_per_node())
+
+
+def prefer_node(node: str) -> NodeAffinitySchedulingStrategy:
+    """Return the wish to be on `node`, or elsewhere while it is full: the public options wait for a full node."""
+    return NodeAffinitySchedulingStrategy(node, soft=True, _spill_on_unavailable=True)
+
+
+def actor_id(actor: Any) -> str:
+    """Return Ray's id of an actor, which a restart does not change: only the actor itself can ask for it publicly."""
+    return str(actor._actor_id.hex())
+
+
+def write_beat(actor: str, beat: str) -> None:
+    """Note a heartbeat in the cluster's key-value store: an actor that held them would be one more that may die."""
+    internal_kv._internal_kv_put(actor, beat, namespace=BEATS)
+
+
+def read_beat(actor: str) -> bytes | None:
+    """Return the last heartbeat that `write_beat` noted."""
+    beat: bytes | None = internal_kv._internal_kv_get(actor, namespace=BEATS)
+    return beat
+
+
+def manager_of(group: EnvRunnerGroup) -> FaultTolerantActorManager:
+    """Return the manager of RLlib's rollout workers: the group's own methods hide tags, handles and errors."""
+    return group._worker_manager
+
+
+def requests_in_flight(manager: FaultTolerantActorManager) -> dict[Any, tuple[str, int]]:
+    """Return tag and worker by the reference of the answer: RLlib itself waits for all answers, never for the first."""
+    in_flight: dict[Any, tuple[str, int]] = manager._in_flight_req_to_actor_id
+    return in_flight
+
+
+class PlacedEnvRunnerGroup(EnvRunnerGroup):
+    """RLlib's group of rollout workers, each near the node of `nodes_for`: RLlib has no setting for where they go.
+
+    A worker whose node dies, or is full when the worker starts again, comes back on another.
+    """
+
+    @staticmethod
+    def nodes_for(config: AlgorithmConfig) -> list[str]:
+        """Return the nodes of the first workers; the others are left to Ray."""
+        raise NotImplementedError
+
+    def _setup(self, *, config: AlgorithmConfig, **how: Any) -> None:
+        self.nodes = self.nodes_for(config)
+        super()._setup(config=config, **how)
+
+    def _make_worker(self, *, worker_index: int, **how: Any) -> Any:
+        self._remote_args.pop("scheduling_strategy", None)
+        if 0 < worker_index <= len(self.nodes):
+            self._remote_args["scheduling_strategy"] = prefer_node(self.nodes[worker_index - 1])
+        return super()._make_worker(worker_index=worker_index, **how)
+
+
+@contextmanager
+def env_runner_groups_are(group: type[EnvRunnerGroup]) -> Iterator[None]:
+    """Have RLlib's `Algorithm.setup` make its groups of this class: it names its own and has no hook."""
+    before = rllib_algorithm.EnvRunnerGroup
+    rllib_algorithm.EnvRunnerGroup = group
+    try:
+        yield
+    finally:
+        rllib_algorithm.EnvRunnerGroup = before
+
+
+def give_learners(group: LearnerGroup, learners: Sequence[Any]) -> None:
+    """Set what RLlib's code reads of a learner group that did not start RLlib's own learners."""
+    group._workers = list(learners)  # `Algorithm.setup` hands these, or the local one, to the offline data
+    group._learner = learners[0]
+    group._is_shut_down = True  # else RLlib would shut its own down once more when the group is collected
+
+
+def translated(config: AlgorithmConfig, key: str) -> str:
+    """Return the attribute that RLlib sets for a key of Tune's, such as `input_` for `input`: no public name tells."""
+    return str(config._translate_special_keys(key, warn_deprecated=False))
+
+
+def is_frozen(config: AlgorithmConfig) -> bool:
+    """Return whether `freeze` was called: the config itself answers by raising only."""
+    return bool(config._is_frozen)
+
+
+def sync_no_states(config: AlgorithmConfig) -> None:
+    """Keep RLlib from sending states to the workers after each iteration: its public switches leave the call itself."""
+    config._dont_auto_sync_env_runner_states = True
+
+
+def asha_rungs(scheduler: ASHAScheduler) -> list[tuple[int, dict[str, float]]]:
+    """Return milestone and recorded results of each of ASHA's rungs: it takes results from running trials only."""
+    rungs: list[tuple[int, dict[str, float]]] = scheduler._brackets[0]._rungs
+    return rungs
+
+
+def admits_strangers(address: str) -> bool:
+    """Return whether the Ray at `address` lets a process in that has no token: `ray.init` would start a job there."""
+    from ray._private.services import canonicalize_bootstrap_address_or_die
+    from ray._raylet import GcsClient
+
+    try:
+        service = GcsClient(address=canonicalize_bootstrap_address_or_die(address))
+        service.internal_kv_keys(b"", namespace=None, timeout=10)
+    except ray.exceptions.AuthenticationError:
+        return False
+    return True
