@@ -34,7 +34,7 @@ from dipole_ray.rllib.config import DIPOLEConfig
 from dipole_ray.rllib.fragment import FragmentReport
 from dipole_ray.rllib.learner import UpdateReport
 from dipole_ray.rllib.learner_client import LearnerClient, LearnerDied
-from dipole_ray.rllib.placement import SpreadEnvRunnerGroup, learner_resources, require_room
+from dipole_ray.rllib.placement import SpreadEnvRunnerGroup, learner_resources, require_room, worker_resources
 from dipole_ray.rllib.privates import env_runner_groups_are
 from dipole_ray.rllib.recovery import AGENT_FILE, replace_learner
 from dipole_ray.rllib.replay_actor import ReplayClient, ReplaySpec
@@ -59,7 +59,8 @@ class DIPOLE(Algorithm):
 
     def setup(self, config: Any) -> None:
         """Build workers and learner as RLlib does, then open the replay beside them."""
-        self._require_room()
+        workers = ("rollout workers", self.config.num_env_runners, worker_resources(self.config))
+        require_room([workers, ("learner", self.config.num_learners, learner_resources(self.config))])
         with env_runner_groups_are(SpreadEnvRunnerGroup):
             super().setup(config)
         self._training = self.config.training_settings()
@@ -149,12 +150,8 @@ class DIPOLE(Algorithm):
         return reports
 
     def publish_weights(self) -> None:
-        """Wait until no update is in flight and publish the learner's weights."""
-        self._with_learner(self._drain_and_publish)
-
-    def _drain_and_publish(self) -> None:
-        self.learner.drain()
-        self.learner.publish()
+        """Publish the learner's weights after all its updates."""
+        self._with_learner(self.learner.publish)
 
     def evaluate(self, parallel_train_future: Any = None) -> dict[str, Any]:
         """Evaluate as RLlib does; again, with another learner, if the learner dies meanwhile."""
@@ -192,17 +189,15 @@ class DIPOLE(Algorithm):
     def _log(self, updates: list[UpdateReport], fragments: list[FragmentReport], *, wall_s: float) -> None:
         """Log under our `group/name`s and under RLlib's usual keys."""
         metrics: dict[str, float] = dict(updates[-1].metrics) if updates else {}
-        learner_busy_s = sum(report.busy_s for report in updates)
-        rollout_busy_s = sum(report.busy_s for report in fragments)
         metrics["time/iteration_s"] = wall_s
-        metrics["time/learner_wait_fraction"] = max(0.0, 1.0 - learner_busy_s / wall_s)
+        metrics["time/learner_wait_fraction"] = max(0.0, 1.0 - sum(report.busy_s for report in updates) / wall_s)
+        metrics["time/updates_per_s"] = sum(report.num_updates for report in updates) / wall_s
         if self.learner_restarts:
             metrics["learner/restarts"] = float(self.learner_restarts)
             metrics["learner/lost_updates"] = float(self.lost_updates)
-        metrics["time/updates_per_s"] = sum(report.num_updates for report in updates) / wall_s
         if fragments:
-            workers = max(1, self.rollouts.num_workers)
-            metrics["time/rollout_wait_fraction"] = max(0.0, 1.0 - rollout_busy_s / wall_s / workers)
+            busy_s = sum(report.busy_s for report in fragments) / max(1, self.rollouts.num_workers)
+            metrics["time/rollout_wait_fraction"] = max(0.0, 1.0 - busy_s / wall_s)
             metrics["time/env_steps_per_s"] = sum(report.env_steps for report in fragments) / wall_s
             metrics["rollout/policy_version"] = float(min(report.policy_version for report in fragments))
             metrics["rollout/policy_lag"] = self.learner.policy.version - metrics["rollout/policy_version"]
@@ -217,25 +212,14 @@ class DIPOLE(Algorithm):
         if self.env_steps:
             metrics["replay/updates_per_env_step"] = self._limiter.updates_done / self.env_steps
         self.group_metrics = metrics
-        for name, value in metrics.items():
-            self.metrics.log_value((LEARNER_RESULTS, "default_policy", *name.split("/")), value, window=1)
-        self.metrics.log_value((ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME), self.env_steps, window=1)
-        self.metrics.log_value("learner_steps", self.learner_steps, window=1)
-        self.metrics.log_value("env_steps", self.env_steps, window=1)
+        rllibs = {(LEARNER_RESULTS, "default_policy", *name.split("/")): value for name, value in metrics.items()}
+        rllibs |= {("learner_steps",): self.learner_steps, ("env_steps",): self.env_steps}
+        rllibs[ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME] = self.env_steps
         if self.recent["return"]:
-            key = (ENV_RUNNER_RESULTS, "episode_return_mean")
-            self.metrics.log_value(key, metrics["rollout/return"], window=1)
-            self.metrics.log_value((ENV_RUNNER_RESULTS, "episode_len_mean"), metrics["rollout/length"], window=1)
-
-    def _require_room(self) -> None:
-        """Raise ResourcesUnavailable, with the arithmetic, where the actors could never be placed."""
-        config = self.config
-        actors = [
-            ("rollout workers", config.num_env_runners, {"CPU": config.num_cpus_per_env_runner}),
-            ("learner", config.num_learners, learner_resources(config)),
-        ]
-        if any(count for _, count, _ in actors):
-            require_room(actors)
+            rllibs[ENV_RUNNER_RESULTS, "episode_return_mean"] = metrics["rollout/return"]
+            rllibs[ENV_RUNNER_RESULTS, "episode_len_mean"] = metrics["rollout/length"]
+        for key, value in rllibs.items():
+            self.metrics.log_value(key, value, window=1)
 
     # ---- the replay ----
 
@@ -298,12 +282,7 @@ class DIPOLE(Algorithm):
 
     def checkpoint_contents(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """Return the tensors by file, and the metadata, of everything needed to continue."""
-
-        def agent_state() -> dict[str, Tensor]:
-            self.learner.drain()
-            return self.learner.agent_state()
-
-        tensors = {AGENT_FILE: self._with_learner(agent_state)}
+        tensors = {AGENT_FILE: self._with_learner(self.learner.agent_state)}
         metadata: dict[str, Any] = {
             "algorithm": self.config.to_plain(),
             "observation_dim": self._dims.observation_dim,

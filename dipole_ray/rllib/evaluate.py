@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EVALUATION_RESULTS
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
@@ -14,11 +15,8 @@ from dipole_ray.evaluation.play import CellResult
 from dipole_ray.evaluation.table import rows_of
 from dipole_ray.rllib.rollouts import Rollouts
 
-if TYPE_CHECKING:
-    from dipole_ray.rllib.algorithm import DIPOLE
 
-
-def evaluate_grid(algorithm: DIPOLE, eval_group: EnvRunnerGroup | None) -> tuple[dict[str, Any], int, int]:
+def evaluate_grid(algorithm: Algorithm, eval_group: EnvRunnerGroup | None) -> tuple[dict[str, Any], int, int]:
     """Evaluate every cell of the grid: RLlib's `custom_evaluation_function`, so `algo.evaluate()` runs it.
 
     The cell at the config's own omega and num_candidates is reported under RLlib's usual keys
@@ -52,7 +50,7 @@ def evaluate_grid(algorithm: DIPOLE, eval_group: EnvRunnerGroup | None) -> tuple
 
 
 def play(
-    algorithm: DIPOLE,
+    algorithm: Algorithm,
     eval_group: EnvRunnerGroup | None,
     cells: Sequence[Cell],
     *,

@@ -105,7 +105,8 @@ class LearnerClient(LearnerGroup):
         self.publish()
 
     def publish(self) -> None:
-        """Take the learner's present weights as the next policy version."""
+        """Make the weights after all submitted updates the next policy version."""
+        self.drain()
         self._set_policy(self._read("policy_state"))
 
     def continue_versions(self, version: int) -> None:
@@ -114,7 +115,7 @@ class LearnerClient(LearnerGroup):
 
     def agent_state(self) -> dict[str, Tensor]:
         """Return the agent's complete state, after all submitted updates."""
-        assert not self._pending, "drain() before reading the agent's state"
+        self.drain()
         state: dict[str, Tensor] = self._read("agent_state")
         return state
 
@@ -137,7 +138,7 @@ class LearnerClient(LearnerGroup):
         require_room([("learner", self.config.num_learners, learner_resources(self.config))])
         try:
             self._start()
-        except ray.exceptions.RayActorError as error:
+        except (ray.exceptions.RayActorError, RuntimeError) as error:  # of torch, where it could not reach the others
             raise LearnerDied(str(error).splitlines()[0]) from None
 
     # ---- RLlib's learner group ----
@@ -158,7 +159,6 @@ class LearnerClient(LearnerGroup):
 
     def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
         """Return the networks as RLlib names them and, unless `components` asks for less, the agent's whole state."""
-        self.drain()
         state: dict[str, Any] = {COMPONENT_RL_MODULE: {DEFAULT_MODULE_ID: self._read("module_state")}}
         if components is None and not not_components:
             state["agent"] = self.agent_state()
@@ -174,8 +174,10 @@ class LearnerClient(LearnerGroup):
 
     def get_stats(self) -> dict[str, Any]:
         """Return RLlib's counts; no row is ever dropped here."""
-        in_flight = len(self._pending)
-        return {"learner_group_ts_dropped_lifetime": 0, "actor_manager_num_outstanding_async_reqs": in_flight}
+        return {
+            "learner_group_ts_dropped_lifetime": 0,
+            "actor_manager_num_outstanding_async_reqs": len(self._pending),
+        }
 
     def shutdown(self) -> None:
         """End the actors, and forget the calls in flight."""
@@ -192,7 +194,7 @@ class LearnerClient(LearnerGroup):
     # ---- inside ----
 
     def _start(self) -> None:
-        """Start the learners; several build their agents together, each as soon as it can reach the first."""
+        """Start the learners and have them build their agents; several do so together."""
         learner_class, size = self.config.learner_class, self.config.num_learners
         if not self.is_remote:
             self.learners = [learner_class(self.config)]

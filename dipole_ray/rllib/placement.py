@@ -103,6 +103,12 @@ def learner_resources(config: AlgorithmConfig) -> dict[str, float]:
     return {"CPU": cpus, "GPU": gpus, **(config.custom_resources_per_learner or {})}
 
 
+def worker_resources(config: AlgorithmConfig) -> dict[str, float]:
+    """Return what one rollout worker reserves."""
+    amounts = {"CPU": config.num_cpus_per_env_runner, "GPU": config.num_gpus_per_env_runner}
+    return {**amounts, **(config.custom_resources_per_env_runner or {})}
+
+
 def free_by_node() -> dict[str, dict[str, float]]:
     """Return the free resources of every living node."""
     living = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
@@ -130,15 +136,10 @@ def nodes_for_workers(config: AlgorithmConfig) -> list[str]:
     free = free_by_node()
     for _ in range(config.num_learners):
         take(free, learner_resources(config), lambda node: node != here)
-    worker = {
-        "CPU": config.num_cpus_per_env_runner,
-        "GPU": config.num_gpus_per_env_runner,
-        **(config.custom_resources_per_env_runner or {}),
-    }
     taken: Counter[str] = Counter()
     nodes: list[str] = []
     for _ in range(config.num_env_runners):
-        node = take(free, worker, lambda node: (node == here, taken[node]))
+        node = take(free, worker_resources(config), lambda node: (node == here, taken[node]))
         if node is None:
             break
         taken[node] += 1

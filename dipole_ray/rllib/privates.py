@@ -124,10 +124,9 @@ def asha_rungs(scheduler: ASHAScheduler) -> list[tuple[int, dict[str, float]]]:
 def admits_strangers(address: str) -> bool:
     """Return whether the Ray at `address` lets a process in that has no token: `ray.init` would start a job there."""
     from ray._private.services import canonicalize_bootstrap_address_or_die
-    from ray._raylet import GcsClient
 
     try:
-        service = GcsClient(address=canonicalize_bootstrap_address_or_die(address))
+        service = ray._raylet.GcsClient(address=canonicalize_bootstrap_address_or_die(address))
         service.internal_kv_keys(b"", namespace=None, timeout=10)
     except ray.exceptions.AuthenticationError:
         return False

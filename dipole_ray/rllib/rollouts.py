@@ -11,9 +11,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 from dipole_ray.evaluation.cells import Cell
@@ -22,9 +23,6 @@ from dipole_ray.rllib.env_runner import DIPOLEEnvRunner
 from dipole_ray.rllib.fragment import FragmentReport, WorkerFailure
 from dipole_ray.rllib.learner_client import PublishedPolicy
 from dipole_ray.rllib.workers import Workers
-
-if TYPE_CHECKING:
-    from dipole_ray.rllib.config import DIPOLEConfig
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +33,7 @@ SILENCE_S = 60.0
 class Rollouts:
     """Collects fragments from, and spreads evaluation cells over, the workers of an RLlib EnvRunnerGroup."""
 
-    def __init__(self, group: EnvRunnerGroup, config: DIPOLEConfig) -> None:
+    def __init__(self, group: EnvRunnerGroup, config: AlgorithmConfig) -> None:
         self._group = group
         self._fragment_steps = int(config.get_rollout_fragment_length())
         self.workers = Workers(group, env_id=str(config.env), stall_s=config.env_runner_stall_s)
