@@ -6,7 +6,9 @@ import hashlib
 import logging
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,21 +16,17 @@ import numpy as np
 from dipole_ray.config import DataConfig
 from dipole_ray.data.dataset import MANIFEST, open_dataset, write_dataset
 from dipole_ray.data.schema import Schema
-from dipole_ray.data.sources.d4rl import SUFFIXES, d4rl_schema, read_d4rl
-from dipole_ray.data.sources.exorl import exorl_schema, find_episodes, is_exorl, read_exorl
-from dipole_ray.data.sources.minari import is_minari, minari_files, minari_schema, read_minari
-from dipole_ray.data.sources.ogbench import read_ogbench
-from dipole_ray.data.sources.pieces import ImportReport
+from dipole_ray.data.sources.formats import FORMATS, Format, dataset_kind
+from dipole_ray.data.sources.reading import ImportReport, Reading
 from dipole_ray.envs.collect import collect, files_of
 from dipole_ray.envs.exorl.rewards import label_episodes, rewards_of
-from dipole_ray.envs.make import EnvConfig, env_dims
+from dipole_ray.envs.make import EnvConfig, EnvDims, env_dims
 from dipole_ray.envs.registry import family
 from dipole_ray.envs.relabel import ogbench_relabel
 from dipole_ray.errors import ConfigError, DatasetError
 from dipole_ray.files.lock import LOCK, FolderLock
 
 _log = logging.getLogger(__name__)
-Conversion = tuple[Path, Callable[[], Path]]
 _TASK = re.compile(r"-singletask(-task\d+)?(?=-v\d+$)")
 
 
@@ -72,19 +70,25 @@ def _place(data: DataConfig, env: EnvConfig, *, make: bool) -> Path | None:
         path = files[0]
     else:
         return None
-    if path.suffix == ".npz":
-        convert = _converted
-    elif not (path / MANIFEST).exists() and (is_minari(path) or path.suffix in SUFFIXES):
-        convert = _converted_hdf5
-    elif not (path / MANIFEST).exists() and is_exorl(path):
-        convert = _converted_exorl
-    else:
+    row = _format_to_convert(path)
+    if row is None:
         return path
-    out, write = convert(path, env, cache)
-    return _made_once(out, write) if make else out
+    out = _converted(path, row, env, cache)
+    return _made_once(out, lambda: convert(path, row, env, out, cache)) if make else out
 
 
-def _made_once(out: Path, make: Callable[[], Path]) -> Path:
+def _format_to_convert(path: Path) -> Format | None:
+    """Return the format of what a run must convert first; None for a dataset, and for what cannot become one here."""
+    if path.exists():
+        row = FORMATS.get(dataset_kind(path))
+        return row if row is not None and row.is_converted else None
+    for row in FORMATS.values():
+        if row.is_converted and path.suffix in row.suffixes:
+            raise DatasetError(f"{path}: no such file; give {row.what} or a dataset folder with data.path")
+    return None
+
+
+def _made_once(out: Path, make: Callable[[], object]) -> Path:
     """Return the cached dataset at `out`; of several processes that want it one makes it, and the others wait."""
     if (out / MANIFEST).is_file():
         return out
@@ -113,121 +117,90 @@ def require_dimensions(path: Path, found: Schema, expected: Schema, env_id: str,
         )
 
 
-def import_ogbench(source: Path, env: EnvConfig, out: Path, *, overwrite: bool = False) -> Path:
-    """Convert an OGBench file into a dataset folder, rewarded for one task.
+def dims_schema(dims: EnvDims) -> Schema:
+    """Return the dimensions of an environment as those of its data."""
+    return Schema(dims.observation_dim, dims.action_dim)
+
+
+def reading_for(
+    env_id: str,
+    dims: EnvDims,
+    cache: Path,
+    num_workers: int | None = None,
+    on_labelled: Callable[[], object] = lambda: None,
+) -> Reading:
+    """Return what a task adds to data that does not say it: its rewards, time limit and bounds of actions.
 
     Args:
-        source: The .npz file.
-        env: The single task its rows are labelled for.
-        out: The folder to make.
-        overwrite: Replace a dataset that stands there.
-
-    Raises:
-        DatasetError: The file is malformed or belongs to another environment.
+        env_id: The task.
+        dims: Its environment.
+        cache: Folder for the rewards of ExORL's episodes, which another import of them for this task finds.
+        num_workers: Ray tasks at a time that compute these; None: all cores.
+        on_labelled: Called as soon as they are there.
     """
-    dims = env_dims(env)
-    pieces = read_ogbench(source, relabel=lambda arrays: ogbench_relabel(env.id, arrays))
-    schema = Schema(dims.observation_dim, dims.action_dim)
-    about = {"format": "ogbench", "file": source.name, "env": env.id}
-    write_dataset(out, pieces, schema, about, overwrite=overwrite)
-    return out
+
+    def labels(files: list[Path]) -> Iterator[np.ndarray]:
+        blocks = label_episodes(env_id, files, cache, num_workers=num_workers)
+        on_labelled()
+        return rewards_of(blocks)
+
+    low, high = map(np.asarray, dims.action_bounds)
+    return Reading(
+        # Other environments' files bring their own rewards.
+        relabel=partial(ogbench_relabel, env_id) if "singletask" in env_id else None,
+        labels=labels,
+        max_episode_steps=dims.max_episode_steps,
+        action_bounds=(low, high),
+    )
 
 
-def _converted(source: Path, env: EnvConfig, cache: Path) -> Conversion:
-    """Return the cached dataset folder of an OGBench file and task, and what converts the file."""
-    if not source.is_file():
-        raise DatasetError(f"{source}: no such file; give an OGBench .npz or a dataset folder with data.path")
-    status = source.stat()
-    key = f"{source.resolve()}:{status.st_size}:{status.st_mtime_ns}:{env.id}"
-    out = cache / "converted" / f"{source.stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
-    return out, lambda: import_ogbench(source, env, out)
-
-
-def import_exorl(source: Path, env: EnvConfig, out: Path, cache: Path) -> Path:
-    """Convert ExORL's episodes into a dataset folder, rewarded for one task; the rewards are kept in `cache`.
+def convert(source: Path, row: Format, env: EnvConfig, out: Path, cache: Path) -> None:
+    """Convert data of one format into a dataset folder for one task.
 
     Args:
-        source: The folder of episodes, or one above some of one domain.
-        env: The task.
+        source: The data.
+        row: Its format.
+        env: The environment that it is of, and the task that rewards it.
         out: The folder to make.
-        cache: Folder for the rewards, which another import of the same episodes for this task finds.
+        cache: Folder for the rewards of ExORL's episodes.
 
     Raises:
-        ConfigError: The environment is none of ExORL's.
-        DatasetError: An episode is malformed or of another domain.
+        ConfigError: The episodes are ExORL's and the environment is not.
+        DatasetError: The data is malformed, of another environment, or needs a choice that only the import offers.
     """
-    if family(env.id) != "exorl":
+    if "labels" in row.takes and family(env.id) != "exorl":
         raise ConfigError(
             f"{source} holds ExORL's episodes, which are rewarded for a task of theirs, and env.id is '{env.id}'; set "
             "env.id=exorl/walker-walk or its like"
         )
-    files, dims = find_episodes(source), env_dims(env)
-    schema, expected = exorl_schema(files), Schema(dims.observation_dim, dims.action_dim)
-    require_dimensions(files[0], schema, expected, env.id, "set env.id to a task of the data's domain")
-    labels, report = rewards_of(label_episodes(env.id, files, cache)), ImportReport()
-    rows = read_exorl(files, labels, report=report)
-    write_dataset(out, rows, schema, {"format": "exorl", "file": str(source), "env": env.id})
-    _tell(source, report)
-    return out
-
-
-def _converted_exorl(source: Path, env: EnvConfig, cache: Path) -> Conversion:
-    """Return the cached dataset folder of ExORL's episodes and a task, and what converts them."""
-    digest = hashlib.sha256(f"{source.resolve()}:{env.id}".encode())
-    for file in find_episodes(source):
-        status = file.stat()
-        digest.update(f"{file.name}:{status.st_size}:{status.st_mtime_ns}".encode())
-    out = cache / "converted" / f"{env.id.replace('/', '-')}-{digest.hexdigest()[:12]}"
-    return out, lambda: import_exorl(source, env, out, cache)
-
-
-def import_hdf5(source: Path, env: EnvConfig, out: Path) -> Path:
-    """Convert a D4RL file or a Minari dataset into a dataset folder.
-
-    Args:
-        source: The .hdf5 file, or the folder that holds Minari's `data`.
-        env: The environment whose data it is; its time limit ends trajectories in a D4RL file without timeouts, the
-            bounds of its actions scale those of data that brings none.
-        out: The folder to make.
-
-    Raises:
-        DatasetError: The data is malformed, of another environment, or needs a choice that only the import offers.
-    """
     dims, report = env_dims(env), ImportReport()
-    kind = "minari" if is_minari(source) else "d4rl"
-    schema, expected = (
-        (minari_schema if kind == "minari" else d4rl_schema)(source),
-        Schema(dims.observation_dim, dims.action_dim),
-    )
-    require_dimensions(source, schema, expected, env.id, "set env.id to the environment of this data")
-    low, high = map(np.asarray, dims.action_bounds)
-    if kind == "minari":
-        rows = read_minari(source, action_bounds=(low, high), report=report)
-    else:
-        limit = dims.max_episode_steps
-        rows = read_d4rl(source, max_episode_steps=limit, action_bounds=(low, high), report=report)
-    write_dataset(out, rows, schema, {"format": kind, "file": str(source), "env": env.id})
+    expected = dims_schema(dims)
+    # An OGBench file has rewards only by a task, whatever the name of the environment.
+    reading = replace(reading_for(env.id, dims, cache), relabel=partial(ogbench_relabel, env.id))
+    if row.environment is not None:
+        where = row.files(source)[0] if "labels" in row.takes else source  # the one episode that gives the dimensions
+        require_dimensions(where, row.schema(source, reading), expected, env.id, f"set env.id to {row.environment}")
+    rows = row.rows(source, reading, report)
+    write_dataset(out, rows, expected, {"format": row.name, "file": row.remembered(source), "env": env.id})
     if report.unfollowed_transitions:
         report.notes.append(
             f"{report.unfollowed_transitions} transitions are left out because nothing says what they led to"
         )
-    _tell(source, report)
-    return out
-
-
-def _tell(source: Path, report: ImportReport) -> None:
     for note in report.notes:
         _log.warning("%s: %s", source, note)
 
 
-def _converted_hdf5(source: Path, env: EnvConfig, cache: Path) -> Conversion:
-    """Return the cached dataset folder of D4RL's or Minari's data, and what converts it."""
-    if not source.exists():
-        raise DatasetError(f"{source}: no such file; give D4RL's .hdf5 or a dataset folder with data.path")
-    bounds = env_dims(env).action_bounds
-    digest = hashlib.sha256(f"{source.resolve()}:{env.id}:{env.max_episode_steps}:{bounds}".encode())
-    for file in minari_files(source) if is_minari(source) else [source]:
-        status = file.stat()
-        digest.update(f"{file.name}:{status.st_size}:{status.st_mtime_ns}".encode())
-    out = cache / "converted" / f"{source.stem}-{digest.hexdigest()[:12]}"
-    return out, lambda: import_hdf5(source, env, out)
+def _converted(source: Path, row: Format, env: EnvConfig, cache: Path) -> Path:
+    """Return the folder of the converted data, which is another one when anything that it depends on is another.
+
+    The names are those of all versions before, so that what was converted once is found.
+    """
+    stamps = [(file.name, file.stat()) for file in row.files(source)]
+    depends = f"{source.resolve()}:{env.id}"
+    if row.scales_actions:
+        depends += f":{env.max_episode_steps}:{env_dims(env).action_bounds}"
+    depends += "".join(f"{name}:{status.st_size}:{status.st_mtime_ns}" for name, status in stamps)
+    if row.name == "ogbench":
+        depends = f"{source.resolve()}:{stamps[0][1].st_size}:{stamps[0][1].st_mtime_ns}:{env.id}"
+    name = env.id.replace("/", "-") if "labels" in row.takes else source.stem
+    return cache / "converted" / f"{name}-{hashlib.sha256(depends.encode()).hexdigest()[:12]}"

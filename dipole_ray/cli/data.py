@@ -6,16 +6,14 @@ import argparse
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dipole_ray.cli.collect import add_collect
 from dipole_ray.cli.download import add_download
-from dipole_ray.cli.source import add_source_options, check_options, environment, exorl_labels, open_source, relabel_for
+from dipole_ray.cli.source import add_source_options, check_options, name_a_task, reading_of
 from dipole_ray.errors import ConfigError, DatasetError
-
-if TYPE_CHECKING:
-    import numpy as np
 
 IMPORT_HELP = """\
 Turn data of OGBench, ExORL, D4RL or Minari, or any Parquet / Arrow / Feather table, into a dataset mapped from disk.
@@ -126,17 +124,29 @@ def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run_import(args: argparse.Namespace) -> int:
     """Import a file as a dataset and say what to do next."""
     from dipole_ray.data.dataset import write_dataset
-    from dipole_ray.data.inspect import dataset_kind
-    from dipole_ray.data.sources.pieces import MAX_NAMED, ImportReport
+    from dipole_ray.data.sources.formats import DATASET, FORMATS, dataset_kind
+    from dipole_ray.data.sources.guarantees import MAX_NAMED
+    from dipole_ray.data.sources.reading import ImportReport
+    from dipole_ray.prepare import require_dimensions
     from dipole_ray.progress import Progress
 
     kind = dataset_kind(args.source)
-    if kind == "dataset":
+    if kind == DATASET:
         raise DatasetError(f"{args.source}: is a dataset already; train on it as it is, or import its original")
-    kind = args.format or kind
-    check_options(args, args.source, kind)
+    row = FORMATS[args.format or kind]
+    check_options(args, args.source, row.name)
+    if "labels" in row.takes and args.env is None:
+        raise ConfigError(f"{args.source}: ExORL's episodes are rewarded for a task; {name_a_task()}")
     report = ImportReport()
-    schema, rows, source = open_source(args, kind, report)
+    reading, expected = reading_of(args, row.name)
+    reading = replace(reading, non_finite=args.non_finite)
+    schema = row.schema(args.source, reading)
+    if expected is not None:
+        remedy = "name the environment that made this data with --env"
+        require_dimensions(args.source, schema, expected, args.env, remedy)
+    source = {"format": row.name, "file": row.remembered(args.source), "env": args.env, "non_finite": args.non_finite}
+    source |= row.choices(args.source, reading)
+    rows = row.rows(args.source, reading, report)
     with Progress(f"import {args.source.name}", unit="transitions") as progress:
         manifest = write_dataset(args.out, _counted(rows, progress), schema, source, overwrite=args.overwrite)
     places = ", ".join(report.non_finite) + (", ..." if len(report.non_finite) == MAX_NAMED else "")
@@ -163,34 +173,18 @@ def _counted(rows: Iterable[Any], progress: Any) -> Iterator[Any]:
 def run_inspect(args: argparse.Namespace) -> int:
     """Inspect a dataset, print the verdict, and write it where asked."""
     from dipole_ray.cli.inspect_report import plot_inspection, print_inspection
-    from dipole_ray.data.inspect import Reading, dataset_kind, inspect_dataset
-    from dipole_ray.data.sources.mapping import TableMapping
-    from dipole_ray.data.sources.minari import chosen_observations
+    from dipole_ray.data.inspect import inspect_dataset
+    from dipole_ray.data.sources.formats import FORMATS, dataset_kind
     from dipole_ray.progress import Progress
 
     kind = dataset_kind(args.path)
     check_options(args, args.path, kind)
-    schema, bounds, limit = environment(args.env)
     progress = Progress(f"inspect {args.path.name}", unit="transitions")
     with ExitStack() as stack:
-
-        def labels(files: list[Path]) -> Iterator[np.ndarray]:
-            found = exorl_labels(args, files)  # has a bar of its own
-            stack.enter_context(progress)
-            return found
-
-        is_labelled_here = kind == "exorl" and args.env is not None
-        if not is_labelled_here:
-            stack.enter_context(progress)
-        reading = Reading(
-            mapping=TableMapping.from_pairs(args.map) if args.map and kind == "table" else None,
-            relabel=relabel_for(args.env),
-            labels=labels if is_labelled_here else None,
-            observations=chosen_observations(args.map) if kind == "minari" else (),
-            max_episode_steps=args.max_episode_steps or limit,
-            action_bounds=bounds,
-        )
-        inspection = inspect_dataset(args.path, reading, expected=schema, on_transitions=progress.update)
+        reading, expected = reading_of(args, kind, lambda: stack.enter_context(progress))
+        if args.env is None or "labels" not in (FORMATS[kind].takes if kind in FORMATS else ()):
+            stack.enter_context(progress)  # otherwise after the labelling, which has a bar of its own
+        inspection = inspect_dataset(args.path, reading, expected=expected, on_transitions=progress.update)
     print_inspection(inspection)
     try:
         if args.json is not None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dipole_ray.errors import ConfigError
 
 if TYPE_CHECKING:
-    import numpy as np
+    from dipole_ray.data.schema import Schema
+    from dipole_ray.data.sources.reading import Reading
 
 CACHE = Path("~/.cache/dipole_ray")
 """Where a run keeps converted data too, unless data.cache says otherwise."""
@@ -38,132 +39,63 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
 
 def check_options(args: argparse.Namespace, path: Path, kind: str) -> None:
     """Refuse options that have no effect on this kind of data, and environments that there are not."""
-    if args.map and kind not in ("table", "minari"):
+    from dipole_ray.data.sources.formats import FORMATS
+
+    takes = FORMATS[kind].takes if kind in FORMATS else frozenset()
+    if args.map and not takes & {"mapping", "observations"}:
         raise ConfigError(f"--map is for tables; {kind} data has fixed names: leave --map out")
-    if args.max_episode_steps is not None and (kind != "d4rl" or args.max_episode_steps < 1):
+    if args.max_episode_steps is not None and ("max_episode_steps" not in takes or args.max_episode_steps < 1):
         raise ConfigError(
             f"--max-episode-steps {args.max_episode_steps} of {kind} data: it is the time limit, at least 1, of D4RL "
             "files without timeouts; leave it out"
         )
     for option in ("workers", "cache"):
-        if getattr(args, option) is not None and kind != "exorl":
+        if getattr(args, option) is not None and "labels" not in takes:
             raise ConfigError(f"--{option} is for rewarding ExORL's episodes, and this is {kind} data; leave it out")
         if getattr(args, option) is not None and args.env is None:
-            raise ConfigError(f"--{option} is for rewarding {path} for a task; {_name_a_task()}")
+            raise ConfigError(f"--{option} is for rewarding {path} for a task; {name_a_task()}")
     if args.env is None:
         return
     from dipole_ray.envs.registry import family
 
-    if family(args.env) != "exorl" and kind == "exorl":
+    if family(args.env) != "exorl" and "labels" in takes:
         raise ConfigError(
-            f"{path}: ExORL's episodes are rewarded for a task, and '{args.env}' is none of theirs; {_name_a_task()}"
+            f"{path}: ExORL's episodes are rewarded for a task, and '{args.env}' is none of theirs; {name_a_task()}"
         )
 
 
-def _name_a_task() -> str:
+def name_a_task() -> str:
+    """Return what to do where a task of ExORL's is missing."""
     from dipole_ray.envs.exorl.tasks import task_ids
 
     return f"name one with --env: {', '.join(task_ids())}"
 
 
-def environment(env_id: str | None) -> tuple[Any, Any, int | None]:
-    """Return the dimensions as a schema, the bounds of the actions and the time limit; each None without an id."""
-    if env_id is None:
-        return None, None, None
-    import numpy as np
+def reading_of(
+    args: argparse.Namespace, kind: str, on_labelled: Callable[[], object] = lambda: None
+) -> tuple[Reading, Schema | None]:
+    """Return how data of this kind is read, and the dimensions that it must have.
 
-    from dipole_ray.data.schema import Schema
-    from dipole_ray.envs.make import env_dims
-
-    dims = env_dims(env_id)
-    low, high = map(np.asarray, dims.action_bounds)
-    return Schema(dims.observation_dim, dims.action_dim), (low, high), dims.max_episode_steps
-
-
-def open_source(args: argparse.Namespace, kind: str, report: Any) -> tuple[Any, Iterator[Any], dict[str, Any]]:
-    """Return the schema, the rows and the description of what is to be imported."""
+    Args:
+        args: The options, checked by `check_options`.
+        kind: The data's format, or `dataset`.
+        on_labelled: Called as soon as the rewards of ExORL's episodes are there.
+    """
+    from dipole_ray.data.sources.formats import FORMATS
     from dipole_ray.data.sources.mapping import TableMapping
-    from dipole_ray.data.sources.ogbench import ogbench_schema, read_ogbench
-    from dipole_ray.data.sources.table import read_table, table_columns, table_schema
+    from dipole_ray.data.sources.minari import chosen_observations
+    from dipole_ray.data.sources.reading import Reading
+    from dipole_ray.envs.make import env_dims
+    from dipole_ray.prepare import dims_schema, reading_for
 
-    source = {"format": kind, "file": args.source.name, "env": args.env, "non_finite": args.non_finite}
-    if kind == "ogbench":
-        schema = ogbench_schema(args.source)
-        _check_environment(args, schema)
-        rows = read_ogbench(args.source, relabel_for(args.env), non_finite=args.non_finite, report=report)
-        return schema, rows, source
-    if kind == "exorl":
-        return _open_exorl(args, source, report)
-    if kind in ("d4rl", "minari"):
-        return _open_hdf5(args, kind, source, report)
-    columns = table_columns(args.source)
-    mapping = TableMapping.from_pairs(args.map) if args.map else TableMapping.guess(columns)
-    schema = table_schema(args.source, mapping)
-    _check_environment(args, schema)
-    rows = read_table(args.source, mapping, non_finite=args.non_finite, report=report)
-    return schema, rows, source | {"mapping": mapping.to_json()}
-
-
-def _open_hdf5(
-    args: argparse.Namespace, kind: str, source: dict[str, Any], report: Any
-) -> tuple[Any, Iterator[Any], dict[str, Any]]:
-    """Return the schema, the rows and the description of D4RL's or Minari's data."""
-    from dipole_ray.data.sources.d4rl import d4rl_schema, read_d4rl
-    from dipole_ray.data.sources.minari import chosen_observations, minari_schema, read_minari
-
-    source = source | {"file": str(args.source)}
-    _, bounds, limit = environment(args.env)
-    options: dict[str, Any] = {"action_bounds": bounds, "non_finite": args.non_finite, "report": report}
-    if kind == "d4rl":
-        schema, limit = d4rl_schema(args.source), args.max_episode_steps or limit
-        rows = read_d4rl(args.source, max_episode_steps=limit, **options)
-        source |= {"max_episode_steps": limit}
-    else:
-        chosen = chosen_observations(args.map)
-        schema = minari_schema(args.source, chosen)
-        rows = read_minari(args.source, chosen, **options)
-        source |= {"mapping": {"observations": list(chosen)}} if chosen else {}
-    _check_environment(args, schema)
-    return schema, rows, source
-
-
-def _open_exorl(
-    args: argparse.Namespace, source: dict[str, Any], report: Any
-) -> tuple[Any, Iterator[Any], dict[str, Any]]:
-    """Label ExORL's episodes; return their schema, rows and description."""
-    from dipole_ray.data.sources.exorl import exorl_schema, find_episodes, read_exorl
-
-    if args.env is None:
-        raise ConfigError(f"{args.source}: ExORL's episodes are rewarded for a task; {_name_a_task()}")
-    files = find_episodes(args.source)
-    schema = exorl_schema(files)
-    _check_environment(args, schema)
-    rows = read_exorl(files, exorl_labels(args, files), non_finite=args.non_finite, report=report)
-    return schema, rows, source | {"file": str(args.source)}
-
-
-def exorl_labels(args: argparse.Namespace, files: list[Path]) -> Iterator[np.ndarray]:
-    """Have the rewards of the task that was named, in parallel and kept as a run keeps them; return each episode's."""
-    from dipole_ray.envs.exorl.rewards import label_episodes, rewards_of
-
-    cache = (args.cache or CACHE).expanduser()
-    return rewards_of(label_episodes(args.env, files, cache, num_workers=args.workers))
-
-
-def relabel_for(env_id: str | None) -> Any:
-    """Return the labelling of an OGBench task; other environments' files bring their own rewards."""
-    if env_id is None or "singletask" not in env_id:
-        return None
-    from dipole_ray.envs.relabel import ogbench_relabel
-
-    return partial(ogbench_relabel, env_id)
-
-
-def _check_environment(args: argparse.Namespace, schema: Any) -> None:
-    """Refuse data whose dimensions are not those of the environment that was named."""
-    expected = environment(args.env)[0]
-    if expected is not None:
-        from dipole_ray.prepare import require_dimensions
-
-        remedy = "name the environment that made this data with --env"
-        require_dimensions(args.source, schema, expected, args.env, remedy)
+    takes = FORMATS[kind].takes if kind in FORMATS else frozenset()
+    reading, expected = Reading(), None
+    if args.env is not None:
+        dims, cache = env_dims(args.env), (args.cache or CACHE).expanduser()
+        reading, expected = reading_for(args.env, dims, cache, args.workers, on_labelled), dims_schema(dims)
+    return replace(
+        reading,
+        mapping=TableMapping.from_pairs(args.map) if args.map and "mapping" in takes else None,
+        observations=chosen_observations(args.map) if "observations" in takes else (),
+        max_episode_steps=args.max_episode_steps or reading.max_episode_steps,
+    ), expected

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from dipole_ray.data.dataset import MANIFEST, OfflineDataset, open_dataset
+from dipole_ray.data.dataset import OfflineDataset, open_dataset
 from dipole_ray.data.quarantine import restore_hint
 from dipole_ray.data.schema import Rows, Schema, validate_rows
-from dipole_ray.data.sources.actions import ActionBounds
-from dipole_ray.data.sources.d4rl import SUFFIXES, read_d4rl
-from dipole_ray.data.sources.exorl import episode_steps, find_episodes, is_exorl, read_exorl
-from dipole_ray.data.sources.mapping import TableMapping
-from dipole_ray.data.sources.minari import is_minari, read_minari
-from dipole_ray.data.sources.ogbench import Relabel, has_rewards, read_ogbench
-from dipole_ray.data.sources.pieces import ImportReport
-from dipole_ray.data.sources.table import read_table, table_columns
+from dipole_ray.data.sources.formats import FORMATS, dataset_kind
+from dipole_ray.data.sources.reading import ImportReport, Reading
 from dipole_ray.data.summary import Summary
 from dipole_ray.data.verdict import Finding, Verdict, judge, worst
 from dipole_ray.errors import ConfigError, DatasetError, NonFiniteError
-
-Kind = Literal["dataset", "ogbench", "exorl", "minari", "d4rl", "table"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,8 +25,8 @@ class Inspection:
 
     path: str
     """What was inspected."""
-    kind: Kind
-    """A dipole dataset, an OGBench .npz, ExORL's episodes, Minari's folder, D4RL's .hdf5, or a table."""
+    kind: str
+    """`dataset`, or the name of its format."""
     verdict: Verdict
     """The worst of the findings."""
     findings: tuple[Finding, ...]
@@ -47,46 +39,6 @@ class Inspection:
     def to_json(self) -> dict[str, Any]:
         """Return everything as a JSON object."""
         return asdict(self) | {"findings": [asdict(finding) for finding in self.findings]}
-
-
-def dataset_kind(path: Path) -> Kind:
-    """Return what lies at `path`, by its name and contents.
-
-    Raises:
-        DatasetError: If nothing lies there.
-    """
-    if not path.exists():
-        raise DatasetError(
-            f"{path}: no such file or folder; give a dataset folder, a file of OGBench or D4RL, a Minari folder or a "
-            "table"
-        )
-    if path.suffix == ".npz":
-        return "ogbench"
-    if path.is_dir() and ((path / MANIFEST).exists() or any(path.glob("data-*.arrow"))):
-        return "dataset"
-    if is_minari(path):
-        return "minari"
-    if path.suffix in SUFFIXES:
-        return "d4rl"
-    return "exorl" if is_exorl(path) else "table"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Reading:
-    """What data in anybody's format does not say itself, each for some kinds only."""
-
-    mapping: TableMapping | None = None
-    """For tables; by default columns are taken by their names."""
-    relabel: Relabel | None = None
-    """For .npz files without rewards."""
-    labels: Callable[[list[Path]], Iterator[np.ndarray]] | None = None
-    """For ExORL: returns the rewards (T,) of each of its episodes."""
-    observations: Sequence[str] = ()
-    """For Minari: which entries of dict observations are joined."""
-    max_episode_steps: int | None = None
-    """For D4RL files without timeouts: the environment's time limit."""
-    action_bounds: ActionBounds | None = None
-    """For D4RL's and Minari's data without such: the bounds of the environment's actions."""
 
 
 def inspect_dataset(
@@ -107,13 +59,14 @@ def inspect_dataset(
     Raises:
         DatasetError: If there is nothing at `path`.
     """
-    path, reading = Path(path), reading or Reading()
+    path, reading = Path(path), replace(reading or Reading(), non_finite="drop", needs_rewards=False)
     kind, report, summary = dataset_kind(path), ImportReport(), Summary()
+    row = FORMATS.get(kind)
     findings: list[Finding] = []
     labelled = True
     try:
-        labelled = _has_rewards(path, kind, reading)
-        for rows in _read(path, kind, reading, report, findings):
+        labelled = row is None or row.is_rewarded(path, reading)
+        for rows in _dataset_rows(path, findings) if row is None else row.rows(path, reading, report):
             summary.add(rows)
             if on_transitions is not None:
                 on_transitions(summary.num_transitions)
@@ -144,34 +97,6 @@ def inspect_dataset(
     )
 
 
-def _has_rewards(path: Path, kind: Kind, reading: Reading) -> bool:
-    if kind == "ogbench":
-        return reading.relabel is not None or has_rewards(path)
-    return kind != "exorl" or reading.labels is not None
-
-
-def _read(path: Path, kind: Kind, reading: Reading, report: ImportReport, findings: list[Finding]) -> Iterator[Rows]:
-    """Return the rows of whatever lies at `path`; the damaged files of a dataset become findings."""
-    common: dict[str, Any] = {"non_finite": "drop", "report": report}
-    if kind == "dataset":
-        dataset = open_dataset(path)
-        findings += _damage(dataset)
-        return _checked(dataset)
-    if kind == "ogbench":
-        relabel = reading.relabel if _has_rewards(path, kind, reading) else _no_rewards
-        return read_ogbench(path, relabel, **common)
-    if kind == "exorl":
-        files = find_episodes(path)
-        labels = map(_zeros, files) if reading.labels is None else reading.labels(files)
-        return read_exorl(files, labels, **common)
-    if kind == "minari":
-        return read_minari(path, reading.observations, action_bounds=reading.action_bounds, **common)
-    if kind == "d4rl":
-        limit, bounds = reading.max_episode_steps, reading.action_bounds
-        return read_d4rl(path, max_episode_steps=limit, action_bounds=bounds, **common)
-    return read_table(path, reading.mapping or TableMapping.guess(table_columns(path)), **common)
-
-
 def _wrong_dimensions(path: Path, summary: Summary, expected: Schema | None) -> Iterator[Finding]:
     found = Schema(len(summary.observation_min), len(summary.action_min))
     if expected is not None and expected != found:
@@ -184,8 +109,10 @@ def _wrong_dimensions(path: Path, summary: Summary, expected: Schema | None) -> 
         )
 
 
-def _checked(dataset: OfflineDataset) -> Iterator[Rows]:
-    """Yield the rows of a dataset; its checksums say that they are what was written, not who wrote them."""
+def _dataset_rows(path: Path, findings: list[Finding]) -> Iterator[Rows]:
+    """Yield the rows of a dataset, whose checksums say that they are what was written, not who wrote them."""
+    dataset = open_dataset(path)
+    findings += _damage(dataset)
     for rows in dataset.iter_rows():
         validate_rows(rows, dataset.schema, str(dataset.directory))
         yield rows
@@ -203,15 +130,6 @@ def _damage(dataset: OfflineDataset) -> list[Finding]:
         )
         for item in dataset.quarantined
     ]
-
-
-def _zeros(file: Path) -> np.ndarray:
-    return np.zeros(episode_steps(file), np.float32)
-
-
-def _no_rewards(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    count = len(arrays["observations"])
-    return np.zeros(count, dtype=np.float32), np.ones(count, dtype=np.float32)
 
 
 def _figures(summary: Summary, report: ImportReport, labelled: bool) -> dict[str, float]:

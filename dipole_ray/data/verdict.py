@@ -8,7 +8,8 @@ from typing import Literal
 
 import numpy as np
 
-from dipole_ray.data.sources.pieces import MAX_NAMED, ImportReport
+from dipole_ray.data.sources.guarantees import MAX_NAMED
+from dipole_ray.data.sources.reading import ImportReport
 from dipole_ray.data.summary import Summary
 
 Verdict = Literal["ok", "warning", "error"]

@@ -13,10 +13,11 @@ import pyarrow.feather as feather
 import pytest
 
 from dipole_ray.data.sources.mapping import TableMapping
-from dipole_ray.data.sources.table import read_table, table_columns
+from dipole_ray.data.sources.table import table_columns
 from tests.chaos.conftest import Measured
 from tests.data.malformed import EXECUTED, Reading
 from tests.data.malformed_tables import columns
+from tests.data.reading import read_table
 from tests.data.test_malformed_files import damageable, damaged, ending_of
 from tests.synthetic import write_table
 

@@ -20,14 +20,21 @@ from pathlib import Path
 import numpy as np
 
 from dipole_ray.data.dataset import open_dataset
-from dipole_ray.data.inspect import Reading as Options
 from dipole_ray.data.inspect import inspect_dataset
-from dipole_ray.data.sources.d4rl import d4rl_schema, read_d4rl
 from dipole_ray.data.sources.mapping import TableMapping
-from dipole_ray.data.sources.minari import is_minari, minari_schema, read_minari
-from dipole_ray.data.sources.ogbench import read_ogbench
-from dipole_ray.data.sources.table import read_table, table_columns, table_schema
+from dipole_ray.data.sources.minari import is_minari
+from dipole_ray.data.sources.reading import Reading as Options
+from dipole_ray.data.sources.table import table_columns
 from dipole_ray.errors import DatasetError
+from tests.data.reading import (
+    d4rl_schema,
+    minari_schema,
+    read_d4rl,
+    read_minari,
+    read_ogbench,
+    read_table,
+    table_schema,
+)
 
 EXECUTED = "executed"
 """File that a payload makes in the folder of its case, should anything run it."""

@@ -22,16 +22,14 @@ import pytest
 
 from dipole_ray.data.inspect import inspect_dataset
 from dipole_ray.data.schema import Rows
-from dipole_ray.data.sources.d4rl import read_d4rl
 from dipole_ray.data.sources.mapping import TableMapping
-from dipole_ray.data.sources.minari import read_minari
-from dipole_ray.data.sources.ogbench import read_ogbench
-from dipole_ray.data.sources.table import read_table, table_columns
+from dipole_ray.data.sources.table import table_columns
 from dipole_ray.errors import DatasetError
 from tests.data.malformed import EXECUTED, Case, Reading
 from tests.data.malformed_hdf5 import HDF5, d4rl, minari
 from tests.data.malformed_npz import NPZ, good_arrays, payload
 from tests.data.malformed_tables import DATASETS, TABLES, columns, dataset, rows, vouched
+from tests.data.reading import read_d4rl, read_minari, read_ogbench, read_table
 from tests.synthetic import write_ogbench, write_table
 
 CASES = [*NPZ, *TABLES, *DATASETS, *HDF5]

@@ -17,14 +17,15 @@ from minari.data_collector import EpisodeBuffer
 
 from dipole_ray.config import DataConfig
 from dipole_ray.data.dataset import open_dataset
-from dipole_ray.data.inspect import dataset_kind, inspect_dataset
+from dipole_ray.data.inspect import inspect_dataset
 from dipole_ray.data.schema import ACTION_LIMIT, Rows, concatenate
-from dipole_ray.data.sources import minari as minari_source
-from dipole_ray.data.sources.minari import minari_schema, read_minari
-from dipole_ray.data.sources.pieces import ImportReport
+from dipole_ray.data.sources import guarantees
+from dipole_ray.data.sources.formats import dataset_kind
+from dipole_ray.data.sources.reading import ImportReport
 from dipole_ray.envs.make import EnvConfig, make_env
 from dipole_ray.errors import ConfigError, DatasetError
 from dipole_ray.prepare import prepare_dataset
+from tests.data.reading import minari_schema, read_minari
 from tests.data.test_exorl import dipole
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning")  # Minari misses an environment that nobody needs
@@ -221,7 +222,7 @@ def test_an_end_inside_an_episode_ends_a_trajectory(write: Callable[..., Path]) 
 def test_many_episodes_come_in_pieces(write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     path = write()
     whole, _ = read(path)
-    monkeypatch.setattr(minari_source, "CHUNK_ROWS", 8)
+    monkeypatch.setattr(guarantees, "CHUNK_ROWS", 8)
     pieces = list(read_minari(path))
     assert [len(piece["remaining"]) for piece in pieces] == [8, 9, 13]
     assert all(np.array_equal(concatenate(pieces)[name], whole[name]) for name in whole)

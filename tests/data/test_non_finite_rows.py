@@ -12,10 +12,9 @@ from dipole_ray.cli import main
 from dipole_ray.data.dataset import open_dataset, write_dataset
 from dipole_ray.data.schema import Rows, Schema, concatenate
 from dipole_ray.data.sources.mapping import TableMapping
-from dipole_ray.data.sources.ogbench import read_ogbench
-from dipole_ray.data.sources.pieces import ImportReport
-from dipole_ray.data.sources.table import read_table
+from dipole_ray.data.sources.reading import ImportReport
 from dipole_ray.errors import DatasetError, NonFiniteError
+from tests.data.reading import read_ogbench, read_table
 from tests.synthetic import ogbench_arrays, random_trajectory, transition_columns, write_ogbench, write_table
 
 ROWS = 50_000

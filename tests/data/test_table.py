@@ -11,9 +11,9 @@ import pytest
 
 from dipole_ray.data.schema import ACTION_LIMIT, Rows, concatenate
 from dipole_ray.data.sources.mapping import TableMapping
-from dipole_ray.data.sources.pieces import ImportReport
-from dipole_ray.data.sources.table import read_table, table_schema
+from dipole_ray.data.sources.reading import ImportReport
 from dipole_ray.errors import ConfigError, DatasetError
+from tests.data.reading import read_table, table_schema
 from tests.synthetic import transition_columns, write_table
 
 LENGTHS = [5, 8, 1, 12, 3]  # the second and fourth terminate, the others are cut by a time limit

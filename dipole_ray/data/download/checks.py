@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from dipole_ray.data.download.catalogue import Contents
 from dipole_ray.data.download.request import TransferError, address, get
 from dipole_ray.data.sources.npz import MAX_EXPANSION, read_headers
-from dipole_ray.data.sources.ogbench import ogbench_rows
+from dipole_ray.data.sources.ogbench import count_rows
 from dipole_ray.errors import DatasetError
 
 OnBytes = Callable[[int], None]
@@ -113,7 +113,7 @@ def check_structure(path: Path, contents: Contents, on_bytes: OnBytes) -> str:
                         count += len(chunk)
                         on_bytes(count)
         if contents == "ogbench":
-            return f"{ogbench_rows(path)} rows in {len(read_headers(path))} arrays, each as its CRC-32 says"
+            return f"{count_rows(path)} rows in {len(read_headers(path))} arrays, each as its CRC-32 says"
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
         # NotImplementedError is zipfile's, of a compression it does not know
         raise WrongFile(f"is not a whole {path.suffixes[0]} file ({error})") from error

@@ -4,9 +4,8 @@ One row is one transition. `terminals` is 1 where the task ended (mask 0, also f
 `timeouts` where a time limit cut the trajectory; either ends it. The next observation is the next row's inside a
 trajectory. Where a time limit or the end of the file cuts it, only `next_observations` knows what the last action led
 to: where there are none that transition is left out, as in D4RL. Unlike there, a row with both flags is kept (its next
-observation is never used), and so is the file's last row if it is terminal. Actions are brought to [-1, 1] from the
-bounds of the environment's, which the file does not have. Everything under infos/ and metadata/ is
-ignored.
+observation is never used), and so is the file's last row if it is terminal. The bounds of actions are the
+environment's: the file has none. Everything under infos/ and metadata/ is ignored.
 """
 
 from __future__ import annotations
@@ -16,71 +15,46 @@ from pathlib import Path
 
 import numpy as np
 
-from dipole_ray.data.schema import Rows, Schema
-from dipole_ray.data.sources.actions import ActionBounds, note_scale, scale_actions
+from dipole_ray.data.schema import Schema
+from dipole_ray.data.sources.guarantees import check_counts, is_followed, to_float32
 from dipole_ray.data.sources.hdf5 import SLICE_BYTES, Array, Group, child, child_names, open_hdf5, read_flags
 from dipole_ray.data.sources.npz import check_expansion
-from dipole_ray.data.sources.pieces import ImportReport, NonFinitePolicy, finish_block, to_float32
-from dipole_ray.data.sources.transitions import close_trajectories, is_followed
+from dipole_ray.data.sources.reading import Block, ImportReport, Reading
 from dipole_ray.errors import DatasetError
-
-SUFFIXES = (".hdf5", ".h5")
 
 _REQUIRED = ("observations", "actions", "rewards", "terminals")
 _VECTORS = ("observations", "actions", "next_observations")
 
 
-def d4rl_schema(path: Path | str) -> Schema:
-    """Return the dimensions of a D4RL file from its headers alone.
-
-    Raises:
-        DatasetError: If it is not such a file.
-    """
-    with open_hdf5(Path(path)) as file:
-        arrays = _checked_arrays(file, Path(path))
+def schema(path: Path, reading: Reading) -> Schema:
+    """Return the dimensions of a file from its headers alone."""
+    with open_hdf5(path) as file:
+        arrays = _checked_arrays(file, path)
         return Schema(arrays["observations"].shape[1], arrays["actions"].shape[1])
 
 
-def read_d4rl(
-    path: Path | str,
-    *,
-    max_episode_steps: int | None = None,
-    action_bounds: ActionBounds | None = None,
-    non_finite: NonFinitePolicy = "refuse",
-    report: ImportReport | None = None,
-) -> Iterator[Rows]:
-    """Yield rows of whole trajectories, in blocks of some four megabytes (or one trajectory).
-
-    Args:
-        path: The .hdf5 file.
-        max_episode_steps: The environment's time limit, which ends trajectories in a file without a timeout. None: such
-            a file must have next_observations, or timeouts that are all 0.
-        action_bounds: Of the environment's actions. None: the file's lie in [-1, 1].
-        non_finite: `refuse` raises at a NaN or infinity; `drop` leaves those transitions out, splitting the trajectory.
-        report: Counts what was read, dropped and left out.
-
-    Raises:
-        DatasetError: If the file is malformed; says which array, which row and what to do.
-    """
-    path, report = Path(path), ImportReport() if report is None else report
-    note_scale(report, action_bounds, "the environment's actions")
+def read(path: Path, reading: Reading, report: ImportReport) -> Iterator[Block]:
+    """Yield whole trajectories, in blocks of some four megabytes (or one trajectory)."""
     with open_hdf5(path) as file:
         arrays = _checked_arrays(file, path)
-        ends = _trajectory_ends(arrays, max_episode_steps, path, report)
+        ends = _trajectory_ends(arrays, reading.max_episode_steps, path, report)
         step = _slice_rows(arrays)
         last_rows = np.flatnonzero(ends)
         start = 0
         while start < len(ends):
             stop = int(last_rows[min(int(np.searchsorted(last_rows, start + step - 1)), len(last_rows) - 1)]) + 1
             found = {name: to_float32(array.read(start, stop)) for name, array in arrays.items()}
-            found |= {name: found[name].reshape(-1) for name in ("rewards", "terminals")}
-            found["actions"] = scale_actions(found["actions"], action_bounds, path)
-            found["masks"] = 1 - found["terminals"]
-            block = close_trajectories(found, ends[start:stop], start, report)
             report.rows_read += stop - start
-            rows = finish_block(block, path, non_finite, report)
-            if rows is not None:
-                yield rows
+            yield Block(
+                path=path,
+                observations=found["observations"],
+                actions=found["actions"],
+                rewards=found["rewards"].reshape(-1),
+                masks=1 - found["terminals"].reshape(-1),
+                ends=ends[start:stop],
+                next_observations=found.get("next_observations"),
+                first_row=start,
+            )
             start = stop
     if not report.transitions and not report.dropped_transitions:
         raise DatasetError(
@@ -101,14 +75,7 @@ def _checked_arrays(file: Group, path: Path) -> dict[str, Array]:
         name: Array(path, file, name, (2,) if name in _VECTORS else (1, 2), "f" if name in _VECTORS else "fiub")
         for name in names
     }
-    counts = {name: array.shape[0] for name, array in arrays.items()}
-    if len(set(counts.values())) > 1:
-        found = ", ".join(f"{name} {count}" for name, count in counts.items())
-        raise DatasetError(
-            f"{path}: arrays differ in their number of rows ({found}); the file is damaged, get it again"
-        )
-    if not counts["observations"]:
-        raise DatasetError(f"{path}: holds no rows; get the file again")
+    check_counts({name: array.shape[0] for name, array in arrays.items()}, path)
     for name, array in arrays.items():
         wanted = arrays["observations"].shape[1] if name == "next_observations" else 1
         if (name not in _VECTORS or name == "next_observations") and array.shape[1:] not in ((), (wanted,)):

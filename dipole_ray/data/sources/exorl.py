@@ -15,14 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-from dipole_ray.data.schema import Rows, Schema
+from dipole_ray.data.schema import Schema
+from dipole_ray.data.sources.guarantees import finite_rows, to_float32
 from dipole_ray.data.sources.npz import ArrayHeader, read_headers, stream_arrays
-from dipole_ray.data.sources.pieces import Block, ImportReport, NonFinitePolicy, finish_block, to_float32
+from dipole_ray.data.sources.reading import Arrays, Block, ImportReport, Reading
 from dipole_ray.errors import DatasetError
 
 BUFFER = "buffer"
-CHUNK_ROWS = 10_000
-"""Rows of episodes that are handed on together."""
 
 _NAME = re.compile(r"\w+_(\d+)_(\d+)\.npz")
 _ARRAYS = ("observation", "action", "physics")
@@ -81,14 +80,14 @@ def episode_steps(file: Path) -> int:
     return int(match[2])
 
 
-def exorl_schema(files: Sequence[Path]) -> Schema:
-    """Return the dimensions of the first episode from its headers alone.
+def schema(path: Path, reading: Reading) -> Schema:
+    """Return the dimensions of the first episode from its headers alone."""
+    return Schema(*_dims(find_episodes(path)[0]))
 
-    Raises:
-        DatasetError: If it is no episode.
-    """
-    headers = episode_headers(files[0])
-    return Schema(headers["observation"].shape[1], headers["action"].shape[1])
+
+def _dims(file: Path) -> tuple[int, int]:
+    headers = episode_headers(file)
+    return headers["observation"].shape[1], headers["action"].shape[1]
 
 
 def episode_headers(file: Path) -> dict[str, ArrayHeader]:
@@ -121,7 +120,7 @@ def episode_headers(file: Path) -> dict[str, ArrayHeader]:
     return headers
 
 
-def read_arrays(file: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+def read_arrays(file: Path, names: Sequence[str]) -> Arrays:
     """Return some arrays of one episode, T+1 rows each.
 
     Raises:
@@ -140,76 +139,54 @@ def physics_digest(files: Sequence[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
-def read_exorl(
-    files: Sequence[Path],
-    rewards: Iterable[np.ndarray],
-    *,
-    non_finite: NonFinitePolicy = "refuse",
-    report: ImportReport | None = None,
-) -> Iterator[Rows]:
-    """Yield rows of whole episodes, about ten thousand at a time.
+def read(path: Path, reading: Reading, report: ImportReport) -> Iterator[Block]:
+    """Return the episodes one by one; they are rewarded first, which may take a while."""
+    files = find_episodes(path)
+    if reading.labels is not None:
+        rewards = reading.labels(files)
+    elif reading.needs_rewards:
+        raise DatasetError(f"{path}: ExORL's episodes are rewarded for a task; name one of their domain with --env")
+    else:
+        rewards = (np.zeros(episode_steps(file), np.float32) for file in files)
+    return _episodes(files, rewards, reading, report)
 
-    Args:
-        files: The episodes.
-        rewards: Of each episode in the same order, (T,): the reward of each state reached, that is without row 0;
-            NaN where the state is not finite.
-        non_finite: `refuse` raises at a NaN or infinity; `drop` leaves those transitions out, splitting the episode.
-        report: Counts what was read and dropped.
 
-    Raises:
-        DatasetError: If a file is malformed; says which, which array, which row and what to do.
-    """
-    report = ImportReport() if report is None else report
-    schema = exorl_schema(files)
+def _episodes(
+    files: Sequence[Path], rewards: Iterable[np.ndarray], reading: Reading, report: ImportReport
+) -> Iterator[Block]:
+    dims = _dims(files[0])
     folders = dict.fromkeys(file.parent for file in files)
     if len(folders) > 1:
         report.notes.append(f"the episodes of {len(folders)} folders are joined: {', '.join(map(str, folders))}")
-    held: list[Rows] = []
     for file, labels in zip(files, rewards, strict=True):
-        rows = _episode(file, labels, schema, non_finite, report)
-        if rows is not None:
-            held.append(rows)
-        if sum(len(piece["remaining"]) for piece in held) >= CHUNK_ROWS:
-            yield _joined(held)
-            held = []
-    if held:
-        yield _joined(held)
-
-
-def _joined(pieces: list[Rows]) -> Rows:
-    return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
-
-
-def _episode(
-    file: Path, rewards: np.ndarray, schema: Schema, non_finite: NonFinitePolicy, report: ImportReport
-) -> Rows | None:
-    arrays = read_arrays(file, ("observation", "action"))
-    observations, actions = to_float32(arrays["observation"]), to_float32(arrays["action"])
-    if (observations.shape[1], actions.shape[1]) != (schema.observation_dim, schema.action_dim):
-        raise DatasetError(
-            f"{file}: observations have {observations.shape[1]} and actions {actions.shape[1]} dimensions, the first "
-            f"episode has {schema.observation_dim} and {schema.action_dim}; keep one domain a folder"
+        arrays = read_arrays(file, ("observation", "action"))
+        observations, actions = map(to_float32, arrays.values())
+        steps = len(observations) - 1
+        if (observations.shape[1], actions.shape[1]) != dims:
+            raise DatasetError(
+                f"{file}: observations have {observations.shape[1]} and actions {actions.shape[1]} dimensions, the "
+                f"first episode has {dims[0]} and {dims[1]}; keep one domain a folder"
+            )
+        if labels.shape != (steps,):
+            raise DatasetError(f"{file}: {labels.shape} rewards for {steps} steps; label this episode again")
+        if reading.non_finite == "refuse":
+            _require_finite(file, {"observation": observations, "action": actions[1:], "physics": labels})
+        report.rows_read += steps + 1
+        yield Block(
+            path=file,
+            observations=observations,
+            actions=np.concatenate([actions[1:], np.zeros_like(actions[:1])]),
+            rewards=np.append(to_float32(labels), np.float32(0.0)),
+            masks=np.ones(steps + 1, np.float32),
+            closing=np.arange(steps + 1) == steps,
+            first_row=1,
         )
-    steps = len(observations) - 1
-    if rewards.shape != (steps,):
-        raise DatasetError(f"{file}: {rewards.shape} rewards for {steps} steps; label this episode again")
-    if non_finite == "refuse":
-        _require_finite(file, {"observation": observations, "action": actions[1:], "physics": rewards})
-    report.rows_read += steps + 1
-    block = Block(
-        observations=observations,
-        actions=np.concatenate([actions[1:], np.zeros_like(actions[:1])]),
-        rewards=np.append(to_float32(rewards), np.float32(0.0)),
-        masks=np.ones(steps + 1, np.float32),
-        closing=np.arange(steps + 1) == steps,
-        row_numbers=np.arange(1, steps + 2),
-    )
-    return finish_block(block, file, non_finite, report)
 
 
-def _require_finite(file: Path, arrays: dict[str, np.ndarray]) -> None:
+def _require_finite(file: Path, arrays: Arrays) -> None:
+    """Refuse what is not finite by the names and rows of the file, which say more than those of the schema."""
     for name, values in arrays.items():
-        bad = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1))
+        bad = np.flatnonzero(~finite_rows(values))
         if len(bad):
             row = int(bad[0]) + (name != "observation")  # row 0 has only an observation
             raise DatasetError(

@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 import h5py
 import numpy as np
 
+from dipole_ray.data.sources.guarantees import check_flags
 from dipole_ray.data.sources.npz import check_expansion
 from dipole_ray.errors import DatasetError
 from dipole_ray.files.durable import format_bytes
@@ -245,12 +246,7 @@ def read_flags(array: Array, name: str, path: Path) -> np.ndarray:
     step = max(1024, SLICE_BYTES // max(1, array.row_bytes))
     for start in range(0, len(flags), step):
         values = array.read(start, min(start + step, len(flags))).reshape(-1)
-        wrong = np.flatnonzero((values != 0) & (values != 1))
-        if len(wrong):
-            raise DatasetError(
-                f"{path}: '{name}' must be 0 or 1, row {start + wrong[0]} holds {values[wrong[0]]}; "
-                "store 1 where the task or the trajectory ends"
-            )
+        check_flags(values, f"'{name}'", path, start)
         flags[start : start + step] = values != 0
     return flags
 

@@ -17,18 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from dipole_ray.data.schema import Rows, Schema, concatenate
-from dipole_ray.data.sources.actions import ActionBounds, note_scale, scale_actions
+from dipole_ray.data.schema import Schema
+from dipole_ray.data.sources.guarantees import check_flags, to_float32
 from dipole_ray.data.sources.minari_storage import MAIN_FILE, STEPS, arrow_episodes, hdf5_episodes
-from dipole_ray.data.sources.pieces import Block, ImportReport, NonFinitePolicy, finish_block, to_float32
-from dipole_ray.data.sources.transitions import Arrays, close_trajectories
+from dipole_ray.data.sources.reading import ActionBounds, Arrays, Block, ImportReport, Reading
 from dipole_ray.errors import ConfigError, DatasetError
 from dipole_ray.files.durable import read_json
 
 METADATA = "metadata.json"
-CHUNK_ROWS = 10_000
-"""Rows of episodes that are handed on together."""
-
 _FORMATS = ("hdf5", "arrow", "parquet")
 
 
@@ -51,8 +47,7 @@ def is_minari(path: Path) -> bool:
 
 def minari_files(path: Path) -> list[Path]:
     """Return the files that a Minari dataset's transitions come from, sorted by name."""
-    folder = _find(path)
-    assert folder is not None
+    folder = _folder(path)
     if (folder / MAIN_FILE).exists():
         return [file for file in (folder / MAIN_FILE, folder / METADATA) if file.exists()]
     return sorted(folder.rglob("*.*"))
@@ -76,72 +71,34 @@ def chosen_observations(pairs: Sequence[str]) -> tuple[str, ...]:
     return tuple(chosen)
 
 
-def minari_schema(path: Path | str, observations: Sequence[str] = ()) -> Schema:
-    """Return the dimensions of the first episode.
-
-    Raises:
-        DatasetError: If it cannot be read.
-    """
-    for _, _, arrays in _episodes(Path(path), observations)[1]:
+def schema(path: Path, reading: Reading) -> Schema:
+    """Return the dimensions of the first episode."""
+    for _, _, arrays in _episodes(path, reading.observations):
         return Schema(arrays["observations"].shape[1], arrays["actions"].shape[1])
     raise DatasetError(f"{path}: holds no episodes; nothing to import")
 
 
-def read_minari(
-    path: Path | str,
-    observations: Sequence[str] = (),
-    *,
-    action_bounds: ActionBounds | None = None,
-    non_finite: NonFinitePolicy = "refuse",
-    report: ImportReport | None = None,
-) -> Iterator[Rows]:
-    """Yield rows of whole episodes, about ten thousand at a time.
-
-    Args:
-        path: The dataset's folder, the folder `data` in it, or main_data.hdf5.
-        observations: Entries of dict observations, to be joined in this order; `a/b` names one inside another.
-        action_bounds: Of the environment's actions, for a dataset that does not bring its own.
-        non_finite: `refuse` raises at a NaN or infinity; `drop` leaves those transitions out, splitting the episode.
-        report: Counts what was read and dropped.
-
-    Raises:
-        DatasetError: If the dataset is malformed; says which file, episode, array and row, and what to do.
-    """
-    report = ImportReport() if report is None else report
-    metadata, episodes = _episodes(Path(path), observations)
-    bounds = action_bounds if metadata.bounds is None else metadata.bounds
-    note_scale(report, bounds, "the environment's actions" if metadata.bounds is None else "the action space")
-    held: list[Rows] = []
+def read(path: Path, reading: Reading, report: ImportReport) -> Iterator[Block]:
+    """Yield the episodes one by one."""
     dims: tuple[int, int] | None = None
-    for where, name, arrays in episodes:
+    for where, name, arrays in _episodes(path, reading.observations):
         _check_episode(where, arrays, dims)
         dims = arrays["observations"].shape[1], arrays["actions"].shape[1]
-        rows = finish_block(_block(arrays, bounds, where, name, report), where, non_finite, report)
-        if rows is not None:
-            held.append(rows)
-        if sum(len(piece["remaining"]) for piece in held) >= CHUNK_ROWS:
-            yield concatenate(held)
-            held = []
-    if held:
-        yield concatenate(held)
-
-
-def _block(arrays: Arrays, bounds: ActionBounds | None, where: Path, name: str, report: ImportReport) -> Block:
-    observations = to_float32(arrays["observations"])
-    flags = {name: arrays[name].reshape(-1) != 0 for name in ("terminations", "truncations")}
-    ends = flags["terminations"] | flags["truncations"]
-    ends[-1] = True
-    transitions = {
-        "observations": observations[:-1],
-        "next_observations": observations[1:],
-        "actions": scale_actions(arrays["actions"], bounds, where),
-        "rewards": to_float32(arrays["rewards"].reshape(-1)),
-        "masks": 1 - to_float32(flags["terminations"]),
-    }
-    block = close_trajectories(transitions, ends, 0, report)
-    block.place = name
-    report.rows_read += len(observations)
-    return block
+        observations = to_float32(arrays["observations"])
+        terminations = arrays["terminations"].reshape(-1) != 0
+        ends = terminations | (arrays["truncations"].reshape(-1) != 0)
+        ends[-1] = True
+        report.rows_read += len(observations)
+        yield Block(
+            path=where,
+            observations=observations[:-1],
+            next_observations=observations[1:],
+            actions=arrays["actions"],
+            rewards=to_float32(arrays["rewards"].reshape(-1)),
+            masks=1 - to_float32(terminations),
+            ends=ends,
+            place=name,
+        )
 
 
 def _check_episode(where: Path, arrays: Arrays, dims: tuple[int, int] | None) -> None:
@@ -154,12 +111,8 @@ def _check_episode(where: Path, arrays: Arrays, dims: tuple[int, int] | None) ->
             )
         if name in STEPS and values.size != steps:
             raise DatasetError(f"{where}: array '{name}' has shape {values.shape}, expected ({steps},); flatten it")
-        if name in ("terminations", "truncations") and not np.isin(values, (0, 1)).all():
-            row = int(np.flatnonzero(~np.isin(values.reshape(-1), (0, 1)))[0])
-            raise DatasetError(
-                f"{where}: '{name}' must be 0 or 1, row {row} holds {values.reshape(-1)[row]}; store 1 where the task "
-                "or the trajectory ends"
-            )
+        if name in ("terminations", "truncations"):
+            check_flags(values.reshape(-1), f"'{name}'", where)
     if not steps:
         raise DatasetError(f"{where}: an episode without steps; delete it with Minari and get the rest again")
     found = arrays["observations"].shape[1], arrays["actions"].shape[1]
@@ -182,14 +135,24 @@ def _find(path: Path) -> Path | None:
     return None
 
 
-def _episodes(path: Path, components: Sequence[str]) -> tuple[_Metadata, Iterator[tuple[Path, str, Arrays]]]:
+def action_bounds(path: Path) -> ActionBounds | None:
+    """Return the bounds of the dataset's action space; None if they are not known or not finite."""
+    return _read_metadata(_folder(path)).bounds
+
+
+def _folder(path: Path) -> Path:
     folder = _find(path)
     if folder is None:
         raise DatasetError(f"{path}: no Minari dataset; give the folder that holds data/{MAIN_FILE}")
+    return folder
+
+
+def _episodes(path: Path, components: Sequence[str]) -> Iterator[tuple[Path, str, Arrays]]:
+    folder = _folder(path)
     metadata = _read_metadata(folder)
     if metadata.storage == "hdf5":
-        return metadata, hdf5_episodes(folder, metadata.num_episodes, components)
-    return metadata, arrow_episodes(folder, metadata.storage, metadata.num_episodes, components)
+        return hdf5_episodes(folder, metadata.num_episodes, components)
+    return arrow_episodes(folder, metadata.storage, metadata.num_episodes, components)
 
 
 def _read_metadata(folder: Path) -> _Metadata:

@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from dipole_ray.data.sources.hdf5 import Array, Group, child, child_names, is_group, open_hdf5
 from dipole_ray.data.sources.npz import check_expansion
+from dipole_ray.data.sources.reading import Arrays
 from dipole_ray.data.sources.table import column_matrix, column_vector, read_batches
-from dipole_ray.data.sources.transitions import Arrays
 from dipole_ray.errors import DatasetError
 
 MAIN_FILE = "main_data.hdf5"

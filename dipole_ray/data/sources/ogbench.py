@@ -7,72 +7,52 @@ solves the task, and the trajectory goes on after it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from dipole_ray.data.schema import Rows, Schema
+from dipole_ray.data.schema import Schema
+from dipole_ray.data.sources.guarantees import check_actions, check_counts, check_flags, to_float32
 from dipole_ray.data.sources.npz import ArrayHeader, read_headers, stream_arrays
-from dipole_ray.data.sources.pieces import Block, ImportReport, NonFinitePolicy, check_actions, finish_block, to_float32
+from dipole_ray.data.sources.reading import Arrays, Block, ImportReport, Reading, Relabel
 from dipole_ray.errors import DatasetError
-
-Relabel = Callable[[dict[str, np.ndarray]], tuple[np.ndarray, np.ndarray]]
 
 _REQUIRED = ("observations", "actions", "terminals")
 _STATE = ("qpos", "button_states")
 
 
-def ogbench_schema(path: Path | str) -> Schema:
-    """Return the dimensions of an OGBench file from its headers alone.
-
-    Raises:
-        DatasetError: If it is not such a file.
-    """
-    headers = _checked_headers(Path(path))
+def schema(path: Path, reading: Reading) -> Schema:
+    """Return the dimensions of a file from its headers alone."""
+    headers = _checked_headers(path)
     return Schema(headers["observations"].shape[1], headers["actions"].shape[1])
 
 
-def ogbench_rows(path: Path | str) -> int:
-    """Return the number of rows of an OGBench file from its headers alone."""
-    return _checked_headers(Path(path))["observations"].shape[0]
+def count_rows(path: Path) -> int:
+    """Return the number of rows of a file from its headers alone."""
+    return _checked_headers(path)["observations"].shape[0]
 
 
-def has_rewards(path: Path | str) -> bool:
+def has_rewards(path: Path) -> bool:
     """Return whether the file brings its own rewards (OGBench's do not)."""
-    return "rewards" in read_headers(Path(path))
+    return "rewards" in read_headers(path)
 
 
-def read_ogbench(
-    path: Path | str,
-    relabel: Relabel | None = None,
-    *,
-    non_finite: NonFinitePolicy = "refuse",
-    report: ImportReport | None = None,
-) -> Iterator[Rows]:
-    """Yield rows of whole trajectories, in chunks of some ten megabytes.
-
-    Args:
-        path: The .npz file.
-        relabel: Gives rewards (N,) and masks (N,) of N rows from their arrays (observations, actions, terminals and,
-            where the file has them, qpos and button_states). None: the file must hold `rewards` (and may hold `masks`).
-        non_finite: `refuse` raises at a NaN or infinity; `drop` leaves those transitions out, splitting the trajectory.
-        report: Counts what was read and dropped.
-
-    Raises:
-        DatasetError: If the file is malformed; says which array, which row and what to do.
-    """
-    path, report = Path(path), ImportReport() if report is None else report
+def read(path: Path, reading: Reading, report: ImportReport) -> Iterator[Block]:
+    """Yield whole trajectories, in blocks of some ten megabytes."""
     headers = _checked_headers(path)
+    relabel = reading.relabel
     if relabel is None and "rewards" not in headers:
-        raise DatasetError(
-            f"{path}: holds no rewards; name the task to label it for, such as --env {_task_example(path)}"
-        )
+        if reading.needs_rewards:
+            raise DatasetError(
+                f"{path}: holds no rewards; name the task to label it for, such as --env {_task_example(path)}"
+            )
+        relabel = _no_rewards
     labels = _STATE if relabel is not None else ("rewards", "masks")
     names = [*_REQUIRED, *(name for name in labels if name in headers)]
     _check_rows(path, headers, names)
     _check_boundaries(path, headers)
-    held: list[dict[str, np.ndarray]] = []  # chunks of a trajectory that has not ended yet
+    held: list[Arrays] = []  # chunks of a trajectory that has not ended yet
     for arrays in stream_arrays(path, headers, names):
         closing = np.flatnonzero(arrays["terminals"] != 0)
         end = int(closing[-1]) + 1 if len(closing) else 0
@@ -80,41 +60,45 @@ def read_ogbench(
         held = [{name: values[end:] for name, values in arrays.items()}] if end else [*held, arrays]
         if end:
             joined = {name: np.concatenate([part[name] for part in whole]) for name in names} if whole[1:] else whole[0]
-            block = _label_block(joined, relabel, path, report.rows_read)
-            report.rows_read += len(block.closing)
-            rows = finish_block(block, path, non_finite, report)
-            if rows is not None:
-                yield rows
+            first_row = report.rows_read
+            report.rows_read += len(joined["terminals"])
+            yield _block(joined, relabel, path, first_row)
 
 
-def _label_block(arrays: dict[str, np.ndarray], relabel: Relabel | None, path: Path, first_row: int) -> Block:
+def _no_rewards(arrays: Arrays) -> tuple[np.ndarray, np.ndarray]:
+    count = len(arrays["observations"])
+    return np.zeros(count, dtype=np.float32), np.ones(count, dtype=np.float32)
+
+
+def _block(arrays: Arrays, relabel: Relabel | None, path: Path, first_row: int) -> Block:
     count = len(arrays["terminals"])
     arrays = arrays | {name: to_float32(arrays[name]) for name in _REQUIRED}
+    sources: Arrays = {}
     if relabel is None:
         rewards, masks = arrays["rewards"], arrays.get("masks", np.ones(count, dtype=np.float32))
     else:
+        # A comparison with NaN is merely false: a broken physics state would silently read as "not solved".
+        sources = {name: arrays[name] for name in _STATE if name in arrays}
         try:
-            rewards, masks = relabel(dict(arrays))
+            rewards, masks = map(np.asarray, relabel(dict(arrays)))
         except (KeyError, IndexError, ValueError) as error:
             raise DatasetError(
                 f"{path}: its arrays do not fit the task they were to be labelled for ({error!r}); "
                 "name the environment that made this file with --env"
             ) from error
-    rewards, masks = np.asarray(rewards), np.asarray(masks)
-    # A comparison with NaN is merely false: a broken physics state would silently read as "not solved".
-    sources = {} if relabel is None else {name: arrays[name] for name in _STATE if name in arrays}
     if rewards.shape != (count,) or masks.shape != (count,):
         raise DatasetError(
             f"{path}: rewards {rewards.shape} and masks {masks.shape} must be one number a row, ({count},); "
             "flatten them or name the task with --env"
         )
     return Block(
+        path=path,
         observations=arrays["observations"],
         actions=arrays["actions"],
         rewards=to_float32(rewards),
         masks=to_float32(masks),
         closing=arrays["terminals"] != 0,
-        row_numbers=np.arange(first_row, first_row + count),
+        first_row=first_row,
         sources=sources,
     )
 
@@ -147,13 +131,7 @@ def _checked_headers(path: Path) -> dict[str, ArrayHeader]:
 
 def _check_rows(path: Path, headers: dict[str, ArrayHeader], names: list[str]) -> None:
     counts = {name: headers[name].shape[0] if headers[name].shape else 0 for name in names}
-    if len(set(counts.values())) > 1:
-        found = ", ".join(f"{name} {count}" for name, count in counts.items())
-        raise DatasetError(
-            f"{path}: arrays differ in their number of rows ({found}); the file is damaged, get it again"
-        )
-    if not counts["observations"]:
-        raise DatasetError(f"{path}: holds no rows; get the file again or collect data with 'dipole data collect'")
+    check_counts(counts, path, "get the file again or collect data with 'dipole data collect'")
     for name in names:
         if headers[name].dtype.kind not in "fiub":
             raise DatasetError(f"{path}: array '{name}' is of type {headers[name].dtype}; save it as numbers")
@@ -167,12 +145,7 @@ def _check_boundaries(path: Path, headers: dict[str, ArrayHeader]) -> None:
         # NaN and infinity are found, and refused or dropped, where the rows are read.
         actions.append(np.nan_to_num(np.abs(chunk["actions"]), nan=0.0, posinf=0.0).max(axis=1))
     terminals, magnitudes = np.concatenate(flags), np.concatenate(actions)
-    wrong = np.flatnonzero(~np.isin(terminals, (0, 1)))
-    if len(wrong):
-        raise DatasetError(
-            f"{path}: terminals must be 0 or 1, row {wrong[0]} holds {terminals[wrong[0]]}; "
-            "store 1 on the last row of each trajectory"
-        )
+    check_flags(terminals, "terminals", path, where="on the last row of each trajectory")
     if not terminals.any():
         raise DatasetError(
             f"{path}: no row is terminal, so the trajectories cannot be told apart; set terminals to 1 on the last row "

@@ -15,12 +15,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dipole_ray.data.schema import Rows, Schema
+from dipole_ray.data.schema import Schema
 from dipole_ray.data.sources.arrow_index import declared_bytes
+from dipole_ray.data.sources.guarantees import check_flags, is_followed, to_float32
 from dipole_ray.data.sources.mapping import TableMapping
 from dipole_ray.data.sources.npz import check_expansion
-from dipole_ray.data.sources.pieces import ImportReport, NonFinitePolicy, finish_block, to_float32
-from dipole_ray.data.sources.transitions import Arrays, check_following, close_trajectories, is_followed
+from dipole_ray.data.sources.reading import Arrays, Block, ImportReport, Reading
 from dipole_ray.errors import DatasetError
 
 SUFFIXES = (".parquet", ".arrow", ".feather", ".ipc")
@@ -44,22 +44,23 @@ def table_files(path: Path) -> list[Path]:
     return files
 
 
-def table_columns(path: Path | str) -> list[str]:
+def table_columns(path: Path) -> list[str]:
     """Return the column names of the (first) table file."""
-    file = table_files(Path(path))[0]
+    file = table_files(path)[0]
     try:
         return _names(_open_table(file))
     except UnicodeDecodeError as error:
         raise _broken(file, error) from error
 
 
-def table_schema(path: Path | str, mapping: TableMapping) -> Schema:
-    """Return the dimensions that the mapping gives, from the first rows of the table.
+def mapping_of(path: Path, reading: Reading) -> TableMapping:
+    """Return the mapping that was given, or the one by the names of the columns."""
+    return reading.mapping or TableMapping.guess(table_columns(path))
 
-    Raises:
-        DatasetError: If a column is missing or of the wrong kind.
-    """
-    path = Path(path)
+
+def schema(path: Path, reading: Reading) -> Schema:
+    """Return the dimensions that the mapping gives, from the first rows of the table."""
+    mapping = mapping_of(path, reading)
     for batch in _batches(path, mapping):
         columns = mapping.resolve(batch.schema.names, path)
         sizes = [column_matrix(batch, columns[name], path, 0).shape[1] for name in ("observations", "actions")]
@@ -67,26 +68,9 @@ def table_schema(path: Path | str, mapping: TableMapping) -> Schema:
     raise DatasetError(f"{path}: the table has no rows; nothing to import")
 
 
-def read_table(
-    path: Path | str,
-    mapping: TableMapping,
-    *,
-    non_finite: NonFinitePolicy = "refuse",
-    report: ImportReport | None = None,
-) -> Iterator[Rows]:
-    """Yield rows of whole trajectories from a table.
-
-    Args:
-        path: A file, or a folder whose files continue each other in the order of their names.
-        mapping: Which columns mean what.
-        non_finite: `refuse` raises at a NaN or infinity; `drop` leaves those transitions out, splitting the trajectory.
-        report: Counts what was read and dropped.
-
-    Raises:
-        DatasetError: If a column is missing, of the wrong kind or holds nulls, or next observations contradict
-            the order of the rows; says where and what to do.
-    """
-    path, report = Path(path), ImportReport() if report is None else report
+def read(path: Path, reading: Reading, report: ImportReport) -> Iterator[Block]:
+    """Yield whole trajectories of a file, or of a folder whose files continue each other in order of their names."""
+    mapping = mapping_of(path, reading)
     held: Arrays = {}
     width = 0
     for batch in _batches(path, mapping):
@@ -103,9 +87,9 @@ def read_table(
             count = int(np.flatnonzero(ends)[-1]) + 1
             whole = {name: values[:count] for name, values in held.items()}
             held = {name: values[count:] for name, values in held.items()}
-            yield from _finish(whole, ends[:count], path, non_finite, report)
+            yield _block(whole, ends[:count], path, report)
     if _length(held):
-        yield from _finish(held, _trajectory_ends(held, mapping, is_last=True), path, non_finite, report)
+        yield _block(held, _trajectory_ends(held, mapping, is_last=True), path, report)
     if not report.rows_read:
         raise DatasetError(f"{path}: the table has no rows; nothing to import")
     if not report.transitions and not report.dropped_transitions:
@@ -116,16 +100,19 @@ def read_table(
         )
 
 
-def _finish(
-    arrays: Arrays, ends: np.ndarray, path: Path, non_finite: NonFinitePolicy, report: ImportReport
-) -> Iterator[Rows]:
-    if "next_observations" in arrays:
-        check_following(arrays["observations"], arrays["next_observations"], ends, path, report.rows_read)
-    block = close_trajectories(arrays, ends, report.rows_read, report)
-    rows = finish_block(block, path, non_finite, report)
+def _block(arrays: Arrays, ends: np.ndarray, path: Path, report: ImportReport) -> Block:
+    first_row = report.rows_read
     report.rows_read += len(ends)
-    if rows is not None:
-        yield rows
+    return Block(
+        path=path,
+        observations=arrays["observations"],
+        actions=arrays["actions"],
+        rewards=arrays["rewards"],
+        masks=arrays["masks"],
+        ends=ends,
+        next_observations=arrays.get("next_observations"),
+        first_row=first_row,
+    )
 
 
 def _trajectory_ends(arrays: Arrays, mapping: TableMapping, *, is_last: bool) -> np.ndarray:
@@ -159,7 +146,8 @@ def _batch_arrays(batch: pa.RecordBatch, mapping: TableMapping, path: Path, firs
         if name in columns:
             flags[name] = column_vector(batch, columns[name][0], path, first_row)
             if name in ("terminals", "timeouts"):
-                _check_flags(flags[name], columns[name][0], path, first_row)
+                where = "on the last row of each trajectory"
+                check_flags(flags[name], f"column '{columns[name][0]}'", path, first_row, where)
     arrays["rewards"] = flags["rewards"]
     arrays["masks"], arrays["ends"] = mapping.masks_and_ends(flags, batch.num_rows)
     if "episode" in columns:
@@ -181,15 +169,6 @@ def _episodes(batch: pa.RecordBatch, name: str, path: Path, first_row: int) -> n
             "fill it or remove those rows"
         )
     return values
-
-
-def _check_flags(values: np.ndarray, name: str, path: Path, first_row: int) -> None:
-    wrong = np.flatnonzero((values != 0) & (values != 1))
-    if len(wrong):
-        raise DatasetError(
-            f"{path}: column '{name}' must be 0 or 1, row {first_row + wrong[0]} holds {values[wrong[0]]}; "
-            "store 1 on the last row of each trajectory"
-        )
 
 
 def column_matrix(batch: pa.RecordBatch, names: tuple[str, ...], path: Path, first_row: int) -> np.ndarray:

@@ -1,0 +1,178 @@
+"""The table of formats: how each is recognised, who reads it, what it may contain, and what it must be told.
+
+`dipole data import`, `inspect`, `train data.path=` and the library take what is in it. A new format is a module that
+gives its dimensions and yields `Block`s, and one row here; `guarantees.py` enforces the schema on what it yields.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dipole_ray.data.dataset import MANIFEST
+from dipole_ray.data.schema import Rows, Schema
+from dipole_ray.data.sources import d4rl, exorl, minari, ogbench, table
+from dipole_ray.data.sources.guarantees import enforce, scale_note
+from dipole_ray.data.sources.reading import ActionBounds, Block, ImportReport, Reading
+from dipole_ray.errors import DatasetError
+
+DATASET = "dataset"
+"""What a folder is called that needs no import."""
+
+
+def _nowhere(path: Path) -> bool:
+    return False
+
+
+def _itself(path: Path) -> list[Path]:
+    return [path]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Format:
+    """One row of the table."""
+
+    name: str
+    """What users call it."""
+    what: str
+    """What to give, for messages."""
+    suffixes: tuple[str, ...] = ()
+    """Endings of the names that mean this format."""
+    holds: Callable[[Path], bool] = _nowhere
+    """Whether what lies somewhere is of this format by its contents."""
+    files: Callable[[Path], list[Path]] = _itself
+    """The files that the transitions come from."""
+    schema: Callable[[Path, Reading], Schema]
+    """Gives the dimensions, from as little as possible."""
+    read: Callable[[Path, Reading, ImportReport], Iterator[Block]]
+    """Gives the trajectories as they are found there."""
+    takes: frozenset[str] = frozenset()
+    """The fields of `Reading` that choose something here, of those that not every format takes."""
+    has_rewards: Callable[[Path], bool] = lambda path: True
+    """Whether the data brings rewards itself; otherwise a task's `relabel` or `labels` give them."""
+    scales_actions: bool = False
+    """Whether actions are brought to [-1, 1] from their bounds; otherwise they must lie there."""
+    own_bounds: Callable[[Path], ActionBounds | None] = lambda path: None
+    """Gives the bounds of actions that the data brings itself; None: the environment's are taken."""
+    is_joined: bool = False
+    """Whether it is read in single episodes, some of which are handed on together."""
+    is_converted: bool = True
+    """Whether a run takes it as it is; otherwise it needs choices that only an import offers."""
+    environment: str | None = "the environment of this data"
+    """What env.id must name in a run that converts it; None: the labelling finds out."""
+    remembered: Callable[[Path], str] = str
+    """What a dataset made from it says of where it came from."""
+    choices: Callable[[Path, Reading], dict[str, Any]] = lambda path, reading: {}
+    """What it says of how it was read, beyond what all formats are asked."""
+
+    def rows(self, path: Path, reading: Reading, report: ImportReport | None = None) -> Iterator[Rows]:
+        """Return the rows of whole trajectories, with all guarantees of the schema.
+
+        Args:
+            path: A file or folder of this format.
+            reading: How to read it.
+            report: Counts what was read, dropped and left out, while the rows are consumed.
+
+        Raises:
+            DatasetError: If the data is malformed or lacks something; says where, what was found and what to do.
+        """
+        report, bounds = report or ImportReport(), None
+        if self.scales_actions:
+            own = self.own_bounds(path)
+            bounds, owner = (own, "the action space") if own is not None else (reading.action_bounds, _ENVIRONMENTS)
+            report.notes += scale_note(bounds, owner)
+        blocks = self.read(path, reading, report)
+        return enforce(blocks, bounds, drop=reading.non_finite == "drop", join=self.is_joined, report=report)
+
+    def is_rewarded(self, path: Path, reading: Reading) -> bool:
+        """Return whether the rewards that would be read mean anything."""
+        is_given = any(getattr(reading, name) is not None for name in self.takes & {"relabel", "labels"})
+        return is_given or self.has_rewards(path)
+
+
+_ENVIRONMENTS = "the environment's actions"
+
+FORMATS = {
+    row.name: row
+    for row in (
+        Format(
+            name="ogbench",
+            what="an OGBench .npz",
+            suffixes=(".npz",),
+            schema=ogbench.schema,
+            read=ogbench.read,
+            takes=frozenset({"relabel"}),
+            has_rewards=ogbench.has_rewards,
+            environment=None,
+            remembered=lambda path: path.name,
+        ),
+        Format(
+            name="minari",
+            what="a Minari folder",
+            holds=minari.is_minari,
+            files=minari.minari_files,
+            schema=minari.schema,
+            read=minari.read,
+            takes=frozenset({"observations"}),
+            scales_actions=True,
+            own_bounds=minari.action_bounds,
+            is_joined=True,
+            choices=lambda _, reading: (
+                {"mapping": {"observations": list(reading.observations)}} if reading.observations else {}
+            ),
+        ),
+        Format(
+            name="d4rl",
+            what="D4RL's .hdf5",
+            suffixes=(".hdf5", ".h5"),
+            schema=d4rl.schema,
+            read=d4rl.read,
+            takes=frozenset({"max_episode_steps"}),
+            scales_actions=True,
+            choices=lambda _, reading: {"max_episode_steps": reading.max_episode_steps},
+        ),
+        Format(
+            name="exorl",
+            what="a folder of ExORL's episodes",
+            holds=exorl.is_exorl,
+            files=exorl.find_episodes,
+            schema=exorl.schema,
+            read=exorl.read,
+            takes=frozenset({"labels"}),
+            has_rewards=lambda path: False,
+            is_joined=True,
+            environment="a task of the data's domain",
+        ),
+        Format(
+            name="table",
+            what="a table",
+            suffixes=table.SUFFIXES,
+            schema=table.schema,
+            read=table.read,
+            takes=frozenset({"mapping"}),
+            is_converted=False,
+            choices=lambda path, reading: {"mapping": table.mapping_of(path, reading).to_json()},
+            remembered=lambda path: path.name,
+        ),
+    )
+}
+"""Name -> row; where several fit, the first is meant."""
+
+
+def dataset_kind(path: Path) -> str:
+    """Return `dataset`, or the name of the format of what lies at `path`, by its name and contents.
+
+    Raises:
+        DatasetError: If nothing lies there.
+    """
+    if not path.exists():
+        raise DatasetError(
+            f"{path}: no such file or folder; give a dataset folder, a file of OGBench or D4RL, a Minari folder or a "
+            "table"
+        )
+    if path.is_dir() and ((path / MANIFEST).exists() or any(path.glob("data-*.arrow"))):
+        return DATASET
+    found = (name for name, row in FORMATS.items() if path.suffix in row.suffixes or row.holds(path))
+    return next(found, "table")

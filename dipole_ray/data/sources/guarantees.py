@@ -1,0 +1,232 @@
+"""The guarantees of the common schema, for whatever a reader found: the one place where they are enforced.
+
+Actions lie in [-1, 1], every trajectory has its closing row, the next observation is the next row, masks are 0 or 1,
+and every number is finite. What does not fit is refused with its place, or left out, counted and said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from dipole_ray.data.schema import ACTION_LIMIT, ACTION_TOLERANCE, Rows, build_rows, concatenate
+from dipole_ray.data.sources.reading import ActionBounds, Block, ImportReport
+from dipole_ray.errors import DatasetError
+
+CHUNK_ROWS = 10_000
+"""Rows of short episodes that are handed on together."""
+MAX_NAMED = 10
+"""Rows with non-finite numbers that a report names one by one."""
+
+
+def enforce(
+    blocks: Iterable[Block], bounds: ActionBounds | None, *, drop: bool, join: bool, report: ImportReport
+) -> Iterator[Rows]:
+    """Yield the rows of what a reader found.
+
+    Args:
+        blocks: Its trajectories.
+        bounds: What becomes -1 and 1 in the actions; None: they are there already.
+        drop: Whether transitions with a NaN or infinity are left out instead of refused.
+        join: Whether blocks are single episodes, some of which are handed on together.
+        report: Counts what happened.
+
+    Raises:
+        DatasetError: If a guarantee cannot be given; says where, what was found and what to do.
+    """
+    held: list[Rows] = []
+    for block in blocks:
+        rows = _finish(block, bounds, drop, report)
+        if rows is not None:
+            held.append(rows)
+        if held and (not join or sum(len(piece["remaining"]) for piece in held) >= CHUNK_ROWS):
+            yield concatenate(held)
+            held = []
+    if held:
+        yield concatenate(held)
+
+
+def _finish(block: Block, bounds: ActionBounds | None, drop: bool, report: ImportReport) -> Rows | None:
+    """Return the rows of a block, or None if no transition is left."""
+    numbers = block.first_row + np.arange(len(block.rewards))
+    block.actions = _scaled(block.actions, bounds, block.path)
+    if block.ends is not None:
+        order, block = _closed(block, block.ends, report)
+        numbers = numbers[order]
+    assert block.closing is not None
+    kept = ~block.closing
+    bad, places = _non_finite(block, kept, numbers)
+    if bad.any():
+        if not drop:
+            raise DatasetError(
+                f"{block.path}: {int(bad.sum())} transitions touch NaN or infinity, the first at {places[0]}; "
+                "repair the data or leave them out with --non-finite drop"
+            )
+        kept &= ~bad
+        report.dropped_transitions += int(bad.sum())
+        named = [f"{block.place} {place}".lstrip() for place in places]
+        report.non_finite += named[: MAX_NAMED - len(report.non_finite)]
+    fractional = np.flatnonzero(kept & (block.masks != 0) & (block.masks != 1))
+    if len(fractional):
+        row = fractional[0]
+        raise DatasetError(
+            f"{block.path}: masks must be 0 (the task ended) or 1, row {numbers[row]} holds {block.masks[row]}; "
+            "store 1 - terminated as the mask"
+        )
+    check_actions(block.actions[kept], numbers[kept], block.path)
+    # A kept transition needs the row after it as its next observation: that row closes the piece unless it is kept too.
+    used = kept | np.append(False, kept[:-1])
+    report.transitions += int(kept.sum())
+    report.trajectories += int((used & ~kept).sum())
+    if not kept.any():
+        return None
+    return build_rows(
+        block.observations[used],
+        np.clip(block.actions[used], -ACTION_LIMIT, ACTION_LIMIT),
+        block.rewards[used],
+        block.masks[used],
+        ~kept[used],
+    )
+
+
+def _closed(block: Block, ends: np.ndarray, report: ImportReport) -> tuple[np.ndarray, Block]:
+    """Give every trajectory its closing row: its last row, or an added one where that is a full transition.
+
+    Where nobody knows what the last action led to, its row only closes the trajectory, unless the task ended with it:
+    then its next observation is never used.
+
+    Returns:
+        Which row of the original each row is, and the block with closing rows.
+    """
+    following = block.next_observations
+    if following is not None:
+        _check_following(block, following, ends)
+    is_added = ends & (True if following is not None else block.masks == 0)
+    order = np.repeat(np.arange(len(ends)), 1 + is_added)
+    is_copy = np.append(False, order[1:] == order[:-1])
+    states = block.observations[order]
+    if following is not None:
+        states[is_copy] = following[ends]
+    report.unfollowed_transitions += int((ends & ~is_added).sum())
+    return order, replace(
+        block,
+        observations=states,
+        actions=block.actions[order],
+        rewards=block.rewards[order],
+        masks=block.masks[order],
+        closing=is_copy | (ends & ~is_added)[order],
+        sources={} if following is None else {"next_observations": following[order]},
+    )
+
+
+def is_followed(following: np.ndarray, states: np.ndarray) -> np.ndarray:
+    """Return (N,) bool: whether a next observation, (N, O), is the observation of the next row, (N, O)."""
+    same: np.ndarray = np.isclose(following, states, rtol=1e-5, atol=1e-6, equal_nan=True).all(axis=1)
+    return same
+
+
+def _check_following(block: Block, following: np.ndarray, ends: np.ndarray) -> None:
+    """Refuse a next observation that is not the next row's inside a trajectory; say how many and where."""
+    inner = np.flatnonzero(~ends[:-1])
+    after, state = following[inner], block.observations[inner + 1]
+    # Rows with NaN or infinity are refused or dropped as such.
+    same = ~(finite_rows(after) & finite_rows(state)) | is_followed(after, state)
+    if not same.all():
+        raise DatasetError(
+            f"{block.path}: {int((~same).sum())} next observations differ from the next row's observation inside a "
+            f"trajectory, the first at row {block.first_row + inner[same.argmin()]}; sort the table by episode and "
+            "time, or map the column that ends trajectories (episode, terminals or timeouts)"
+        )
+
+
+def _scaled(actions: np.ndarray, bounds: ActionBounds | None, path: Path) -> np.ndarray:
+    """Return `actions` (N, A) as float32, with `bounds` at -1 and 1; as they are where no bounds are known."""
+    if bounds is None or _is_unit(bounds):
+        return to_float32(actions)
+    low, high = bounds
+    if len(low) != actions.shape[1]:
+        raise DatasetError(
+            f"{path}: actions have {actions.shape[1]} dimensions, the action space has {len(low)}; it is damaged, "
+            "or of another environment than the one named"
+        )
+    return to_float32((actions.astype(np.float64) - (low + high) / 2) / ((high - low) / 2))
+
+
+def scale_note(bounds: ActionBounds | None, owner: str) -> list[str]:
+    """Return what is to be said of the scaling of actions: nothing if their bounds, `owner`'s, are -1 and 1."""
+    if bounds is None:
+        return ["nothing says the bounds of the actions: they are taken as lying in [-1, 1] already"]
+    low, high = (", ".join(f"{value:g}" for value in bound[:8]) for bound in bounds)
+    said = f"actions were scaled to [-1, 1] from [{low}] ... [{high}], the bounds of {owner}"
+    return [] if _is_unit(bounds) else [said]
+
+
+def _is_unit(bounds: ActionBounds) -> bool:
+    return bool((bounds[0] == -1).all() and (bounds[1] == 1).all())
+
+
+def check_actions(actions: np.ndarray, row_numbers: np.ndarray, path: Path) -> None:
+    """Raise DatasetError if an action lies outside [-1, 1] by more than rounding; says how many and where."""
+    outside = (np.abs(actions) > 1.0 + ACTION_TOLERANCE).any(axis=1)
+    if outside.any():
+        first = int(np.flatnonzero(outside)[0])
+        raise DatasetError(
+            f"{path}: {int(outside.sum())} of {len(outside)} actions lie outside [-1, 1], the first at row "
+            f"{row_numbers[first]} ({actions[first][np.abs(actions[first]).argmax()]:.6g}); rescale the actions "
+            "to [-1, 1]"
+        )
+
+
+def check_flags(
+    values: np.ndarray, name: str, path: Path, first_row: int = 0, where: str = "where the task or the trajectory ends"
+) -> None:
+    """Raise DatasetError if a number other than 0 and 1 is among the flags `values` (N,)."""
+    wrong = np.flatnonzero((values != 0) & (values != 1))
+    if len(wrong):
+        raise DatasetError(
+            f"{path}: {name} must be 0 or 1, row {first_row + wrong[0]} holds {values[wrong[0]]}; store 1 {where}"
+        )
+
+
+def check_counts(counts: dict[str, int], path: Path, remedy: str = "get the file again") -> None:
+    """Raise DatasetError unless all arrays have the same number of rows, and some."""
+    if len(set(counts.values())) > 1:
+        found = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise DatasetError(
+            f"{path}: arrays differ in their number of rows ({found}); the file is damaged, get it again"
+        )
+    if not any(counts.values()):
+        raise DatasetError(f"{path}: holds no rows; {remedy}")
+
+
+def to_float32(values: np.ndarray) -> np.ndarray:
+    """Return float32, without a copy where it is that already; what does not fit becomes infinite, and is found so."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return values.astype(np.float32, copy=False)
+
+
+def finite_rows(values: np.ndarray) -> np.ndarray:
+    """Return (N,) bool: which rows of `values`, (N, ...), hold finite numbers only."""
+    finite: np.ndarray = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
+    return finite
+
+
+def _non_finite(block: Block, moving: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """Return (N,) bool, the transitions that touch a non-finite number, and where the first of these numbers stand.
+
+    A transition touches its own row and the observation of the next one; a closing row has only an observation.
+    """
+    finite = {"observations": finite_rows(block.observations)}
+    others = {"actions": block.actions, "rewards": block.rewards, "masks": block.masks, **block.sources}
+    finite |= {name: finite_rows(values) | ~moving for name, values in others.items()}
+    own = np.logical_and.reduce(list(finite.values()))
+    touched = moving & ~(own & np.append(finite["observations"][1:], True))
+    matters = ~own & (touched | np.append(False, touched[:-1]))
+    places = [
+        f"row {numbers[row]} ({', '.join(name for name in finite if not finite[name][row])})"
+        for row in np.flatnonzero(matters)[:MAX_NAMED]
+    ]
+    return touched, places
