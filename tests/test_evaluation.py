@@ -94,6 +94,23 @@ def test_one_call_serves_all_running_episodes_and_no_finished_one() -> None:
     assert sum(policy.rows) == int(result.lengths.sum())
 
 
+def test_a_policy_may_plan_several_actions_at_once() -> None:
+    class Planner(Recorder):
+        def sample_actions(self, observations: Tensor, *args: object, **kwargs: object) -> Tensor:
+            actions = torch.rand((len(observations), 4, 1), generator=kwargs["generator"])  # type: ignore[call-overload]
+            self.rows.append(len(actions))
+            return actions * 2 - 1
+
+    policy = Planner()
+    result = evaluate_cell(policy, PENDULUM, Cell(), episodes=5, seed=0, num_envs=2)
+    assert result.lengths.tolist() == [30] * 5
+    assert policy.rows == [2] * 8 * 2 + [1] * 8, "30 steps are seven chunks of four actions and half of one"
+    with pytest.raises(NonFiniteError, match="omega 1, 1 candidate"):
+        broken = Planner()
+        broken.sample_actions = lambda *args, **kwargs: torch.full((2, 4, 1), torch.nan)  # type: ignore[method-assign]
+        evaluate_cell(broken, PENDULUM, Cell(), episodes=2, seed=0)
+
+
 class StepCounter:
     """Stands around a real environment and refuses a step after the end of an episode."""
 

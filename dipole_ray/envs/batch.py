@@ -11,28 +11,37 @@ from collections.abc import Sequence
 import gymnasium
 import numpy as np
 
+Floats = type[np.float32] | type[np.float64]
+
 
 class EnvBatch:
-    """`num_envs` environments addressed by index; none resets by itself.
+    """Environments addressed by index; none resets by itself.
 
     Shapes: `n` the number of indices of a call, `O` observation, `A` action.
     """
 
-    def __init__(self, envs: Sequence[gymnasium.Env]) -> None:
-        """Take one environment or more, all of one kind."""
+    def __init__(self, envs: Sequence[gymnasium.Env], rewards: Floats = np.float32) -> None:
+        """Take one environment or more, all of one kind; `rewards` is the type in which rewards are returned."""
         self.envs = list(envs)
-        self.observation_dim = int(np.prod(self.envs[0].observation_space.shape or ()))
-        self.action_dim = int(np.prod(self.envs[0].action_space.shape or ()))
+        self._rewards = rewards
 
     def __len__(self) -> int:
         return len(self.envs)
 
+    @property
+    def observation_dim(self) -> int:
+        """Length of the observation vector."""
+        return int(np.prod(self.envs[0].observation_space.shape or ()))
+
+    @property
+    def action_dim(self) -> int:
+        """Length of the action vector."""
+        return int(np.prod(self.envs[0].action_space.shape or ()))
+
     def reset(self, indices: Sequence[int] | np.ndarray, seeds: Sequence[int | None]) -> np.ndarray:
         """Start episodes in the environments `indices`, seeded in turn by `seeds`; returns observations (n, O)."""
-        observations = np.empty((len(indices), self.observation_dim), np.float32)
-        for row, (index, seed) in enumerate(zip(indices, seeds, strict=True)):
-            observations[row] = self.envs[index].reset(seed=seed)[0]
-        return observations
+        first = [self.envs[index].reset(seed=seed)[0] for index, seed in zip(indices, seeds, strict=True)]
+        return np.asarray(first, np.float32)
 
     def step(
         self, indices: Sequence[int] | np.ndarray, actions: np.ndarray
@@ -40,20 +49,18 @@ class EnvBatch:
         """Step the environments `indices` with `actions` (n, A) in [-1, 1].
 
         Returns:
-            Next observations float32 (n, O), rewards float32 (n,), terminated bool (n,), truncated bool (n,), and
-            successes float32 (n,), NaN where the task does not define success.
+            Next observations float32 (n, O), rewards (n,), terminated bool (n,), truncated bool (n,), and successes
+            float32 (n,), NaN where the task does not define success.
         """
-        n = len(indices)
-        next_observations = np.empty((n, self.observation_dim), np.float32)
-        rewards = np.empty(n, np.float32)
-        terminated = np.empty(n, bool)
-        truncated = np.empty(n, bool)
-        successes = np.full(n, np.nan, np.float32)
-        for row, (index, action) in enumerate(zip(indices, actions, strict=True)):
-            outcome = self.envs[index].step(action)
-            next_observations[row], rewards[row], terminated[row], truncated[row], info = outcome
-            successes[row] = info.get("success", np.nan)
-        return next_observations, rewards, terminated, truncated, successes
+        stepped = [self.envs[index].step(action) for index, action in zip(indices, actions, strict=True)]
+        observations, rewards, terminated, truncated, infos = zip(*stepped, strict=True)
+        return (
+            np.asarray(observations, np.float32),
+            np.asarray(rewards, self._rewards),
+            np.asarray(terminated, bool),
+            np.asarray(truncated, bool),
+            np.asarray([info.get("success", np.nan) for info in infos], np.float32),
+        )
 
     def close(self) -> None:
         """Close every environment."""

@@ -19,6 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dipole_ray.envs.acting import Act, ActingLoop, Episode
+from dipole_ray.envs.batch import EnvBatch
 from dipole_ray.envs.make import EnvConfig, make_env
 from dipole_ray.errors import ConfigError, EnvironmentFault, NonFiniteError
 from dipole_ray.evaluation.cells import Cell, PolicyName
@@ -83,43 +85,40 @@ def episode_seed(seed: int, episode: int) -> int:
     return int(state[0]) & 0x7FFFFFFF
 
 
-def policy_generator(agent: Policy, cell: Cell, seed: int) -> torch.Generator:
-    """Return the noise source of a cell, on the agent's device, seeded by (seed, cell)."""
+def acting(agent: Policy, cell: Cell, seed: int) -> Act:
+    """Return what acts as a cell says, with noise of its own, seeded by (seed, cell).
+
+    It raises NonFiniteError where an action is NaN or infinite, and EnvironmentFault where that is because its
+    observation is.
+    """
     omega_bits = int(np.float64(np.inf if cell.omega is None else cell.omega + 0.0).view(np.uint64))
     entropy: list[int] = [_POLICY_STREAM, seed, omega_bits, cell.candidates]
     state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
     device: Any = getattr(agent, "device", "cpu")
-    return torch.Generator(device=device).manual_seed(int(state[0]) & 0x7FFFFFFFFFFFFFFF)
+    generator = torch.Generator(device=device).manual_seed(int(state[0]) & 0x7FFFFFFFFFFFFFFF)
 
+    def act(observations: NDArray[np.float32]) -> NDArray[np.float32]:
+        with torch.no_grad():
+            chosen = agent.sample_actions(
+                torch.from_numpy(observations),
+                omega=cell.omega,
+                num_candidates=cell.candidates,
+                generator=generator,
+                policy=cell.policy,
+            )
+        actions: NDArray[np.float32] = chosen.cpu().numpy()
+        finite = np.isfinite(actions).reshape(len(actions), -1).all(axis=1)
+        if not finite.all():
+            row = int(np.argmin(finite))
+            if not np.isfinite(observations[row]).all():
+                raise EnvironmentFault(f"evaluation ({cell}): observation {observations[row]}; check the environment")
+            raise NonFiniteError(
+                f"evaluation ({cell}): the policy's action {actions[row]} for the observation {observations[row]} is "
+                "not finite; use an earlier checkpoint or lower the learning rate"
+            )
+        return actions
 
-def act(
-    agent: Policy, cell: Cell, observations: NDArray[np.float32], generator: torch.Generator
-) -> NDArray[np.float32]:
-    """Return the actions (B, A) of a cell for observations (B, O).
-
-    Raises:
-        NonFiniteError: If an action is NaN or infinite; names the row.
-        EnvironmentFault: If that is because its observation is.
-    """
-    with torch.no_grad():
-        chosen = agent.sample_actions(
-            torch.from_numpy(observations),
-            omega=cell.omega,
-            num_candidates=cell.candidates,
-            generator=generator,
-            policy=cell.policy,
-        )
-    actions: NDArray[np.float32] = chosen.cpu().numpy()
-    finite = np.isfinite(actions).all(axis=-1)
-    if not finite.all():
-        row = int(np.argmin(finite))
-        if not np.isfinite(observations[row]).all():
-            raise EnvironmentFault(f"evaluation ({cell}): observation {observations[row]}; check the environment")
-        raise NonFiniteError(
-            f"evaluation ({cell}): the policy's action {actions[row]} for the observation {observations[row]} is not "
-            "finite; use an earlier checkpoint or lower the learning rate"
-        )
-    return actions
+    return act
 
 
 @contextmanager
@@ -166,81 +165,46 @@ def evaluate_cell(
     if isinstance(env, EnvConfig | str):
         with environments(env, min(num_envs, episodes)) as made:
             return evaluate_cell(agent, made, cell, episodes=episodes, seed=seed, trajectories=trajectories)
-    finished: list[_Episode] = []
-    running = [_Episode.start(one, index, seed, trajectories) for index, one in enumerate(env[:episodes])]
-    maze = maze_of(running[0].env)
-    started = len(running)
-    generator = policy_generator(agent, cell, seed)
+    played = [_Episode(seed=episode_seed(seed, i), index=i, keeps_path=i < trajectories) for i in range(episodes)]
+    waiting = iter(played)
+    # Summed as float64: float32, as rewards are stored, would round the return of a long episode.
+    loop = ActingLoop(EnvBatch(env[:episodes], np.float64), acting(agent, cell, seed), lambda _: next(waiting, None))
+    loop.start(range(len(loop.envs)))
+    maze = maze_of(env[0])
     bound_hits = components = 0
-    while running:
-        actions = act(agent, cell, np.stack([episode.observation for episode in running]), generator)
+    while loop.episodes:
+        actions = loop.step().actions
         bound_hits += int(np.count_nonzero(np.abs(actions) >= _AT_BOUND))
         components += actions.size
-        still: list[_Episode] = []
-        for episode, action in zip(running, actions, strict=True):
-            if not episode.step(action):
-                still.append(episode)
-                continue
-            finished.append(episode)
-            if started < episodes:
-                still.append(_Episode.start(episode.env, started, seed, trajectories))
-                started += 1
-        running = still
-    finished.sort(key=lambda episode: episode.index)
+    successes = np.array([episode.success for episode in played])
     return CellResult(
         cell=cell,
-        returns=np.array([episode.total_reward for episode in finished], np.float64),
-        successes=_successes(finished),
-        lengths=np.array([episode.length for episode in finished], np.int64),
-        paths=tuple(np.stack(e.positions) for e in finished if e.positions) if maze is not None else (),
+        returns=np.array([episode.episode_return for episode in played], np.float64),
+        successes=None if np.isnan(successes).any() else successes > 0,
+        lengths=np.array([episode.length for episode in played], np.int64),
+        paths=tuple(np.stack(e.positions) for e in played if e.positions) if maze is not None else (),
         maze=maze,
         action_bound_fraction=bound_hits / components,
     )
 
 
-@dataclass(slots=True)
-class _Episode:
-    """A running episode: its environment, where it stands and what it has gathered."""
+@dataclass(kw_only=True, slots=True)
+class _Episode(Episode):
+    """A counted episode, and its path where one is kept."""
 
-    env: gymnasium.Env
     index: int
-    observation: NDArray[np.float32]
     keeps_path: bool
-    total_reward: float = 0.0
-    length: int = 0
-    success: float | None = None
     positions: list[NDArray[np.float32]] = field(default_factory=list)
 
-    @classmethod
-    def start(cls, env: gymnasium.Env, index: int, seed: int, trajectories: int) -> _Episode:
-        """Reset `env` to the start of episode `index`."""
-        observation, _ = env.reset(seed=episode_seed(seed, index))
-        episode = cls(env, index, observation, keeps_path=index < trajectories)
-        episode._record()
-        return episode
+    def begin(self, observation: NDArray[np.float32]) -> None:
+        # The observations of all OGBench mazes begin with the agent's x and y.
+        if self.keeps_path:
+            self.positions.append(observation[:2].copy())
 
-    def step(self, action: NDArray[np.float32]) -> bool:
-        """Take one step and return whether the episode is over."""
-        self.observation, reward, terminated, truncated, info = self.env.step(action)
-        if not math.isfinite(float(reward)):
+    def take(self, reward: float, observation: NDArray[np.float32], success: float) -> None:
+        if not math.isfinite(reward):
             raise EnvironmentFault(
                 f"evaluation episode {self.index}: reward {reward} at step {self.length}; check the environment"
             )
-        self.total_reward += float(reward)
-        self.length += 1
-        if "success" in info:
-            self.success = max(self.success or 0.0, float(info["success"]))
-        self._record()
-        return bool(terminated or truncated)
-
-    def _record(self) -> None:
-        # The observations of all OGBench mazes begin with the agent's x and y.
-        if self.keeps_path:
-            self.positions.append(np.array(self.observation[:2], np.float32))
-
-
-def _successes(finished: list[_Episode]) -> NDArray[np.bool_] | None:
-    values = [episode.success for episode in finished]
-    if any(value is None for value in values):
-        return None
-    return np.array([value is not None and value > 0 for value in values], np.bool_)
+        Episode.take(self, reward, observation, success)
+        self.begin(observation)

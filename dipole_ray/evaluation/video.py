@@ -9,6 +9,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import imageio.v2 as imageio
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from dipole_ray.envs.make import EnvConfig, make_env
 from dipole_ray.errors import ConfigError, EnvironmentUnavailable
 from dipole_ray.evaluation.cells import Cell
-from dipole_ray.evaluation.play import Policy, act, episode_seed, policy_generator
+from dipole_ray.evaluation.play import Policy, evaluate_cell
 from dipole_ray.files.durable import commit_file
 from dipole_ray.policy import load_policy
 
@@ -67,22 +68,34 @@ def record_video(
     try:
         writer: Any = imageio.get_writer(partial, fps=rate, macro_block_size=1)
         with closing(writer):
-            generator = policy_generator(agent, cell, seed)
-            for episode in range(episodes):
-                observation, _ = made.reset(seed=episode_seed(seed, episode))
-                writer.append_data(_frame(made))
-                over, length = False, 0
-                while not over:
-                    action = act(agent, cell, observation[None], generator)[0]
-                    observation, _, terminated, truncated, _ = made.step(action)
-                    over, length = terminated or truncated, length + 1
-                    if length % frame_every == 0 or over:
-                        writer.append_data(_frame(made))
+            evaluate_cell(agent, [_Filmed(made, writer, frame_every)], cell, episodes=episodes, seed=seed)
         commit_file(partial, path)
     finally:
         made.close()
         partial.unlink(missing_ok=True)
     return path
+
+
+class _Filmed(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """An environment that writes a picture of each reset, every n-th step and each last state."""
+
+    def __init__(self, env: gymnasium.Env, writer: Any, frame_every: int) -> None:
+        super().__init__(env)
+        self._writer, self._frame_every, self._length = writer, frame_every, 0
+
+    def reset(self, **kwargs: Any) -> Any:
+        result = self.env.reset(**kwargs)
+        self._length = 0
+        self._writer.append_data(_frame(self.env))
+        return result
+
+    def step(self, action: Any) -> Any:
+        result = self.env.step(action)
+        self._length += 1
+        _, _, terminated, truncated, _ = result
+        if terminated or truncated or self._length % self._frame_every == 0:
+            self._writer.append_data(_frame(self.env))
+        return result
 
 
 def _frame(env: Any) -> NDArray[np.uint8]:

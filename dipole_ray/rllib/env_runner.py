@@ -1,16 +1,11 @@
-"""The rollout worker: environments stepped together by one batched call of the guided policy, columns out.
-
-N environments of this worker, T steps of a fragment, O observation dim, A action dim.
-"""
+"""The rollout worker: an acting loop behind what RLlib asks of an env runner, columns out."""
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -23,39 +18,15 @@ from torch import Tensor
 
 from dipole_ray.agents.state import restore_generator
 from dipole_ray.data.schema import Rows
+from dipole_ray.envs.acting import ActingLoop, Episode, Faults
 from dipole_ray.envs.batch import EnvBatch
 from dipole_ray.envs.make import EnvConfig, make_env
-from dipole_ray.errors import ConfigError, EnvironmentFault
+from dipole_ray.errors import ConfigError
 from dipole_ray.evaluation.cells import Cell
 from dipole_ray.evaluation.play import CellResult, evaluate_cell
 from dipole_ray.rllib.fragment import FragmentRecorder, FragmentReport
 from dipole_ray.rllib.heartbeat import Heartbeat, Watched
 from dipole_ray.rllib.module import DIPOLERLModule
-
-logger = logging.getLogger(__name__)
-
-MAX_BROKEN = 100
-"""Steps and resets in a row with NaN or infinity after which an environment counts as broken for good."""
-
-
-@dataclass(kw_only=True, slots=True)
-class Episode:
-    """The running episode of one environment; seed and actions are enough to live it again."""
-
-    seed: int
-    """What the environment was reset with."""
-    actions: list[np.ndarray] = field(default_factory=list)
-    """Every action (A,) since."""
-    episode_return: float = 0.0
-    """Undiscounted sum of rewards."""
-    success: float = math.nan
-    """Best success so far in [0, 1]; NaN where the task defines none."""
-
-    def note(self, action: np.ndarray, reward: np.floating[Any], success: np.floating[Any]) -> None:
-        """Take one step into the record."""
-        self.actions.append(action.copy())
-        self.episode_return += float(reward)
-        self.success = float(np.fmax(self.success, success))
 
 
 class DIPOLEEnvRunner(EnvRunner):
@@ -78,10 +49,9 @@ class DIPOLEEnvRunner(EnvRunner):
         self._seed_of_life = self._incarnation % 2**32 if self.worker_index and _was_restarted() else 0
         self._sequence = 0
         self._num_episodes = [0] * self.num_envs
-        self._num_broken, self._has_warned = 0, False
-        self._episodes: list[Episode] = []
+        self._faults = Faults(self._env_config.id, self.worker_index)
+        self._loop: ActingLoop | None = None
         self._eval_envs: list[gym.Env] = []
-        self._observations = np.zeros((self.num_envs, *self._spaces[0].shape), np.float32)
         self.make_module()
         self._generator = torch.Generator().manual_seed(self._derived_seed(0, 0))
 
@@ -126,18 +96,12 @@ class DIPOLEEnvRunner(EnvRunner):
             self.module.set_state(module_state.get(DEFAULT_MODULE_ID, module_state))
 
     def stop(self) -> None:
-        """Close the environments."""
+        """Close the environments and drop their episodes; the next request begins with new ones."""
         if self.env is not None:
             self.env.close()
-            self.env = None
         for env in self._eval_envs:
             env.close()
-        self._eval_envs = []
-
-    def abandon_episodes(self) -> None:
-        """Throw the running episodes and their environments away; the next request begins with new ones."""
-        self.stop()
-        self._episodes = []
+        self.env, self._loop, self._eval_envs = None, None, []
 
     # ---- collecting ----
 
@@ -161,30 +125,11 @@ class DIPOLEEnvRunner(EnvRunner):
         start = time.perf_counter()
         if policy is not None:
             self.set_policy(version, policy)
-        if not self._episodes:
-            self._start_episodes(range(self.num_envs))
+        loop = self._acting()
         record = FragmentRecorder(self.num_envs)
-        ended: list[Episode] = []
-        everyone = np.arange(self.num_envs)
         for _ in range(num_steps):
-            drawn = self.module.agent.sample_actions(self._observations, generator=self._generator, explore=True)
-            actions = drawn.numpy()
-            next_observations, rewards, terminated, truncated, successes = self.env.step(everyone, actions)
-            record.add(self._observations, actions, rewards, terminated)
-            self._observations = next_observations
-            for episode, action, reward, success in zip(self._episodes, actions, rewards, successes, strict=True):
-                episode.note(action, reward, success)
-            broken = ~np.isfinite(rewards) | ~np.isfinite(next_observations).all(axis=1)
-            done = terminated | truncated | broken
-            for i in np.flatnonzero(done):
-                record.close(int(i), self._observations[i], is_broken=bool(broken[i]))
-                if not broken[i]:
-                    ended.append(self._episodes[i])
-            self._note_broken(int(np.count_nonzero(broken)))
-            if done.any():
-                self._observations = self._observations.copy()  # the recorder still holds the old array
-                self._start_episodes(np.flatnonzero(done))
-        rows = record.finish(self._observations)
+            record.add(loop.step())
+        rows = record.finish(loop.observations)
         self._sequence += 1
         return FragmentReport(
             rows=rows,
@@ -193,9 +138,9 @@ class DIPOLEEnvRunner(EnvRunner):
             sequence=self._sequence,
             env_steps=num_steps * self.num_envs - record.dropped,
             dropped_env_steps=record.dropped,
-            returns=[episode.episode_return for episode in ended],
-            lengths=[len(episode.actions) for episode in ended],
-            successes=[episode.success for episode in ended if not math.isnan(episode.success)],
+            returns=[episode.episode_return for episode in record.ended],
+            lengths=[episode.length for episode in record.ended],
+            successes=[episode.success for episode in record.ended if not math.isnan(episode.success)],
             policy_version=self.policy_version,
             busy_s=time.perf_counter() - start,
         )
@@ -225,21 +170,15 @@ class DIPOLEEnvRunner(EnvRunner):
         if not self.worker_index:
             self._incarnation = life  # or the replay would take its inserts for those of the run's beginning
         self._num_episodes = [0] * self.num_envs
-        self._episodes = []
+        self._loop = None
         self._generator.manual_seed(self._derived_seed(0, 0))
 
     def rollout_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return tensors and JSON from which `load_rollout_state` continues the running episodes exactly."""
-        tensors = {"generator": self._generator.get_state()}
-        for i, episode in enumerate(self._episodes):
-            action_dim = self._spaces[1].shape[0]
-            actions = np.stack(episode.actions) if episode.actions else np.zeros((0, action_dim), np.float32)
-            tensors[f"actions_{i}"] = torch.from_numpy(actions)
-        if self._episodes:
-            tensors["observations"] = torch.from_numpy(self._observations.copy())
-        seeds = [episode.seed for episode in self._episodes]
+        arrays, seeds = ({}, []) if self._loop is None else self._loop.state()
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         counts = {"life": self._seed_of_life, "sequence": self._sequence, "num_episodes": list(self._num_episodes)}
-        return tensors, {**counts, "seeds": seeds}
+        return {"generator": self._generator.get_state(), **tensors}, {**counts, "seeds": seeds}
 
     def load_rollout_state(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Live the saved episodes again by their seeds and actions; a simulator that strays starts a new episode."""
@@ -252,21 +191,11 @@ class DIPOLEEnvRunner(EnvRunner):
                 f"this run has {self.num_envs}: resume with rollout.envs_per_worker={len(state['num_episodes'])}"
             )
         self._num_episodes = [int(count) for count in state["num_episodes"]]
-        self._episodes = []
-        if not state["seeds"]:
-            return
-        self._open_envs()
-        self._episodes = [Episode(seed=int(seed)) for seed in state["seeds"]]
-        for i, episode in enumerate(self._episodes):
-            one = np.array([i])
-            self._observations[i] = self.env.reset(one, [episode.seed])[0]
-            for action in tensors[f"actions_{i}"].numpy():
-                next_observations, rewards, _, _, successes = self.env.step(one, action[None])
-                self._observations[i] = next_observations[0]
-                episode.note(action, rewards[0], successes[0])
-            if not np.array_equal(self._observations[i], tensors["observations"][i].numpy()):
-                logger.warning("environment %d did not repeat its episode exactly: a new episode begins there", i)
-                self._start_episodes([i])
+        self._loop = None
+        if state["seeds"]:
+            self._loop = self._new_loop()
+            arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+            self._loop.load_state(arrays, [int(seed) for seed in state["seeds"]])
 
     # ---- inside ----
 
@@ -280,40 +209,30 @@ class DIPOLEEnvRunner(EnvRunner):
         env = make_env(self._env_config)
         return env if self._heartbeat is None else Watched(env, self._heartbeat)
 
-    def _open_envs(self) -> None:
+    def _new_loop(self) -> ActingLoop:
+        """Return a loop in which no episode runs yet."""
         if self.env is None:
             self.make_env()
+        return ActingLoop(self.env, self._act, self._next_episode, self._faults)
 
-    def _start_episodes(self, indices: Sequence[int] | range | np.ndarray) -> None:
-        """Reset the environments at `indices`, each to the next seed of its own."""
-        self._open_envs()
-        if not self._episodes:
-            self._episodes = [Episode(seed=0) for _ in range(self.num_envs)]
-        chosen = np.asarray(list(indices))
-        for i in chosen:
-            self._num_episodes[i] += 1
-            self._episodes[i] = Episode(seed=self._derived_seed(int(i) + 1, self._num_episodes[i]))
-        self._observations[chosen] = self.env.reset(chosen, [self._episodes[i].seed for i in chosen])
-        broken = chosen[~np.isfinite(self._observations[chosen]).all(axis=1)]
-        if len(broken):
-            self._note_broken(len(broken))
-            self._start_episodes(broken)
+    def _acting(self) -> ActingLoop:
+        """Return the loop with an episode in every environment."""
+        if self._loop is None:
+            loop = self._new_loop()
+            loop.start(range(self.num_envs))
+            self._loop = loop
+        return self._loop
 
-    def _note_broken(self, count: int) -> None:
-        """Count steps and resets in a row, of all environments, that gave NaN or infinity; warn first, then give up."""
-        self._num_broken = self._num_broken + count if count else 0
-        if count and not self._has_warned:
-            self._has_warned = True
-            logger.warning(
-                "worker %d: environment '%s' gave NaN or infinity; such a step is left out (counted as "
-                "rollout/dropped_env_steps) and a new episode begins",
-                *(self.worker_index, self._env_config.id),
-            )
-        if self._num_broken >= MAX_BROKEN:
-            raise EnvironmentFault(
-                f"environment '{self._env_config.id}': {self._num_broken} steps or resets in a row gave NaN or "
-                "infinity; repair it, or try it by hand with dipole_ray.envs.make.make_env"
-            )
+    def _act(self, observations: np.ndarray) -> np.ndarray:
+        """Draw actions by the guided policy at the configured omega and candidates."""
+        drawn = self.module.agent.sample_actions(observations, generator=self._generator, explore=True)
+        actions: np.ndarray = drawn.numpy()
+        return actions
+
+    def _next_episode(self, i: int) -> Episode:
+        """Return the episode that environment `i` plays next, with a seed of its own."""
+        self._num_episodes[i] += 1
+        return Episode(seed=self._derived_seed(i + 1, self._num_episodes[i]))
 
     def _derived_seed(self, stream: int, count: int) -> int:
         """Return a seed that no other worker, environment, episode or life of a worker has."""

@@ -6,10 +6,12 @@ N environments of the worker, O observation dim, A action dim.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from dipole_ray.data.schema import Rows, close_trajectory, concatenate
+from dipole_ray.envs.acting import Episode, Steps
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,21 +54,35 @@ class FragmentRecorder:
     """Trajectory pieces being recorded, one open piece per environment."""
 
     def __init__(self, num_envs: int) -> None:
-        self._open: list[list[tuple[np.ndarray, np.ndarray, float, float]]] = [[] for _ in range(num_envs)]
+        self._open: list[list[tuple[np.ndarray, np.ndarray, np.floating[Any], bool]]] = [[] for _ in range(num_envs)]
         self._closed: list[Rows] = []
+        self.ended: list[Episode] = []
+        """The episodes that ended whole."""
         self.dropped = 0
+        """Broken steps, which are left out."""
 
-    def add(self, observations: np.ndarray, actions: np.ndarray, rewards: np.ndarray, terminated: np.ndarray) -> None:
-        """Record one step of every environment: (N, O), (N, A), (N,), (N,)."""
-        for i, piece in enumerate(self._open):
-            piece.append((observations[i], actions[i], float(rewards[i]), 1.0 - float(terminated[i])))
+    def add(self, steps: Steps) -> None:
+        """Record one step of every environment, and close the pieces of those whose episode is over."""
+        for row, i in enumerate(steps.indices):
+            if steps.broken[row]:  # the step is left out: the piece ends where it began
+                self._close(i, steps.observations[row])
+                self.dropped += 1
+                continue
+            mask = not steps.terminated[row]
+            self._open[i].append((steps.observations[row], steps.actions[row], steps.rewards[row], mask))
+            if steps.done[row]:
+                self._close(i, steps.next_observations[row])
+                self.ended.append(steps.episodes[row])
 
-    def close(self, i: int, last_observation: np.ndarray, *, is_broken: bool = False) -> None:
-        """End environment `i`'s piece with its last observation; a broken step is left out of it."""
+    def finish(self, observations: np.ndarray) -> Rows:
+        """Close every open piece at `observations` (N, O) and return all rows; none when everything was thrown away."""
+        for i, observation in enumerate(observations):
+            self._close(i, observation)
+        return concatenate(self._closed) if self._closed else {}
+
+    def _close(self, i: int, last_observation: np.ndarray) -> None:
+        """End environment `i`'s piece, if it has one, with its last observation."""
         piece, self._open[i] = self._open[i], []
-        if is_broken:
-            last_observation = piece.pop()[0]
-            self.dropped += 1
         if piece:
             observations, actions, rewards, masks = zip(*piece, strict=True)
             self._closed.append(
@@ -77,9 +93,3 @@ class FragmentRecorder:
                     np.asarray(masks, np.float32),
                 )
             )
-
-    def finish(self, observations: np.ndarray) -> Rows:
-        """Close every open piece at `observations` (N, O) and return all rows; none when everything was thrown away."""
-        for i, observation in enumerate(observations):
-            self.close(i, observation)
-        return concatenate(self._closed) if self._closed else {}

@@ -184,5 +184,5 @@ def _answer(worker: DIPOLEEnvRunner, work: Callable[[], Any]) -> Any:
     try:
         return work()
     except Exception as error:  # any environment's any error
-        worker.abandon_episodes()
+        worker.stop()
         return WorkerFailure(error=f"{type(error).__name__}: {error}")

@@ -1,0 +1,220 @@
+"""The acting loop: environments, their running episodes and planned actions, stepped by a policy.
+
+Collecting, evaluating and filming all act by it. N environments, n of them with a running episode, B asked about, O
+observation dim, A action dim, H actions of a chunk.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dipole_ray.envs.batch import EnvBatch
+from dipole_ray.errors import EnvironmentFault
+
+logger = logging.getLogger(__name__)
+
+Act = Callable[[np.ndarray], np.ndarray]
+"""From observations (B, O) to actions (B, A), or to chunks (B, H, A) of actions to be taken one after another."""
+
+MAX_BROKEN = 100
+"""Steps and resets in a row with NaN or infinity after which an environment counts as broken for good."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Episode:
+    """The episode of one environment so far."""
+
+    seed: int
+    """What the environment was reset with."""
+    length: int = 0
+    """Steps."""
+    episode_return: float = 0.0
+    """Undiscounted sum of rewards."""
+    success: float = math.nan
+    """Best success so far in [0, 1]; NaN where the task defines none."""
+
+    def begin(self, observation: np.ndarray) -> None:
+        """Take the first observation (O,)."""
+
+    def take(self, reward: float, observation: np.ndarray, success: float) -> None:
+        """Take what one step led to."""
+        self.length += 1
+        self.episode_return += reward
+        self.success = float(np.fmax(self.success, success))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Steps:
+    """One step of every running episode; n rows, in the order of the environments."""
+
+    indices: list[int]
+    """The environments."""
+    episodes: list[Episode]
+    """Their episodes, which have taken the step."""
+    observations: np.ndarray
+    """Before the step, (n, O)."""
+    actions: np.ndarray
+    """(n, A)."""
+    rewards: np.ndarray
+    """(n,)."""
+    next_observations: np.ndarray
+    """After the step, (n, O)."""
+    terminated: np.ndarray
+    """Whether nothing follows by the task's rules, (n,)."""
+    broken: np.ndarray
+    """Whether reward or next observation is not finite, (n,); never where nobody counts faults."""
+    done: np.ndarray
+    """Whether the episode is over: terminated, truncated or broken, (n,)."""
+
+
+class Faults:
+    """Counts steps and resets in a row that gave NaN or infinity: warns of the first, gives up at the hundredth."""
+
+    def __init__(self, env_id: str, worker: int) -> None:
+        """Count for the environments of one rollout worker."""
+        self._env_id, self._worker = env_id, worker
+        self._in_a_row, self._has_warned = 0, False
+
+    def note(self, count: int) -> None:
+        """Take the number of faults among the environments' last steps or resets.
+
+        Raises:
+            EnvironmentFault: There were too many in a row.
+        """
+        self._in_a_row = self._in_a_row + count if count else 0
+        if count and not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "worker %d: environment '%s' gave NaN or infinity; such a step is left out (counted as "
+                "rollout/dropped_env_steps) and a new episode begins",
+                self._worker,
+                self._env_id,
+            )
+        if self._in_a_row >= MAX_BROKEN:
+            raise EnvironmentFault(
+                f"environment '{self._env_id}': {self._in_a_row} steps or resets in a row gave NaN or "
+                "infinity; repair it, or try it by hand with dipole_ray.envs.make.make_env"
+            )
+
+
+class ActingLoop:
+    """Steps the running episodes of a batch of environments together, and begins the next where one is over."""
+
+    def __init__(
+        self, envs: EnvBatch, act: Act, next_episode: Callable[[int], Episode | None], faults: Faults | None = None
+    ) -> None:
+        """Act in `envs`, none of which has an episode until `start`.
+
+        Args:
+            envs: The environments; they stay open.
+            act: Asked about the environments in which no action of a chunk is left.
+            next_episode: Returns what an environment plays next; None leaves it out from then on.
+            faults: Takes NaN and infinity from environments, whose episode then ends; None lets them pass.
+        """
+        self.envs, self._act, self._next_episode, self._faults = envs, act, next_episode, faults
+        self.episodes: dict[int, Episode] = {}
+        """The running episodes by environment."""
+        self._observations: dict[int, np.ndarray] = {}
+        self._taken: list[list[np.ndarray]] = [[] for _ in range(len(envs))]
+        """Actions since the reset: with its seed enough to live an episode again."""
+        self._planned: list[deque[np.ndarray]] = [deque() for _ in range(len(envs))]
+        """What is left of an environment's chunk."""
+
+    @property
+    def observations(self) -> np.ndarray:
+        """Where the running episodes stand, (n, O)."""
+        return np.stack([self._observations[i] for i in sorted(self.episodes)])
+
+    def start(self, indices: Iterable[int]) -> None:
+        """Begin the next episode in each of some environments, dropping the one that runs there."""
+        started = []
+        for i in indices:
+            episode = self._next_episode(i)
+            if episode is None:
+                self.episodes.pop(i, None)
+            else:
+                self.episodes[i] = episode
+                started.append(i)
+        self._reset(started)
+        broken = [i for i in started if not np.isfinite(self._observations[i]).all()]
+        if broken and self._faults is not None:
+            self._faults.note(len(broken))
+            self.start(broken)
+
+    def step(self) -> Steps:
+        """Take one step in every environment with a running episode."""
+        running = sorted(self.episodes)
+        steps = self._advance(running, self._actions(running))
+        if self._faults is not None:
+            self._faults.note(int(np.count_nonzero(steps.broken)))
+        self.start([i for i, is_done in zip(running, steps.done, strict=True) if is_done])
+        return steps
+
+    def state(self) -> tuple[dict[str, np.ndarray], list[int]]:
+        """Return arrays and seeds from which `load_state` continues exactly; every environment must have an episode."""
+        arrays = {"observations": self.observations}
+        for i in self.episodes:
+            arrays[f"actions_{i}"] = np.reshape(self._taken[i], (-1, self.envs.action_dim)).astype(np.float32)
+            if self._planned[i]:
+                arrays[f"planned_{i}"] = np.stack(self._planned[i])
+        return arrays, [self.episodes[i].seed for i in sorted(self.episodes)]
+
+    def load_state(self, arrays: Mapping[str, np.ndarray], seeds: Sequence[int]) -> None:
+        """Live the saved episodes again by their seeds and actions; a simulator that strays starts a new episode."""
+        for i, seed in enumerate(seeds):
+            self.episodes[i] = Episode(seed=seed)
+            self._reset([i])
+            for action in arrays[f"actions_{i}"]:
+                self._advance([i], action[None])
+            self._planned[i].extend(arrays.get(f"planned_{i}", ()))
+            if not np.array_equal(self._observations[i], arrays["observations"][i]):
+                logger.warning("environment %d did not repeat its episode exactly: a new episode begins there", i)
+                self.start([i])
+
+    def _reset(self, indices: list[int]) -> None:
+        """Take each environment to the start of its episode."""
+        first = self.envs.reset(indices, [self.episodes[i].seed for i in indices])
+        for i, observation in zip(indices, first, strict=True):
+            self._taken[i] = []
+            self._planned[i].clear()  # what is left of a chunk was planned for another episode
+            self._observations[i] = observation
+            self.episodes[i].begin(observation)
+
+    def _actions(self, running: list[int]) -> np.ndarray:
+        """Return the next action of each environment (n, A), asking for more where none is left."""
+        asked = [i for i in running if not self._planned[i]]
+        if asked:
+            answer = self._act(np.stack([self._observations[i] for i in asked]))
+            for i, chunk in zip(asked, answer if answer.ndim == 3 else answer[:, None], strict=True):
+                self._planned[i].extend(chunk)
+        return np.stack([self._planned[i].popleft() for i in running])
+
+    def _advance(self, running: list[int], actions: np.ndarray) -> Steps:
+        """Step some environments and tell their episodes."""
+        observations = np.stack([self._observations[i] for i in running])
+        next_observations, rewards, terminated, truncated, successes = self.envs.step(running, actions)
+        broken = np.zeros(len(running), bool)
+        if self._faults is not None:
+            broken = ~np.isfinite(rewards) | ~np.isfinite(next_observations).reshape(len(running), -1).all(axis=1)
+        episodes = [self.episodes[i] for i in running]
+        for row, i in enumerate(running):
+            self._taken[i].append(actions[row].copy())
+            self._observations[i] = next_observations[row]
+            episodes[row].take(float(rewards[row]), next_observations[row], float(successes[row]))
+        return Steps(
+            indices=running,
+            episodes=episodes,
+            observations=observations,
+            actions=actions,
+            rewards=rewards,
+            next_observations=next_observations,
+            terminated=terminated,
+            broken=broken,
+            done=terminated | truncated | broken,
+        )
