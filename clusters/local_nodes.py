@@ -24,7 +24,7 @@ NAMES = ("head", "worker1", "worker2")
 ACTORS = {
     "DIPOLEEnvRunner": "rollout worker",
     "WrappedExecutable": "learner",
-    "ReplayHost": "replay",
+    "Replay": "replay",
     "SweepTrial": "trial",
 }
 """What the processes of a run are called by Ray, and here."""

@@ -145,7 +145,11 @@ class Replay:
         """Transitions ever inserted, evicted ones included."""
         return 0 if self._ring is None else self._ring.ledger.env_steps
 
-    def insert(self, rows: Rows, *, worker: int, incarnation: int, sequence: int) -> int:
+    def sizes(self) -> dict[str, int]:
+        """Return how many offline and online transitions can be sampled now."""
+        return {"offline": self.num_offline, "online": self.num_online}
+
+    def insert(self, rows: Rows, worker: int, incarnation: int, sequence: int) -> int:
         """Add rows of whole trajectories or closed pieces to the online ring, all of them or none.
 
         Args:

@@ -15,6 +15,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from dipole_ray.columns import Schema
 from dipole_ray.envs.dm_suite import SuiteEnv
 from dipole_ray.envs.exorl.env import ExorlEnv
 from dipole_ray.envs.gl import disable_rendering_by_default, enable_rendering
@@ -55,11 +56,8 @@ class EnvConfig:
 class EnvDims:
     """What a policy and an evaluation need to know of an environment before it is built."""
 
-    observation_dim: int
-    """Length of the observation vector."""
-
-    action_dim: int
-    """Length of the action vector; each entry is in [-1, 1]."""
+    schema: Schema
+    """What observations and actions are; each number of an action is in [-1, 1]."""
 
     max_episode_steps: int
     """Steps after which an episode is truncated."""
@@ -69,6 +67,16 @@ class EnvDims:
 
     action_bounds: tuple[tuple[float, ...], tuple[float, ...]]
     """Least and greatest actions of the environment itself, which are -1 and 1 here."""
+
+    @property
+    def observation_dim(self) -> int:
+        """Length of the flat observation vector."""
+        return self.schema.observation_dim
+
+    @property
+    def action_dim(self) -> int:
+        """Length of the action vector."""
+        return self.schema.action_dim
 
 
 def make_env(config: EnvConfig | str, render: bool = False) -> StandardEnv:
@@ -113,8 +121,7 @@ def _dims(config: EnvConfig) -> EnvDims:
         limit = _step_limit(env)
         assert limit is not None
         return EnvDims(
-            observation_dim=env.observation_space.shape[0],
-            action_dim=env.action_space.shape[0],
+            schema=Schema(env.observation_space.shape[0], env.action_space.shape[0]),
             max_episode_steps=limit,
             has_success="success" in info,
             action_bounds=env.inner_action_bounds,

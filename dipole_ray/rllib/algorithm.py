@@ -24,6 +24,7 @@ from ray.tune.result import TRAINING_ITERATION
 from torch import Tensor
 
 from dipole_ray.checkpoint import Checkpoint, entries_of, read_checkpoint, write_checkpoint
+from dipole_ray.columns import require_fit
 from dipole_ray.data.limiter import UpdateLimiter
 from dipole_ray.envs.make import env_dims
 from dipole_ray.errors import CheckpointError, ConfigError
@@ -31,13 +32,14 @@ from dipole_ray.evaluation.table import score_of
 from dipole_ray.report import Row
 from dipole_ray.resume import guard_resume, version_differences, warn_of
 from dipole_ray.rllib.config import DIPOLEConfig
+from dipole_ray.rllib.experience import Experience
 from dipole_ray.rllib.fragment import FragmentReport
 from dipole_ray.rllib.learner import UpdateReport
 from dipole_ray.rllib.learner_client import LearnerClient, LearnerDied
 from dipole_ray.rllib.placement import SpreadEnvRunnerGroup, learner_resources, require_room, worker_resources
 from dipole_ray.rllib.privates import env_runner_groups_are
 from dipole_ray.rllib.recovery import AGENT_FILE, replace_learner
-from dipole_ray.rllib.replay_actor import ReplayClient, ReplaySpec
+from dipole_ray.rllib.replay_actor import ReplayClient
 from dipole_ray.rllib.rollouts import Rollouts
 
 ROLLOUT_FILE = "rollout"
@@ -79,7 +81,14 @@ class DIPOLE(Algorithm):
         self.restart_point: Path | None = None
         """The checkpoint, written or restored last, that a learner goes back to when its process dies."""
         self._with_learner(self._begin_learning)
-        self.rollouts = Rollouts(self.env_runner_group, self.config)
+        self.experience = self.make_experience(self.env_runner_group)
+
+    def make_experience(self, group: EnvRunnerGroup) -> Experience:
+        """Return the source of experience, environments stepped by the workers of `group`.
+
+        A subclass may bring another one: neither the loop nor replay and learner know the difference.
+        """
+        return Rollouts(group, self.config)
 
     def _begin_learning(self) -> None:
         """Give a learner with fresh networks what it needs before its first update, and publish its weights."""
@@ -120,12 +129,12 @@ class DIPOLE(Algorithm):
         return self._update(min(left, steps) if left > 0 else steps, publish=False) + self.learner.drain()
 
     def _online_iteration(self, fragments: list[FragmentReport]) -> list[UpdateReport]:
-        """Collect, insert, and submit the updates owed; the learner works while the next fragments are collected."""
+        """Gather, insert, and submit the updates owed; the learner works while the next fragments are collected."""
         if not self._limiter.updates_done and not self.env_steps:
             self.learner.publish()
         updates: list[UpdateReport] = []
         collected = 0
-        for report in self.rollouts.gather(lambda: self.learner.policy):
+        for report in self.experience.gather(lambda: self.learner.policy):
             fragments.append(report)
             if report.env_steps:
                 total = self.replay.insert(report.rows, report.worker, report.incarnation, report.sequence)
@@ -196,7 +205,7 @@ class DIPOLE(Algorithm):
             metrics["learner/restarts"] = float(self.learner_restarts)
             metrics["learner/lost_updates"] = float(self.lost_updates)
         if fragments:
-            busy_s = sum(report.busy_s for report in fragments) / max(1, self.rollouts.num_workers)
+            busy_s = sum(report.busy_s for report in fragments) / max(1, self.experience.num_workers)
             metrics["time/rollout_wait_fraction"] = max(0.0, 1.0 - busy_s / wall_s)
             metrics["time/env_steps_per_s"] = sum(report.env_steps for report in fragments) / wall_s
             metrics["rollout/policy_version"] = float(min(report.policy_version for report in fragments))
@@ -207,7 +216,7 @@ class DIPOLE(Algorithm):
                 {f"rollout/{name}": float(np.mean(values)) for name, values in self.recent.items() if values}
             )
             metrics["rollout/episodes"] = float(self.num_episodes)
-        metrics.update(self.rollouts.metrics())
+        metrics.update(self.experience.metrics())
         metrics.update({f"replay/{name}": float(count) for name, count in self.replay.sizes().items()})
         if self.env_steps:
             metrics["replay/updates_per_env_step"] = self._limiter.updates_done / self.env_steps
@@ -225,31 +234,28 @@ class DIPOLE(Algorithm):
 
     def _open_replay(self) -> ReplayClient:
         """Open the offline files and the online ring, in an actor when anything else is remote."""
-        dims = self._dims
         offline: tuple[str, ...] = ()
         if self.offline_data is not None:
             offline = self.offline_data.paths
-            schema = self.offline_data.schema
-            if (schema.observation_dim, schema.action_dim) != (dims.observation_dim, dims.action_dim):
-                raise ConfigError(
-                    f"{offline[0]} holds observations of {schema.observation_dim} and actions of {schema.action_dim} "
-                    f"numbers, environment '{self.config.env}' has {dims.observation_dim} and {dims.action_dim}: "
-                    "give the environment the data was collected in"
-                )
+            require_fit(
+                self.offline_data.schema,
+                self._dims.schema,
+                what=offline[0],
+                whom=f"environment '{self.config.env}'",
+                remedy="give the environment the data was collected in",
+                error=ConfigError,
+            )
         online = self.replay_directory / RING_FILE if self._training.online_env_steps else None
         replay = ReplayClient(
-            ReplaySpec(
-                observation_dim=dims.observation_dim,
-                action_dim=dims.action_dim,
-                offline=offline,
-                online=None if online is None else str(online),
-                capacity=self._capacity(dims.max_episode_steps) if online else 0,
-                n_step=self._agent.n_step,
-                discount=self._agent.discount,
-                offline_fraction=self._training.offline_fraction,
-                seed=self.config.seed or 0,
-            ),
             remote=self.config.num_env_runners > 0 or self.config.num_learners > 0,
+            schema=self._dims.schema,
+            offline=offline,
+            online=online,
+            capacity=self._capacity(self._dims.max_episode_steps) if online else 0,
+            n_step=self._agent.n_step,
+            discount=self._agent.discount,
+            offline_fraction=self._training.offline_fraction,
+            seed=self.config.seed or 0,
         )
         if self.offline_data is not None:
             self.offline_data.replay = replay
@@ -285,8 +291,7 @@ class DIPOLE(Algorithm):
         tensors = {AGENT_FILE: self._with_learner(self.learner.agent_state)}
         metadata: dict[str, Any] = {
             "algorithm": self.config.to_plain(),
-            "observation_dim": self._dims.observation_dim,
-            "action_dim": self._dims.action_dim,
+            **self._dims.schema.to_json(),
             "learner_steps": self.learner_steps,
             "env_steps": self.env_steps,
             "num_episodes": self.num_episodes,
@@ -298,8 +303,9 @@ class DIPOLE(Algorithm):
             "replay": self.replay.state(),
             "replay_directory": str(self.replay_directory),
         }
-        if not self.rollouts.is_remote:
-            tensors[ROLLOUT_FILE], metadata["rollout"] = self.env_runner_group.local_env_runner.rollout_state()
+        source = self.experience.state()
+        if source is not None:
+            tensors[ROLLOUT_FILE], metadata["rollout"] = source
         return tensors, metadata
 
     def restore_contents(self, checkpoint: Checkpoint) -> None:
@@ -320,13 +326,8 @@ class DIPOLE(Algorithm):
         self._adopt_ring(Path(metadata["replay_directory"]))
         self.replay.load_state(metadata["replay"])
         self.learner.continue_versions(int(metadata["policy_version"]))
-        runner = self.env_runner_group.local_env_runner
-        if self.rollouts.is_remote:
-            self.rollouts.begin_life(self.env_steps)
-        elif ROLLOUT_FILE in checkpoint.tensors:
-            runner.load_rollout_state(checkpoint.tensors[ROLLOUT_FILE], metadata["rollout"])
-        else:  # the checkpoint comes from remote workers
-            runner.begin_life(self.env_steps)
+        tensors = checkpoint.tensors.get(ROLLOUT_FILE)
+        self.experience.restore(None if tensors is None else (tensors, metadata["rollout"]), self.env_steps)
 
     def save_to_path(self, path: Any = None, **kwargs: Any) -> str:
         """Write a checkpoint into the folder `path` and return it."""
@@ -358,7 +359,7 @@ class DIPOLE(Algorithm):
     # ---- life cycle ----
 
     def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:
-        """Tell RLlib which workers came back; `Rollouts` brings them in, as waiting for one here would hold all up."""
+        """Tell RLlib which workers came back; the source brings them in, as waiting for one here would hold all up."""
         restored: list[int] = env_runner_group.probe_unhealthy_env_runners(timeout_seconds=0.0)
         return restored
 
@@ -366,8 +367,8 @@ class DIPOLE(Algorithm):
         """End every actor and close the replay's files."""
         if getattr(self, "replay", None) is not None:
             self.replay.close()
-        if getattr(self, "rollouts", None) is not None:
-            self.rollouts.workers.stop()
+        if getattr(self, "experience", None) is not None:
+            self.experience.stop()
         super().cleanup()
         with contextlib.suppress(OSError):  # outside Tune nothing but a ring is ever put into RLlib's own folder
             Path(self.logdir).rmdir()

@@ -13,7 +13,6 @@ from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 from dipole_ray.evaluation.cells import Cell, cell_key, cells_with_chosen, chosen_cell
 from dipole_ray.evaluation.play import CellResult
 from dipole_ray.evaluation.table import rows_of
-from dipole_ray.rllib.rollouts import Rollouts
 
 
 def evaluate_grid(algorithm: Algorithm, eval_group: EnvRunnerGroup | None) -> tuple[dict[str, Any], int, int]:
@@ -69,7 +68,7 @@ def play(
         on_result: Called with each result as it comes.
     """
     config = algorithm.config.evaluation_settings()
-    rollouts = algorithm.rollouts if eval_group is None else Rollouts(eval_group, algorithm.config)
+    source = algorithm.experience if eval_group is None else algorithm.make_experience(eval_group)
     algorithm.publish_weights()
     how = {
         "episodes": episodes,
@@ -80,7 +79,7 @@ def play(
     results: dict[Cell, CellResult] = {}
     # The slowest cells first (many candidates, least greedy): the workers then finish together.
     order = sorted(cells, key=lambda cell: (-cell.candidates, -1.0 if cell.omega is None else cell.omega))
-    for result in rollouts.evaluate(order, algorithm.learner.policy, **how):
+    for result in source.evaluate(order, algorithm.learner.policy, **how):
         results[result.cell] = result
         if on_result is not None:
             on_result(result)

@@ -9,8 +9,8 @@ import numpy as np
 import ray
 from ray.rllib.offline.offline_data import OfflineData
 
+from dipole_ray.columns import Schema, require_fit
 from dipole_ray.data.dataset import open_dataset
-from dipole_ray.data.schema import Schema
 from dipole_ray.errors import DatasetError
 
 
@@ -27,11 +27,8 @@ class ArrowOfflineData(OfflineData):
         datasets = [open_dataset(Path(path)) for path in self.paths]
         self.schema: Schema = datasets[0].schema
         for path, dataset in zip(self.paths, datasets, strict=True):
-            if dataset.schema != self.schema:
-                raise DatasetError(
-                    f"{path}: holds {dataset.schema}, {self.paths[0]} holds {self.schema}: "
-                    "datasets of one run must have the same dimensions"
-                )
+            remedy = "datasets of one run must have the same observations and actions"
+            require_fit(dataset.schema.as_seen, self.schema.as_seen, what=path, whom=self.paths[0], remedy=remedy)
         self.replay: Any = None
 
     def sample(self, num_samples: int, return_iterator: bool = False, num_shards: int = 0) -> dict[str, np.ndarray]:

@@ -20,6 +20,7 @@ from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from dipole_ray.evaluation.cells import Cell
 from dipole_ray.evaluation.play import CellResult
 from dipole_ray.rllib.env_runner import DIPOLEEnvRunner
+from dipole_ray.rllib.experience import SourceState
 from dipole_ray.rllib.fragment import FragmentReport, WorkerFailure
 from dipole_ray.rllib.learner_client import PublishedPolicy
 from dipole_ray.rllib.workers import Workers
@@ -31,7 +32,7 @@ SILENCE_S = 60.0
 
 
 class Rollouts:
-    """Collects fragments from, and spreads evaluation cells over, the workers of an RLlib EnvRunnerGroup."""
+    """Experience of stepped environments: fragments and evaluation cells of the workers of an RLlib EnvRunnerGroup."""
 
     def __init__(self, group: EnvRunnerGroup, config: AlgorithmConfig) -> None:
         self._group = group
@@ -61,24 +62,30 @@ class Rollouts:
             "rollout/failures": float(self.workers.num_failures),
         }
 
-    def begin_life(self, life: int) -> None:
-        """Start new episodes everywhere, with random numbers that no earlier part of the run had.
+    def state(self) -> SourceState | None:
+        """Return the running episodes of the training process; those of other workers are not kept."""
+        return None if self.is_remote else self._group.local_env_runner.rollout_state()
+
+    def restore(self, state: SourceState | None, life: int) -> None:
+        """Live the saved episodes again, or start new ones everywhere.
 
         What the workers collected before and nobody has taken yet is dropped.
-
-        Args:
-            life: Number of this part of the run, such as the environment steps before it.
         """
-        self.workers.tell(partial(_begin_life, life=life))
-        self._unread.pop(self._collect, None)
-        self._num_lives += 1
+        if self.is_remote:
+            self.workers.tell(partial(_begin_life, life=life))
+            self._unread.pop(self._collect, None)
+            self._num_lives += 1
+        elif state is not None:
+            self._group.local_env_runner.load_rollout_state(*state)
+        else:  # the checkpoint comes from remote workers
+            self._group.local_env_runner.begin_life(life)
+
+    def stop(self) -> None:
+        """Close the environments and end the workers."""
+        self.workers.stop()
 
     def gather(self, policy: Callable[[], PublishedPolicy]) -> Iterator[FragmentReport]:
-        """Yield fragments without end; remote workers go on collecting while one is being used.
-
-        Args:
-            policy: Returns what an idle worker acts with next.
-        """
+        """Yield fragments without end; remote workers go on collecting while one is being used."""
         if self.is_remote:
             yield from self._answers(self._collect, lambda: self._request(policy()))
         while True:
@@ -91,13 +98,7 @@ class Rollouts:
         policy: PublishedPolicy,
         **how: Any,
     ) -> Iterator[CellResult]:
-        """Yield the result of each cell as it is finished, not in order.
-
-        Args:
-            cells: Cells of the grid, each played by one worker.
-            policy: What is evaluated.
-            **how: `episodes`, `seed`, `num_envs`, `trajectories` of `evaluate_cell`.
-        """
+        """Yield the result of each cell, played by one worker, as it is finished."""
         how = {**how, "version": policy.version}
         if not self.is_remote:
             for cell in cells:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
-from dipole_ray import settings
+from dipole_ray import columns, settings
 from dipole_ray.checkpoint import Checkpoint
 from dipole_ray.config import RunConfig
 from dipole_ray.data.dataset import read_manifest
@@ -62,12 +62,7 @@ def prepare_datasets(configs: Iterable[RunConfig]) -> None:
 
 def require_fit(dataset: Path | None, env: EnvConfig) -> None:
     """Raise ConfigError unless the dataset's numbers are as many as the environment's."""
-    if dataset is None:
-        return
-    schema, dims = read_manifest(dataset).schema, env_dims(env)
-    if (schema.observation_dim, schema.action_dim) != (dims.observation_dim, dims.action_dim):
-        raise ConfigError(
-            f"{dataset} holds observations of {schema.observation_dim} and actions of {schema.action_dim} numbers, "
-            f"environment '{env.id}' has {dims.observation_dim} and {dims.action_dim}: set env.id to the environment "
-            "the data was collected in"
-        )
+    if dataset is not None:
+        remedy, whom = "set env.id to the environment the data was collected in", f"environment '{env.id}'"
+        found, expected = read_manifest(dataset).schema, env_dims(env).schema
+        columns.require_fit(found, expected, what=dataset, whom=whom, remedy=remedy, error=ConfigError)

@@ -84,7 +84,7 @@ def pid_of(actor: Any) -> int:
 
 def actor_pids() -> dict[str, list[int]]:
     """Return the process ids of all living actors of this Ray by kind: worker, learner, replay."""
-    kinds = {"DIPOLEEnvRunner": "worker", "DIPOLELearner": "learner", "ReplayHost": "replay"}
+    kinds = {"DIPOLEEnvRunner": "worker", "DIPOLELearner": "learner", "Replay": "replay"}
     found: dict[str, list[int]] = {}
     for actor in ray._private.state.actors().values():
         for class_name, kind in kinds.items():

@@ -31,7 +31,7 @@ from tests.chaos.point_env import Point
 INTERVAL_S = 5.0
 STEP_S = 0.02
 OBJECT_STORE_BYTES = 100_000_000
-ACTORS = {"_WrappedExecutable": "learner", "ReplayHost": "replay", "DIPOLEEnvRunner": "rollout worker"}
+ACTORS = {"_WrappedExecutable": "learner", "Replay": "replay", "DIPOLEEnvRunner": "rollout worker"}
 SETTINGS: dict[str, Any] = {
     "name": "soak",
     "env": {"id": "tests.chaos.soak:SlowPoint-v0"},

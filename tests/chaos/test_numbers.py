@@ -29,7 +29,7 @@ def test_nan_of_one_worker_of_four(faults: Path, measured: Measured) -> None:
         assert algorithm.env_steps < 20_000, "no NaN arrived"
         algorithm.train()
         dropped += algorithm.group_metrics["rollout/dropped_env_steps"]
-        healthy = max(healthy, algorithm.rollouts.num_workers)
+        healthy = max(healthy, algorithm.experience.num_workers)
     (faults / "nan").unlink()
     train_until(algorithm, lambda a: a.learner_steps > 50)
     rows = ring_rows(algorithm.replay_directory / "online.arrow")

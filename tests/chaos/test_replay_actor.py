@@ -16,7 +16,7 @@ import ray
 
 from dipole_ray import DIPOLE
 from dipole_ray.data.schema import Rows, Schema, close_trajectory
-from dipole_ray.rllib.replay_actor import ReplayClient, ReplaySpec
+from dipole_ray.rllib.replay_actor import ReplayClient
 from tests.chaos.conftest import Measured
 from tests.chaos.kit import assert_every_row_once, config, is_alive, kill, pid_of, train_until, wait_until
 
@@ -48,25 +48,14 @@ class Wide:
 
     def __init__(self, path: Path) -> None:
         self.path, self.inserted = path, 0
-        spec = ReplaySpec(
-            observation_dim=SCHEMA.observation_dim,
-            action_dim=SCHEMA.action_dim,
-            offline=(),
-            online=str(path),
-            capacity=CAPACITY,
-            n_step=1,
-            discount=0.99,
-            offline_fraction=None,
-            seed=0,
-        )
-        self.replay = ReplayClient(spec, remote=True)
+        self.replay = ReplayClient(schema=SCHEMA, online=path, capacity=CAPACITY, remote=True)
         table = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
         self.marks = table.column("sequence").to_numpy()
         self.rewards, self.remaining = table.column("rewards").to_numpy(), table.column("remaining").to_numpy()
 
     @property
     def pid(self) -> int:
-        return pid_of(self.replay._host)
+        return pid_of(self.replay._replay)
 
     def insert(self) -> None:
         total = self.replay.insert(ray.put(piece(self.inserted)), 0, 0, self.inserted)
@@ -184,7 +173,7 @@ def algorithm(cluster: None) -> Iterator[DIPOLE]:
 @contextmanager
 def killed_in(replay: ReplayClient, method: str, delay_s: float) -> Iterator[list[float]]:
     """Kill the replay's process `delay_s` after the driver next calls `method`; give the time of it."""
-    pid, died = pid_of(replay._host), []
+    pid, died = pid_of(replay._replay), []
 
     def arm() -> None:
         if not died:
@@ -207,7 +196,7 @@ def killed_in(replay: ReplayClient, method: str, delay_s: float) -> Iterator[lis
         patch.setattr(replay, "sample", sample)
         yield died
     assert died, f"{method} was never called"
-    wait_until(lambda: pid_of(replay._host) not in (0, pid), DEADLINE_S, "another process of the replay")
+    wait_until(lambda: pid_of(replay._replay) not in (0, pid), DEADLINE_S, "another process of the replay")
 
 
 def assert_nothing_is_missing(algorithm: DIPOLE) -> None:
@@ -239,9 +228,9 @@ def test_a_checkpoint_is_written_although_the_replay_dies_under_it(algorithm: DI
         with killed_in(algorithm.replay, "load_state", 0.001 * repeat):
             algorithm.restore_from_path(saved)
         assert algorithm.replay.sizes()["online"] == algorithm.env_steps == steps
-        kill(pid_of(algorithm.replay._host))
+        kill(pid_of(algorithm.replay._replay))
         assert algorithm.replay.sizes()["online"] == steps
         train_until(algorithm, lambda a, steps=steps: a.env_steps > steps)
-        kill(pid_of(algorithm.replay._host))
+        kill(pid_of(algorithm.replay._replay))
         train_until(algorithm, lambda a, now=algorithm.env_steps: a.env_steps > now)
         assert_nothing_is_missing(algorithm)

@@ -9,7 +9,8 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from dipole_ray.rllib.replay_actor import ReplayClient, ReplaySpec
+from dipole_ray.columns import Schema
+from dipole_ray.rllib.replay_actor import ReplayClient
 from tests.chaos.kit import kill, pid_of
 from tests.synthetic import random_trajectory
 
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.chaos
 
 
 def node_of(replay: ReplayClient) -> str:
-    return str(ray._private.state.actors(replay._host._actor_id.hex())["Address"]["NodeID"])
+    return str(ray._private.state.actors(replay._replay._actor_id.hex())["Address"]["NodeID"])
 
 
 @pytest.mark.usefixtures("ray_folder")
@@ -30,26 +31,13 @@ def test_the_replay_stays_with_its_file(tmp_path: Path) -> None:
     try:
         here = ray.get_runtime_context().get_node_id()
         replays = [
-            ReplayClient(
-                ReplaySpec(
-                    observation_dim=3,
-                    action_dim=2,
-                    offline=(),
-                    online=str(tmp_path / f"{number}.arrow"),
-                    capacity=100,
-                    n_step=1,
-                    discount=0.99,
-                    offline_fraction=None,
-                    seed=0,
-                ),
-                remote=True,
-            )
+            ReplayClient(schema=Schema(3, 2), online=tmp_path / f"{number}.arrow", capacity=100, remote=True)
             for number in range(5)
         ]
         assert [node_of(replay) for replay in replays] == [here] * 5
         last = replays[-1]
         last.insert(random_trajectory(np.random.default_rng(0), 10), 0, 0, 0)
-        kill(pid_of(last._host))
+        kill(pid_of(last._replay))
         assert last.sizes()["online"] == 10 and node_of(last) == here
     finally:
         ray.shutdown()

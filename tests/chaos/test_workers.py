@@ -177,7 +177,7 @@ def test_c1_killed_worker_is_replaced_and_nobody_waits_for_it(
 
         def is_back(algorithm: DIPOLE, victim: int = victim, start: float = start, lives: Any = lives) -> bool:
             new = {life for life, at in zip(inserts.senders, inserts.times, strict=True) if at > start} - lives
-            return any(worker == victim for worker, _ in new) and len(algorithm.rollouts.workers.usable()) == WORKERS
+            return any(worker == victim for worker, _ in new) and len(algorithm.experience.workers.usable()) == WORKERS
 
         lives |= {(w, i) for w, i, _ in patient.replay.state()["last_sequences"]}
         train_until(patient, partial(is_back, lives=lives), RECOVERED_WITHIN_S)
@@ -217,7 +217,7 @@ def provoke_stall(
     named_s = record.created - (faults / "stall.owner").stat().st_mtime
     assert record.levelno == logging.WARNING and "environment 'tests.chaos.point_env:Point-v0'" in record.message
     assert owner in pids
-    train_until(algorithm, lambda a: len(a.rollouts.workers.usable()) == WORKERS, RECOVERED_WITHIN_S)
+    train_until(algorithm, lambda a: len(a.experience.workers.usable()) == WORKERS, RECOVERED_WITHIN_S)
     assert owner not in {pid_of(handle(algorithm, worker)) for worker in range(1, WORKERS + 1)}
     for file in faults.iterdir():
         file.unlink()
@@ -261,11 +261,11 @@ def test_c3_again_with_a_short_deadline(
 def test_c3_long_work_of_many_steps_is_no_stall(strict: DIPOLE, faults: Path) -> None:
     """Every cell sleeps for twelve seconds, two milliseconds a step."""
     (faults / "slow").touch()
-    failures, start = strict.rollouts.workers.num_failures, time.monotonic()
+    failures, start = strict.experience.workers.num_failures, time.monotonic()
     cells = [Cell("guided", omega, 1) for omega in (0.0, 0.5, 1.0, 2.0)]
     results = play(strict, None, cells, episodes=120)
     assert [result.cell for result in results] == cells
-    assert time.monotonic() - start > 1.4 * STALL_S and strict.rollouts.workers.num_failures == failures
+    assert time.monotonic() - start > 1.4 * STALL_S and strict.experience.workers.num_failures == failures
 
 
 def test_c3_evaluation_outlives_a_stall(strict: DIPOLE, faults: Path) -> None:
@@ -286,7 +286,7 @@ def test_c2_crash_loop_is_slowed_down_and_ended(
     caplog: pytest.LogCaptureFixture,
     measured: Measured,
 ) -> None:
-    train_until(strict, lambda a: len(a.rollouts.workers.usable()) == WORKERS, RECOVERED_WITHIN_S)
+    train_until(strict, lambda a: len(a.experience.workers.usable()) == WORKERS, RECOVERED_WITHIN_S)
     inserts, begun = Inserts(strict, monkeypatch), time.monotonic()
     train_until(strict, lambda a: time.monotonic() > begun + 5.0)
     usual = inserts.rate(begun, time.monotonic())
@@ -294,7 +294,7 @@ def test_c2_crash_loop_is_slowed_down_and_ended(
     caplog.set_level(logging.INFO, "dipole_ray")
     (faults / "raise_on_reset").touch()
     start = time.monotonic()
-    train_until(strict, lambda a: a.rollouts.workers.num_retired == 1)
+    train_until(strict, lambda a: a.experience.workers.num_retired == 1)
     end = time.monotonic()
     failed = [record for record in caplog.records if "gripper is on fire" in record.message]
     assert [record.levelno for record in failed] == [logging.INFO] * (MAX_FAILURES - 1) + [logging.WARNING]
@@ -324,6 +324,6 @@ def test_c3_the_end_of_a_run_does_not_wait_for_a_stalled_worker(
     (faults / "stall").touch()
     train_until(strict, lambda a: (faults / "stall.owner").exists())
     start = time.monotonic()
-    strict.rollouts.workers.stop()
+    strict.experience.workers.stop()
     measured("C3", "end of a run with a stalled worker", time.monotonic() - start, "s", bar="<= 15 s")
     assert time.monotonic() - start < 30.0

@@ -134,11 +134,11 @@ def test_threads_are_not_oversubscribed(algorithm: DIPOLE) -> None:
 def test_fragments_do_not_pile_up_before_a_slow_learner(algorithm: DIPOLE) -> None:
     """Workers that outrun the learner wait for it: else memory grows, and rows come ever later to the replay."""
     algorithm.publish_weights()
-    fragments = algorithm.rollouts.gather(lambda: algorithm.learner.policy)
+    fragments = algorithm.experience.gather(lambda: algorithm.learner.policy)
     for _ in range(15):
         assert len(next(fragments).rows) > 0
         time.sleep(0.3)  # both workers answer meanwhile
-    assert len(algorithm.rollouts._unread[algorithm.rollouts._collect]) <= 3
+    assert len(algorithm.experience._unread[algorithm.experience._collect]) <= 3
 
 
 def test_restore_rolls_back_everything_and_the_workers_act_with_it(
