@@ -33,7 +33,7 @@ FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # Third-party imports that a room is limited to, and libraries that only some rooms may import.
 ALLOWED = {
     "agents": {"torch", "numpy", "safetensors"},
-    "data": {"numpy", "pyarrow", "h5py"},
+    "data": {"numpy", "pyarrow", "h5py", "requests", "urllib3"},
     "errors": set(),
     "columns": set(),
     "files": {"filelock"},
@@ -42,7 +42,7 @@ ALLOWED = {
     "tables": {"rich"},
     "provenance": set(),
 }
-HOMES = {"ray": {"parallel", "sweep", "rllib"}, "mlflow": {"mlflow_feed"}}
+HOMES = {"requests": {"data"}, "ray": {"parallel", "sweep", "rllib"}, "mlflow": {"mlflow_feed"}}
 LIGHT_FOR_AGENTS_AND_DATA = {"errors", "columns", "progress", "settings", "files"}
 
 HEAVY = ("torch", "ray", "mlflow", "mujoco", "gymnasium", "pyarrow", "numpy", "matplotlib")

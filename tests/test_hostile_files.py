@@ -25,8 +25,8 @@ from dipole_ray.agents.config import AgentConfig
 from dipole_ray.checkpoint import read_checkpoint, write_checkpoint
 from dipole_ray.cli import main
 from dipole_ray.config import RunConfig, load
+from dipole_ray.data.download.checks import read_record, record_path
 from dipole_ray.data.download.partial import Partial
-from dipole_ray.data.download.record import read_record, record_path
 from dipole_ray.envs.make import EnvConfig
 from dipole_ray.errors import CheckpointError, ConfigError, DatasetError, DipoleError
 from dipole_ray.evaluation.trajectories import read_trajectories

@@ -1,4 +1,7 @@
-"""What makes a downloaded file fit for use: its checksum, or, where nobody publishes one, a sound structure."""
+"""What makes a downloaded file fit for use: its checksum, or, where nobody publishes one, a sound structure.
+
+What a download found out stays in `NAME.json` beside the file: the checksum there holds for every later download.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,9 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path, PurePosixPath
 
 from dipole_ray.data.download.catalogue import Contents
@@ -16,6 +21,7 @@ from dipole_ray.data.download.request import TransferError, address, get
 from dipole_ray.data.sources.npz import MAX_EXPANSION, read_headers
 from dipole_ray.data.sources.ogbench import count_rows
 from dipole_ray.errors import DatasetError
+from dipole_ray.files.durable import read_json, write_json
 
 OnBytes = Callable[[int], None]
 """Called with the bytes read so far."""
@@ -52,6 +58,27 @@ def sha256_of(path: Path, on_bytes: OnBytes) -> str:
     return digest.hexdigest()
 
 
+def record_path(final: Path) -> Path:
+    """Return where the record of a downloaded file lies."""
+    return final.with_name(f"{final.name}.json")
+
+
+def read_record(final: Path) -> Checksum | None:
+    """Return the checksum that an earlier download recorded, if one did."""
+    try:
+        found = read_json(record_path(final))
+        sha256, origin = str(found["sha256"]), f"recorded in {record_path(final).name} on {found['date']}"
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return Checksum(sha256=sha256, origin=origin) if re.fullmatch(r"[0-9a-f]{64}", sha256) else None
+
+
+def write_record(final: Path, sha256: str, verified: str, url: str | None) -> None:
+    """Record a verified file's checksum, what the verification rests on and where the file came from."""
+    about = {"sha256": sha256, "verified": verified, "url": url, "date": date.today().isoformat()}
+    write_json(record_path(final), about)
+
+
 def published_checksum(base: str, path: str, timeout_s: float) -> Checksum | None:
     """Return the checksum that lies beside a file on its server, in `FILE.sha256` or `SHA256SUMS`; None = none there.
 
@@ -74,7 +101,7 @@ def published_checksum(base: str, path: str, timeout_s: float) -> Checksum | Non
 
 def _small_text(url: str, timeout_s: float) -> str:
     data, deadline = bytearray(), time.monotonic() + _MAX_SUMS_S
-    with get(url, timeout_s) as answer:
+    with closing(get(url, timeout_s)) as answer:
         for chunk in answer.chunks():
             data += chunk
             if len(data) > _MAX_SUMS_BYTES:

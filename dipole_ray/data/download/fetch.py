@@ -10,13 +10,22 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from dipole_ray.data.download.catalogue import RemoteFile
-from dipole_ray.data.download.checks import Checksum, WrongFile, check_structure, published_checksum, sha256_of
+from dipole_ray.data.download.checks import (
+    Checksum,
+    WrongFile,
+    check_structure,
+    published_checksum,
+    read_record,
+    record_path,
+    sha256_of,
+    write_record,
+)
 from dipole_ray.data.download.partial import Partial
-from dipole_ray.data.download.record import read_record, record_path, write_record
 from dipole_ray.data.download.request import TransferError, address, get, shown
 from dipole_ray.errors import DatasetError
 from dipole_ray.files.durable import commit_file, format_bytes
@@ -176,7 +185,7 @@ class _Transfer:
         self.is_joined = start > 0
         if self.partial.is_complete(url):
             return
-        with get(url, self.patience.timeout_s, start=start, validator=validator) as answer:
+        with closing(get(url, self.patience.timeout_s, start=start, validator=validator)) as answer:
             if answer.start == 0:
                 if start:
                     self.say(f"{shown(url)}: the file is another one now, or cannot be continued; starting over")

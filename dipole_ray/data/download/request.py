@@ -1,36 +1,35 @@
 """One HTTP request as downloads need it: http and https only, redirects watched, silence limited, no secret shown.
 
-The standard library is enough: `urllib.request` brings proxies and certificate checks, `http.client` a timeout on every
-single receive. Redirects are followed by hand, so that none leaves http(s), https or the credentials' own host.
+`requests` brings proxies, certificate checks, redirects and a timeout on every single receive; what it leaves open is
+closed here: redirects stay on http(s) and https, and their bodies, which may never end, are not read.
+Retries are `fetch`'s: urllib3's know nothing of a body that broke in the middle and is continued there.
 """
 
 from __future__ import annotations
 
-import base64
 import http.client
 import re
 import socket
 import ssl
-import string
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from email.message import Message
 from email.utils import parsedate_to_datetime
-from types import TracebackType
 from typing import Any
-from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit, urlunsplit
+from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
+
+import requests
+from urllib3.exceptions import HTTPError
 
 from dipole_ray.errors import DatasetError
 
 MAX_REDIRECTS = 5
 MAX_RETRY_AFTER_S = 30.0
 _CHUNK_BYTES = 1 << 18
-_REDIRECTS = (301, 302, 303, 307, 308)
 _PASSING = (408, 425, 429)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
+_BROKEN = (OSError, HTTPError, http.client.HTTPException, ValueError)
+"""What comes of a bad address, host or connection; all of requests' own errors are OSErrors."""
 
 
 class TransferError(DatasetError):
@@ -46,9 +45,9 @@ class TransferError(DatasetError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
-    """A server's answer, whose body is still to be read; a context manager that closes the connection."""
+    """A server's answer, whose body is still to be read."""
 
-    response: Any
+    response: requests.Response
     start: int
     """The offset in the file at which the body begins."""
     total: int | None
@@ -59,12 +58,8 @@ class Answer:
     """The checksum of the file, where the server names it in its headers, as Hugging Face does for large files."""
     timeout_s: float
 
-    def __enter__(self) -> Answer:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """End the connection."""
         self.response.close()
 
     def chunks(self) -> Iterator[bytes]:
@@ -73,11 +68,12 @@ class Answer:
         Raises:
             TransferError: If the connection breaks, falls silent for `timeout_s`, or ends before the file does.
         """
-        position = self.start
+        position, body = self.start, self.response.raw
+        body.enforce_content_length = False  # what is short is said below, with what has come
         while True:
             try:
-                chunk = self.response.read1(_CHUNK_BYTES)
-            except (OSError, http.client.HTTPException) as error:
+                chunk = body.read1(_CHUNK_BYTES, decode_content=False)
+            except _BROKEN as error:
                 raise _broken(error, self.timeout_s) from error
             if not chunk:
                 break
@@ -114,69 +110,56 @@ def get(url: str, timeout_s: float, *, start: int = 0, validator: str | None = N
         else:
             if answer.start == 0 or (answer.start == start and _is_version(answer.response.headers, validator)):
                 return answer
-            answer.response.close()
+            answer.close()
     answer = _ask(url, timeout_s, {})
     if answer.start:
-        answer.response.close()
+        answer.close()
         raise TransferError("sent a part of the file although all of it was asked for", retry=False)
     return answer
 
 
-def _ask(url: str, timeout_s: float, headers: dict[str, str]) -> Answer:
+class _Session(requests.Session):
+    """Follows redirects, which keep the credentials of an address on its own origin, but not everywhere."""
+
+    def get_redirect_target(self, resp: requests.Response) -> str | None:
+        """Return where an answer redirects to.
+
+        Raises:
+            TransferError: We do not go there.
+        """
+        location: str | None = super().get_redirect_target(resp)
+        if location is not None:
+            resp.close()  # or its body would be read to the end, which may never come
+            _check_redirect(resp.url, location)
+        return location
+
+
+def _ask(url: str, timeout_s: float, headers: Mapping[str, str]) -> Answer:
     """Send one request and follow its redirects."""
-    sha256 = None
-    for _ in range(MAX_REDIRECTS + 1):
-        try:
-            response = _opener().open(_request(url, headers), timeout=timeout_s)
-        except urllib.error.HTTPError as error:
-            with error:
-                sha256 = sha256 or _linked_sha256(error.headers)
-                location = error.headers.get("Location")
-                if error.code not in _REDIRECTS or not location:
-                    raise _refused(error) from None
-            url = _redirected(url, location)
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            raise _broken(error, timeout_s) from error
-        else:
-            return _answer(response, sha256 or _linked_sha256(response.headers), timeout_s)
-    raise TransferError(f"redirected more than {MAX_REDIRECTS} times", retry=False)
-
-
-def _opener() -> urllib.request.OpenerDirector:
-    """Return an opener that knows http, https and the environment's proxies, and follows nothing by itself."""
-    opener = urllib.request.OpenerDirector()
-    opener.addheaders = [("User-Agent", "dipole_ray")]
-    for handler in (
-        urllib.request.ProxyHandler(),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(),
-        urllib.request.HTTPErrorProcessor(),
-        urllib.request.HTTPDefaultErrorHandler(),
-        urllib.request.UnknownHandler(),
-    ):
-        opener.add_handler(handler)
-    return opener
-
-
-def _request(url: str, headers: dict[str, str]) -> urllib.request.Request:
-    """Return a request whose user and password are in a header, not in the address."""
+    authorities = ssl.get_default_verify_paths()  # the system's, as SSL_CERT_FILE names them, rather than certifi's
     parts = urlsplit(url)
-    request = urllib.request.Request(urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])))
-    for name, value in headers.items():
-        request.add_header(name, value)
-    if parts.username is not None:
-        secret = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
-        request.add_header("Authorization", f"Basic {base64.b64encode(secret).decode()}")
-    return request
+    with _Session() as session:
+        session.max_redirects = MAX_REDIRECTS
+        session.headers = {"User-Agent": "dipole_ray", "Accept-Encoding": "identity", **headers}
+        # A step that adds nothing, where there are no credentials: else requests looks for some in ~/.netrc.
+        session.auth = lambda request: request
+        if parts.username is not None:
+            session.auth = unquote(parts.username).encode(), unquote(parts.password or "").encode()
+        try:
+            verify = authorities.cafile or authorities.capath or True
+            response = session.get(url, timeout=timeout_s, stream=True, verify=verify)
+        except requests.TooManyRedirects:
+            raise TransferError(f"redirected more than {MAX_REDIRECTS} times", retry=False) from None
+        except _BROKEN as error:
+            raise _broken(error, timeout_s) from error
+    return _answer(response, timeout_s)
 
 
-def _redirected(url: str, location: str) -> str:
-    """Return where a redirect leads; the credentials of `url` go along only to the same origin."""
-    here = urlsplit(url)
-    bare = urlunsplit(here._replace(netloc=here.netloc.rpartition("@")[2]))
+def _check_redirect(url: str, location: str) -> None:
+    """Refuse to go where a download may not be redirected to."""
     target = location
     try:
-        target = quote(urljoin(bare, location), safe=string.punctuation)
+        target = urljoin(url, location)
         there = urlsplit(target)
         is_http = there.scheme in ("http", "https") and bool(there.hostname) and there.port != 0
     except ValueError:
@@ -185,89 +168,94 @@ def _redirected(url: str, location: str) -> str:
         scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]*(?=:)", target)
         kind = f"a {scheme[0]}: address" if scheme and scheme[0] not in ("http", "https") else "no valid address"
         raise TransferError(f"redirects to {kind}, not followed", retry=False)
-    if here.scheme == "https" and there.scheme == "http":
+    if urlsplit(url).scheme == "https" and there.scheme == "http":
         raise TransferError("redirects from https to plain http, not followed", retry=False)
-    if here.username is not None and there.username is None and _origin(here) == _origin(there):
-        return urlunsplit(there._replace(netloc=here.netloc))
-    return target
 
 
-def _origin(parts: SplitResult) -> tuple[str, str | None, int | None]:
-    return parts.scheme, parts.hostname, parts.port
-
-
-def _answer(response: Any, sha256: str | None, timeout_s: float) -> Answer:
-    """Read what the headers of a good answer say."""
-    headers, start, total = response.headers, 0, response.length
+def _answer(response: requests.Response, timeout_s: float) -> Answer:
+    """Read what the headers of an answer say, and refuse one that brings no file."""
+    headers, start, total = response.headers, 0, response.raw.length_remaining
     encoding = headers.get("Content-Encoding", "identity")
-    if response.status not in (200, 206) or encoding != "identity":
+    if response.status_code not in (200, 206) or encoding != "identity":
         response.close()
-        what = f"HTTP {response.status}" if encoding == "identity" else f"content encoded as '{encoding}'"
-        raise TransferError(f"answered with {what}, not with the file", retry=False)
-    if response.status == 206:
+        raise _refused(response, encoding)
+    if response.status_code == 206:
         found = _RANGE.fullmatch(headers.get("Content-Range", ""))
         start = int(found[1]) if found else -1
         total = int(found[2]) if found and found[2] != "*" else None
+    sums = [_linked_sha256(step.headers) for step in (*response.history, response)]
     return Answer(
         response=response,
         start=start,
         total=total,
         validator=_validator(headers),
-        sha256=sha256,
+        sha256=next(filter(None, sums), None),
         timeout_s=timeout_s,
     )
 
 
-def _validator(headers: Message) -> str | None:
+def _validator(headers: Mapping[str, str]) -> str | None:
     """Return what may stand in `If-Range` (RFC 9110, 13.1.5): a strong ETag, or a date that no later change shares."""
     etag = headers.get("ETag")
     if etag is not None:
         return etag if etag.startswith('"') else None
     try:
         age = parsedate_to_datetime(headers["Date"]) - parsedate_to_datetime(headers["Last-Modified"])
-        return str(headers["Last-Modified"]) if age.total_seconds() >= 1 else None
-    except (TypeError, ValueError):
+        return headers["Last-Modified"] if age.total_seconds() >= 1 else None
+    except (KeyError, TypeError, ValueError):
         return None
 
 
-def _is_version(headers: Message, validator: str) -> bool:
+def _is_version(headers: Mapping[str, str], validator: str) -> bool:
     """Whether a part belongs to the version that was asked for; a server may have ignored `If-Range`."""
     name = "ETag" if validator.startswith('"') else "Last-Modified"
     return headers.get(name, validator if name == "Last-Modified" else None) == validator
 
 
-def _linked_sha256(headers: Message) -> str | None:
+def _linked_sha256(headers: Mapping[str, str]) -> str | None:
     """Return the SHA-256 that Hugging Face names for a large file, in the answer that redirects to its store."""
     found = _SHA256.fullmatch(headers.get("X-Linked-ETag", "").strip('"'))
     return found[0] if found else None
 
 
-def _refused(error: urllib.error.HTTPError) -> TransferError:
-    """Return a refusal by status; some are passing, and may say for how long."""
-    passing = error.code >= 500 or error.code in _PASSING
-    what, after_s = f"HTTP {error.code} {http.client.responses.get(error.code, '')}".rstrip(), None
-    asked = error.headers.get("Retry-After", "")
+def _refused(response: requests.Response, encoding: str) -> TransferError:
+    """Return why an answer is not the file; some refusals are passing, and may say for how long."""
+    status = response.status_code
+    if encoding != "identity" and status < 400:
+        return TransferError(f"answered with content encoded as '{encoding}', not with the file", retry=False)
+    if status < 400:
+        return TransferError(f"answered with HTTP {status}, not with the file", retry=False)
+    passing = status >= 500 or status in _PASSING
+    what, after_s = f"HTTP {status} {http.client.responses.get(status, '')}".rstrip(), None
+    asked = response.headers.get("Retry-After", "")
     if passing and asked.isdecimal():
         after_s = float(asked)
         if after_s > MAX_RETRY_AFTER_S:
-            return TransferError(f"{what}, to be asked again in {asked} s", retry=False, status=error.code)
-    return TransferError(what, retry=passing, status=error.code, after_s=after_s)
+            return TransferError(f"{what}, to be asked again in {asked} s", retry=False, status=status)
+    return TransferError(what, retry=passing, status=status, after_s=after_s)
 
 
-def _broken(error: Exception, timeout_s: float) -> TransferError:
+def _broken(error: BaseException, timeout_s: float) -> TransferError:
     """Return what a failed connection means, in words that name no address."""
-    reason = error.reason if isinstance(error, urllib.error.URLError) else error
-    if isinstance(reason, TimeoutError):
+    causes = [error]  # requests wraps an error of urllib3's, which wraps one of the system's
+    for one in causes:
+        causes += [more for more in (one.__cause__, one.__context__) if more is not None and more not in causes]
+
+    def caused_by(*kinds: type[BaseException]) -> Any:
+        return next((cause for cause in causes if isinstance(cause, kinds)), None)
+
+    if caused_by(TimeoutError):
         return TransferError(f"sent nothing for {timeout_s:g} s", retry=True, is_stall=True)
-    if isinstance(reason, ssl.SSLCertVerificationError):
-        what = f"its certificate is not accepted ({reason.verify_message}); SSL_CERT_FILE names other authorities"
+    if certificate := caused_by(ssl.SSLCertVerificationError):
+        what = f"its certificate is not accepted ({certificate.verify_message}); SSL_CERT_FILE names other authorities"
         return TransferError(what, retry=False)
-    if isinstance(reason, socket.gaierror):
+    if caused_by(socket.gaierror):
         return TransferError("its name cannot be resolved", retry=True)
-    if isinstance(reason, ConnectionRefusedError):
+    if caused_by(ConnectionRefusedError):
         return TransferError("refused the connection", retry=True)
-    if isinstance(reason, (ConnectionError, http.client.IncompleteRead)):
+    if caused_by(ConnectionError, http.client.IncompleteRead):
         return TransferError("broke the connection", retry=True)
-    if isinstance(reason, OSError):
-        return TransferError(f"cannot be reached ({reason.strerror or type(reason).__name__})", retry=True)
-    return TransferError(f"broke the rules of HTTP ({type(reason).__name__})", retry=True)
+    for cause in causes:
+        if isinstance(cause, OSError) and not isinstance(cause, requests.RequestException):
+            return TransferError(f"cannot be reached ({cause.strerror or type(cause).__name__})", retry=True)
+    return TransferError(f"broke the rules of HTTP ({type(causes[-1]).__name__})", retry=True)
