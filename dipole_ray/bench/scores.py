@@ -22,23 +22,19 @@ from dipole_ray.bench.config import MethodConfig, SuiteConfig, TaskConfig
 from dipole_ray.bench.result import DIVERGED
 
 PHASES = ("offline", "online")
-Choice = Literal["named", "tuned"]
-CHOICES: tuple[Choice, ...] = ("named", "tuned")
 
 
 @dataclass(frozen=True, slots=True)
 class Way:
     """A way of acting, up to omega."""
 
-    choice: Choice
+    choice: Literal["named", "tuned"]
     """How omega is chosen."""
     candidates: int | None
     """Actions sampled per step; 1 is without rejection sampling, None is each method's own number."""
 
     def __str__(self) -> str:
-        count = f"{self.candidates} candidate{'s' * (self.candidates != 1)}"
-        if self.candidates is None:
-            count = "own candidates"
+        count = f"{self.candidates or 'own'} candidate{'s' * (self.candidates != 1)}"
         return count if self.choice == "named" else f"tuned omega, {count}"
 
 
@@ -71,10 +67,11 @@ class Scores:
 
     def is_baseline(self, method: str, way: Way, tasks: Sequence[str]) -> bool:
         """Return whether a method, acting in this way, is the baseline itself: the same cells of the same runs."""
-        if self.trained(method) != self.trained(self.baseline):
-            return False
-        sides = [[self.named_key(task, name, way.candidates) for task in tasks] for name in (method, self.baseline)]
-        return sides[0] == sides[1]
+        places = [
+            (self.trained(name), *(self.named_key(task, name, way.candidates) for task in tasks))
+            for name in (method, self.baseline)
+        ]
+        return places[0] == places[1]
 
     def label(self, method: str) -> str:
         """Return what a method is called in tables."""
@@ -105,12 +102,17 @@ class Scores:
         """Return the ways of acting that a method shows, by key, in the order of their candidates and omega."""
         shown, omega = self.methods[method].candidates, self.methods[method].omega
         cells = {key: cell for run in self.results(task, method).values() for key, cell in run["cells"].items()}
-        kept = [
-            (key, cell)
-            for key, cell in cells.items()
-            if (not shown or cell["candidates"] in shown) and omega in (None, cell["omega"])
-        ]
-        return dict(sorted(kept, key=lambda item: (item[1]["candidates"], item[1]["omega"] or 0.0)))
+
+        def is_kept(cell: Mapping[str, Any]) -> bool:
+            return (not shown or cell["candidates"] in shown) and omega in (None, cell["omega"])
+
+        ordered = sorted(cells.items(), key=lambda item: (item[1]["candidates"], item[1]["omega"] or 0.0))
+        return {key: cell for key, cell in ordered if is_kept(cell)}
+
+    def own_cell(self, task: str, method: str) -> Mapping[str, Any] | None:
+        """Return the cell that was named before the run, for a method that has one."""
+        runs = self.results(task, method).values()
+        return next((run["cells"][run["chosen"]] for run in runs), None)
 
     def candidates(self) -> list[int]:
         """Return the numbers of candidates that anything was evaluated with."""
@@ -118,11 +120,10 @@ class Scores:
 
     def own_candidates(self, task: str, method: str) -> int | None:
         """Return the number of candidates that a method acts with by itself; the most that it shows, if not that."""
-        shown = {cell["candidates"] for cell in self.cells(task, method).values()}
-        for run in self.results(task, method).values():
-            own: int = run["cells"][run["chosen"]]["candidates"]
-            return own if own in shown or not shown else max(shown)
-        return None
+        own, shown = self.own_cell(task, method), {cell["candidates"] for cell in self.cells(task, method).values()}
+        if own is None:
+            return None
+        return int(own["candidates"] if own["candidates"] in shown or not shown else max(shown))
 
     def omegas(self, task: str, method: str, candidates: int) -> dict[float, str]:
         """Return the keys of the guided cells with so many candidates, by omega."""
@@ -133,14 +134,13 @@ class Scores:
 
     def named_key(self, task: str, method: str, candidates: int | None) -> str | None:
         """Return the cell of the omega named beforehand with so many candidates, None where it was not evaluated."""
+        own, omega = self.own_cell(task, method), self.methods[method].omega
+        if own is None:
+            return None
         candidates = self.own_candidates(task, method) if candidates is None else candidates
-        for run in self.results(task, method).values():
-            own, omega = run["cells"][run["chosen"]], self.methods[method].omega
-            named = (own["policy"], own["omega"] if omega is None else omega, candidates)
-            for key, cell in self.cells(task, method).items():
-                if (cell["policy"], cell["omega"], cell["candidates"]) == named:
-                    return key
-        return None
+        named = own["policy"], own["omega"] if omega is None else omega, candidates
+        cells = self.cells(task, method).items()
+        return next((k for k, cell in cells if (cell["policy"], cell["omega"], cell["candidates"]) == named), None)
 
     # ---- scores ----
 
@@ -248,7 +248,8 @@ class Scores:
 
     def ways(self) -> list[Way]:
         """Return the ways of acting that any method has scores for: named omega first, then tuned."""
-        ways = [Way(choice, count) for choice in CHOICES for count in self.candidates()]
+        counts = self.candidates()
+        ways = [*(Way("named", count) for count in counts), *(Way("tuned", count) for count in counts)]
         places = [(*pair, phase) for pair in self.pairs() for phase in PHASES]
         return [way for way in ways if any(self.by_seed(task, name, way, phase) for task, name, phase in places)]
 

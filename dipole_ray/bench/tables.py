@@ -188,10 +188,9 @@ def _named_omega(scores: Scores, task: str, method: str) -> str:
     shown = scores.methods[method].omega
     if shown is not None:
         return f"{shown:g}"
-    for run in scores.results(task, method).values():
-        cell = run["cells"][run["chosen"]]
-        if len(scores.omegas(task, method, cell["candidates"])) > 1 or cell["omega"]:
-            return f"{cell['omega']:g}"
+    own = scores.own_cell(task, method)
+    if own is not None and (len(scores.omegas(task, method, own["candidates"])) > 1 or own["omega"]):
+        return f"{own['omega']:g}"
     return DASH
 
 
