@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,9 +69,7 @@ class Checkpoint:
     """What a verified checkpoint holds."""
 
     path: Path
-    """Its folder."""
     learner_steps: int
-    """Updates done when it was written."""
     tensors: dict[str, dict[str, Tensor]]
     """Flat tensors by file name without suffix, on the CPU, not shared with anything."""
     metadata: dict[str, Any]
@@ -105,18 +103,18 @@ def write_checkpoint(
     writing = directory / f"{_WRITING}{name}-{os.getpid()}"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(directory, (_WRITING, _REMOVING))
+        _remove(directory, _WRITING, _REMOVING)
         writing.mkdir()
         _fill(writing, learner_steps, tensors, metadata)
         final = directory / name
         replaced = directory / f"{_REPLACED}{name}"
         if final.exists():
             # Until the next rename, `newest_valid` finds the old checkpoint under this second name.
-            _remove_leftovers(directory, (_REPLACED,))
+            _remove(directory, _REPLACED)
             final.rename(replaced)
         writing.rename(final)
         sync(directory)
-        _remove_leftovers(directory, (_REPLACED,))
+        _remove(directory, _REPLACED)
     except OSError as error:
         raise CheckpointError(
             f"checkpoint {directory / name}: could not be written ({error.strerror or error}); earlier checkpoints are "
@@ -173,32 +171,22 @@ def entries_of(checkpoint: Checkpoint) -> Iterator[None]:
         ) from error
 
 
-def verify_checkpoint(path: Path) -> None:
-    """Check every file of a checkpoint against its checksum.
-
-    Raises:
-        CheckpointError: Names the first file that is missing or damaged.
-    """
-    for name, record in _read_state(path)["files"].items():
-        _read_verified(path, name, record)
-
-
 def newest_valid(directory: Path, *, not_after: int | None = None) -> Path | None:
     """Return the newest checkpoint that is whole, or None; damaged ones are passed over with a warning each.
 
     Args:
         directory: Folder of the checkpoints.
-        not_after: Leave out checkpoints of more learner steps than this.
+        not_after: Learner steps beyond which checkpoints do not count.
     """
     for path in _checkpoints(directory):
-        if not_after is not None and steps_of(path) > not_after:
-            continue
-        try:
-            verify_checkpoint(path)
-        except CheckpointError as error:
-            _log.warning("passed over: %s", error)
-            continue
-        return path
+        if not_after is None or steps_of(path) <= not_after:
+            try:
+                for name, record in _read_state(path)["files"].items():
+                    _read_verified(path, name, record)
+            except CheckpointError as error:
+                _log.warning("passed over: %s", error)
+            else:
+                return path
     return None
 
 
@@ -215,13 +203,14 @@ def prune(newest: Path, keep: int) -> list[Path]:
     Raises:
         CheckpointError: One could not be removed.
     """
-    kept = [path for path in _checkpoints(newest.parent) if steps_of(path) <= steps_of(newest)][:keep]
-    removed = [path for path in _checkpoints(newest.parent) if path not in kept]
+    found = _checkpoints(newest.parent)
+    kept = [path for path in found if steps_of(path) <= steps_of(newest)][:keep]
+    removed = [path for path in found if path not in kept]
     try:
         for path in removed:
             # Renamed first, so that a kill in the middle leaves no half-removed folder that looks like a checkpoint.
             path.rename(path.with_name(f"{_REMOVING}{steps_of(path):09d}"))
-            _remove_leftovers(newest.parent, (_REMOVING,))
+            _remove(newest.parent, _REMOVING)
     except OSError as error:
         raise CheckpointError(f"{newest.parent}: old checkpoints could not be removed ({error.strerror})") from error
     return removed
@@ -251,7 +240,7 @@ def _fill(
         # Clones, because safetensors refuses tensors that share memory, as tied weights and views do.
         plain = {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in flat.items()}
         data = safetensors.torch.save(plain)
-        _write_synced(folder / f"{name}.safetensors", data)
+        _write(folder / f"{name}.safetensors", data)
         files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     body = {
         "format": FORMAT,
@@ -261,8 +250,7 @@ def _fill(
         "files": files,
         "metadata": dict(metadata),
     }
-    text = json.dumps({**body, "checksum": _checksum(body)}, indent=1)
-    _write_synced(folder / STATE_FILE, text.encode())
+    _write(folder / STATE_FILE, json.dumps({**body, "checksum": _checksum(body)}, indent=1).encode())
     sync(folder)
 
 
@@ -282,21 +270,15 @@ def _read_state(path: Path) -> dict[str, Any]:
         )
     if state.pop("checksum", None) != _checksum(state):
         raise _damaged(file, "its content does not match its checksum")
-    layout: dict[str, Callable[[Any], bool]] = {
-        "learner_steps": lambda value: isinstance(value, int) and not isinstance(value, bool),
-        "versions": lambda value: isinstance(value, dict),
-        "metadata": lambda value: isinstance(value, dict),
-        "files": _is_file_table,
-    }
-    for key, fits in layout.items():
-        if not fits(state.get(key)):
+    for key, kind in {"learner_steps": int, "versions": dict, "metadata": dict, "files": dict}.items():
+        if type(state.get(key)) is not kind or (key == "files" and not _is_file_table(state[key])):
             raise _damaged(file, f"'{key}' is missing or of the wrong form")
     return state
 
 
-def _is_file_table(table: Any) -> bool:
+def _is_file_table(table: Mapping[str, Any]) -> bool:
     """Return whether `table` maps plain file names, none of which leaves the folder, to lengths and checksums."""
-    return isinstance(table, dict) and all(
+    return all(
         _FILE_NAME.fullmatch(name)
         and isinstance(record, dict)
         and isinstance(record.get("bytes"), int)
@@ -340,15 +322,13 @@ def _checksum(body: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def _write_synced(file: Path, data: bytes) -> None:
+def _write(file: Path, data: bytes) -> None:
     """Write a new file and wait until the disk has it."""
-    with file.open("xb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
+    file.write_bytes(data)
+    sync(file)
 
 
-def _remove_leftovers(directory: Path, prefixes: tuple[str, ...]) -> None:
+def _remove(directory: Path, *prefixes: str) -> None:
     """Remove the working folders with these prefixes."""
     for path in directory.iterdir():
         if path.name.startswith(prefixes):

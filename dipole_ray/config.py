@@ -7,8 +7,6 @@ Precedence: defaults < preset < YAML file < `key=value` on the command line.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +19,7 @@ from dipole_ray.checkpoint import CheckpointConfig
 from dipole_ray.envs.make import EnvConfig
 from dipole_ray.errors import ConfigError
 from dipole_ray.evaluation.cells import EvalConfig
+from dipole_ray.provenance import digest
 from dipole_ray.tracking import TrackingConfig
 
 PRESETS = Path(__file__).resolve().parent / "tune_configs"
@@ -220,8 +219,7 @@ class RunConfig:
 
     def digest(self) -> str:
         """Return 12 hex digits that differ between any two different configs."""
-        text = json.dumps(self.to_mapping(), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        return digest(self.to_mapping(), digits=12)
 
 
 def require_equal_shares(batch_size: int, num_learners: int) -> None:

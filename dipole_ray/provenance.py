@@ -1,12 +1,15 @@
-"""Where a result comes from: the versions of the packages that matter and the commit of the code."""
+"""Where a result comes from: versions of the packages that matter, the commit of the code, the digest of a config."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import platform
 import subprocess
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 PACKAGES = ("torch", "ray", "numpy", "pyarrow", "gymnasium", "mujoco", "dm_control", "ogbench", "mlflow", "safetensors")
 
@@ -45,3 +48,8 @@ def _git(folder: Path, *arguments: str) -> str:
         ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=10
     )
     return done.stdout.strip()
+
+
+def digest(plain: Any, digits: int = 8) -> str:
+    """Return the first hex digits of the SHA-256 of plain values, whatever the order of their keys."""
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:digits]

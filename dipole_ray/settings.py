@@ -43,6 +43,10 @@ class FieldDoc:
     text: str
     """The explanation that stands under the field in its class."""
 
+    def __str__(self) -> str:
+        """Return the two lines of `--help-config`."""
+        return f"{self.key}: {self.type} = {self.default}\n    {self.text}"
+
 
 class Tagged(type):
     """Metaclass of a section that has several classes: `tag`, the dotted key of a setting, chooses among them.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +9,7 @@ from dipole_ray.config import RunConfig
 from dipole_ray.data.dataset import read_manifest
 from dipole_ray.errors import ConfigError
 from dipole_ray.prepare import find_dataset
+from dipole_ray.provenance import digest
 from dipole_ray.runs.build import data_key
 
 
@@ -20,8 +19,8 @@ def data_of(config: RunConfig) -> str | None:
     if folder is None:
         return None
     manifest = read_manifest(folder)
-    content = json.dumps([[entry.rows, entry.crc32] for entry in manifest.files])
-    return f"{manifest.num_transitions} transitions, {hashlib.sha256(content.encode()).hexdigest()[:12]}"
+    content = digest([[entry.rows, entry.crc32] for entry in manifest.files], digits=12)
+    return f"{manifest.num_transitions} transitions, {content}"
 
 
 def require_same_data(

@@ -7,12 +7,10 @@ setting makes another run and never passes for the old one.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import traceback
-from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -25,12 +23,11 @@ from dipole_ray.errors import ConfigError, EnvironmentFault, FolderTaken, NonFin
 from dipole_ray.files.durable import write_json
 from dipole_ray.files.lock import FolderLock
 from dipole_ray.mlflow_feed import METRICS_FILE
+from dipole_ray.provenance import digest
 from dipole_ray.resume import config_differences
 from dipole_ray.runs.run import train_in
-from dipole_ray.runs.session import RUN_FILE
+from dipole_ray.runs.session import LOCK_WAIT_S, RUN_FILE
 
-LOCK_WAIT_S = 120.0
-"""Longest wait for the process that trained this run before; Ray ends it soon after its driver was killed."""
 ERROR_FILE = "error.txt"
 FAILED, ELSEWHERE = "failed", "elsewhere"
 """Status of a run without a result: it broke, or another command is at it."""
@@ -44,17 +41,10 @@ class Job:
     """One run of a suite."""
 
     task: str
-    """Name of its task."""
     method: str
-    """Name of the method that it trains."""
     seed: int
-    """Its seed."""
     config: RunConfig
     """The run's config, with places as the suite's file has them."""
-    cpus: float
-    """CPU cores it reserves."""
-    gpus: float
-    """GPUs it reserves."""
 
     def __str__(self) -> str:
         return f"{self.method} on {self.task}, seed {self.seed}"
@@ -70,9 +60,8 @@ class Job:
 
         A setting that a later version adds therefore changes no digest of what was run before it.
         """
-        plain = _shaping(self.config.to_mapping())
-        differing = {key: value for key, value in plain.items() if key not in _DEFAULTS or _DEFAULTS[key] != value}
-        return hashlib.sha256(json.dumps(differing, sort_keys=True).encode()).hexdigest()[:8]
+        plain = _shaping(self.config)
+        return digest({key: plain[key] for key in plain if (key, plain[key]) not in _DEFAULTS.items()})
 
     @property
     def updates(self) -> int:
@@ -81,19 +70,20 @@ class Job:
         return training.offline_learner_steps + int(training.online_env_steps * training.updates_per_env_step)
 
 
-def _shaping(mapping: Mapping[str, Any]) -> dict[str, Any]:
+def _shaping(config: RunConfig) -> dict[str, Any]:
     """Return the flat settings that shape a result."""
-    flat = settings.flatten(mapping)
+    flat = settings.flatten(config.to_mapping())
     return {key: value for key, value in flat.items() if not any(f"{key}.".startswith(f"{at}.") for at in PLACES)}
 
 
-def _defaults() -> dict[str, Any]:
-    """Return the flat defaults of a run's settings."""
-    sections = {field.name: field.default_factory() for field in fields(RunConfig) if field.default_factory != MISSING}
-    return settings.flatten({name: settings.to_mapping(section) for name, section in sections.items()})
-
-
-_DEFAULTS = _defaults()
+_DEFAULTS = settings.flatten(
+    {
+        field.name: settings.to_mapping(field.default_factory())
+        for field in fields(RunConfig)
+        if field.default_factory != MISSING
+    }
+)
+"""Defaults of the sections of a run."""
 
 
 def stored(job: Job) -> dict[str, Any] | None:
@@ -105,7 +95,7 @@ def stored(job: Job) -> dict[str, Any] | None:
     result = read_result(job.folder)
     if result is None:
         return None
-    kept, current = (_shaping(config.to_mapping()) for config in (load(job.folder / RUN_FILE), located(job.config)))
+    kept, current = (_shaping(config) for config in (load(job.folder / RUN_FILE), located(job.config)))
     changed = [item for item in config_differences(kept, current) if item.key != "data.path"]
     if changed:
         raise ConfigError(
@@ -132,8 +122,7 @@ def train(job: Job) -> dict[str, Any]:
     Only a result is written down: what failed, or is trained by another command, is tried again by the next start.
     """
     try:
-        with ExitStack() as stack:
-            stack.callback(FolderLock(job.folder, LOCK_WAIT_S).release)
+        with FolderLock(job.folder, LOCK_WAIT_S):
             return stored(job) or _train(job)  # another command may have come to it first
     except FolderTaken as error:  # not ours: nothing is written there
         return without_result(job, ELSEWHERE, str(error))
@@ -159,8 +148,8 @@ def _train(job: Job) -> dict[str, Any]:
     except NonFiniteError as error:  # the method's own doing, and so a result
         status, words = DIVERGED, str(error).replace(f"{job.folder}/", "")
     result = result_of(job.folder, job.config, status=status, error=words)
-    result |= {"task": job.task, "method": job.method, "seed": job.seed, "digest": job.digest}
-    result["data"] = data_of(located(job.config))
+    about = {"task": job.task, "method": job.method, "seed": job.seed, "digest": job.digest}
+    result |= {**about, "data": data_of(located(job.config))}
     write_json(job.folder / RESULT_FILE, result)
     (job.folder / ERROR_FILE).unlink(missing_ok=True)
     return result

@@ -43,10 +43,9 @@ def result_of(folder: Path, config: RunConfig, *, status: str, error: str | None
         error: Why it ended early.
 
     Returns:
-        `ended`, `commit`, `machine`, `versions`: when, by which code, where and with what; `phase`: the one in which it
-        ended; `cells`: the ways of acting by key; `chosen`: the key
-        of the config's own one; `evaluations`: one an evaluation, with the scores by cell; `diagnostics`: end, median
-        and maximum of training series.
+        What ran when, by which code and where; `phase`: the one in which it ended; `cells`: the ways of acting by key;
+        `chosen`: the key of the config's own one; `evaluations`: one an evaluation, with the scores by cell;
+        `diagnostics`: end, median and maximum of training series.
     """
     lines = read_metrics(folder)
     cells = {cell_key(cell): cell for cell in cells_with_chosen(config.evaluation, config.agent)}
@@ -132,8 +131,8 @@ def _diagnostics(lines: Sequence[dict[str, Any]]) -> dict[str, dict[str, float |
     for name in sorted(names):
         values = [line[name] for line in lines if line.get(name) is not None]
         if values:
-            shown = values[-1], statistics.median(values), max(values)
-            found[name] = dict(zip(("last", "median", "max"), map(_rounded, shown), strict=True))
+            shown = {"last": values[-1], "median": statistics.median(values), "max": max(values)}
+            found[name] = {kind: _rounded(value) for kind, value in shown.items()}
     return found
 
 

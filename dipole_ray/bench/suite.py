@@ -96,14 +96,7 @@ class Suite:
             raise ConfigError(f"suite {self.config.name}, task {task}, method {trained}: {error}") from None
         folder = Path(config.folder).expanduser().resolve() / "bench" / self.config.name / task / trained
         config = self._as_cell(config, f"{task}-{trained}-seed-{seed}", folder, seed)
-        return Job(
-            task=task,
-            method=trained,
-            seed=seed,
-            config=config,
-            cpus=self.config.resources.cpus,
-            gpus=self.config.resources.gpus,
-        )
+        return Job(task=task, method=trained, seed=seed, config=config)
 
     def _as_cell(self, config: RunConfig, name: str, folder: Path, seed: int) -> RunConfig:
         """Return a run's config as one cell of many: in one process, evaluated over the grid on seeded episodes."""

@@ -63,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; errors of the user's are one sentence on standard error and status 2."""
     arguments = _parse(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    if getattr(arguments, "address", None):  # of the commands that run on a cluster
+        os.environ["RAY_ADDRESS"] = arguments.address
     try:
         return int(arguments.run(arguments))
     except DipoleError as error:

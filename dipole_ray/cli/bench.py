@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,26 +65,24 @@ def add_bench_parser(subparsers: Any) -> None:
 def run_bench(arguments: argparse.Namespace) -> int:
     """Run the suite; status 1 if a run failed."""
     from dipole_ray.bench.driver import run_suite
+    from dipole_ray.bench.job import ELSEWHERE, FAILED
+    from dipole_ray.bench.result import DIVERGED
     from dipole_ray.bench.suite import load_suite
 
     suite = load_suite(arguments.suite, arguments.overrides)
     only = _parts(arguments.only)
     suite.jobs(only)
-    if arguments.address:
-        os.environ["RAY_ADDRESS"] = arguments.address
-    outcome = run_suite(suite, only)
-    for line in outcome.diverged:
-        print(f"diverged  {line}")
-    for line in outcome.elsewhere:
-        print(f"elsewhere {line}")
-    for line in outcome.failed:
-        print(f"failed    {line}")
-    print(f"runs      {outcome.folder}: {outcome.finished} with a result, {len(outcome.failed)} failed")
-    if outcome.elsewhere:
-        are = "is" if len(outcome.elsewhere) == 1 else "are"
-        print(f"          {len(outcome.elsewhere)} {are} trained by another command: this one does not wait for it")
+    result = run_suite(suite, only)
+    for status in (DIVERGED, ELSEWHERE, FAILED):
+        for line in result.errors(status):
+            print(f"{status:9} {line}")
+    failed, elsewhere = len(result.errors(FAILED)), len(result.errors(ELSEWHERE))
+    print(f"runs      {suite.folder}: {result.finished} with a result, {failed} failed")
+    if elsewhere:
+        are = "is" if elsewhere == 1 else "are"
+        print(f"          {elsewhere} {are} trained by another command: this one does not wait for it")
     print(f"\nnext:\n  {shlex.join(['dipole', 'bench', 'report', arguments.suite, *arguments.overrides])}")
-    return 1 if outcome.failed else 0
+    return 1 if failed else 0
 
 
 def report_bench(arguments: argparse.Namespace) -> int:
@@ -117,8 +114,7 @@ def list_bench(arguments: argparse.Namespace) -> int:
 
     if arguments.help_config:
         for kind, where in ((SuiteConfig, "suite"), (TaskConfig, "tasks.NAME"), (MethodConfig, "methods.NAME")):
-            for entry in describe(kind, where):
-                print(f"{entry.key}: {entry.type} = {entry.default}\n    {entry.text}")
+            print(*describe(kind, where), sep="\n")
         print("base, tasks.NAME, methods.NAME: and every key of a run\n    `dipole train --help-config` explains them.")
         return 0
     if arguments.suite is not None:
@@ -136,9 +132,9 @@ def _list_runs(suite: Any) -> int:
     """Print how far the runs of a suite are."""
     from collections import Counter
 
-    from dipole_ray.bench.driver import standing
+    from dipole_ray.bench.driver import progress_by_method
 
-    found = standing(suite)
+    found = progress_by_method(suite)
     for name, counts in [*found.items(), ("in all", sum(found.values(), Counter()))]:
         print(f"{name}: {', '.join(f'{count} {status}' for status, count in counts.items())}")
     return 0

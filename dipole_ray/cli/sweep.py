@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 from typing import Any
 
@@ -53,51 +52,43 @@ def add_sweep_parser(subparsers: Any) -> None:
 
 def run_sweep_command(arguments: argparse.Namespace) -> int:
     """Run or continue the sweep, then print the leaderboard and what to do next."""
-    if arguments.help_config:
-        return _explain()
     from dipole_ray.config import sweep_presets
     from dipole_ray.errors import ConfigError
+    from dipole_ray.settings import describe
+    from dipole_ray.sweep.config import SweepConfig
+
+    if arguments.help_config:
+        print(*describe(SweepConfig, "sweep"), sep="\n")
+        return 0
     from dipole_ray.sweep.driver import run_sweep
     from dipole_ray.sweep.plan import load_plan
 
     if arguments.source is None or "=" in arguments.source:
         raise ConfigError(f"nothing to sweep: name a preset ({', '.join(sweep_presets())}) or a YAML file")
     plan = load_plan(arguments.source, arguments.overrides)
-    if arguments.address:
-        os.environ["RAY_ADDRESS"] = arguments.address
     return _finish(run_sweep(plan), shlex.join([arguments.source, *arguments.overrides]))
 
 
-def _explain() -> int:
-    """Print every key of the section `sweep` with type, default and meaning."""
-    from dipole_ray.settings import describe
-    from dipole_ray.sweep.config import SweepConfig
-
-    for entry in describe(SweepConfig, "sweep"):
-        print(f"{entry.key}: {entry.type} = {entry.default}\n    {entry.text}")
-    return 0
-
-
-def _finish(outcome: Any, words: str) -> int:
+def _finish(result: Any, words: str) -> int:
     """Print the leaderboard, the files and the next commands; status 130 after Ctrl-C, 1 if every trial failed."""
     from dipole_ray.sweep.leaderboard import table
     from dipole_ray.tables import print_table
 
-    if outcome.board:
-        print_table(table(outcome.plan, outcome.board), width=140)
-    for trial, error in outcome.failed.items():
+    if result.board:
+        print_table(table(result.plan, result.board), width=140)
+    for trial, error in result.failed.items():
         print(f"failed    {trial}: {error}")
-    print(f"\nsweep     {outcome.folder}")
-    for path in outcome.files:
+    print(f"\nsweep     {result.folder}")
+    for path in result.files:
         print(f"{'picture' if path.suffix == '.png' else 'file':9} {path}")
-    if outcome.view_command is not None:
-        print(f"mlflow    {outcome.view_command}")
-    if not outcome.finished:
+    if result.view_command is not None:
+        print(f"mlflow    {result.view_command}")
+    if not result.finished:
         print(f"\nstopped; continue with the same command:\n  dipole sweep {words}")
         return 130
-    best = outcome.folder / "best.yaml"
-    if best in outcome.files:
+    best = result.folder / "best.yaml"
+    if best in result.files:
         print("\nnext:")
         print(f"  dipole train {best}")
-        print(f"  dipole evaluate {outcome.folder}/trials/{outcome.board[0].trial}")
-    return 0 if outcome.board else 1
+        print(f"  dipole evaluate {result.folder}/trials/{result.board[0].trial}")
+    return 0 if result.board else 1

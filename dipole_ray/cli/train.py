@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +38,13 @@ def add_train_parser(subparsers: Any) -> None:
 
 def run_train(arguments: argparse.Namespace) -> int:
     """Train, then print the table and what to do next."""
-    if arguments.help_config:
-        return _explain()
-    from dipole_ray.config import load, presets
+    from dipole_ray.config import RunConfig, load, presets
     from dipole_ray.errors import ConfigError
+    from dipole_ray.settings import describe
+
+    if arguments.help_config:
+        print(*describe(RunConfig), sep="\n")
+        return 0
     from dipole_ray.runs.run import resume_run, start_run
 
     words = [word for word in (arguments.source, *arguments.overrides) if word is not None]
@@ -51,37 +53,26 @@ def run_train(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"'{source}' and --resume: a resumed run has its own config; give only KEY=VALUE with it")
     if arguments.resume is None and source is None and not words:
         raise ConfigError(f"nothing to train: name a preset ({', '.join(presets())}), a YAML file, or KEY=VALUE")
-    config = load(source, words) if arguments.resume is None else None
-    if arguments.address:
-        os.environ["RAY_ADDRESS"] = arguments.address
-    return _finish(resume_run(arguments.resume, words) if config is None else start_run(config))
+    if arguments.resume is not None:
+        return _finish(resume_run(arguments.resume, words))
+    return _finish(start_run(load(source, words)))
 
 
-def _explain() -> int:
-    """Print every key with type, default and meaning."""
-    from dipole_ray.config import RunConfig
-    from dipole_ray.settings import describe
-
-    for entry in describe(RunConfig):
-        print(f"{entry.key}: {entry.type} = {entry.default}\n    {entry.text}")
-    return 0
-
-
-def _finish(outcome: Any) -> int:
+def _finish(run: Any) -> int:
     """Print the table, the pictures and the next commands; status 130 after Ctrl-C."""
     from dipole_ray.report import print_table
 
-    folder = outcome.folder
-    if outcome.evaluation:
-        print_table(outcome.evaluation, chosen=outcome.chosen, title=folder.name)
-    if not outcome.finished:
+    folder = run.folder
+    if run.evaluation:
+        print_table(run.evaluation, chosen=run.chosen, title=folder.name)
+    if not run.finished:
         print(f"\nstopped; continue with:\n  dipole train --resume {folder}")
         return 130
     print(f"\nrun       {folder}")
-    for picture in outcome.pictures:
+    for picture in run.pictures:
         print(f"picture   {picture}")
-    if outcome.view_command is not None:
-        print(f"mlflow    {outcome.view_command}")
+    if run.tracker.view_command is not None:
+        print(f"mlflow    {run.tracker.view_command}")
     print("\nnext:")
     print(f"  dipole evaluate {folder} --omega 0 1 3 --candidates 1 32 --episodes 50")
     print("  dipole train quickstart agent.beta=10     # steeper weights")

@@ -22,14 +22,9 @@ from dipole_ray.rllib.config import DIPOLEConfig
 def build_algorithm(
     config: RunConfig, dataset: Path | None, folder: Path, checkpoint: Checkpoint | None, **learner: Any
 ) -> DIPOLE:
-    """Return the algorithm, on the ring that belongs to the checkpoint, or else on an empty one.
+    """Return the algorithm, on the ring that belongs to the checkpoint, or else on an empty one; see `Session`.
 
-    Args:
-        config: The run's config.
-        dataset: Folder of the offline dataset, or None.
-        folder: The run's folder.
-        checkpoint: What the caller restores into the algorithm next; None for a run that starts.
-        **learner: RLlib's settings of the learner, such as `num_cpus_per_learner`.
+    The caller restores the checkpoint into it.
     """
     replay = folder / "replay"
     rllib = DIPOLEConfig.from_run(config, None if dataset is None else str(dataset), str(replay))

@@ -12,14 +12,13 @@ import io
 import logging
 import shutil
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from dipole_ray import plots, report
 from dipole_ray.checkpoint import Checkpoint, newest_valid, read_checkpoint
 from dipole_ray.config import RunConfig, load
 from dipole_ray.envs.make import env_dims
-from dipole_ray.errors import CheckpointError, ConfigError, EnvironmentUnavailable
+from dipole_ray.errors import CheckpointError, EnvironmentUnavailable
 from dipole_ray.evaluation import trajectories
 from dipole_ray.evaluation.cells import cell_key, cells_with_chosen, chosen_cell
 from dipole_ray.evaluation.play import CellResult
@@ -38,25 +37,7 @@ from dipole_ray.storage import checkpoint_bytes, require_lasting, require_room
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RunResult:
-    """How a run ended."""
-
-    folder: Path
-    """The run's folder."""
-    finished: bool
-    """False after Ctrl-C."""
-    evaluation: dict[str, list[report.Row]]
-    """Rows of the table by phase."""
-    pictures: list[Path]
-    """The PNG files drawn."""
-    chosen: tuple[float, int] | None
-    """Omega and candidates named before the run; None for a method without omega."""
-    view_command: str | None
-    """What shows the run in MLflow."""
-
-
-def start_run(config: RunConfig) -> RunResult:
+def start_run(config: RunConfig) -> Run:
     """Train a new run.
 
     Raises:
@@ -67,7 +48,7 @@ def start_run(config: RunConfig) -> RunResult:
     env_dims(config.env)  # what can be refused is refused before a folder is made and Ray started
     dataset = None if config.data.collect_transitions else prepare_dataset(config.data, config.env)
     require_fit(dataset, config.env)
-    _make_folder(folder, config)
+    write_config(folder, config, exist_ok=False)
     with contextlib.ExitStack() as undo:
         undo.callback(shutil.rmtree, folder, ignore_errors=True)
         with ray_session():
@@ -77,7 +58,7 @@ def start_run(config: RunConfig) -> RunResult:
             return run.train()
 
 
-def resume_run(folder: Path, overrides: list[str]) -> RunResult:
+def resume_run(folder: Path, overrides: list[str]) -> Run:
     """Continue a run from its newest valid checkpoint, or from its beginning where it has not saved one yet.
 
     Args:
@@ -99,15 +80,14 @@ def resume_run(folder: Path, overrides: list[str]) -> RunResult:
         run = Run(folder, config, prepare_dataset(config.data, config.env), checkpoint)
         if checkpoint is not None:
             # Threads left automatic count too, for the last bits of a sum depend on them.
-            before, now = checkpoint.metadata["algorithm"], run.algorithm.config.to_plain()
-            threads = "learner_num_threads"
-            differences += config_differences({threads: before[threads]}, {threads: now[threads]})
+            key, now = "learner_num_threads", run.algorithm.config.to_plain()
+            differences += config_differences({key: checkpoint.metadata["algorithm"][key]}, {key: now[key]})
             differences += version_differences(checkpoint.versions)
         warn_of(differences)  # only now: until here the checkpoint could still be refused
         return run.train()
 
 
-def train_in(folder: Path, config: RunConfig) -> RunResult:
+def train_in(folder: Path, config: RunConfig) -> Run:
     """Train the run of a folder to its end, unattended: without progress bars and pictures.
 
     The run starts from its newest valid checkpoint, or from its beginning where there is none; the folder is made if
@@ -117,14 +97,14 @@ def train_in(folder: Path, config: RunConfig) -> RunResult:
         DipoleError: Any of ours; what was saved stays, and the same call goes on from it.
     """
     if not (folder / RUN_FILE).is_file():
-        _make_folder(folder, config, exist_ok=True)
+        write_config(folder, config)
     checkpoint = _newest_checkpoint(folder) if (folder / CHECKPOINTS).is_dir() else None
     if checkpoint is not None:
         warn_of(guard_resume(saved_config(checkpoint), config.to_mapping(), FIXED))
     with ray_session():
         dataset = prepare_dataset(config.data, config.env)
         require_fit(dataset, config.env)
-        return Run(folder, config, dataset, checkpoint, unattended=True).train()
+        return Run(folder, config, dataset, checkpoint).train(unattended=True)
 
 
 def _newest_checkpoint(folder: Path) -> Checkpoint | None:
@@ -141,36 +121,19 @@ def _newest_checkpoint(folder: Path) -> Checkpoint | None:
     return checkpoint
 
 
-def _make_folder(folder: Path, config: RunConfig, *, exist_ok: bool = False) -> None:
-    """Make the run's folder with its config inside."""
-    try:
-        folder.mkdir(parents=True, exist_ok=exist_ok)
-        write_config(folder, config)
-    except OSError as error:
-        raise ConfigError(
-            f"run folder {folder}: cannot be made ({error.strerror}); choose another place with folder=PATH"
-        ) from error
-
-
 class Run(Session):
-    """A run while it trains."""
+    """A run while it trains, and what came of it."""
 
-    def __init__(
-        self,
-        folder: Path,
-        config: RunConfig,
-        dataset: Path | None,
-        checkpoint: Checkpoint | None,
-        *,
-        unattended: bool = False,
-    ) -> None:
-        """Open the folder as every session; an unattended run shows no progress and draws no pictures."""
-        self.unattended = unattended
+    def __init__(self, folder: Path, config: RunConfig, dataset: Path | None, checkpoint: Checkpoint | None) -> None:
+        """Open the folder as every session does."""
+        self.unattended = self.finished = False
+        """Whether it came to its end, and not to Ctrl-C."""
         self.evaluation: dict[str, list[report.Row]] = {}
         """Rows of the whole grid, of the phases that are over."""
         self.maze: Maze | None = None
         self.paths: list[Trajectory] = []
         self.pictures: list[Path] = []
+        """The PNG files drawn."""
         super().__init__(folder, config, dataset, checkpoint)
 
     def prepare(self, checkpoint: Checkpoint | None) -> None:
@@ -191,11 +154,20 @@ class Run(Session):
         """Return the phases whose evaluation is done."""
         return {"evaluated": list(self.evaluation)}
 
-    def train(self) -> RunResult:
-        """Run what is left of both phases, and draw and hand over what came of them."""
-        training = self.config.training
+    @property
+    def chosen(self) -> tuple[float, int] | None:
+        """Omega and candidates named before the run; None for a method without omega."""
+        cell = chosen_cell(self.config.agent)
+        return None if cell.omega is None else (cell.omega, cell.candidates)
+
+    def train(self, *, unattended: bool = False) -> Run:
+        """Run what is left of both phases, draw and hand over what came of them, and return itself.
+
+        Args:
+            unattended: Show no progress and draw no pictures.
+        """
+        self.unattended, training = unattended, self.config.training
         totals = {"offline": training.offline_learner_steps, "online": training.online_env_steps}
-        finished = False
         try:
             with self.tracker, interruptible() as self.interrupted:
                 for phase, total in totals.items():
@@ -211,21 +183,12 @@ class Run(Session):
                     self.persist(self._draw)
                 self._record_videos()
                 self.hand_over()
-            finished = True
+            self.finished = True
         except KeyboardInterrupt:
             pass  # there is a checkpoint to continue from
         finally:
             self.algorithm.stop()
-        return RunResult(
-            folder=self.folder,
-            finished=finished,
-            evaluation=self.evaluation,
-            pictures=self.pictures,
-            chosen=self._chosen(),
-            view_command=self.tracker.view_command,
-        )
-
-    # ---- training ----
+        return self
 
     def _train_phase(self, phase: str, total: int) -> None:
         """Iterate until the phase's count is reached or Ctrl-C was pressed."""
@@ -255,8 +218,6 @@ class Run(Session):
 
     def _count(self, phase: str) -> int:
         return self.algorithm.learner_steps if phase == "offline" else self.algorithm.env_steps
-
-    # ---- evaluation ----
 
     def _evaluate_if_due(self, before: int) -> dict[str, float]:
         """Evaluate the chosen cell, or the whole grid, with a few episodes now and then, for the learning curves.
@@ -307,15 +268,9 @@ class Run(Session):
         if self.maze is not None:
             trajectories.write_trajectories(self.folder / trajectories.FILE_NAME, self.maze, self.paths)
 
-    # ---- the end ----
-
-    def _chosen(self) -> tuple[float, int] | None:
-        cell = chosen_cell(self.config.agent)
-        return None if cell.omega is None else (cell.omega, cell.candidates)
-
     def _draw(self) -> None:
         """Draw what the run's files hold."""
-        self.pictures = plots.draw_run(self.folder, chosen=self._chosen(), title=self.config.env.id)
+        self.pictures = plots.draw_run(self.folder, chosen=self.chosen, title=self.config.env.id)
 
     def _record_videos(self) -> None:
         """Record the chosen cell where videos are asked for; what cannot be rendered or written costs no run."""

@@ -17,6 +17,7 @@ import yaml
 from dipole_ray import report
 from dipole_ray.checkpoint import Checkpoint, prune, write_checkpoint
 from dipole_ray.config import RunConfig
+from dipole_ray.errors import ConfigError
 from dipole_ray.evaluation.cells import Cell
 from dipole_ray.evaluation.play import CellResult
 from dipole_ray.evaluation.table import rows_of
@@ -29,6 +30,8 @@ from dipole_ray.tracking import Tracker
 
 RUN_FILE, CHECKPOINTS = "run.yaml", "checkpoints"
 """The run's config, and the folder of its checkpoints, in a run folder."""
+LOCK_WAIT_S = 120.0
+"""Longest wait for the process that trained a run before; Ray ends it soon after its driver was killed."""
 
 
 class Session:
@@ -93,8 +96,6 @@ class Session:
         """Append one line of metrics at the present steps."""
         self.tracker.log(metrics, env_steps=self.algorithm.env_steps, learner_steps=self.algorithm.learner_steps)
 
-    # ---- evaluation ----
-
     def play(self, cells: Sequence[Cell], episodes: int, **how: Any) -> list[CellResult]:
         """Play the episodes of some cells, all with the present weights; see `rllib.evaluate.play`."""
         start = time.perf_counter()
@@ -105,8 +106,6 @@ class Session:
     def rows(self, results: Sequence[CellResult]) -> list[Row]:
         """Return the rows that played cells have in `evaluation.json`."""
         return rows_of(results, self.config.agent, self.config.evaluation.confidence)
-
-    # ---- the folder ----
 
     def persist(self, write: Callable[[], None]) -> None:
         """Call `write`; while the disk refuses, the run stands still and tries again."""
@@ -132,7 +131,17 @@ class Session:
                 self.tracker.artifact(self.folder / name)
 
 
-def write_config(folder: Path, config: RunConfig) -> None:
-    """Write a run's config into its folder, made if missing."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / RUN_FILE, yaml.safe_dump(config.to_mapping(), sort_keys=False))
+def write_config(folder: Path, config: RunConfig, *, exist_ok: bool = True) -> None:
+    """Make a run's folder, which must be new unless `exist_ok`, with its config inside.
+
+    Raises:
+        ConfigError: It cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=exist_ok)
+        # Whole or not at all, for half a config would be another config.
+        write_text(folder / RUN_FILE, yaml.safe_dump(config.to_mapping(), sort_keys=False))
+    except OSError as error:
+        raise ConfigError(
+            f"run folder {folder}: cannot be made ({error.strerror}); choose another place with folder=PATH"
+        ) from error

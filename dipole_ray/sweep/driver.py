@@ -20,10 +20,10 @@ from dipole_ray.parallel import ray_session
 from dipole_ray.progress import Progress
 from dipole_ray.runs.build import prepare_datasets
 from dipole_ray.storage import require_lasting
-from dipole_ray.sweep.ledger import Ledger, records_of
-from dipole_ray.sweep.outcome import Outcome, write_outcome
 from dipole_ray.sweep.plan import Plan
-from dipole_ray.sweep.tracking import settle, sweep_tracker
+from dipole_ray.sweep.records import SweepRecords
+from dipole_ray.sweep.result import SweepResult, write_result
+from dipole_ray.sweep.tracking import deliver_trials, sweep_tracker
 from dipole_ray.tracking import Tracker
 
 PLAN_FILE = "sweep.yaml"
@@ -37,7 +37,7 @@ TUNE_ENVIRONMENT = {
 }
 
 
-def run_sweep(plan: Plan) -> Outcome:
+def run_sweep(plan: Plan) -> SweepResult:
     """Run what is left of a sweep and report all of it.
 
     Raises:
@@ -46,68 +46,66 @@ def run_sweep(plan: Plan) -> Outcome:
     env_dims(plan.run_config({}).env)  # what can be refused is refused before a folder is made and Ray started
     _require_lasting_places(plan)
     plan = _with_tracking(plan)
-    ledger = Ledger.open(plan.folder, plan.to_mapping())
-    is_new = not ledger.trials
+    records = SweepRecords.open(plan.folder, plan.to_mapping())
+    is_new = not records.trials
     for values in plan.trials() if is_new else []:
-        ledger.add(values)
-    left = len(ledger.unfinished()) + plan.num_trials - len(ledger.trials)
+        records.add(values)
+    left = len(records.unfinished()) + plan.num_trials - len(records.trials)
     for name, value in TUNE_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     with contextlib.ExitStack() as stack:
         if left:
             stack.enter_context(ray_session())
-            _check(plan, ledger)
-        lock = FolderLock(ledger.folder, LOCK_WAIT_S)
-        stack.callback(lock.release)
+            _check(plan, records)
+        stack.enter_context(FolderLock(records.folder, LOCK_WAIT_S))
         if not is_new:  # another process may have gone on with it until just now
-            ledger = Ledger.open(plan.folder, plan.to_mapping())
-        _write_plan(ledger.folder, plan)
-        ledger.save()
-        tracker = stack.enter_context(sweep_tracker(plan, ledger))
-        finished = _train(plan, ledger, tracker) if left else True
-        settle(plan, ledger)
-        outcome = write_outcome(plan, ledger, finished=finished, view_command=tracker.view_command)
-        for path in outcome.files:
+            records = SweepRecords.open(plan.folder, plan.to_mapping())
+        _write_plan(records.folder, plan)
+        records.save()
+        tracker = stack.enter_context(sweep_tracker(plan, records))
+        finished = _train(plan, records, tracker) if left else True
+        deliver_trials(plan, records)
+        result = write_result(plan, records, finished=finished, view_command=tracker.view_command)
+        for path in result.files:
             tracker.artifact(path, "pictures" if path.suffix == ".png" else "")
         tracker.close("FINISHED" if finished else "KILLED")
-        return outcome
+        return result
 
 
-def _train(plan: Plan, ledger: Ledger, tracker: Tracker) -> bool:
+def _train(plan: Plan, records: SweepRecords, tracker: Tracker) -> bool:
     """Have Tune run the trials that are left; return whether it came to its end, and not to Ctrl-C."""
     from ray import tune
 
-    from dipole_ray.sweep.proposals import search_of
+    from dipole_ray.sweep.callback import SweepCallback
     from dipole_ray.sweep.schedulers import scheduler_of
+    from dipole_ray.sweep.search import search_of
     from dipole_ray.sweep.trainable import SweepTrial, name_of
-    from dipole_ray.sweep.watch import Watch
 
-    session = ledger.folder / "tune"
+    session = records.folder / "tune"
     shutil.rmtree(session, ignore_errors=True)  # of an earlier session: nothing in it is ever read
     with Progress(plan.sweep.name, plan.num_trials * plan.sweep.rungs, "rungs") as progress:
-        watch = Watch(plan, ledger, progress, tracker)
-        space, search = search_of(plan, ledger)
+        space, search = search_of(plan, records)
         tuner = tune.Tuner(
             SweepTrial,
             param_space=space,
             tune_config=tune.TuneConfig(
-                scheduler=scheduler_of(plan, ledger), trial_name_creator=name_of, reuse_actors=True, **search
+                scheduler=scheduler_of(plan, records), trial_name_creator=name_of, reuse_actors=True, **search
             ),
             run_config=tune.RunConfig(
                 name="session",
                 storage_path=str(session),
                 failure_config=tune.FailureConfig(max_failures=plan.sweep.max_failures),
                 checkpoint_config=tune.CheckpointConfig(num_to_keep=KEPT_BY_TUNE),
-                callbacks=[watch],
+                callbacks=[SweepCallback(plan, records, progress, tracker)],
                 verbose=0,
             ),
         )
         tuner.fit()
     shutil.rmtree(session, ignore_errors=True)
-    for record in records_of(ledger, "running"):  # Tune ends by itself at Ctrl-C, with its trials under way
+    for record in records.having("running"):  # Tune ends by itself at Ctrl-C, with its trials under way
         record.status = "planned"
-    ledger.save()
-    return not any(records_of(ledger, "planned")) and len(ledger.trials) == plan.num_trials
+    records.save()
+    return not records.having("planned") and len(records.trials) == plan.num_trials
 
 
 def _require_lasting_places(plan: Plan) -> None:
@@ -119,11 +117,11 @@ def _require_lasting_places(plan: Plan) -> None:
             require_lasting(Path(data), "data.path")
 
 
-def _check(plan: Plan, ledger: Ledger) -> None:
+def _check(plan: Plan, records: SweepRecords) -> None:
     """Refuse what would fail in every trial, and make the datasets before trials ask for them at once."""
     from dipole_ray.sweep.trainable import require_placeable
 
-    trials = [(record.id, record.values) for record in ledger.unfinished()] or [("a trial", {})]
+    trials = [(record.id, record.values) for record in records.unfinished()] or [("a trial", {})]
     require_placeable(plan, trials)
     prepare_datasets(plan.run_config(values) for _, values in trials)
 

@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from dipole_ray.report import Row
-from dipole_ray.sweep.ledger import Ledger
 from dipole_ray.sweep.plan import Plan
+from dipole_ray.sweep.records import SweepRecords
 from dipole_ray.sweep.scoring import gain, interval_of, measure_of, metric_of
 from dipole_ray.sweep.space import Values
 from dipole_ray.tables import DASH, terminal_table, with_interval
@@ -40,15 +40,15 @@ class Standing:
     """MLflow's id."""
 
 
-def standings(plan: Plan, ledger: Ledger) -> list[Standing]:
+def standings(plan: Plan, records: SweepRecords) -> list[Standing]:
     """Return the trials that have a result, best first; those that reached the last rung come before the others.
 
     The order is by the selecting episodes alone, as the choice was: ordering by the reporting ones would select on
     them too.
     """
     found = []
-    for record in ledger.trials.values():
-        results = ledger.results(record.id)
+    for record in records.trials.values():
+        results = records.results(record.id)
         if results:
             last = results[-1]
             found.append(

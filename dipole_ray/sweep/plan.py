@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -14,6 +12,7 @@ from typing import Any
 from dipole_ray import settings
 from dipole_ray.config import RunConfig, read_yaml, sweep_presets
 from dipole_ray.errors import ConfigError
+from dipole_ray.provenance import digest
 from dipole_ray.resume import FIXED
 from dipole_ray.sweep.config import SweepConfig
 from dipole_ray.sweep.space import Domain, Values, draw, read_domain
@@ -57,7 +56,7 @@ class Plan:
     def trial_config(self, values: Values, trial: str, trials: Path) -> RunConfig:
         """Return the config of a trial's run: scored on the sweep's grid, with iterations no longer than a rung."""
         config, grid = self.run_config(values), self.sweep.evaluation
-        training = config.training
+        training, learner = config.training, config.learner
         rung = math.ceil(self.total_steps(config) / self.sweep.rungs)
         evaluation = replace(
             config.evaluation,
@@ -75,7 +74,6 @@ class Plan:
             learner_steps_per_iteration=min(training.learner_steps_per_iteration, rung),
             env_steps_per_iteration=min(training.env_steps_per_iteration, rung),
         )
-        learner = config.learner
         if learner.num_threads is None:  # a trial shares its machine with others
             reserved = self.sweep.resources.learner_cpus if learner.actors else self.sweep.resources.trial_cpus
             learner = replace(learner, num_threads=max(1, int(reserved)))
@@ -111,7 +109,7 @@ class Plan:
         run = self.run_config({}).to_mapping()
         del run["data"]["cache"]
         mapping["run"] = {key: value for key, value in run.items() if key not in ("folder", "tracking", "name")}
-        return hashlib.sha256(json.dumps(mapping, sort_keys=True).encode()).hexdigest()[:8]
+        return digest(mapping)
 
     @property
     def folder(self) -> Path:
@@ -134,26 +132,23 @@ def load_plan(source: str | Path, overrides: Sequence[str] = ()) -> Plan:
     if "sweep" not in mapping:
         raise ConfigError(f"'{source}' is a run, no sweep: start it with 'dipole train {source}'")
     mapping = {**mapping, "space": dict(_space_mapping(mapping.get("space")))}
-    runs: list[str] = []
-    sweeps: list[str] = []
+    of: dict[str, list[str]] = {"run": [], "sweep": []}
     for word in overrides:
         section, dot, rest = word.partition(".")
-        if section == "space" and dot:
-            key, _, _ = rest.partition("=")
-            one = settings.apply_overrides({}, [f"domain={rest.partition('=')[2]}"])
-            mapping["space"][key.strip()] = one["domain"]
-        elif section in ("sweep", "run") and dot:
-            (sweeps if section == "sweep" else runs).append(rest)
+        if section == "space" and dot:  # a setting's dotted key is one key there
+            key, _, domain = rest.partition("=")
+            mapping["space"][key.strip()] = settings.apply_overrides({}, [f"domain={domain}"])["domain"]
+        elif section in of and dot:
+            of[section].append(rest)
         else:
-            runs.append(word)
+            of["run"].append(word)
     run = dict(mapping.get("run") or {})
     base = run.pop("from", None)
     if base is not None:
         run = settings.merge(read_yaml(base), run)
-    run = settings.apply_overrides(run, runs)
-    sweep = settings.apply_overrides(mapping["sweep"] or {}, sweeps)
+    sweep = settings.apply_overrides(mapping["sweep"] or {}, of["sweep"])
     sweep.setdefault("name", Path(source).stem)
-    return from_mapping({**mapping, "sweep": sweep, "run": run})
+    return from_mapping({**mapping, "sweep": sweep, "run": settings.apply_overrides(run, of["run"])})
 
 
 def from_mapping(mapping: Mapping[str, Any]) -> Plan:
@@ -257,10 +252,9 @@ def _typed(plan: Plan, key: str, domain: Domain) -> Domain:
     typed = []
     for value in domain.probes():
         try:
-            config = plan.run_config({key: value})
+            flat = settings.flatten(plan.run_config({key: value}).to_mapping())
         except ConfigError as error:
             whole = "" if domain.is_list else f"; {domain.kind} draws decimals: use {{choice: [...]}}"
             raise ConfigError(f"space: {error}{whole if 'whole number' in str(error) else ''}") from None
-        flat = settings.flatten(config.to_mapping())
         typed.append(_located(key, flat.get(key, value)))
     return Domain(domain.kind, tuple(typed)) if domain.is_list else domain

@@ -7,10 +7,10 @@ from typing import Any
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
 
 from dipole_ray.rllib.privates import asha_rungs
-from dipole_ray.sweep.ledger import Ledger
 from dipole_ray.sweep.plan import Plan
-from dipole_ray.sweep.proposals import tune_space
+from dipole_ray.sweep.records import SweepRecords
 from dipole_ray.sweep.scoring import gain
+from dipole_ray.sweep.search import tune_space
 from dipole_ray.sweep.trainable import TRIAL
 
 RUNG = "rung"
@@ -35,7 +35,7 @@ class ContinuedASHA(ASHAScheduler):
                 recorded[trial.trial_id] = recorded.pop(trial.config[TRIAL])
 
 
-def scheduler_of(plan: Plan, ledger: Ledger) -> TrialScheduler:
+def scheduler_of(plan: Plan, records: SweepRecords) -> TrialScheduler:
     """Return the scheduler that the plan names."""
     sweep = plan.sweep
     if sweep.scheduler == "asha":
@@ -47,8 +47,8 @@ def scheduler_of(plan: Plan, ledger: Ledger) -> TrialScheduler:
             grace_period=sweep.asha.grace_rungs,
             reduction_factor=sweep.asha.reduction_factor,
         )
-        for trial in ledger.trials:
-            for result in ledger.results(trial):
+        for trial in records.trials:
+            for result in records.results(trial):
                 asha.remember(trial, int(result["rung"]), gain(float(result["score"]), sweep))
         return asha
     if sweep.scheduler == "pbt":

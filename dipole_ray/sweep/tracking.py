@@ -14,28 +14,28 @@ from typing import Any
 from dipole_ray.config import RunConfig
 from dipole_ray.files.durable import read_json
 from dipole_ray.mlflow_feed import METRICS_FILE, STATE_FILE, connect
-from dipole_ray.sweep.ledger import TRIALS, Ledger, Record
 from dipole_ray.sweep.plan import Plan
+from dipole_ray.sweep.records import SweepRecords
 from dipole_ray.tracking import Status, Tracker
 
 ENDINGS: dict[str, Status] = {"done": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 """MLflow's status for a trial's; what was interrupted is KILLED too, until the sweep goes on."""
-SETTLE_S, SETTLE_EACH_S = 30.0, 5.0
+DELIVERY_S, DELIVERY_EACH_S = 30.0, 5.0
 """Longest wait for MLflow at the end of a sweep, and more for each trial."""
 
 _log = logging.getLogger(__name__)
 
 
-def sweep_tracker(plan: Plan, ledger: Ledger) -> Tracker:
+def sweep_tracker(plan: Plan, records: SweepRecords) -> Tracker:
     """Return the sweep's own tracker."""
     return Tracker(
-        ledger.folder,
+        records.folder,
         plan.run_config({}).tracking,
-        run_name=ledger.folder.name,
+        run_name=records.folder.name,
         parameters=plan.to_mapping(),
         tags={**_tags(plan), "config_digest": plan.digest()},
         resume=True,
-        run_key=ledger.run_key,
+        run_key=records.run_key,
     )
 
 
@@ -68,35 +68,35 @@ def _tags(plan: Plan) -> dict[str, str]:
     return {"dipole.sweep": plan.sweep.name, "mlflow.source.name": "dipole sweep"}
 
 
-def settle(plan: Plan, ledger: Ledger) -> None:
+def deliver_trials(plan: Plan, records: SweepRecords) -> None:
     """Deliver what trials could not, and end the MLflow runs of those whose process was killed; never for long."""
     if not plan.run_config({}).tracking.mlflow:
         return
-    worker = threading.Thread(target=_settle_all, args=(plan, ledger), name="mlflow-settle", daemon=True)
+    worker = threading.Thread(target=_deliver, args=(plan, records), name="mlflow-trials", daemon=True)
     worker.start()
-    worker.join(SETTLE_S + SETTLE_EACH_S * len(ledger.trials))
+    worker.join(DELIVERY_S + DELIVERY_EACH_S * len(records.trials))
     if worker.is_alive():
         _log.warning("MLflow is slow: not all trials are delivered; the same command again delivers the rest")
 
 
-def _settle_all(plan: Plan, ledger: Ledger) -> None:
+def _deliver(plan: Plan, records: SweepRecords) -> None:
     """Go through the trials, one after the other."""
     tracking = plan.run_config({}).tracking
     try:
-        client = connect(tracking.resolve_uri(ledger.folder.parent))
+        client = connect(tracking.resolve_uri(records.folder.parent))
         client.search_experiments(max_results=1)  # an outage is seen once, not in every trial
-        for record in ledger.trials.values():
-            folder = ledger.folder / TRIALS / record.id
+        for record in records.trials.values():
+            folder = records.trial_folder(record.id)
             if (folder / METRICS_FILE).exists() and _is_open(client, folder):
-                _close(plan, ledger, record, folder)
-        ledger.save()
+                config = plan.trial_config(record.values, record.id, folder.parent)
+                tracker = trial_tracker(plan, config, folder, records.run_key, None)
+                tracker.close(ENDINGS.get(record.status, "KILLED"))
+                record.run_id = tracker.run_id
+        records.save()
     except Exception as error:  # whatever a tracker does, the sweep ends well
         first = (str(error).splitlines() or [""])[0][:200]
-        _log.warning(
-            "MLflow took not everything of the trials (%s: %s); their folders have it, and the same command again "
-            "delivers it",
-            *(type(error).__name__, first),
-        )
+        said = "MLflow took not everything of the trials (%s: %s); their folders have it, and the same command again "
+        _log.warning(said + "delivers it", type(error).__name__, first)
 
 
 def _is_open(client: Any, folder: Path) -> bool:
@@ -109,11 +109,3 @@ def _is_open(client: Any, folder: Path) -> bool:
     if run_id is None or waiting or offset < (folder / METRICS_FILE).stat().st_size:
         return True
     return str(client.get_run(run_id).info.status) == "RUNNING"
-
-
-def _close(plan: Plan, ledger: Ledger, record: Record, folder: Path) -> None:
-    """Deliver the rest of a trial and end its run."""
-    config = plan.trial_config(record.values, record.id, folder.parent)
-    tracker = trial_tracker(plan, config, folder, ledger.run_key, None)
-    tracker.close(ENDINGS.get(record.status, "KILLED"))
-    record.run_id = tracker.run_id

@@ -13,8 +13,8 @@ from dipole_ray.config import RunConfig
 from dipole_ray.errors import ConfigError
 from dipole_ray.files.durable import read_json
 from dipole_ray.rllib.placement import Resources, require_capacity
-from dipole_ray.sweep.ledger import SWEEP_FILE, TRIALS
 from dipole_ray.sweep.plan import Plan, from_mapping
+from dipole_ray.sweep.records import SWEEP_FILE, TRIALS
 from dipole_ray.sweep.space import Values
 from dipole_ray.sweep.trial import TrialRun
 

@@ -21,16 +21,14 @@ from dipole_ray.files.lock import FolderLock
 from dipole_ray.prepare import prepare_dataset
 from dipole_ray.report import Row
 from dipole_ray.rllib.algorithm import RING_FILE
-from dipole_ray.runs.session import CHECKPOINTS, Session, write_config
-from dipole_ray.sweep.ledger import TRIAL_FILE
+from dipole_ray.runs.session import CHECKPOINTS, LOCK_WAIT_S, Session, write_config
 from dipole_ray.sweep.plan import Plan
+from dipole_ray.sweep.records import TRIAL_FILE
 from dipole_ray.sweep.scoring import best_row, cell_of, metric_of
 from dipole_ray.sweep.space import Values
 from dipole_ray.sweep.tracking import trial_tracker
 from dipole_ray.tracking import Status, Tracker
 
-LOCK_WAIT_S = 120.0
-"""Longest wait for the process that trained this trial before; Ray ends it soon after its driver was killed."""
 CLOSE_S = 5.0
 """Longest wait for MLflow at the end of a trial; the sweep delivers what is left."""
 GIVEN = ("omega", "confidence")
@@ -50,7 +48,7 @@ class TrialRun(Session):
         run_key: str | None = None,
         learner: dict[str, Any] | None = None,
     ) -> None:
-        """Begin the trial, or continue it from the newest checkpoint in its folder.
+        """Begin the trial, or continue it from the newest checkpoint in its folder, `trials/trial`.
 
         Args:
             trial: Its name.
@@ -150,8 +148,6 @@ class TrialRun(Session):
             steps.callback(self.tracker.close, status, CLOSE_S)
             steps.callback(self.algorithm.stop)
 
-    # ---- scoring ----
-
     def _score(self) -> None:
         """Play the grid on the selecting episodes; at the last rung, the chosen cell on others."""
         sweep, grid = self.plan.sweep, self.plan.sweep.evaluation
@@ -183,27 +179,23 @@ class TrialRun(Session):
         are compared by and nothing else; `evaluation.json` has the rest.
         """
         metrics: dict[str, float] = {"sweep/rung": float(self.rung), "sweep/score": self.results[-1]["score"]}
-        own = self.plan.sweep.metric
-        measures = ["return", "success", *([own] if own == "length" else [])]
+        measures = ["return", "success", *(["length"] if self.plan.sweep.metric == "length" else [])]
         for row in rows:
-            metrics.update(cell_metrics(cell_of(row), row, measures))
-        metrics.update(row_metrics("eval", best, without=GIVEN))
+            metrics |= cell_metrics(cell_of(row), row, measures)
+        metrics |= row_metrics("eval", best, without=GIVEN)
         metrics["sweep/best_candidates"] = float(best["candidates"])
         if best["omega"] is not None:
             metrics["sweep/best_omega"] = best["omega"]
         if reported is not None:
-            metrics.update(row_metrics("report", reported, without=GIVEN))
+            metrics |= row_metrics("report", reported, without=GIVEN)
         settings = {key: value for key, value in self.values.items() if isinstance(value, int | float)}
-        metrics.update({f"settings/{key}": float(value) for key, value in settings.items()})
-        return metrics
+        return metrics | {f"settings/{key}": float(value) for key, value in settings.items()}
 
     def _progress(self) -> int:
         """Return the updates of the offline phase and the environment steps done so far."""
         training = self.config.training
         offline = min(self.algorithm.learner_steps, training.offline_learner_steps)
         return offline + min(self.algorithm.env_steps, training.online_env_steps)
-
-    # ---- the folder ----
 
     def write(self) -> None:
         """Write the checkpoint, the rows of the last rung and `trial.json`."""

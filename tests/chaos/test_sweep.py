@@ -21,9 +21,13 @@ from tests.sweep.small import PBT, POPULATION, sweep_mapping, write_sweep
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1500)]
 
 ROOT = Path(__file__).resolve().parents[2]
-WATCH = "dipole_ray.sweep.watch:Watch"
-KILLS = ((f"{WATCH}.on_trial_start", 2), (f"{WATCH}.on_trial_result", 3), ("dipole_ray.sweep.driver:settle", 1))
-"""Where the sweep's process dies: as its second trial starts, as a result comes, and before MLflow has been settled."""
+CALLBACK = "dipole_ray.sweep.callback:SweepCallback"
+KILLS = (
+    (f"{CALLBACK}.on_trial_start", 2),
+    (f"{CALLBACK}.on_trial_result", 3),
+    ("dipole_ray.sweep.driver:deliver_trials", 1),
+)
+"""Where the sweep's process dies: as its second trial starts, as a result comes, and before MLflow has all trials."""
 THREE = {"agent.beta": {"grid": [1.0, 3.0, 9.0]}}
 
 

@@ -13,8 +13,8 @@ import pytest
 from dipole_ray.cli import main
 from dipole_ray.config import load
 from dipole_ray.mlflow_feed import connect
-from dipole_ray.sweep.outcome import Outcome
 from dipole_ray.sweep.plan import Plan
+from dipole_ray.sweep.result import SweepResult
 from tests.cli.commands import dipole
 from tests.sweep.small import sweep_mapping, write_sweep
 
@@ -107,8 +107,8 @@ def test_what_could_never_be_placed_fails_at_once_with_the_arithmetic(pendulum: 
 def test_a_stopped_sweep_prints_a_command_that_a_shell_takes(
     pendulum: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def stopped(plan: Plan) -> Outcome:
-        return Outcome(plan=plan, folder=tmp_path, finished=False, board=[], failed={}, files=[], view_command=None)
+    def stopped(plan: Plan) -> SweepResult:
+        return SweepResult(plan=plan, folder=tmp_path, finished=False, board=[], failed={}, files=[], view_command=None)
 
     monkeypatch.setattr("dipole_ray.sweep.driver.run_sweep", stopped)
     file = write_sweep(tmp_path / "small.yaml", sweep_mapping(pendulum, tmp_path / "runs"))

@@ -10,8 +10,8 @@ from ray.tune.experiment.trial import _TrialInfo
 from ray.tune.trainable.trainable import TRIAL_INFO
 
 from dipole_ray.errors import ResourcesUnavailable
-from dipole_ray.sweep.ledger import TRIALS, Ledger
 from dipole_ray.sweep.plan import Plan
+from dipole_ray.sweep.records import TRIALS, SweepRecords
 from dipole_ray.sweep.trainable import SWEEP, TRIAL, SweepTrial, name_of, require_placeable
 from tests.sweep.small import small_plan
 
@@ -23,7 +23,7 @@ SHARED = {"resources": {"trial_cpus": 0.5, "learner_cpus": 0.75}}
 
 def planned(plan: Plan, of: str, beta: float) -> dict[str, object]:
     """Return the config of the trial `of` as Tune holds it."""
-    Ledger(folder=plan.folder, plan=plan.to_mapping()).save()
+    SweepRecords(folder=plan.folder, plan=plan.to_mapping()).save()
     return {SWEEP: str(plan.folder), TRIAL: of, "agent.beta": beta}
 
 

@@ -17,9 +17,9 @@ from dipole_ray.config import load
 from dipole_ray.plots.parallel import Line, draw_parallel
 from dipole_ray.plots.surface import Point, _means, _rows, draw_surface
 from dipole_ray.sweep.leaderboard import standings, table
-from dipole_ray.sweep.ledger import TRIAL_FILE, Ledger
-from dipole_ray.sweep.outcome import write_outcome
 from dipole_ray.sweep.plan import Plan
+from dipole_ray.sweep.records import TRIAL_FILE, SweepRecords
+from dipole_ray.sweep.result import write_result
 from dipole_ray.sweep.scoring import best_row
 from tests.sweep.small import small_plan
 
@@ -48,13 +48,13 @@ def row(omega: float, candidates: int, success: float | None, mean: float, episo
     }
 
 
-def write_trial(ledger: Ledger, values: dict[str, Any], rows: list[Any], report: Any, *, rung: int = 2) -> None:
+def write_trial(records: SweepRecords, values: dict[str, Any], rows: list[Any], report: Any, *, rung: int = 2) -> None:
     """Add a trial that ended at `rung` with these rows."""
-    record = ledger.add(values)
-    best = best_row(rows, ledger_plan(ledger).sweep)
+    record = records.add(values)
+    best = best_row(rows, records_plan(records).sweep)
     results = [{"rung": rung, "score": best["return"], "best": best, "rows": rows, "report": report}]
     record.status = "done" if rung == 2 else "stopped"
-    folder = ledger.trial_folder(record.id)
+    folder = records.trial_folder(record.id)
     folder.mkdir(parents=True)
     notes = {
         "values": values,
@@ -67,52 +67,52 @@ def write_trial(ledger: Ledger, values: dict[str, Any], rows: list[Any], report:
     (folder / TRIAL_FILE).write_text(json.dumps(notes))
 
 
-def ledger_plan(ledger: Ledger) -> Plan:
+def records_plan(records: SweepRecords) -> Plan:
     from dipole_ray.sweep.plan import from_mapping
 
-    return from_mapping(ledger.plan)
+    return from_mapping(records.plan)
 
 
 @pytest.fixture
-def ended(tmp_path: Path) -> tuple[Plan, Ledger]:
+def ended(tmp_path: Path) -> tuple[Plan, SweepRecords]:
     """A sweep with a lucky trial, an honest one, and one that was stopped while it led."""
     plan = small_plan(tmp_path, tmp_path, space=SPACE)
-    ledger = Ledger(folder=plan.folder, plan=plan.to_mapping())
-    ledger.folder.mkdir(parents=True)
+    records = SweepRecords(folder=plan.folder, plan=plan.to_mapping())
+    records.folder.mkdir(parents=True)
     lucky = [row(0.0, 1, None, -50.0), row(1.0, 2, None, -10.0)]
     honest = [row(0.0, 1, None, -20.0), row(1.0, 2, None, -21.0)]
-    write_trial(ledger, {"agent.beta": 1.0}, honest, row(0.0, 1, None, -19.0, 50))
-    write_trial(ledger, {"agent.beta": 5.0}, lucky, row(1.0, 2, None, -40.0, 50))
-    write_trial(ledger, {"agent.beta": 20.0}, [row(0.0, 1, None, -5.0)], None, rung=1)
-    return plan, ledger
+    write_trial(records, {"agent.beta": 1.0}, honest, row(0.0, 1, None, -19.0, 50))
+    write_trial(records, {"agent.beta": 5.0}, lucky, row(1.0, 2, None, -40.0, 50))
+    write_trial(records, {"agent.beta": 20.0}, [row(0.0, 1, None, -5.0)], None, rung=1)
+    return plan, records
 
 
-def test_order_is_by_the_selecting_episodes_alone(ended: tuple[Plan, Ledger]) -> None:
+def test_order_is_by_the_selecting_episodes_alone(ended: tuple[Plan, SweepRecords]) -> None:
     board = standings(*ended)
     assert [item.trial for item in board] == ["trial-001", "trial-000", "trial-002"]
     assert (board[0].best["return"], board[0].report and board[0].report["return"]) == (-10.0, -40.0)
 
 
-def test_files_hold_both_numbers(ended: tuple[Plan, Ledger]) -> None:
-    plan, ledger = ended
-    outcome = write_outcome(plan, ledger, finished=True, view_command=None)
-    names = {path.name for path in outcome.files}
+def test_files_hold_both_numbers(ended: tuple[Plan, SweepRecords]) -> None:
+    plan, records = ended
+    result = write_result(plan, records, finished=True, view_command=None)
+    names = {path.name for path in result.files}
     assert names == {"leaderboard.json", "leaderboard.csv", "surface-beta.png", "parallel.png", "best.yaml"}
-    board = json.loads((outcome.folder / "leaderboard.json").read_text())
+    board = json.loads((result.folder / "leaderboard.json").read_text())
     assert board[0]["selected"] == {"value": -10.0, "low": -11.0, "high": -9.0, "episodes": 20, "seed": 1000}
     assert board[0]["reported"] == {"value": -40.0, "low": -41.0, "high": -39.0, "episodes": 50, "seed": 2000}
     assert board[2]["reported"] is None and board[2]["status"] == "stopped"
-    lines = list(csv.DictReader((outcome.folder / "leaderboard.csv").open()))
+    lines = list(csv.DictReader((result.folder / "leaderboard.csv").open()))
     assert [line["agent.beta"] for line in lines] == ["5.0", "1.0", "20.0"]
     assert (lines[0]["selected_value"], lines[0]["reported_value"]) == ("-10.0", "-40.0")
     for name in ("surface-beta.png", "parallel.png"):
-        assert np.ptp(imread(outcome.folder / name)) > 0.5, "something is drawn"
+        assert np.ptp(imread(result.folder / name)) > 0.5, "something is drawn"
 
 
-def test_best_config_is_one_that_train_takes(ended: tuple[Plan, Ledger]) -> None:
-    plan, ledger = ended
-    outcome = write_outcome(plan, ledger, finished=True, view_command=None)
-    path = outcome.folder / "best.yaml"
+def test_best_config_is_one_that_train_takes(ended: tuple[Plan, SweepRecords]) -> None:
+    plan, records = ended
+    result = write_result(plan, records, finished=True, view_command=None)
+    path = result.folder / "best.yaml"
     config = load(path)
     assert (config.agent.beta, config.agent.omega, config.agent.num_candidates) == (5.0, 1.0, 2)
     assert config.name == "small-best" and config.env.id == "Pendulum-v1"
@@ -120,7 +120,7 @@ def test_best_config_is_one_that_train_takes(ended: tuple[Plan, Ledger]) -> None
     assert path.read_text().startswith("# trial-001 of the sweep small") and "-40" in path.read_text().splitlines()[1]
 
 
-def test_the_table_says_what_to_quote(ended: tuple[Plan, Ledger]) -> None:
+def test_the_table_says_what_to_quote(ended: tuple[Plan, SweepRecords]) -> None:
     plan, _ = ended
     console = Console(width=140, record=True, no_color=True, file=io.StringIO())
     console.print(table(plan, standings(*ended)))

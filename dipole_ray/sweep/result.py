@@ -12,21 +12,19 @@ from dipole_ray.files.durable import write_text
 from dipole_ray.plots.parallel import Line, draw_parallel
 from dipole_ray.plots.surface import Point, draw_surface
 from dipole_ray.sweep.leaderboard import Standing, standings, to_csv, to_plain
-from dipole_ray.sweep.ledger import Ledger, records_of
 from dipole_ray.sweep.plan import Plan
+from dipole_ray.sweep.records import SweepRecords
 from dipole_ray.sweep.scoring import measure_of, metric_of
 
 BEST_FILE = "best.yaml"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
+class SweepResult:
     """How a sweep ended."""
 
     plan: Plan
-    """What was run."""
     folder: Path
-    """The sweep's folder."""
     finished: bool
     """False after Ctrl-C."""
     board: list[Standing]
@@ -39,9 +37,9 @@ class Outcome:
     """What shows the sweep in MLflow."""
 
 
-def write_outcome(plan: Plan, ledger: Ledger, *, finished: bool, view_command: str | None) -> Outcome:
+def write_result(plan: Plan, records: SweepRecords, *, finished: bool, view_command: str | None) -> SweepResult:
     """Write leaderboard, pictures and best config from what the trials have so far."""
-    folder, board = ledger.folder, standings(plan, ledger)
+    folder, board = records.folder, standings(plan, records)
     files: list[Path] = []
     if board:
         files.append(write_text(folder / "leaderboard.json", json.dumps(to_plain(plan, board), indent=1) + "\n"))
@@ -49,12 +47,12 @@ def write_outcome(plan: Plan, ledger: Ledger, *, finished: bool, view_command: s
         files += _draw(plan, folder, board)
         if board[0].status == "done":
             files.append(write_text(folder / BEST_FILE, best_config(plan, board[0])))
-    return Outcome(
+    return SweepResult(
         plan=plan,
         folder=folder,
         finished=finished,
         board=board,
-        failed={record.id: record.error or "unknown" for record in records_of(ledger, "failed")},
+        failed={record.id: record.error or "unknown" for record in records.having("failed")},
         files=files,
         view_command=view_command,
     )

@@ -1,4 +1,4 @@
-"""Which trials come: those of the ledger that are not finished, and what Optuna proposes."""
+"""Which trials come: those that are not finished, and what Optuna proposes."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ from typing import Any
 from ray import tune
 from ray.tune.search import ConcurrencyLimiter, Searcher
 
-from dipole_ray.sweep.ledger import ENDED, Ledger, records_of
 from dipole_ray.sweep.plan import Plan
+from dipole_ray.sweep.records import ENDED, SweepRecords
 from dipole_ray.sweep.space import Domain
 from dipole_ray.sweep.trainable import SWEEP, TRIAL
 
 
-def search_of(plan: Plan, ledger: Ledger) -> tuple[dict[str, Any], dict[str, Any]]:
+def search_of(plan: Plan, records: SweepRecords) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return Tune's `param_space`, and the part of its `TuneConfig` that says how it is searched."""
     most = plan.sweep.resources.max_concurrent
     if plan.sweep.search == "optuna":
-        proposals = Proposals(plan, ledger)
-        limited = proposals if most is None else ConcurrencyLimiter(proposals, max_concurrent=most)
-        return {}, {"search_alg": limited, "num_samples": proposals.num_left}
-    values = {record.id: record.values for record in ledger.unfinished()}
+        search = ContinuedOptuna(plan, records)
+        limited = search if most is None else ConcurrencyLimiter(search, max_concurrent=most)
+        return {}, {"search_alg": limited, "num_samples": search.num_left}
+    values = {record.id: record.values for record in records.unfinished()}
     # Trials are listed, not drawn, so that another start gives the very same ones; PBT allows no searcher for that.
-    space: dict[str, Any] = {SWEEP: str(ledger.folder), TRIAL: tune.grid_search(list(values))}
+    space: dict[str, Any] = {SWEEP: str(records.folder), TRIAL: tune.grid_search(list(values))}
     for key in plan.space:
         space[key] = tune.sample_from(lambda spec, key=key: values[spec.config[TRIAL]][key])
     return space, {"max_concurrent_trials": most}
 
 
-class Proposals(Searcher):
+class ContinuedOptuna(Searcher):
     """Asks Optuna for trials, after those that an earlier start left unfinished."""
 
-    def __init__(self, plan: Plan, ledger: Ledger) -> None:
+    def __init__(self, plan: Plan, records: SweepRecords) -> None:
         super().__init__(metric="score", mode=plan.sweep.mode)
-        self._plan, self._ledger = plan, ledger
-        self._waiting = ledger.unfinished()
-        self._optuna = _optuna(plan, ledger)
+        self._plan, self._records = plan, records
+        self._waiting = records.unfinished()
+        self._optuna = _optuna(plan, records)
         self._asked: dict[str, str] = {}
         """Name of each trial given to Tune, by Tune's id."""
         self._proposed: set[str] = set()
@@ -46,23 +46,23 @@ class Proposals(Searcher):
     @property
     def num_left(self) -> int:
         """Trials that Tune will be given."""
-        return len(self._waiting) + self._plan.num_trials - len(self._ledger.trials)
+        return len(self._waiting) + self._plan.num_trials - len(self._records.trials)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """Return the config of the next trial; None where Optuna waits for results."""
         if self._waiting:
             record = self._waiting.pop(0)
-        elif len(self._ledger.trials) < self._plan.num_trials:
+        elif len(self._records.trials) < self._plan.num_trials:
             values = self._optuna.suggest(trial_id)
             if values is None:
                 return None
-            record = self._ledger.add(dict(values))
-            self._ledger.save()
+            record = self._records.add(dict(values))
+            self._records.save()
             self._proposed.add(trial_id)
         else:
             return str(Searcher.FINISHED)  # type: ignore[return-value]  # how Tune wants it
         self._asked[trial_id] = record.id
-        return {SWEEP: str(self._ledger.folder), TRIAL: record.id, **record.values}
+        return {SWEEP: str(self._records.folder), TRIAL: record.id, **record.values}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell Optuna what a trial gave; one of an earlier session as a point of its own."""
@@ -70,13 +70,13 @@ class Proposals(Searcher):
         if trial_id in self._proposed:
             self._optuna.on_trial_complete(trial_id, result, error)
         elif trial is not None and result is not None and not error:
-            self._optuna.add_evaluated_point(self._ledger.trials[trial].values, result["score"])
+            self._optuna.add_evaluated_point(self._records.trials[trial].values, result["score"])
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Ignore what is no final result."""
 
     def save(self, checkpoint_path: str) -> None:
-        """Write nothing: the ledger has everything."""
+        """Write nothing: the records have everything."""
 
     def restore(self, checkpoint_path: str) -> None:
         """Read nothing."""
@@ -91,7 +91,7 @@ def tune_space(space: Mapping[str, Domain]) -> dict[str, Any]:
     }
 
 
-def _optuna(plan: Plan, ledger: Ledger) -> Searcher:
+def _optuna(plan: Plan, records: SweepRecords) -> Searcher:
     """Return Optuna's TPE sampler, knowing all trials that have ended."""
     import optuna
     from ray.tune.search.optuna import OptunaSearch
@@ -99,9 +99,9 @@ def _optuna(plan: Plan, ledger: Ledger) -> Searcher:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     logging.getLogger("ray.tune.search.optuna").setLevel(logging.ERROR)
     # Another seed in each session: the same one would propose the first trials again.
-    seed = plan.sweep.seed + 1000 * len(ledger.trials)
+    seed = plan.sweep.seed + 1000 * len(records.trials)
     search = OptunaSearch(tune_space(plan.space), metric="score", mode=plan.sweep.mode, seed=seed)
-    for record in records_of(ledger, *ENDED):
+    for record in records.having(*ENDED):
         if record.score is not None:
             search.add_evaluated_point(record.values, record.score)
     return search

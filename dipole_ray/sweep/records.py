@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,22 +19,23 @@ from dipole_ray.sweep.space import Values
 SWEEP_FILE, TRIAL_FILE, TRIALS = "sweep.json", "trial.json", "trials"
 FORMAT = 1
 
-Status = Literal["planned", "running", "done", "stopped", "failed"]
-ENDED: tuple[Status, ...] = ("done", "stopped")
+TrialStatus = Literal["planned", "running", "done", "stopped", "failed"]
+ENDED: tuple[TrialStatus, ...] = ("done", "stopped")
 """States that are not tried again: all rungs reached, or stopped by the scheduler."""
 
 _MAX_BYTES = 1 << 28
+_NOTES = {"values", "rung", "run_id", "checkpoint", "results", "finished"}
 
 
 @dataclass(kw_only=True, slots=True)
-class Record:
+class TrialRecord:
     """One trial."""
 
     id: str
     """Name of the trial and of its folder."""
     values: Values
     """Its settings by dotted key; PBT changes them."""
-    status: Status = "planned"
+    status: TrialStatus = "planned"
     """`failed` trials are tried again by the next start."""
     rung: int = 0
     """Evaluations finished."""
@@ -50,22 +50,21 @@ class Record:
 
 
 @dataclass(kw_only=True, slots=True)
-class Ledger:
+class SweepRecords:
     """The sweep's file in memory; `save` writes it whole."""
 
     folder: Path
-    """The sweep's folder."""
     plan: dict[str, Any]
     """The plan's mapping."""
     run_key: str = field(default_factory=lambda: uuid.uuid4().hex)
     """By which the sweep's MLflow run is found, also by the trials."""
     created_s: float = field(default_factory=time.time)
     """When the sweep was first started, seconds since 1970."""
-    trials: dict[str, Record] = field(default_factory=dict)
+    trials: dict[str, TrialRecord] = field(default_factory=dict)
     """All trials so far, in their order."""
 
     @staticmethod
-    def open(folder: Path, plan: dict[str, Any]) -> Ledger:
+    def open(folder: Path, plan: dict[str, Any]) -> SweepRecords:
         """Return the sweep that stands in the folder, with what its trials wrote down last; or a new one.
 
         Raises:
@@ -73,46 +72,69 @@ class Ledger:
         """
         path = folder / SWEEP_FILE
         if not path.exists():
-            return Ledger(folder=folder, plan=plan)
+            return SweepRecords(folder=folder, plan=plan)
         try:
             stored = read_json(path, _MAX_BYTES)
             if stored["format"] != FORMAT:
                 raise ValueError(f"format {stored['format']}, this version reads {FORMAT}")
-            records = {item["id"]: Record(**item) for item in stored["trials"]}
-            ledger = Ledger(
+            records = SweepRecords(
                 folder=folder,
                 plan=plan,
                 run_key=str(stored["run_key"]),
                 created_s=float(stored["created_s"]),
-                trials=records,
+                trials={item["id"]: TrialRecord(**item) for item in stored["trials"]},
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"{path}: not readable ({error}); put a whole one back, or remove {folder} to start the sweep anew"
             ) from None
-        for record in records.values():
-            ledger._catch_up(record)
-        return ledger
+        for record in records.trials.values():  # trials may have gone on after the sweep's own process
+            notes = records.refresh(record)
+            if notes.get("finished"):
+                record.status = "done"
+            elif not notes or record.status not in (*ENDED, "failed"):
+                record.status = "planned"
+        return records
 
-    def add(self, values: Values) -> Record:
+    def add(self, values: Values) -> TrialRecord:
         """Add a trial."""
-        record = Record(id=f"trial-{len(self.trials):03d}", values=values)
+        record = TrialRecord(id=f"trial-{len(self.trials):03d}", values=values)
         self.trials[record.id] = record
         return record
 
-    def unfinished(self) -> list[Record]:
+    def having(self, *statuses: TrialStatus) -> list[TrialRecord]:
+        """Return the trials in one of these states."""
+        return [record for record in self.trials.values() if record.status in statuses]
+
+    def unfinished(self) -> list[TrialRecord]:
         """Return the trials that still have something to do, those that are furthest first."""
-        left = [record for record in self.trials.values() if record.status not in ENDED]
-        return sorted(left, key=lambda record: -record.rung)
+        return sorted(self.having("planned", "running", "failed"), key=lambda record: -record.rung)
 
     def trial_folder(self, trial: str) -> Path:
         """Return the run folder of a trial."""
         return self.folder / TRIALS / trial
 
+    def notes(self, trial: str) -> dict[str, Any]:
+        """Return what a trial wrote down itself; nothing where that cannot be read (its checkpoint has it too)."""
+        try:
+            notes = read_json(self.trial_folder(trial) / TRIAL_FILE, _MAX_BYTES)
+            return notes if notes.keys() >= _NOTES else {}
+        except (OSError, ValueError, AttributeError):
+            return {}
+
     def results(self, trial: str) -> list[dict[str, Any]]:
         """Return what a trial measured at each of its rungs, oldest first."""
-        notes = read_trial(self.trial_folder(trial))
-        return [] if notes is None else list(notes["results"])
+        return list(self.notes(trial).get("results", ()))
+
+    def refresh(self, record: TrialRecord) -> dict[str, Any]:
+        """Take a trial's own notes, which are the newest there are, into its record, and return them."""
+        notes = self.notes(record.id)
+        if notes:
+            record.values, record.rung = dict(notes["values"]), int(notes["rung"])
+            record.run_id, record.checkpoint = notes["run_id"], notes["checkpoint"]
+            if notes["results"]:
+                record.score = float(notes["results"][-1]["score"])
+        return notes
 
     def save(self) -> None:
         """Write `sweep.json`."""
@@ -125,35 +147,3 @@ class Ledger:
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / SWEEP_FILE, stored)
-
-    def _catch_up(self, record: Record) -> None:
-        """Take what a trial wrote down after the sweep's process had ended."""
-        notes = read_trial(self.trial_folder(record.id))
-        if notes is None:
-            record.status = "planned"
-        else:
-            note(record, notes)
-            finished = notes["finished"]
-            record.status = "done" if finished else record.status if record.status in (*ENDED, "failed") else "planned"
-
-
-def note(record: Record, notes: dict[str, Any]) -> None:
-    """Take a trial's own notes into its record."""
-    record.values, record.rung, record.run_id = dict(notes["values"]), int(notes["rung"]), notes["run_id"]
-    record.checkpoint = notes["checkpoint"]
-    if notes["results"]:
-        record.score = float(notes["results"][-1]["score"])
-
-
-def read_trial(folder: Path) -> dict[str, Any] | None:
-    """Return a trial's own notes; None where there are none that can be read (its checkpoint has them too)."""
-    try:
-        notes = read_json(folder / TRIAL_FILE, _MAX_BYTES)
-        return notes if {"values", "rung", "run_id", "checkpoint", "results", "finished"} <= notes.keys() else None
-    except (OSError, ValueError, AttributeError):
-        return None
-
-
-def records_of(ledger: Ledger, *statuses: Status) -> Iterator[Record]:
-    """Yield the trials in one of these states."""
-    yield from (record for record in ledger.trials.values() if record.status in statuses)

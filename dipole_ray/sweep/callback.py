@@ -1,0 +1,101 @@
+"""The sweep's own process while Tune works: it keeps the records, the progress bar and the sweep's MLflow series."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from ray.tune import Callback
+
+from dipole_ray.progress import Progress
+from dipole_ray.sweep.plan import Plan
+from dipole_ray.sweep.records import SweepRecords, TrialRecord, TrialStatus
+from dipole_ray.sweep.scoring import gain
+from dipole_ray.sweep.trainable import values_of
+from dipole_ray.tracking import Tracker
+
+_log = logging.getLogger(__name__)
+
+
+class SweepCallback(Callback):
+    """Told by Tune what happens to trials."""
+
+    def __init__(self, plan: Plan, records: SweepRecords, progress: Progress, tracker: Tracker) -> None:
+        self._plan, self._records, self._progress, self._tracker = plan, records, progress, tracker
+        self._steps: dict[str, tuple[int, int]] = {}
+        """Updates and environment steps of each trial."""
+        for trial in records.trials:
+            for result in records.results(trial)[-1:]:
+                self._steps[trial] = (int(result["learner_steps"]), int(result["env_steps"]))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Keep threads and files out of the state that Tune writes, and that nobody reads."""
+        return {}
+
+    def __deepcopy__(self, memo: Any) -> SweepCallback:
+        return self
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Note that a trial runs, with the values it runs with."""
+        record = self._records.trials[str(trial)]
+        record.values = values_of(trial.config)
+        self._note(record, "running")
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Note a rung."""
+        record = self._records.trials[str(trial)]
+        record.rung, record.score = int(result["rung"]), float(result["score"])
+        self._steps[record.id] = (int(result["learner_steps"]), int(result["env_steps"]))
+        self._records.refresh(record)
+        self._log()
+        self._note(record, record.status)
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Say that a trial failed and goes on from its checkpoint."""
+        _log.warning("%s failed and is continued from its last rung: %s", trial, _error_of(trial))
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Note that a trial has ended, at the last rung or before it."""
+        record = self._records.trials[str(trial)]
+        self._records.refresh(record)
+        self._note(record, "done" if record.rung >= self._plan.sweep.rungs else "stopped")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Note that a trial was given up."""
+        record = self._records.trials[str(trial)]
+        self._records.refresh(record)
+        self._note(record, "failed", _error_of(trial))
+
+    def _note(self, record: TrialRecord, status: TrialStatus, error: str | None = None) -> None:
+        """Write down what a trial does, and bring the bar to the present state; what an early end saves counts."""
+        record.status, record.error = status, error
+        records, rungs = self._records, self._plan.sweep.rungs
+        records.save()
+        ended = {record.id for record in records.having("done", "stopped", "failed")}
+        completed = sum(rungs if record.id in ended else record.rung for record in records.trials.values())
+        trials = f"{len(ended)}/{self._plan.num_trials}"
+        self._progress.update(completed, trials=trials, running=len(records.having("running")), best=self._best())
+
+    def _best(self) -> float | None:
+        scores = [record.score for record in self._records.trials.values() if record.score is not None]
+        return max(scores, key=lambda score: gain(score, self._plan.sweep), default=None)
+
+    def _log(self) -> None:
+        """Log the sweep as a whole; its steps are the updates and environment steps of all trials together."""
+        rungs = [record.rung for record in self._records.trials.values()]
+        metrics = {
+            "sweep/best_score": self._best(),
+            "sweep/rungs_done": float(sum(rungs)),
+            "sweep/trials_done": float(sum(rung >= self._plan.sweep.rungs for rung in rungs)),
+            "sweep/trials_stopped": float(len(self._records.having("stopped"))),
+        }
+        learner_steps, env_steps = map(sum, zip(*self._steps.values(), strict=True))
+        self._tracker.log(metrics, learner_steps=learner_steps, env_steps=env_steps)
+
+
+def _error_of(trial: Any) -> str:
+    """Return the line of a trial's traceback that names the error."""
+    lines = [line.strip() for line in str(trial.get_error() or "").strip().splitlines() if line.strip()]
+    return lines[-1][:500] if lines else "its process was lost"
