@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from dipole_ray.agents.config import AgentConfig
 from dipole_ray.checkpoint import Checkpoint, entries_of
@@ -33,16 +32,13 @@ FIXED = (
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Difference:
+class Difference(NamedTuple):
     """One setting or package that is not what the saved run had."""
 
     key: str
     """Dotted key of a setting, or `version of` a package."""
     saved: Any
-    """Value in the checkpoint, or `(absent)`."""
     current: Any
-    """Value now, or `(absent)`."""
 
     def __str__(self) -> str:
         """Return the change as `agent.beta: 1.0 -> 5.0`."""
@@ -64,7 +60,7 @@ def config_differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> 
     """
     before, after = flatten(saved), flatten(current)
     return [
-        Difference(key=key, saved=before.get(key, ABSENT), current=after.get(key, ABSENT))
+        Difference(key, before.get(key, ABSENT), after.get(key, ABSENT))
         for key in sorted(before.keys() | after.keys())
         if before.get(key, ABSENT) != after.get(key, ABSENT)
     ]
@@ -77,7 +73,7 @@ def version_differences(saved: Mapping[str, str]) -> list[Difference]:
         saved: The checkpoint's `versions`.
     """
     differences = config_differences(saved, package_versions())
-    return [replace(difference, key=f"version of {difference.key}") for difference in differences]
+    return [difference._replace(key=f"version of {difference.key}") for difference in differences]
 
 
 def guard_resume(saved: Mapping[str, Any], current: Mapping[str, Any], fixed: Collection[str]) -> list[Difference]:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dipole_ray.cli.command import add_command, print_files
+
 _RUN = """\
 Run what is left of a suite: each (method, task, seed) is one ordinary run, several at a time as Ray tasks.
 
@@ -42,19 +44,16 @@ def add_bench_parser(subparsers: Any) -> None:
     """Add the subcommand to the parsers of `dipole`."""
     parser = subparsers.add_parser("bench", help="benchmarks: methods x tasks x seeds, tables and pictures")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    raw = argparse.RawDescriptionHelpFormatter
-    run = commands.add_parser("run", help=_RUN.partition("\n")[0], description=_RUN, formatter_class=raw)
+    run = add_command(commands, "run", run_bench, _RUN)
     run.add_argument("suite", metavar="SUITE|FILE.yaml", help="what to run; `dipole bench list` names the suites")
     run.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings on top")
     part = "a part: of method, task or seed"
     run.add_argument("--only", metavar="KIND=NAME,...", action="append", default=[], help=part)
     run.add_argument("--address", help="Ray cluster to run on (default: RAY_ADDRESS, or a local one)")
-    run.set_defaults(run=run_bench)
-    report = commands.add_parser("report", help=_REPORT.partition("\n")[0], description=_REPORT, formatter_class=raw)
+    report = add_command(commands, "report", report_bench, _REPORT)
     report.add_argument("suites", nargs="+", metavar="SUITE|FILE", help="suites, or JSON files of reports")
     report.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="the settings that the runs had on top")
     report.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder for the files")
-    report.set_defaults(run=report_bench)
     listing = commands.add_parser("list", help="name the suites, or say how far one is")
     listing.add_argument("suite", nargs="?", metavar="SUITE|FILE.yaml", help="say how far its runs are; starts nothing")
     listing.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="the settings that the runs have on top")
@@ -101,8 +100,7 @@ def report_bench(arguments: argparse.Namespace) -> int:
     for name in names:
         written = write_report(name, overrides, arguments.out)
         print(written[0].read_text())
-        for path in written:
-            print(f"{'picture' if path.suffix == '.png' else 'file':9} {path}")
+        print_files(written)
     return 0
 
 

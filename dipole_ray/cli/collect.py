@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from dipole_ray.cli.command import add_command
 from dipole_ray.errors import ConfigError
 
 COLLECT_HELP = """\
@@ -33,12 +34,7 @@ data.path=DIR take the episodes of all of them.
 
 def add_collect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `collect` to the commands of `dipole data`."""
-    parser = commands.add_parser(
-        "collect",
-        help=COLLECT_HELP.partition("\n")[0],
-        description=COLLECT_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = add_command(commands, "collect", run_collect, COLLECT_HELP)
     parser.add_argument(
         "names",
         metavar="NAME",
@@ -53,7 +49,6 @@ def add_collect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the files")
     parser.add_argument("--workers", metavar="W", type=int, help="Ray tasks at a time (default: the whole cluster)")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there; exorl begins anew")
-    parser.set_defaults(run=run_collect)
 
 
 def run_collect(args: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dipole_ray.cli.collect import add_collect
+from dipole_ray.cli.command import add_command
 from dipole_ray.cli.download import add_download
 from dipole_ray.cli.source import add_source_options, check_options, name_a_task, reading_of
 from dipole_ray.errors import ConfigError, DatasetError
@@ -79,17 +80,8 @@ def add_data_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentPars
     add_download(commands)
 
 
-def _add_command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str
-) -> argparse.ArgumentParser:
-    summary = text.partition("\n")[0]
-    return commands.add_parser(
-        name, help=summary, description=text, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-
-
 def _add_import(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = _add_command(commands, "import", IMPORT_HELP)
+    parser = add_command(commands, "import", run_import, IMPORT_HELP)
     parser.add_argument(
         "source", metavar="SRC", type=Path, help="a file or folder in one of these formats; tables may be a folder"
     )
@@ -106,11 +98,10 @@ def _add_import(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="what to do with transitions that hold NaN or infinity (default: refuse)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the dataset in DIR")
-    parser.set_defaults(run=run_import)
 
 
 def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = _add_command(commands, "inspect", INSPECT_HELP)
+    parser = add_command(commands, "inspect", run_inspect, INSPECT_HELP)
     parser.add_argument("path", metavar="PATH", type=Path, help="a dataset folder, or what import takes")
     parser.add_argument(
         "--env", metavar="ENV_ID", help="task that rewards OGBench's and ExORL's data, and whose spaces must match"
@@ -118,7 +109,6 @@ def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add_source_options(parser)
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the verdict as JSON as well")
     parser.add_argument("--plot", metavar="FILE", type=Path, help="draw returns, lengths and actions as a picture")
-    parser.set_defaults(run=run_inspect)
 
 
 def run_import(args: argparse.Namespace) -> int:

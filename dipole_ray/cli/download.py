@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dipole_ray.cli.command import add_command
 from dipole_ray.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -56,12 +57,7 @@ prints the SHA-256 for you to pin. A broken download stays as FILE.part, and the
 
 def add_download(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `download` to the commands of `dipole data`."""
-    parser = commands.add_parser(
-        "download",
-        help=DOWNLOAD_HELP.partition("\n")[0],
-        description=DOWNLOAD_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = add_command(commands, "download", run_download, DOWNLOAD_HELP)
     parser.add_argument("source", choices=("ogbench", "exorl"), help="who publishes the dataset")
     parser.add_argument("name", metavar="NAME", help="a dataset, such as cube-single-play-v0 or walker/rnd")
     parser.add_argument(
@@ -83,7 +79,6 @@ def add_download(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--retries", metavar="N", type=int, default=4, help="attempts after a failed one, per mirror (default: 4)"
     )
-    parser.set_defaults(run=run_download)
 
 
 def run_download(args: argparse.Namespace) -> int:

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dipole_ray.cli.command import add_command
+
 if TYPE_CHECKING:
     from dipole_ray.evaluation.cells import Cell
     from dipole_ray.policy import TrainedPolicy
@@ -25,13 +27,9 @@ episodes from the same states. BC rows are included where the run trained a beha
 
 def add_evaluate_parser(subparsers: Any) -> None:
     """Add the subcommand to the parsers of `dipole`."""
-    parser = subparsers.add_parser(
-        "evaluate",
-        help="evaluate one checkpoint over a grid of omega and candidates",
-        description="Evaluate a trained policy.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    text = "Evaluate a trained policy."
+    summary = "evaluate one checkpoint over a grid of omega and candidates"
+    parser = add_command(subparsers, "evaluate", run_evaluate, text, help=summary, epilog=_EPILOG)
     parser.add_argument("policy", metavar="RUN", type=Path, help="a run's folder, or one checkpoint's")
     parser.add_argument("--omega", nargs="+", type=float, metavar="X", help="each >= -1 (default: 0 0.5 1 2)")
     parser.add_argument("--candidates", nargs="+", type=int, metavar="N", help="actions per step (default: 1 16)")
@@ -39,7 +37,6 @@ def add_evaluate_parser(subparsers: Any) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of start states and policy noise (default: 0)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows as JSON")
     parser.add_argument("--videos", type=int, default=0, metavar="N", help="record N episodes of each cell as MP4")
-    parser.set_defaults(run=run_evaluate)
 
 
 def run_evaluate(arguments: argparse.Namespace) -> int:

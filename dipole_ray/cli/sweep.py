@@ -6,6 +6,8 @@ import argparse
 import shlex
 from typing import Any
 
+from dipole_ray.cli.command import add_command, print_files
+
 _EPILOG = """\
 examples:
   dipole sweep smoke                                  two trials, under a minute on two free cores
@@ -36,18 +38,13 @@ The same command again continues a sweep that was stopped or killed, and deliver
 
 def add_sweep_parser(subparsers: Any) -> None:
     """Add the subcommand to the parsers of `dipole`."""
-    parser = subparsers.add_parser(
-        "sweep",
-        help="try many settings; continue a sweep that was stopped",
-        description="Run trials over any setting with Ray Tune.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    text = "Run trials over any setting with Ray Tune."
+    summary = "try many settings; continue a sweep that was stopped"
+    parser = add_command(subparsers, "sweep", run_sweep_command, text, help=summary, epilog=_EPILOG)
     parser.add_argument("source", nargs="?", metavar="PRESET|FILE.yaml", help="what to run")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings on top")
     parser.add_argument("--address", help="Ray cluster to run on (default: RAY_ADDRESS, or a local one)")
     parser.add_argument("--help-config", action="store_true", help="explain every setting of a sweep and stop")
-    parser.set_defaults(run=run_sweep_command)
 
 
 def run_sweep_command(arguments: argparse.Namespace) -> int:
@@ -79,8 +76,7 @@ def _finish(result: Any, words: str) -> int:
     for trial, error in result.failed.items():
         print(f"failed    {trial}: {error}")
     print(f"\nsweep     {result.folder}")
-    for path in result.files:
-        print(f"{'picture' if path.suffix == '.png' else 'file':9} {path}")
+    print_files(result.files)
     if result.view_command is not None:
         print(f"mlflow    {result.view_command}")
     if not result.finished:

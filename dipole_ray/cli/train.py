@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from dipole_ray.cli.command import add_command
+
 _EPILOG = """\
 examples:
   dipole train quickstart
@@ -21,19 +23,14 @@ To use a running Ray cluster, give --address or set RAY_ADDRESS.
 
 def add_train_parser(subparsers: Any) -> None:
     """Add the subcommand to the parsers of `dipole`."""
-    parser = subparsers.add_parser(
-        "train",
-        help="train a policy: offline phase, online phase, evaluation",
-        description="Train DIPOLE from an offline dataset and fine-tune it online.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    text = "Train DIPOLE from an offline dataset and fine-tune it online."
+    summary = "train a policy: offline phase, online phase, evaluation"
+    parser = add_command(subparsers, "train", run_train, text, help=summary, epilog=_EPILOG)
     parser.add_argument("source", nargs="?", metavar="PRESET|FILE.yaml", help="what to run")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings on top")
     parser.add_argument("--resume", metavar="RUN", type=Path, help="continue the run in this folder")
     parser.add_argument("--address", help="Ray cluster to run on (default: RAY_ADDRESS, or a local one)")
     parser.add_argument("--help-config", action="store_true", help="explain every setting and stop")
-    parser.set_defaults(run=run_train)
 
 
 def run_train(arguments: argparse.Namespace) -> int:
