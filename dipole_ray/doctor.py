@@ -78,7 +78,7 @@ print(json.dumps({"observation_dim": int(env.observation_space.shape[0])}))
 """
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Finding:
     """One line of the report."""
 
@@ -117,9 +117,9 @@ def check_python() -> Finding:
     """Look at the interpreter."""
     found = f"{sys.version.split()[0]} ({sys.executable})"
     if (3, 11) <= sys.version_info[:2] <= (3, 12):
-        return Finding(name="Python", status="ok", message=found)
+        return Finding("Python", "ok", found)
     remedy = "make a virtual environment with Python 3.11 or 3.12, which Ray 2.60 and the simulators are tested with"
-    return Finding(name="Python", status="fail", message=found, remedy=remedy)
+    return Finding("Python", "fail", found, remedy)
 
 
 def check_packages() -> Iterator[Finding]:
@@ -128,24 +128,20 @@ def check_packages() -> Iterator[Finding]:
         declared = requires("dipole-ray") or []
     except PackageNotFoundError:
         remedy = "install it, for example with 'pip install -e .' in the source folder"
-        yield Finding(name="Packages", status="fail", message="dipole_ray itself is not installed", remedy=remedy)
+        yield Finding("Packages", "fail", "dipole_ray itself is not installed", remedy)
         return
     fitting = []
     for requirement in map(Requirement, declared):
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
-        found = _installed(requirement.name)
+        name, found = requirement.name, _installed(requirement.name)
         if found is not None and requirement.specifier.contains(found, prereleases=True):
-            fitting.append(f"{requirement.name} {found}")
+            fitting.append(f"{name} {found}")
             continue
-        reason = f" ({REASONS[requirement.name]})" if requirement.name in REASONS else ""
-        yield Finding(
-            name=f"Package {requirement.name}",
-            status="fail",
-            message=f"{found or 'not installed'}, needed is {requirement.specifier}{reason}",
-            remedy=f"pip install '{requirement}'",
-        )
-    yield Finding(name="Packages", status="ok", message=", ".join(fitting))
+        reason = f" ({REASONS[name]})" if name in REASONS else ""
+        message = f"{found or 'not installed'}, needed is {requirement.specifier}{reason}"
+        yield Finding(f"Package {name}", "fail", message, f"pip install '{requirement}'")
+    yield Finding("Packages", "ok", ", ".join(fitting))
 
 
 def check_torch() -> Iterator[Finding]:
@@ -154,22 +150,19 @@ def check_torch() -> Iterator[Finding]:
         import torch
     except (ImportError, OSError) as error:
         message = f"cannot be imported ({_first_line(str(error))})"
-        yield Finding(name="torch", status="fail", message=message, remedy="pip install 'torch>=2.6,<3'")
+        yield Finding("torch", "fail", message, "pip install 'torch>=2.6,<3'")
         return
-    yield Finding(name="torch", status="ok", message=f"{torch.__version__}, {torch.get_num_threads()} threads")
+    yield Finding("torch", "ok", f"{torch.__version__}, {torch.get_num_threads()} threads")
     if torch.cuda.is_available():
-        names = ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
-        yield Finding(name="GPU", status="ok", message=names)
+        names = (torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
+        yield Finding("GPU", "ok", ", ".join(names))
     elif shutil.which("nvidia-smi"):
-        yield Finding(
-            name="GPU",
-            status="warn",
-            message=f"the machine has an NVIDIA driver, but torch {torch.__version__} (CUDA {torch.version.cuda}) "
-            "does not use it",
-            remedy="install the torch build for the driver's CUDA version (pytorch.org, 'Start locally')",
-        )
+        build = f"torch {torch.__version__} (CUDA {torch.version.cuda})"
+        message = f"the machine has an NVIDIA driver, but {build} does not use it"
+        remedy = "install the torch build for the driver's CUDA version (pytorch.org, 'Start locally')"
+        yield Finding("GPU", "warn", message, remedy)
     else:
-        yield Finding(name="GPU", status="ok", message="none; the learner computes on the CPU")
+        yield Finding("GPU", "ok", "none; the learner computes on the CPU")
 
 
 def check_cores() -> Finding:
@@ -180,30 +173,23 @@ def check_cores() -> Finding:
     found = f"{usable:g} of {all_cores} usable" if usable < all_cores else f"{cores}"
     told = os.environ.get("OMP_NUM_THREADS", "")
     if told.isdigit() and int(told) > usable:
-        return Finding(
-            name="CPU cores",
-            status="warn",
-            message=f"{found}, but OMP_NUM_THREADS={told}: threads that wait for a core slow updates many times",
-            remedy=f"unset OMP_NUM_THREADS, or set it to {max(1, int(usable))} at most",
-        )
+        message = f"{found}, but OMP_NUM_THREADS={told}: threads that wait for a core slow updates many times"
+        remedy = f"unset OMP_NUM_THREADS, or set it to {max(1, int(usable))} at most"
+        return Finding("CPU cores", "warn", message, remedy)
     if usable < 2:
-        return Finding(
-            name="CPU cores",
-            status="warn",
-            message=f"{found}: a remote learner and remote workers would share one core",
-            remedy="train in one process: rollout.num_workers=0 learner.remote=false",
-        )
+        message = f"{found}: a remote learner and remote workers would share one core"
+        return Finding("CPU cores", "warn", message, "train in one process: rollout.num_workers=0 learner.remote=false")
     advice = f"with K rollout workers leave learner.num_threads at null (cores - K) or give at most {int(usable)} - K"
-    return Finding(name="CPU cores", status="ok", message=f"{found}; {advice}")
+    return Finding("CPU cores", "ok", f"{found}; {advice}")
 
 
 def check_environment(name: str, env_id: str) -> Finding:
     """Make an environment and step it once."""
     answer, trouble = _probe(ENVIRONMENT_PROBE, env_id, timeout_s=120)
-    if answer is None:
-        remedy = "pip install --force-reinstall 'mujoco>=3.1.6,<3.5' 'dm_control<=1.0.36' 'ogbench>=1.2,<1.3'"
-        return Finding(name=name, status="fail", message=f"{env_id}: {trouble}", remedy=remedy)
-    return Finding(name=name, status="ok", message=f"{env_id} steps, {answer['observation_dim']} observations")
+    if answer is not None:
+        return Finding(name, "ok", f"{env_id} steps, {answer['observation_dim']} observations")
+    remedy = "pip install --force-reinstall 'mujoco>=3.1.6,<3.5' 'dm_control<=1.0.36' 'ogbench>=1.2,<1.3'"
+    return Finding(name, "fail", f"{env_id}: {trouble}", remedy)
 
 
 def check_rendering() -> Finding:
@@ -212,13 +198,10 @@ def check_rendering() -> Finding:
     backend = "egl" if chosen in ("", "disable") else chosen
     answer, trouble = _probe(GL_PROBE, timeout_s=60, MUJOCO_GL=backend)
     if answer is not None and answer["brightest"] > 0:
-        return Finding(name="Rendering (GL)", status="ok", message=f"MUJOCO_GL={backend} renders off screen")
-    return Finding(
-        name="Rendering (GL)",
-        status="warn",
-        message=f"MUJOCO_GL={backend} does not render ({trouble or 'the picture is black'}); videos will be missing",
-        remedy=f"on Debian or Ubuntu: apt-get install {DEBIAN_PACKAGES}; then set MUJOCO_GL=egl",
-    )
+        return Finding("Rendering (GL)", "ok", f"MUJOCO_GL={backend} renders off screen")
+    message = f"MUJOCO_GL={backend} does not render ({trouble or 'the picture is black'}); videos will be missing"
+    remedy = f"on Debian or Ubuntu: apt-get install {DEBIAN_PACKAGES}; then set MUJOCO_GL=egl"
+    return Finding("Rendering (GL)", "warn", message, remedy)
 
 
 def check_ray(address: str | None) -> Finding:
@@ -231,12 +214,10 @@ def check_ray(address: str | None) -> Finding:
             if address
             else "free memory and /dev/shm, make /tmp writable; runs with rollout.num_workers=0 need no cluster"
         )
-        return Finding(name="Ray", status="fail", message=f"{where}: {trouble}", remedy=remedy)
+        return Finding("Ray", "fail", f"{where}: {trouble}", remedy)
     size = f"{answer['nodes']} nodes, {answer['cpus']:g} CPUs, {answer['gpus']:g} GPUs"
     found = f"{_installed('ray')}, {where} answers ({size}); RLlib imports"
-    if address:
-        return _check_protection(found, address, answer["dashboard"])
-    return Finding(name="Ray", status="ok", message=found)
+    return _check_protection(found, address, answer["dashboard"]) if address else Finding("Ray", "ok", found)
 
 
 def _check_protection(found: str, address: str, dashboard: str) -> Finding:
@@ -244,37 +225,30 @@ def _check_protection(found: str, address: str, dashboard: str) -> Finding:
     answer, trouble = _probe(STRANGER_PROBE, address, timeout_s=60, RAY_AUTH_MODE="disabled", RAY_AUTH_TOKEN="")
     if answer is None:
         message = f"{found}; whether it asks for a token could not be seen ({trouble})"
-        return Finding(name="Ray", status="warn", message=message, remedy="try again on a node of the cluster")
+        return Finding("Ray", "warn", message, "try again on a node of the cluster")
     if answer["gets_in"]:
         remedy = "start every node with RAY_AUTH_MODE=token: whoever reaches an open cluster can run code on it"
-        return Finding(name="Ray", status="warn", message=f"{found}; it asks nobody for a token", remedy=remedy)
+        return Finding("Ray", "warn", f"{found}; it asks nobody for a token", remedy)
     host = dashboard.removeprefix("http://").rsplit(":", 1)[0]
-    if host not in ("", "127.0.0.1", "localhost"):
-        message = f"{found}; it asks for a token, but its dashboard listens beyond localhost ({dashboard})"
-        remedy = (
-            "start the head with --dashboard-host=127.0.0.1 and come by 'ray dashboard' or 'ssh -L 8265:localhost:8265'"
-        )
-        return Finding(name="Ray", status="warn", message=message, remedy=remedy)
-    return Finding(name="Ray", status="ok", message=f"{found}; it asks for a token")
+    if host in ("", "127.0.0.1", "localhost"):
+        return Finding("Ray", "ok", f"{found}; it asks for a token")
+    message = f"{found}; it asks for a token, but its dashboard listens beyond localhost ({dashboard})"
+    remedy = "start the head with --dashboard-host=127.0.0.1 and come by 'ray dashboard' or "
+    return Finding("Ray", "warn", message, remedy + "'ssh -L 8265:localhost:8265'")
 
 
 def check_mlflow(runs: Path) -> Finding:
     """Ask MLflow for its experiments; a database that does not exist yet is not made."""
     uri = TrackingConfig().resolve_uri(runs)
-    shown = redacted(uri)
-    database = sqlite_file(uri)
+    shown, database = redacted(uri), sqlite_file(uri)
     if database is not None and not database.exists():
-        return Finding(name="MLflow", status="ok", message=f"{_installed('mlflow')}, {shown} is made by the first run")
+        return Finding("MLflow", "ok", f"{_installed('mlflow')}, {shown} is made by the first run")
     answer, trouble = _probe(MLFLOW_PROBE, uri, timeout_s=60)
     if answer is not None:
-        message = f"{_installed('mlflow')}, {shown} answers, {answer['experiments']} experiments"
-        return Finding(name="MLflow", status="ok", message=message)
-    return Finding(
-        name="MLflow",
-        status="warn",
-        message=f"{shown}: {redacted(trouble)}; training works, its metrics stay in metrics.jsonl",
-        remedy="start the server, correct MLFLOW_TRACKING_URI, or unset it to use SQLite beside the runs",
-    )
+        return Finding("MLflow", "ok", f"{_installed('mlflow')}, {shown} answers, {answer['experiments']} experiments")
+    message = f"{shown}: {redacted(trouble)}; training works, its metrics stay in metrics.jsonl"
+    remedy = "start the server, correct MLFLOW_TRACKING_URI, or unset it to use SQLite beside the runs"
+    return Finding("MLflow", "warn", message, remedy)
 
 
 def check_folder(name: str, folder: Path, alternative: str) -> Finding:
@@ -289,12 +263,13 @@ def check_folder(name: str, folder: Path, alternative: str) -> Finding:
         free_gib = shutil.disk_usage(there).free / 2**30
     except OSError as error:
         message = f"{there} cannot be written ({error.strerror})"
-        return Finding(name=name, status="fail", message=message, remedy=f"make it writable, or {alternative}")
+        return Finding(name, "fail", message, f"make it writable, or {alternative}")
     message = f"{folder}: writable, {free_gib:.1f} GiB free"
     if free_gib >= LOW_DISK_GIB:
-        return Finding(name=name, status="ok", message=message)
-    status: Status = "fail" if free_gib < MIN_DISK_GIB else "warn"
-    return Finding(name=name, status=status, message=message, remedy=f"free at least 5 GiB, or {alternative}")
+        return Finding(name, "ok", message)
+    return Finding(
+        name, "fail" if free_gib < MIN_DISK_GIB else "warn", message, f"free at least 5 GiB, or {alternative}"
+    )
 
 
 def _probe(code: str, *arguments: str, timeout_s: float, **environment: str) -> tuple[dict[str, Any] | None, str]:
