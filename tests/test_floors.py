@@ -107,6 +107,18 @@ def test_third_party_imports_stay_in_their_rooms() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_files_of_rllib_import_each_other_one_way() -> None:
+    """Only RLlib's own pair, an algorithm and its config, know each other."""
+    reached: dict[str, set[str]] = {}
+    for room, file, tree in _sources():
+        if room == "rllib":
+            names = [name.split(".") for _, name in _imports(tree, file)]
+            reached[file.stem] = {parts[2] for parts in names if parts[:2] == ["dipole_ray", "rllib"] and parts[2:]}
+    for _ in reached:
+        reached = {name: ones.union(*(reached.get(one, set()) for one in ones)) for name, ones in reached.items()}
+    assert {name for name, ones in reached.items() if name in ones} <= {"algorithm", "config"}
+
+
 def test_importing_the_package_loads_nothing_heavy() -> None:
     code = f"import dipole_ray, sys; print([name for name in {HEAVY} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -370,5 +370,6 @@ class DIPOLE(Algorithm):
         if getattr(self, "experience", None) is not None:
             self.experience.stop()
         super().cleanup()
-        with contextlib.suppress(OSError):  # outside Tune nothing but a ring is ever put into RLlib's own folder
-            Path(self.logdir).rmdir()
+        if self.trial_id == "default":  # outside Tune nothing but a ring is ever put into RLlib's own folder
+            with contextlib.suppress(OSError):
+                Path(self.logdir).rmdir()

@@ -132,7 +132,8 @@ class DIPOLELearner(FaultAwareApply):
 
     def module_state(self) -> dict[str, np.ndarray]:
         """Return the networks as `DIPOLERLModule.get_state` does."""
-        return {f"networks.{name}": tensor.cpu().numpy() for name, tensor in self.agent.networks.state_dict().items()}
+        tensors = self.agent.networks.state_dict()
+        return {f"networks.{name}": tensor.cpu().clone().numpy() for name, tensor in tensors.items()}
 
     def load_module_state(self, state: Mapping[str, np.ndarray]) -> None:
         """Go on with the networks of a `module_state`; optimizer and counters stay as they are."""

@@ -121,7 +121,7 @@ class Workers:
 
     def stop(self) -> None:
         """Close the environments and end the workers; one that does not answer is not waited for."""
-        self._manager.foreach_actor(_stop, healthy_only=False, timeout_seconds=STOP_S)
+        self._manager.foreach_actor("stop", healthy_only=False, timeout_seconds=STOP_S)
         self._manager.clear()
 
     @property
@@ -176,19 +176,6 @@ class Workers:
         if now < self._next_ping:
             return
         self._next_ping = now + PING_EVERY_S
-        asked = self.busy(PING)
-        away = [
-            worker
-            for worker in self._manager.actor_ids()
-            if not self._manager.is_actor_healthy(worker) and worker not in asked
-        ]
+        away = set(self._manager.actor_ids()) - set(self._manager.healthy_actor_ids()) - self.busy(PING)
         if away:
-            self._manager.foreach_actor_async(_is_up, tag=PING, healthy_only=False, remote_actor_ids=away)
-
-
-def _is_up(worker: DIPOLEEnvRunner) -> bool:
-    return worker is not None
-
-
-def _stop(worker: DIPOLEEnvRunner) -> None:
-    worker.stop()
+            self._manager.foreach_actor_async("ping", tag=PING, healthy_only=False, remote_actor_ids=sorted(away))
