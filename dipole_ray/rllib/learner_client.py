@@ -143,6 +143,9 @@ class LearnerClient(LearnerGroup):
 
     # ---- RLlib's learner group ----
 
+    def __del__(self) -> None:
+        """Do nothing: RLlib's group would end learners that it never started."""
+
     def __len__(self) -> int:
         """Return how many learner actors there are."""
         return int(self.config.num_learners)

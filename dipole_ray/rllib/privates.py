@@ -94,10 +94,8 @@ def env_runner_groups_are(group: type[EnvRunnerGroup]) -> Iterator[None]:
 
 
 def give_learners(group: LearnerGroup, learners: Sequence[Any]) -> None:
-    """Set what RLlib's code reads of a learner group that did not start RLlib's own learners."""
-    group._workers = list(learners)  # `Algorithm.setup` hands these, or the local one, to the offline data
-    group._learner = learners[0]
-    group._is_shut_down = True  # else RLlib would shut its own down once more when the group is collected
+    """Set what `Algorithm.setup` hands to the offline data: it knows no learners but those that RLlib started."""
+    group._workers, group._learner = list(learners), learners[0]
 
 
 def translated(config: AlgorithmConfig, key: str) -> str:
