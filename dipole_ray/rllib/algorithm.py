@@ -16,7 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
@@ -36,6 +35,7 @@ from dipole_ray.rllib.experience import Experience
 from dipole_ray.rllib.fragment import FragmentReport
 from dipole_ray.rllib.learner import UpdateReport
 from dipole_ray.rllib.learner_client import LearnerClient, LearnerDied
+from dipole_ray.rllib.metrics import RecentEpisodes, fragment_metrics, update_metrics
 from dipole_ray.rllib.placement import SpreadEnvRunnerGroup, learner_resources, require_room, worker_resources
 from dipole_ray.rllib.privates import env_runner_groups_are
 from dipole_ray.rllib.recovery import AGENT_FILE, replace_learner
@@ -44,7 +44,6 @@ from dipole_ray.rllib.rollouts import Rollouts
 
 ROLLOUT_FILE = "rollout"
 RING_FILE = "online.arrow"
-RECENT_EPISODES = 100
 
 Result = TypeVar("Result")
 
@@ -71,9 +70,8 @@ class DIPOLE(Algorithm):
         self._limiter = UpdateLimiter(self._training.updates_per_env_step)
         self.learner_steps = 0
         self.env_steps = 0
-        self.num_episodes = 0
         self.score = -math.inf
-        self.recent: dict[str, list[float]] = {"return": [], "length": [], "success": []}
+        self.recent = RecentEpisodes()
         self.group_metrics: dict[str, float] = {}
         self.replay = self._open_replay()
         self.learner: LearnerClient = self.learner_group
@@ -140,7 +138,7 @@ class DIPOLE(Algorithm):
                 total = self.replay.insert(report.rows, report.worker, report.incarnation, report.sequence)
                 collected += total - self.env_steps
                 self.env_steps = total
-            self._note_episodes(report)
+            self.recent.note(report)
             updates += self._update(self._limiter.due(self.env_steps), publish=True, online=True)
             if collected >= self._training.env_steps_per_iteration:
                 break
@@ -185,37 +183,19 @@ class DIPOLE(Algorithm):
 
     # ---- metrics ----
 
-    def _note_episodes(self, report: FragmentReport) -> None:
-        """Keep the statistics of the last episodes."""
-        self.num_episodes += len(report.returns)
-        for name, values in (("return", report.returns), ("length", report.lengths), ("success", report.successes)):
-            self.recent[name] = (self.recent[name] + [float(value) for value in values])[-RECENT_EPISODES:]
-
     def note_score(self, row: Row) -> None:
         """Take the evaluation of the chosen cell as the score that sweeps maximise."""
         self.score = score_of(row)
 
     def _log(self, updates: list[UpdateReport], fragments: list[FragmentReport], *, wall_s: float) -> None:
         """Log under our `group/name`s and under RLlib's usual keys."""
-        metrics: dict[str, float] = dict(updates[-1].metrics) if updates else {}
-        metrics["time/iteration_s"] = wall_s
-        metrics["time/learner_wait_fraction"] = max(0.0, 1.0 - sum(report.busy_s for report in updates) / wall_s)
-        metrics["time/updates_per_s"] = sum(report.num_updates for report in updates) / wall_s
+        metrics = update_metrics(updates, wall_s)
         if self.learner_restarts:
             metrics["learner/restarts"] = float(self.learner_restarts)
             metrics["learner/lost_updates"] = float(self.lost_updates)
-        if fragments:
-            busy_s = sum(report.busy_s for report in fragments) / max(1, self.experience.num_workers)
-            metrics["time/rollout_wait_fraction"] = max(0.0, 1.0 - busy_s / wall_s)
-            metrics["time/env_steps_per_s"] = sum(report.env_steps for report in fragments) / wall_s
-            metrics["rollout/policy_version"] = float(min(report.policy_version for report in fragments))
-            metrics["rollout/policy_lag"] = self.learner.policy.version - metrics["rollout/policy_version"]
-            metrics["rollout/dropped_env_steps"] = float(sum(report.dropped_env_steps for report in fragments))
-        if self.recent["return"]:
-            metrics.update(
-                {f"rollout/{name}": float(np.mean(values)) for name, values in self.recent.items() if values}
-            )
-            metrics["rollout/episodes"] = float(self.num_episodes)
+        version = self.learner.policy.version
+        metrics.update(fragment_metrics(fragments, wall_s, self.experience.num_workers, version))
+        metrics.update(self.recent.metrics())
         metrics.update(self.experience.metrics())
         metrics.update({f"replay/{name}": float(count) for name, count in self.replay.sizes().items()})
         if self.env_steps:
@@ -224,7 +204,7 @@ class DIPOLE(Algorithm):
         rllibs = {(LEARNER_RESULTS, "default_policy", *name.split("/")): value for name, value in metrics.items()}
         rllibs |= {("learner_steps",): self.learner_steps, ("env_steps",): self.env_steps}
         rllibs[ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME] = self.env_steps
-        if self.recent["return"]:
+        if self.recent.count:
             rllibs[ENV_RUNNER_RESULTS, "episode_return_mean"] = metrics["rollout/return"]
             rllibs[ENV_RUNNER_RESULTS, "episode_len_mean"] = metrics["rollout/length"]
         for key, value in rllibs.items():
@@ -294,11 +274,11 @@ class DIPOLE(Algorithm):
             **self._dims.schema.to_json(),
             "learner_steps": self.learner_steps,
             "env_steps": self.env_steps,
-            "num_episodes": self.num_episodes,
+            "num_episodes": self.recent.count,
             "iteration": self.iteration,
             "policy_version": self.learner.policy.version,
             "score": self.score if math.isfinite(self.score) else None,
-            "recent": self.recent,
+            "recent": self.recent.values,
             "limiter": self._limiter.state(),
             "replay": self.replay.state(),
             "replay_directory": str(self.replay_directory),
@@ -318,9 +298,8 @@ class DIPOLE(Algorithm):
         self._with_learner(lambda: self.learner.load_agent_state(checkpoint.tensors[AGENT_FILE]))
         self.restart_point = checkpoint.path
         self.learner_steps, self.env_steps = int(metadata["learner_steps"]), int(metadata["env_steps"])
-        self.num_episodes = int(metadata["num_episodes"])
         self.score = -math.inf if metadata["score"] is None else float(metadata["score"])
-        self.recent = {name: list(values) for name, values in metadata["recent"].items()}
+        self.recent = RecentEpisodes(int(metadata["num_episodes"]), metadata["recent"])
         self.set_state({TRAINING_ITERATION: int(metadata["iteration"])})
         self._limiter.load_state(metadata["limiter"])
         self._adopt_ring(Path(metadata["replay_directory"]))

@@ -57,7 +57,7 @@ def test_exactly_the_broken_steps_are_left_out_and_counted(caplog: pytest.LogCap
     assert dropped == ENVS * (steps_each // STEPS_BETWEEN) >= 6, "one row each, no more and no fewer"
     assert_only_real_transitions(algorithm)
     assert algorithm.group_metrics["system/skipped_updates"] == 0
-    assert all(np.isfinite(value) for value in algorithm.recent["return"])
+    assert all(np.isfinite(value) for value in algorithm.recent.values["return"])
     assert [record.message for record in caplog.records].count(
         "worker 0: environment 'tests.rllib.nan_env:NanSteps-v0' gave NaN or infinity; such a step is left out "
         "(counted as rollout/dropped_env_steps) and a new episode begins"

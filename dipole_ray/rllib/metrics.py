@@ -1,0 +1,65 @@
+"""What an iteration reports, as `group/name`s: rates, waits, and the means of the last episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from dipole_ray.rllib.fragment import FragmentReport
+from dipole_ray.rllib.learner import UpdateReport
+
+RECENT_EPISODES = 100
+
+
+class RecentEpisodes:
+    """Return, length and success of the last episodes.
+
+    Attributes:
+        count: Episodes so far.
+        values: Of each measure, those of the last episodes.
+    """
+
+    def __init__(self, count: int = 0, values: Mapping[str, Sequence[float]] | None = None) -> None:
+        self.count = count
+        self.values = {name: list((values or {}).get(name, ())) for name in ("return", "length", "success")}
+
+    def note(self, report: FragmentReport) -> None:
+        """Take the episodes that ended in a fragment."""
+        self.count += len(report.returns)
+        for name, values in (("return", report.returns), ("length", report.lengths), ("success", report.successes)):
+            self.values[name] = (self.values[name] + [float(value) for value in values])[-RECENT_EPISODES:]
+
+    def metrics(self) -> dict[str, float]:
+        """Return the means; nothing before the first episode ended."""
+        if not self.count:
+            return {}
+        means = {f"rollout/{name}": float(np.mean(values)) for name, values in self.values.items() if values}
+        return {**means, "rollout/episodes": float(self.count)}
+
+
+def update_metrics(updates: Sequence[UpdateReport], wall_s: float) -> dict[str, float]:
+    """Return what the learner did in an iteration of `wall_s` seconds, and the losses of its last call."""
+    return {
+        **(updates[-1].metrics if updates else {}),
+        "time/iteration_s": wall_s,
+        "time/learner_wait_fraction": max(0.0, 1.0 - sum(report.busy_s for report in updates) / wall_s),
+        "time/updates_per_s": sum(report.num_updates for report in updates) / wall_s,
+    }
+
+
+def fragment_metrics(
+    fragments: Sequence[FragmentReport], wall_s: float, num_workers: int, newest_version: int
+) -> dict[str, float]:
+    """Return what the rollout workers did in an iteration of `wall_s` seconds; nothing where they did nothing."""
+    if not fragments:
+        return {}
+    busy_s = sum(report.busy_s for report in fragments) / max(1, num_workers)
+    oldest_version = min(report.policy_version for report in fragments)
+    return {
+        "time/rollout_wait_fraction": max(0.0, 1.0 - busy_s / wall_s),
+        "time/env_steps_per_s": sum(report.env_steps for report in fragments) / wall_s,
+        "rollout/policy_version": float(oldest_version),
+        "rollout/policy_lag": float(newest_version - oldest_version),
+        "rollout/dropped_env_steps": float(sum(report.dropped_env_steps for report in fragments)),
+    }
