@@ -49,3 +49,14 @@ def test_tuner_tries_values_and_keeps_checkpoints(pendulum: Path, tmp_path: Path
     assert len(rings) == 2
     best = results.get_best_result("score", "max")
     assert best.metrics["score"] == max(result.metrics["score"] for result in results)
+
+
+def test_a_trial_with_actors_of_its_own_keeps_to_its_placement_group(pendulum: Path, tmp_path: Path) -> None:
+    """One CPU for the trial, one for the learner and half a CPU for the worker: where they live is Tune's decision."""
+    tuner = tune.Tuner(
+        DIPOLE,
+        param_space=config(pendulum, workers=1, learners=1, offline_learner_steps=16),
+        run_config=tune.RunConfig(stop={"training_iteration": 2}, storage_path=str(tmp_path), verbose=0),
+    )
+    (result,) = tuner.fit()
+    assert result.error is None and result.metrics["env_steps"] >= 60
