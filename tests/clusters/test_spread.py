@@ -98,5 +98,5 @@ def test_learner_and_replay_are_here_and_workers_there_also_after_the_learner_di
 
 
 def assert_together(algorithm: DIPOLE, here: str) -> None:
-    assert node_of(algorithm.replay._host) == here
+    assert node_of(algorithm.replay._replay) == here
     assert node_of(algorithm.learner.learners[0]) == here
