@@ -101,13 +101,13 @@ class LearnerClient(LearnerGroup):
 
     def fit_observations(self, mean: np.ndarray, std: np.ndarray) -> None:
         """Set what the agent normalizes observations with, before its first update, and publish it."""
-        self._call("fit_observations", mean, std)
+        self._call(self.learners, "fit_observations", mean, std)
         self.publish()
 
     def publish(self) -> None:
         """Make the weights after all submitted updates the next policy version."""
         self.drain()
-        self._set_policy(self._read("policy_state"))
+        self._set_policy(self._call(self.learners[:1], "policy_state"))
 
     def continue_versions(self, version: int) -> None:
         """Number the policies from beyond `version`, the last one published before a restart."""
@@ -116,7 +116,7 @@ class LearnerClient(LearnerGroup):
     def agent_state(self) -> dict[str, Tensor]:
         """Return the agent's complete state, after all submitted updates."""
         self.drain()
-        state: dict[str, Tensor] = self._read("agent_state")
+        state: dict[str, Tensor] = self._call(self.learners[:1], "agent_state")
         return state
 
     def load_agent_state(self, state: Mapping[str, Tensor]) -> None:
@@ -162,7 +162,9 @@ class LearnerClient(LearnerGroup):
 
     def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
         """Return the networks as RLlib names them and, unless `components` asks for less, the agent's whole state."""
-        state: dict[str, Any] = {COMPONENT_RL_MODULE: {DEFAULT_MODULE_ID: self._read("module_state")}}
+        state: dict[str, Any] = {
+            COMPONENT_RL_MODULE: {DEFAULT_MODULE_ID: self._call(self.learners[:1], "module_state")}
+        }
         if components is None and not not_components:
             state["agent"] = self.agent_state()
         return {COMPONENT_LEARNER: state}
@@ -230,21 +232,13 @@ class LearnerClient(LearnerGroup):
     def _load(self, method: str, state: Mapping[str, Any]) -> None:
         """Hand a state to every learner and publish the weights."""
         self.drain()
-        self._call(method, ray.put(dict(state)) if self.is_remote else dict(state))
+        self._call(self.learners, method, ray.put(dict(state)) if self.is_remote else dict(state))
         self.publish()
 
-    def _call(self, method: str, *args: Any) -> None:
-        """Call a method of every learner and wait."""
-        bound = [getattr(learner, method) for learner in self.learners]
-        if self.is_remote:
-            _answers([call.remote(*args) for call in bound], method)
-        else:
-            bound[0](*args)
-
-    def _read(self, method: str) -> Any:
-        """Return what a method of the first learner returns."""
-        bound = getattr(self.learners[0], method)
-        return _answers([bound.remote()], method)[0] if self.is_remote else bound()
+    def _call(self, learners: list[Any], method: str, *args: Any) -> Any:
+        """Call a method of `learners` and return the first one's answer, once all have answered."""
+        bound = [getattr(learner, method) for learner in learners]
+        return _answers([call.remote(*args) for call in bound], method)[0] if self.is_remote else bound[0](*args)
 
 
 def _answers(references: list[Any], method: str) -> list[Any]:

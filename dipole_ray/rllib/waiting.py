@@ -26,8 +26,8 @@ def wait_for_all(references: Sequence[Any], what: str) -> list[Any]:
     The first failure is raised at once: where actors work together, the others may wait for the failed one for ever.
 
     Args:
-        references: Ray's references to the answers of actor calls.
-        what: Who is asked for what, for the warning, such as "the replay: sample".
+        references: Answers of actor calls.
+        what: Who is asked for what, such as "the replay: sample".
 
     Raises:
         Exception: What an actor raised, not Ray's wrapper of it; RayActorError when the actor is dead.
