@@ -94,9 +94,10 @@ def persist(
             try:
                 result = write()
             except (OSError, CheckpointError) as error:
-                refusal, ours = _refusal(error), error if isinstance(error, CheckpointError) else _in_words(error)
-                if refusal is None:
+                refusal = error if isinstance(error, OSError) else error.__cause__
+                if not isinstance(refusal, OSError) or refusal.errno not in PASSING:
                     raise
+                ours = _in_words(error) if isinstance(error, OSError) else error
                 if clock() - start >= 60 * retry_minutes:
                     raise ours from refusal
                 if not failures:
@@ -140,12 +141,6 @@ def require_room(folder: Path, checkpoint_bytes: int, num_checkpoints: int) -> N
             f"{format_bytes(free)} ({free} bytes) free; free space, lower checkpoint.keep, or choose another disk "
             "with folder=PATH"
         )
-
-
-def _refusal(error: OSError | CheckpointError) -> OSError | None:
-    """Return the disk's own error behind `error` if it is one that may pass."""
-    cause = error if isinstance(error, OSError) else error.__cause__
-    return cause if isinstance(cause, OSError) and cause.errno in PASSING else None
 
 
 def _in_words(error: OSError) -> CheckpointError:

@@ -16,6 +16,9 @@ from dipole_ray.parallel import map_tasks, ray_session
 from dipole_ray.runs.build import prepare_datasets
 from dipole_ray.storage import require_lasting
 
+REMEDY = "give each run more room with suite.resources.cpus"
+"""For runs whose worker keeps dying."""
+
 
 @dataclass(frozen=True, slots=True)
 class SuiteResult:
@@ -67,7 +70,7 @@ def run_suite(suite: Suite, only: Mapping[str, Sequence[str]] | None = None) -> 
                 size=lambda job: max(1, job.updates),
                 part=progress_of,
                 saved=stored,
-                lost=_lost,
+                lost=lambda job, words: without_result(job, FAILED, f"{words}: {REMEDY}"),
             )
     return SuiteResult([(job, result) for job, result in zip(jobs, results, strict=True) if result is not None])
 
@@ -80,8 +83,3 @@ def progress_by_method(suite: Suite) -> dict[str, Counter[str]]:
         status = ("begun" if progress_of(job) else "not begun") if result is None else result["status"]
         found.setdefault(f"{job.method} on {job.task}", Counter())[status] += 1
     return found
-
-
-def _lost(job: Job, words: str) -> dict[str, Any]:
-    """Return what stands for the result of a run whose worker kept dying."""
-    return without_result(job, FAILED, f"{words}: give each run more room with suite.resources.cpus")

@@ -42,15 +42,7 @@ def sweep_tracker(plan: Plan, records: SweepRecords) -> Tracker:
 def trial_tracker(
     plan: Plan, config: RunConfig, folder: Path, run_key: str | None, state: dict[str, Any] | None
 ) -> Tracker:
-    """Return the tracker of a trial, below the sweep's run.
-
-    Args:
-        plan: The sweep.
-        config: The trial's own config.
-        folder: The trial's folder.
-        run_key: Key of the sweep's MLflow run.
-        state: As for `Tracker`.
-    """
+    """Return the tracker of a trial, below the sweep's run, which has the key `run_key`; `state` as for `Tracker`."""
     return Tracker(
         folder,
         config.tracking,
