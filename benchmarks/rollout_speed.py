@@ -9,6 +9,7 @@ and a share of the core is not counted as slowness. docs/cluster.md sizes cluste
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import platform
 import statistics
@@ -24,8 +25,8 @@ import torch
 from dipole_ray.agents.agent import Agent
 from dipole_ray.agents.config import PRESETS, AgentConfig
 from dipole_ray.agents.make import make_agent
-from dipole_ray.envs.batch import EnvBatch
-from dipole_ray.envs.make import EnvConfig, make_env
+from dipole_ray.envs.acting import ActingLoop, Episode
+from dipole_ray.envs.make import EnvConfig, env_dims, make_env
 
 
 def core_seconds(work: Callable[[], object], repeats: int) -> float:
@@ -38,25 +39,21 @@ def core_seconds(work: Callable[[], object], repeats: int) -> float:
 
 def measure(agent: Agent, env_id: str, num_envs: int, candidates: int, rounds: int, steps: int) -> dict[str, Any]:
     """Return the milliseconds of a core that one environment step takes in the simulator and in the policy."""
-    envs = EnvBatch([make_env(EnvConfig(id=env_id)) for _ in range(num_envs)])
-    everyone = np.arange(num_envs)
-    observations = envs.reset(everyone, list(range(num_envs)))
+    envs = [make_env(EnvConfig(id=env_id)) for _ in range(num_envs)]
+    seeds = itertools.count()
+    loop = ActingLoop(envs, lambda _: actions, lambda _: Episode(seed=next(seeds)))
+    loop.start(range(num_envs))
 
     def act() -> np.ndarray:
-        return agent.sample_actions(observations, num_candidates=candidates).numpy()
-
-    def step() -> None:
-        nonlocal observations
-        observations, _, terminated, truncated, _ = envs.step(everyone, actions)
-        for index in np.flatnonzero(terminated | truncated):
-            observations[index] = envs.reset([int(index)], [None])[0]
+        return agent.sample_actions(loop.observations, num_candidates=candidates).numpy()
 
     simulator, policy = [], []
     for _ in range(rounds):
         policy.append(1e3 * core_seconds(act, steps) / num_envs)
         actions = act()
-        simulator.append(1e3 * core_seconds(step, steps) / num_envs)
-    envs.close()
+        simulator.append(1e3 * core_seconds(loop.step, steps) / num_envs)
+    for env in envs:
+        env.close()
     total = [a + b for a, b in zip(simulator, policy, strict=True)]
     return {
         "envs": num_envs,
@@ -83,7 +80,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    dims = EnvBatch([make_env(EnvConfig(id=args.env))])
+    dims = env_dims(args.env)
     agent = make_agent(AgentConfig.preset(args.preset), dims.observation_dim, dims.action_dim, seed=0)
     rows = [
         measure(agent, args.env, envs, candidates, args.rounds, args.steps)

@@ -1,7 +1,8 @@
 """The acting loop: environments, their running episodes and planned actions, stepped by a policy.
 
-Collecting, evaluating and filming all act by it. N environments, n of them with a running episode, B asked about, O
-observation dim, A action dim, H actions of a chunk.
+Collecting, evaluating and filming act by it. The environments are a plain list: for these a vector of processes costs
+more in messages than it wins, so parallelism is one process a core, each with a loop of its own. N environments, n of
+them with a running episode, B asked about, O observation dim, A action dim, H actions of a chunk.
 """
 
 from __future__ import annotations
@@ -12,15 +13,16 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import gymnasium
 import numpy as np
 
-from dipole_ray.envs.batch import EnvBatch
 from dipole_ray.errors import EnvironmentFault
 
 logger = logging.getLogger(__name__)
 
 Act = Callable[[np.ndarray], np.ndarray]
 """From observations (B, O) to actions (B, A), or to chunks (B, H, A) of actions to be taken one after another."""
+Floats = type[np.float32] | type[np.float64]
 
 MAX_BROKEN = 100
 """Steps and resets in a row with NaN or infinity after which an environment counts as broken for good."""
@@ -31,7 +33,7 @@ class Episode:
     """The episode of one environment so far."""
 
     seed: int
-    """What the environment was reset with."""
+    """What the environment is reset with."""
     length: int = 0
     """Steps."""
     episode_return: float = 0.0
@@ -51,26 +53,17 @@ class Episode:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Steps:
-    """One step of every running episode; n rows, in the order of the environments."""
+    """One step of every running episode: n rows, in the order of the environments."""
 
-    indices: list[int]
-    """The environments."""
-    episodes: list[Episode]
-    """Their episodes, which have taken the step."""
-    observations: np.ndarray
-    """Before the step, (n, O)."""
-    actions: np.ndarray
-    """(n, A)."""
-    rewards: np.ndarray
-    """(n,)."""
-    next_observations: np.ndarray
-    """After the step, (n, O)."""
-    terminated: np.ndarray
-    """Whether nothing follows by the task's rules, (n,)."""
-    broken: np.ndarray
-    """Whether reward or next observation is not finite, (n,); never where nobody counts faults."""
-    done: np.ndarray
-    """Whether the episode is over: terminated, truncated or broken, (n,)."""
+    indices: list[int]  # the environments
+    episodes: list[Episode]  # which have taken the step
+    observations: np.ndarray  # (n, O), before it
+    actions: np.ndarray  # (n, A)
+    rewards: np.ndarray  # (n,)
+    next_observations: np.ndarray  # (n, O)
+    terminated: np.ndarray  # (n,)
+    broken: np.ndarray  # (n,), reward or next observation is not finite; never true where faults are not counted
+    done: np.ndarray  # (n,), terminated, truncated or broken
 
 
 class Faults:
@@ -104,26 +97,34 @@ class Faults:
 
 
 class ActingLoop:
-    """Steps the running episodes of a batch of environments together, and begins the next where one is over."""
+    """Steps the running episodes of many environments together, and begins the next where one is over."""
 
     def __init__(
-        self, envs: EnvBatch, act: Act, next_episode: Callable[[int], Episode | None], faults: Faults | None = None
+        self,
+        envs: Sequence[gymnasium.Env],
+        act: Act,
+        next_episode: Callable[[int], Episode | None],
+        *,
+        faults: Faults | None = None,
+        precision: Floats = np.float64,
     ) -> None:
         """Act in `envs`, none of which has an episode until `start`.
 
         Args:
-            envs: The environments; they stay open.
+            envs: Environments of one kind; they stay open.
             act: Asked about the environments in which no action of a chunk is left.
             next_episode: Returns what an environment plays next; None leaves it out from then on.
-            faults: Takes NaN and infinity from environments, whose episode then ends; None lets them pass.
+            faults: Counts NaN and infinity, at which an episode ends; None lets them pass.
+            precision: Type to which rewards and successes are rounded, such as that of stored rows.
         """
-        self.envs, self._act, self._next_episode, self._faults = envs, act, next_episode, faults
+        self._envs, self._act, self._next_episode = envs, act, next_episode
+        self._faults, self._precision = faults, precision
         self.episodes: dict[int, Episode] = {}
         """The running episodes by environment."""
         self._observations: dict[int, np.ndarray] = {}
-        self._taken: list[list[np.ndarray]] = [[] for _ in range(len(envs))]
+        self._taken: dict[int, list[np.ndarray]] = {}
         """Actions since the reset: with its seed enough to live an episode again."""
-        self._planned: list[deque[np.ndarray]] = [deque() for _ in range(len(envs))]
+        self._planned: dict[int, deque[np.ndarray]] = {}
         """What is left of an environment's chunk."""
 
     @property
@@ -133,16 +134,14 @@ class ActingLoop:
 
     def start(self, indices: Iterable[int]) -> None:
         """Begin the next episode in each of some environments, dropping the one that runs there."""
-        started = []
+        broken = []
         for i in indices:
+            self.episodes.pop(i, None)
             episode = self._next_episode(i)
-            if episode is None:
-                self.episodes.pop(i, None)
-            else:
-                self.episodes[i] = episode
-                started.append(i)
-        self._reset(started)
-        broken = [i for i in started if not np.isfinite(self._observations[i]).all()]
+            if episode is not None:
+                self._reset(i, episode)
+                if not np.isfinite(self._observations[i]).all():
+                    broken.append(i)
         if broken and self._faults is not None:
             self._faults.note(len(broken))
             self.start(broken)
@@ -157,10 +156,13 @@ class ActingLoop:
         return steps
 
     def state(self) -> tuple[dict[str, np.ndarray], list[int]]:
-        """Return arrays and seeds from which `load_state` continues exactly; every environment must have an episode."""
+        """Return arrays and seeds from which `load_state` continues exactly, if every environment has an episode."""
+        if not self.episodes:
+            return {}, []
         arrays = {"observations": self.observations}
-        for i in self.episodes:
-            arrays[f"actions_{i}"] = np.reshape(self._taken[i], (-1, self.envs.action_dim)).astype(np.float32)
+        for i, env in enumerate(self._envs):
+            taken = np.asarray(self._taken[i], np.float32)
+            arrays[f"actions_{i}"] = taken.reshape(-1, *(env.action_space.shape or ()))
             if self._planned[i]:
                 arrays[f"planned_{i}"] = np.stack(self._planned[i])
         return arrays, [self.episodes[i].seed for i in sorted(self.episodes)]
@@ -168,8 +170,7 @@ class ActingLoop:
     def load_state(self, arrays: Mapping[str, np.ndarray], seeds: Sequence[int]) -> None:
         """Live the saved episodes again by their seeds and actions; a simulator that strays starts a new episode."""
         for i, seed in enumerate(seeds):
-            self.episodes[i] = Episode(seed=seed)
-            self._reset([i])
+            self._reset(i, Episode(seed=seed))
             for action in arrays[f"actions_{i}"]:
                 self._advance([i], action[None])
             self._planned[i].extend(arrays.get(f"planned_{i}", ()))
@@ -177,14 +178,11 @@ class ActingLoop:
                 logger.warning("environment %d did not repeat its episode exactly: a new episode begins there", i)
                 self.start([i])
 
-    def _reset(self, indices: list[int]) -> None:
-        """Take each environment to the start of its episode."""
-        first = self.envs.reset(indices, [self.episodes[i].seed for i in indices])
-        for i, observation in zip(indices, first, strict=True):
-            self._taken[i] = []
-            self._planned[i].clear()  # what is left of a chunk was planned for another episode
-            self._observations[i] = observation
-            self.episodes[i].begin(observation)
+    def _reset(self, i: int, episode: Episode) -> None:
+        """Take an environment to the start of an episode; what was planned there was planned for another one."""
+        self._observations[i] = np.asarray(self._envs[i].reset(seed=episode.seed)[0], np.float32)
+        self.episodes[i], self._taken[i], self._planned[i] = episode, [], deque()
+        episode.begin(self._observations[i])
 
     def _actions(self, running: list[int]) -> np.ndarray:
         """Return the next action of each environment (n, A), asking for more where none is left."""
@@ -197,24 +195,27 @@ class ActingLoop:
 
     def _advance(self, running: list[int], actions: np.ndarray) -> Steps:
         """Step some environments and tell their episodes."""
-        observations = np.stack([self._observations[i] for i in running])
-        next_observations, rewards, terminated, truncated, successes = self.envs.step(running, actions)
+        before = np.stack([self._observations[i] for i in running])
+        stepped = [self._envs[i].step(action) for i, action in zip(running, actions, strict=True)]
+        observations, numbers, terminated, truncated, infos = zip(*stepped, strict=True)
+        after, rewards = np.asarray(observations, np.float32), np.asarray(numbers, self._precision)
         broken = np.zeros(len(running), bool)
         if self._faults is not None:
-            broken = ~np.isfinite(rewards) | ~np.isfinite(next_observations).reshape(len(running), -1).all(axis=1)
+            broken = ~np.isfinite(rewards) | ~np.isfinite(after).reshape(len(running), -1).all(axis=1)
         episodes = [self.episodes[i] for i in running]
         for row, i in enumerate(running):
+            self._observations[i] = after[row]
             self._taken[i].append(actions[row].copy())
-            self._observations[i] = next_observations[row]
-            episodes[row].take(float(rewards[row]), next_observations[row], float(successes[row]))
+            success = float(self._precision(infos[row].get("success", math.nan)))
+            episodes[row].take(float(rewards[row]), after[row], success)
         return Steps(
             indices=running,
             episodes=episodes,
-            observations=observations,
+            observations=before,
             actions=actions,
             rewards=rewards,
-            next_observations=next_observations,
-            terminated=terminated,
+            next_observations=after,
+            terminated=np.asarray(terminated, bool),
             broken=broken,
-            done=terminated | truncated | broken,
+            done=np.asarray(terminated, bool) | np.asarray(truncated, bool) | broken,
         )

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dipole_ray.envs.acting import Act, ActingLoop, Episode
-from dipole_ray.envs.batch import EnvBatch
 from dipole_ray.envs.make import EnvConfig, make_env
 from dipole_ray.errors import ConfigError, EnvironmentFault, NonFiniteError
 from dipole_ray.evaluation.cells import Cell, PolicyName
@@ -167,9 +166,8 @@ def evaluate_cell(
             return evaluate_cell(agent, made, cell, episodes=episodes, seed=seed, trajectories=trajectories)
     played = [_Episode(seed=episode_seed(seed, i), index=i, keeps_path=i < trajectories) for i in range(episodes)]
     waiting = iter(played)
-    # Summed as float64: float32, as rewards are stored, would round the return of a long episode.
-    loop = ActingLoop(EnvBatch(env[:episodes], np.float64), acting(agent, cell, seed), lambda _: next(waiting, None))
-    loop.start(range(len(loop.envs)))
+    loop = ActingLoop(env, acting(agent, cell, seed), lambda _: next(waiting, None))
+    loop.start(range(min(len(env), episodes)))
     maze = maze_of(env[0])
     bound_hits = components = 0
     while loop.episodes:

@@ -23,6 +23,8 @@ from dipole_ray.files.durable import replacing
 
 FILE_NAME = "evaluation-paths.npz"
 """Name of the file inside a run folder."""
+_LABELS = {"phase": np.str_, "policy": np.str_, "omega": np.float64, "candidates": np.int64, "success": np.bool_}
+# An omega of None is stored as NaN.
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,11 +66,7 @@ class Trajectory:
 
 
 def maze_of(env: Any) -> Maze | None:
-    """Return the floor plan of an environment's maze and task, or None if it is not an OGBench maze.
-
-    Args:
-        env: A gymnasium environment that has been reset (the task is chosen by the reset).
-    """
+    """Return the floor plan of an OGBench maze, None of anything else; `env` was reset, which chooses the task."""
     bare = env.unwrapped
     task = getattr(bare, "cur_task_info", None)
     if task is None or not hasattr(bare, "maze_map"):
@@ -88,18 +86,15 @@ def maze_of(env: Any) -> Maze | None:
 
 def write_trajectories(path: Path, maze: Maze, trajectories: Sequence[Trajectory]) -> None:
     """Write the paths and their maze to one npz file, replacing an older one atomically."""
+    labels = {name: np.array([getattr(t, name) for t in trajectories], kind) for name, kind in _LABELS.items()}
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(
             file,
             walls=maze.walls,
             geometry=np.array([maze.unit, maze.offset_x, maze.offset_y, *maze.start, *maze.goal, maze.goal_radius]),
-            phase=np.array([t.phase for t in trajectories], dtype=np.str_),
-            policy=np.array([t.policy for t in trajectories], dtype=np.str_),
-            omega=np.array([np.nan if t.omega is None else t.omega for t in trajectories], dtype=np.float64),
-            candidates=np.array([t.candidates for t in trajectories], dtype=np.int64),
-            success=np.array([t.success for t in trajectories], dtype=np.bool_),
             num_positions=np.array([len(t.positions) for t in trajectories], dtype=np.int64),
             positions=np.concatenate([np.zeros((0, 2), np.float32), *(t.positions for t in trajectories)]),
+            **labels,
         )
 
 
@@ -113,20 +108,20 @@ def read_trajectories(path: Path) -> tuple[Maze, list[Trajectory]]:
         headers = read_headers(path)  # refuses a decompression bomb, and objects, before anything is read
         with np.load(path, allow_pickle=False) as stored:
             columns = {name: stored[name] for name in headers}
-        geometry = [float(value) for value in columns["geometry"]]
-        unit, offset_x, offset_y, start_x, start_y, goal_x, goal_y, goal_radius = geometry
+        unit, offset_x, offset_y, start_x, start_y, goal_x, goal_y, goal_radius = map(float, columns["geometry"])
         ends = np.cumsum(columns["num_positions"])
         pieces = np.split(columns["positions"], ends[:-1]) if len(ends) else []
+        labels = [columns[name].astype(kind).tolist() for name, kind in _LABELS.items()]
         trajectories = [
             Trajectory(
-                phase=str(columns["phase"][i]),
-                policy=str(columns["policy"][i]),
-                omega=None if np.isnan(columns["omega"][i]) else float(columns["omega"][i]),
-                candidates=int(columns["candidates"][i]),
-                success=bool(columns["success"][i]),
+                phase=phase,
+                policy=policy,
+                omega=None if np.isnan(omega) else omega,
+                candidates=candidates,
+                success=success,
                 positions=piece,
             )
-            for i, piece in enumerate(pieces)
+            for phase, policy, omega, candidates, success, piece in zip(*labels, pieces, strict=True)
         ]
         walls = columns["walls"].astype(np.bool_)
     except (DatasetError, OSError, LookupError, ValueError, TypeError, BadZipFile, EOFError, zlib.error) as error:

@@ -19,7 +19,6 @@ from torch import Tensor
 from dipole_ray.agents.state import restore_generator
 from dipole_ray.data.schema import Rows
 from dipole_ray.envs.acting import ActingLoop, Episode, Faults
-from dipole_ray.envs.batch import EnvBatch
 from dipole_ray.envs.make import EnvConfig, make_env
 from dipole_ray.errors import ConfigError
 from dipole_ray.evaluation.cells import Cell
@@ -33,7 +32,7 @@ class DIPOLEEnvRunner(EnvRunner):
     """Collects for training, and plays evaluation episodes."""
 
     env: Any
-    """An `EnvBatch`, made on first use."""
+    """The environments, made on first use, so that a driver beside remote workers has none."""
 
     def __init__(self, *, config: Any, **kwargs: Any) -> None:
         super().__init__(config=config, **kwargs)
@@ -58,8 +57,9 @@ class DIPOLEEnvRunner(EnvRunner):
     # ---- what RLlib asks of a runner ----
 
     def make_env(self) -> None:
-        """Build the environments; they are made on first use, so that a driver beside remote workers has none."""
-        self.env = EnvBatch([self._make_one() for _ in range(self.num_envs)])
+        """Build the environments, and the loop that acts in them."""
+        self.env = [self._make_one() for _ in range(self.num_envs)]
+        self._loop = ActingLoop(self.env, self._act, self._next_episode, faults=self._faults, precision=np.float32)
 
     def make_module(self) -> None:
         """Build the module the worker acts with."""
@@ -97,9 +97,7 @@ class DIPOLEEnvRunner(EnvRunner):
 
     def stop(self) -> None:
         """Close the environments and drop their episodes; the next request begins with new ones."""
-        if self.env is not None:
-            self.env.close()
-        for env in self._eval_envs:
+        for env in [*(self.env or ()), *self._eval_envs]:
             env.close()
         self.env, self._loop, self._eval_envs = None, None, []
 
@@ -125,7 +123,9 @@ class DIPOLEEnvRunner(EnvRunner):
         start = time.perf_counter()
         if policy is not None:
             self.set_policy(version, policy)
-        loop = self._acting()
+        loop = self._acting_loop()
+        if len(loop.episodes) < self.num_envs:
+            loop.start(range(self.num_envs))
         record = FragmentRecorder(self.num_envs)
         for _ in range(num_steps):
             record.add(loop.step())
@@ -170,7 +170,7 @@ class DIPOLEEnvRunner(EnvRunner):
         if not self.worker_index:
             self._incarnation = life  # or the replay would take its inserts for those of the run's beginning
         self._num_episodes = [0] * self.num_envs
-        self._loop = None
+        self._drop_episodes()
         self._generator.manual_seed(self._derived_seed(0, 0))
 
     def rollout_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -191,11 +191,10 @@ class DIPOLEEnvRunner(EnvRunner):
                 f"this run has {self.num_envs}: resume with rollout.envs_per_worker={len(state['num_episodes'])}"
             )
         self._num_episodes = [int(count) for count in state["num_episodes"]]
-        self._loop = None
+        self._drop_episodes()
         if state["seeds"]:
-            self._loop = self._new_loop()
             arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-            self._loop.load_state(arrays, [int(seed) for seed in state["seeds"]])
+            self._acting_loop().load_state(arrays, [int(seed) for seed in state["seeds"]])
 
     # ---- inside ----
 
@@ -209,25 +208,19 @@ class DIPOLEEnvRunner(EnvRunner):
         env = make_env(self._env_config)
         return env if self._heartbeat is None else Watched(env, self._heartbeat)
 
-    def _new_loop(self) -> ActingLoop:
-        """Return a loop in which no episode runs yet."""
-        if self.env is None:
-            self.make_env()
-        return ActingLoop(self.env, self._act, self._next_episode, self._faults)
-
-    def _acting(self) -> ActingLoop:
-        """Return the loop with an episode in every environment."""
+    def _acting_loop(self) -> ActingLoop:
         if self._loop is None:
-            loop = self._new_loop()
-            loop.start(range(self.num_envs))
-            self._loop = loop
+            self.make_env()
+        assert self._loop is not None
         return self._loop
+
+    def _drop_episodes(self) -> None:
+        if self._loop is not None:
+            self._loop.episodes.clear()
 
     def _act(self, observations: np.ndarray) -> np.ndarray:
         """Draw actions by the guided policy at the configured omega and candidates."""
-        drawn = self.module.agent.sample_actions(observations, generator=self._generator, explore=True)
-        actions: np.ndarray = drawn.numpy()
-        return actions
+        return np.asarray(self.module.agent.sample_actions(observations, generator=self._generator, explore=True))
 
     def _next_episode(self, i: int) -> Episode:
         """Return the episode that environment `i` plays next, with a seed of its own."""

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from dipole_ray.envs.acting import Act, ActingLoop, Episode
-from dipole_ray.envs.batch import EnvBatch
 from dipole_ray.envs.make import EnvConfig, make_env
+from dipole_ray.envs.standard import StandardEnv
 from tests.envs.families import PENDULUM, POINTMAZE
 
 LIMITS = (5, 7, 30)
@@ -29,6 +29,11 @@ class Chunks:
         return np.asarray(np.sin(angles), np.float32)
 
 
+def envs_of(env: str) -> list[StandardEnv]:
+    """Return environments that end at different steps."""
+    return [make_env(EnvConfig(id=env, max_episode_steps=limit)) for limit in LIMITS]
+
+
 def loop_of(env: str, act: Act, counts: list[int]) -> ActingLoop:
     """Return a loop before its start, whose episodes are seeded by environment and number; `counts` goes with them."""
 
@@ -36,7 +41,7 @@ def loop_of(env: str, act: Act, counts: list[int]) -> ActingLoop:
         counts[i] += 1
         return Episode(seed=100 * i + counts[i])
 
-    return ActingLoop(EnvBatch([make_env(EnvConfig(id=env, max_episode_steps=n)) for n in LIMITS]), act, following)
+    return ActingLoop(envs_of(env), act, following)
 
 
 def alone(env: str, i: int, act: Act, steps: int) -> tuple[np.ndarray, np.ndarray]:
@@ -56,6 +61,36 @@ def alone(env: str, i: int, act: Act, steps: int) -> tuple[np.ndarray, np.ndarra
         observation, _, terminated, truncated, _ = single.step(actions[-1])
         over = terminated or truncated
     return np.stack(observations), np.stack(actions)
+
+
+def test_a_step_is_exactly_what_each_environment_does_alone() -> None:
+    rng = np.random.default_rng(0)
+    actions = rng.uniform(-1, 1, (15, 3, 2)).astype(np.float32)
+    drawn = iter(actions)
+    waiting = {i: [Episode(seed=10 + i)] for i in range(3)}
+    loop = ActingLoop(
+        envs_of(POINTMAZE), lambda _: next(drawn)[loop_rows], lambda i: waiting[i].pop() if waiting[i] else None
+    )
+    singles = envs_of(POINTMAZE)
+    before = {i: single.reset(seed=10 + i)[0] for i, single in enumerate(singles)}
+    loop.start([2, 0, 1])
+    for step in range(15):
+        loop_rows = sorted(loop.episodes)
+        found = loop.step()
+        assert found.indices == loop_rows == ([0, 1, 2] if step < 5 else [1, 2] if step < 7 else [2])
+        assert not found.broken.any() and found.next_observations.dtype == np.float32
+        for row, i in enumerate(found.indices):
+            after, reward, terminated, truncated, info = singles[i].step(actions[step, i])
+            assert np.array_equal(found.observations[row], before[i]) and found.rewards[row] == reward
+            assert np.array_equal(found.next_observations[row], after) and found.terminated[row] == terminated
+            assert found.done[row] == (terminated or truncated) and found.episodes[row].success == info["success"]
+            before[i] = after
+
+
+def test_success_is_nan_where_a_task_defines_none() -> None:
+    loop = loop_of(PENDULUM, Chunks(1), [0, 0, 0])
+    loop.start(range(3))
+    assert all(np.isnan(episode.success) for episode in loop.step().episodes)
 
 
 @pytest.mark.parametrize(("env", "action_dim"), [(PENDULUM, 1), (POINTMAZE, 2)])
@@ -103,8 +138,7 @@ def test_running_episodes_go_on_exactly_within_their_chunks(steps: int) -> None:
 
 def test_an_environment_that_has_nothing_left_to_play_is_left_out() -> None:
     waiting = [Episode(seed=seed) for seed in range(4)]
-    envs = EnvBatch([make_env(EnvConfig(id=PENDULUM, max_episode_steps=n)) for n in LIMITS])
-    loop = ActingLoop(envs, Chunks(1), lambda i: waiting.pop() if waiting else None)
+    loop = ActingLoop(envs_of(PENDULUM), Chunks(1), lambda _: waiting.pop() if waiting else None)
     loop.start(range(3))
     rows = []
     while loop.episodes:
