@@ -188,7 +188,7 @@ class ActingLoop:
         """Return the next action of each environment (n, A), asking for more where none is left."""
         asked = [i for i in running if not self._planned[i]]
         if asked:
-            answer = self._act(np.stack([self._observations[i] for i in asked]))
+            answer = np.asarray(self._act(np.stack([self._observations[i] for i in asked])), np.float32)
             for i, chunk in zip(asked, answer if answer.ndim == 3 else answer[:, None], strict=True):
                 self._planned[i].extend(chunk)
         return np.stack([self._planned[i].popleft() for i in running])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -85,11 +85,7 @@ def episode_seed(seed: int, episode: int) -> int:
 
 
 def acting(agent: Policy, cell: Cell, seed: int) -> Act:
-    """Return what acts as a cell says, with noise of its own, seeded by (seed, cell).
-
-    It raises NonFiniteError where an action is NaN or infinite, and EnvironmentFault where that is because its
-    observation is.
-    """
+    """Return what acts as a cell says, with noise seeded by (seed, cell), and refuses NaN and infinity."""
     omega_bits = int(np.float64(np.inf if cell.omega is None else cell.omega + 0.0).view(np.uint64))
     entropy: list[int] = [_POLICY_STREAM, seed, omega_bits, cell.candidates]
     state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
@@ -123,13 +119,8 @@ def acting(agent: Policy, cell: Cell, seed: int) -> Act:
 @contextmanager
 def environments(env: EnvConfig | str, num_envs: int) -> Iterator[list[gymnasium.Env]]:
     """Make environments that several cells may share, and close them afterwards."""
-    made: list[gymnasium.Env] = []
-    try:
-        made.extend(make_env(env) for _ in range(num_envs))
-        yield made
-    finally:
-        for one in made:
-            one.close()
+    with ExitStack() as closing:
+        yield [closing.enter_context(make_env(env)) for _ in range(num_envs)]
 
 
 def evaluate_cell(
@@ -142,7 +133,7 @@ def evaluate_cell(
     num_envs: int = 50,
     trajectories: int = 0,
 ) -> CellResult:
-    """Run the episodes of one cell.
+    """Play the episodes of one cell.
 
     The result depends on the agent, the cell, the seed and the number of environments, on nothing else.
 

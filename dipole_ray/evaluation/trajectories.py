@@ -1,8 +1,7 @@
 """The paths of evaluation episodes through a maze, and the file that keeps them for the pictures.
 
-`evaluation-paths.npz` holds everything the maze picture needs, so that drawing it again needs neither
-the environment nor the policy. Ragged paths are stored end to end, with one entry a path in every other
-column; nothing in the file is a pickled object.
+`evaluation-paths.npz` holds all that the maze picture needs, so that drawing it again needs no environment and no
+policy. Paths of different lengths are stored end to end, with one entry a path in every other column.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ from dipole_ray.files.durable import replacing
 
 FILE_NAME = "evaluation-paths.npz"
 """Name of the file inside a run folder."""
+# What is stored of a path beside its positions; numpy turns an omega of None into NaN.
 _LABELS = {"phase": np.str_, "policy": np.str_, "omega": np.float64, "candidates": np.int64, "success": np.bool_}
-# An omega of None is stored as NaN.
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +85,9 @@ def maze_of(env: Any) -> Maze | None:
 
 def write_trajectories(path: Path, maze: Maze, trajectories: Sequence[Trajectory]) -> None:
     """Write the paths and their maze to one npz file, replacing an older one atomically."""
-    labels = {name: np.array([getattr(t, name) for t in trajectories], kind) for name, kind in _LABELS.items()}
+    labels: dict[str, Any] = {
+        name: np.array([getattr(t, name) for t in trajectories], kind) for name, kind in _LABELS.items()
+    }
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(
             file,

@@ -35,7 +35,7 @@ def record_video(
     fps: int | None = None,
     frame_every: int = 1,
 ) -> Path:
-    """Record episodes, one after another, as one MP4 file.
+    """Record episodes, one after another, as the MP4 file `path`, whose folder is made.
 
     The episodes start where the counted ones of the same seed do; their noise differs, for they run alone.
 
@@ -43,14 +43,11 @@ def record_video(
         agent: Acts; its networks are only read.
         env: What to make the rendering environment of.
         cell: How to act.
-        path: The .mp4 to write; its folder is made.
+        path: Returned; its name ends in .mp4.
         episodes: Number of episodes, at least 1.
         seed: Seed of start states and policy noise.
         fps: Frames per second of the video; None for real time, or 30 where the environment names no rate.
         frame_every: Draw every n-th environment step, at least 1; long episodes stay short that way.
-
-    Returns:
-        `path`.
 
     Raises:
         ConfigError: If a count is impossible or the file name does not end in .mp4.
@@ -92,8 +89,7 @@ class _Filmed(gymnasium.Wrapper[Any, Any, Any, Any]):
     def step(self, action: Any) -> Any:
         result = self.env.step(action)
         self._length += 1
-        _, _, terminated, truncated, _ = result
-        if terminated or truncated or self._length % self._frame_every == 0:
+        if result[2] or result[3] or self._length % self._frame_every == 0:  # terminated, truncated
             self._writer.append_data(_frame(self.env))
         return result
 
@@ -109,17 +105,10 @@ def _frame(env: Any) -> NDArray[np.uint8]:
 
 
 def record_run(run: Path, cell: Cell, path: Path, *, episodes: int = 1, seed: int = 0) -> Path:
-    """Record the policy of a run or checkpoint folder, in a process of its own.
+    """Record the policy of a run or checkpoint folder as `record_video` does, in a process of its own.
 
     OpenGL drivers end a whole process when they fail, and hardly bear being loaded into one that has grown; a run
     must lose neither its process nor its results to a picture.
-
-    Args:
-        run: As for `load_policy`.
-        cell: How to act.
-        path: The .mp4 to write.
-        episodes: Number of episodes, at least 1.
-        seed: Seed of start states and policy noise.
 
     Raises:
         EnvironmentUnavailable: If nothing can be rendered here, with the remedy.

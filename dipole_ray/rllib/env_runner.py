@@ -220,7 +220,10 @@ class DIPOLEEnvRunner(EnvRunner):
 
     def _act(self, observations: np.ndarray) -> np.ndarray:
         """Draw actions by the guided policy at the configured omega and candidates."""
-        return np.asarray(self.module.agent.sample_actions(observations, generator=self._generator, explore=True))
+        actions: np.ndarray = self.module.agent.sample_actions(
+            observations, generator=self._generator, explore=True
+        ).numpy()
+        return actions
 
     def _next_episode(self, i: int) -> Episode:
         """Return the episode that environment `i` plays next, with a seed of its own."""

@@ -38,8 +38,7 @@ def evaluate_grid(algorithm: Algorithm, eval_group: EnvRunnerGroup | None) -> tu
                 **({} if row["success"] is None else {"success_mean": row["success"]}),
             }
             algorithm.note_score(row)
-    # RLlib returns what was merged in last, so the numbers go through a logger of their own.
-    logger = MetricsLogger(root=False)
+    logger = MetricsLogger(root=False)  # of their own: RLlib returns what was merged in last
     for name, numbers in logged.items():
         for key, value in numbers.items():
             logger.log_value((name, key), value, window=1)

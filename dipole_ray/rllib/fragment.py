@@ -1,7 +1,4 @@
-"""A fragment: the trajectory pieces one worker gathers between two deliveries, and the report that goes with them.
-
-N environments of the worker, O observation dim, A action dim.
-"""
+"""A fragment: the trajectory pieces one worker gathers between two deliveries, and the report that goes with them."""
 
 from __future__ import annotations
 
@@ -75,7 +72,7 @@ class FragmentRecorder:
                 self.ended.append(steps.episodes[row])
 
     def finish(self, observations: np.ndarray) -> Rows:
-        """Close every open piece at `observations` (N, O) and return all rows; none when everything was thrown away."""
+        """Close every open piece where its environment stands, (N, O), and return all rows, if any was kept."""
         for i, observation in enumerate(observations):
             self._close(i, observation)
         return concatenate(self._closed) if self._closed else {}
@@ -84,12 +81,8 @@ class FragmentRecorder:
         """End environment `i`'s piece, if it has one, with its last observation."""
         piece, self._open[i] = self._open[i], []
         if piece:
-            observations, actions, rewards, masks = zip(*piece, strict=True)
-            self._closed.append(
-                close_trajectory(
-                    np.stack([*observations, last_observation]).astype(np.float32),
-                    np.stack(actions).astype(np.float32),
-                    np.asarray(rewards, np.float32),
-                    np.asarray(masks, np.float32),
-                )
+            observations, actions, rewards, masks = (
+                np.asarray(column, np.float32) for column in zip(*piece, strict=True)
             )
+            rows = close_trajectory(np.append(observations, [last_observation], axis=0), actions, rewards, masks)
+            self._closed.append(rows)
