@@ -6,7 +6,11 @@ SIGBUS, so the length and the CRC-32 of the whole file are verified before it is
 
 from __future__ import annotations
 
+import os
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +25,8 @@ from dipole_ray.errors import CorruptSegment
 from dipole_ray.files.durable import commit_file
 
 _CHUNK_BYTES = 1 << 24
+_verified: ContextVar[set[tuple[object, ...]] | None] = ContextVar("_verified", default=None)
+"""Files whose checksum was found right in this start of a run: what identifies each as it was then."""
 
 ColumnLayout = dict[str, Column]
 """What one row of a file holds, by name and in storage order."""
@@ -110,6 +116,29 @@ def file_checksum(path: Path) -> int:
     return checksum
 
 
+@contextmanager
+def verified_once() -> Iterator[None]:
+    """Read a file for its checksum once, however often it is opened within this: unless it changes meanwhile."""
+    token = _verified.set(set())
+    try:
+        yield
+    finally:
+        _verified.reset(token)
+
+
+def _check_content(path: Path, entry: SegmentEntry, status: os.stat_result) -> None:
+    """Raise CorruptSegment unless the file's checksum is the manifest's."""
+    known = _verified.get()
+    # A file that was written to since has another time of change, whatever its time of modification was set to.
+    stamp = (path.absolute(), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, entry.crc32)
+    if known is None or stamp not in known:
+        checksum = file_checksum(path)
+        if checksum != entry.crc32:
+            raise CorruptSegment(f"{path}: checksum mismatch (stored {entry.crc32:08x}, read {checksum:08x})")
+        if known is not None:
+            known.add(stamp)
+
+
 def open_segment(directory: Path, entry: SegmentEntry, layout: ColumnLayout) -> Rows:
     """Verify one file against its manifest entry and map it.
 
@@ -124,12 +153,10 @@ def open_segment(directory: Path, entry: SegmentEntry, layout: ColumnLayout) -> 
     try:
         if path.is_symlink() or (path.exists() and not path.is_file()):
             raise CorruptSegment(f"{path}: is a link or no regular file; a dataset's files lie in its own folder")
-        length = path.stat().st_size
-        if length != entry.bytes:
-            raise CorruptSegment(f"{path}: length is {length} bytes, the manifest says {entry.bytes}")
-        checksum = file_checksum(path)
-        if checksum != entry.crc32:
-            raise CorruptSegment(f"{path}: checksum mismatch (stored {entry.crc32:08x}, read {checksum:08x})")
+        status = path.stat()
+        if status.st_size != entry.bytes:
+            raise CorruptSegment(f"{path}: length is {status.st_size} bytes, the manifest says {entry.bytes}")
+        _check_content(path, entry, status)
         mapped = np.memmap(path, dtype=np.uint8, mode="r")
     except FileNotFoundError as error:
         raise CorruptSegment(f"{path}: the file is missing (manifest: {entry.bytes} bytes)") from error

@@ -17,6 +17,7 @@ from pathlib import Path
 from dipole_ray import plots, report
 from dipole_ray.checkpoint import Checkpoint, newest_valid, read_checkpoint
 from dipole_ray.config import RunConfig, load
+from dipole_ray.data.segment import verified_once
 from dipole_ray.envs.make import env_dims
 from dipole_ray.errors import CheckpointError, EnvironmentUnavailable
 from dipole_ray.evaluation import trajectories
@@ -37,6 +38,7 @@ from dipole_ray.storage import checkpoint_bytes, require_lasting, require_room
 _log = logging.getLogger(__name__)
 
 
+@verified_once()
 def start_run(config: RunConfig) -> Run:
     """Train a new run.
 
@@ -58,6 +60,7 @@ def start_run(config: RunConfig) -> Run:
             return run.train()
 
 
+@verified_once()
 def resume_run(folder: Path, overrides: list[str]) -> Run:
     """Continue a run from its newest valid checkpoint, or from its beginning where it has not saved one yet.
 
@@ -87,6 +90,7 @@ def resume_run(folder: Path, overrides: list[str]) -> Run:
         return run.train()
 
 
+@verified_once()
 def train_in(folder: Path, config: RunConfig) -> Run:
     """Train the run of a folder to its end, unattended: without progress bars and pictures.
 

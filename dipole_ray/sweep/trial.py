@@ -14,6 +14,7 @@ from typing import Any
 
 from dipole_ray import report
 from dipole_ray.checkpoint import Checkpoint, newest_valid, read_checkpoint
+from dipole_ray.data.segment import verified_once
 from dipole_ray.evaluation.cells import cells_of
 from dipole_ray.evaluation.table import cell_metrics, row_metrics
 from dipole_ray.files.durable import write_json
@@ -38,6 +39,7 @@ GIVEN = ("omega", "confidence")
 class TrialRun(Session):
     """A trial while it trains."""
 
+    @verified_once()
     def __init__(
         self,
         trial: str,
