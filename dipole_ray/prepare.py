@@ -74,7 +74,7 @@ def _place(data: DataConfig, env: EnvConfig, *, make: bool) -> Path | None:
     if row is None:
         return path
     out = _converted(path, row, env, cache)
-    return _made_once(out, lambda: convert(path, row, env, out, cache)) if make else out
+    return _made_once(out, lambda: _convert(path, row, env, out, cache)) if make else out
 
 
 def _format_to_convert(path: Path) -> Format | None:
@@ -154,20 +154,8 @@ def reading_for(
     )
 
 
-def convert(source: Path, row: Format, env: EnvConfig, out: Path, cache: Path) -> None:
-    """Convert data of one format into a dataset folder for one task.
-
-    Args:
-        source: The data.
-        row: Its format.
-        env: The environment that it is of, and the task that rewards it.
-        out: The folder to make.
-        cache: Folder for the rewards of ExORL's episodes.
-
-    Raises:
-        ConfigError: The episodes are ExORL's and the environment is not.
-        DatasetError: The data is malformed, of another environment, or needs a choice that only the import offers.
-    """
+def _convert(source: Path, row: Format, env: EnvConfig, out: Path, cache: Path) -> None:
+    """Make the dataset folder `out` of data in the format `row`, for one task; ExORL's rewards are kept in `cache`."""
     if "labels" in row.takes and family(env.id) != "exorl":
         raise ConfigError(
             f"{source} holds ExORL's episodes, which are rewarded for a task of theirs, and env.id is '{env.id}'; set "

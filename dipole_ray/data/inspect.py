@@ -133,7 +133,7 @@ def _damage(dataset: OfflineDataset) -> list[Finding]:
 
 
 def _figures(summary: Summary, report: ImportReport, labelled: bool) -> dict[str, float]:
-    lengths, returns = summary.lengths, summary.returns
+    lengths, returns = summary.figures("lengths"), summary.figures("returns")
     figures: dict[str, float] = {
         "transitions": summary.num_transitions,
         "trajectories": len(lengths),
@@ -158,8 +158,8 @@ def _figures(summary: Summary, report: ImportReport, labelled: bool) -> dict[str
             "return_median": float(np.median(returns)),
             "return_max": float(returns.max()),
             "masked_fraction": summary.num_masked / summary.num_transitions,
-            "terminated_fraction": float(summary.terminated.mean()),
-            "solved_fraction": float(summary.solved.mean()),
+            "terminated_fraction": float(summary.figures("terminated").mean()),
+            "solved_fraction": float(summary.figures("solved").mean()),
         }
     return figures
 
@@ -167,7 +167,7 @@ def _figures(summary: Summary, report: ImportReport, labelled: bool) -> dict[str
 def _histograms(summary: Summary, labelled: bool) -> dict[str, tuple[list[float], list[int]]]:
     edges = np.linspace(-1.0, 1.0, len(summary.action_histogram) + 1)
     found = {"actions": (edges.tolist(), summary.action_histogram.tolist())}
-    for name, values in (("lengths", summary.lengths), ("returns", summary.returns)):
+    for name, values in (("lengths", summary.figures("lengths")), ("returns", summary.figures("returns"))):
         if labelled or name == "lengths":
             counts, edges = np.histogram(values, bins=30)
             found[name] = (edges.tolist(), counts.tolist())

@@ -5,6 +5,8 @@ Memory stays at some 25 bytes a transition and 30 a trajectory, whatever the dim
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 import numpy as np
 
 from dipole_ray.data.schema import Rows
@@ -26,13 +28,7 @@ class Summary:
         self.reward_min, self.reward_max = np.inf, -np.inf
         self.observation_min = self.observation_max = self.action_min = self.action_max = np.zeros(0)
         self._scale = np.zeros(0)
-        self._lengths: list[np.ndarray] = []
-        self._returns: list[np.ndarray] = []
-        self._terminated: list[np.ndarray] = []
-        self._solved: list[np.ndarray] = []
-        self._row_hashes: list[np.ndarray] = []
-        self._trajectory_hashes: list[np.ndarray] = []
-        self._jumps: list[np.ndarray] = []
+        self._parts: defaultdict[str, list[np.ndarray]] = defaultdict(list)
 
     def add(self, rows: Rows) -> None:
         """Add rows of whole trajectories; the last row is a closing row."""
@@ -45,46 +41,31 @@ class Summary:
         self.num_masked += int(np.count_nonzero(rows["masks"] == 0))
         self.reward_min = min(self.reward_min, float(rewards.min()))
         self.reward_max = max(self.reward_max, float(rewards.max()))
-        self._lengths.append(ends - starts)
-        self._returns.append(np.add.reduceat(rows["rewards"].astype(np.float64), starts))
-        self._terminated.append(rows["masks"][ends - 1] == 0)
-        self._solved.append(np.minimum.reduceat(rows["masks"], starts) == 0)
+        self._parts["lengths"].append(ends - starts)
+        self._parts["returns"].append(np.add.reduceat(rows["rewards"].astype(np.float64), starts))
+        self._parts["terminated"].append(rows["masks"][ends - 1] == 0)
+        self._parts["solved"].append(np.minimum.reduceat(rows["masks"], starts) == 0)
         self._add_actions(actions)
         self._add_observations(rows["observations"], closing)
         self._add_hashes(rows, closing, starts)
 
-    @property
-    def lengths(self) -> np.ndarray:
-        """Transitions of each trajectory."""
-        return np.concatenate(self._lengths)
+    def figures(self, name: str) -> np.ndarray:
+        """Return a figure of every trajectory or transition.
 
-    @property
-    def returns(self) -> np.ndarray:
-        """Undiscounted return of each trajectory."""
-        return np.concatenate(self._returns)
-
-    @property
-    def terminated(self) -> np.ndarray:
-        """Whether each trajectory's last transition ended the task (mask 0)."""
-        return np.concatenate(self._terminated)
-
-    @property
-    def solved(self) -> np.ndarray:
-        """Whether a mask of 0 stands anywhere in each trajectory."""
-        return np.concatenate(self._solved)
-
-    @property
-    def jumps(self) -> np.ndarray:
-        """Length of each transition's step, in standard deviations of the observations."""
-        return np.concatenate(self._jumps)
+        Args:
+            name: Of each trajectory `lengths` (transitions), `returns` (undiscounted), `terminated` (whether its last
+                transition ended the task), `solved` (whether any did); of each transition `jumps`, the length of its
+                step in standard deviations of the observations.
+        """
+        return np.concatenate(self._parts[name])
 
     def duplicate_transitions(self) -> int:
         """Return how many transitions repeat an earlier (observation, action)."""
-        return _repeats(self._row_hashes)
+        return _repeats(self.figures("row_hashes"))
 
     def duplicate_trajectories(self) -> int:
         """Return how many trajectories repeat an earlier one."""
-        return _repeats(self._trajectory_hashes)
+        return _repeats(self.figures("trajectory_hashes"))
 
     def _add_actions(self, actions: np.ndarray) -> None:
         low, high = actions.min(axis=0), actions.max(axis=0)
@@ -105,14 +86,14 @@ class Summary:
         self.observation_max = np.maximum(self.observation_max, high)
         moving = np.flatnonzero(~closing)
         step = (observations[moving + 1] - observations[moving]) / self._scale
-        self._jumps.append(np.sqrt(np.mean(step * step, axis=1)))
+        self._parts["jumps"].append(np.sqrt(np.mean(step * step, axis=1)))
 
     def _add_hashes(self, rows: Rows, closing: np.ndarray, starts: np.ndarray) -> None:
         hashes = _hash_rows(np.concatenate([rows["observations"], rows["actions"]], axis=1))
         place = np.arange(len(closing)) - np.repeat(starts, np.diff(np.append(starts, len(closing))))
         ordered = _mix(hashes + place.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
-        self._trajectory_hashes.append(np.add.reduceat(ordered, starts))
-        self._row_hashes.append(hashes[~closing])
+        self._parts["trajectory_hashes"].append(np.add.reduceat(ordered, starts))
+        self._parts["row_hashes"].append(hashes[~closing])
 
 
 def _hash_rows(values: np.ndarray) -> np.ndarray:
@@ -131,6 +112,5 @@ def _mix(values: np.ndarray) -> np.ndarray:
     return folded
 
 
-def _repeats(hashes: list[np.ndarray]) -> int:
-    values = np.concatenate(hashes)
-    return len(values) - len(np.unique(values))
+def _repeats(hashes: np.ndarray) -> int:
+    return len(hashes) - len(np.unique(hashes))

@@ -22,7 +22,7 @@ MASKED_FRACTION = 0.5
 FEW_TRANSITIONS = 1000
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Finding:
     """One thing a user should know about a dataset."""
 
@@ -62,81 +62,81 @@ def judge(summary: Summary, report: ImportReport, *, has_rewards: bool) -> list[
 
 
 def _boundaries(summary: Summary) -> Iterator[Finding]:
-    lengths, jumps = summary.lengths, summary.jumps
+    lengths, jumps = summary.figures("lengths"), summary.figures("jumps")
     if summary.num_transitions < FEW_TRANSITIONS:
         yield Finding(
-            level="warning",
-            what=f"only {summary.num_transitions} transitions",
-            where="whole dataset",
-            remedy="collect more; a policy trained on so few will mostly memorise them",
+            "warning",
+            f"only {summary.num_transitions} transitions",
+            "whole dataset",
+            "collect more; a policy trained on so few will mostly memorise them",
         )
     if len(lengths) == 1 and lengths[0] > 10 * FEW_TRANSITIONS:
         yield Finding(
-            level="warning",
-            what=f"a single trajectory of {lengths[0]} transitions",
-            where="trajectory ends",
-            remedy="check that every episode's last row is marked (terminals, timeouts or episode)",
+            "warning",
+            f"a single trajectory of {lengths[0]} transitions",
+            "trajectory ends",
+            "check that every episode's last row is marked (terminals, timeouts or episode)",
         )
     far = np.flatnonzero(jumps > JUMP_FACTOR * max(float(np.quantile(jumps, 0.99)), 1e-6))
     if len(far):
         yield Finding(
-            level="warning",
-            what=f"{len(far)} transitions jump more than {JUMP_FACTOR:.0f} times farther than 99 % of all",
-            where=f"first at transition {far[0]}",
-            remedy="check for missing trajectory ends there; ignore this if the environment teleports",
+            "warning",
+            f"{len(far)} transitions jump more than {JUMP_FACTOR:.0f} times farther than 99 % of all",
+            f"first at transition {far[0]}",
+            "check for missing trajectory ends there; ignore this if the environment teleports",
         )
 
 
 def _time_limits(summary: Summary) -> Iterator[Finding]:
-    lengths, terminated = summary.lengths, summary.terminated
+    lengths, terminated = summary.figures("lengths"), summary.figures("terminated")
     at_limit = lengths == lengths.max()
     if len(lengths) >= 5 and terminated[at_limit].all() and at_limit.mean() > 0.9:
         yield Finding(
-            level="warning",
-            what=f"{int(at_limit.sum())} of {len(lengths)} trajectories end the task after {lengths.max()} steps",
-            where="masks of the last transitions",
-            remedy="if that is a time limit, store mask 1 there (map it as timeouts): it must not stop the bootstrap",
+            "warning",
+            f"{int(at_limit.sum())} of {len(lengths)} trajectories end the task after {lengths.max()} steps",
+            "masks of the last transitions",
+            "if that is a time limit, store mask 1 there (map it as timeouts): it must not stop the bootstrap",
         )
     if not summary.num_masked:
         yield Finding(
-            level="info",
-            what="no transition ends the task; every trajectory is cut by a time limit and bootstrapped",
-            where="masks",
-            remedy="right for tasks without an end; otherwise map masks, or collect data that reaches the goal",
+            "info",
+            "no transition ends the task; every trajectory is cut by a time limit and bootstrapped",
+            "masks",
+            "right for tasks without an end; otherwise map masks, or collect data that reaches the goal",
         )
     if summary.num_masked > MASKED_FRACTION * summary.num_transitions:
         yield Finding(
-            level="warning",
-            what=f"{summary.num_masked / summary.num_transitions:.0%} of the transitions end the task",
-            where="masks",
-            remedy="masks are 1 - terminated; check that they are not stored the other way round",
+            "warning",
+            f"{summary.num_masked / summary.num_transitions:.0%} of the transitions end the task",
+            "masks",
+            "masks are 1 - terminated; check that they are not stored the other way round",
         )
 
 
 def _numbers(summary: Summary, report: ImportReport) -> Iterator[Finding]:
     if report.dropped_transitions:
         yield Finding(
-            level="error",
-            what=f"{report.dropped_transitions} transitions touch NaN or infinity",
-            where=", ".join(report.non_finite) + (", ..." if len(report.non_finite) == MAX_NAMED else ""),
-            remedy="repair them, or import with --non-finite drop",
+            "error",
+            f"{report.dropped_transitions} transitions touch NaN or infinity",
+            ", ".join(report.non_finite) + (", ..." if len(report.non_finite) == MAX_NAMED else ""),
+            "repair them, or import with --non-finite drop",
         )
     if report.unfollowed_transitions:
         yield Finding(
-            level="info",
-            what=f"{report.unfollowed_transitions} transitions without the observation that they led to are left out",
-            where="last rows of trajectories that were cut",
-            remedy="harmless if few; otherwise store next_observations",
+            "info",
+            f"{report.unfollowed_transitions} transitions without the observation that they led to are left out",
+            "last rows of trajectories that were cut",
+            "harmless if few; otherwise store next_observations",
         )
     for note in report.notes:
         yield Finding(level="info", what=note, where="whole dataset", remedy="check that this is what was recorded")
     constant = np.flatnonzero(summary.observation_min == summary.observation_max)
     if len(constant):
         yield Finding(
-            level="info",
-            what=f"{len(constant)} of {len(summary.observation_min)} observation dimensions never change",
-            where=f"dimensions {_list(constant)}",
-            remedy="harmless; drop them if they carry no meaning online either",
+            "info",
+            f"{len(constant)} of {len(summary.observation_min)} observation dimensions never change",
+            f"dimensions {_list(constant)}",
+            "harmless; drop them if they carry no meaning online either",
         )
 
 
@@ -144,26 +144,26 @@ def _actions(summary: Summary) -> Iterator[Finding]:
     share = summary.num_saturated / max(1, int(summary.action_histogram.sum()))
     if share > SATURATED_FRACTION:
         yield Finding(
-            level="warning",
-            what=f"{share:.0%} of the action entries lie at -1 or 1",
-            where="actions",
-            remedy="check the scaling; clipped actions hide what the behaviour policy did",
+            "warning",
+            f"{share:.0%} of the action entries lie at -1 or 1",
+            "actions",
+            "check the scaling; clipped actions hide what the behaviour policy did",
         )
     constant = np.flatnonzero(summary.action_min == summary.action_max)
     if len(constant):
         yield Finding(
-            level="warning",
-            what=f"{len(constant)} of {len(summary.action_min)} action dimensions never change",
-            where=f"dimensions {_list(constant)}",
-            remedy="the policy cannot learn to use them from this data",
+            "warning",
+            f"{len(constant)} of {len(summary.action_min)} action dimensions never change",
+            f"dimensions {_list(constant)}",
+            "the policy cannot learn to use them from this data",
         )
     largest = float(max(np.abs(summary.action_min).max(), np.abs(summary.action_max).max()))
     if largest < 0.1 and len(constant) < len(summary.action_min):
         yield Finding(
-            level="warning",
-            what=f"no action is larger than {largest:.3g}",
-            where="actions",
-            remedy="rescale the actions so that the environment's limits are -1 and 1",
+            "warning",
+            f"no action is larger than {largest:.3g}",
+            "actions",
+            "rescale the actions so that the environment's limits are -1 and 1",
         )
 
 
@@ -171,27 +171,27 @@ def _duplicates(summary: Summary) -> Iterator[Finding]:
     transitions, trajectories = summary.duplicate_transitions(), summary.duplicate_trajectories()
     if trajectories:
         yield Finding(
-            level="warning",
-            what=f"{trajectories} of {len(summary.lengths)} trajectories are exact copies of others",
-            where="observations and actions",
-            remedy="remove them, or know that they count twice (were files imported twice, or seeds repeated?)",
+            "warning",
+            f"{trajectories} of {len(summary.figures('lengths'))} trajectories are exact copies of others",
+            "observations and actions",
+            "remove them, or know that they count twice (were files imported twice, or seeds repeated?)",
         )
     elif transitions > DUPLICATE_FRACTION * summary.num_transitions:
         yield Finding(
-            level="warning",
-            what=f"{transitions / summary.num_transitions:.1%} of the transitions repeat an earlier one exactly",
-            where="observations and actions",
-            remedy="check the recording; repeated rows weigh more in training",
+            "warning",
+            f"{transitions / summary.num_transitions:.1%} of the transitions repeat an earlier one exactly",
+            "observations and actions",
+            "check the recording; repeated rows weigh more in training",
         )
 
 
 def _rewards(summary: Summary) -> Iterator[Finding]:
     if summary.reward_min == summary.reward_max:
         yield Finding(
-            level="warning",
-            what=f"every reward is {summary.reward_min:g}",
-            where="rewards",
-            remedy="no action is better than another here: choose another task, or collect data that reaches the goal",
+            "warning",
+            f"every reward is {summary.reward_min:g}",
+            "rewards",
+            "no action is better than another here: choose another task, or collect data that reaches the goal",
         )
 
 

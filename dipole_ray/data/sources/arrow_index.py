@@ -54,11 +54,11 @@ def _batch_bytes(stream: IO[bytes], start: int, metadata_bytes: int) -> int:
     metadata = _read(stream, start, metadata_bytes)
     # A length of 4 bytes comes first, and since Arrow 0.15 a marker of 4 before it.
     message = _Table.root(metadata[8 if metadata[:4] == b"\xff\xff\xff\xff" else 4 :])
-    held = message.long(_MESSAGE_BODY_BYTES)
+    held = message.number(_MESSAGE_BODY_BYTES, "<q")
     if not 0 <= held <= stream.seek(0, 2) - start - metadata_bytes:
         raise ValueError(f"a batch of {held} bytes leads out of the file")
     batch = message.child(_MESSAGE_HEADER)
-    if message.byte(_MESSAGE_HEADER_TYPE) == _IS_DICTIONARY:
+    if message.number(_MESSAGE_HEADER_TYPE, "<B") == _IS_DICTIONARY:
         batch = batch.child(_DICTIONARY_DATA)
     position, count = batch.vector(_BATCH_BUFFERS)
     buffers = [batch.unpack("<qq", position + 16 * index) for index in range(count)]
@@ -97,15 +97,10 @@ class _Table:
         """Return whether a field is there."""
         return self._at(slot) is not None
 
-    def byte(self, slot: int) -> int:
-        """Return a field of one byte, 0 where it is left out."""
+    def number(self, slot: int, layout: str) -> int:
+        """Return a field that is one number, 0 where it is left out."""
         position = self._at(slot)
-        return 0 if position is None else int(self.unpack("<B", position)[0])
-
-    def long(self, slot: int) -> int:
-        """Return a field of eight bytes, 0 where it is left out."""
-        position = self._at(slot)
-        return 0 if position is None else int(self.unpack("<q", position)[0])
+        return 0 if position is None else int(self.unpack(layout, position)[0])
 
     def child(self, slot: int) -> _Table:
         """Return the table that a field points to."""

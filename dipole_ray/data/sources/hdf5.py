@@ -118,19 +118,14 @@ class Array:
         self._band: tuple[int, np.ndarray] | None = None
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """Dimensions, rows first."""
-        return self._shape
-
-    @property
     def row_bytes(self) -> int:
         """Bytes of one row."""
-        return self._dtype.itemsize * math.prod(self._shape[1:])
+        return self._dtype.itemsize * math.prod(self.shape[1:])
 
     @property
     def num_bytes(self) -> int:
         """Bytes of the whole array."""
-        return self._shape[0] * self.row_bytes
+        return self.shape[0] * self.row_bytes
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Return rows, (stop - start, ...) in the type of the file.
@@ -153,7 +148,7 @@ class Array:
 
     def _read_band(self, first: int) -> np.ndarray:
         """Return the rows from `first` on that lie in the same chunks."""
-        shape = (min(self._chunks[0], self._shape[0] - first), *self._shape[1:])
+        shape = (min(self._chunks[0], self.shape[0] - first), *self.shape[1:])
         band = np.empty(shape, self._dtype)
         for corner in product(*(range(0, size, step) for size, step in zip(shape, self._chunks, strict=True))):
             place = tuple(
@@ -192,8 +187,8 @@ class Array:
             raise self._error(f"is of type {kind}", f"save it as {wanted}")
 
     def _check_shape(self, dims: Sequence[int]) -> None:
-        self._shape: tuple[int, ...] = self._dataset.shape or ()
-        if len(self._shape) not in dims or 0 in self._shape[1:]:
+        self.shape: tuple[int, ...] = self._dataset.shape or ()
+        if len(self.shape) not in dims or 0 in self.shape[1:]:
             expected = " or ".join("(rows,)" if count == 1 else "(rows, dim)" for count in dims)
             raise self._error(f"has shape {self._dataset.shape}; expected {expected}", "flatten it before saving")
 
@@ -212,20 +207,20 @@ class Array:
         check_expansion(self._path, self.num_bytes, f"array '{self._where}'")
         if layout == h5py.h5d.CHUNKED:
             self._chunks: tuple[int, ...] = self._dataset.chunks
-            expected = math.prod(math.ceil(size / step) for size, step in zip(self._shape, self._chunks, strict=True))
+            expected = math.prod(math.ceil(size / step) for size, step in zip(self.shape, self._chunks, strict=True))
             written, unit = self._dataset.id.get_num_chunks(), "chunks"
             self._check_chunks()
         else:
             expected, written, unit = self.num_bytes, self._dataset.id.get_storage_size(), "bytes"
         if written != expected:
             raise self._error(
-                f"says shape {self._shape} ({expected} {unit}) but {written} {unit} were written",
+                f"says shape {self.shape} ({expected} {unit}) but {written} {unit} were written",
                 "the file is damaged or its writer was interrupted, get it again",
             )
 
     def _check_chunks(self) -> None:
         band = self._dtype.itemsize * self._chunks[0]
-        for size, step in zip(self._shape[1:], self._chunks[1:], strict=True):
+        for size, step in zip(self.shape[1:], self._chunks[1:], strict=True):
             band *= step * math.ceil(size / step)
         if band > _MAX_BAND_BYTES:
             raise self._error(f"has chunks of {format_bytes(band)}", "save it again with h5py's chunks=True")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +25,6 @@ from dipole_ray.files.durable import read_json
 
 METADATA = "metadata.json"
 _FORMATS = ("hdf5", "arrow", "parquet")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Metadata:
-    """What metadata.json says that matters here."""
-
-    storage: str
-    """One of `_FORMATS`."""
-    num_episodes: int | None
-    """None in old datasets, which have no such file."""
-    bounds: ActionBounds | None
-    """Those of the action space; None if they are not known or not finite."""
 
 
 def is_minari(path: Path) -> bool:
@@ -137,7 +124,7 @@ def _find(path: Path) -> Path | None:
 
 def action_bounds(path: Path) -> ActionBounds | None:
     """Return the bounds of the dataset's action space; None if they are not known or not finite."""
-    return _read_metadata(_folder(path)).bounds
+    return _metadata(_folder(path))[2]
 
 
 def _folder(path: Path) -> Path:
@@ -149,16 +136,17 @@ def _folder(path: Path) -> Path:
 
 def _episodes(path: Path, components: Sequence[str]) -> Iterator[tuple[Path, str, Arrays]]:
     folder = _folder(path)
-    metadata = _read_metadata(folder)
-    if metadata.storage == "hdf5":
-        return hdf5_episodes(folder, metadata.num_episodes, components)
-    return arrow_episodes(folder, metadata.storage, metadata.num_episodes, components)
+    storage, count, _ = _metadata(folder)
+    if storage == "hdf5":
+        return hdf5_episodes(folder, count, components)
+    return arrow_episodes(folder, storage, count, components)
 
 
-def _read_metadata(folder: Path) -> _Metadata:
+def _metadata(folder: Path) -> tuple[str, int | None, ActionBounds | None]:
+    """Return storage, number of episodes and bounds of the action space as far as metadata.json says them."""
     path = folder / METADATA
-    if not path.exists():
-        return _Metadata(storage="hdf5", num_episodes=None, bounds=None)
+    if not path.exists():  # old datasets have none
+        return "hdf5", None, None
     try:
         found = read_json(path)
         storage, count, space = found.get("data_format", "hdf5"), found.get("total_episodes"), found.get("action_space")
@@ -173,7 +161,7 @@ def _read_metadata(folder: Path) -> _Metadata:
         raise DatasetError(
             f"{path}: data_format is {storage!r:.80}; {', '.join(_FORMATS)} can be read: convert it with Minari"
         )
-    return _Metadata(storage=storage, num_episodes=count, bounds=bounds)
+    return storage, count, bounds
 
 
 def _bounds(space: dict[str, Any]) -> ActionBounds | None:

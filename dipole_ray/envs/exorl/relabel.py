@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import suppress
 from functools import lru_cache
 
@@ -57,9 +56,3 @@ def exorl_rewards(env_id: str, physics: np.ndarray) -> np.ndarray:
         with suppress(PhysicsError):
             rewards[row] = simulation.reward_of(physics[row])
     return rewards
-
-
-def exorl_relabel(env_id: str, arrays: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Return rewards and masks (all 1) of the states in `arrays["physics"]`, as `exorl_rewards` does."""
-    rewards = exorl_rewards(env_id, np.asarray(arrays["physics"]))
-    return rewards.astype(np.float32), np.ones(len(rewards), np.float32)

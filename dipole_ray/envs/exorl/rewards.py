@@ -35,10 +35,8 @@ class Block:
 
     env_id: str
     """The task."""
-
     files: tuple[Path, ...]
     """The episodes."""
-
     kept: Path
     """The file of their rewards."""
 
