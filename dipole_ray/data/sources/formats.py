@@ -22,14 +22,6 @@ DATASET = "dataset"
 """What a folder is called that needs no import."""
 
 
-def _nowhere(path: Path) -> bool:
-    return False
-
-
-def _itself(path: Path) -> list[Path]:
-    return [path]
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Format:
     """One row of the table."""
@@ -40,9 +32,9 @@ class Format:
     """What to give, for messages."""
     suffixes: tuple[str, ...] = ()
     """Endings of the names that mean this format."""
-    holds: Callable[[Path], bool] = _nowhere
+    holds: Callable[[Path], bool] = lambda path: False
     """Whether what lies somewhere is of this format by its contents."""
-    files: Callable[[Path], list[Path]] = _itself
+    files: Callable[[Path], list[Path]] = lambda path: [path]
     """The files that the transitions come from."""
     schema: Callable[[Path, Reading], Schema]
     """Gives the dimensions, from as little as possible."""
