@@ -43,11 +43,11 @@ def random_batches(agent: DipoleAgent, count: int) -> list[Batch]:
 
     return [
         {
-            "observations": normal(rows, agent.observation_dim),
-            "actions": normal(rows, agent.action_dim).clamp(-1, 1),
+            "observations": normal(rows, agent.sizes.observation_dim),
+            "actions": normal(rows, agent.sizes.action_dim).clamp(-1, 1),
             "rewards": -(normal(rows) > 0).float(),
             "masks": (normal(rows) > -1.5).float(),
-            "next_observations": normal(rows, agent.observation_dim),
+            "next_observations": normal(rows, agent.sizes.observation_dim),
             "discounts": torch.full((rows,), agent.config.discount, device=agent.device),
         }
         for _ in range(count)

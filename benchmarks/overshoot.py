@@ -26,7 +26,7 @@ from scipy.spatial import KDTree
 from torch import Tensor
 
 from benchmarks.record import brief, summary, write_record
-from dipole_ray.agents.agent import Agent
+from dipole_ray.agents.policy import Policy
 from dipole_ray.config import load
 from dipole_ray.data.dataset import open_dataset
 from dipole_ray.evaluation.cells import Cell
@@ -44,14 +44,14 @@ MEASURES = ("score", "action_bound_fraction", "action_distance", "observation_di
 class Observed:
     """A policy that keeps what it saw and did in the first steps of the episodes, which it plays all at once."""
 
-    def __init__(self, agent: Agent, first_steps: int) -> None:
-        self.agent, self.device, self.first_steps = agent, agent.device, first_steps
+    def __init__(self, policy: Policy, first_steps: int) -> None:
+        self.policy, self.device, self.first_steps = policy, policy.device, first_steps
         self.observations: list[np.ndarray] = []
         self.actions: list[np.ndarray] = []
 
     def sample_actions(self, observations: Tensor, **how: Any) -> Tensor:
-        """Act as the agent does."""
-        actions = self.agent.sample_actions(observations, **how)
+        """Act as the policy does."""
+        actions = self.policy.sample_actions(observations, **how)
         if len(self.actions) < self.first_steps:
             self.observations.append(observations.numpy().copy())
             self.actions.append(actions.cpu().numpy())
@@ -111,11 +111,11 @@ def play(
     rng = np.random.default_rng(0)
     trained, near = load_policy(run), neighbourhood_of(run, rng)
     cells = [Cell("guided", omega, count) for count in candidates for omega in omegas]
-    if trained.agent.has_bc:
+    if trained.policy.has_bc:
         cells = [Cell("bc", None, count) for count in candidates] + cells
     found = {}
     for cell in cells:
-        policy = Observed(trained.agent, first_steps)
+        policy = Observed(trained.policy, first_steps)
         row = summarize(evaluate_cell(policy, trained.env, cell, episodes=episodes, num_envs=episodes, seed=4000))
         score = row["return"] if row["success"] is None else 100 * row["success"]
         distances = near.ratios(policy, rng)

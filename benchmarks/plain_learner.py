@@ -43,7 +43,7 @@ class PlainLearner:
     """DIPOLE with the preset `paper` or `small`'s value bootstrap, weights copied from an agent to compare with."""
 
     def __init__(self, agent: DipoleAgent) -> None:
-        config, observation_dim, action_dim = agent.config, agent.observation_dim, agent.action_dim
+        config, observation_dim, action_dim = agent.config, agent.sizes.observation_dim, agent.sizes.action_dim
         assert config.weight_scheme == "dipole" and config.num_critics == 2 and not config.train_bc
         self.config: AgentConfig = config
         self.action_dim = action_dim

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 from dipole_ray import settings
-from dipole_ray.agents.agent import Agent
 from dipole_ray.agents.config import AgentConfig
-from dipole_ray.agents.make import make_agent
+from dipole_ray.agents.make import make_policy
+from dipole_ray.agents.policy import Policy
 from dipole_ray.checkpoint import entries_of, newest_valid, read_checkpoint
 from dipole_ray.envs.make import EnvConfig
 from dipole_ray.errors import CheckpointError
@@ -19,9 +19,9 @@ from dipole_ray.errors import CheckpointError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainedPolicy:
-    """An agent as a checkpoint left it, and what it was trained for."""
+    """A policy as a checkpoint left it, and what it was trained for."""
 
-    agent: Agent
+    policy: Policy
     """Acts with `sample_actions`."""
     env: EnvConfig
     """The environment it was trained in."""
@@ -34,7 +34,7 @@ class TrainedPolicy:
 
 
 def load_policy(run: Path, device: str | torch.device = "cpu") -> TrainedPolicy:
-    """Load the agent of a run.
+    """Load what acts from a checkpoint of a run; what only learns stays in the file.
 
     Args:
         run: A run's folder, of which the newest valid checkpoint is taken, or one checkpoint's folder.
@@ -62,10 +62,10 @@ def load_policy(run: Path, device: str | torch.device = "cpu") -> TrainedPolicy:
             f"{checkpoint.path}: its settings describe networks of at least {weights} weights, which it does not hold; "
             "use another checkpoint"
         )
-    agent = make_agent(config, *dims, seed=0, device=device)
-    agent.load_state_dict(state)
+    policy = make_policy(config, *dims, seed=0, device=device)
+    policy.load_agent_state(state)
     return TrainedPolicy(
-        agent=agent,
+        policy=policy,
         env=env,
         path=checkpoint.path,
         learner_steps=checkpoint.learner_steps,

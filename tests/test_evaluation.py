@@ -58,7 +58,7 @@ def test_used_environments_give_what_fresh_ones_do() -> None:
 
 def test_every_cell_starts_from_the_same_states_and_differs_in_its_noise() -> None:
     agent = DipoleAgent(AgentConfig.preset("small", train_bc=True), 2, 2, seed=0)
-    cells = grid(EvalConfig(omegas=(0.0, 1.0), candidates=(1, 2)), agent.has_bc)
+    cells = grid(EvalConfig(omegas=(0.0, 1.0), candidates=(1, 2)), agent.policy.has_bc)
     assert len(cells) == 6
     results = [evaluate_cell(agent, SHORT_MAZE, cell, episodes=4, seed=0, num_envs=2, trajectories=4) for cell in cells]
     starts = [np.stack([path[0] for path in result.paths]) for result in results]

@@ -391,4 +391,4 @@ def test_a_bomb_in_the_paths_of_episodes(tmp_path: Path) -> None:
 def test_the_agent_of_a_good_folder_loads(run: Path) -> None:
     """Or all of the above would prove nothing."""
     policy = load_policy(run)
-    assert isinstance(policy.agent.config, AgentConfig) and policy.learner_steps == 1
+    assert isinstance(policy.policy.config, AgentConfig) and policy.learner_steps == 1

@@ -130,7 +130,7 @@ def record_agents(folder: Path) -> Iterator[tuple[str, Any]]:
         yield name, digest({key: tensor.numpy() for key, tensor in agent.state_dict().items()})
         observations = random.normal(size=(6, 5)).astype(np.float32)
         yield f"{name}: actions", digest({"a": agent.sample_actions(observations).numpy()})
-        yield f"{name}: policy", digest({key: tensor.numpy() for key, tensor in agent.policy_state().items()})
+        yield f"{name}: policy", digest({key: tensor.numpy() for key, tensor in agent.policy.policy_state().items()})
 
 
 def batch(random: np.random.Generator, rows: int = 32) -> dict[str, np.ndarray]:

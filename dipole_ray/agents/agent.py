@@ -1,4 +1,4 @@
-"""What all agents share: one learner's step, its random state, its observations, and what it saves.
+"""What learns: one step of all networks, what makes it repeatable, and what it saves. What acts is in `policy`.
 
 Shapes: B batch rows, N candidates, O observation dim, A action dim, E critics.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import ClassVar
 
@@ -18,34 +18,33 @@ from torch import Tensor
 from dipole_ray.agents import flow, losses, state
 from dipole_ray.agents.config import AgentConfig
 from dipole_ray.agents.data_parallel import DataParallel
-from dipole_ray.agents.networks import AgentNetworks
+from dipole_ray.agents.networks import Networks, Sizes, draw_networks
+from dipole_ray.agents.policy import Policy
 from dipole_ray.errors import ConfigError, NonFiniteError
 
 Batch = Mapping[str, np.ndarray | Tensor]
 Losses = tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]
 """The loss of each group of networks, the metrics, and the running statistics that the batch would leave."""
 MAX_CONSECUTIVE_SKIPS = 10
-MIN_STD = 1e-6
-"""Deviation below which an observation's dimension counts as constant."""
 COUNTERS = ("learner_steps", "skipped_updates", "consecutive_skips")
 
 
 class Agent(ABC):
-    """Networks, optimizer and random state of one learner, on one device.
+    """A policy and what it learns with: target critics, V, the optimizer, counters and running statistics.
 
-    Every random draw comes from the agent's own generator, so two agents with equal state and equal
-    batches stay bitwise equal on CPU.
-
-    An agent says what its networks are (`networks_class`), what they learn (`_losses`) and how noise becomes an action
-    (`_sample`).
+    Every random draw comes from one generator, the policy's, so two agents with equal state and equal batches stay
+    bitwise equal on CPU. A subclass names its policy and says what the networks learn (`_losses`).
 
     Attributes:
         algorithm: The value of `config.algorithm` that means this class.
-        networks_class: What it learns with; `_make_networks` builds it.
+        policy_class: What it trains.
+        has_value: Whether it learns V(s).
         statistics: Names of the running statistics that its losses keep, scalars that start at 0.
-        has_mode: Whether noise of zero gives the one action that the policy thinks best.
+        steepeners: Settings that, lowered, keep a loss finite.
         config: The settings.
-        networks: All learned functions.
+        networks: All learned functions, those of the policy among them.
+        policy: Acts with the networks as they are.
+        sample_actions: The policy's, see `Policy.sample_actions`.
         learner_steps: Calls of `update`, the skipped ones included: each has used up its batch and its noise.
         skipped_updates: How many of them changed nothing because the loss or the gradient was not finite.
         data_parallel: Its place among learners that step together, alone by default. All see the same averages
@@ -54,10 +53,10 @@ class Agent(ABC):
     """
 
     algorithm: ClassVar[str]
-    networks_class: ClassVar[type[AgentNetworks]]
+    policy_class: ClassVar[type[Policy]]
+    has_value: ClassVar[bool] = False
     statistics: ClassVar[tuple[str, ...]] = ()
-    has_mode: ClassVar[bool] = False
-    networks: AgentNetworks
+    steepeners: ClassVar[tuple[str, ...]] = ("learning_rate",)
 
     def __init__(
         self,
@@ -74,51 +73,39 @@ class Agent(ABC):
                 "build it with dipole_ray.agents.make.make_agent"
             )
         self.config = config
-        self.observation_dim = observation_dim
-        self.action_dim = action_dim
         self.device = torch.device(device)
         self.failure_directory = failure_directory
         self.data_parallel = DataParallel()
         self.learner_steps = 0
         self.skipped_updates = 0
         self.consecutive_skips = 0
-        # Drawn on the CPU, so that one seed means the same initial networks on every device.
-        initial = torch.Generator().manual_seed(seed)
-        self.networks = self._make_networks(initial).to(self.device)
-        draw_seed = int(torch.randint(2**62, (1,), generator=initial).item())
-        self.generator = torch.Generator(self.device).manual_seed(draw_seed)
-        self._has_statistics = False
+        networks, noise_seed = self.draw(config, observation_dim, action_dim, seed)
+        self.networks = networks.to(self.device)
+        self.policy = self.policy_class(config, self.networks, noise_seed, self.device)
+        self.sizes = self.policy.sizes
+        self.generator = self.policy.generator
+        self.sample_actions = self.policy.sample_actions
         self._statistics = {name: torch.zeros((), device=self.device) for name in self.statistics}
         self._parameters = list(self.networks.trained_parameters().values())
         self._critic_parameters: list[Tensor] = list(self.networks.critic.parameters())
         self._target_parameters: list[Tensor] = list(self.networks.target_critic.parameters())
         self.optimizer = state.make_adam(self._parameters, config.learning_rate)
 
-    def _make_networks(self, generator: torch.Generator, **sizes: int) -> AgentNetworks:
-        """Return the untrained networks, on the CPU, drawn from `generator`; `sizes` are those of their own kind."""
-        return self.networks_class(
-            self.observation_dim,
-            self.action_dim,
-            self.config.hidden_dims,
-            num_critics=self.config.num_critics,
-            generator=generator,
-            **sizes,
+    @classmethod
+    def draw(cls, config: AgentConfig, observation_dim: int, action_dim: int, seed: int) -> tuple[Networks, int]:
+        """Return the untrained networks on the CPU, and the seed of the noise."""
+        sizes = Sizes(
+            observation_dim=observation_dim,
+            action_dim=action_dim,
+            hidden_dims=config.hidden_dims,
+            num_critics=config.num_critics,
         )
+        draw_actor = partial(cls.policy_class.draw_actor, config)
+        return draw_networks(sizes, seed, has_value=cls.has_value, draw_actor=draw_actor)
 
     @abstractmethod
     def _losses(self, batch: dict[str, Tensor], diagnostics: bool) -> Losses:
         """Return losses (each reaching its own group of networks alone), metrics and new running statistics."""
-
-    @abstractmethod
-    def _sample(self, observations: Tensor, noise: Tensor, omega: float, policy: str) -> Tensor:
-        """Return the actions (B, N, A) in [-1, 1] that the policy makes of `noise` (B, N, A)."""
-
-    @property
-    def has_bc(self) -> bool:
-        """Whether a behaviour-cloning field is trained, so that `sample_actions(policy="bc")` works."""
-        return "bc" in self.config.fields
-
-    # Observations.
 
     def fit_observations(self, mean: np.ndarray | Tensor, std: np.ndarray | Tensor) -> None:
         """Set what `observation_normalization: dataset` subtracts and divides by; once, before the first update.
@@ -135,28 +122,7 @@ class Agent(ABC):
                 f"fit_observations: observation_normalization is '{self.config.observation_normalization}' after "
                 f"{self.learner_steps} updates; set it to 'dataset' and call this before the first update"
             )
-        spread = torch.as_tensor(std, dtype=torch.float32, device=self.device)
-        state.copy_into(
-            {"mean": self.networks.observation_mean, "std": self.networks.observation_std},
-            {
-                "mean": torch.as_tensor(mean, dtype=torch.float32, device=self.device),
-                "std": torch.where(spread > MIN_STD, spread, torch.ones_like(spread)),
-            },
-        )
-        self._has_statistics = True
-
-    def _normalized(self, observations: Tensor) -> Tensor:
-        """Return observations (..., O) as the networks take them."""
-        if self.config.observation_normalization == "none":
-            return observations
-        if not self._has_statistics:
-            raise ConfigError(
-                "observation_normalization is 'dataset', but the agent was never told the dataset's statistics: call "
-                "agent.fit_observations(*replay.observation_statistics()) first"
-            )
-        return (observations - self.networks.observation_mean) / self.networks.observation_std
-
-    # Learning.
+        self.policy.fit_observations(mean, std)
 
     def update(self, batch: Batch, diagnostics: bool = True) -> dict[str, Tensor]:
         """Take one gradient step of all networks together.
@@ -180,7 +146,7 @@ class Agent(ABC):
             NonFiniteError: After 10 skipped updates in a row, once the batch is saved.
         """
         tensors = self._read_batch(batch)
-        seen = {name: self._normalized(tensors[name]) for name in ("observations", "next_observations")}
+        seen = {name: self.policy.normalized(tensors[name]) for name in ("observations", "next_observations")}
         terms, metrics, statistics = self._losses({**tensors, **seen}, diagnostics)
         total = reduce(torch.add, terms.values())
         self.optimizer.zero_grad(set_to_none=True)
@@ -205,10 +171,15 @@ class Agent(ABC):
 
     def _path(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Draw noise (B, A) and times (B, 1) for a step of flow matching, and return noise, x_t and t."""
+        noise = self._noise(len(actions))
         joint = len(actions) * self.data_parallel.size
-        noise = self.data_parallel.shard(self._normal((joint, self.action_dim)))
         t = self.data_parallel.shard(torch.rand(joint, 1, generator=self.generator, device=self.device))
         return noise, flow.path_point(noise, actions, t), t
+
+    def _noise(self, rows: int, *candidates: int) -> Tensor:
+        """Draw noise (B, A), or (B, N, A), for this learner's rows: its shard of the whole batch's."""
+        joint = (rows * self.data_parallel.size, *candidates, self.sizes.action_dim)
+        return self.data_parallel.shard(self.policy.normal(joint))
 
     def _policy_bootstrap(self, next_observations: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
         """Return Qbar(s', a') with a' from the agent's own policy, and the target critics at other pairs, in one pass.
@@ -221,8 +192,8 @@ class Agent(ABC):
             (B,), and (E, X).
         """
         config, rows, candidates = self.config, len(next_observations), self.config.target_candidates
-        noise = self.data_parallel.shard(self._normal((rows * self.data_parallel.size, candidates, self.action_dim)))
-        next_actions = self._sample(next_observations, noise, config.target_omega, "guided").flatten(0, 1)
+        noise = self._noise(rows, candidates)
+        next_actions = self.policy.from_noise(next_observations, noise, config.target_omega, "guided").flatten(0, 1)
         repeated = next_observations.repeat_interleave(candidates, dim=0) if candidates > 1 else next_observations
         next_pairs = torch.cat((repeated, next_actions), dim=-1)
         q = self.networks.target_critic(torch.cat((pairs, next_pairs))).squeeze(-1)
@@ -246,15 +217,14 @@ class Agent(ABC):
         if self.consecutive_skips < MAX_CONSECUTIVE_SKIPS:
             return
         saved = "the batch was not saved (no failure_directory)"
-        steepness = "" if self.algorithm == "fql" else f" or agent.beta (now {self.config.beta})"
+        lower = " or ".join(f"agent.{name} (now {getattr(self.config, name)})" for name in self.steepeners)
         batch = {name: self.data_parallel.all_gather(column, dim=0) for name, column in batch.items()}
         if self.failure_directory is not None:
             path = self.failure_directory / f"nonfinite-batch-{self.learner_steps}.safetensors"
             saved = state.save_batch(path, batch)
         raise NonFiniteError(
             f"learner step {self.learner_steps}: loss or gradient was not finite in {self.consecutive_skips} updates "
-            f"in a row, none of them applied; {saved}. Look for extreme rewards there, or lower agent.learning_rate "
-            f"(now {self.config.learning_rate}){steepness}"
+            f"in a row, none of them applied; {saved}. Look for extreme rewards there, or lower {lower}"
         )
 
     def _read_batch(self, batch: Batch) -> dict[str, Tensor]:
@@ -262,11 +232,11 @@ class Agent(ABC):
         rows = len(batch["rewards"]) if "rewards" in batch else 0
         tensors = {}
         for name, shape in {
-            "observations": (rows, self.observation_dim),
-            "actions": (rows, self.action_dim),
+            "observations": (rows, self.sizes.observation_dim),
+            "actions": (rows, self.sizes.action_dim),
             "rewards": (rows,),
             "masks": (rows,),
-            "next_observations": (rows, self.observation_dim),
+            "next_observations": (rows, self.sizes.observation_dim),
             "discounts": (rows,),
             "is_offline": (rows,),
         }.items():
@@ -280,81 +250,6 @@ class Agent(ABC):
             if tensors[name].shape != shape:
                 raise ConfigError(f"batch: column '{name}' has shape {tuple(tensors[name].shape)}, expected {shape}")
         return tensors
-
-    # Acting.
-
-    @torch.no_grad()
-    def sample_actions(
-        self,
-        observations: np.ndarray | Tensor,
-        omega: float | None = None,
-        num_candidates: int | None = None,
-        generator: torch.Generator | None = None,
-        policy: str = "guided",
-        explore: bool = False,
-    ) -> Tensor:
-        """Return one action for each observation: the best of N samples by the online critics.
-
-        Args:
-            observations: (B, O), float32.
-            omega: Greediness; None for the config's. At 0 only pi+ is evaluated, at -1 only pi-.
-            num_candidates: N; None for the config's. With 1 the critics are not asked.
-            generator: Where the noise comes from; None for the agent's own generator.
-            policy: `guided`, the agent's own, or `bc` for the behaviour-cloning field.
-            explore: Draw also where the policy has a mode, which otherwise is its action with 1 candidate. Only the
-                Gaussian of IQL has one; a flow is always sampled.
-
-        Returns:
-            (B, A) in [-1, 1], on the agent's device.
-
-        Raises:
-            ConfigError: If the agent has no such policy, or omega does not apply to it.
-        """
-        omega = self._check_policy(policy, omega)
-        candidates = self.config.num_candidates if num_candidates is None else num_candidates
-        if candidates < 1:
-            raise ConfigError(f"num_candidates: found {candidates}; give a whole number of at least 1")
-        observations = torch.as_tensor(observations, dtype=torch.float32, device=self.device)
-        if observations.ndim != 2 or observations.shape[1] != self.observation_dim:
-            raise ConfigError(
-                f"observations have shape {tuple(observations.shape)}; give (B, {self.observation_dim}), one row each"
-            )
-        observations = self._normalized(observations)
-        noise = self._normal((len(observations), candidates, self.action_dim), generator)
-        if self.has_mode and candidates == 1 and not explore:
-            noise = torch.zeros_like(noise)
-        actions = self._sample(observations, noise, omega, policy)
-        if candidates == 1:
-            return actions[:, 0]
-        repeated = observations.unsqueeze(1).expand(-1, candidates, -1)
-        q = self.networks.critic(torch.cat((repeated, actions), dim=-1).flatten(0, 1)).view(-1, *actions.shape[:2])
-        best = losses.aggregate(q, self.config.value_aggregation, self.config.rho).argmax(dim=1)
-        return actions[torch.arange(len(actions), device=self.device), best]
-
-    def _check_policy(self, policy: str, omega: float | None) -> float:
-        """Return the omega to sample with, or raise ConfigError if the agent cannot sample so."""
-        if policy not in ("guided", "bc"):
-            raise ConfigError(f"policy: found '{policy}'; choose guided or bc")
-        if policy == "bc" and not self.has_bc:
-            remedy = "set agent.train_bc=true" if self.algorithm == "dipole" else "set agent.algorithm=dipole"
-            raise ConfigError(f"policy 'bc': this agent trained no behaviour-cloning field; {remedy}")
-        if policy == "bc" and omega:
-            raise ConfigError(f"omega: found {omega}, but policy 'bc' has nothing to guide; leave omega out")
-        if omega and not self.config.is_guided:
-            found, remedy = self.config.unguided
-            raise ConfigError(
-                f"omega: found {omega}, but {found} has nothing to guide; use omega 0 or train with {remedy}"
-            )
-        if policy == "bc":
-            return 0.0
-        return self.config.omega if omega is None else omega
-
-    def _normal(self, shape: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:
-        """Draw standard normal noise on the agent's device, from the agent's generator unless another is given."""
-        source = self.generator if generator is None else generator
-        return torch.randn(shape, generator=source, device=source.device).to(self.device)
-
-    # State.
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return copies of everything a bitwise continuation needs, as one flat dict of tensors.
@@ -380,7 +275,7 @@ class Agent(ABC):
         state.check_matches(expected, tensors, "agent state")
         state.restore_generator(torch.Generator(self.device), tensors["generator"])  # or raise, before any change
         state.copy_into(live, tensors)
-        self._has_statistics = True
+        self.policy.is_fitted = True
         for name in COUNTERS:
             setattr(self, name, int(tensors[name].item()))
         state.restore_generator(self.generator, tensors["generator"])
@@ -391,22 +286,3 @@ class Agent(ABC):
         adam = state.adam_tensors(self.optimizer, self.networks.trained_parameters())
         tensors |= {f"optimizer.{name}": tensor for name, tensor in adam.items()}
         return tensors | {f"statistics.{name}": tensor for name, tensor in self._statistics.items()}
-
-    def policy_state(self) -> dict[str, Tensor]:
-        """Return copies on the CPU of what acting needs: the policy and the online critics."""
-        return {name: tensor.detach().cpu().clone() for name, tensor in self._policy_tensors().items()}
-
-    def load_policy_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Act from now on with the policy and critics of a `policy_state`.
-
-        Raises:
-            CheckpointError: If keys are missing, unexpected or mis-shaped; nothing is changed then.
-        """
-        own = self._policy_tensors()
-        state.check_matches(own, tensors, "policy state")
-        state.copy_into(own, tensors)
-        self._has_statistics = True
-
-    def _policy_tensors(self) -> dict[str, Tensor]:
-        left_out = ("target_critic.", "value.")
-        return {name: tensor for name, tensor in self.networks.state_dict().items() if not name.startswith(left_out)}

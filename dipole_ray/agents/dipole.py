@@ -5,7 +5,6 @@ Shapes: B batch rows, N candidates, O observation dim, A action dim, E critics, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -26,8 +25,9 @@ from dipole_ray.agents.config import (
     one_of,
 )
 from dipole_ray.agents.metrics import learning_metrics
-from dipole_ray.agents.networks import AgentNetworks, VelocityFields
-from dipole_ray.agents.value import ValueAgent, ValueNetworks
+from dipole_ray.agents.networks import Role, Sizes, VelocityFields
+from dipole_ray.agents.policy import Policy
+from dipole_ray.agents.value import ValueAgent
 
 __all__ = ["AgentConfig", "DipoleAgent", "DipoleConfig"]
 
@@ -110,21 +110,34 @@ class DipoleConfig(AgentConfig):
         return f"weight_scheme '{self.weight_scheme}'", "agent.weight_scheme=dipole"
 
 
-class FlowNetworks(ValueNetworks):
-    """Critics, V(s), and F vector fields."""
+class FlowPolicy(Policy):
+    """The velocity fields of `config.fields`, of which omega combines the first two."""
 
-    def __init__(
-        self,
-        observation_dim: int,
-        action_dim: int,
-        hidden_dims: Sequence[int],
-        *,
-        num_critics: int,
-        num_fields: int,
-        generator: torch.Generator,
-    ) -> None:
-        super().__init__(observation_dim, action_dim, hidden_dims, num_critics=num_critics, generator=generator)
-        self.fields = VelocityFields(num_fields, observation_dim, action_dim, hidden_dims, generator)
+    roles: ClassVar[tuple[str, ...]] = ("critic", "fields")
+    bc_remedy: ClassVar[str] = "set agent.train_bc=true"
+
+    @staticmethod
+    def draw_actor(config: AgentConfig, sizes: Sizes, generator: torch.Generator) -> dict[str, Role]:
+        """Return one field for each name in `config.fields`."""
+        return {"fields": VelocityFields(len(config.fields), sizes, generator)}
+
+    def from_noise(self, observations: Tensor, noise: Tensor, omega: float, policy: str) -> Tensor:
+        """Return the actions (B, N, A) that `noise` (B, N, A) flows to; evaluates only the fields that matter."""
+        fields = self.networks.fields
+        if policy == "bc":
+            index = self.config.fields.index("bc")
+            chosen = slice(index, index + 1)
+        else:
+            chosen = {0.0: slice(0, 1), -1.0: slice(1, 2)}.get(float(omega), slice(0, 2))
+        embedded = fields.embed(observations, chosen)
+
+        def velocity(x: Tensor, t: float) -> Tensor:
+            velocities = fields.velocity(embedded, x, t, chosen)
+            if len(velocities) == 1:
+                return velocities[0]
+            return flow.guided_velocity(velocities[0], velocities[1], omega)
+
+        return flow.sample(velocity, noise, self.config.denoise_steps)
 
 
 class DipoleAgent(ValueAgent):
@@ -132,12 +145,7 @@ class DipoleAgent(ValueAgent):
 
     algorithm: ClassVar[str] = "dipole"
     config: DipoleConfig
-    networks_class: ClassVar[type[AgentNetworks]] = FlowNetworks
-    networks: FlowNetworks
-
-    def _make_networks(self, generator: torch.Generator, **sizes: int) -> AgentNetworks:
-        """Return networks with one field for each name in `config.fields`."""
-        return super()._make_networks(generator, num_fields=len(self.config.fields), **sizes)
+    policy_class: ClassVar[type[Policy]] = FlowPolicy
 
     def _losses(self, batch: dict[str, Tensor], diagnostics: bool) -> Losses:
         """Return the losses of critics, value and fields, the metrics, and the new running statistics."""
@@ -161,9 +169,8 @@ class DipoleAgent(ValueAgent):
         for name, loss in zip(config.fields, field_losses.detach(), strict=True):
             metrics[f"actor/loss_{name}"] = loss
         if diagnostics:
-            metrics |= learning_metrics(
-                *map(self.data_parallel.all_gather, (q.detach(), q_target, v.detach(), advantage, weights[0]))
-            )
+            rows = (q.detach(), q_target, v.detach(), advantage, weights[0])
+            metrics |= learning_metrics(*map(self.data_parallel.all_gather, rows))
         return terms, metrics, statistics
 
     def _field_weights(self, advantage: Tensor, is_offline: Tensor) -> Tensor:
@@ -182,21 +189,3 @@ class DipoleAgent(ValueAgent):
             scheme = (ones,)
         missing = len(config.fields) - len(scheme)
         return torch.stack((*scheme, *[is_offline] * missing))
-
-    def _sample(self, observations: Tensor, noise: Tensor, omega: float, policy: str) -> Tensor:
-        """Return the actions (B, N, A) that `noise` (B, N, A) flows to; evaluates only the fields that matter."""
-        fields = self.networks.fields
-        if policy == "bc":
-            index = self.config.fields.index("bc")
-            chosen = slice(index, index + 1)
-        else:
-            chosen = {0.0: slice(0, 1), -1.0: slice(1, 2)}.get(float(omega), slice(0, 2))
-        embedded = fields.embed(observations, chosen)
-
-        def velocity(x: Tensor, t: float) -> Tensor:
-            velocities = fields.velocity(embedded, x, t, chosen)
-            if len(velocities) == 1:
-                return velocities[0]
-            return flow.guided_velocity(velocities[0], velocities[1], omega)
-
-        return flow.sample(velocity, noise, self.config.denoise_steps)

@@ -5,7 +5,7 @@ Shapes: B batch rows, N candidates, O observation dim, A action dim, E critics.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
@@ -17,7 +17,8 @@ from dipole_ray.agents import flow, losses
 from dipole_ray.agents.agent import Agent, Losses
 from dipole_ray.agents.config import ABOVE_ZERO, AGGREGATION, COUNT, AgentConfig
 from dipole_ray.agents.metrics import critic_metrics
-from dipole_ray.agents.networks import AgentNetworks, StackedMLP, VelocityFields
+from dipole_ray.agents.networks import Role, Sizes, StackedMLP, VelocityFields
+from dipole_ray.agents.policy import Policy
 
 BC = slice(0, 1)
 """The only field."""
@@ -49,22 +50,34 @@ class FqlConfig(AgentConfig):
         return ("bc",)
 
 
-class OneStepNetworks(AgentNetworks):
-    """Critics, the field of the cloned flow, and the one-step policy mu(s, z)."""
+class OneStepPolicy(Policy):
+    """The one-step policy mu(s, z), and the field of the cloned flow that it is held to."""
 
-    def __init__(
-        self,
-        observation_dim: int,
-        action_dim: int,
-        hidden_dims: Sequence[int],
-        *,
-        num_critics: int,
-        generator: torch.Generator,
-    ) -> None:
-        super().__init__(observation_dim, action_dim, hidden_dims, num_critics=num_critics, generator=generator)
-        self.fields = VelocityFields(1, observation_dim, action_dim, hidden_dims, generator)
-        input_dim = observation_dim + action_dim
-        self.policy = StackedMLP(1, input_dim, hidden_dims, action_dim, layer_norm=False, generator=generator)
+    roles: ClassVar[tuple[str, ...]] = ("critic", "fields", "policy")
+
+    @staticmethod
+    def draw_actor(config: AgentConfig, sizes: Sizes, generator: torch.Generator) -> dict[str, Role]:
+        """Return the field and the one-step policy."""
+        fields = VelocityFields(1, sizes, generator)
+        dims = (sizes.pair_dim, sizes.hidden_dims, sizes.action_dim)
+        return {"fields": fields, "policy": StackedMLP(1, *dims, layer_norm=False, generator=generator)}
+
+    def from_noise(self, observations: Tensor, noise: Tensor, omega: float, policy: str) -> Tensor:
+        """Return the actions (B, N, A) of the one-step policy, or of the cloned flow."""
+        if policy == "bc":
+            return self.cloned(observations, noise)
+        return self.one_step(observations, noise).clamp(-1.0, 1.0)
+
+    def one_step(self, observations: Tensor, noise: Tensor) -> Tensor:
+        """Return mu(s, z), not yet clipped, (B, N, A)."""
+        repeated = observations.unsqueeze(1).expand(-1, noise.shape[1], -1)
+        return self.networks.policy.forward(torch.cat((repeated, noise), dim=-1).flatten(0, 1)).view(noise.shape)
+
+    def cloned(self, observations: Tensor, noise: Tensor) -> Tensor:
+        """Return the actions (B, N, A) that the cloned flow carries `noise` to."""
+        fields = self.networks.fields
+        embedded = fields.embed(observations, BC)
+        return flow.sample(lambda x, t: fields.velocity(embedded, x, t, BC)[0], noise, self.config.denoise_steps)
 
 
 class FqlAgent(Agent):
@@ -78,8 +91,8 @@ class FqlAgent(Agent):
 
     algorithm: ClassVar[str] = "fql"
     config: FqlConfig
-    networks_class: ClassVar[type[AgentNetworks]] = OneStepNetworks
-    networks: OneStepNetworks
+    policy_class: ClassVar[type[Policy]] = OneStepPolicy
+    policy: OneStepPolicy
 
     def _losses(self, batch: dict[str, Tensor], diagnostics: bool) -> Losses:
         """Return the losses of critics, flow and one-step policy, and the metrics."""
@@ -92,10 +105,10 @@ class FqlAgent(Agent):
         target = flow.path_velocity(noise, batch["actions"])
         flow_loss = losses.flow_matching_losses(velocities, target, torch.ones_like(q[:1]))[0]
 
-        z = self.data_parallel.shard(self._normal((len(observations) * self.data_parallel.size, 1, self.action_dim)))
-        actions = self._one_step(observations, z)
+        z = self._noise(len(observations), 1)
+        actions = self.policy.one_step(observations, z)
         with torch.no_grad():
-            cloned = self._flow(observations, z)
+            cloned = self.policy.cloned(observations, z)
         distillation_loss = losses.distillation_loss(actions, cloned)
         with frozen(networks.critic):
             pairs = torch.cat((observations, actions[:, 0].clamp(-1.0, 1.0)), dim=-1)
@@ -121,26 +134,9 @@ class FqlAgent(Agent):
     @torch.no_grad()
     def _critic_target(self, batch: dict[str, Tensor]) -> Tensor:
         """Return the TD target (B,)."""
-        no_pairs = batch["rewards"].new_empty(0, self.observation_dim + self.action_dim)
+        no_pairs = batch["rewards"].new_empty(0, self.sizes.pair_dim)
         bootstrap, _ = self._policy_bootstrap(batch["next_observations"], no_pairs)
         return self._temporal_difference_target(batch, bootstrap)
-
-    def _sample(self, observations: Tensor, noise: Tensor, omega: float, policy: str) -> Tensor:
-        """Return the actions (B, N, A) of the one-step policy, or of the cloned flow."""
-        if policy == "bc":
-            return self._flow(observations, noise)
-        return self._one_step(observations, noise).clamp(-1.0, 1.0)
-
-    def _one_step(self, observations: Tensor, noise: Tensor) -> Tensor:
-        """Return mu(s, z), not yet clipped, (B, N, A)."""
-        repeated = observations.unsqueeze(1).expand(-1, noise.shape[1], -1)
-        return self.networks.policy.forward(torch.cat((repeated, noise), dim=-1).flatten(0, 1)).view(noise.shape)
-
-    def _flow(self, observations: Tensor, noise: Tensor) -> Tensor:
-        """Return the actions (B, N, A) that the cloned flow carries `noise` to."""
-        fields = self.networks.fields
-        embedded = fields.embed(observations, BC)
-        return flow.sample(lambda x, t: fields.velocity(embedded, x, t, BC)[0], noise, self.config.denoise_steps)
 
 
 @contextmanager

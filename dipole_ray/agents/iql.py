@@ -5,7 +5,6 @@ Shapes: B batch rows, N candidates, O observation dim, A action dim, E critics.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -16,8 +15,9 @@ from dipole_ray.agents import losses
 from dipole_ray.agents.agent import Losses
 from dipole_ray.agents.config import BOOTSTRAP, CEILING, NORMALIZATION, AgentConfig
 from dipole_ray.agents.metrics import learning_metrics
-from dipole_ray.agents.networks import AgentNetworks, StackedMLP
-from dipole_ray.agents.value import ValueAgent, ValueNetworks
+from dipole_ray.agents.networks import Role, Sizes, StackedMLP
+from dipole_ray.agents.policy import Policy
+from dipole_ray.agents.value import ValueAgent
 
 LOG_STD_RANGE = (-5.0, 2.0)
 LAST_KERNEL_SCALE = 0.1
@@ -43,27 +43,29 @@ class IqlConfig(AgentConfig):
         self.require("bootstrap", "value", "algorithm 'iql' leaves no choice there", "agent.algorithm=dipole")
 
 
-class GaussianNetworks(ValueNetworks):
-    """Critics, V(s), and a Gaussian whose mean depends on the state and whose deviation does not."""
+class GaussianPolicy(Policy):
+    """A Gaussian whose mean depends on the state and whose deviation does not."""
 
-    def __init__(
-        self,
-        observation_dim: int,
-        action_dim: int,
-        hidden_dims: Sequence[int],
-        *,
-        num_critics: int,
-        generator: torch.Generator,
-    ) -> None:
-        super().__init__(observation_dim, action_dim, hidden_dims, num_critics=num_critics, generator=generator)
-        self.policy = StackedMLP(1, observation_dim, hidden_dims, action_dim, layer_norm=False, generator=generator)
+    roles: ClassVar[tuple[str, ...]] = ("critic", "policy", "policy_log_std")
+    has_mode: ClassVar[bool] = True
+
+    @staticmethod
+    def draw_actor(config: AgentConfig, sizes: Sizes, generator: torch.Generator) -> dict[str, Role]:
+        """Return the mean, near zero everywhere, and a deviation of 1."""
+        dims = (sizes.observation_dim, sizes.hidden_dims, sizes.action_dim)
+        mean = StackedMLP(1, *dims, layer_norm=False, generator=generator)
         with torch.no_grad():
-            self.policy.kernels[-1].mul_(LAST_KERNEL_SCALE)
-        self.policy_log_std = nn.Parameter(torch.zeros(1, action_dim))
+            mean.kernels[-1].mul_(LAST_KERNEL_SCALE)
+        return {"policy": mean, "policy_log_std": nn.Parameter(torch.zeros(1, sizes.action_dim))}
+
+    def from_noise(self, observations: Tensor, noise: Tensor, omega: float, policy: str) -> Tensor:
+        """Return the actions (B, N, A) at mean + deviation * noise, clipped to the action box."""
+        mean, log_std = self.gaussian(observations)
+        return (mean.unsqueeze(1) + log_std.exp() * noise).clamp(-1.0, 1.0)
 
     def gaussian(self, observations: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean (B, A) and log deviation (1, A) of the policy."""
-        return self.policy(observations)[0], self.policy_log_std.clamp(*LOG_STD_RANGE)
+        """Return mean (B, A) and log deviation (1, A)."""
+        return self.networks.policy(observations)[0], self.networks.policy_log_std.clamp(*LOG_STD_RANGE)
 
 
 class IqlAgent(ValueAgent):
@@ -79,10 +81,9 @@ class IqlAgent(ValueAgent):
     """
 
     algorithm: ClassVar[str] = "iql"
-    has_mode: ClassVar[bool] = True
     config: IqlConfig
-    networks_class: ClassVar[type[AgentNetworks]] = GaussianNetworks
-    networks: GaussianNetworks
+    policy_class: ClassVar[type[Policy]] = GaussianPolicy
+    policy: GaussianPolicy
 
     def _losses(self, batch: dict[str, Tensor], diagnostics: bool) -> Losses:
         """Return the losses of critics, value and policy, the metrics, and the new running statistics."""
@@ -95,7 +96,7 @@ class IqlAgent(ValueAgent):
         advantage = losses.aggregate(q.detach(), config.value_aggregation, config.rho) - v.detach()
         scaled, statistics = self._normalized_advantage(advantage)
         weight = losses.exponential_weight(scaled, config.beta, config.exp_weight_max)
-        mean, log_std = networks.gaussian(batch["observations"])
+        mean, log_std = self.policy.gaussian(batch["observations"])
         likelihood = losses.gaussian_log_likelihood(batch["actions"], mean, log_std)
 
         terms = {
@@ -109,8 +110,3 @@ class IqlAgent(ValueAgent):
             metrics |= learning_metrics(*map(self.data_parallel.all_gather, rows))
             metrics["actor/std_mean"] = log_std.detach().exp().mean()
         return terms, metrics, statistics
-
-    def _sample(self, observations: Tensor, noise: Tensor, omega: float, policy: str) -> Tensor:
-        """Return the actions (B, N, A) at mean + deviation * noise, clipped to the action box."""
-        mean, log_std = self.networks.gaussian(observations)
-        return (mean.unsqueeze(1) + log_std.exp() * noise).clamp(-1.0, 1.0)

@@ -1,4 +1,4 @@
-"""The agent that a config describes."""
+"""The agent or the policy that a config describes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from dipole_ray.agents.config import AgentConfig
 from dipole_ray.agents.dipole import DipoleAgent
 from dipole_ray.agents.fql import FqlAgent
 from dipole_ray.agents.iql import IqlAgent
+from dipole_ray.agents.policy import Policy
 
 AGENTS: dict[str, type[Agent]] = {agent.algorithm: agent for agent in (DipoleAgent, FqlAgent, IqlAgent)}
 
@@ -34,3 +35,12 @@ def make_agent(
         failure_directory: Where the batch goes before the error that ends a row of skipped updates.
     """
     return AGENTS[config.algorithm](config, observation_dim, action_dim, seed, device, failure_directory)
+
+
+def make_policy(
+    config: AgentConfig, observation_dim: int, action_dim: int, seed: int, device: str | torch.device = "cpu"
+) -> Policy:
+    """Return the policy that `make_agent` would train, with the same networks and noise but nothing that learns."""
+    agent = AGENTS[config.algorithm]
+    networks, noise_seed = agent.draw(config, observation_dim, action_dim, seed)
+    return agent.policy_class(config, networks, noise_seed, device)

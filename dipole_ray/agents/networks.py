@@ -1,11 +1,12 @@
-"""Ensembles of small MLPs whose members are evaluated in one stacked pass.
+"""The learned functions of an agent: ensembles of small MLPs, evaluated in one stacked pass, by their role.
 
 Shapes: E members, B rows, I inputs, H hidden units, O observation dim, A action dim, D outputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -15,6 +16,22 @@ from torch.nn import functional as F
 from dipole_ray.agents.activation import gelu_tanh
 
 LAYER_NORM_EPS = 1e-6
+Role = nn.Module | nn.Parameter
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sizes:
+    """What all networks of one agent measure."""
+
+    observation_dim: int
+    action_dim: int
+    hidden_dims: tuple[int, ...]
+    num_critics: int
+
+    @property
+    def pair_dim(self) -> int:
+        """Numbers in an observation and an action together, what a critic reads."""
+        return self.observation_dim + self.action_dim
 
 
 def _xavier_uniform(shape: tuple[int, ...], generator: torch.Generator) -> nn.Parameter:
@@ -89,19 +106,11 @@ class StackedMLP(nn.Module):
 class VelocityFields(nn.Module):
     """F vector fields v(s, x_t, t) of one shape; time enters as one raw scalar."""
 
-    def __init__(
-        self,
-        num_fields: int,
-        observation_dim: int,
-        action_dim: int,
-        hidden_dims: Sequence[int],
-        generator: torch.Generator,
-    ) -> None:
+    def __init__(self, num_fields: int, sizes: Sizes, generator: torch.Generator) -> None:
         super().__init__()
-        self.observation_dim = observation_dim
-        self.action_dim = action_dim
-        input_dim = observation_dim + action_dim + 1
-        self.mlp = StackedMLP(num_fields, input_dim, hidden_dims, action_dim, layer_norm=False, generator=generator)
+        self.observation_dim, self.action_dim = sizes.observation_dim, sizes.action_dim
+        dims = (sizes.pair_dim + 1, sizes.hidden_dims, sizes.action_dim)
+        self.mlp = StackedMLP(num_fields, *dims, layer_norm=False, generator=generator)
 
     def forward(self, observations: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """Return the velocities of all fields, (F, B, A), at (B, O), (B, A) and times (B, 1) in [0, 1]."""
@@ -135,32 +144,72 @@ class VelocityFields(nn.Module):
         return velocities.view(-1, rows, candidates, self.action_dim)
 
 
-class AgentNetworks(nn.Module):
-    """What every agent has: E critics Q(s, a), their target, and what observations are normalized with."""
+class Networks(nn.Module):
+    """The learned functions by role, and what observations are normalized with.
 
-    def __init__(
-        self,
-        observation_dim: int,
-        action_dim: int,
-        hidden_dims: Sequence[int],
-        *,
-        num_critics: int,
-        generator: torch.Generator,
-    ) -> None:
+    An agent's have all roles of its algorithm, a policy's only those that act; the two share their tensors.
+    """
+
+    critic: StackedMLP
+    """Q(s, a), one member a critic."""
+    target_critic: StackedMLP
+    """Follows the critics by Polyak averaging."""
+    value: StackedMLP
+    """V(s), without a target."""
+    fields: VelocityFields
+    """The velocity fields of a flow."""
+    policy: StackedMLP
+    """The one-step policy mu(s, z), or the mean of a Gaussian."""
+    policy_log_std: nn.Parameter
+    """The Gaussian's log deviation, (1, A), the same in every state."""
+    observation_mean: Tensor
+    observation_std: Tensor
+
+    def __init__(self, sizes: Sizes, roles: Mapping[str, Role]) -> None:
         super().__init__()
-        critic_dim = observation_dim + action_dim
+        self.sizes = sizes
+        for name, role in roles.items():
+            setattr(self, name, role)
+        self.register_buffer("observation_mean", torch.zeros(sizes.observation_dim))
+        self.register_buffer("observation_std", torch.ones(sizes.observation_dim))
 
-        def critics() -> StackedMLP:
-            return StackedMLP(num_critics, critic_dim, hidden_dims, 1, layer_norm=True, generator=generator)
-
-        self.critic = critics()
-        self.target_critic = critics().requires_grad_(False)
-        self.target_critic.load_state_dict(self.critic.state_dict())
-        self.observation_mean: Tensor
-        self.observation_std: Tensor
-        self.register_buffer("observation_mean", torch.zeros(observation_dim))
-        self.register_buffer("observation_std", torch.ones(observation_dim))
+    def only(self, roles: Iterable[str]) -> Networks:
+        """Return these roles alone: the same tensors, not copies."""
+        part = Networks(self.sizes, {name: getattr(self, name) for name in roles})
+        part.observation_mean, part.observation_std = self.observation_mean, self.observation_std
+        return part
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
-        """Return the parameters the optimizer moves by name; the target critics follow by Polyak averaging."""
+        """Return by name the parameters that the optimizer moves; the target critics follow by Polyak averaging."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+
+def draw_networks(
+    sizes: Sizes, seed: int, *, has_value: bool, draw_actor: Callable[[Sizes, torch.Generator], dict[str, Role]]
+) -> tuple[Networks, int]:
+    """Draw the untrained networks of an agent.
+
+    A policy is drawn with what only a learner needs and drops it: so one seed means the same policy to both.
+
+    Args:
+        sizes: Of all networks.
+        seed: Draws them, on the CPU, so that it means the same networks on every device.
+        has_value: Whether V is among them.
+        draw_actor: Draws what acts beside the critics, by role.
+
+    Returns:
+        The networks, and a seed for the noise.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def mlp(members: int, input_dim: int) -> StackedMLP:
+        return StackedMLP(members, input_dim, sizes.hidden_dims, 1, layer_norm=True, generator=generator)
+
+    # The order of these draws is what a seed means: checkpoints and published results rest on it.
+    critic, target_critic = (mlp(sizes.num_critics, sizes.pair_dim) for _ in range(2))
+    target_critic.requires_grad_(False).load_state_dict(critic.state_dict())
+    roles: dict[str, Role] = {"critic": critic, "target_critic": target_critic}
+    if has_value:
+        roles["value"] = mlp(1, sizes.observation_dim)
+    roles |= draw_actor(sizes, generator)
+    return Networks(sizes, roles), int(torch.randint(2**62, (1,), generator=generator).item())

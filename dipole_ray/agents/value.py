@@ -5,7 +5,6 @@ Shapes: B batch rows, E critics, O observation dim.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -13,30 +12,14 @@ from torch import Tensor
 
 from dipole_ray.agents import losses
 from dipole_ray.agents.agent import Agent
-from dipole_ray.agents.networks import AgentNetworks, StackedMLP
-
-
-class ValueNetworks(AgentNetworks):
-    """Critics, and V(s) without a target."""
-
-    def __init__(
-        self,
-        observation_dim: int,
-        action_dim: int,
-        hidden_dims: Sequence[int],
-        *,
-        num_critics: int,
-        generator: torch.Generator,
-    ) -> None:
-        super().__init__(observation_dim, action_dim, hidden_dims, num_critics=num_critics, generator=generator)
-        self.value = StackedMLP(1, observation_dim, hidden_dims, 1, layer_norm=True, generator=generator)
 
 
 class ValueAgent(Agent):
     """An agent whose policy learns from the advantage Q - V."""
 
+    has_value: ClassVar[bool] = True
     statistics: ClassVar[tuple[str, ...]] = ("running_variance", "running_mass")
-    networks: ValueNetworks
+    steepeners: ClassVar[tuple[str, ...]] = ("learning_rate", "beta")
 
     @torch.no_grad()
     def _critic_targets(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -54,25 +54,25 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     config = from_mapping(EvalConfig, {"episodes": arguments.episodes, "seed": arguments.seed, **given}, "evaluation")
     if arguments.json is not None and not arguments.json.resolve().parent.is_dir():
         raise ConfigError(f"--json {arguments.json}: the folder does not exist; make it first")
-    policy = load_policy(arguments.policy)
-    results = evaluate_policy(policy, config)
-    rows = rows_of(results, policy.agent.config, config.confidence)
-    phase = "online" if policy.env_steps else "offline"
-    report.print_table({phase: rows}, title=f"{policy.env.id} after {policy.learner_steps} updates")
+    trained = load_policy(arguments.policy)
+    results = evaluate_policy(trained, config)
+    rows = rows_of(results, trained.policy.config, config.confidence)
+    phase = "online" if trained.env_steps else "offline"
+    report.print_table({phase: rows}, title=f"{trained.env.id} after {trained.learner_steps} updates")
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(report.sort_rows(rows), indent=1) + "\n")
         print(f"rows      {arguments.json}")
     if arguments.videos:
-        _record(policy, [result.cell for result in results], arguments)
+        _record(trained, [result.cell for result in results], arguments)
     return 0
 
 
-def _record(policy: TrainedPolicy, cells: list[Cell], arguments: argparse.Namespace) -> None:
+def _record(trained: TrainedPolicy, cells: list[Cell], arguments: argparse.Namespace) -> None:
     """Record videos of every cell into the run's folder."""
     from dipole_ray.evaluation.video import record_run
 
-    folder = policy.path.parent.parent / "videos"
+    folder = trained.path.parent.parent / "videos"
     for cell in cells:
         name = f"{'bc' if cell.omega is None else f'omega-{cell.omega:g}'}-candidates-{cell.candidates}.mp4"
-        path = record_run(policy.path, cell, folder / name, episodes=arguments.videos, seed=arguments.seed)
+        path = record_run(trained.path, cell, folder / name, episodes=arguments.videos, seed=arguments.seed)
         print(f"video     {path}")

@@ -13,11 +13,11 @@ from dipole_ray.parallel import map_tasks
 from dipole_ray.policy import TrainedPolicy, load_policy
 
 
-def evaluate_policy(policy: TrainedPolicy, config: EvalConfig, *, progress: bool = True) -> list[CellResult]:
+def evaluate_policy(trained: TrainedPolicy, config: EvalConfig, *, progress: bool = True) -> list[CellResult]:
     """Play every cell of the grid that a policy can act in; none costs any training.
 
     Args:
-        policy: From `load_policy`; its checkpoint is read again by every task.
+        trained: From `load_policy`; its checkpoint is read again by every task.
         config: Omegas, candidates, episodes, seed; what concerns evaluations during training is not looked at.
         progress: Whether to show a progress bar.
 
@@ -27,8 +27,8 @@ def evaluate_policy(policy: TrainedPolicy, config: EvalConfig, *, progress: bool
     Raises:
         DipoleError: A cell could not be played; names it.
     """
-    jobs = [_Job(policy.path, cell, config) for cell in cells_of(config, policy.agent.config)]
-    name = policy.path.parent.parent.name
+    jobs = [_Job(trained.path, cell, config) for cell in cells_of(config, trained.policy.config)]
+    name = trained.path.parent.parent.name
     return map_tasks(_play, jobs, description=f"evaluating {name}", unit="cells", progress=progress)
 
 
@@ -47,10 +47,10 @@ class _Job:
 def _play(job: _Job) -> CellResult:
     """Play one cell; runs in a process of its own, unless there is but one."""
     torch.set_num_threads(1)
-    policy, config = load_policy(job.checkpoint), job.config
+    trained, config = load_policy(job.checkpoint), job.config
     return evaluate_cell(
-        policy.agent,
-        policy.env,
+        trained.policy,
+        trained.env,
         job.cell,
         episodes=config.episodes,
         seed=config.seed,

@@ -124,5 +124,5 @@ def record_run(run: Path, cell: Cell, path: Path, *, episodes: int = 1, seed: in
 
 
 def _record_run(run: Path, cell: Cell, path: Path, episodes: int, seed: int) -> Path:
-    policy = load_policy(run)
-    return record_video(policy.agent, policy.env, cell, path, episodes=episodes, seed=seed)
+    trained = load_policy(run)
+    return record_video(trained.policy, trained.env, cell, path, episodes=episodes, seed=seed)

@@ -106,7 +106,7 @@ class DIPOLEEnvRunner(EnvRunner):
     def set_policy(self, version: int, state: Any) -> None:
         """Act with a published policy from now on, unless it is older than the present one."""
         if version > self.policy_version:
-            self.module.agent.load_policy_state(ray.get(state) if isinstance(state, ray.ObjectRef) else state)
+            self.module.policy.load_policy_state(ray.get(state) if isinstance(state, ray.ObjectRef) else state)
             self.policy_version = version
 
     def collect(self, num_steps: int, version: int = 0, policy: Any = None) -> FragmentReport:
@@ -160,7 +160,7 @@ class DIPOLEEnvRunner(EnvRunner):
         if len(self._eval_envs) < num_envs:
             self._eval_envs += [self._make_one() for _ in range(num_envs - len(self._eval_envs))]
         envs = self._eval_envs[:num_envs]
-        return evaluate_cell(self.module.agent, envs, cell, episodes=episodes, seed=seed, trajectories=trajectories)
+        return evaluate_cell(self.module.policy, envs, cell, episodes=episodes, seed=seed, trajectories=trajectories)
 
     # ---- exact resume ----
 
@@ -220,9 +220,8 @@ class DIPOLEEnvRunner(EnvRunner):
 
     def _act(self, observations: np.ndarray) -> np.ndarray:
         """Draw actions by the guided policy at the configured omega and candidates."""
-        actions: np.ndarray = self.module.agent.sample_actions(
-            observations, generator=self._generator, explore=True
-        ).numpy()
+        drawn = self.module.policy.sample_actions(observations, generator=self._generator, explore=True)
+        actions: np.ndarray = drawn.numpy()
         return actions
 
     def _next_episode(self, i: int) -> Episode:

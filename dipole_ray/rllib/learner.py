@@ -111,7 +111,7 @@ class DIPOLELearner(FaultAwareApply):
                 sums[name] = sums[name] + value if name in sums else value
         metrics = {name: float(value) for name, value in last.items()}
         metrics.update({name: float(total) / num_updates for name, total in sums.items() if "/loss" in name})
-        policy = self.agent.policy_state() if publish else None
+        policy = self.agent.policy.policy_state() if publish else None
         return UpdateReport(num_updates=num_updates, busy_s=time.perf_counter() - start, metrics=metrics), policy
 
     def fit_observations(self, mean: np.ndarray, std: np.ndarray) -> None:
@@ -128,10 +128,10 @@ class DIPOLELearner(FaultAwareApply):
 
     def policy_state(self) -> dict[str, Tensor]:
         """Return what acting needs, on the CPU."""
-        return self.agent.policy_state()
+        return self.agent.policy.policy_state()
 
     def module_state(self) -> dict[str, np.ndarray]:
-        """Return the networks as `DIPOLERLModule.get_state` does."""
+        """Return the networks, those that act under their names in `DIPOLERLModule.get_state`."""
         tensors = self.agent.networks.state_dict()
         return {f"networks.{name}": tensor.cpu().clone().numpy() for name, tensor in tensors.items()}
 

@@ -1,44 +1,38 @@
-"""The RLModule: a thin shell that lets RLlib carry, save and publish the agent's networks."""
+"""The RLModule: a thin shell that lets RLlib carry, save and publish the networks."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-import torch
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.torch import TorchRLModule
 
 from dipole_ray import settings
-from dipole_ray.agents.agent import Agent
 from dipole_ray.agents.config import AgentConfig
-from dipole_ray.agents.make import make_agent
+from dipole_ray.agents.make import make_policy
+from dipole_ray.agents.policy import Policy
 
 
 class DIPOLERLModule(TorchRLModule):
-    """Holds the agent; `forward_inference` and `forward_exploration` act with its policy.
+    """Holds a policy and acts with it; what only learns is the learner's (`learner.py`).
 
     `model_config` carries `agent` (the agent's settings) and `seed`, put there by `DIPOLEConfig`.
     """
 
-    agent: Agent
+    policy: Policy
 
     def setup(self) -> None:
-        """Build the agent on the CPU; the learner moves it to its own device."""
-        self.build_agent("cpu")
-
-    def build_agent(self, device: str | torch.device) -> None:
-        """Build a fresh agent on `device`, from the same seed on every device and process."""
+        """Build the policy that the learner of the same seed begins with."""
         config = settings.from_mapping(AgentConfig, self.model_config["agent"], "agent")
-        observation_dim = int(np.prod(self.observation_space.shape))
-        action_dim = int(np.prod(self.action_space.shape))
-        self.agent = make_agent(config, observation_dim, action_dim, seed=self.model_config["seed"], device=device)
-        self.networks = self.agent.networks
+        dims = (int(np.prod(self.observation_space.shape)), int(np.prod(self.action_space.shape)))
+        self.policy = make_policy(config, *dims, seed=self.model_config["seed"])
+        self.networks = self.policy.networks
 
     def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Return the policy's actions for a batch of observations (B, O)."""
-        return {Columns.ACTIONS: self.agent.sample_actions(batch[Columns.OBS])}
+        return {Columns.ACTIONS: self.policy.sample_actions(batch[Columns.OBS])}
 
     def _forward_exploration(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Return actions as the rollouts take them: drawn, also where the policy has a mode."""
-        return {Columns.ACTIONS: self.agent.sample_actions(batch[Columns.OBS], explore=True)}
+        return {Columns.ACTIONS: self.policy.sample_actions(batch[Columns.OBS], explore=True)}

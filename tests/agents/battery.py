@@ -84,15 +84,15 @@ def _check_acting(agent: Agent) -> None:
     assert torch.equal(actions, act())
     assert not torch.equal(act(num_candidates=1), act(num_candidates=16))
     other = agent.sample_actions(observations, num_candidates=1, generator=torch.Generator().manual_seed(4))
-    assert torch.equal(other, act(num_candidates=1)) == agent.has_mode
-    assert torch.equal(act(num_candidates=1, explore=True), act(num_candidates=1)) != agent.has_mode
+    assert torch.equal(other, act(num_candidates=1)) == agent.policy.has_mode
+    assert torch.equal(act(num_candidates=1, explore=True), act(num_candidates=1)) != agent.policy.has_mode
     assert torch.equal(act(num_candidates=4, explore=True), act(num_candidates=4))
     if agent.config.is_guided:
         assert not torch.equal(act(omega=0.0), act(omega=2.0))
-    if agent.has_bc:
+    if agent.policy.has_bc:
         assert act(policy="bc", num_candidates=1).shape == (ROWS, ACTION_DIM)
     actor = make_agent(agent.config, seed=7)
-    actor.load_policy_state(agent.policy_state())
+    actor.policy.load_policy_state(agent.policy.policy_state())
     assert torch.equal(actor.sample_actions(observations, generator=torch.Generator().manual_seed(3)), actions)
 
 

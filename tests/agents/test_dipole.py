@@ -113,10 +113,9 @@ def test_omega_zero_is_the_positive_policy_and_minus_one_the_negative() -> None:
         return chosen.sample_actions(observations, omega=omega, generator=torch.Generator().manual_seed(0))
 
     swapped = make_agent(tiny_config(num_candidates=1))
-    exchanged = {
-        name: tensor.flip(0) if name.startswith("fields.") else tensor for name, tensor in agent.policy_state().items()
-    }
-    swapped.load_policy_state(exchanged)
+    acting = agent.policy.policy_state()
+    exchanged = {name: tensor.flip(0) if name.startswith("fields.") else tensor for name, tensor in acting.items()}
+    swapped.policy.load_policy_state(exchanged)
     assert torch.equal(act(agent, 0.0), act(swapped, -1.0))
     assert torch.equal(act(agent, -1.0), act(swapped, 0.0))
     # The general formula next to both ends: the shortcut and the guided pass are one policy.
@@ -130,7 +129,7 @@ def test_acting_keeps_the_candidate_with_the_largest_smallest_critic() -> None:
     observations = torch.from_numpy(make_batch(9)["observations"])
     chosen = agent.sample_actions(observations, num_candidates=6, generator=torch.Generator().manual_seed(0))
     noise = torch.randn(ROWS, 6, ACTION_DIM, generator=torch.Generator().manual_seed(0))
-    candidates = agent._sample(observations, noise, 0.0, "guided")
+    candidates = agent.policy.from_noise(observations, noise, 0.0, "guided")
     for row in range(ROWS):
         pairs = torch.cat((observations[row].expand(6, -1), candidates[row]), dim=1)
         best = agent.networks.critic(pairs)[..., 0].amin(dim=0).argmax()
@@ -162,9 +161,9 @@ def test_exploding_gradients_are_skipped_too() -> None:
 
     agent = make_agent(tiny_config())
     agent.data_parallel = Exploding()
-    before = agent.policy_state()
+    before = agent.policy.policy_state()
     agent.update(make_batch(0))
-    assert_same(before, agent.policy_state())
+    assert_same(before, agent.policy.policy_state())
     assert agent.skipped_updates == 1
 
 
@@ -209,13 +208,13 @@ def test_a_state_that_does_not_fit_is_refused_and_changes_nothing() -> None:
     with pytest.raises(CheckpointError, match="missing generator"):
         agent.load_state_dict({name: tensor for name, tensor in state.items() if name != "generator"})
     with pytest.raises(CheckpointError, match="policy state: missing"):
-        agent.load_policy_state({})
+        agent.policy.load_policy_state({})
     assert_same(before, agent.state_dict())
 
 
 def test_state_is_a_copy() -> None:
     agent = make_agent(tiny_config())
-    state, policy = agent.state_dict(), agent.policy_state()
+    state, policy = agent.state_dict(), agent.policy.policy_state()
     kept = {name: tensor.clone() for name, tensor in state.items()}
     kept_policy = {name: tensor.clone() for name, tensor in policy.items()}
     agent.update(make_batch(0))

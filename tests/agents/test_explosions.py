@@ -50,13 +50,13 @@ def named(settings: dict[str, Any]) -> str:
 def test_steep_and_scaled_advantages_are_harmless_because_the_weights_are_bounded(settings: dict[str, Any]) -> None:
     """beta = 1e4 only makes the weights a step function, and rewards times 1e6 only the critics' loss large."""
     agent = make_agent(tiny_config(**settings))
-    before = agent.policy_state()
+    before = agent.policy.policy_state()
     for step in range(40):
         metrics = agent.update(make_batch(step))
         assert all(bool(torch.isfinite(value)) for value in metrics.values()), metrics
     assert agent.skipped_updates == 0
     fields = [name for name in before if name.startswith("fields.")]
-    assert fields and not any(torch.equal(before[name], agent.policy_state()[name]) for name in fields)
+    assert fields and not any(torch.equal(before[name], agent.policy.policy_state()[name]) for name in fields)
 
 
 @pytest.mark.parametrize("settings", EXPLOSIVE, ids=named)
@@ -108,7 +108,7 @@ def test_a_state_that_is_not_finite_or_of_another_type_is_refused_and_changes_no
     for name, dtype in (("networks.value.biases.0", torch.float64), ("learner_steps", torch.float32)):
         with pytest.raises(CheckpointError, match=f"{name} holds {dtype}, expected"):
             agent.load_state_dict({**other, name: other[name].to(dtype)})
-    policy = agent.policy_state()
+    policy = agent.policy.policy_state()
     with pytest.raises(CheckpointError, match="holds NaN or infinity"):
-        agent.load_policy_state({name: tensor * math.inf for name, tensor in policy.items()})
+        agent.policy.load_policy_state({name: tensor * math.inf for name, tensor in policy.items()})
     assert_same(before, agent.state_dict())

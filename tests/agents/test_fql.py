@@ -152,10 +152,10 @@ def test_a_step_that_is_not_finite_changes_nothing_and_ten_are_an_error() -> Non
     agent = trained()
     batch = make_batch(7)
     batch["rewards"][3] = math.nan
-    before = agent.policy_state()
+    before = agent.policy.policy_state()
     for _ in range(9):
         agent.update(batch)
-    assert_same(before, agent.policy_state())
+    assert_same(before, agent.policy.policy_state())
     with pytest.raises(NonFiniteError, match=r"lower agent\.learning_rate \(now 0\.001\)$"):
         agent.update(batch)
     assert all(parameter.requires_grad for parameter in agent.networks.critic.parameters())

@@ -80,11 +80,11 @@ def test_one_candidate_is_the_mean_and_exploring_or_choosing_draws() -> None:
 def test_the_policy_begins_near_zero_with_unit_deviation_and_its_deviation_stays_in_range() -> None:
     agent = make_agent(tiny_config("iql"))
     with torch.no_grad():
-        mean, log_std = agent.networks.gaussian(torch.randn(500, 5, generator=torch.Generator().manual_seed(0)))
+        mean, log_std = agent.policy.gaussian(torch.randn(500, 5, generator=torch.Generator().manual_seed(0)))
         assert float(mean.abs().mean()) < 0.1 and bool((log_std == 0).all())
         for value, kept in ((-9.0, -5.0), (9.0, 2.0)):
             agent.networks.policy_log_std.fill_(value)
-            assert bool((agent.networks.gaussian(torch.zeros(1, 5))[1] == kept).all())
+            assert bool((agent.policy.gaussian(torch.zeros(1, 5))[1] == kept).all())
 
 
 def test_what_iql_does_not_have_is_refused() -> None:

@@ -145,7 +145,7 @@ def check_change(needed: dict[str, Any], name: str, value: Any) -> None:
             del batch["discounts"]
             agent.update(batch)
         actions = agent.sample_actions(make_batch(9)["observations"])
-        outcomes.append({**agent.policy_state(), "actions": actions})
+        outcomes.append({**agent.policy.policy_state(), "actions": actions})
     same_layout = {key: tensor.shape for key, tensor in outcomes[0].items()} == {
         key: tensor.shape for key, tensor in outcomes[1].items()
     }

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dipole_ray.agents.activation import gelu_tanh
-from dipole_ray.agents.networks import StackedMLP, VelocityFields
+from dipole_ray.agents.networks import Sizes, StackedMLP, VelocityFields
 
 
 def plain_twin(stacked: StackedMLP, member: int) -> nn.Sequential:
@@ -62,7 +62,8 @@ def test_members_start_apart_with_xavier_bounds_and_zero_biases() -> None:
 
 
 def test_sampling_pass_equals_the_training_pass() -> None:
-    fields = VelocityFields(3, 6, 2, (32, 32), torch.Generator().manual_seed(0))
+    sizes = Sizes(observation_dim=6, action_dim=2, hidden_dims=(32, 32), num_critics=2)
+    fields = VelocityFields(3, sizes, torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(1)
     observations, x = torch.randn(4, 6, generator=generator), torch.randn(4, 5, 2, generator=generator)
     for chosen in (slice(0, 2), slice(2, 3), slice(0, 3)):

@@ -37,7 +37,7 @@ def test_normalization_travels_with_state_and_policy() -> None:
     agent, resumed, worker = make_agent(config), make_agent(config), make_agent(config)
     agent.fit_observations(MEAN, np.zeros_like(STD))  # dimensions that never move are left as they are
     resumed.load_state_dict(agent.state_dict())
-    worker.load_policy_state(agent.policy_state())
+    worker.policy.load_policy_state(agent.policy.policy_state())
     for other in (resumed, worker):
         assert torch.equal(other.networks.observation_mean, torch.from_numpy(MEAN))
         assert torch.equal(other.networks.observation_std, torch.ones(OBSERVATION_DIM))

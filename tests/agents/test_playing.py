@@ -41,10 +41,10 @@ def test_every_method_plays_with_one_candidate_and_with_four(preset: str) -> Non
 def test_a_checkpoints_policy_plays_as_the_saved_agent_does(preset: str, tmp_path: Path) -> None:
     config = tiny_config(preset)
     loaded = load_policy(saved_run(tmp_path / "run", config))
-    assert loaded.agent.config == config
+    assert loaded.policy.config == config
     agent = make_agent(config, 3, 1, seed=0)
     for cell in (chosen_cell(config), Cell(chosen_cell(config).policy, chosen_cell(config).omega, 2)):
-        played = [evaluate_cell(one, PENDULUM, cell, episodes=2, seed=3) for one in (agent, loaded.agent)]
+        played = [evaluate_cell(one, PENDULUM, cell, episodes=2, seed=3) for one in (agent, loaded.policy)]
         assert np.array_equal(played[0].returns, played[1].returns)
 
 

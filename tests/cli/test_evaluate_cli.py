@@ -106,6 +106,6 @@ def test_policy_without_ray(tmp_path: Path) -> None:
     """The loaded policy acts as the saved one would."""
     config = small(omega=1.0)
     policy = load_policy(saved_run(tmp_path / "run", config))
-    assert policy.agent.config == config and policy.learner_steps == 7 and policy.env.id == "Pendulum-v1"
-    saved = make_agent(config, 3, 1, seed=0).policy_state()
-    assert all((tensor == saved[name]).all() for name, tensor in policy.agent.policy_state().items())
+    assert policy.policy.config == config and policy.learner_steps == 7 and policy.env.id == "Pendulum-v1"
+    saved = make_agent(config, 3, 1, seed=0).policy.policy_state()
+    assert all((tensor == saved[name]).all() for name, tensor in policy.policy.policy_state().items())

@@ -21,11 +21,11 @@ def test_a_grid_in_parallel_gives_what_each_cell_gives_alone(omegas: tuple[float
     policy = load_policy(saved_run(tmp_path / "run", tiny_config("dipole")))
     config = EvalConfig(omegas=omegas, candidates=(2,), bc=False, episodes=3, num_envs=2, seed=4)
     results = evaluate_policy(policy, config, progress=False)
-    assert [result.cell for result in results] == cells_of(config, policy.agent.config)
+    assert [result.cell for result in results] == cells_of(config, policy.policy.config)
     for result in results:
-        alone = evaluate_cell(policy.agent, policy.env, result.cell, episodes=3, seed=4, num_envs=2)
+        alone = evaluate_cell(policy.policy, policy.env, result.cell, episodes=3, seed=4, num_envs=2)
         assert np.array_equal(result.returns, alone.returns) and np.array_equal(result.lengths, alone.lengths)
-    rows = rows_of(results, policy.agent.config)
+    rows = rows_of(results, policy.policy.config)
     assert [(row["method"], row["omega"], row["episodes"]) for row in rows] == [
         ("DIPOLE", omega, 3) for omega in omegas
     ]

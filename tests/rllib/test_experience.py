@@ -38,7 +38,7 @@ class Scorer:
     """Samples a group of plans for a scene, judges them, and gives each as an episode of one step."""
 
     def __init__(self, group: EnvRunnerGroup) -> None:
-        self._agent = group.local_env_runner.module.agent
+        self._policy = group.local_env_runner.module.policy
         self._generator = torch.Generator().manual_seed(3)
         self._sequence = self._life = 0
         self.is_stopped = False
@@ -49,8 +49,8 @@ class Scorer:
         return torch.rand((count, 3), generator=self._generator) * 2 - 1
 
     def _plans(self, scenes: torch.Tensor, policy: PublishedPolicy) -> np.ndarray:
-        self._agent.load_policy_state(policy.state)
-        plans: np.ndarray = self._agent.sample_actions(scenes, generator=self._generator, explore=True).numpy()
+        self._policy.load_policy_state(policy.state)
+        plans: np.ndarray = self._policy.sample_actions(scenes, generator=self._generator, explore=True).numpy()
         return plans
 
     def gather(self, policy: Callable[[], PublishedPolicy]) -> Iterator[FragmentReport]:

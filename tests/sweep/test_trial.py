@@ -77,7 +77,7 @@ def test_a_trial_folder_is_a_runs_folder(finished: Any) -> None:
     names = {path.name for path in run.folder.iterdir()}
     assert names >= {"run.yaml", "metrics.jsonl", "checkpoints", "evaluation.json", "trial.json"}
     policy = load_policy(run.folder)
-    assert policy.learner_steps == 40 and policy.agent.config.beta == 5.0
+    assert policy.learner_steps == 40 and policy.policy.config.beta == 5.0
     notes = json.loads((run.folder / "trial.json").read_text())
     assert notes["finished"] and notes["results"] == run.results and list(run.folder.rglob("*.pkl")) == []
 

@@ -1,0 +1,192 @@
+"""What acts: the networks that make actions of noise, and the online critics that choose among them.
+
+A policy has no target, no V and no optimizer: it is all that a rollout worker, an evaluation or a server needs.
+
+Shapes: B rows, N candidates, O observation dim, A action dim, E critics.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dipole_ray.agents import losses, state
+from dipole_ray.agents.config import AgentConfig
+from dipole_ray.agents.networks import Networks, Role, Sizes
+from dipole_ray.errors import ConfigError
+
+MIN_STD = 1e-6
+"""Deviation below which an observation's dimension counts as constant."""
+
+
+class Policy(ABC):
+    """Acts on observations. A subclass says what its actor is (`draw_actor`) and how noise becomes an action.
+
+    Attributes:
+        roles: The networks that act.
+        has_mode: Whether noise of zero gives the one action that the policy thinks best.
+        bc_remedy: What to set so that there is a behaviour-cloning field.
+        config: The settings.
+        sizes: Of the networks.
+        networks: Those of `roles`; an agent's policy shares them with the agent.
+        generator: Where noise comes from, unless the caller brings another source.
+        is_fitted: Whether observations have been given the statistics to normalize with.
+    """
+
+    roles: ClassVar[tuple[str, ...]]
+    has_mode: ClassVar[bool] = False
+    bc_remedy: ClassVar[str] = "set agent.algorithm=dipole"
+
+    def __init__(self, config: AgentConfig, networks: Networks, noise_seed: int, device: str | torch.device) -> None:
+        self.config = config
+        self.sizes = networks.sizes
+        self.device = torch.device(device)
+        self.networks = networks.only(self.roles).to(self.device)
+        self.generator = torch.Generator(self.device).manual_seed(noise_seed)
+        self.is_fitted = False
+
+    @staticmethod
+    @abstractmethod
+    def draw_actor(config: AgentConfig, sizes: Sizes, generator: torch.Generator) -> dict[str, Role]:
+        """Return what acts beside the critics, by role, drawn from `generator`."""
+
+    @abstractmethod
+    def from_noise(self, observations: Tensor, noise: Tensor, omega: float, policy: str) -> Tensor:
+        """Return the actions (B, N, A) in [-1, 1] that the policy makes of `noise` (B, N, A).
+
+        Args:
+            observations: (B, O), as the networks take them.
+            noise: A draw of the standard normal.
+            omega: Greediness, checked.
+            policy: `guided` or `bc`, checked.
+        """
+
+    @property
+    def has_bc(self) -> bool:
+        """Whether a behaviour-cloning field is trained, so that `sample_actions(policy="bc")` works."""
+        return "bc" in self.config.fields
+
+    @torch.no_grad()
+    def sample_actions(
+        self,
+        observations: np.ndarray | Tensor,
+        omega: float | None = None,
+        num_candidates: int | None = None,
+        generator: torch.Generator | None = None,
+        policy: str = "guided",
+        explore: bool = False,
+    ) -> Tensor:
+        """Return one action for each observation: the best of N samples by the online critics.
+
+        Args:
+            observations: (B, O), float32.
+            omega: Greediness; None for the config's. At 0 only pi+ is evaluated, at -1 only pi-.
+            num_candidates: N; None for the config's. With 1 the critics are not asked.
+            generator: Where the noise comes from; None for the policy's own generator.
+            policy: `guided`, the policy that is trained, or `bc` for the behaviour-cloning field.
+            explore: Draw also where the policy has a mode, which otherwise is its action with 1 candidate. Only the
+                Gaussian of IQL has one; a flow is always sampled.
+
+        Returns:
+            (B, A) in [-1, 1], on the policy's device.
+
+        Raises:
+            ConfigError: If there is no such policy, or omega does not apply to it.
+        """
+        omega = self._check_policy(policy, omega)
+        candidates = self.config.num_candidates if num_candidates is None else num_candidates
+        if candidates < 1:
+            raise ConfigError(f"num_candidates: found {candidates}; give a whole number of at least 1")
+        observations = torch.as_tensor(observations, dtype=torch.float32, device=self.device)
+        dim = self.sizes.observation_dim
+        if observations.ndim != 2 or observations.shape[1] != dim:
+            raise ConfigError(f"observations have shape {tuple(observations.shape)}; give (B, {dim}), one row each")
+        observations = self.normalized(observations)
+        noise = self.normal((len(observations), candidates, self.sizes.action_dim), generator)
+        if self.has_mode and candidates == 1 and not explore:
+            noise = torch.zeros_like(noise)
+        actions = self.from_noise(observations, noise, omega, policy)
+        if candidates == 1:
+            return actions[:, 0]
+        repeated = observations.unsqueeze(1).expand(-1, candidates, -1)
+        q = self.networks.critic(torch.cat((repeated, actions), dim=-1).flatten(0, 1)).view(-1, *actions.shape[:2])
+        best = losses.aggregate(q, self.config.value_aggregation, self.config.rho).argmax(dim=1)
+        return actions[torch.arange(len(actions), device=self.device), best]
+
+    def _check_policy(self, policy: str, omega: float | None) -> float:
+        """Return the omega to sample with, or raise ConfigError if it cannot be sampled so."""
+        if policy not in ("guided", "bc"):
+            raise ConfigError(f"policy: found '{policy}'; choose guided or bc")
+        if policy == "bc" and not self.has_bc:
+            raise ConfigError(f"policy 'bc': this agent trained no behaviour-cloning field; {self.bc_remedy}")
+        if policy == "bc" and omega:
+            raise ConfigError(f"omega: found {omega}, but policy 'bc' has nothing to guide; leave omega out")
+        if omega and not self.config.is_guided:
+            found, remedy = self.config.unguided
+            raise ConfigError(
+                f"omega: found {omega}, but {found} has nothing to guide; use omega 0 or train with {remedy}"
+            )
+        if policy == "bc":
+            return 0.0
+        return self.config.omega if omega is None else omega
+
+    def normal(self, shape: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:
+        """Draw standard normal noise on the policy's device, from its own generator unless another is given."""
+        source = self.generator if generator is None else generator
+        return torch.randn(shape, generator=source, device=source.device).to(self.device)
+
+    def normalized(self, observations: Tensor) -> Tensor:
+        """Return observations (..., O) as the networks take them."""
+        if self.config.observation_normalization == "none":
+            return observations
+        if not self.is_fitted:
+            raise ConfigError(
+                "observation_normalization is 'dataset', but the agent was never told the dataset's statistics: call "
+                "agent.fit_observations(*replay.observation_statistics()) first"
+            )
+        return (observations - self.networks.observation_mean) / self.networks.observation_std
+
+    def fit_observations(self, mean: np.ndarray | Tensor, std: np.ndarray | Tensor) -> None:
+        """Set what observations are normalized with, each (O,); a dimension that never moves is left as it is."""
+        spread = torch.as_tensor(std, dtype=torch.float32, device=self.device)
+        state.copy_into(
+            {"mean": self.networks.observation_mean, "std": self.networks.observation_std},
+            {
+                "mean": torch.as_tensor(mean, dtype=torch.float32, device=self.device),
+                "std": torch.where(spread > MIN_STD, spread, torch.ones_like(spread)),
+            },
+        )
+        self.is_fitted = True
+
+    def policy_state(self) -> dict[str, Tensor]:
+        """Return copies on the CPU of what acts: all tensors of `networks`."""
+        return {name: tensor.detach().cpu().clone() for name, tensor in self.networks.state_dict().items()}
+
+    def load_policy_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Act from now on with the networks of a `policy_state`.
+
+        Raises:
+            CheckpointError: If keys are missing, unexpected or mis-shaped; nothing is changed then.
+        """
+        own = self.networks.state_dict()
+        state.check_matches(own, tensors, "policy state")
+        state.copy_into(own, tensors)
+        self.is_fitted = True
+
+    def load_agent_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Act as the agent of this `Agent.state_dict` would, its noise included; what only learns is left there.
+
+        Raises:
+            CheckpointError: If keys are missing or mis-shaped; nothing is changed then.
+        """
+        own = {f"networks.{name}": tensor for name, tensor in self.networks.state_dict().items()}
+        expected = {**own, "generator": tensors.get("generator", self.generator.get_state())}
+        state.check_matches(expected, {name: tensors[name] for name in expected if name in tensors}, "agent state")
+        state.restore_generator(self.generator, tensors["generator"])
+        state.copy_into(own, tensors)
+        self.is_fitted = True
