@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
+from dipole_ray.collect import collect, files_of
 from dipole_ray.config import DataConfig
 from dipole_ray.data.dataset import MANIFEST, open_dataset, write_dataset
 from dipole_ray.data.schema import Schema
 from dipole_ray.data.sources.formats import FORMATS, Format, dataset_kind
 from dipole_ray.data.sources.reading import ImportReport, Reading
-from dipole_ray.envs.collect import collect, files_of
 from dipole_ray.envs.exorl.rewards import label_episodes, rewards_of
 from dipole_ray.envs.make import EnvConfig, EnvDims, env_dims
 from dipole_ray.envs.registry import family

@@ -18,6 +18,7 @@ FLOORS = (
     {"parallel", "files"},
     {"agents", "data"},
     {"envs"},
+    {"collect"},
     {"report", "statistics"},
     {"checkpoint", "resume", "mlflow_feed", "tracking", "storage"},
     {"policy"},

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dipole_ray.collect.exorl import collect_exorl
 from dipole_ray.config import DataConfig
 from dipole_ray.data.dataset import open_dataset
-from dipole_ray.envs.collect.exorl import collect_exorl
 from dipole_ray.envs.make import EnvConfig
 from dipole_ray.errors import ConfigError, DatasetError
 from dipole_ray.files.lock import FolderLock
@@ -73,7 +73,7 @@ print(prepare_dataset(data, EnvConfig(id="Pendulum-v1")))
 
 def test_two_processes_collect_the_same_episodes(tmp_path: Path) -> None:
     code = """
-from dipole_ray.envs.collect.exorl import collect_exorl
+from dipole_ray.collect.exorl import collect_exorl
 collect_exorl("jaco", "random", 1500, 0, folder / "data", num_workers=1)
 """
     ends = at_once(tmp_path, code)

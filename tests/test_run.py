@@ -16,7 +16,7 @@ import yaml
 
 from dipole_ray.checkpoint import newest_valid, read_checkpoint
 from dipole_ray.cli import main
-from dipole_ray.envs.collect import collect
+from dipole_ray.collect import collect
 from dipole_ray.mlflow_feed import connect
 from dipole_ray.tracking import read_metrics
 from tests.cli.commands import LAUNCH, dipole, environment, write_config

@@ -53,7 +53,7 @@ def add_collect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 def run_collect(args: argparse.Namespace) -> int:
     """Collect a dataset and say what to do next."""
-    from dipole_ray.envs.collect import collect
+    from dipole_ray.collect import collect
 
     name, *domains = args.names
     if name == "exorl":
@@ -74,7 +74,7 @@ def run_collect(args: argparse.Namespace) -> int:
 
 def _collect_exorl(args: argparse.Namespace, domains: list[str]) -> int:
     """Collect ExORL episodes and say what to do next."""
-    from dipole_ray.envs.collect.exorl import collect_exorl
+    from dipole_ray.collect.exorl import collect_exorl
     from dipole_ray.envs.exorl.tasks import DOMAINS, task_ids
 
     if len(domains) != 1:

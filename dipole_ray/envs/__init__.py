@@ -1,1 +1,1 @@
-"""Environments behind one factory, their tasks, and the collectors that make datasets from them."""
+"""Environments behind one factory, their tasks, and relabelling."""

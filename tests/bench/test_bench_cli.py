@@ -30,8 +30,8 @@ from dipole_ray.bench.job import Job, train
 from dipole_ray.bench.report import read_report, scores_of
 from dipole_ray.bench.suite import load_suite
 from dipole_ray.cli import main
+from dipole_ray.collect import collect
 from dipole_ray.config import RunConfig
-from dipole_ray.envs.collect import collect
 from dipole_ray.files.lock import FolderLock
 from dipole_ray.policy import load_policy
 from dipole_ray.provenance import git_commit

@@ -15,8 +15,8 @@ from dipole_ray.bench.driver import run_suite
 from dipole_ray.bench.job import Job, located
 from dipole_ray.bench.report import collect as collect_results
 from dipole_ray.bench.suite import Suite, from_mapping
+from dipole_ray.collect import collect
 from dipole_ray.config import RunConfig
-from dipole_ray.envs.collect import collect
 from dipole_ray.errors import ConfigError
 from dipole_ray.files.durable import write_json
 from dipole_ray.prepare import find_dataset, prepare_dataset

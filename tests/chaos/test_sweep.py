@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dipole_ray.envs.collect import collect
+from dipole_ray.collect import collect
 from dipole_ray.mlflow_feed import connect
 from tests.chaos.conftest import Measured
 from tests.chaos.tracking_server import Server

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from dipole_ray.cli import main
+from dipole_ray.collect import collect
 from dipole_ray.config import presets
-from dipole_ray.envs.collect import collect
 from tests.cli.commands import write_config
 from tests.synthetic import ogbench_arrays, transition_columns, write_ogbench, write_table
 

@@ -4,7 +4,7 @@ import numpy as np
 import ogbench
 import pytest
 
-from dipole_ray.envs.collect import collect
+from dipole_ray.collect import collect
 from dipole_ray.envs.relabel import ogbench_relabel
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import ray
 
+from dipole_ray.collect import collect, collector_names, dataset, shards
+from dipole_ray.collect.episode import Columns
+from dipole_ray.collect.manipulation import ManipulationCollector
 from dipole_ray.data.dataset import open_dataset
-from dipole_ray.envs.collect import collect, collector_names, dataset, shards
-from dipole_ray.envs.collect.episode import Columns
-from dipole_ray.envs.collect.manipulation import ManipulationCollector
 from dipole_ray.errors import ConfigError, DatasetError
 
 MAZE = "pointmaze-medium-navigate-v0"
@@ -73,7 +73,7 @@ def test_workers_and_shards_make_no_difference_to_the_bytes(
 
 
 COLLECT = """
-from dipole_ray.envs.collect import collect, shards
+from dipole_ray.collect import collect, shards
 shards.SHARD_TRANSITIONS = 2000
 collect("{name}", {transitions}, 3, "{out}", num_workers=1)
 """

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from dipole_ray.collect import exorl as collect_module
+from dipole_ray.collect import exploration
+from dipole_ray.collect.exorl import collect_exorl
+from dipole_ray.collect.rnd import Explorer, ExplorerConfig, RunningMoments
 from dipole_ray.data.sources.exorl import find_episodes
-from dipole_ray.envs.collect import exorl as collect_module
-from dipole_ray.envs.collect import exploration
-from dipole_ray.envs.collect.exorl import collect_exorl
-from dipole_ray.envs.collect.rnd import Explorer, ExplorerConfig, RunningMoments
 from dipole_ray.envs.exorl import rewards
 from dipole_ray.envs.exorl.rewards import label_episodes, rewards_of
 from dipole_ray.envs.exorl.tasks import DOMAINS

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dipole_ray.envs.collect import collect
+from dipole_ray.collect import collect
 from tests.local_ray import local_ray
 
 TRANSITIONS = 2000

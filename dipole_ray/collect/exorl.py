@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from dipole_ray.envs.collect.episode import Columns, env_seed
+from dipole_ray.collect.episode import Columns, env_seed
 from dipole_ray.envs.exorl.tasks import DOMAINS, Domain, primary_task
 from dipole_ray.envs.make import make_env
 from dipole_ray.envs.standard import StandardEnv
@@ -91,7 +91,7 @@ def collect_exorl(
             if algorithm == "random":
                 _collect_random(task, count, seed, folder, num_workers, progress)
             else:
-                from dipole_ray.envs.collect.exploration import explore
+                from dipole_ray.collect.exploration import explore
 
                 explore(task, count, seed, folder, progress=progress)
     except OSError as error:

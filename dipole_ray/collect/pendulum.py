@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dipole_ray.envs.collect.episode import Columns, env_seed
+from dipole_ray.collect.episode import Columns, env_seed
 from dipole_ray.envs.make import make_env
 
 ENERGY_GAIN = 1.0

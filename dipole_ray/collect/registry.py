@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from dipole_ray.envs.collect.episode import Collector
-from dipole_ray.envs.collect.manipulation import ManipulationCollector
-from dipole_ray.envs.collect.pendulum import PendulumCollector
-from dipole_ray.envs.collect.pointmaze import PointmazeCollector
+from dipole_ray.collect.episode import Collector
+from dipole_ray.collect.manipulation import ManipulationCollector
+from dipole_ray.collect.pendulum import PendulumCollector
+from dipole_ray.collect.pointmaze import PointmazeCollector
 from dipole_ray.errors import ConfigError
 
 PENDULUM = "Pendulum-v1"

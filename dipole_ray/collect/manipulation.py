@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dipole_ray.envs.collect.episode import Columns, Recorder, env_seed, open_ogbench
+from dipole_ray.collect.episode import Columns, Recorder, env_seed, open_ogbench
 from dipole_ray.envs.random_state import PrivateGlobalRandom
 from dipole_ray.errors import EnvironmentUnavailable
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from dipole_ray.envs.collect.episode import Columns
-from dipole_ray.envs.collect.registry import Recipe, recipe
+from dipole_ray.collect.episode import Columns
+from dipole_ray.collect.registry import Recipe, recipe
 from dipole_ray.files.durable import replacing
 
 SHARD_TRANSITIONS = 10_000

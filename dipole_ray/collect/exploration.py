@@ -12,9 +12,9 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from dipole_ray.agents.state import restore_generator
-from dipole_ray.envs.collect.episode import Columns
-from dipole_ray.envs.collect.exorl import Recorder, episode_file, episode_seed, write_episode
-from dipole_ray.envs.collect.rnd import Explorer, ExplorerConfig
+from dipole_ray.collect.episode import Columns
+from dipole_ray.collect.exorl import Recorder, episode_file, episode_seed, write_episode
+from dipole_ray.collect.rnd import Explorer, ExplorerConfig
 from dipole_ray.envs.exorl.tasks import Domain, primary_task
 from dipole_ray.envs.make import make_env
 from dipole_ray.envs.standard import StandardEnv

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dipole_ray.envs.collect.episode import Columns, Recorder, env_seed, open_ogbench
+from dipole_ray.collect.episode import Columns, Recorder, env_seed, open_ogbench
 from dipole_ray.envs.random_state import PrivateGlobalRandom
 
 ACTION_NOISE = 0.5
