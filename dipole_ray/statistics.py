@@ -2,15 +2,15 @@
 
 Episodes: Wilson's interval for a proportion (success) stays inside [0, 1] and does not shrink to a point when every
 episode succeeds. The bootstrap for a mean (return, length) is bias-corrected and accelerated (BCa), because returns
-of tasks with success or failure are skewed. scipy's own differ in the last bit, and recorded rows must not.
+of tasks with success or failure are skewed. scipy has both; ours are not replaced by them, because they differ in the
+last bit, by which a recorded evaluation would no longer equal its repetition.
 
-Runs: a method's scores are one array a task, with a score a seed. Intervals are percentiles of the statistic over
-resamples in which every task keeps its number of seeds (strata; Agarwal et al., NeurIPS 2021), so that they say what
-other seeds would have given on the same tasks. Runs of one seed begin with the same networks, see the same batches and
-meet the same episodes, so a difference of two methods is resampled seed by seed (`paired`): what both owe to the seed
-is no doubt about the difference. Point estimates equal the `rliable` package's, and so does the probability of
-improvement, which takes runs as independent; where tasks differ in their number of seeds, which that package does not
-take, every task weighs the same in a mean and every run the same in an IQM.
+Runs (Agarwal et al., NeurIPS 2021): a method's scores are one array a task, with a score a seed. Every task keeps its
+number of seeds in a resample (strata), so that an interval says what other seeds would have given on the same tasks.
+Runs of one seed begin with the same networks, see the same batches and meet the same episodes, so a difference of two
+methods is resampled seed by seed (`paired`): what both owe to the seed is no doubt about the difference. Estimates
+equal the `rliable` package's; where tasks differ in their number of seeds, which that package does not take, every
+task weighs the same in a mean and every run the same in an IQM.
 """
 
 from __future__ import annotations
@@ -47,15 +47,7 @@ class Interval(NamedTuple):
 
 
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> Interval:
-    """Return the score interval of a proportion (Wilson, JASA 1927, without continuity correction).
-
-    Args:
-        successes: Number of successes, 0 to `n`.
-        n: Number of trials, at least 1.
-        confidence: Coverage in (0, 1).
-
-    Returns:
-        The interval, inside [0, 1].
+    """Return the interval of a proportion, `successes` of `n` (Wilson, JASA 1927, without continuity correction).
 
     Raises:
         ConfigError: If the counts or the confidence are impossible.

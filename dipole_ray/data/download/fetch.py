@@ -14,17 +14,9 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dipole_ray.data.download import checks
 from dipole_ray.data.download.catalogue import RemoteFile
-from dipole_ray.data.download.checks import (
-    Checksum,
-    WrongFile,
-    check_structure,
-    published_checksum,
-    read_record,
-    record_path,
-    sha256_of,
-    write_record,
-)
+from dipole_ray.data.download.checks import Checksum, WrongFile
 from dipole_ray.data.download.partial import Partial
 from dipole_ray.data.download.request import TransferError, address, get, shown
 from dipole_ray.errors import DatasetError
@@ -94,7 +86,7 @@ def download(
         lock = FolderLock(final.parent, math.inf, f".{final.name}{LOCK}", say)
         with lock, Progress(file.name, unit="kB") as progress:
             transfer = _Transfer(file=file, final=final, patience=patience or Patience(), say=say, progress=progress)
-            transfer.recorded = read_record(final)
+            transfer.recorded = checks.read_record(final)
             transfer.pinned = Checksum(sha256=sha256, origin="given by you") if sha256 else None
             return transfer.run(bases)
     except OSError as error:
@@ -147,9 +139,7 @@ class _Transfer:
             self.final.replace(aside)
             self.say(f"{self.final}: {error}; set aside as {aside.name}, to be downloaded again")
             return None
-        self._record(digest, verified, None)
-        self.partial.discard()
-        return self._downloaded(digest, verified, None)
+        return self._finish(digest, verified, None)
 
     def _from_mirror(self, base: str, is_last: bool) -> Downloaded:
         """Try one mirror until it has delivered the file, or has failed too often without getting further."""
@@ -204,10 +194,7 @@ class _Transfer:
         """Verify what arrived and give it its final name."""
         published, doubt = (None, "") if self.pinned or self.recorded else self._published(base)
         digest, verified = self._verify(self.partial.path, published, doubt)
-        self._record(digest, verified, shown(url))
-        commit_file(self.partial.path, self.final)
-        self.partial.discard()
-        return self._downloaded(digest, verified, shown(url))
+        return self._finish(digest, verified, shown(url))
 
     def _published(self, base: str) -> tuple[Checksum | None, str]:
         """Return the mirror's own checksum, or why there is none."""
@@ -216,7 +203,7 @@ class _Transfer:
             return Checksum(sha256=origin.sha256, origin="named by its server"), ""
         self.progress.begin(f"ask for the checksum of {self.file.name}", None)
         try:
-            found = published_checksum(base, self.file.path, self.patience.timeout_s)
+            found = checks.published_checksum(base, self.file.path, self.patience.timeout_s)
         except TransferError as error:
             return None, f"its checksum could not be asked for ({error})"
         return found, "its server publishes no checksum"
@@ -229,12 +216,11 @@ class _Transfer:
         """
         expected = self.pinned or self.recorded or published
         self.progress.begin(f"verify {self.file.name}", path.stat().st_size // 1000)
-        digest = sha256_of(path, self._show)
+        digest = checks.sha256_of(path, self._show)
         if expected is None:
             self.progress.begin(f"check {self.file.name}", None)
-            return digest, f"{doubt}; verified by its structure: " + check_structure(
-                path, self.file.contents, self._show
-            )
+            found = checks.check_structure(path, self.file.contents, self._show)
+            return digest, f"{doubt}; verified by its structure: {found}"
         if digest != expected.sha256:
             raise WrongFile(f"wrong checksum, its SHA-256 is {digest} and not {expected.sha256} as {expected.origin}")
         return digest, f"its SHA-256 is as {expected.origin}"
@@ -242,10 +228,15 @@ class _Transfer:
     def _show(self, count: int) -> None:
         self.progress.update(count // 1000)
 
-    def _record(self, digest: str, verified: str, url: str | None) -> None:
-        """Keep the checksum for later; a record that was relied on stays as it is."""
-        if self.recorded is None or digest != self.recorded.sha256:
-            write_record(self.final, digest, verified, url)
+    def _finish(self, digest: str, verified: str, url: str | None) -> Downloaded:
+        """Keep the checksum for later, and give what came from `url` its final name."""
+        if self.recorded is None or digest != self.recorded.sha256:  # a record that was relied on stays as it is
+            checks.write_record(self.final, digest, verified, url)
+        if url is not None:
+            commit_file(self.partial.path, self.final)
+        self.partial.discard()
+        size = self.final.stat().st_size
+        return Downloaded(path=self.final, sha256=digest, size=size, verified=verified, url=url)
 
     def _check_space(self, needed: int) -> None:
         free = shutil.disk_usage(self.final.parent).free
@@ -253,17 +244,13 @@ class _Transfer:
             sizes = f"{format_bytes(needed)} are still to come and {format_bytes(free)} are free"
             raise OSError(errno.ENOSPC, f"no space left on the disk: {sizes}")
 
-    def _downloaded(self, digest: str, verified: str, url: str | None) -> Downloaded:
-        size = self.final.stat().st_size
-        return Downloaded(path=self.final, sha256=digest, size=size, verified=verified, url=url)
-
     def _end_message(self, failures: list[str]) -> str:
         lines = [f"{self.file.name} could not be downloaded:", *(f"  {failure}" for failure in failures)]
         if self.partial.size:
             kept = f"{format_bytes(self.partial.size)} are kept in {self.partial.path}"
             lines.append(f"{kept}; the same command continues there, or name another mirror with --base-url URL")
         elif self.recorded is not None and not self.pinned and any("wrong checksum" in text for text in failures):
-            lines.append(f"if the file was published anew, remove {record_path(self.final)} and try again")
+            lines.append(f"if the file was published anew, remove {checks.record_path(self.final)} and try again")
         else:
             lines.append("name another mirror with --base-url URL, or try again later")
         return "\n".join(lines)

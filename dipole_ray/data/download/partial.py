@@ -65,10 +65,6 @@ class Partial:
     def discard(self) -> None:
         """Remove everything."""
         self.path.unlink(missing_ok=True)
-        self.forget()
-
-    def forget(self) -> None:
-        """Remove the note of the origin, once the file has its final name."""
         self._about.unlink(missing_ok=True)
         self.origin = None
 
