@@ -133,6 +133,13 @@ class Schema:
         return sum(column.bytes for column in self.columns.values())
 
     @property
+    def is_flat(self) -> bool:
+        """Whether rows hold flat vectors of float32, and nothing else."""
+        observation = self.observed.get("observations")
+        is_vector = observation is not None and observation.is_vector and observation.table is None
+        return is_vector and self.actions.is_vector
+
+    @property
     def observation_dim(self) -> int:
         """Length of the flat observation vector; ConfigError if there is none."""
         return self._length(self.observed.get("observations"))
@@ -152,9 +159,8 @@ class Schema:
 
     def to_json(self) -> dict[str, Any]:
         """Return the schema as a JSON object; that of flat vectors is what it was before there were others."""
-        observation = self.observed.get("observations")
-        if observation and observation.is_vector and not observation.table and self.actions.is_vector:
-            return {"observation_dim": observation.shape[0], "action_dim": self.action_dim}
+        if self.is_flat:
+            return {"observation_dim": self.observation_dim, "action_dim": self.action_dim}
         observed = {name: column.to_json() for name, column in self.observed.items()}
         return {"observations": observed, "actions": self.actions.to_json()}
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from dipole_ray.collect import collect, files_of
+from dipole_ray.columns import require_fit
 from dipole_ray.config import DataConfig
 from dipole_ray.data.dataset import MANIFEST, open_dataset, write_dataset
-from dipole_ray.data.schema import Schema
 from dipole_ray.data.sources.formats import FORMATS, Format, dataset_kind
 from dipole_ray.data.sources.reading import ImportReport, Reading
 from dipole_ray.envs.exorl.rewards import label_episodes, rewards_of
@@ -108,20 +108,6 @@ def dataset_name(env_id: str) -> str:
     return _TASK.sub("", env_id)
 
 
-def require_dimensions(path: Path, found: Schema, expected: Schema, env_id: str, remedy: str) -> None:
-    """Raise DatasetError unless data have the dimensions of an environment."""
-    if found != expected:
-        raise DatasetError(
-            f"{path}: observations have {found.observation_dim} and actions {found.action_dim} dimensions, '{env_id}' "
-            f"has {expected.observation_dim} and {expected.action_dim}; {remedy}"
-        )
-
-
-def dims_schema(dims: EnvDims) -> Schema:
-    """Return the dimensions of an environment as those of its data."""
-    return Schema(dims.observation_dim, dims.action_dim)
-
-
 def reading_for(
     env_id: str,
     dims: EnvDims,
@@ -162,14 +148,14 @@ def _convert(source: Path, row: Format, env: EnvConfig, out: Path, cache: Path) 
             "env.id=exorl/walker-walk or its like"
         )
     dims, report = env_dims(env), ImportReport()
-    expected = dims_schema(dims)
     # An OGBench file has rewards only by a task, whatever the name of the environment.
     reading = replace(reading_for(env.id, dims, cache), relabel=partial(ogbench_relabel, env.id))
     if row.environment is not None:
         where = row.files(source)[0] if "labels" in row.takes else source  # the one episode that gives the dimensions
-        require_dimensions(where, row.schema(source, reading), expected, env.id, f"set env.id to {row.environment}")
+        remedy, whom = f"set env.id to {row.environment}", f"environment '{env.id}'"
+        require_fit(row.schema(source, reading), dims.schema, what=where, whom=whom, remedy=remedy)
     rows = row.rows(source, reading, report)
-    write_dataset(out, rows, expected, {"format": row.name, "file": row.remembered(source), "env": env.id})
+    write_dataset(out, rows, dims.schema, {"format": row.name, "file": row.remembered(source), "env": env.id})
     if report.unfollowed_transitions:
         report.notes.append(
             f"{report.unfollowed_transitions} transitions are left out because nothing says what they led to"

@@ -113,11 +113,11 @@ def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run_import(args: argparse.Namespace) -> int:
     """Import a file as a dataset and say what to do next."""
+    from dipole_ray.columns import require_fit
     from dipole_ray.data.dataset import write_dataset
     from dipole_ray.data.sources.formats import DATASET, FORMATS, dataset_kind
     from dipole_ray.data.sources.guarantees import MAX_NAMED
     from dipole_ray.data.sources.reading import ImportReport
-    from dipole_ray.prepare import require_dimensions
     from dipole_ray.progress import Progress
 
     kind = dataset_kind(args.source)
@@ -133,7 +133,7 @@ def run_import(args: argparse.Namespace) -> int:
     schema = row.schema(args.source, reading)
     if expected is not None:
         remedy = "name the environment that made this data with --env"
-        require_dimensions(args.source, schema, expected, args.env, remedy)
+        require_fit(schema, expected, what=args.source, whom=f"environment '{args.env}'", remedy=remedy)
     source = {"format": row.name, "file": row.remembered(args.source), "env": args.env, "non_finite": args.non_finite}
     source |= row.choices(args.source, reading)
     rows = row.rows(args.source, reading, report)
@@ -147,7 +147,7 @@ def run_import(args: argparse.Namespace) -> int:
         print(f"note: {note}")
     print(
         f"{args.out}: {manifest.num_transitions} transitions in {report.trajectories} trajectories{dropped}, "
-        f"observations {schema.observation_dim}, actions {schema.action_dim}\n"
+        f"observations {schema.observation_text}, actions {schema.actions}\n"
         f"next: dipole data inspect {args.out}\n"
         f"      dipole train data.path={args.out}" + (f" env.id={args.env}" if args.env else " env.id=ENV_ID")
     )

@@ -86,13 +86,13 @@ def reading_of(
     from dipole_ray.data.sources.minari import chosen_observations
     from dipole_ray.data.sources.reading import Reading
     from dipole_ray.envs.make import env_dims
-    from dipole_ray.prepare import dims_schema, reading_for
+    from dipole_ray.prepare import reading_for
 
     takes = FORMATS[kind].takes if kind in FORMATS else frozenset()
     reading, expected = Reading(), None
     if args.env is not None:
         dims, cache = env_dims(args.env), (args.cache or CACHE).expanduser()
-        reading, expected = reading_for(args.env, dims, cache, args.workers, on_labelled), dims_schema(dims)
+        reading, expected = reading_for(args.env, dims, cache, args.workers, on_labelled), dims.schema
     return replace(
         reading,
         mapping=TableMapping.from_pairs(args.map) if args.map and "mapping" in takes else None,

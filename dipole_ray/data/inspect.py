@@ -112,6 +112,9 @@ def _wrong_dimensions(path: Path, summary: Summary, expected: Schema | None) -> 
 def _dataset_rows(path: Path, findings: list[Finding]) -> Iterator[Rows]:
     """Yield the rows of a dataset, whose checksums say that they are what was written, not who wrote them."""
     dataset = open_dataset(path)
+    if not dataset.schema.is_flat:
+        what = f"observations of {dataset.schema.observation_text} and actions of {dataset.schema.actions}"
+        raise DatasetError(f"{path}: holds {what}, and only flat vectors are inspected; train on it as it is")
     findings += _damage(dataset)
     for rows in dataset.iter_rows():
         validate_rows(rows, dataset.schema, str(dataset.directory))

@@ -13,6 +13,7 @@ import pytest
 
 from dipole_ray.columns import Column, Schema
 from dipole_ray.data.dataset import open_dataset, write_dataset
+from dipole_ray.data.inspect import inspect_dataset
 from dipole_ray.data.replay import Replay
 from dipole_ray.data.schema import Rows, close_trajectory
 from dipole_ray.errors import CheckpointError, ConfigError, CorruptSegment, DatasetError, NonFiniteError
@@ -216,6 +217,13 @@ def test_statistics_are_refused_where_observations_are_no_vectors_and_weigh_entr
             replay.observation_statistics(), (values.mean(axis=0), values.std(axis=0)), strict=True
         ):
             np.testing.assert_allclose(found, right, rtol=1e-6)
+
+
+def test_inspection_of_anything_but_vectors_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    for kind, schema in KINDS.items():
+        write_dataset(tmp_path / kind, pieces_of(schema), schema, {}, tables=tables_of(schema))
+        findings = inspect_dataset(tmp_path / kind).findings
+        assert any("only flat vectors are inspected" in finding.what for finding in findings)
 
 
 def test_floats_are_not_stored_as_pixels(tmp_path: Path) -> None:
