@@ -1,9 +1,9 @@
 """The ring's journal: who inserted what, noted before the rows are written, so that a killed process loses no insert.
 
-A mapped file of fixed length beside the ring, in two halves that are used in turn. A half begins with a *base*, the
-whole ledger as it stood, as JSON; after it come records of 56 bytes, one before each insert and one for each full
-block. Only the newest insert can be unfinished, so a full half is left for a new base in the other one. Every base and
-record has its CRC-32, and the last record of an older half says that it was left, lest it be taken for the newest.
+A mapped file of fixed length beside the ring, in two halves that are used in turn. A half begins with a *base*, all
+that the ring knew then, as JSON; after it come records of 56 bytes, one before each insert and one for each full block.
+Only the newest insert can be unfinished, so a full half is left for a new base in the other one. Every base and record
+has its CRC-32, and the last record of an older half says that it was left, lest it be taken for the newest.
 
 Nothing here is forced to the disk: the journal outlives the process, with the pages of the ring. What outlives a power
 cut is a checkpoint, whose manifest and rows are.
@@ -45,7 +45,7 @@ class Insert(NamedTuple):
 
 
 @dataclass(slots=True)
-class Ledger:
+class RingContents:
     """What a ring knows beside its rows."""
 
     rows_written: int = 0
@@ -73,7 +73,7 @@ class Ledger:
 class Found:
     """What a journal says about the ring that its process left behind."""
 
-    ledger: Ledger
+    contents: RingContents
     """All inserts but the last."""
     last: Insert | None
     """The last one; the commit marks of its rows tell whether it was finished."""
@@ -119,26 +119,26 @@ class Journal:
         """Forget everything; from here on this is the journal of an empty ring in the run `run`."""
         self._map[:] = bytes(2 * self._half)
         self._run, self._turn, self._next = run, 0, 0
-        self.rewrite(Ledger(), 0)
-        self.rewrite(Ledger(), 0)  # so that a damaged base never looks like a journal that was not begun
+        self.rewrite(RingContents(), 0)
+        self.rewrite(RingContents(), 0)  # so that a damaged base never looks like a journal that was not begun
 
     @property
     def is_full(self) -> bool:
         """Whether `rewrite` is due before the next insert."""
         return self._next + self._reserve > (self._turn % 2 + 1) * self._half
 
-    def rewrite(self, ledger: Ledger, recoveries: int) -> None:
-        """Replace all records by `ledger`, at one stroke; no insert may be under way."""
+    def rewrite(self, contents: RingContents, recoveries: int) -> None:
+        """Replace all records by `contents`, at one stroke; no insert may be under way."""
         turn = self._turn + 1
         base = {
             "turn": turn,
             "run": self._run,
             "recoveries": recoveries,
-            "rows_written": ledger.rows_written,
-            "oldest": ledger.oldest,
-            "env_steps": ledger.env_steps,
-            "last_sequence": [[*sender, sequence] for sender, sequence in ledger.last_sequence.items()],
-            "blocks": list(ledger.blocks.items()),
+            "rows_written": contents.rows_written,
+            "oldest": contents.oldest,
+            "env_steps": contents.env_steps,
+            "last_sequence": [[*sender, sequence] for sender, sequence in contents.last_sequence.items()],
+            "blocks": list(contents.blocks.items()),
         }
         text = json.dumps(base).encode()
         start = turn % 2 * self._half
@@ -172,7 +172,7 @@ class Journal:
         base = max(bases, key=lambda found: int(found["turn"]), default=None)
         if base is None or base["run"] != run:
             return None
-        ledger = Ledger(
+        contents = RingContents(
             rows_written=int(base["rows_written"]),
             oldest=int(base["oldest"]),
             env_steps=int(base["env_steps"]),
@@ -180,8 +180,8 @@ class Journal:
             blocks={int(block): int(crc) for block, crc in base["blocks"]},
         )
         self._run, self._turn, self._next = run, base["turn"], base["end"]
-        last, is_torn = self._read_records(ledger)
-        return Found(ledger, last, int(base["recoveries"]), is_torn)
+        last, is_torn = self._read_records(contents)
+        return Found(contents, last, int(base["recoveries"]), is_torn)
 
     def _read_base(self, half: int) -> dict[str, Any] | None:
         start = half * self._half
@@ -192,8 +192,8 @@ class Journal:
             return None
         return {**json.loads(text), "end": begin + length}
 
-    def _read_records(self, ledger: Ledger) -> tuple[Insert | None, bool]:
-        """Count the records into `ledger`, all but the last insert; return that, and whether the end is torn."""
+    def _read_records(self, contents: RingContents) -> tuple[Insert | None, bool]:
+        """Count the records into `contents`, all but the last insert; return that, and whether the end is torn."""
         last: Insert | None = None
         end = (self._turn % 2 + 1) * self._half
         while self._next + _SIZE <= end:
@@ -210,12 +210,12 @@ class Journal:
                     )
                 return last, True
             if kind == _BLOCK:
-                ledger.blocks[numbers[0]] = numbers[1]
+                contents.blocks[numbers[0]] = numbers[1]
             else:
                 insert = Insert(*numbers)
                 # Where the next insert begins tells whether the one before was finished or given up by an error.
                 if last is not None and insert.first == last.first + last.rows:
-                    ledger.take(last)
+                    contents.take(last)
                 last = insert
             self._next += _SIZE
         return last, False

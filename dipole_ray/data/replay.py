@@ -21,10 +21,10 @@ import numpy as np
 from dipole_ray.columns import Schema, require_fit
 from dipole_ray.data.dataset import open_dataset
 from dipole_ray.data.journal import MAX_SENDERS
+from dipole_ray.data.n_step import gather_n_step, nested
 from dipole_ray.data.ring import OnlineRing
 from dipole_ray.data.schema import Rows, validate_rows
 from dipole_ray.data.segment import SegmentEntry
-from dipole_ray.data.windows import gather_windows, nested
 from dipole_ray.errors import CheckpointError, ConfigError, DatasetError
 
 STATE_VERSION = 1
@@ -143,7 +143,7 @@ class Replay:
     @property
     def env_steps_inserted(self) -> int:
         """Transitions ever inserted, evicted ones included."""
-        return 0 if self._ring is None else self._ring.ledger.env_steps
+        return 0 if self._ring is None else self._ring.contents.env_steps
 
     def sizes(self) -> dict[str, int]:
         """Return how many offline and online transitions can be sampled now."""
@@ -169,11 +169,11 @@ class Replay:
         """
         if self._ring is None:
             raise ConfigError("this replay is offline only; pass online=FILE and capacity=ROWS to insert into it")
-        if sequence > self._ring.ledger.last_sequence.get((worker, incarnation), -1):
+        if sequence > self._ring.contents.last_sequence.get((worker, incarnation), -1):
             where = f"insert {sequence} of worker {worker} (incarnation {incarnation})"
             validate_rows(rows, self.schema, where, self._table_rows)
             self._ring.append(rows, worker=worker, incarnation=incarnation, sequence=sequence)
-        return self._ring.ledger.env_steps
+        return self._ring.contents.env_steps
 
     def sample(
         self, batch_size: int, num_batches: int = 1, offline_fraction: float | EllipsisType | None = ...
@@ -253,11 +253,11 @@ class Replay:
 
     def _gather_offline(self, index: int, picks: np.ndarray) -> dict[str, np.ndarray]:
         columns, valid, tables = self._offline[index]
-        return gather_windows(columns, valid[picks], self._powers, tables)
+        return gather_n_step(columns, valid[picks], self._powers, tables)
 
     def _gather_online(self, picks: np.ndarray) -> dict[str, np.ndarray]:
         assert self._ring is not None
-        return gather_windows(self._ring.columns, self._ring.transition_rows(picks), self._powers, self._ring_tables)
+        return gather_n_step(self._ring.columns, self._ring.transition_rows(picks), self._powers, self._ring_tables)
 
     def observation_statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """Return mean and standard deviation (O,), float64, of the offline observations, closing rows included.
@@ -289,7 +289,7 @@ class Replay:
     def state(self) -> dict[str, Any]:
         """Return everything needed to continue, as JSON of a few kilobytes; online rows are flushed to disk first."""
         sampler = self._random.bit_generator.state
-        senders = {} if self._ring is None else self._ring.ledger.last_sequence
+        senders = {} if self._ring is None else self._ring.contents.last_sequence
         return {
             "version": STATE_VERSION,
             "schema": self.schema.to_json(),

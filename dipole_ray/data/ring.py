@@ -19,7 +19,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from dipole_ray.data.journal import Found, Insert, Journal, Ledger
+from dipole_ray.data.journal import Found, Insert, Journal, RingContents
 from dipole_ray.data.ring_file import create_ring_file, lock_ring_file, map_ring_file
 from dipole_ray.data.ring_rows import RingRows
 from dipole_ray.data.schema import Rows, Schema
@@ -62,7 +62,7 @@ class OnlineRing:
             self._rows = RingRows(self.columns, self.block_rows)
             self._names = tuple(schema.columns)
             self._is_clean = self.created
-            self.ledger, self.recoveries = Ledger(), 0
+            self.contents, self.recoveries = RingContents(), 0
             # Row numbers of the transitions in the ring, oldest first, themselves in a ring: appended and evicted in
             # order.
             self._queue = np.zeros(capacity, dtype=np.int64)
@@ -80,12 +80,12 @@ class OnlineRing:
     @property
     def rows_written(self) -> int:
         """Rows ever inserted."""
-        return self.ledger.rows_written
+        return self.contents.rows_written
 
     @property
     def num_rows(self) -> int:
         """Rows that count now."""
-        return self.ledger.rows_written - self.ledger.oldest
+        return self.contents.rows_written - self.contents.oldest
 
     def transition_rows(self, indices: np.ndarray) -> np.ndarray:
         """Return the file positions of the transitions at `indices` in [0, num_transitions), oldest first."""
@@ -117,36 +117,36 @@ class OnlineRing:
             self._rows.marks[:] = 0
             self._is_clean = True
         if self._journal.is_full:
-            self._journal.rewrite(self.ledger, self.recoveries)
+            self._journal.rewrite(self.contents, self.recoveries)
         self.created = False
-        first = self.ledger.rows_written
+        first = self.contents.rows_written
         transitions = first + np.flatnonzero(rows["remaining"])
-        insert = Insert(first, count, worker, incarnation, sequence, self.ledger.env_steps + len(transitions))
+        insert = Insert(first, count, worker, incarnation, sequence, self.contents.env_steps + len(transitions))
         numbers = np.arange(first + 1, first + count + 1)
         self._rows.write("sequence", first, -numbers)  # before the journal: no mark there is another insert's
         self._journal.note_insert(insert)
-        self._evict(max(self.ledger.oldest, first + count - self.capacity))
+        self._evict(max(self.contents.oldest, first + count - self.capacity))
         for name in self._names:
             self._rows.write(name, first, rows[name])
         self._rows.write("sequence", first, numbers)
-        self.ledger.take(insert)
+        self.contents.take(insert)
         self._seal_blocks(first)
         self._enqueue(transitions)
-        return self.ledger.env_steps
+        return self.contents.env_steps
 
     def state(self) -> dict[str, Any]:
         """Flush the file to disk and return row counts and checksums, as JSON."""
         self._mapped.flush()
-        ledger = self.ledger
-        tail = ledger.rows_written // self.block_rows
-        first_block = ledger.oldest // self.block_rows
+        contents = self.contents
+        tail = contents.rows_written // self.block_rows
+        first_block = contents.oldest // self.block_rows
         return {
             "capacity": self.capacity,
             "file_rows": self.file_rows,
-            "rows_written": ledger.rows_written,
-            "oldest": ledger.oldest,
-            "blocks": {str(block): crc for block, crc in ledger.blocks.items() if block >= first_block},
-            "tail_crc32": self._rows.checksum(tail * self.block_rows, ledger.rows_written),
+            "rows_written": contents.rows_written,
+            "oldest": contents.oldest,
+            "blocks": {str(block): crc for block, crc in contents.blocks.items() if block >= first_block},
+            "tail_crc32": self._rows.checksum(tail * self.block_rows, contents.rows_written),
         }
 
     def load_state(
@@ -185,7 +185,7 @@ class OnlineRing:
                 f"{self.path}: {what}; rows {first} to {end - 1} are affected: resume from an older checkpoint, "
                 "restore the file, or start the online phase anew without resuming"
             )
-        self._settle(Ledger(written, kept, env_steps, dict(last_sequence or {}), blocks))
+        self._hold(RingContents(written, kept, env_steps, dict(last_sequence or {}), blocks))
         if kept > oldest:
             warnings.warn(
                 f"{self.path}: {kept - oldest} of {written - oldest} online rows were overwritten after this "
@@ -203,11 +203,11 @@ class OnlineRing:
         self._lock.close()
 
     def _evict(self, oldest: int) -> None:
-        evicted = np.arange(self.ledger.oldest, oldest) % self.file_rows
+        evicted = np.arange(self.contents.oldest, oldest) % self.file_rows
         transitions = int(np.count_nonzero(self.columns["remaining"][evicted]))
         self._queue_start = (self._queue_start + transitions) % self.capacity
         self.num_transitions -= transitions
-        self.ledger.oldest = oldest
+        self.contents.oldest = oldest
 
     def _enqueue(self, rows: np.ndarray) -> None:
         slots = (self._queue_start + self.num_transitions + np.arange(len(rows))) % self.capacity
@@ -215,28 +215,28 @@ class OnlineRing:
         self.num_transitions += len(rows)
 
     def _seal_blocks(self, first: int) -> None:
-        blocks = self.ledger.blocks
+        blocks = self.contents.blocks
         for block in range(first // self.block_rows, self.rows_written // self.block_rows):
             blocks[block] = self._rows.block_checksum(block)
             blocks.pop(block - self._num_blocks, None)
             self._journal.note_block(block, blocks[block])
 
-    def _settle(self, ledger: Ledger) -> None:
-        """Hold exactly the rows of `ledger`: in the journal first, so that a kill in between loses nothing."""
-        self._journal.rewrite(ledger, self.recoveries)
-        self.ledger = ledger
-        self._rows.forget_after(ledger.rows_written)
+    def _hold(self, contents: RingContents) -> None:
+        """Hold exactly the rows of `contents`: in the journal first, so that a kill in between loses nothing."""
+        self._journal.rewrite(contents, self.recoveries)
+        self.contents = contents
+        self._rows.forget_after(contents.rows_written)
         self._is_clean = True
         self._queue_start = self.num_transitions = 0
-        self._enqueue(self._rows.transitions(ledger.oldest, ledger.rows_written))
+        self._enqueue(self._rows.transitions(contents.oldest, contents.rows_written))
 
     def _recover(self, found: Found) -> None:
         """Take up what an earlier process of this run acknowledged; quarantine what is damaged."""
-        ledger, last = found.ledger, found.last
+        contents, last = found.contents, found.last
         if last is not None and (self.created or self._rows.are_committed(last.first, last.rows)):
-            ledger.take(last)
+            contents.take(last)
         self.recoveries = found.recoveries + 1
-        written = ledger.rows_written
+        written = contents.rows_written
         is_missing = self.created and written > 0
         if is_missing or (found.is_torn and self._rows.are_committed(written, 1)):
             raise CorruptSegment(
@@ -244,24 +244,25 @@ class OnlineRing:
                 f"{written} of this run are affected: resume from a checkpoint"
             )
         if not written:  # the file may still hold the rows of a checkpoint that is about to be loaded
-            self._journal.rewrite(ledger, self.recoveries)
+            self._journal.rewrite(contents, self.recoveries)
             return
         size, tail = self.block_rows, written // self.block_rows
-        ledger.oldest = max(ledger.oldest, written - self.capacity)
+        contents.oldest = max(contents.oldest, written - self.capacity)
         for block in range(last.first // size if last else tail, tail):
-            if block not in ledger.blocks:  # killed between its last row and its checksum
-                ledger.blocks[block] = self._rows.block_checksum(block)
-        ledger.blocks = {block: crc for block, crc in ledger.blocks.items() if ledger.oldest // size <= block < tail}
+            if block not in contents.blocks:  # killed between its last row and its checksum
+                contents.blocks[block] = self._rows.block_checksum(block)
+        counted = range(contents.oldest // size, tail)
+        contents.blocks = {block: crc for block, crc in contents.blocks.items() if block in counted}
         tail_crc32 = self._rows.checksum(tail * size, written)
-        ledger.oldest, damaged = self._rows.inspect(ledger.oldest, written, ledger.blocks, tail_crc32)
+        contents.oldest, damaged = self._rows.inspect(contents.oldest, written, contents.blocks, tail_crc32)
         for damage in damaged:
-            changed = self._rows.quarantine(damage, ledger.oldest)
+            changed = self._rows.quarantine(damage, contents.oldest)
             for block in range(changed // size, damage.end // size):
-                ledger.blocks[block] = self._rows.block_checksum(block)
+                contents.blocks[block] = self._rows.block_checksum(block)
             warnings.warn(
                 f"{self.path}: {damage.found}; rows {damage.first} to {damage.end - 1} are quarantined: they are not "
                 "sampled again, and the run goes on with the rest",
                 RuntimeWarning,
                 stacklevel=4,
             )
-        self._settle(ledger)
+        self._hold(contents)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from dipole_ray.checkpoint import Checkpoint, entries_of, read_checkpoint, write_checkpoint
 from dipole_ray.columns import require_fit
-from dipole_ray.data.limiter import UpdateLimiter
+from dipole_ray.data.update_ratio import UpdateRatio
 from dipole_ray.envs.make import env_dims
 from dipole_ray.errors import CheckpointError, ConfigError
 from dipole_ray.evaluation.table import score_of
@@ -67,7 +67,7 @@ class DIPOLE(Algorithm):
         self._training = self.config.training_settings()
         self._agent = self.config.agent_settings()
         self._dims = env_dims(self.config.env_settings())
-        self._limiter = UpdateLimiter(self._training.updates_per_env_step)
+        self._update_ratio = UpdateRatio(self._training.updates_per_env_step)
         self.learner_steps = 0
         self.env_steps = 0
         self.score = -math.inf
@@ -128,7 +128,7 @@ class DIPOLE(Algorithm):
 
     def _online_iteration(self, fragments: list[FragmentReport]) -> list[UpdateReport]:
         """Gather, insert, and submit the updates owed; the learner works while the next fragments are collected."""
-        if not self._limiter.updates_done and not self.env_steps:
+        if not self._update_ratio.updates_done and not self.env_steps:
             self.learner.publish()
         updates: list[UpdateReport] = []
         collected = 0
@@ -139,7 +139,7 @@ class DIPOLE(Algorithm):
                 collected += total - self.env_steps
                 self.env_steps = total
             self.recent.note(report)
-            updates += self._update(self._limiter.due(self.env_steps), publish=True, online=True)
+            updates += self._update(self._update_ratio.due(self.env_steps), publish=True, online=True)
             if collected >= self._training.env_steps_per_iteration:
                 break
         return updates
@@ -152,7 +152,7 @@ class DIPOLE(Algorithm):
             reports += self.learner.submit(self.replay.sample(self._agent.batch_size, k), publish=publish)
             self.learner_steps += k
             if online:
-                self._limiter.record(k)
+                self._update_ratio.record(k)
             steps -= k
         return reports
 
@@ -199,7 +199,7 @@ class DIPOLE(Algorithm):
         metrics.update(self.experience.metrics())
         metrics.update({f"replay/{name}": float(count) for name, count in self.replay.sizes().items()})
         if self.env_steps:
-            metrics["replay/updates_per_env_step"] = self._limiter.updates_done / self.env_steps
+            metrics["replay/updates_per_env_step"] = self._update_ratio.updates_done / self.env_steps
         self.group_metrics = metrics
         rllibs = {(LEARNER_RESULTS, "default_policy", *name.split("/")): value for name, value in metrics.items()}
         rllibs |= {("learner_steps",): self.learner_steps, ("env_steps",): self.env_steps}
@@ -279,7 +279,7 @@ class DIPOLE(Algorithm):
             "policy_version": self.learner.policy.version,
             "score": self.score if math.isfinite(self.score) else None,
             "recent": self.recent.values,
-            "limiter": self._limiter.state(),
+            "limiter": self._update_ratio.state(),  # named as in checkpoints of the time when it was called so
             "replay": self.replay.state(),
             "replay_directory": str(self.replay_directory),
         }
@@ -301,7 +301,7 @@ class DIPOLE(Algorithm):
         self.score = -math.inf if metadata["score"] is None else float(metadata["score"])
         self.recent = RecentEpisodes(int(metadata["num_episodes"]), metadata["recent"])
         self.set_state({TRAINING_ITERATION: int(metadata["iteration"])})
-        self._limiter.load_state(metadata["limiter"])
+        self._update_ratio.load_state(metadata["limiter"])
         self._adopt_ring(Path(metadata["replay_directory"]))
         self.replay.load_state(metadata["replay"])
         self.learner.continue_versions(int(metadata["policy_version"]))

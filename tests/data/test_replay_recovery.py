@@ -45,7 +45,7 @@ def same(replay: Replay, model: Model, missing: int = 0) -> bool:
     """Whether the replay holds exactly the model's senders and newest rows, at most the oldest `missing` left out."""
     ring = replay._ring
     assert ring is not None
-    if (replay.env_steps_inserted, ring.ledger.last_sequence) != (model.env_steps, model.last):
+    if (replay.env_steps_inserted, ring.contents.last_sequence) != (model.env_steps, model.last):
         return False
     if not model.pieces:
         return replay.num_online == 0
@@ -319,8 +319,8 @@ def test_the_journal_has_its_length_for_ever_and_forgets_senders_long_gone(tmp_p
             replay.insert(rows, worker=worker, incarnation=2**62 + worker, sequence=2**60)
         assert path.with_name("ring.arrow.journal").stat().st_size == length
         assert replay._ring is not None
-        expected = dict(replay._ring.ledger.last_sequence)
+        expected = dict(replay._ring.contents.last_sequence)
     assert len(expected) == journal.MAX_SENDERS and (journal.MAX_SENDERS + 499, 2**62 + 1523) in expected
     with open_replay(path) as replay:
-        assert replay._ring is not None and replay._ring.ledger.last_sequence == expected
+        assert replay._ring is not None and replay._ring.contents.last_sequence == expected
         assert replay.env_steps_inserted == 3 * (journal.MAX_SENDERS + 500)

@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dipole_ray.data.n_step import gather_n_step
 from dipole_ray.data.replay import Replay
 from dipole_ray.data.ring import OnlineRing
 from dipole_ray.data.schema import Rows, Schema, concatenate
-from dipole_ray.data.windows import gather_windows
 from dipole_ray.errors import CheckpointError, ConfigError, CorruptSegment, DatasetError, NonFiniteError
 from tests.synthetic import random_trajectory
 
@@ -28,20 +28,20 @@ POWERS = 0.9 ** np.arange(5.0)
 
 def append(ring: OnlineRing, rows: Rows) -> int:
     """Insert as one worker that never fails; return how many of the rows are transitions."""
-    before = ring.ledger.env_steps
+    before = ring.contents.env_steps
     return ring.append(rows, worker=0, incarnation=0, sequence=before) - before
 
 
 def ring_windows(ring: OnlineRing) -> dict[str, np.ndarray]:
     """Return every window that the ring can give, oldest first."""
-    return gather_windows(ring.columns, ring.transition_rows(np.arange(ring.num_transitions)), POWERS)
+    return gather_n_step(ring.columns, ring.transition_rows(np.arange(ring.num_transitions)), POWERS)
 
 
 def model_windows(rows: Rows, capacity: int) -> dict[str, np.ndarray]:
     """Return the same from a plain list of all rows ever inserted."""
     valid = np.flatnonzero(rows["remaining"])
     valid = valid[valid >= len(rows["remaining"]) - capacity]
-    return gather_windows(rows, valid, POWERS)
+    return gather_n_step(rows, valid, POWERS)
 
 
 def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:

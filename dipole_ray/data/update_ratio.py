@@ -11,7 +11,7 @@ from dipole_ray.errors import CheckpointError, ConfigError
 _MAX_DENOMINATOR = 1_000_000
 
 
-class UpdateLimiter:
+class UpdateRatio:
     """Says how many gradient updates the environment steps taken so far have paid for.
 
     After `env_steps` steps and all due updates, exactly `floor(ratio * env_steps)` updates were done: the ratio is a
@@ -21,7 +21,7 @@ class UpdateLimiter:
     """
 
     def __init__(self, updates_per_env_step: float | Fraction) -> None:
-        """Make a limiter.
+        """Count from nothing on.
 
         Args:
             updates_per_env_step: Ratio >= 0; floats are taken as the nearest fraction with a denominator up to 10^6.
@@ -67,7 +67,7 @@ class UpdateLimiter:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from `state`, with this limiter's own ratio from there on.
+        """Continue from `state`, with this object's own ratio from there on.
 
         Raises:
             CheckpointError: If something is missing from the state.
@@ -77,7 +77,9 @@ class UpdateLimiter:
             self.updates_done, self.env_steps = int(state["updates_done"]), int(state["env_steps"])
             self._base_env_steps, self._base_updates = (int(value) for value in state["base"])
         except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"limiter state is incomplete ({error!r}); resume from another checkpoint") from error
+            raise CheckpointError(
+                f"update ratio: incomplete state ({error!r}); resume from another checkpoint"
+            ) from error
         if stored != self.ratio:
             self._base_env_steps, self._base_updates = self.env_steps, self.updates_done
         self._base_updates -= self.due(self.env_steps)

@@ -24,7 +24,7 @@ OBSERVATIONS = "observations"
 NO_TABLES: Mapping[str, np.ndarray] = {}
 
 
-def gather_windows(
+def gather_n_step(
     columns: Rows, rows: np.ndarray, powers: np.ndarray, tables: Mapping[str, np.ndarray] = NO_TABLES
 ) -> dict[str, np.ndarray]:
     """Gather the windows that begin at `rows`; none of them crosses a closing row or a mask of 0.

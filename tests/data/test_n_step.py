@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dipole_ray.data.dataset import write_dataset
+from dipole_ray.data.n_step import gather_n_step
 from dipole_ray.data.replay import Replay
 from dipole_ray.data.schema import Rows, Schema, concatenate
-from dipole_ray.data.windows import gather_windows
 from tests.synthetic import random_trajectory
 
 SCHEMA = Schema(3, 2)
@@ -58,7 +58,7 @@ def test_windows_equal_the_definition(
     random = np.random.default_rng(seed)
     trajectories = [random_trajectory(random, length, mask_rate=mask_rate) for length in lengths]
     rows = concatenate(trajectories)
-    batch = gather_windows(rows, np.flatnonzero(rows["remaining"]), discount ** np.arange(n_step + 1.0))
+    batch = gather_n_step(rows, np.flatnonzero(rows["remaining"]), discount ** np.arange(n_step + 1.0))
     for index, expected in enumerate(brute_force(trajectories, n_step, discount)):
         for name, value in expected.items():
             np.testing.assert_allclose(batch[name][index], value, rtol=1e-6, atol=1e-6, err_msg=name)
