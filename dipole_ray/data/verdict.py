@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -43,6 +44,10 @@ class Finding:
         return cls(level=level, what=what or rest, where=where, remedy=remedy if what else "see the message")
 
 
+_info, _warning = partial(Finding, "info"), partial(Finding, "warning")
+"""Of what, where and the remedy."""
+
+
 def worst(findings: Sequence[Finding]) -> Verdict:
     """Return the verdict that a list of findings amounts to."""
     levels = {finding.level for finding in findings}
@@ -64,23 +69,20 @@ def judge(summary: Summary, report: ImportReport, *, has_rewards: bool) -> list[
 def _boundaries(summary: Summary) -> Iterator[Finding]:
     lengths, jumps = summary.figures("lengths"), summary.figures("jumps")
     if summary.num_transitions < FEW_TRANSITIONS:
-        yield Finding(
-            "warning",
+        yield _warning(
             f"only {summary.num_transitions} transitions",
             "whole dataset",
             "collect more; a policy trained on so few will mostly memorise them",
         )
     if len(lengths) == 1 and lengths[0] > 10 * FEW_TRANSITIONS:
-        yield Finding(
-            "warning",
+        yield _warning(
             f"a single trajectory of {lengths[0]} transitions",
             "trajectory ends",
             "check that every episode's last row is marked (terminals, timeouts or episode)",
         )
     far = np.flatnonzero(jumps > JUMP_FACTOR * max(float(np.quantile(jumps, 0.99)), 1e-6))
     if len(far):
-        yield Finding(
-            "warning",
+        yield _warning(
             f"{len(far)} transitions jump more than {JUMP_FACTOR:.0f} times farther than 99 % of all",
             f"first at transition {far[0]}",
             "check for missing trajectory ends there; ignore this if the environment teleports",
@@ -91,22 +93,19 @@ def _time_limits(summary: Summary) -> Iterator[Finding]:
     lengths, terminated = summary.figures("lengths"), summary.figures("terminated")
     at_limit = lengths == lengths.max()
     if len(lengths) >= 5 and terminated[at_limit].all() and at_limit.mean() > 0.9:
-        yield Finding(
-            "warning",
+        yield _warning(
             f"{int(at_limit.sum())} of {len(lengths)} trajectories end the task after {lengths.max()} steps",
             "masks of the last transitions",
             "if that is a time limit, store mask 1 there (map it as timeouts): it must not stop the bootstrap",
         )
     if not summary.num_masked:
-        yield Finding(
-            "info",
+        yield _info(
             "no transition ends the task; every trajectory is cut by a time limit and bootstrapped",
             "masks",
             "right for tasks without an end; otherwise map masks, or collect data that reaches the goal",
         )
     if summary.num_masked > MASKED_FRACTION * summary.num_transitions:
-        yield Finding(
-            "warning",
+        yield _warning(
             f"{summary.num_masked / summary.num_transitions:.0%} of the transitions end the task",
             "masks",
             "masks are 1 - terminated; check that they are not stored the other way round",
@@ -122,18 +121,16 @@ def _numbers(summary: Summary, report: ImportReport) -> Iterator[Finding]:
             "repair them, or import with --non-finite drop",
         )
     if report.unfollowed_transitions:
-        yield Finding(
-            "info",
+        yield _info(
             f"{report.unfollowed_transitions} transitions without the observation that they led to are left out",
             "last rows of trajectories that were cut",
             "harmless if few; otherwise store next_observations",
         )
     for note in report.notes:
-        yield Finding(level="info", what=note, where="whole dataset", remedy="check that this is what was recorded")
+        yield _info(note, "whole dataset", "check that this is what was recorded")
     constant = np.flatnonzero(summary.observation_min == summary.observation_max)
     if len(constant):
-        yield Finding(
-            "info",
+        yield _info(
             f"{len(constant)} of {len(summary.observation_min)} observation dimensions never change",
             f"dimensions {_list(constant)}",
             "harmless; drop them if they carry no meaning online either",
@@ -143,24 +140,21 @@ def _numbers(summary: Summary, report: ImportReport) -> Iterator[Finding]:
 def _actions(summary: Summary) -> Iterator[Finding]:
     share = summary.num_saturated / max(1, int(summary.action_histogram.sum()))
     if share > SATURATED_FRACTION:
-        yield Finding(
-            "warning",
+        yield _warning(
             f"{share:.0%} of the action entries lie at -1 or 1",
             "actions",
             "check the scaling; clipped actions hide what the behaviour policy did",
         )
     constant = np.flatnonzero(summary.action_min == summary.action_max)
     if len(constant):
-        yield Finding(
-            "warning",
+        yield _warning(
             f"{len(constant)} of {len(summary.action_min)} action dimensions never change",
             f"dimensions {_list(constant)}",
             "the policy cannot learn to use them from this data",
         )
     largest = float(max(np.abs(summary.action_min).max(), np.abs(summary.action_max).max()))
     if largest < 0.1 and len(constant) < len(summary.action_min):
-        yield Finding(
-            "warning",
+        yield _warning(
             f"no action is larger than {largest:.3g}",
             "actions",
             "rescale the actions so that the environment's limits are -1 and 1",
@@ -170,15 +164,13 @@ def _actions(summary: Summary) -> Iterator[Finding]:
 def _duplicates(summary: Summary) -> Iterator[Finding]:
     transitions, trajectories = summary.duplicate_transitions(), summary.duplicate_trajectories()
     if trajectories:
-        yield Finding(
-            "warning",
+        yield _warning(
             f"{trajectories} of {len(summary.figures('lengths'))} trajectories are exact copies of others",
             "observations and actions",
             "remove them, or know that they count twice (were files imported twice, or seeds repeated?)",
         )
     elif transitions > DUPLICATE_FRACTION * summary.num_transitions:
-        yield Finding(
-            "warning",
+        yield _warning(
             f"{transitions / summary.num_transitions:.1%} of the transitions repeat an earlier one exactly",
             "observations and actions",
             "check the recording; repeated rows weigh more in training",
@@ -187,8 +179,7 @@ def _duplicates(summary: Summary) -> Iterator[Finding]:
 
 def _rewards(summary: Summary) -> Iterator[Finding]:
     if summary.reward_min == summary.reward_max:
-        yield Finding(
-            "warning",
+        yield _warning(
             f"every reward is {summary.reward_min:g}",
             "rewards",
             "no action is better than another here: choose another task, or collect data that reaches the goal",
