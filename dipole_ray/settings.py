@@ -49,10 +49,10 @@ class FieldDoc:
 
 
 class Tagged(type):
-    """Metaclass of a section that has several classes: `tag`, the dotted key of a setting, chooses among them.
+    """Metaclass of a section in several classes: the value of one setting, whose dotted key is `tag`, chooses one.
 
-    Calling any of them, or reading it from a mapping, makes the subclass whose default of that setting is the given
-    value. A key that only other subclasses have may stand there with its default, as in a file that holds all keys.
+    Calling any of the classes makes the one chosen. A key that only others have may be given with its default there,
+    as in a file that holds all keys.
     """
 
     tag: str
@@ -66,11 +66,7 @@ class Tagged(type):
             cls.variants[namespace[cls.tag.rpartition(".")[2]]] = cls
 
     def __call__(cls, **values: Any) -> Any:
-        """Return the section that the values describe.
-
-        Raises:
-            ConfigError: No class has this tag, or its class does not read a value; says which one would.
-        """
+        """Return the section that the values describe; ConfigError says which class would read what this one cannot."""
         section, _, tag = cls.tag.rpartition(".")
         chosen = values.get(tag, getattr(cls, tag))
         if chosen not in cls.variants:
@@ -97,15 +93,7 @@ def _takes(variant: Any, key: str, value: Any) -> bool:
 
 
 def unread(key: str, value: Any, neutral: Any, why: str, remedy: str) -> ConfigError:
-    """Return the error of a setting that nothing would read.
-
-    Args:
-        key: Its dotted key.
-        value: What was found.
-        neutral: The value that says nothing.
-        why: What keeps it from being read.
-        remedy: The setting, as `key=value`, with which it would be read.
-    """
+    """Return the error of a setting that nothing would read: the `neutral` value says nothing, `remedy` has it read."""
     found, instead = (str(one).lower() if isinstance(one, bool) else str(one) for one in (value, neutral))
     return ConfigError(f"{key}: found {found}, but {why}; set {key}={'0' if instead == '0.0' else instead} or {remedy}")
 

@@ -35,12 +35,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 class Rule(NamedTuple):
-    """What the values of a setting must fulfil; stands in its type, as `Annotated[float, ABOVE_ZERO]`."""
+    """Which values a setting may have, and what to do about others; stands in its type, as `Annotated[float, RATE]`."""
 
     holds: Callable[[Any], bool]
-    """Whether a value is allowed."""
     wanted: str
-    """What to do about one that is not, such as `give a finite number`."""
 
 
 def one_of(*choices: str) -> Rule:
@@ -171,13 +169,6 @@ class AgentConfig(metaclass=Tagged):
         return f"algorithm '{self.algorithm}'", "agent.algorithm=dipole"
 
     def require(self, name: str, only: Any, why: str, remedy: str) -> None:
-        """Raise ConfigError unless a setting, which nothing would read, has the one value that says nothing.
-
-        Args:
-            name: The setting.
-            only: The value.
-            why: What keeps it from being read.
-            remedy: The setting with which it would be.
-        """
+        """Raise ConfigError, with the reason and the remedy, unless a setting has the only value it can have."""
         if getattr(self, name) != only:
             raise unread(f"agent.{name}", getattr(self, name), only, why, remedy)

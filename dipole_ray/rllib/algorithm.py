@@ -319,7 +319,8 @@ class DIPOLE(Algorithm):
     def restore_from_path(self, path: Any, **kwargs: Any) -> None:
         """Continue from a folder written by `save_to_path`; what differs from this config is refused or named."""
         checkpoint = read_checkpoint(Path(path))
-        saved = checkpoint.metadata.get("algorithm", {})
+        with entries_of(checkpoint):
+            saved = DIPOLEConfig.from_plain(checkpoint.metadata["algorithm"]).to_plain()
         differences = guard_resume(saved, self.config.to_plain(), fixed=("env",))
         self.restore_contents(checkpoint)
         warn_of(differences + version_differences(checkpoint.versions))

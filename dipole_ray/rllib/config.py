@@ -6,7 +6,7 @@ import difflib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -27,20 +27,15 @@ from dipole_ray.rllib.evaluate import evaluate_grid
 from dipole_ray.rllib.offline_data import ArrowOfflineData
 from dipole_ray.rllib.placement import workers_beside_driver
 from dipole_ray.rllib.privates import is_frozen, sync_no_states, translated
+from dipole_ray.rllib.rllib_keys import FILLED, KEPT, REFUSED, RENAMED, Empty
 
-AGENT_KEYS = tuple(settings.to_mapping(AgentConfig()))
-TRAINING_KEYS = tuple(f.name for f in fields(TrainingConfig))
-EVALUATION_KEYS = tuple(f.name for f in fields(EvalConfig))
-RENAMED = {
-    "lr": "learning_rate",
-    "gamma": "discount",
-    "train_batch_size": "batch_size",
-    "train_batch_size_per_learner": "batch_size",
-    "minibatch_size": "batch_size",
-    "num_epochs": "updates_per_env_step",
-}
-"""RLlib's names for what DIPOLE calls by the field's own."""
-OLD_STACK_KEYS = ("model", "optimizer", "replay_buffer_config")
+Section = TypeVar("Section")
+
+SECTIONS: dict[str, Any] = {"agent": AgentConfig, "training": TrainingConfig, "evaluation": EvalConfig}
+SECTION_OF = {key: name for name in ("agent", "training") for key in settings.to_mapping(SECTIONS[name]())}
+"""The section of every key that is one of RLlib's config, too, for `training()` and Ray Tune."""
+EVALUATION = "eval_settings"
+"""Key of the evaluation's section in the dict that Ray Tune gets."""
 
 
 class DIPOLEConfig(AlgorithmConfig):
@@ -63,9 +58,6 @@ class DIPOLEConfig(AlgorithmConfig):
         from dipole_ray.rllib.env_runner import DIPOLEEnvRunner
 
         super().__init__(algo_class=algo_class or DIPOLE)
-        for section in (AgentConfig(), TrainingConfig(offline_learner_steps=0)):
-            for key, value in settings.to_mapping(section).items():
-                setattr(self, key, value)
         self.seed = 0
         self.env_runner_cls = DIPOLEEnvRunner
         self.offline_data_class = ArrowOfflineData
@@ -75,36 +67,83 @@ class DIPOLEConfig(AlgorithmConfig):
         self.learner_num_threads: Any = None
         self.env_runner_stall_s = RolloutConfig().stall_s
         self.replay_directory: str | None = None
-        self.eval_settings: dict[str, Any] = settings.to_mapping(EvalConfig())
         self.custom_evaluation_function = evaluate_grid
+        self.local_tf_session_args: dict[str, Any] = {}  # RLlib sets others where there are some, which is refused
         # Workers get versioned weights with each request; connector states do not exist here.
         self.merge_env_runner_states = False
         self.broadcast_env_runner_states = False
         sync_no_states(self)
         self.env_runner_health_probe_timeout_s = 5.0
         self.delay_between_env_runner_restarts_s = 5.0
+        self.__dict__.update({key: Empty(key) for key in FILLED})
+        # What was set since the sections were last checked is kept raw: it may be a search space of Ray Tune, or make
+        # sense only with what is set next.
+        self._changes: dict[str, dict[str, Any]] = {}
+        self._automatic: dict[str, Any] = {}
+        training = TrainingConfig(offline_learner_steps=0)
+        self._sections: dict[str, Any] = {"agent": AgentConfig(), "training": training, "evaluation": EvalConfig()}
+
+    # ---- our keys as attributes of RLlib's config ----
+
+    def __getattr__(self, name: str) -> Any:
+        """Return the value of a key of the agent's or the loop's section."""
+        if name in SECTION_OF and "_sections" in self.__dict__:
+            return self._values(SECTION_OF[name])[name]
+        raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        """Set a key of ours, or a setting of RLlib's.
+
+        Raises:
+            ConfigError: Nothing would read it.
+        """
+        is_complete = "_sections" in self.__dict__  # what RLlib's constructor and ours set are the defaults
+        if key in SECTION_OF:
+            self._change(SECTION_OF[key], {key: value})
+            return
+        if is_complete and key in REFUSED and not self.in_evaluation and value != getattr(self, key):
+            raise ConfigError(REFUSED[key])
+        super().__setattr__(key, value)
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        """Set like an attribute; RLlib's own would go past the sections."""
+        setattr(self, key, value)
+
+    def _change(self, section: str, values: Mapping[str, Any]) -> None:
+        if values:
+            self._changes = {**self._changes, section: {**self._changes.get(section, {}), **values}}
+
+    def _values(self, section: str) -> dict[str, Any]:
+        """Return a section as plain values, with what was set since it was last checked."""
+        return {**settings.to_mapping(self._sections[section]), **self._changes.get(section, {})}
+
+    def _section(self, cls: type[Section], name: str, where: str = "") -> Section:
+        """Return a section, checked."""
+        changed = self._changes.get(name)
+        return settings.from_mapping(cls, self._values(name) if changed else self._sections[name], where)
 
     # ---- fluent setters ----
 
-    def training(self, *, preset: str | None = None, learner_class: Any = None, **settings_: Any) -> Self:
+    def training(self, *, preset: str | None = None, replay_directory: str | None = None, **ours: Any) -> Self:
         """Set keys of `AgentConfig` (beta, omega, expectile, ...) and of `TrainingConfig`.
 
         Args:
             preset: Name of an agent preset the other keys override.
-            learner_class: As in RLlib.
-            **settings_: Values, or Ray Tune search spaces for them.
+            replay_directory: Folder of the online ring; a place, which a checkpoint does not hold.
+            **ours: Values, or Ray Tune search spaces for them.
 
         Raises:
             ConfigError: An unknown key; RLlib's names for our keys are pointed out.
         """
+        unknown = next((key for key in ours if key not in SECTION_OF), None)
+        if unknown is not None:
+            raise ConfigError(_unknown(unknown))
         if preset is not None:
-            settings_ = {**settings.to_mapping(AgentConfig.preset(preset)), **settings_}
-        if learner_class is not None:
-            super().training(learner_class=learner_class)
-        for key, value in settings_.items():
-            if key not in (*AGENT_KEYS, *TRAINING_KEYS, "replay_directory"):
-                raise ConfigError(_unknown(key, (*AGENT_KEYS, *TRAINING_KEYS)))
+            ours = {**settings.to_mapping(AgentConfig.preset(preset)), **ours}
+        for key, value in ours.items():
             setattr(self, key, value)
+        if replay_directory is not None:
+            self.replay_directory = replay_directory
         return self
 
     def env_runners(self, *, stall_s: float | None = None, **kwargs: Any) -> Self:
@@ -118,14 +157,15 @@ class DIPOLEConfig(AlgorithmConfig):
         """Set RLlib's learner settings, and `num_threads`: torch threads of the learner (None = automatic)."""
         if num_threads is not None:
             self.learner_num_threads = num_threads
+        self._automatic = {key: value for key, value in self._automatic.items() if key not in kwargs}
         super().learners(**kwargs)
         return self
 
     def evaluation(self, **kwargs: Any) -> Self:
         """Set RLlib's evaluation settings, and those of `EvalConfig` (episodes, omegas, candidates, ...)."""
-        ours = {key: kwargs.pop(key) for key in list(kwargs) if key in EVALUATION_KEYS}
-        self.eval_settings = {**self.eval_settings, **ours}
-        super().evaluation(**kwargs)
+        keys = {field.name for field in fields(EvalConfig)}
+        self._change("evaluation", {key: value for key, value in kwargs.items() if key in keys})
+        super().evaluation(**{key: value for key, value in kwargs.items() if key not in keys})
         return self
 
     @classmethod
@@ -137,13 +177,9 @@ class DIPOLEConfig(AlgorithmConfig):
             dataset: Folder of the offline dataset, or None.
             replay_directory: Folder of the online ring, or None for the algorithm's own.
         """
-        config = cls()
-        env = settings.to_mapping(run.env)
-        config.environment(env.pop("id"), env_config=env)
-        if dataset is not None:
-            config.offline_data(input_=dataset)
-        config.training(**settings.to_mapping(run.agent), **settings.to_mapping(run.training))
-        config.training(replay_directory=replay_directory)
+        config = cls()._with_parts(run.env, [] if dataset is None else [dataset])
+        config._sections = {"agent": run.agent, "training": run.training, "evaluation": run.evaluation}
+        config.replay_directory = replay_directory
         config.env_runners(
             num_env_runners=run.rollout.num_workers,
             num_envs_per_env_runner=run.rollout.envs_per_worker,
@@ -152,19 +188,24 @@ class DIPOLEConfig(AlgorithmConfig):
             stall_s=run.rollout.stall_s,
         )
         config.learners(num_learners=run.learner.actors, num_threads=run.learner.num_threads)
-        config.evaluation(**settings.to_mapping(run.evaluation))
         config.debugging(seed=run.seed)
         return config
+
+    def _with_parts(self, env: EnvConfig, inputs: Sequence[str]) -> Self:
+        """Set the environment and the datasets."""
+        plain = settings.to_mapping(env)
+        self.environment(plain.pop("id"), env_config=plain)
+        return self.offline_data(input_=list(inputs)) if inputs else self
 
     # ---- what the parts are built from ----
 
     def agent_settings(self) -> AgentConfig:
         """Return the agent's config."""
-        return settings.from_mapping(AgentConfig, {key: getattr(self, key) for key in AGENT_KEYS})
+        return self._section(AgentConfig, "agent")
 
     def training_settings(self) -> TrainingConfig:
         """Return the loop's config."""
-        return settings.from_mapping(TrainingConfig, {key: getattr(self, key) for key in TRAINING_KEYS})
+        return self._section(TrainingConfig, "training")
 
     def env_settings(self) -> EnvConfig:
         """Return the environment's config."""
@@ -172,42 +213,27 @@ class DIPOLEConfig(AlgorithmConfig):
 
     def evaluation_settings(self) -> EvalConfig:
         """Return the evaluation's config."""
-        return settings.from_mapping(EvalConfig, self.eval_settings, "evaluation")
+        return self._section(EvalConfig, "evaluation", "evaluation")
 
     def to_plain(self) -> dict[str, Any]:
-        """Return what a checkpoint needs to build the same algorithm, JSON-able."""
+        """Return all that a checkpoint needs to build the same algorithm, JSON-able."""
         inputs = self.input_ if isinstance(self.input_, list) else [self.input_]
         return {
             "env": settings.to_mapping(self.env_settings()),
             "input": [str(path) for path in inputs] if self.is_offline else [],
-            "agent": settings.to_mapping(self.agent_settings()),
-            "training": settings.to_mapping(self.training_settings()),
-            "evaluation": settings.to_mapping(self.evaluation_settings()),
-            "seed": self.seed,
-            "num_env_runners": self.num_env_runners,
-            "num_envs_per_env_runner": self.num_envs_per_env_runner,
-            "rollout_fragment_length": self.rollout_fragment_length,
-            "num_cpus_per_env_runner": self.num_cpus_per_env_runner,
-            "env_runner_stall_s": self.env_runner_stall_s,
-            "num_learners": self.num_learners,
-            "learner_num_threads": self.learner_num_threads,
+            **{name: settings.to_mapping(self._section(cls, name)) for name, cls in SECTIONS.items()},
+            **{key: getattr(self, key) for key in KEPT},
+            **self._automatic,
         }
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> DIPOLEConfig:
-        """Return the config that `to_plain` described."""
-        config = cls()
-        env = dict(plain["env"])
-        config.environment(env.pop("id"), env_config=env)
-        if plain["input"]:
-            config.offline_data(input_=list(plain["input"]))
-        config.training(**plain["agent"], **plain["training"])
-        config.evaluation(**plain["evaluation"])
-        for key in ("num_env_runners", "num_envs_per_env_runner", "rollout_fragment_length", "num_cpus_per_env_runner"):
-            setattr(config, key, plain[key])
-        config.env_runner_stall_s = float(plain.get("env_runner_stall_s", config.env_runner_stall_s))
-        config.num_learners, config.learner_num_threads = plain["num_learners"], plain["learner_num_threads"]
-        config.seed = plain["seed"]
+        """Return the config that `to_plain` described; what older versions did not write keeps its default."""
+        env = settings.from_mapping(EnvConfig, plain["env"], "env")
+        config = cls()._with_parts(env, plain["input"])
+        config._sections = {name: settings.from_mapping(cls_, plain[name], name) for name, cls_ in SECTIONS.items()}
+        for key in KEPT:
+            setattr(config, key, plain.get(key, getattr(config, key)))
         return config
 
     # ---- RLlib's hooks ----
@@ -218,23 +244,23 @@ class DIPOLEConfig(AlgorithmConfig):
         Raises:
             ConfigError: A key that nothing would read.
         """
-        taken = {}
-        for key, value in config_dict.items():
+        own = self.to_dict()
+        differing = {key: value for key, value in config_dict.items() if key not in own or value != own[key]}
+        for key in differing:
             name = translated(self, key)
-            is_of_tune = name.startswith("__") or name == "multiagent"
-            if not hasattr(self, name) and not is_of_tune:
-                raise ConfigError(_unknown(key, (*AGENT_KEYS, *TRAINING_KEYS)))
-            if name in RENAMED and value != getattr(self, name):
-                raise ConfigError(_unknown(key, ()))
-            # RLlib would pass these defaults of its old stack on to `training`, where they mean nothing.
-            if name not in OLD_STACK_KEYS or value != getattr(self, name):
-                taken[key] = value
-        super().update_from_dict(taken)
+            is_of_tune = name.startswith("__") or name in (EVALUATION, "multiagent")
+            if name in RENAMED or not (is_of_tune or hasattr(self, name)):
+                raise ConfigError(_unknown(key))
+        self.evaluation(**differing.pop(EVALUATION, {}))
+        super().update_from_dict(differing)
         return self
 
-    def get_state(self) -> dict[str, Any]:
-        """Return all settings; RLlib leaves out what is -1, its mark of deprecated keys, and a shift may be -1."""
-        return {**super().get_state(), **{key: getattr(self, key) for key in (*AGENT_KEYS, *TRAINING_KEYS)}}
+    def to_dict(self) -> dict[str, Any]:
+        """Return all settings by key, ours among RLlib's, as Ray Tune takes them."""
+        plain = super().to_dict()
+        for name in ("_sections", "_changes", "_automatic"):
+            del plain[name]
+        return {**plain, **self._values("agent"), **self._values("training"), EVALUATION: self._values("evaluation")}
 
     def get_default_rl_module_spec(self) -> RLModuleSpec:
         """Return the spec of the module around the agent."""
@@ -257,8 +283,7 @@ class DIPOLEConfig(AlgorithmConfig):
     @property
     def model_config(self) -> dict[str, Any]:
         """The agent's settings, for every module wherever it is built."""
-        agent = settings.to_mapping(self.agent_settings())
-        return {**super().model_config, "agent": agent, "seed": self.seed or 0}
+        return {**super().model_config, "agent": self.agent_settings(), "seed": self.seed or 0}
 
     def validate(self) -> None:
         """Check everything that would otherwise fail late, and settle what is automatic.
@@ -269,9 +294,10 @@ class DIPOLEConfig(AlgorithmConfig):
         self._settle_automatic()
         log_once("DIPOLE_on_new_api_stack")  # takes the place of RLlib's warning that says no more than its name
         super().validate()
-        agent = self.agent_settings()
-        training = self.training_settings()
-        self.evaluation_settings()
+        agent, training, evaluation = self.agent_settings(), self.training_settings(), self.evaluation_settings()
+        if not is_frozen(self):
+            self._sections = {"agent": agent, "training": training, "evaluation": evaluation}
+            self._changes = {}
         if not isinstance(self.env, str):
             raise ConfigError(
                 f"environment is {self.env!r}: give an id; an environment of your own gets one by "
@@ -306,8 +332,9 @@ class DIPOLEConfig(AlgorithmConfig):
         """Find the spaces here, once: a worker that builds no environment while it starts cannot fail or hang there."""
         dims = env_dims(self.env_settings())
         if not is_frozen(self):
-            self.observation_space = gym.spaces.Box(-np.inf, np.inf, (dims.observation_dim,), np.float32)
-            self.action_space = gym.spaces.Box(-1.0, 1.0, (dims.action_dim,), np.float32)
+            observations = gym.spaces.Box(-np.inf, np.inf, (dims.observation_dim,), np.float32)
+            actions = gym.spaces.Box(-1.0, 1.0, (dims.action_dim,), np.float32)
+            self.__dict__.update(observation_space=observations, action_space=actions)  # a user's would be refused
 
     def _settle_automatic(self) -> None:
         """Resolve the learner's GPU and thread count for this machine or cluster."""
@@ -319,6 +346,7 @@ class DIPOLEConfig(AlgorithmConfig):
             else:
                 has_gpu = torch.cuda.is_available()
             self.num_gpus_per_learner = int(has_gpu)
+            self._automatic = {"num_gpus_per_learner": "auto"}  # the checkpoint may be continued on another machine
         if self.learner_num_threads is None:
             cores = len(os.sched_getaffinity(0))
             # Beside remote learners this process is busy, too: it steps the environments if there are no workers.
@@ -326,10 +354,10 @@ class DIPOLEConfig(AlgorithmConfig):
             self.learner_num_threads = max(1, (cores - stepping) // max(1, self.num_learners))
 
 
-def _unknown(key: str, valid: Sequence[str]) -> str:
+def _unknown(key: str) -> str:
     """Return the message for an unknown training key."""
     if key in RENAMED:
-        return f"training key '{key}' is called '{RENAMED[key]}' in DIPOLE"
-    near = difflib.get_close_matches(key, valid, n=1)
-    hint = f"did you mean '{near[0]}'?" if near else f"valid keys: {', '.join(sorted(valid))}"
+        return REFUSED[key]
+    near = difflib.get_close_matches(key, SECTION_OF, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"valid keys: {', '.join(sorted(SECTION_OF))}"
     return f"unknown training key '{key}': {hint}"

@@ -8,7 +8,6 @@ import numpy as np
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.torch import TorchRLModule
 
-from dipole_ray import settings
 from dipole_ray.agents.config import AgentConfig
 from dipole_ray.agents.make import make_policy
 from dipole_ray.agents.policy import Policy
@@ -24,7 +23,7 @@ class DIPOLERLModule(TorchRLModule):
 
     def setup(self) -> None:
         """Build the policy that the learner of the same seed begins with."""
-        config = settings.from_mapping(AgentConfig, self.model_config["agent"], "agent")
+        config: AgentConfig = self.model_config["agent"]
         dims = (int(np.prod(self.observation_space.shape)), int(np.prod(self.action_space.shape)))
         self.policy = make_policy(config, *dims, seed=self.model_config["seed"])
         self.networks = self.policy.networks

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.callbacks.callbacks import RLlibCallback
 
 from dipole_ray import DIPOLEConfig, settings
 from dipole_ray.agents.dipole import AgentConfig
@@ -117,6 +120,93 @@ def test_description_in_a_checkpoint_gives_the_same_config_back() -> None:
     assert (again.num_env_runners, again.num_learners, again.seed) == (2, 1, 7)
 
 
+SETTERS = (
+    *("python_environment", "resources", "framework", "api_stack", "environment", "env_runners", "learners"),
+    *("training", "callbacks", "evaluation", "offline_data", "multi_agent", "reporting", "checkpointing", "debugging"),
+    *("fault_tolerance", "rl_module", "experimental"),
+)
+OF_RLLIB = [
+    (setter, parameter)
+    for setter in SETTERS
+    for parameter in inspect.signature(getattr(AlgorithmConfig, setter)).parameters
+    if parameter != "self"
+]
+OTHER_VALUES: dict[str, Any] = {
+    "env": "MountainCarContinuous-v0",
+    "env_config": {"max_episode_steps": 7},
+    "batch_mode": "complete_episodes",
+    "evaluation_config": {"explore": False},
+    "callbacks_class": type("Another", (RLlibCallback,), {}),
+    "policies": {"another"},
+    "policies_to_train": ["default_policy"],
+    "count_steps_by": "agent_steps",
+    "custom_resources_per_learner": {"disk": 1},
+}
+"""Where a value must be of a kind that its default does not show."""
+
+
+def another(default: Any) -> Any:
+    """Return a value like the default, and not the default."""
+    if isinstance(default, bool):
+        return not default
+    if isinstance(default, int | float):
+        return default + 3
+    if isinstance(default, str | list):
+        return [*default, "x"] if isinstance(default, list) else f"{default}x"
+    return {"CPU": 1.0} if isinstance(default, dict) else 3
+
+
+@pytest.mark.parametrize(("setter", "parameter"), OF_RLLIB)
+def test_every_setting_of_rllibs_is_saved_or_refused_where_it_is_set(setter: str, parameter: str) -> None:
+    """A checkpoint gives back what was set; what nothing reads is an error that says what is there instead."""
+    made, names = DIPOLEConfig().environment("Pendulum-v1"), (parameter, f"{parameter}_str", f"_{parameter}")
+    default = next((vars(made)[name] for name in (*names, f"callbacks_{parameter}") if name in vars(made)), None)
+    before = made.to_plain()
+    try:
+        getattr(made, setter)(**{parameter: OTHER_VALUES.get(parameter, another(default))})
+    except ConfigError as refusal:
+        said = str(refusal)
+        assert re.fullmatch(r"'\w+' is read by nothing in DIPOLE: .+|.*training key '\w+'.*", said) and "\n" not in said
+        return
+    except ValueError as error:
+        assert "deprecated" in str(error), "RLlib's own refusal"
+        return
+    plain = json.loads(json.dumps(made.to_plain()))
+    assert plain != before or parameter == "enable_connectors", "this one RLlib itself drops, with a warning"
+    again = DIPOLEConfig.from_plain(plain)
+    assert again.to_plain() == made.to_plain()
+    apart = {key for key, value in vars(made).items() if repr(value) != repr(vars(again)[key])}
+    assert apart <= {"policies", "env_config", "input_"}, "the first has no repr, the others are in `to_plain` in full"
+
+
+def test_what_nothing_reads_is_refused_however_it_is_set() -> None:
+    for key, value in (("batch_mode", "complete_episodes"), ("lr", 0.1), ("grad_clip", 1.0)):
+        for set_it in (
+            lambda c, k=key, v=value: setattr(c, k, v),
+            lambda c, k=key, v=value: c.update_from_dict({k: v}),
+            lambda c, k=key, v=value: c.__setitem__(k, v),
+        ):
+            with pytest.raises(ConfigError, match=key):
+                set_it(DIPOLEConfig())
+
+
+def test_automatic_choices_are_made_anew_where_a_checkpoint_is_continued() -> None:
+    made = DIPOLEConfig().environment("Pendulum-v1")
+    made.validate()
+    assert isinstance(made.num_gpus_per_learner, int)
+    assert DIPOLEConfig.from_plain(made.to_plain()).num_gpus_per_learner == "auto"
+    made.learners(num_gpus_per_learner=0)
+    assert DIPOLEConfig.from_plain(made.to_plain()).num_gpus_per_learner == 0
+
+
+def test_a_description_written_before_all_settings_were_saved_still_loads() -> None:
+    made = config(Path("/data/pendulum"), workers=2, learners=1).debugging(seed=3)
+    keys = ("env", "input", "agent", "training", "evaluation", "seed", "num_env_runners", "num_envs_per_env_runner")
+    keys += ("rollout_fragment_length", "num_cpus_per_env_runner", "num_learners", "learner_num_threads")
+    old = {key: value for key, value in made.to_plain().items() if key in keys}
+    assert DIPOLEConfig.from_plain(json.loads(json.dumps(old))).to_plain() == made.to_plain()
+
+
 def test_minus_one_reaches_the_algorithm() -> None:
     """RLlib marks its deprecated keys with -1, and drops every key of that value when it builds an algorithm."""
     minus_one = {"shift": -1.0, "reward_shift": -1.0, "omega": -1.0, "target_omega": -1.0}
@@ -146,6 +236,7 @@ def test_run_config_reaches_every_part() -> None:
     )
     made = DIPOLEConfig.from_run(run, "somewhere", "elsewhere")
     assert made.env_settings() == run.env
+    assert made.agent_settings() is run.agent and made.evaluation_settings() is run.evaluation, "handed over whole"
     assert made.agent_settings() == run.agent
     assert made.training_settings() == run.training
     assert made.evaluation_settings() == run.evaluation

@@ -1,0 +1,100 @@
+"""Which of RLlib's own settings are read and saved, and what takes the place of all the others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+
+from dipole_ray.errors import ConfigError
+
+READ = {
+    "resources": "placement_strategy num_cpus_for_main_process custom_resources_for_main_process",
+    "env_runners": "num_env_runners num_envs_per_env_runner rollout_fragment_length num_cpus_per_env_runner "
+    "num_gpus_per_env_runner custom_resources_per_env_runner validate_env_runners_after_construction "
+    "max_requests_in_flight_per_env_runner env_runner_stall_s",
+    "learners": "num_learners num_cpus_per_learner num_gpus_per_learner custom_resources_per_learner local_gpu_idx "
+    "learner_num_threads",
+    "evaluation": "evaluation_interval evaluation_num_env_runners evaluation_parallel_to_training "
+    "evaluation_unhealthy_workers_timeout_s evaluation_error_after_n_consecutive_skips",
+    "reporting": "min_time_s_per_iteration min_train_timesteps_per_iteration min_sample_timesteps_per_iteration",
+    "debugging": "log_level seed",
+    "fault_tolerance": "restart_failed_env_runners ignore_env_runner_failures max_num_env_runner_restarts "
+    "delay_between_env_runner_restarts_s num_consecutive_env_runner_failures_tolerance "
+    "env_runner_health_probe_timeout_s env_runner_restore_timeout_s",
+}
+"""Attributes of RLlib's config that RLlib, or we, read, by the setter that sets them."""
+KEPT = tuple(key for keys in READ.values() for key in keys.split())
+"""All of them; a checkpoint holds them as they are."""
+NOT_JUDGED = ("algo_class", "env", "env_config", "input_", "in_evaluation", "simple_optimizer", "_is_frozen")
+"""Attributes that are saved under names of ours, or that RLlib alone sets."""
+RENAMED = {
+    "lr": "learning_rate",
+    "gamma": "discount",
+    "train_batch_size": "batch_size",
+    "train_batch_size_per_learner": "batch_size",
+    "minibatch_size": "batch_size",
+    "num_epochs": "updates_per_env_step",
+}
+"""RLlib's names for what DIPOLE calls by the field's own."""
+INSTEAD = {
+    "extra_python_environs_for_driver": "ray.init(runtime_env={'env_vars': {...}}) sets variables for all processes",
+    "num_gpus": "learners(num_gpus_per_learner=...) and env_runners(num_gpus_per_env_runner=...) reserve GPUs",
+    "framework_str": "training(...) describes the networks and updates, which are torch's",
+    "observation_space": "environment(id, env_config=...) makes the environment with its spaces, and "
+    "training(reward_scale=..., observation_normalization=...) shapes what comes from it",
+    "env_runner_cls": "env_runners(num_env_runners=..., num_envs_per_env_runner=..., rollout_fragment_length=..., "
+    "stall_s=...) says how environments are stepped",
+    "num_aggregator_actors_per_learner": "learners(num_learners=..., num_gpus_per_learner=..., num_threads=...) says "
+    "where updates are computed",
+    "gamma": "training(...) takes the keys of AgentConfig and TrainingConfig",
+    "callbacks_class": "a checkpoint holds no code; do it around algo.train(), or in a callback of Ray Tune",
+    "explore": "training(omega=..., num_candidates=...) says how the policy acts",
+    "enable_rl_module_and_learner": "DIPOLE runs on RLlib's new API stack; leave it out",
+    "count_steps_by": "there is one agent with one policy; make one environment of several agents",
+    "offline_data_class": "offline_data(input_=FOLDER) takes datasets that 'dipole data import' made",
+    "evaluation_duration": "evaluation(episodes=..., omegas=..., candidates=..., evaluation_interval=...) says what is "
+    "played",
+    "keep_per_episode_custom_metrics": "algo.train() returns all metrics there are",
+    "export_native_model_files": "algo.save_to_path(FOLDER) writes everything, as safetensors and JSON",
+    "log_sys_usage": "leave it out; environment('Pendulum-v1') is quick enough for a trial",
+    "restart_failed_sub_environments": "env_runners(stall_s=...) says when a worker is replaced",
+    "_model_config": "training(hidden_dims=...) describes the networks",
+    "_validate_config": "it belongs to RLlib's own algorithms; leave it out",
+}
+"""What to use instead of RLlib's other settings: by the first it holds for, in the order of RLlib's constructor."""
+
+
+def _refused() -> dict[str, str]:
+    """Return the message about every attribute of RLlib's that nothing reads."""
+    messages, instead = {}, ""
+    for key in vars(AlgorithmConfig()):
+        instead = INSTEAD.get(key, instead)
+        name = key.removeprefix("_")
+        if key not in (*KEPT, *NOT_JUDGED):
+            messages[key] = f"'{name}' is read by nothing in DIPOLE: {instead}"
+    renamed = {key: f"training key '{key}' is called '{name}' in DIPOLE" for key, name in RENAMED.items()}
+    return {**messages, **renamed, "_train_batch_size_per_learner": renamed["train_batch_size_per_learner"]}
+
+
+REFUSED = _refused()
+"""What is said about a setting of RLlib's that nothing would read, where somebody sets it."""
+FILLED = ("learner_config_dict", "algorithm_config_overrides_per_module", "exploration_config")
+"""Those that RLlib's setters do not set, but fill."""
+
+
+class Empty(dict[str, Any]):
+    """The value of such a setting: a dict that stays empty."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__()
+        self.key = key
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        """Raise ConfigError."""
+        raise ConfigError(REFUSED[self.key])
+
+    def update(self, *values: Any, **more: Any) -> None:
+        """Raise ConfigError unless there is nothing to take."""
+        for name, value in dict(*values, **more).items():
+            self[name] = value
