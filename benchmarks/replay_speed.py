@@ -22,10 +22,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from dipole_ray.columns import Schema
 from dipole_ray.data.dataset import open_dataset, write_dataset
-from dipole_ray.data.replay import Replay
-from dipole_ray.data.schema import Rows, Schema, close_trajectory
+from dipole_ray.data.schema import Rows, close_trajectory
 from dipole_ray.provenance import git_commit, package_versions
+from dipole_ray.replay.replay import Replay
 
 TRAJECTORY = 1000
 

@@ -16,7 +16,7 @@ _HOMES = {
     "DipoleAgent": "dipole_ray.agents.dipole",
     "DIPOLE": "dipole_ray.rllib.algorithm",
     "DIPOLEConfig": "dipole_ray.rllib.config",
-    "Replay": "dipole_ray.data.replay",
+    "Replay": "dipole_ray.replay.replay",
     "RunConfig": "dipole_ray.config",
     "make_env": "dipole_ray.envs.make",
     "open_dataset": "dipole_ray.data.dataset",
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from dipole_ray.agents.dipole import AgentConfig, DipoleAgent
     from dipole_ray.config import RunConfig
     from dipole_ray.data.dataset import open_dataset
-    from dipole_ray.data.replay import Replay
     from dipole_ray.envs.make import make_env
+    from dipole_ray.replay.replay import Replay
     from dipole_ray.rllib.algorithm import DIPOLE
     from dipole_ray.rllib.config import DIPOLEConfig
 

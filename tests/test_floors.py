@@ -17,6 +17,7 @@ FLOORS = (
     {"errors", "columns", "progress", "settings", "provenance", "interrupt", "tables"},
     {"parallel", "files"},
     {"agents", "data"},
+    {"replay"},
     {"envs"},
     {"collect"},
     {"report", "statistics"},
@@ -35,6 +36,7 @@ FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 ALLOWED = {
     "agents": {"torch", "numpy", "safetensors"},
     "data": {"numpy", "pyarrow", "h5py", "requests", "urllib3"},
+    "replay": {"numpy", "pyarrow"},
     "errors": set(),
     "columns": set(),
     "files": {"filelock"},

@@ -11,10 +11,11 @@ import pytest
 
 from dipole_ray.agents.config import AgentConfig
 from dipole_ray.checkpoint import STATE_FILE, Checkpoint, write_checkpoint
-from dipole_ray.data.replay import Replay
-from dipole_ray.data.schema import Schema, close_trajectory
+from dipole_ray.columns import Schema
+from dipole_ray.data.schema import close_trajectory
 from dipole_ray.errors import CheckpointError, ConfigError
 from dipole_ray.provenance import package_versions
+from dipole_ray.replay.replay import Replay
 from dipole_ray.resume import FIXED, config_differences, guard_resume, saved_config, version_differences, warn_of
 from dipole_ray.settings import to_mapping
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from dipole_ray.errors import ConfigError
 
 if TYPE_CHECKING:
-    from dipole_ray.data.schema import Schema
+    from dipole_ray.columns import Schema
     from dipole_ray.data.sources.reading import Reading
 
 CACHE = Path("~/.cache/dipole_ray")

@@ -15,8 +15,9 @@ import numpy as np
 
 from dipole_ray.collect.registry import PENDULUM, recipe
 from dipole_ray.collect.shards import Shard, keep, kept, plan, play, read
+from dipole_ray.columns import Schema
 from dipole_ray.data.dataset import MANIFEST, read_manifest, write_dataset
-from dipole_ray.data.schema import Rows, Schema, close_trajectory
+from dipole_ray.data.schema import Rows, close_trajectory
 from dipole_ray.errors import ConfigError, DatasetError
 from dipole_ray.files.durable import commit_file, read_json, write_json
 from dipole_ray.files.lock import LOCK, FolderLock

@@ -1,1 +1,1 @@
-"""Offline datasets and the replay, in numpy and Arrow: no torch, no Ray, no gymnasium."""
+"""Offline datasets, in numpy and Arrow: no torch, no Ray, no gymnasium."""

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from dipole_ray.columns import Schema as Schema
+from dipole_ray.columns import Schema
 from dipole_ray.errors import DatasetError, NonFiniteError
 
 Rows = dict[str, np.ndarray]

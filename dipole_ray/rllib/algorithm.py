@@ -24,10 +24,10 @@ from torch import Tensor
 
 from dipole_ray.checkpoint import Checkpoint, entries_of, read_checkpoint, write_checkpoint
 from dipole_ray.columns import require_fit
-from dipole_ray.data.update_ratio import UpdateRatio
 from dipole_ray.envs.make import env_dims
 from dipole_ray.errors import CheckpointError, ConfigError
 from dipole_ray.evaluation.table import score_of
+from dipole_ray.replay.update_ratio import UpdateRatio
 from dipole_ray.report import Row
 from dipole_ray.resume import guard_resume, version_differences, warn_of
 from dipole_ray.rllib.config import DIPOLEConfig

@@ -17,8 +17,8 @@ import numpy as np
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dipole_ray.data.replay import Replay
 from dipole_ray.errors import DatasetError
+from dipole_ray.replay.replay import Replay
 from dipole_ray.rllib.waiting import wait_for
 
 

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dipole_ray.data.replay import Replay
-from dipole_ray.data.schema import Rows, Schema, close_trajectory
+from dipole_ray.columns import Schema
+from dipole_ray.data.schema import Rows, close_trajectory
+from dipole_ray.replay.replay import Replay
 
 SCHEMA = Schema(141, 17)
 """644 bytes a row, as the humanoid's."""

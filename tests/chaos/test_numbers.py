@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from dipole_ray.columns import Schema
 from dipole_ray.data.dataset import write_dataset
-from dipole_ray.data.schema import Schema
 from dipole_ray.errors import NonFiniteError
 from tests.chaos.conftest import Measured
 from tests.chaos.kit import assert_every_row_once, config, ring_rows, train_until

@@ -15,7 +15,8 @@ import pytest
 import ray
 
 from dipole_ray import DIPOLE
-from dipole_ray.data.schema import Rows, Schema, close_trajectory
+from dipole_ray.columns import Schema
+from dipole_ray.data.schema import Rows, close_trajectory
 from dipole_ray.rllib.replay_actor import ReplayClient
 from tests.chaos.conftest import Measured
 from tests.chaos.kit import assert_every_row_once, config, is_alive, kill, pid_of, train_until, wait_until

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dipole_ray.data.replay import Replay
-from dipole_ray.data.schema import Schema, close_trajectory
+from dipole_ray.columns import Schema
+from dipole_ray.data.schema import close_trajectory
+from dipole_ray.replay.replay import Replay
 from tests.chaos.conftest import Measured
 
 pytestmark = pytest.mark.chaos

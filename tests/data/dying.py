@@ -10,10 +10,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from dipole_ray.data import ring
+from dipole_ray.data import segment
 from dipole_ray.files import durable
+from dipole_ray.replay import ring
 
-FOLDERS = tuple(str(Path(module.__file__).parent) for module in (ring, durable))
+FOLDERS = tuple(str(Path(module.__file__).parent) for module in (segment, ring, durable))
 
 
 def die_at(work: Callable[[Callable[[], None]], None], line: int) -> tuple[int, bool]:

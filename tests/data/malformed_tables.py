@@ -15,8 +15,9 @@ import pyarrow as pa
 import pyarrow.feather as feather
 import pyarrow.parquet as pq
 
+from dipole_ray.columns import Schema
 from dipole_ray.data.dataset import MANIFEST, _json_checksum, write_dataset
-from dipole_ray.data.schema import Schema, remaining_steps
+from dipole_ray.data.schema import remaining_steps
 from dipole_ray.data.segment import arrow_schema
 from dipole_ray.data.sources.mapping import TableMapping
 from tests.data.malformed import Case

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from dipole_ray.data.schema import Rows, Schema
+from dipole_ray.columns import Schema
+from dipole_ray.data.schema import Rows
 from dipole_ray.data.sources.formats import FORMATS
 from dipole_ray.data.sources.mapping import TableMapping
 from dipole_ray.data.sources.reading import ImportReport, Reading, Relabel

@@ -14,9 +14,9 @@ import pytest
 from dipole_ray.columns import Column, Schema
 from dipole_ray.data.dataset import open_dataset, write_dataset
 from dipole_ray.data.inspect import inspect_dataset
-from dipole_ray.data.replay import Replay
 from dipole_ray.data.schema import Rows, close_trajectory
 from dipole_ray.errors import CheckpointError, ConfigError, CorruptSegment, DatasetError, NonFiniteError
+from dipole_ray.replay.replay import Replay
 from tests.synthetic import random_trajectory
 
 IMAGE, FRAME = Column((6, 5, 3), "uint8"), Column((6, 5, 3), "uint8", table="frames")

@@ -14,9 +14,10 @@ import numpy as np
 import pyarrow.feather as feather
 import pytest
 
+from dipole_ray.columns import Schema
 from dipole_ray.config import DataConfig
 from dipole_ray.data.dataset import open_dataset, write_dataset
-from dipole_ray.data.schema import Rows, Schema, close_trajectory, concatenate
+from dipole_ray.data.schema import Rows, close_trajectory, concatenate
 from dipole_ray.envs.make import EnvConfig
 from dipole_ray.errors import CorruptSegment, DatasetError, NonFiniteError
 from dipole_ray.prepare import prepare_dataset
@@ -185,7 +186,7 @@ FULL_DISK = """
 import resource, sys
 from pathlib import Path
 from dipole_ray.data.dataset import write_dataset
-from dipole_ray.data.schema import Schema
+from dipole_ray.columns import Schema
 from dipole_ray.errors import DatasetError
 from tests.data.test_dataset import trajectories
 
@@ -209,7 +210,7 @@ import sys, time
 import numpy as np
 from pathlib import Path
 from dipole_ray.data.dataset import write_dataset
-from dipole_ray.data.schema import Schema
+from dipole_ray.columns import Schema
 from tests.synthetic import random_trajectory
 
 def rows():

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from dipole_ray.cli.data import add_data_parser
+from dipole_ray.columns import Schema
 from dipole_ray.config import DataConfig
 from dipole_ray.data.dataset import open_dataset
 from dipole_ray.data.inspect import inspect_dataset
-from dipole_ray.data.schema import ACTION_LIMIT, Schema, concatenate
+from dipole_ray.data.schema import ACTION_LIMIT, concatenate
 from dipole_ray.data.sources.formats import FORMATS, Format, dataset_kind
 from dipole_ray.data.sources.reading import Block, ImportReport, Reading
 from dipole_ray.envs.make import EnvConfig

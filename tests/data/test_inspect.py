@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dipole_ray.columns import Schema
 from dipole_ray.data.dataset import write_dataset
 from dipole_ray.data.inspect import inspect_dataset
-from dipole_ray.data.schema import Rows, Schema, close_trajectory
+from dipole_ray.data.schema import Rows, close_trajectory
 from dipole_ray.errors import DatasetError
 from tests.synthetic import ogbench_arrays, transition_columns, write_ogbench, write_table
 

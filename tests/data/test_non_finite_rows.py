@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from dipole_ray.cli import main
+from dipole_ray.columns import Schema
 from dipole_ray.data.dataset import open_dataset, write_dataset
-from dipole_ray.data.schema import Rows, Schema, concatenate
+from dipole_ray.data.schema import Rows, concatenate
 from dipole_ray.data.sources.mapping import TableMapping
 from dipole_ray.data.sources.reading import ImportReport
 from dipole_ray.errors import DatasetError, NonFiniteError

@@ -9,12 +9,13 @@ import numpy as np
 import ogbench
 import pytest
 
+from dipole_ray.columns import Schema
 from dipole_ray.data.dataset import open_dataset, write_dataset
-from dipole_ray.data.replay import Replay
-from dipole_ray.data.schema import ACTION_LIMIT, Rows, Schema, concatenate
+from dipole_ray.data.schema import ACTION_LIMIT, Rows, concatenate
 from dipole_ray.data.sources.reading import ImportReport
 from dipole_ray.envs.relabel import ogbench_relabel
 from dipole_ray.errors import DatasetError
+from dipole_ray.replay.replay import Replay
 from tests.data.reading import ogbench_schema, read_ogbench
 from tests.synthetic import ogbench_arrays, write_ogbench
 

@@ -10,8 +10,8 @@ from safetensors.numpy import load_file
 
 from dipole_ray import DIPOLE, DIPOLEConfig
 from dipole_ray.cli import main
+from dipole_ray.columns import Schema
 from dipole_ray.data.dataset import write_dataset
-from dipole_ray.data.schema import Schema
 from dipole_ray.errors import NonFiniteError
 from tests.chaos.kit import ring_rows
 from tests.cli.commands import write_config

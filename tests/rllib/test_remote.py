@@ -16,8 +16,9 @@ import pytest
 import torch
 
 from dipole_ray import DIPOLE
+from dipole_ray.columns import Schema
 from dipole_ray.data.dataset import write_dataset
-from dipole_ray.data.schema import Schema, close_trajectory
+from dipole_ray.data.schema import close_trajectory
 from dipole_ray.errors import ConfigError, DatasetError, EnvironmentUnavailable
 from dipole_ray.evaluation.cells import Cell
 from dipole_ray.evaluation.play import CellResult

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dipole_ray.data.schema import Schema
+from dipole_ray.columns import Schema
 from dipole_ray.data.sources.guarantees import check_counts, is_followed, to_float32
 from dipole_ray.data.sources.hdf5 import SLICE_BYTES, Array, Group, child, child_names, open_hdf5, read_flags
 from dipole_ray.data.sources.npz import check_expansion

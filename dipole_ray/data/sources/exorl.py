@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dipole_ray.data.schema import Schema
+from dipole_ray.columns import Schema
 from dipole_ray.data.sources.guarantees import finite_rows, to_float32
 from dipole_ray.data.sources.npz import ArrayHeader, read_headers, stream_arrays
 from dipole_ray.data.sources.reading import Arrays, Block, ImportReport, Reading

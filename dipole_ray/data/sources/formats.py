@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dipole_ray.columns import Schema
 from dipole_ray.data.dataset import MANIFEST
-from dipole_ray.data.schema import Rows, Schema
+from dipole_ray.data.schema import Rows
 from dipole_ray.data.sources import d4rl, exorl, minari, ogbench, table
 from dipole_ray.data.sources.guarantees import enforce, scale_note
 from dipole_ray.data.sources.reading import ActionBounds, Block, ImportReport, Reading

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from dipole_ray.data.schema import Schema
+from dipole_ray.columns import Schema
 from dipole_ray.data.sources.guarantees import check_flags, to_float32
 from dipole_ray.data.sources.minari_storage import MAIN_FILE, STEPS, arrow_episodes, hdf5_episodes
 from dipole_ray.data.sources.reading import ActionBounds, Arrays, Block, ImportReport, Reading

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dipole_ray.data.schema import Schema
+from dipole_ray.columns import Schema
 from dipole_ray.data.sources.guarantees import check_actions, check_counts, check_flags, to_float32
 from dipole_ray.data.sources.npz import ArrayHeader, read_headers, stream_arrays
 from dipole_ray.data.sources.reading import Arrays, Block, ImportReport, Reading, Relabel

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dipole_ray.data.schema import Schema
+from dipole_ray.columns import Schema
 from dipole_ray.data.sources.arrow_index import declared_bytes
 from dipole_ray.data.sources.guarantees import check_flags, is_followed, to_float32
 from dipole_ray.data.sources.mapping import TableMapping

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dipole_ray.columns import Schema
 from dipole_ray.data.dataset import write_dataset
-from dipole_ray.data.replay import Replay
-from dipole_ray.data.schema import Rows, Schema, close_trajectory
+from dipole_ray.data.schema import Rows, close_trajectory
 from dipole_ray.errors import CheckpointError, ConfigError, CorruptSegment, DatasetError
+from dipole_ray.replay.replay import Replay
 from tests.synthetic import random_trajectory
 
 SCHEMA = Schema(3, 2)
@@ -87,7 +88,7 @@ def test_a_repeated_insert_is_never_counted_twice(tmp_path: Path) -> None:
 SCRIPT = """
 import json, sys, hashlib
 from pathlib import Path
-from tests.data.test_replay import open_replay
+from tests.replay.test_replay import open_replay
 with open_replay(Path(sys.argv[1]), seed=99, offline_fraction=0.5) as replay:
     replay.load_state(json.loads(Path(sys.argv[2]).read_text()))
     batch = replay.sample(33, 5)

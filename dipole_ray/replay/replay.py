@@ -20,12 +20,12 @@ import numpy as np
 
 from dipole_ray.columns import Schema, require_fit
 from dipole_ray.data.dataset import open_dataset
-from dipole_ray.data.journal import MAX_SENDERS
-from dipole_ray.data.n_step import gather_n_step, nested
-from dipole_ray.data.ring import OnlineRing
 from dipole_ray.data.schema import Rows, validate_rows
 from dipole_ray.data.segment import SegmentEntry
 from dipole_ray.errors import CheckpointError, ConfigError, DatasetError
+from dipole_ray.replay.journal import MAX_SENDERS
+from dipole_ray.replay.n_step import gather_n_step, nested
+from dipole_ray.replay.ring import OnlineRing
 
 STATE_VERSION = 1
 _CHUNK_ROWS = 65_536

@@ -15,11 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dipole_ray.data.n_step import gather_n_step
-from dipole_ray.data.replay import Replay
-from dipole_ray.data.ring import OnlineRing
-from dipole_ray.data.schema import Rows, Schema, concatenate
+from dipole_ray.columns import Schema
+from dipole_ray.data.schema import Rows, concatenate
 from dipole_ray.errors import CheckpointError, ConfigError, CorruptSegment, DatasetError, NonFiniteError
+from dipole_ray.replay.n_step import gather_n_step
+from dipole_ray.replay.replay import Replay
+from dipole_ray.replay.ring import OnlineRing
 from tests.synthetic import random_trajectory
 
 SCHEMA = Schema(3, 2)
@@ -129,10 +130,10 @@ def test_an_insert_cut_short_by_a_kill_leaves_the_checkpoint_whole(tmp_path: Pat
 import json, os, signal, sys
 import numpy as np
 from pathlib import Path
-from dipole_ray.data.ring import OnlineRing
-from dipole_ray.data.ring_rows import RingRows
-from dipole_ray.data.schema import Schema
-from tests.data.test_ring import append
+from dipole_ray.replay.ring import OnlineRing
+from dipole_ray.replay.ring_rows import RingRows
+from dipole_ray.columns import Schema
+from tests.replay.test_ring import append
 from tests.synthetic import random_trajectory
 
 write = RingRows.write
@@ -242,7 +243,7 @@ def test_a_missing_short_or_foreign_ring_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_second_writer_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dipole_ray.data.ring_file.LOCK_WAIT_S", 0.2)
+    monkeypatch.setattr("dipole_ray.replay.ring_file.LOCK_WAIT_S", 0.2)
     path = tmp_path / "ring.arrow"
     with (
         Replay(schema=SCHEMA, online=path, capacity=100),

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dipole_ray.data.update_ratio import UpdateRatio
 from dipole_ray.errors import ConfigError
+from dipole_ray.replay.update_ratio import UpdateRatio
 
 RATIOS = st.one_of(st.sampled_from([0.0, 0.1, 1 / 3, 0.25, 1.0, 1.5, 20.0]), st.fractions(0, 8, max_denominator=1000))
 

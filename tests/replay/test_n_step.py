@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dipole_ray.columns import Schema
 from dipole_ray.data.dataset import write_dataset
-from dipole_ray.data.n_step import gather_n_step
-from dipole_ray.data.replay import Replay
-from dipole_ray.data.schema import Rows, Schema, concatenate
+from dipole_ray.data.schema import Rows, concatenate
+from dipole_ray.replay.n_step import gather_n_step
+from dipole_ray.replay.replay import Replay
 from tests.synthetic import random_trajectory
 
 SCHEMA = Schema(3, 2)

@@ -19,11 +19,12 @@ from uuid import uuid4
 
 import numpy as np
 
-from dipole_ray.data.journal import Found, Insert, Journal, RingContents
-from dipole_ray.data.ring_file import create_ring_file, lock_ring_file, map_ring_file
-from dipole_ray.data.ring_rows import RingRows
-from dipole_ray.data.schema import Rows, Schema
+from dipole_ray.columns import Schema
+from dipole_ray.data.schema import Rows
 from dipole_ray.errors import CheckpointError, ConfigError, CorruptSegment, DatasetError
+from dipole_ray.replay.journal import Found, Insert, Journal, RingContents
+from dipole_ray.replay.ring_file import create_ring_file, lock_ring_file, map_ring_file
+from dipole_ray.replay.ring_rows import RingRows
 
 BLOCK_ROWS = 8192
 """Rows under one checksum (fewer in small rings)."""

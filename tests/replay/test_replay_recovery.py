@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dipole_ray.data import journal
-from dipole_ray.data.replay import Replay
-from dipole_ray.data.ring import OnlineRing
-from dipole_ray.data.schema import Rows, Schema, concatenate
+from dipole_ray.columns import Schema
+from dipole_ray.data.schema import Rows, concatenate
 from dipole_ray.errors import CorruptSegment, DatasetError
+from dipole_ray.replay import journal
+from dipole_ray.replay.replay import Replay
+from dipole_ray.replay.ring import OnlineRing
 from tests.data.dying import die_at
-from tests.data.test_ring import assert_same, model_windows, ring_windows
+from tests.replay.test_ring import assert_same, model_windows, ring_windows
 from tests.synthetic import random_trajectory
 
 SCHEMA = Schema(3, 2)
@@ -104,7 +105,7 @@ def models(steps: list[tuple[str, Any]]) -> list[Model]:
 def short_journal(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The journal turns over every few inserts instead of every thousand."""
     monkeypatch.setattr(journal, "_RECORDS", 8)
-    monkeypatch.setattr("dipole_ray.data.ring_file.LOCK_WAIT_S", 1.0)
+    monkeypatch.setattr("dipole_ray.replay.ring_file.LOCK_WAIT_S", 1.0)
     yield
 
 
