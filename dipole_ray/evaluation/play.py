@@ -29,8 +29,8 @@ _EPISODE_STREAM, _POLICY_STREAM = 0xE9150DE, 0x90110C1  # keep the two kinds of 
 _AT_BOUND = 1.0 - 1e-6
 
 
-class Policy(Protocol):
-    """What evaluation needs of an agent; all of ours have it."""
+class SamplesActions(Protocol):
+    """What evaluation needs of a policy; all of ours have it."""
 
     def sample_actions(
         self,
@@ -84,7 +84,7 @@ def episode_seed(seed: int, episode: int) -> int:
     return int(state[0]) & 0x7FFFFFFF
 
 
-def acting(agent: Policy, cell: Cell, seed: int) -> Act:
+def acting(agent: SamplesActions, cell: Cell, seed: int) -> Act:
     """Return what acts as a cell says, with noise seeded by (seed, cell), and refuses NaN and infinity."""
     omega_bits = int(np.float64(np.inf if cell.omega is None else cell.omega + 0.0).view(np.uint64))
     entropy: list[int] = [_POLICY_STREAM, seed, omega_bits, cell.candidates]
@@ -124,7 +124,7 @@ def environments(env: EnvConfig | str, num_envs: int) -> Iterator[list[gymnasium
 
 
 def evaluate_cell(
-    agent: Policy,
+    agent: SamplesActions,
     env: EnvConfig | str | Sequence[gymnasium.Env],
     cell: Cell,
     *,

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from dipole_ray.envs.make import EnvConfig, make_env
 from dipole_ray.errors import ConfigError, EnvironmentUnavailable
 from dipole_ray.evaluation.cells import Cell
-from dipole_ray.evaluation.play import Policy, evaluate_cell
+from dipole_ray.evaluation.play import SamplesActions, evaluate_cell
 from dipole_ray.files.durable import commit_file
 from dipole_ray.policy import load_policy
 
@@ -25,7 +25,7 @@ _BLOCK = 2  # H.264 with chroma at half resolution wants even sides, in pixels
 
 
 def record_video(
-    agent: Policy,
+    agent: SamplesActions,
     env: EnvConfig | str,
     cell: Cell,
     path: Path,

@@ -145,22 +145,12 @@ class DIPOLEEnvRunner(EnvRunner):
             busy_s=time.perf_counter() - start,
         )
 
-    def evaluate(
-        self,
-        cell: Cell,
-        episodes: int,
-        seed: int,
-        num_envs: int,
-        trajectories: int,
-        version: int,
-        policy: Any,
-    ) -> CellResult:
-        """Play evaluation episodes of one cell of the grid with a published policy, beside the training episodes."""
+    def evaluate(self, cell: Cell, *, num_envs: int, version: int, policy: Any, **how: Any) -> CellResult:
+        """Play a cell with a published policy, beside the training episodes; `how` is `evaluate_cell`'s."""
         self.set_policy(version, policy)
         if len(self._eval_envs) < num_envs:
             self._eval_envs += [self._make_one() for _ in range(num_envs - len(self._eval_envs))]
-        envs = self._eval_envs[:num_envs]
-        return evaluate_cell(self.module.policy, envs, cell, episodes=episodes, seed=seed, trajectories=trajectories)
+        return evaluate_cell(self.module.policy, self._eval_envs[:num_envs], cell, **how)
 
     # ---- exact resume ----
 
