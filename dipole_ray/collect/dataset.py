@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import shutil
-from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dipole_ray.collect.registry import PENDULUM, recipe
-from dipole_ray.collect.shards import Shard, keep, kept, plan, play, read
+from dipole_ray.collect.request import check_numbers, read_record, request_in_words, versions, writing
+from dipole_ray.collect.shards import Shard, keep, plan, play, read
 from dipole_ray.columns import Schema
 from dipole_ray.data.dataset import MANIFEST, read_manifest, write_dataset
-from dipole_ray.data.schema import Rows, close_trajectory
-from dipole_ray.errors import ConfigError, DatasetError
-from dipole_ray.files.durable import commit_file, read_json, write_json
-from dipole_ray.files.lock import LOCK, FolderLock
+from dipole_ray.data.schema import close_trajectory
+from dipole_ray.errors import DatasetError
+from dipole_ray.files.durable import commit_file, write_json
 from dipole_ray.parallel import map_tasks
 
-Request = dict[str, Any]
+PACKAGES = ("ogbench", "mujoco", "gymnasium", "numpy")
+"""Whose versions are written down: rows may change when they do."""
 
 
 def collect(
@@ -60,48 +58,36 @@ def collect(
         DatasetError: If other files of that name are there, or `out` cannot be written.
     """
     how = recipe(name)
-    for key, value, least in (("transitions", transitions, 1), ("seed", seed, 0), ("num_workers", num_workers, 1)):
-        if value is not None and value < least:
-            raise ConfigError(f"cannot collect '{name}': {key} is {value}; it must be at least {least}")
-    request: Request = {"name": name, "collector": how.collector, "transitions": transitions, "seed": seed}
+    check_numbers(f"'{name}'", transitions=transitions, seed=seed, num_workers=num_workers)
+    request = {"name": name, "collector": how.collector, "transitions": transitions, "seed": seed}
     out = Path(out)
     targets = files_of(name, out)
-    work = out / f".{name}-{hashlib.sha256(json.dumps(request).encode()).hexdigest()[:8]}.partial"
+    digest = hashlib.sha256(json.dumps(request).encode()).hexdigest()[:8]
+    work = out / f".{name}-{digest}.partial"
     if not overwrite and _is_fulfilled(request, out, targets):
         return targets
-    try:
-        with FolderLock(out, math.inf, f".{name}{LOCK}"):
-            if not overwrite and _is_fulfilled(request, out, targets):  # by a process that this one waited for
-                return targets
-            _check_target(out, name, targets, overwrite=overwrite or work.exists())
-            work.mkdir(parents=True, exist_ok=True)
-            shards = plan(name, transitions, seed)
-            _play_all(shards, work, num_workers, progress)
-            if name == PENDULUM:
-                _write_folder(shards, work, targets[0], request)
-            else:
-                _write_pair(shards, work, targets, request)
-            shutil.rmtree(work)
-    except OSError as error:
-        raise DatasetError(
-            f"cannot collect '{name}' into {out}: {error.strerror or error}; free space there or choose a folder that "
-            "can be written. Finished parts are kept, and the same call goes on from them"
-        ) from error
+    with writing(out / name, f"'{name}' into {out}", "parts"):
+        if not overwrite and _is_fulfilled(request, out, targets):  # by a process that this one waited for
+            return targets
+        taken = [path.name for path in targets if path.exists()]
+        # With its own parts still there, this request was stopped while it put its files in place.
+        if taken and not overwrite and not work.exists():
+            raise DatasetError(
+                f"{out} already holds {' and '.join(taken)}, which other settings made "
+                f"({request_in_words(_record(out, name))}); choose another folder, or overwrite"
+            )
+        work.mkdir(parents=True, exist_ok=True)
+        shards = plan(name, transitions, seed)
+        _play_all(shards, work, num_workers, progress)
+        write = _write_folder if name == PENDULUM else _write_pair
+        write(shards, work, targets, {"request": request, "versions": versions(*PACKAGES)})
+        shutil.rmtree(work)
     return targets
 
 
 def files_of(name: str, out: Path) -> list[Path]:
     """Return what `collect` makes in `out`, whether it has been made or not."""
     return [out / name] if name == PENDULUM else [out / f"{name}.npz", out / f"{name}-val.npz"]
-
-
-def _check_target(out: Path, name: str, targets: list[Path], *, overwrite: bool) -> None:
-    taken = [path.name for path in targets if path.exists()]
-    if taken and not overwrite:
-        raise DatasetError(
-            f"{out} already holds {' and '.join(taken)}, which other settings made ({_origin(out, name)}); choose "
-            "another folder, or overwrite"
-        )
 
 
 def _play_all(shards: list[Shard], work: Path, num_workers: int | None, progress: bool) -> None:
@@ -112,76 +98,52 @@ def _play_all(shards: list[Shard], work: Path, num_workers: int | None, progress
         max_in_flight=num_workers,
         unit="transitions",
         local=num_workers == 1,
-        size=lambda shard: shard.num_transitions,
+        size=lambda shard: sum(shard.lengths),
         rate=recipe(shards[0].name).transitions_per_s,
-        saved=lambda shard: kept(shard, work),
+        saved=lambda shard: (work / shard.file_name).exists() or None,
         save=lambda shard, episodes: keep(shard, episodes, work),
         progress=progress,
     )
 
 
-def _write_pair(shards: list[Shard], work: Path, targets: list[Path], request: Request) -> None:
+def _write_pair(shards: list[Shard], work: Path, targets: list[Path], record: dict[str, Any]) -> None:
     """Write OGBench's two files, then the side file that says they are complete."""
-    written = []
     for split, target in zip(("train", "val"), targets, strict=True):
         episodes = [part for shard in shards if shard.split == split for part in read(work / shard.file_name)]
         columns: dict[str, Any] = {key: np.concatenate([part[key] for part in episodes]) for key in episodes[0]}
-        temporary = work / target.name
-        with temporary.open("wb") as file:
+        with (work / target.name).open("wb") as file:
             np.savez_compressed(file, **columns)
-        written.append((temporary, target))
     side = targets[0].with_suffix(".json")
     side.unlink(missing_ok=True)
-    for temporary, target in written:
-        commit_file(temporary, target)
+    for target in targets:
+        commit_file(work / target.name, target)
     sizes = {target.name: target.stat().st_size for target in targets}
-    write_json(side, {"request": request, "bytes": sizes, "versions": _versions()})
+    write_json(side, {"request": record["request"], "bytes": sizes, "versions": record["versions"]})
 
 
-def _write_folder(shards: list[Shard], work: Path, target: Path, request: Request) -> None:
-    """Write a dataset folder of this package; its manifest carries the request."""
+def _write_folder(shards: list[Shard], work: Path, targets: list[Path], record: dict[str, Any]) -> None:
+    """Write a dataset folder of this package; its manifest carries the record."""
     first = read(work / shards[0].file_name)[0]
     schema = Schema(first["observations"].shape[1], first["actions"].shape[1])
-    source = {"request": request, "versions": _versions()}
-    write_dataset(target, _rows(shards, work), schema, source, overwrite=True)
+    rows = (
+        close_trajectory(part["observations"], part["actions"], part["rewards"], part["masks"])
+        for shard in shards
+        for part in read(work / shard.file_name)
+    )
+    write_dataset(targets[0], rows, schema, record, overwrite=True)
 
 
-def _rows(shards: list[Shard], work: Path) -> Iterator[Rows]:
-    for shard in shards:
-        for part in read(work / shard.file_name):
-            yield close_trajectory(part["observations"], part["actions"], part["rewards"], part["masks"])
-
-
-def _versions() -> dict[str, str]:
-    return {package: version(package) for package in ("ogbench", "mujoco", "gymnasium", "numpy")}
-
-
-def _is_fulfilled(request: Request, out: Path, targets: list[Path]) -> bool:
+def _is_fulfilled(request: dict[str, Any], out: Path, targets: list[Path]) -> bool:
     """Whether `out` holds the complete answer to `request`."""
     record = _record(out, request["name"])
-    if record is None or record.get("request") != request:
-        return False
     sizes = record.get("bytes", {})
-    return all(path.exists() and (path.is_dir() or path.stat().st_size == sizes.get(path.name)) for path in targets)
+    return record.get("request") == request and all(
+        path.exists() and (path.is_dir() or path.stat().st_size == sizes.get(path.name)) for path in targets
+    )
 
 
-def _record(out: Path, name: str) -> dict[str, Any] | None:
-    """Return what is written down about the dataset `name` in `out`, or None."""
+def _record(out: Path, name: str) -> dict[str, Any]:
+    """Return what is written down about the dataset `name` in `out`."""
     if (out / name / MANIFEST).is_file():
         return read_manifest(out / name).source
-    side = out / f"{name}.json"
-    if not side.is_file():
-        return None
-    try:
-        record = read_json(side)
-    except (OSError, ValueError):
-        return None
-    return record if isinstance(record, dict) else None
-
-
-def _origin(out: Path, name: str) -> str:
-    """Say in words what request made the files that are there."""
-    record = _record(out, name)
-    if record is None or not isinstance(record.get("request"), dict):
-        return "there is no record of them"
-    return ", ".join(f"{key} {value}" for key, value in record["request"].items() if key != "name")
+    return read_record(out / f"{name}.json")

@@ -13,11 +13,10 @@ from torch import Tensor
 
 from dipole_ray.agents.state import restore_generator
 from dipole_ray.collect.episode import Columns
-from dipole_ray.collect.exorl import Recorder, episode_file, episode_seed, write_episode
+from dipole_ray.collect.exorl_episode import Recorder, episode_file, episode_seed, write_episode
 from dipole_ray.collect.rnd import Explorer, ExplorerConfig
 from dipole_ray.envs.exorl.tasks import Domain, primary_task
 from dipole_ray.envs.make import make_env
-from dipole_ray.envs.standard import StandardEnv
 from dipole_ray.errors import CheckpointError, DatasetError
 from dipole_ray.files.durable import replacing
 from dipole_ray.progress import Progress
@@ -30,6 +29,7 @@ class Experience:
 
     def __init__(self, domain: Domain, capacity: int) -> None:
         """Make room for `capacity` episodes."""
+        self.domain, self.capacity = domain, capacity
         self._rows = domain.episode_steps + 1
         self._observations = torch.zeros(capacity * self._rows, domain.observation_dim)
         self._actions = torch.zeros(capacity * self._rows, domain.action_dim)
@@ -69,16 +69,16 @@ def explore(
     """
     explorer = Explorer(domain.observation_dim, domain.action_dim, seed, config or ExplorerConfig())
     experience = Experience(domain, count)
-    done = _restore(explorer, experience, domain, count, folder)
+    _restore(explorer, experience, folder)
     env = make_env(primary_task(domain.name))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the networks are small, and several seeds may run side by side
-    total, before = count * domain.episode_steps, done * domain.episode_steps
+    total, before = count * domain.episode_steps, experience.episodes * domain.episode_steps
     bar = Progress(f"explore {domain.name}", total, "steps", completed=before) if progress else None
     try:
         with bar or nullcontext():
-            for index in range(done, count):
-                columns = _episode(explorer, experience, env, domain, episode_seed(seed, index), bar)
+            for index in range(experience.episodes, count):
+                columns = _episode(explorer, experience, Recorder(env, episode_seed(seed, index)), bar)
                 write_episode(episode_file(folder, index, domain.episode_steps), columns)
                 experience.add(columns)
                 _save(explorer, index + 1, folder)
@@ -87,19 +87,12 @@ def explore(
         env.close()
 
 
-def _episode(
-    explorer: Explorer,
-    experience: Experience,
-    env: StandardEnv,
-    domain: Domain,
-    seed: np.random.SeedSequence,
-    bar: Progress | None,
-) -> Columns:
-    config, first = explorer.config, experience.episodes * domain.episode_steps
-    recorder = Recorder(env, seed)
+def _episode(explorer: Explorer, experience: Experience, recorder: Recorder, bar: Progress | None) -> Columns:
+    config, domain = explorer.config, experience.domain
+    is_seeding = experience.episodes * domain.episode_steps < config.seed_steps
     errors: list[float] = []
     for step in range(domain.episode_steps):
-        if first < config.seed_steps:
+        if is_seeding:
             action = torch.rand(domain.action_dim, generator=explorer.generator) * 2.0 - 1.0
         else:
             action = explorer.act(torch.from_numpy(recorder.observation))
@@ -107,7 +100,7 @@ def _episode(
                 batch = experience.sample(config.batch_size, config.n_step, explorer.generator)
                 errors.append(explorer.update(*batch))
         recorder.step(action.numpy())
-        if bar is not None and (step + 1) % 50 == 0:
+        if bar is not None and (step + 1) % 50 == 0:  # drawing the bar at every step would take time
             bar.advance(50)
     columns = recorder.columns()
     if bar is not None:
@@ -123,35 +116,32 @@ def _save(explorer: Explorer, episodes: int, folder: Path) -> None:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
 
 
-def _restore(explorer: Explorer, experience: Experience, domain: Domain, count: int, folder: Path) -> int:
-    """Put explorer and experience where the saved state was taken, and return the number of its episodes."""
+def _restore(explorer: Explorer, experience: Experience, folder: Path) -> None:
+    """Put explorer and experience where the saved state was taken."""
     path = folder / STATE
     if not path.exists():
-        return 0
+        return
     again = f"remove {folder} or collect with --overwrite to start from the beginning"
     try:
         tensors = load(path.read_bytes())
-        done = int(tensors.pop("episodes"))
-        generator = tensors.pop("generator")
+        episodes, generator = int(tensors.pop("episodes")), tensors.pop("generator")
         explorer.load(tensors)
         restore_generator(explorer.generator, generator)
     except (SafetensorError, KeyError, ValueError, CheckpointError) as error:
         raise DatasetError(f"{path}: cannot be continued from ({error}); {again}") from error
-    for index in range(min(done, count)):
-        experience.add(_read_back(episode_file(folder, index, domain.episode_steps), domain, again))
-    return min(done, count)
+    steps = experience.domain.episode_steps
+    for index in range(min(episodes, experience.capacity)):
+        experience.add(_read_back(episode_file(folder, index, steps), experience.domain, again))
 
 
 def _read_back(path: Path, domain: Domain, again: str) -> Columns:
     from dipole_ray.data.sources.npz import read_headers, stream_arrays
 
-    names = ("observation", "action")
     headers = read_headers(path)
-    rows = domain.episode_steps + 1
-    expected = {"observation": (rows, domain.observation_dim), "action": (rows, domain.action_dim)}
-    for name in names:
-        found = headers[name].shape if name in headers else None
-        if found != expected[name]:
-            raise DatasetError(f"{path}: array '{name}' has shape {found}, expected {expected[name]}; {again}")
-    chunks = list(stream_arrays(path, headers, names))
-    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in names}
+    dims = {"observation": domain.observation_dim, "action": domain.action_dim}
+    for name, dim in dims.items():
+        found, expected = headers[name].shape if name in headers else None, (domain.episode_steps + 1, dim)
+        if found != expected:
+            raise DatasetError(f"{path}: array '{name}' has shape {found}, expected {expected}; {again}")
+    chunks = list(stream_arrays(path, headers, list(dims)))
+    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in dims}

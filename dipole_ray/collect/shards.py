@@ -6,6 +6,7 @@ same for any number of workers and after any interruption.
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from dipole_ray.collect.episode import Columns
-from dipole_ray.collect.registry import Recipe, recipe
+from dipole_ray.collect.registry import recipe
 from dipole_ray.files.durable import replacing
 
 SHARD_TRANSITIONS = 10_000
@@ -26,29 +27,15 @@ _SPLITS = ("train", "val")
 class Shard:
     """Some consecutive episodes of one split."""
 
-    name: str
-    """The dataset."""
-
-    split: str
-    """`train` or `val`."""
-
-    first_episode: int
-    """Number of the first episode within the split."""
-
-    lengths: tuple[int, ...]
-    """Transitions of each episode."""
-
-    seed: int
-    """Seed of the request."""
+    name: str  # of the dataset
+    split: str  # `train` or `val`
+    first_episode: int  # its number within the split
+    lengths: tuple[int, ...]  # transitions of each episode
+    seed: int  # of the request
 
     def __str__(self) -> str:
         last = self.first_episode + len(self.lengths) - 1
         return f"{self.name} {self.split} episodes {self.first_episode}-{last}"
-
-    @property
-    def num_transitions(self) -> int:
-        """Transitions of all its episodes."""
-        return sum(self.lengths)
 
     @property
     def file_name(self) -> str:
@@ -62,50 +49,34 @@ def plan(name: str, transitions: int, seed: int) -> list[Shard]:
     totals = {"train": transitions}
     if how.validation_share:
         totals["val"] = max(1, transitions // how.validation_share)
-    return [shard for split, total in totals.items() for shard in _plan_split(name, how, split, total, seed)]
-
-
-def _plan_split(name: str, how: Recipe, split: str, total: int, seed: int) -> list[Shard]:
-    full, rest = divmod(total, how.episode_steps)
-    lengths = [how.episode_steps] * full + [rest] * (rest > 0)
     block = max(1, SHARD_TRANSITIONS // how.episode_steps)
-    return [
-        Shard(name=name, split=split, first_episode=first, lengths=tuple(lengths[first : first + block]), seed=seed)
-        for first in range(0, len(lengths), block)
-    ]
+    shards = []
+    for split, total in totals.items():
+        full, rest = divmod(total, how.episode_steps)
+        lengths = (how.episode_steps,) * full + (rest,) * (rest > 0)
+        for first in range(0, len(lengths), block):
+            some = lengths[first : first + block]
+            shards.append(Shard(name=name, split=split, first_episode=first, lengths=some, seed=seed))
+    return shards
 
 
 def play(shard: Shard) -> list[Columns]:
     """Play the episodes of `shard` in an environment of its own."""
-    collector = recipe(shard.name).open()
-    try:
-        return [
-            collector.episode(_episode_seed(shard, shard.first_episode + offset), length)
-            for offset, length in enumerate(shard.lengths)
-        ]
-    finally:
-        collector.close()
+    episodes = []
+    with closing(recipe(shard.name).open()) as collector:
+        for number, length in enumerate(shard.lengths, shard.first_episode):
+            seed = np.random.SeedSequence(shard.seed, spawn_key=(_SPLITS.index(shard.split), number))
+            episodes.append(collector.episode(seed, length))
+    return episodes
 
 
-def _episode_seed(shard: Shard, episode: int) -> np.random.SeedSequence:
-    return np.random.SeedSequence(shard.seed, spawn_key=(_SPLITS.index(shard.split), episode))
-
-
-def keep(shard: Shard, episodes: list[Columns], folder: Path) -> Path:
+def keep(shard: Shard, episodes: list[Columns], folder: Path) -> None:
     """Write the episodes of `shard` to its file in `folder`, whole or not at all."""
-    path = folder / shard.file_name
     arrays: dict[str, Any] = {}
     for number, columns in enumerate(episodes):
-        arrays.update({f"{number}/{name}": column for name, column in columns.items()})
-    with replacing(path) as temporary, temporary.open("wb") as file:
+        arrays |= {f"{number}/{name}": column for name, column in columns.items()}
+    with replacing(folder / shard.file_name) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)
-    return path
-
-
-def kept(shard: Shard, folder: Path) -> Path | None:
-    """Return the file of `shard` if an earlier run finished it."""
-    path = folder / shard.file_name
-    return path if path.exists() else None
 
 
 def read(path: Path) -> list[Columns]:

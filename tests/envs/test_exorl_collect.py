@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from dipole_ray.collect import exorl as collect_module
 from dipole_ray.collect import exploration
+from dipole_ray.collect import request as collect_module
 from dipole_ray.collect.exorl import collect_exorl
 from dipole_ray.collect.rnd import Explorer, ExplorerConfig, RunningMoments
 from dipole_ray.data.sources.exorl import find_episodes

@@ -1,0 +1,61 @@
+"""What collections have in common: a request with limits, its record beside the data, and one writer at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from dipole_ray.errors import ConfigError, DatasetError
+from dipole_ray.files.durable import read_json
+from dipole_ray.files.lock import LOCK, FolderLock
+
+
+def check_numbers(what: str, **numbers: int | None) -> None:
+    """Refuse a seed below 0 and any other number below 1; None stands for a number that is not given."""
+    for name, number in numbers.items():
+        least = 0 if name == "seed" else 1
+        if number is not None and number < least:
+            raise ConfigError(f"cannot collect {what}: {name} is {number}; it must be at least {least}")
+
+
+@contextmanager
+def writing(path: Path, what: str, parts: str) -> Iterator[None]:
+    """Hold the lock of `path` for the block, waiting for another process that has it.
+
+    Raises:
+        DatasetError: If the disk fails; says that the finished `parts` of `what` are kept.
+    """
+    try:
+        with FolderLock(path.parent, math.inf, f".{path.name}{LOCK}"):
+            yield
+    except OSError as error:
+        raise DatasetError(
+            f"cannot collect {what}: {error.strerror or error}; free space there or choose a folder that can be "
+            f"written. Finished {parts} are kept, and the same call goes on from them"
+        ) from error
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Return what is written down of some data; nothing where there is no record, or none of ours."""
+    try:
+        record = read_json(path)
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def request_in_words(record: dict[str, Any]) -> str:
+    """Say what request made the data of `record`."""
+    request = record.get("request")
+    if not isinstance(request, dict):
+        return "there is no record of them"
+    return ", ".join(f"{key} {value}" for key, value in request.items() if key != "name")
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Return the installed version of each package."""
+    return {package: version(package) for package in packages}
