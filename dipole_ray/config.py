@@ -20,7 +20,7 @@ from dipole_ray.envs.make import EnvConfig
 from dipole_ray.errors import ConfigError
 from dipole_ray.evaluation.cells import EvalConfig
 from dipole_ray.provenance import digest
-from dipole_ray.tracking import TrackingConfig
+from dipole_ray.tracking.tracker import TrackingConfig
 
 PRESETS = Path(__file__).resolve().parent / "tune_configs"
 

@@ -20,8 +20,8 @@ from typing import Any, Literal
 from packaging.requirements import Requirement
 
 from dipole_ray.envs.gl import DEBIAN_PACKAGES
-from dipole_ray.mlflow_feed import redacted, sqlite_file
-from dipole_ray.tracking import TrackingConfig
+from dipole_ray.tracking.mlflow_feed import redacted, sqlite_file
+from dipole_ray.tracking.tracker import TrackingConfig
 
 Status = Literal["ok", "warn", "fail"]
 
@@ -64,7 +64,7 @@ with mujoco.Renderer(model, 48, 64) as renderer:
 MLFLOW_PROBE = """
 import json, sys
 from dipole_ray.envs.gl import DEBIAN_PACKAGES
-from dipole_ray.mlflow_feed import connect
+from dipole_ray.tracking.mlflow_feed import connect
 print(json.dumps({"experiments": len(connect(sys.argv[1]).search_experiments(max_results=100))}))
 """
 

@@ -17,11 +17,11 @@ FLOORS = (
     {"errors", "columns", "progress", "settings", "provenance", "interrupt", "tables"},
     {"parallel", "files"},
     {"agents", "data"},
-    {"replay"},
+    {"replay", "tracking"},
     {"envs"},
     {"collect"},
     {"report", "statistics"},
-    {"checkpoint", "resume", "mlflow_feed", "tracking", "storage"},
+    {"checkpoint", "resume", "storage"},
     {"policy"},
     {"evaluation"},
     {"config", "plots"},
@@ -45,7 +45,7 @@ ALLOWED = {
     "tables": {"rich"},
     "provenance": set(),
 }
-HOMES = {"requests": {"data"}, "ray": {"parallel", "sweep", "rllib"}, "mlflow": {"mlflow_feed"}}
+HOMES = {"requests": {"data"}, "ray": {"parallel", "sweep", "rllib"}, "mlflow": {"tracking"}}
 LIGHT_FOR_AGENTS_AND_DATA = {"errors", "columns", "progress", "settings", "files"}
 
 HEAVY = ("torch", "ray", "mlflow", "mujoco", "gymnasium", "pyarrow", "numpy", "matplotlib")

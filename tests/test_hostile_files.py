@@ -33,7 +33,7 @@ from dipole_ray.evaluation.trajectories import read_trajectories
 from dipole_ray.plots import read_metrics
 from dipole_ray.policy import load_policy
 from dipole_ray.report import read_evaluation
-from dipole_ray.tracking import Tracker, TrackingConfig
+from dipole_ray.tracking.tracker import Tracker, TrackingConfig
 from tests.agents.battery import OBSERVATION_DIM, make_agent, tiny_config
 from tests.data.malformed_npz import ten_gigabytes
 from tests.test_checkpoint import Payload

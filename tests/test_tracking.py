@@ -19,8 +19,9 @@ import pytest
 import torch
 
 from dipole_ray.errors import ConfigError
-from dipole_ray.mlflow_feed import RUN_KEY_TAG, connect, redacted
-from dipole_ray.tracking import MetricsFile, Tracker, TrackingConfig, read_metrics
+from dipole_ray.tracking.metrics_file import MetricsFile, read_metrics
+from dipole_ray.tracking.mlflow_feed import RUN_KEY_TAG, connect, redacted
+from dipole_ray.tracking.tracker import Tracker, TrackingConfig
 
 PARAMETERS = {"agent": {"beta": 1.0, "hidden_dims": [64, 64]}, "seed": 0}
 DEAD_URI = "http://user:secret@127.0.0.1:9"
@@ -185,7 +186,8 @@ def test_a_run_whose_creation_was_cut_short_is_found_again(runs: Path) -> None:
 def test_a_killed_process_leaves_nothing_out_and_nothing_twice(runs: Path) -> None:
     run_dir = runs / "killed"
     code = (
-        "import sys, itertools; from pathlib import Path; from dipole_ray.tracking import Tracker, TrackingConfig\n"
+        "import sys, itertools; from pathlib import Path\n"
+        "from dipole_ray.tracking.tracker import Tracker, TrackingConfig\n"
         "tracker = Tracker(Path(sys.argv[1]), TrackingConfig(), run_name='killed', parameters={})\n"
         "for step in itertools.count():\n"
         "    tracker.log({f'actor/{name}': step for name in range(20)}, env_steps=0, learner_steps=step)\n"
@@ -205,7 +207,7 @@ def test_a_killed_process_leaves_nothing_out_and_nothing_twice(runs: Path) -> No
 @pytest.mark.slow
 def test_runs_that_start_at_once_share_a_new_database(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from dipole_ray.tracking import Tracker, TrackingConfig\n"
+        "import sys; from pathlib import Path; from dipole_ray.tracking.tracker import Tracker, TrackingConfig\n"
         "tracker = Tracker(Path(sys.argv[1]), TrackingConfig(), run_name=sys.argv[1], parameters={})\n"
         "for step in range(100): tracker.log({'critic/loss': step}, env_steps=0, learner_steps=step)\n"
         "tracker.close(timeout_s=300)\n"

@@ -22,11 +22,11 @@ from dipole_ray.config import RunConfig, load
 from dipole_ray.errors import ConfigError, EnvironmentFault, FolderTaken, NonFiniteError
 from dipole_ray.files.durable import write_json
 from dipole_ray.files.lock import FolderLock
-from dipole_ray.mlflow_feed import METRICS_FILE
 from dipole_ray.provenance import digest
 from dipole_ray.resume import config_differences
 from dipole_ray.runs.run import train_in
 from dipole_ray.runs.session import LOCK_WAIT_S, RUN_FILE
+from dipole_ray.tracking.metrics_file import METRICS_FILE
 
 ERROR_FILE = "error.txt"
 FAILED, ELSEWHERE = "failed", "elsewhere"

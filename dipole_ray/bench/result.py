@@ -17,7 +17,7 @@ from dipole_ray.errors import DatasetError
 from dipole_ray.evaluation.cells import cell_key, cells_with_chosen, chosen_cell
 from dipole_ray.files.durable import read_json
 from dipole_ray.provenance import git_commit, package_versions
-from dipole_ray.tracking import read_metrics
+from dipole_ray.tracking.metrics_file import read_metrics
 
 RESULT_FILE = "result.json"
 FORMAT = 1

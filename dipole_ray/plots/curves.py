@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from dipole_ray.errors import DatasetError
 from dipole_ray.plots import style
+from dipole_ray.tracking.metrics_file import read_lines
 
 _SMOOTH_ABOVE = 60
 """Curves with more points than this are smoothed by a moving median."""
@@ -63,20 +63,7 @@ def read_metrics(path: Path) -> Metrics:
     Raises:
         DatasetError: If the file is missing, or another line is not a JSON object with `learner_steps`.
     """
-    lines = []
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path}: no metrics to draw ({error}); name a run folder that has trained") from error
-    complete, _, _ = text.rpartition("\n")
-    for number, line in enumerate(complete.splitlines(), start=1):
-        try:
-            entry = json.loads(line)
-            float(entry["learner_steps"])
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise DatasetError(f"{path}, line {number}: not a line of metrics ({error!r})") from error
-        lines.append(entry)
-    return Metrics(tuple(sorted(lines, key=lambda entry: float(entry["learner_steps"]))))
+    return Metrics(tuple(sorted(read_lines(path), key=lambda line: float(line["learner_steps"]))))
 
 
 def has_curves(metrics: Metrics) -> bool:

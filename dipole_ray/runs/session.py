@@ -26,7 +26,7 @@ from dipole_ray.report import Row
 from dipole_ray.rllib.evaluate import play
 from dipole_ray.runs.build import build_algorithm
 from dipole_ray.storage import persist
-from dipole_ray.tracking import Tracker
+from dipole_ray.tracking.tracker import Tracker
 
 RUN_FILE, CHECKPOINTS = "run.yaml", "checkpoints"
 """The run's config, and the folder of its checkpoints, in a run folder."""

@@ -12,7 +12,7 @@ from dipole_ray.sweep.plan import Plan
 from dipole_ray.sweep.records import SweepRecords, TrialRecord, TrialStatus
 from dipole_ray.sweep.scoring import gain
 from dipole_ray.sweep.trainable import values_of
-from dipole_ray.tracking import Tracker
+from dipole_ray.tracking.tracker import Tracker
 
 _log = logging.getLogger(__name__)
 

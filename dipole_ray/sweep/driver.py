@@ -15,7 +15,6 @@ from dipole_ray.envs.make import env_dims
 from dipole_ray.errors import ConfigError
 from dipole_ray.files.durable import write_text
 from dipole_ray.files.lock import FolderLock
-from dipole_ray.mlflow_feed import redacted
 from dipole_ray.parallel import ray_session
 from dipole_ray.progress import Progress
 from dipole_ray.runs.build import prepare_datasets
@@ -24,7 +23,8 @@ from dipole_ray.sweep.plan import Plan
 from dipole_ray.sweep.records import SweepRecords
 from dipole_ray.sweep.result import SweepResult, write_result
 from dipole_ray.sweep.tracking import deliver_trials, sweep_tracker
-from dipole_ray.tracking import Tracker
+from dipole_ray.tracking.mlflow_feed import redacted
+from dipole_ray.tracking.tracker import Tracker
 
 PLAN_FILE = "sweep.yaml"
 LOCK_WAIT_S = 10.0

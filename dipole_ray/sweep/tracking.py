@@ -13,10 +13,11 @@ from typing import Any
 
 from dipole_ray.config import RunConfig
 from dipole_ray.files.durable import read_json
-from dipole_ray.mlflow_feed import METRICS_FILE, STATE_FILE, connect
 from dipole_ray.sweep.plan import Plan
 from dipole_ray.sweep.records import SweepRecords
-from dipole_ray.tracking import Status, Tracker
+from dipole_ray.tracking.metrics_file import METRICS_FILE
+from dipole_ray.tracking.mlflow_feed import STATE_FILE, connect
+from dipole_ray.tracking.tracker import Status, Tracker
 
 ENDINGS: dict[str, Status] = {"done": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 """MLflow's status for a trial's; what was interrupted is KILLED too, until the sweep goes on."""

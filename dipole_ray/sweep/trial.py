@@ -28,7 +28,7 @@ from dipole_ray.sweep.records import TRIAL_FILE
 from dipole_ray.sweep.scoring import best_row, cell_of, metric_of
 from dipole_ray.sweep.space import Values
 from dipole_ray.sweep.tracking import trial_tracker
-from dipole_ray.tracking import Status, Tracker
+from dipole_ray.tracking.tracker import Status, Tracker
 
 CLOSE_S = 5.0
 """Longest wait for MLflow at the end of a trial; the sweep delivers what is left."""

@@ -35,7 +35,7 @@ from dipole_ray.config import RunConfig
 from dipole_ray.files.lock import FolderLock
 from dipole_ray.policy import load_policy
 from dipole_ray.provenance import git_commit
-from dipole_ray.tracking import read_metrics
+from dipole_ray.tracking.metrics_file import read_metrics
 from tests.bench.small import write_suite
 from tests.cli.commands import LAUNCH, dipole, environment
 

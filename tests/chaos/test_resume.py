@@ -25,7 +25,7 @@ from dipole_ray.checkpoint import newest_valid, read_checkpoint
 from dipole_ray.collect import collect
 from dipole_ray.config import load
 from dipole_ray.runs.run import resume_run, start_run
-from dipole_ray.tracking import read_metrics
+from dipole_ray.tracking.metrics_file import read_metrics
 from tests.chaos.conftest import Measured
 from tests.chaos.kit import config, ring_rows
 from tests.cli.commands import dipole, environment, write_config

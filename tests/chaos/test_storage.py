@@ -27,7 +27,7 @@ from dipole_ray.columns import Schema
 from dipole_ray.data.dataset import MANIFEST, OfflineDataset, open_dataset, write_dataset
 from dipole_ray.data.schema import Rows
 from dipole_ray.errors import CheckpointError, DatasetError
-from dipole_ray.tracking import read_metrics
+from dipole_ray.tracking.metrics_file import read_metrics
 from tests.chaos.conftest import Measured
 from tests.chaos.kit import wait_until
 from tests.cli.commands import LAUNCH, dipole, environment, write_config

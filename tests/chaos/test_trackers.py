@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dipole_ray.mlflow_feed import RUN_KEY_TAG, _points, connect
-from dipole_ray.tracking import Tracker, TrackingConfig, read_metrics
+from dipole_ray.tracking.metrics_file import read_metrics
+from dipole_ray.tracking.mlflow_feed import RUN_KEY_TAG, _points, connect
+from dipole_ray.tracking.tracker import Tracker, TrackingConfig
 from tests.chaos.conftest import Measured
 from tests.chaos.kit import config, wait_until
 from tests.chaos.tracking_server import Proxy, Server
@@ -297,7 +298,7 @@ TRIALS = """
 import sys, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from dipole_ray.tracking import Tracker, TrackingConfig
+from dipole_ray.tracking.tracker import Tracker, TrackingConfig
 folder, url, first, count, lines = Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:])
 names = [f"trial-{number}" for number in range(first, first + count)]
 trials = [Tracker(folder / n, TrackingConfig(tracking_uri=url), run_name=n, parameters={"seed": n}) for n in names]

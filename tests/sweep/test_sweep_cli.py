@@ -12,9 +12,9 @@ import pytest
 
 from dipole_ray.cli import main
 from dipole_ray.config import load
-from dipole_ray.mlflow_feed import connect
 from dipole_ray.sweep.plan import Plan
 from dipole_ray.sweep.result import SweepResult
+from dipole_ray.tracking.mlflow_feed import connect
 from tests.cli.commands import dipole
 from tests.sweep.small import sweep_mapping, write_sweep
 

@@ -35,12 +35,12 @@ from filelock import FileLock
 from dipole_ray.files.durable import commit_file, read_json, write_json
 from dipole_ray.provenance import git_commit, package_versions
 from dipole_ray.settings import flatten
+from dipole_ray.tracking.metrics_file import METRICS_FILE
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-METRICS_FILE = "metrics.jsonl"
 STATE_FILE = "mlflow.json"
 RUN_KEY_TAG = "dipole.run_key"
 PARENT_TAG = "mlflow.parentRunId"

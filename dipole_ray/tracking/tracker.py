@@ -1,22 +1,16 @@
-"""Metrics of a run: one JSON line each in `metrics.jsonl`, from which a background thread feeds MLflow.
+"""What a run says of itself: metrics go to `metrics.jsonl`, and from there to MLflow.
 
 The file comes first and alone decides what the run's metrics are. Training appends and goes on; an outage, a slow
 server or a restart of MLflow costs it nothing, and what MLflow has missed is delivered from the file later.
-
-A line holds `time` (seconds since 1970), `env_steps`, `learner_steps` and the metrics by name; NaN and infinity are
-null. A checkpoint remembers the file's length (`sync`), and a resume cuts the file back to it, so that the lines of
-updates that were lost with a killed process are not counted twice.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +18,10 @@ from types import TracebackType
 from typing import Any, Literal, SupportsFloat
 
 from dipole_ray.errors import ConfigError
-from dipole_ray.mlflow_feed import METRICS_FILE, MlflowFeed, redacted
+from dipole_ray.tracking.metrics_file import METRICS_FILE, MetricsFile
+from dipole_ray.tracking.mlflow_feed import MlflowFeed, redacted
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -186,87 +179,6 @@ class Tracker:
             self._file.close()
         if self._feed is not None:
             self._feed.close(status, timeout_s)
-
-
-class MetricsFile:
-    """An append-only file of whole lines, which survives a full disk by keeping lines back until there is space."""
-
-    def __init__(self, path: Path, keep_bytes: int | None = None) -> None:
-        """Open the file and cut a torn last line off.
-
-        Args:
-            path: The file; made if missing.
-            keep_bytes: Length to cut an existing file back to; None = all its whole lines.
-
-        Raises:
-            OSError: It cannot be opened for writing.
-        """
-        self._path = path
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        self._kept_back: deque[bytes] = deque()
-        content = path.read_bytes()
-        if keep_bytes is not None and keep_bytes > len(content):
-            _log.warning("%s is shorter than at the checkpoint (%d < %d bytes)", path, len(content), keep_bytes)
-        self.size = content.rfind(b"\n", 0, keep_bytes) + 1
-        """Bytes of whole lines."""
-        os.ftruncate(self._descriptor, self.size)
-
-    def append(self, line: bytes) -> None:
-        """Write one line and those kept back before it; on an error of the disk keep them back, with one warning."""
-        self._kept_back.append(line)
-        was_failing = len(self._kept_back) > 1
-        try:
-            while self._kept_back:
-                self._write_whole(self._kept_back[0])
-                self.size += len(self._kept_back.popleft())
-        except OSError as error:
-            if not was_failing:
-                _log.warning("%s: %s; metrics are kept in memory until it can be written", self._path, error.strerror)
-
-    def sync(self) -> int:
-        """Wait until the disk has all lines, and return the length of the file in bytes.
-
-        Lines that a full disk keeps back are counted in: they come first once there is space, so that a resume that
-        cuts the file to this length loses none of them.
-        """
-        if self._kept_back:
-            self.append(self._kept_back.pop())
-        try:
-            os.fsync(self._descriptor)
-        except OSError as error:
-            _log.warning("%s: %s; the last metrics may not survive a power loss", self._path, error.strerror)
-        return self.size + sum(map(len, self._kept_back))
-
-    def close(self) -> None:
-        """Write what was kept back if there is space now, and close; closing twice does nothing."""
-        if self._descriptor < 0:
-            return
-        if self._kept_back:
-            self.append(self._kept_back.pop())
-        if self._kept_back:
-            _log.warning("%s: the last %d lines could not be written", self._path, len(self._kept_back))
-        self.sync()
-        os.close(self._descriptor)
-        self._descriptor = -1
-
-    def _write_whole(self, line: bytes) -> None:
-        """Write a line, or leave the file as it was and raise OSError."""
-        try:
-            rest = memoryview(line)
-            while rest:
-                rest = rest[os.write(self._descriptor, rest) :]
-        except OSError:
-            os.ftruncate(self._descriptor, self.size)
-            raise
-
-
-def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """Return the lines of a run's `metrics.jsonl`; a torn last line, as in a run that is being written, is left out."""
-    path = run_dir / METRICS_FILE
-    if not path.is_file():
-        return []
-    content = path.read_bytes()
-    return [json.loads(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
 
 
 def _finite(value: SupportsFloat | None) -> float | None:
