@@ -18,8 +18,10 @@ from torch import Tensor
 from dipole_ray.agents import flow, losses, state
 from dipole_ray.agents.config import AgentConfig
 from dipole_ray.agents.data_parallel import DataParallel
-from dipole_ray.agents.networks import Networks, Sizes, draw_networks
+from dipole_ray.agents.fields import MakeFields, StackedFields
+from dipole_ray.agents.networks import Sizes
 from dipole_ray.agents.policy import Policy
+from dipole_ray.agents.roles import Networks, draw_networks
 from dipole_ray.errors import ConfigError, NonFiniteError
 
 Batch = Mapping[str, np.ndarray | Tensor]
@@ -66,6 +68,7 @@ class Agent(ABC):
         seed: int,
         device: str | torch.device = "cpu",
         failure_directory: Path | None = None,
+        make_fields: MakeFields = StackedFields,
     ) -> None:
         if config.algorithm != self.algorithm:
             raise ConfigError(
@@ -79,7 +82,7 @@ class Agent(ABC):
         self.learner_steps = 0
         self.skipped_updates = 0
         self.consecutive_skips = 0
-        networks, noise_seed = self.draw(config, observation_dim, action_dim, seed)
+        networks, noise_seed = self.draw(config, observation_dim, action_dim, seed, make_fields)
         self.networks = networks.to(self.device)
         self.policy = self.policy_class(config, self.networks, noise_seed, self.device)
         self.sizes = self.policy.sizes
@@ -92,7 +95,9 @@ class Agent(ABC):
         self.optimizer = state.make_adam(self._parameters, config.learning_rate)
 
     @classmethod
-    def draw(cls, config: AgentConfig, observation_dim: int, action_dim: int, seed: int) -> tuple[Networks, int]:
+    def draw(
+        cls, config: AgentConfig, observation_dim: int, action_dim: int, seed: int, make_fields: MakeFields
+    ) -> tuple[Networks, int]:
         """Return the untrained networks on the CPU, and the seed of the noise."""
         sizes = Sizes(
             observation_dim=observation_dim,
@@ -100,7 +105,7 @@ class Agent(ABC):
             hidden_dims=config.hidden_dims,
             num_critics=config.num_critics,
         )
-        draw_actor = partial(cls.policy_class.draw_actor, config)
+        draw_actor = partial(cls.policy_class.draw_actor, config, make_fields)
         return draw_networks(sizes, seed, has_value=cls.has_value, draw_actor=draw_actor)
 
     @abstractmethod

@@ -24,8 +24,9 @@ from dipole_ray.agents.config import (
     AgentConfig,
     one_of,
 )
+from dipole_ray.agents.fields import MakeFields
 from dipole_ray.agents.metrics import learning_metrics
-from dipole_ray.agents.networks import Role, Sizes, VelocityFields
+from dipole_ray.agents.networks import Sizes
 from dipole_ray.agents.policy import Policy
 from dipole_ray.agents.value import ValueAgent
 
@@ -117,27 +118,24 @@ class FlowPolicy(Policy):
     bc_remedy: ClassVar[str] = "set agent.train_bc=true"
 
     @staticmethod
-    def draw_actor(config: AgentConfig, sizes: Sizes, generator: torch.Generator) -> dict[str, Role]:
+    def draw_actor(
+        config: DipoleConfig, make_fields: MakeFields, sizes: Sizes, generator: torch.Generator
+    ) -> dict[str, object]:
         """Return one field for each name in `config.fields`."""
-        return {"fields": VelocityFields(len(config.fields), sizes, generator)}
+        return {"fields": make_fields(config.fields, sizes, generator)}
 
     def from_noise(self, observations: Tensor, noise: Tensor, omega: float, policy: str) -> Tensor:
-        """Return the actions (B, N, A) that `noise` (B, N, A) flows to; evaluates only the fields that matter."""
-        fields = self.networks.fields
-        if policy == "bc":
-            index = self.config.fields.index("bc")
-            chosen = slice(index, index + 1)
-        else:
-            chosen = {0.0: slice(0, 1), -1.0: slice(1, 2)}.get(float(omega), slice(0, 2))
-        embedded = fields.embed(observations, chosen)
-
-        def velocity(x: Tensor, t: float) -> Tensor:
-            velocities = fields.velocity(embedded, x, t, chosen)
-            if len(velocities) == 1:
-                return velocities[0]
-            return flow.guided_velocity(velocities[0], velocities[1], omega)
-
-        return flow.sample(velocity, noise, self.config.denoise_steps)
+        """Return the actions (B, N, A) that `noise` flows to; evaluates only the fields that matter."""
+        towards, *away = self.config.fields[:2]  # pi+, and what omega pushes away from, where there is one
+        along = {0.0: [towards], -1.0: away}.get(float(omega), [towards, *away])
+        return flow.generate(
+            self.networks.fields,
+            observations,
+            noise,
+            along=["bc"] if policy == "bc" else along,
+            omega=omega,
+            denoise_steps=self.config.denoise_steps,
+        )
 
 
 class DipoleAgent(ValueAgent):
@@ -149,7 +147,7 @@ class DipoleAgent(ValueAgent):
 
     def _losses(self, batch: dict[str, Tensor], diagnostics: bool) -> Losses:
         """Return the losses of critics, value and fields, the metrics, and the new running statistics."""
-        config, networks = self.config, self.networks
+        networks = self.networks
         q_target, q_data = self._critic_targets(batch)
         value_loss, v, residual = self._value_loss(batch["observations"], q_data)
         q = networks.critic(torch.cat((batch["observations"], batch["actions"]), dim=-1)).squeeze(-1)
@@ -158,7 +156,8 @@ class DipoleAgent(ValueAgent):
         # Policy fields, all on the same noise and time.
         advantage = residual.detach()
         scaled, statistics = self._normalized_advantage(advantage)
-        weights = self._field_weights(scaled, batch["is_offline"])
+        names, by_name = networks.fields.names, self._field_weights(scaled, batch["is_offline"])
+        weights = torch.stack([by_name[name] for name in names])
         noise, x, t = self._path(batch["actions"])
         velocities = networks.fields(batch["observations"], x, t)
         target = flow.path_velocity(noise, batch["actions"])
@@ -166,26 +165,23 @@ class DipoleAgent(ValueAgent):
 
         terms = {"critic": critic_loss, "value": value_loss, "actor": field_losses.sum()}
         metrics = {"critic/loss": critic_loss.detach(), "value/loss": value_loss.detach()}
-        for name, loss in zip(config.fields, field_losses.detach(), strict=True):
+        for name, loss in zip(names, field_losses.detach(), strict=True):
             metrics[f"actor/loss_{name}"] = loss
         if diagnostics:
             rows = (q.detach(), q_target, v.detach(), advantage, weights[0])
             metrics |= learning_metrics(*map(self.data_parallel.all_gather, rows))
         return terms, metrics, statistics
 
-    def _field_weights(self, advantage: Tensor, is_offline: Tensor) -> Tensor:
-        """Return the row weights of every field, (F, B): the scheme's, and 1 on offline rows for an added BC field."""
-        config = self.config
-        ones = torch.ones_like(advantage)
+    def _field_weights(self, advantage: Tensor, is_offline: Tensor) -> dict[str, Tensor]:
+        """Return the row weights (B,) of the fields by name."""
+        config, weights = self.config, {"bc": is_offline}  # an added field stays the dataset's baseline
         if config.weight_scheme == "dipole":
-            scheme: tuple[Tensor, ...] = losses.dichotomous_weights(
-                advantage, config.beta, config.shift, check_finite=False
-            )
+            both = losses.dichotomous_weights(advantage, config.beta, config.shift, check_finite=False)
+            weights["positive"], weights["negative"] = both
         elif config.weight_scheme == "exp":
-            scheme = (losses.exponential_weight(advantage, config.beta, config.exp_weight_max),)
+            weights["positive"] = losses.exponential_weight(advantage, config.beta, config.exp_weight_max)
         elif config.weight_scheme == "cfgrl":
-            scheme = losses.optimality_weights(advantage)
+            weights["positive"], weights["bc"] = losses.optimality_weights(advantage)
         else:
-            scheme = (ones,)
-        missing = len(config.fields) - len(scheme)
-        return torch.stack((*scheme, *[is_offline] * missing))
+            weights["bc"] = torch.ones_like(advantage)
+        return weights

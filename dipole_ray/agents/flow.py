@@ -1,14 +1,16 @@
 """Flow matching: the straight path from noise to action, the guided field and its Euler sampler.
 
-Shapes: B rows, A action dim; K denoise steps. Any leading shape works.
+Shapes: B rows, N candidates, O observation dim, A action dim; K denoise steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+
+from dipole_ray.agents.fields import VelocityField
 
 
 def path_point(noise: Tensor, actions: Tensor, t: Tensor) -> Tensor:
@@ -54,3 +56,34 @@ def sample(velocity: Callable[[Tensor, float], Tensor], noise: Tensor, denoise_s
     for k in range(denoise_steps):
         x = x + velocity(x, k / denoise_steps) / denoise_steps
     return x.clamp(-1.0, 1.0) if clip else x
+
+
+def generate(
+    fields: VelocityField,
+    observations: Tensor,
+    noise: Tensor,
+    *,
+    along: Sequence[str],
+    omega: float = 0.0,
+    denoise_steps: int,
+) -> Tensor:
+    """Carry noise to actions along one named field, or along two that omega combines.
+
+    Args:
+        fields: Those asked.
+        observations: (B, O).
+        noise: x_0, (B, N, A).
+        along: Name of the field, or of v+ and v-; no other is evaluated.
+        omega: Greediness, of two fields.
+        denoise_steps: K, at least 1.
+
+    Returns:
+        Actions (B, N, A) in [-1, 1].
+    """
+    context = fields.encode(observations, along)
+
+    def velocity(x: Tensor, t: float) -> Tensor:
+        found = fields.velocity(context, x, t, along)
+        return found[0] if len(found) == 1 else guided_velocity(found[0], found[1], omega)
+
+    return sample(velocity, noise, denoise_steps)

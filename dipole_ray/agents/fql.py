@@ -16,12 +16,10 @@ from torch import Tensor, nn
 from dipole_ray.agents import flow, losses
 from dipole_ray.agents.agent import Agent, Losses
 from dipole_ray.agents.config import ABOVE_ZERO, AGGREGATION, COUNT, AgentConfig
+from dipole_ray.agents.fields import MakeFields
 from dipole_ray.agents.metrics import critic_metrics
-from dipole_ray.agents.networks import Role, Sizes, StackedMLP, VelocityFields
+from dipole_ray.agents.networks import Sizes, StackedMLP
 from dipole_ray.agents.policy import Policy
-
-BC = slice(0, 1)
-"""The only field."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +54,11 @@ class OneStepPolicy(Policy):
     roles: ClassVar[tuple[str, ...]] = ("critic", "fields", "policy")
 
     @staticmethod
-    def draw_actor(config: AgentConfig, sizes: Sizes, generator: torch.Generator) -> dict[str, Role]:
+    def draw_actor(
+        config: FqlConfig, make_fields: MakeFields, sizes: Sizes, generator: torch.Generator
+    ) -> dict[str, object]:
         """Return the field and the one-step policy."""
-        fields = VelocityFields(1, sizes, generator)
+        fields = make_fields(config.fields, sizes, generator)
         dims = (sizes.pair_dim, sizes.hidden_dims, sizes.action_dim)
         return {"fields": fields, "policy": StackedMLP(1, *dims, layer_norm=False, generator=generator)}
 
@@ -75,9 +75,8 @@ class OneStepPolicy(Policy):
 
     def cloned(self, observations: Tensor, noise: Tensor) -> Tensor:
         """Return the actions (B, N, A) that the cloned flow carries `noise` to."""
-        fields = self.networks.fields
-        embedded = fields.embed(observations, BC)
-        return flow.sample(lambda x, t: fields.velocity(embedded, x, t, BC)[0], noise, self.config.denoise_steps)
+        steps = self.config.denoise_steps
+        return flow.generate(self.networks.fields, observations, noise, along=["bc"], denoise_steps=steps)
 
 
 class FqlAgent(Agent):

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from dipole_ray.agents import losses
 from dipole_ray.agents.agent import Losses
 from dipole_ray.agents.config import BOOTSTRAP, CEILING, NORMALIZATION, AgentConfig
+from dipole_ray.agents.fields import MakeFields
 from dipole_ray.agents.metrics import learning_metrics
-from dipole_ray.agents.networks import Role, Sizes, StackedMLP
+from dipole_ray.agents.networks import Sizes, StackedMLP
 from dipole_ray.agents.policy import Policy
 from dipole_ray.agents.value import ValueAgent
 
@@ -50,7 +51,9 @@ class GaussianPolicy(Policy):
     has_mode: ClassVar[bool] = True
 
     @staticmethod
-    def draw_actor(config: AgentConfig, sizes: Sizes, generator: torch.Generator) -> dict[str, Role]:
+    def draw_actor(
+        config: IqlConfig, make_fields: MakeFields, sizes: Sizes, generator: torch.Generator
+    ) -> dict[str, object]:
         """Return the mean, near zero everywhere, and a deviation of 1."""
         dims = (sizes.observation_dim, sizes.hidden_dims, sizes.action_dim)
         mean = StackedMLP(1, *dims, layer_norm=False, generator=generator)

@@ -9,6 +9,7 @@ import torch
 from dipole_ray.agents.agent import Agent
 from dipole_ray.agents.config import AgentConfig
 from dipole_ray.agents.dipole import DipoleAgent
+from dipole_ray.agents.fields import MakeFields, StackedFields
 from dipole_ray.agents.fql import FqlAgent
 from dipole_ray.agents.iql import IqlAgent
 from dipole_ray.agents.policy import Policy
@@ -23,6 +24,7 @@ def make_agent(
     seed: int,
     device: str | torch.device = "cpu",
     failure_directory: Path | None = None,
+    make_fields: MakeFields = StackedFields,
 ) -> Agent:
     """Return the untrained agent of `config.algorithm`.
 
@@ -33,14 +35,21 @@ def make_agent(
         seed: Of the networks and of all noise.
         device: Where the networks go.
         failure_directory: Where the batch goes before the error that ends a row of skipped updates.
+        make_fields: Makes the velocity fields, where the algorithm has any.
     """
-    return AGENTS[config.algorithm](config, observation_dim, action_dim, seed, device, failure_directory)
+    agent = AGENTS[config.algorithm]
+    return agent(config, observation_dim, action_dim, seed, device, failure_directory, make_fields)
 
 
 def make_policy(
-    config: AgentConfig, observation_dim: int, action_dim: int, seed: int, device: str | torch.device = "cpu"
+    config: AgentConfig,
+    observation_dim: int,
+    action_dim: int,
+    seed: int,
+    device: str | torch.device = "cpu",
+    make_fields: MakeFields = StackedFields,
 ) -> Policy:
     """Return the policy that `make_agent` would train, with the same networks and noise but nothing that learns."""
     agent = AGENTS[config.algorithm]
-    networks, noise_seed = agent.draw(config, observation_dim, action_dim, seed)
+    networks, noise_seed = agent.draw(config, observation_dim, action_dim, seed, make_fields)
     return agent.policy_class(config, networks, noise_seed, device)

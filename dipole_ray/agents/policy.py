@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,7 +17,9 @@ from torch import Tensor
 
 from dipole_ray.agents import losses, state
 from dipole_ray.agents.config import AgentConfig
-from dipole_ray.agents.networks import Networks, Role, Sizes
+from dipole_ray.agents.fields import MakeFields
+from dipole_ray.agents.networks import Sizes
+from dipole_ray.agents.roles import Networks
 from dipole_ray.errors import ConfigError
 
 MIN_STD = 1e-6
@@ -52,7 +54,7 @@ class Policy(ABC):
 
     @staticmethod
     @abstractmethod
-    def draw_actor(config: AgentConfig, sizes: Sizes, generator: torch.Generator) -> dict[str, Role]:
+    def draw_actor(config: Any, make_fields: MakeFields, sizes: Sizes, generator: torch.Generator) -> dict[str, object]:
         """Return what acts beside the critics, by role, drawn from `generator`."""
 
     @abstractmethod

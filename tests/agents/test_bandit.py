@@ -70,8 +70,8 @@ def expected_reward(agent: Agent, **options: Any) -> float:
     return float(reward_of(actions.numpy()).mean())
 
 
-def test_expected_reward_rises_with_omega_and_falls_when_pressed_out_of_the_data() -> None:
-    agent = trained_dipole()
+def assert_greediness_pays(agent: Agent) -> None:
+    """Check that the expected reward rises with omega, and falls when omega presses the actions out of the data."""
     rewards = [expected_reward(agent, omega=omega) for omega in (-1.0, -0.5, 0.0, 0.5, 1.0)]
     pressed = expected_reward(agent, omega=100.0)
     cloned = expected_reward(agent, policy="bc")
@@ -82,6 +82,10 @@ def test_expected_reward_rises_with_omega_and_falls_when_pressed_out_of_the_data
     in_mode = (0.2**2 / (0.2**2 + 0.08**2)) ** 0.5
     assert cloned == pytest.approx(in_mode / 2, abs=0.1)
     assert rewards[2] == pytest.approx(in_mode / (1 + np.exp(-2.0 * in_mode / 2)), abs=0.1)
+
+
+def test_expected_reward_rises_with_omega_and_falls_when_pressed_out_of_the_data() -> None:
+    assert_greediness_pays(trained_dipole())
 
 
 def test_choosing_among_candidates_also_raises_the_reward_of_cloning() -> None:

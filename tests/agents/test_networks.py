@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dipole_ray.agents.activation import gelu_tanh
-from dipole_ray.agents.networks import Sizes, StackedMLP, VelocityFields
+from dipole_ray.agents.networks import StackedMLP
 
 
 def plain_twin(stacked: StackedMLP, member: int) -> nn.Sequential:
@@ -59,18 +59,6 @@ def test_members_start_apart_with_xavier_bounds_and_zero_biases() -> None:
         assert float(kernel.detach().std()) == pytest.approx(bound / 3**0.5, rel=0.03)
         assert not torch.equal(kernel[0], kernel[1])
         assert not bias.any()
-
-
-def test_sampling_pass_equals_the_training_pass() -> None:
-    sizes = Sizes(observation_dim=6, action_dim=2, hidden_dims=(32, 32), num_critics=2)
-    fields = VelocityFields(3, sizes, torch.Generator().manual_seed(0))
-    generator = torch.Generator().manual_seed(1)
-    observations, x = torch.randn(4, 6, generator=generator), torch.randn(4, 5, 2, generator=generator)
-    for chosen in (slice(0, 2), slice(2, 3), slice(0, 3)):
-        found = fields.velocity(fields.embed(observations, chosen), x, 0.3, chosen)
-        for n in range(5):
-            expected = fields(observations, x[:, n], torch.full((4, 1), 0.3))[chosen]
-            torch.testing.assert_close(found[:, :, n], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_gelu_equals_torch_in_value_and_derivative() -> None:

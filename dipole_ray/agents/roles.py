@@ -1,0 +1,89 @@
+"""The learned functions of an agent by their role, and how one seed draws them.
+
+Shapes: A action dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from dipole_ray.agents.fields import VelocityField
+from dipole_ray.agents.networks import Sizes, StackedMLP
+
+Role = nn.Module | nn.Parameter
+
+
+class Networks(nn.Module):
+    """The learned functions by role, and what observations are normalized with.
+
+    An agent's have all roles of its algorithm, a policy's only those that act; the two share their tensors.
+    """
+
+    critic: StackedMLP
+    """Q(s, a), one member a critic."""
+    target_critic: StackedMLP
+    """Follows the critics by Polyak averaging."""
+    value: StackedMLP
+    """V(s), without a target."""
+    fields: VelocityField
+    """The velocity fields of a flow."""
+    policy: StackedMLP
+    """The one-step policy mu(s, z), or the mean of a Gaussian."""
+    policy_log_std: nn.Parameter
+    """The Gaussian's log deviation, (1, A), the same in every state."""
+    observation_mean: Tensor
+    observation_std: Tensor
+
+    def __init__(self, sizes: Sizes, roles: Mapping[str, object]) -> None:
+        super().__init__()
+        self.sizes = sizes
+        for name, role in roles.items():
+            if not isinstance(role, Role):  # it would be neither trained nor saved
+                raise TypeError(f"networks.{name}: found {type(role).__name__}; make it a torch.nn.Module")
+            setattr(self, name, role)
+        self.register_buffer("observation_mean", torch.zeros(sizes.observation_dim))
+        self.register_buffer("observation_std", torch.ones(sizes.observation_dim))
+
+    def only(self, roles: Iterable[str]) -> Networks:
+        """Return these roles alone: the same tensors, not copies."""
+        part = Networks(self.sizes, {name: getattr(self, name) for name in roles})
+        part.observation_mean, part.observation_std = self.observation_mean, self.observation_std
+        return part
+
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """Return by name the parameters that the optimizer moves; the target critics follow by Polyak averaging."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+
+def draw_networks(
+    sizes: Sizes, seed: int, *, has_value: bool, draw_actor: Callable[[Sizes, torch.Generator], Mapping[str, object]]
+) -> tuple[Networks, int]:
+    """Draw the untrained networks of an agent.
+
+    A policy is drawn with what only a learner needs and drops it: so one seed means the same policy to both.
+
+    Args:
+        sizes: Of all networks.
+        seed: Draws them, on the CPU, so that it means the same networks on every device.
+        has_value: Whether V is among them.
+        draw_actor: Draws what acts beside the critics, by role.
+
+    Returns:
+        The networks, and a seed for the noise.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def mlp(members: int, input_dim: int) -> StackedMLP:
+        return StackedMLP(members, input_dim, sizes.hidden_dims, 1, layer_norm=True, generator=generator)
+
+    # The order of these draws is what a seed means: checkpoints and published results rest on it.
+    critic, target_critic = (mlp(sizes.num_critics, sizes.pair_dim) for _ in range(2))
+    target_critic.requires_grad_(False).load_state_dict(critic.state_dict())
+    roles: dict[str, object] = {"critic": critic, "target_critic": target_critic}
+    if has_value:
+        roles["value"] = mlp(1, sizes.observation_dim)
+    roles |= draw_actor(sizes, generator)
+    return Networks(sizes, roles), int(torch.randint(2**62, (1,), generator=generator).item())
