@@ -84,21 +84,21 @@ class Schema:
         Raises:
             ConfigError: The columns cannot be stored, or contradict each other.
         """
-        if any(isinstance(column, int) and column < 1 for column in (observations, actions)):
+        if any(not isinstance(column, Column | Mapping) and column < 1 for column in (observations, actions)):
             raise ConfigError(
                 f"observation_dim={observations} and action_dim={actions} must be at least 1; "
                 "take them from env_dims(env_id) or from an open dataset's .schema"
             )
-        single = Column((observations,)) if isinstance(observations, int) else observations
+        single = observations if isinstance(observations, Column | Mapping) else Column((int(observations),))
         named = {} if isinstance(single, Column) else {f"observations.{name}": item for name, item in single.items()}
         object.__setattr__(self, "observed", {"observations": single} if isinstance(single, Column) else named)
-        object.__setattr__(self, "actions", Column((actions,)) if isinstance(actions, int) else actions)
+        object.__setattr__(self, "actions", actions if isinstance(actions, Column) else Column((int(actions),)))
         if self.actions.dtype != "float32" or not self.actions.shape or self.actions.table is not None:
             raise ConfigError(f"actions are {self.actions}; they must be float32 arrays, stored in the rows themselves")
         names = [*(name.partition(".")[2] for name in named), *self.tables]
         if not self.observed or not all(name.isidentifier() for name in names):
             raise ConfigError(f"observations and tables have the names {names}; give each a name of letters and digits")
-        if any(column.table and self.tables[column.table] != _seen(column) for column in self.observed.values()):
+        if any(self.tables[table] != _seen(self.observed[name]) for name, table in self.references.items()):
             raise ConfigError(f"{self}: columns that refer to one table must have one dtype and shape")
 
     def __str__(self) -> str:
@@ -114,13 +114,18 @@ class Schema:
     def columns(self) -> dict[str, Column]:
         """The columns of stored rows, in order; those that refer to a table hold numbers."""
         number, count = Column(), Column(dtype="int32")
-        stored = {name: count if column.table else column for name, column in self.observed.items()}
+        stored = {**self.observed, **dict.fromkeys(self.references, count)}
         return {**stored, "actions": self.actions, "rewards": number, "masks": number, "remaining": count}
+
+    @property
+    def references(self) -> dict[str, str]:
+        """Columns that hold numbers of entries, and the side table of each."""
+        return {name: column.table for name, column in self.observed.items() if column.table is not None}
 
     @property
     def tables(self) -> dict[str, Column]:
         """The side tables, and what an entry of each is."""
-        return {column.table: _seen(column) for column in self.observed.values() if column.table is not None}
+        return {table: _seen(self.observed[name]) for name, table in self.references.items()}
 
     @property
     def as_seen(self) -> Schema:
@@ -192,16 +197,7 @@ def require_fit(
     remedy: str,
     error: type[DipoleError] = DatasetError,
 ) -> None:
-    """Raise `error` unless data hold what is expected of them, as entries of a table or in their rows.
-
-    Args:
-        found: What the data hold.
-        expected: What they must hold.
-        what: The data, for the message.
-        whom: Who expects it.
-        remedy: What to do about it.
-        error: Class of the error.
-    """
+    """Raise `error` unless the data `what` hold, in their rows or in tables, what `whom` expects of them."""
     if expected not in (found, found.as_seen):
         raise error(
             f"{what} holds observations of {found.observation_text} and actions of {found.actions} numbers, {whom} has "

@@ -182,10 +182,9 @@ def open_dataset(directory: Path | str, *, strict: bool = False) -> OfflineDatas
     for entry in manifest.files:
         try:
             columns = open_segment(directory, entry, manifest.schema.columns)
-            for name, column in manifest.schema.observed.items():
-                if column.table is not None:
-                    where = f"{directory / entry.name}: column '{name}'"
-                    check_references(columns[name], len(tables[column.table]), where, column.table)
+            for name, table in manifest.schema.references.items():
+                where = f"{directory / entry.name}: column '{name}'"
+                check_references(columns[name], len(tables[table]), where, table)
             segments.append(Segment(entry=entry, columns=columns))
         except DatasetError as error:
             damaged.append(Quarantined(entry=entry, first_row=first_row, finding=str(error)))

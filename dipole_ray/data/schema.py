@@ -172,9 +172,9 @@ def validate_rows(rows: Rows, schema: Schema, where: str = "rows", table_rows: M
                 f"{where}: row {bad} of column '{name}' holds {values[bad]}; none of these rows was stored: "
                 "reset the environment or repair the data"
             )
-    for name, column in schema.observed.items():
-        if column.table is not None and table_rows is not None:
-            check_references(rows[name], table_rows.get(column.table, 0), f"{where}: column '{name}'", column.table)
+    for name, table in schema.references.items():
+        if table_rows is not None:
+            check_references(rows[name], table_rows[table], f"{where}: column '{name}'", table)
     masks, remaining = rows["masks"], rows["remaining"]
     if not np.isin(masks, (0.0, 1.0)).all():
         bad = int(np.flatnonzero((masks != 0) & (masks != 1))[0])

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from types import EllipsisType, TracebackType
+from types import EllipsisType
 from typing import Any
 
 import numpy as np
@@ -127,8 +127,7 @@ class Replay:
         require_fit(dataset.schema, self.schema, what=directory, whom="this replay", remedy=remedy)
         self._entries += [*dataset.manifest.files, *dataset.manifest.tables.values()]
         self._damaged += [item.entry.name for item in dataset.quarantined]
-        observed = dataset.schema.observed.items()
-        tables = {name: dataset.tables[column.table] for name, column in observed if column.table is not None}
+        tables = {name: dataset.tables[table] for name, table in dataset.schema.references.items()}
         for segment in dataset.segments:
             self._offline.append((segment.columns, np.flatnonzero(segment.columns["remaining"]), tables))
         if self.schema.tables:
@@ -370,7 +369,5 @@ class Replay:
     def __enter__(self) -> Replay:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()

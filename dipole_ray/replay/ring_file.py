@@ -7,11 +7,12 @@ experiment. Space is reserved when the file is made: a full disk is an error at 
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import shutil
 import time
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -73,15 +74,13 @@ def _write_empty(path: Path, layout: ColumnLayout, sizes: dict[str, int], num_ro
             os.posix_fallocate(stream.fileno(), 0, length)
 
 
-class _HoleSink:
+class _HoleSink(io.RawIOBase):
     """A sink for Arrow's writer that keeps its metadata and skips over the (all-zero) column buffers."""
-
-    closed = False
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
 
-    def write(self, data: bytes | pa.Buffer) -> int:
+    def write(self, data: Any) -> int:
         """Write metadata; move past a column's buffer."""
         if not isinstance(data, pa.Buffer):
             return self._stream.write(data)
@@ -92,25 +91,9 @@ class _HoleSink:
         """Return the position."""
         return self._stream.tell()
 
-    def flush(self) -> None:
-        """Hand metadata to the system."""
-        self._stream.flush()
-
-    def close(self) -> None:
-        """End writing; the stream stays open for its owner."""
-        self.closed = True
-
     def writable(self) -> bool:
         """Answer Arrow: yes."""
         return True
-
-    def readable(self) -> bool:
-        """Answer Arrow: no."""
-        return False
-
-    def seekable(self) -> bool:
-        """Answer Arrow: no."""
-        return False
 
 
 def lock_ring_file(path: Path) -> IO[bytes]:
