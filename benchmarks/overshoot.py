@@ -27,15 +27,15 @@ from torch import Tensor
 
 from benchmarks.record import brief, summary, write_record
 from dipole_ray.agents.policy import Policy
-from dipole_ray.config import load
 from dipole_ray.data.dataset import open_dataset
 from dipole_ray.evaluation.cells import Cell
 from dipole_ray.evaluation.play import evaluate_cell
 from dipole_ray.evaluation.table import summarize
 from dipole_ray.plots import style
 from dipole_ray.plots.panels import Line, Panel, draw_panels
-from dipole_ray.policy import load_policy
-from dipole_ray.prepare import prepare_dataset
+from dipole_ray.runs.config import load
+from dipole_ray.runs.prepare import prepare_dataset
+from dipole_ray.serving.policy import load_policy
 
 NEIGHBOURS, QUERIES, AT_BOUND = 32, 2000, 1 - 1e-6
 MEASURES = ("score", "action_bound_fraction", "action_distance", "observation_distance")

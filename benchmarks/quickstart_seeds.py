@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.record import summary
-from dipole_ray.provenance import git_commit, package_versions
+from dipole_ray.files.provenance import git_commit, package_versions
 
 Key = tuple[str, str, float | None, int]
 MEASURES = ("success", "return", "length")
@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/quickstart_seeds"), help="where the runs go")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="where the results go")
     arguments = parser.parse_args()
-    from dipole_ray.config import load
+    from dipole_ray.runs.config import load
 
     config = load(arguments.preset)
     done = [train(seed, arguments.runs, arguments.preset) for seed in arguments.seeds]

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from dipole_ray.provenance import git_commit, package_versions
-from dipole_ray.statistics import bootstrap_interval
+from dipole_ray.evaluation.statistics import bootstrap_interval
+from dipole_ray.files.provenance import git_commit, package_versions
 
 
 def write_record(out: Path, name: str, command: str, numbers: dict[str, Any], title: str, tables: str) -> None:

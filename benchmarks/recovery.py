@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.learner_speed import machine
-from dipole_ray.provenance import git_commit, package_versions
+from dipole_ray.files.provenance import git_commit, package_versions
 
 FIELDS = {"row": str, "what": str, "value": (int, float), "unit": str, "bar": str, "time": (int, float)}
 FAMILIES = "CDNFSTRL"

@@ -25,7 +25,7 @@ import pyarrow as pa
 from dipole_ray.columns import Schema
 from dipole_ray.data.dataset import open_dataset, write_dataset
 from dipole_ray.data.schema import Rows, close_trajectory
-from dipole_ray.provenance import git_commit, package_versions
+from dipole_ray.files.provenance import git_commit, package_versions
 from dipole_ray.replay.replay import Replay
 
 TRAJECTORY = 1000

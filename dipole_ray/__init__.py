@@ -17,7 +17,7 @@ _HOMES = {
     "DIPOLE": "dipole_ray.rllib.algorithm",
     "DIPOLEConfig": "dipole_ray.rllib.config",
     "Replay": "dipole_ray.replay.replay",
-    "RunConfig": "dipole_ray.config",
+    "RunConfig": "dipole_ray.runs.config",
     "make_env": "dipole_ray.envs.make",
     "open_dataset": "dipole_ray.data.dataset",
 }
@@ -26,12 +26,12 @@ __all__ = ["DIPOLE", "AgentConfig", "DIPOLEConfig", "DipoleAgent", "Replay", "Ru
 
 if TYPE_CHECKING:
     from dipole_ray.agents.dipole import AgentConfig, DipoleAgent
-    from dipole_ray.config import RunConfig
     from dipole_ray.data.dataset import open_dataset
     from dipole_ray.envs.make import make_env
     from dipole_ray.replay.replay import Replay
     from dipole_ray.rllib.algorithm import DIPOLE
     from dipole_ray.rllib.config import DIPOLEConfig
+    from dipole_ray.runs.config import RunConfig
 
 
 def __getattr__(name: str) -> Any:

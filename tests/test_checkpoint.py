@@ -21,9 +21,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dipole_ray import checkpoint
-from dipole_ray.checkpoint import newest_valid, prune, read_checkpoint, write_checkpoint
 from dipole_ray.errors import CheckpointError, ConfigError
+from dipole_ray.files import checkpoint
+from dipole_ray.files.checkpoint import newest_valid, prune, read_checkpoint, write_checkpoint
 
 
 def contents(seed: int) -> dict[str, dict[str, Tensor]]:

@@ -10,11 +10,11 @@ import pytest
 import yaml
 
 from dipole_ray.agents.dipole import AgentConfig
-from dipole_ray.config import RunConfig, load, presets
 from dipole_ray.envs.make import env_dims
 from dipole_ray.errors import ConfigError
 from dipole_ray.evaluation.cells import cells_of
-from dipole_ray.rllib.config import DIPOLEConfig
+from dipole_ray.runs.build import rllib_config
+from dipole_ray.runs.config import RunConfig, load, presets
 
 MINIMAL: dict[str, Any] = {"env": {"id": "Pendulum-v1"}, "training": {"offline_learner_steps": 0}}
 
@@ -41,7 +41,7 @@ def test_every_preset_loads_and_reaches_the_algorithm(name: str) -> None:
     config = load(name, ["data.path=data"] if needs_path else [])
     assert env_dims(config.env).action_dim >= 1
     assert cells_of(config.evaluation, config.agent)
-    made = DIPOLEConfig.from_run(config, "data" if config.training.offline_learner_steps else None, None)
+    made = rllib_config(config, Path("data") if config.training.offline_learner_steps else None, None)
     made.validate()
     assert made.agent_settings() == config.agent and made.training_settings() == config.training
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from dipole_ray import doctor
+from dipole_ray.cli import examine as doctor
 from dipole_ray.cli.doctor import add_doctor_parser
 
 

@@ -14,8 +14,8 @@ from dipole_ray.envs.make import EnvConfig, make_env
 from dipole_ray.errors import ConfigError, NonFiniteError
 from dipole_ray.evaluation.cells import Cell, EvalConfig, PolicyName, cells_of, grid
 from dipole_ray.evaluation.play import CellResult, environments, episode_seed, evaluate_cell
+from dipole_ray.evaluation.statistics import wilson_interval
 from dipole_ray.evaluation.table import summarize
-from dipole_ray.statistics import wilson_interval
 from tests.maze_walker import MAZE, MazeWalker
 
 PENDULUM = EnvConfig(id="Pendulum-v1", max_episode_steps=30)

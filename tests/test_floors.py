@@ -14,21 +14,19 @@ PACKAGE = Path(dipole_ray.__file__).parent
 
 # A room may import rooms on its own floor and below; a new file must be given its floor here.
 FLOORS = (
-    {"errors", "columns", "progress", "settings", "provenance", "interrupt", "tables"},
+    {"errors", "columns", "progress", "settings", "tables"},
     {"parallel", "files"},
     {"agents", "data"},
     {"replay", "tracking"},
     {"envs"},
     {"collect"},
-    {"report", "statistics"},
-    {"checkpoint", "resume", "storage"},
-    {"policy"},
+    {"serving"},
     {"evaluation"},
-    {"config", "plots"},
-    {"prepare", "rllib"},
-    {"runs", "sweep"},
+    {"plots", "rllib"},
+    {"runs"},
+    {"sweep"},
     {"bench"},
-    {"doctor", "cli"},
+    {"cli"},
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
@@ -39,11 +37,10 @@ ALLOWED = {
     "replay": {"numpy", "pyarrow"},
     "errors": set(),
     "columns": set(),
-    "files": {"filelock"},
+    "files": {"filelock", "safetensors", "torch"},
     "settings": {"yaml"},
     "progress": {"rich"},
     "tables": {"rich"},
-    "provenance": set(),
 }
 HOMES = {"requests": {"data"}, "ray": {"parallel", "sweep", "rllib"}, "mlflow": {"tracking"}}
 LIGHT_FOR_AGENTS_AND_DATA = {"errors", "columns", "progress", "settings", "files"}

@@ -20,19 +20,20 @@ import pytest
 import torch
 import yaml
 
-from dipole_ray import checkpoint, settings
+from dipole_ray import settings
 from dipole_ray.agents.config import AgentConfig
-from dipole_ray.checkpoint import read_checkpoint, write_checkpoint
 from dipole_ray.cli import main
-from dipole_ray.config import RunConfig, load
 from dipole_ray.data.download.checks import read_record, record_path
 from dipole_ray.data.download.partial import Partial
 from dipole_ray.envs.make import EnvConfig
 from dipole_ray.errors import CheckpointError, ConfigError, DatasetError, DipoleError
+from dipole_ray.evaluation.report import read_evaluation
 from dipole_ray.evaluation.trajectories import read_trajectories
+from dipole_ray.files import checkpoint
+from dipole_ray.files.checkpoint import read_checkpoint, write_checkpoint
 from dipole_ray.plots import read_metrics
-from dipole_ray.policy import load_policy
-from dipole_ray.report import read_evaluation
+from dipole_ray.runs.config import RunConfig, load
+from dipole_ray.serving.policy import load_policy
 from dipole_ray.tracking.tracker import Tracker, TrackingConfig
 from tests.agents.battery import OBSERVATION_DIM, make_agent, tiny_config
 from tests.data.malformed_npz import ten_gigabytes

@@ -170,7 +170,7 @@ def test_each_way_is_seen(line: str) -> None:
         "import yaml\nyaml.safe_load(text)",
         "import re\nre.compile(pattern)",
         "import ast\nast.literal_eval(text)",
-        "from dipole_ray.config import load\nload(source)",
+        "from dipole_ray.runs.config import load\nload(source)",
         "agent.load_state_dict(state)",
         "model.eval()",
     ],

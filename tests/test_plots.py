@@ -15,6 +15,7 @@ from dipole_ray.envs.make import EnvConfig
 from dipole_ray.errors import ConfigError, DatasetError
 from dipole_ray.evaluation.cells import Cell
 from dipole_ray.evaluation.play import CellResult, environments, evaluate_cell
+from dipole_ray.evaluation.report import Row, write_evaluation
 from dipole_ray.evaluation.table import summarize
 from dipole_ray.evaluation.trajectories import FILE_NAME, read_trajectories, write_trajectories
 from dipole_ray.evaluation.video import record_video
@@ -22,7 +23,6 @@ from dipole_ray.plots import draw_curves, draw_maze, draw_omega, draw_run, read_
 from dipole_ray.plots.maze import _score
 from dipole_ray.plots.panels import Line, Panel, draw_panels
 from dipole_ray.plots.style import CYCLE, DPI
-from dipole_ray.report import Row, write_evaluation
 from tests.maze_walker import MAZE, MazeWalker
 from tests.test_report import ROWS, row
 

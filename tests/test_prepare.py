@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from dipole_ray.collect.exorl import collect_exorl
-from dipole_ray.config import DataConfig
 from dipole_ray.data.dataset import open_dataset
 from dipole_ray.envs.make import EnvConfig
 from dipole_ray.errors import ConfigError, DatasetError
 from dipole_ray.files.lock import FolderLock
-from dipole_ray.prepare import prepare_dataset
+from dipole_ray.runs.config import DataConfig
+from dipole_ray.runs.prepare import prepare_dataset
 from tests.synthetic import ogbench_arrays, write_ogbench
 
 POINTMAZE = "pointmaze-medium-navigate-singletask-task1-v0"
@@ -27,10 +27,10 @@ POINTMAZE = "pointmaze-medium-navigate-singletask-task1-v0"
 TOGETHER = """
 import sys, time
 from pathlib import Path
-from dipole_ray.config import DataConfig
+from dipole_ray.runs.config import DataConfig
 from dipole_ray.cli import main
 from dipole_ray.envs.make import EnvConfig
-from dipole_ray.prepare import prepare_dataset
+from dipole_ray.runs.prepare import prepare_dataset
 me, folder = sys.argv[1], Path(sys.argv[2])
 (folder / f"ready-{me}").touch()
 while not (folder / "go").exists():

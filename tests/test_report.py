@@ -10,7 +10,16 @@ import pytest
 from rich.console import Console
 
 from dipole_ray.errors import DatasetError
-from dipole_ray.report import BC, Row, markdown, phases_of, print_table, read_evaluation, sort_rows, write_evaluation
+from dipole_ray.evaluation.report import (
+    BC,
+    Row,
+    markdown,
+    phases_of,
+    print_table,
+    read_evaluation,
+    sort_rows,
+    write_evaluation,
+)
 
 
 def row(omega: float | None, candidates: int, *, success: float | None = 0.9, length: float = 262.0) -> Row:

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from dipole_ray.agents.config import AgentConfig
-from dipole_ray.checkpoint import STATE_FILE, Checkpoint, write_checkpoint
 from dipole_ray.columns import Schema
 from dipole_ray.data.schema import close_trajectory
 from dipole_ray.errors import CheckpointError, ConfigError
-from dipole_ray.provenance import package_versions
+from dipole_ray.files.checkpoint import STATE_FILE, Checkpoint, write_checkpoint
+from dipole_ray.files.provenance import package_versions
+from dipole_ray.files.resume import config_differences, guard_resume, version_differences, warn_of
 from dipole_ray.replay.replay import Replay
-from dipole_ray.resume import FIXED, config_differences, guard_resume, saved_config, version_differences, warn_of
+from dipole_ray.runs.config import FIXED, saved_config
 from dipole_ray.settings import to_mapping
 
 SAVED: dict[str, Any] = {

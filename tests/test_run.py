@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import yaml
 
-from dipole_ray.checkpoint import newest_valid, read_checkpoint
 from dipole_ray.cli import main
 from dipole_ray.collect import collect
+from dipole_ray.files.checkpoint import newest_valid, read_checkpoint
 from dipole_ray.tracking.metrics_file import read_metrics
 from dipole_ray.tracking.mlflow_feed import connect
 from tests.cli.commands import LAUNCH, dipole, environment, write_config

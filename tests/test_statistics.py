@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from dipole_ray.errors import ConfigError, NonFiniteError
-from dipole_ray.statistics import bootstrap_interval, wilson_interval
+from dipole_ray.evaluation.statistics import bootstrap_interval, wilson_interval
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 10), (1, 10), (9, 10), (10, 10), (50, 50), (17, 41), (1, 1)])
@@ -62,7 +62,7 @@ def test_bootstrap_depends_on_values_and_seed_alone() -> None:
 def test_bootstrap_chunks_large_samples_without_changing_the_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(2).normal(size=50)
     whole = bootstrap_interval(values, resamples=999)
-    monkeypatch.setattr("dipole_ray.statistics._RESAMPLED_VALUES_AT_ONCE", 5000)
+    monkeypatch.setattr("dipole_ray.evaluation.statistics._RESAMPLED_VALUES_AT_ONCE", 5000)
     assert bootstrap_interval(values, resamples=999) == whole
 
 

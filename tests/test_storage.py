@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from dipole_ray import storage
-from dipole_ray.checkpoint import CheckpointConfig, newest_valid, write_checkpoint
 from dipole_ray.errors import CheckpointError, ConfigError
-from dipole_ray.storage import checkpoint_bytes, persist, require_room
+from dipole_ray.files import storage
+from dipole_ray.files.checkpoint import CheckpointConfig, newest_valid, write_checkpoint
+from dipole_ray.files.storage import checkpoint_bytes, persist, require_room
 from dipole_ray.tracking.metrics_file import MetricsFile
 from tests.test_checkpoint import in_child
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 from dipole_ray.bench.config import MethodConfig
-from dipole_ray.config import RunConfig
 from dipole_ray.errors import ConfigError
 from dipole_ray.evaluation.cells import cells_of, chosen_cell
+from dipole_ray.runs.config import RunConfig
 
 
 def require_alike_evaluations(config: RunConfig, evaluations: int) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dipole_ray.config import RunConfig
 from dipole_ray.data.dataset import read_manifest
 from dipole_ray.errors import ConfigError
-from dipole_ray.prepare import find_dataset
-from dipole_ray.provenance import digest
+from dipole_ray.files.provenance import digest
 from dipole_ray.runs.build import data_key
+from dipole_ray.runs.config import RunConfig
+from dipole_ray.runs.prepare import find_dataset
 
 
 def data_of(config: RunConfig) -> str | None:

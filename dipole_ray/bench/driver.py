@@ -12,9 +12,9 @@ from dipole_ray.bench.job import FAILED, Job, located, progress_of, stored, trai
 from dipole_ray.bench.result import DIVERGED, FINISHED
 from dipole_ray.bench.suite import Suite
 from dipole_ray.envs.make import env_dims
+from dipole_ray.files.storage import require_lasting
 from dipole_ray.parallel import map_tasks, ray_session
 from dipole_ray.runs.build import prepare_datasets
-from dipole_ray.storage import require_lasting
 
 REMEDY = "give each run more room with suite.resources.cpus"
 """For runs whose worker keeps dying."""

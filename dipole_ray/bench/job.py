@@ -18,12 +18,12 @@ from typing import Any
 from dipole_ray import settings
 from dipole_ray.bench.data import data_of
 from dipole_ray.bench.result import DIVERGED, FINISHED, RESULT_FILE, read_result, result_of
-from dipole_ray.config import RunConfig, load
 from dipole_ray.errors import ConfigError, EnvironmentFault, FolderTaken, NonFiniteError
 from dipole_ray.files.durable import write_json
 from dipole_ray.files.lock import FolderLock
-from dipole_ray.provenance import digest
-from dipole_ray.resume import config_differences
+from dipole_ray.files.provenance import digest
+from dipole_ray.files.resume import config_differences
+from dipole_ray.runs.config import RunConfig, load
 from dipole_ray.runs.run import train_in
 from dipole_ray.runs.session import LOCK_WAIT_S, RUN_FILE
 from dipole_ray.tracking.metrics_file import METRICS_FILE

@@ -15,10 +15,7 @@ from matplotlib.colors import to_hex
 from numpy.typing import NDArray
 
 from dipole_ray.bench.scores import Scores, Way
-from dipole_ray.plots import style
-from dipole_ray.plots.intervals import Column, Estimate, draw_intervals
-from dipole_ray.plots.panels import Line, Panel, draw_panels
-from dipole_ray.statistics import (
+from dipole_ray.evaluation.statistics import (
     Samples,
     Statistic,
     estimate,
@@ -27,6 +24,9 @@ from dipole_ray.statistics import (
     probability_of_improvement,
     stratified_interval,
 )
+from dipole_ray.plots import style
+from dipole_ray.plots.intervals import Column, Estimate, draw_intervals
+from dipole_ray.plots.panels import Line, Panel, draw_panels
 
 _PALETTE = (*style.CYCLE, style.GREY, style.INK)
 _SHADES = ("Blues", "Oranges", "Greens", "Purples")

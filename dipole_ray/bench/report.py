@@ -24,9 +24,9 @@ from dipole_ray.bench.pictures import draw
 from dipole_ray.bench.scores import Scores
 from dipole_ray.bench.suite import Suite, load_suite, published
 from dipole_ray.errors import ConfigError, DatasetError
+from dipole_ray.evaluation.statistics import RESAMPLES
 from dipole_ray.files.durable import read_json, write_text
-from dipole_ray.provenance import git_commit, package_versions
-from dipole_ray.statistics import RESAMPLES
+from dipole_ray.files.provenance import git_commit, package_versions
 
 FORMAT = 1
 _MAX_BYTES = 1 << 26

@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 
-from dipole_ray.config import RunConfig, TrainingConfig
 from dipole_ray.errors import DatasetError
 from dipole_ray.evaluation.cells import cell_key, cells_with_chosen, chosen_cell
 from dipole_ray.files.durable import read_json
-from dipole_ray.provenance import git_commit, package_versions
+from dipole_ray.files.provenance import git_commit, package_versions
+from dipole_ray.rllib.sections import TrainingConfig
+from dipole_ray.runs.config import RunConfig
 from dipole_ray.tracking.metrics_file import read_metrics
 
 RESULT_FILE = "result.json"

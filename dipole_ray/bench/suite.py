@@ -16,8 +16,8 @@ from dipole_ray import settings
 from dipole_ray.bench.checks import require_alike_evaluations, require_measured
 from dipole_ray.bench.config import MethodConfig, SuiteConfig, TaskConfig, require_name
 from dipole_ray.bench.job import Job
-from dipole_ray.config import RunConfig, read_yaml
 from dipole_ray.errors import ConfigError
+from dipole_ray.runs.config import RunConfig, read_yaml
 
 SUITES = Path(__file__).resolve().parent / "suites"
 PAPER_FILE = SUITES / "paper_numbers.yaml"

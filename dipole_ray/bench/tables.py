@@ -10,7 +10,7 @@ import numpy as np
 
 from dipole_ray.bench.result import DIVERGED
 from dipole_ray.bench.scores import Point, Scores, Way, ended_in
-from dipole_ray.statistics import (
+from dipole_ray.evaluation.statistics import (
     Samples,
     Statistic,
     estimate,

@@ -163,7 +163,7 @@ def _counted(rows: Iterable[Any], progress: Any) -> Iterator[Any]:
 def run_inspect(args: argparse.Namespace) -> int:
     """Inspect a dataset, print the verdict, and write it where asked."""
     from dipole_ray.cli.inspect_report import plot_inspection, print_inspection
-    from dipole_ray.data.inspect import inspect_dataset
+    from dipole_ray.data.inspection.inspect import inspect_dataset
     from dipole_ray.data.sources.formats import FORMATS, dataset_kind
     from dipole_ray.progress import Progress
 

@@ -27,7 +27,7 @@ def add_doctor_parser(subparsers: Any) -> None:
 
 def run_doctor(args: argparse.Namespace) -> int:
     """Print the findings as they are made, and return 1 if any is a failure, else 0."""
-    from dipole_ray.doctor import examine
+    from dipole_ray.cli.examine import examine
 
     findings = []
     for finding in examine(args.runs, args.cache, args.address):

@@ -11,7 +11,7 @@ from dipole_ray.cli.command import add_command
 
 if TYPE_CHECKING:
     from dipole_ray.evaluation.cells import Cell
-    from dipole_ray.policy import TrainedPolicy
+    from dipole_ray.serving.policy import TrainedPolicy
 
 _EPILOG = """\
 examples:
@@ -41,12 +41,12 @@ def add_evaluate_parser(subparsers: Any) -> None:
 
 def run_evaluate(arguments: argparse.Namespace) -> int:
     """Evaluate, print the table, and write rows and videos where asked."""
-    from dipole_ray import report
     from dipole_ray.errors import ConfigError
+    from dipole_ray.evaluation import report
     from dipole_ray.evaluation.cells import EvalConfig
     from dipole_ray.evaluation.parallel import evaluate_policy
     from dipole_ray.evaluation.table import rows_of
-    from dipole_ray.policy import load_policy
+    from dipole_ray.serving.policy import load_policy
     from dipole_ray.settings import from_mapping
 
     asked = {"omegas": arguments.omega, "candidates": arguments.candidates}

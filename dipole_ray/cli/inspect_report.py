@@ -12,7 +12,7 @@ from rich.text import Text
 from dipole_ray.errors import ConfigError
 
 if TYPE_CHECKING:
-    from dipole_ray.data.inspect import Inspection
+    from dipole_ray.data.inspection.inspect import Inspection
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _STYLES = {"ok": "bold green", "info": "cyan", "warning": "bold yellow", "error": "bold red"}

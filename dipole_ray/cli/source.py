@@ -86,7 +86,7 @@ def reading_of(
     from dipole_ray.data.sources.minari import chosen_observations
     from dipole_ray.data.sources.reading import Reading
     from dipole_ray.envs.make import env_dims
-    from dipole_ray.prepare import reading_for
+    from dipole_ray.runs.prepare import reading_for
 
     takes = FORMATS[kind].takes if kind in FORMATS else frozenset()
     reading, expected = Reading(), None

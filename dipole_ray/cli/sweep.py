@@ -49,8 +49,8 @@ def add_sweep_parser(subparsers: Any) -> None:
 
 def run_sweep_command(arguments: argparse.Namespace) -> int:
     """Run or continue the sweep, then print the leaderboard and what to do next."""
-    from dipole_ray.config import sweep_presets
     from dipole_ray.errors import ConfigError
+    from dipole_ray.runs.config import sweep_presets
     from dipole_ray.settings import describe
     from dipole_ray.sweep.config import SweepConfig
 

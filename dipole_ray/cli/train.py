@@ -35,8 +35,8 @@ def add_train_parser(subparsers: Any) -> None:
 
 def run_train(arguments: argparse.Namespace) -> int:
     """Train, then print the table and what to do next."""
-    from dipole_ray.config import RunConfig, load, presets
     from dipole_ray.errors import ConfigError
+    from dipole_ray.runs.config import RunConfig, load, presets
     from dipole_ray.settings import describe
 
     if arguments.help_config:
@@ -57,7 +57,7 @@ def run_train(arguments: argparse.Namespace) -> int:
 
 def _finish(run: Any) -> int:
     """Print the table, the pictures and the next commands; status 130 after Ctrl-C."""
-    from dipole_ray.report import print_table
+    from dipole_ray.evaluation.report import print_table
 
     folder = run.folder
     if run.evaluation:

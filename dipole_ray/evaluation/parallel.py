@@ -10,7 +10,7 @@ import torch
 from dipole_ray.evaluation.cells import Cell, EvalConfig, cells_of
 from dipole_ray.evaluation.play import CellResult, evaluate_cell
 from dipole_ray.parallel import map_tasks
-from dipole_ray.policy import TrainedPolicy, load_policy
+from dipole_ray.serving.policy import TrainedPolicy, load_policy
 
 
 def evaluate_policy(trained: TrainedPolicy, config: EvalConfig, *, progress: bool = True) -> list[CellResult]:

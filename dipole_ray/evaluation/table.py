@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dipole_ray.agents.config import AgentConfig
 from dipole_ray.evaluation.cells import IFQL, Cell, cell_key, method_name
 from dipole_ray.evaluation.play import CellResult
-from dipole_ray.report import BC, Row
-from dipole_ray.statistics import Interval, bootstrap_interval, wilson_interval
+from dipole_ray.evaluation.report import BC, Row
+from dipole_ray.evaluation.statistics import Interval, bootstrap_interval, wilson_interval
 
 CELL_MEASURES = ("return", "success", "length", "action_bound_fraction")
 """What is logged of every cell; the rest is in `evaluation.json`."""

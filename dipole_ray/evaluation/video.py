@@ -19,7 +19,7 @@ from dipole_ray.errors import ConfigError, EnvironmentUnavailable
 from dipole_ray.evaluation.cells import Cell
 from dipole_ray.evaluation.play import SamplesActions, evaluate_cell
 from dipole_ray.files.durable import commit_file
-from dipole_ray.policy import load_policy
+from dipole_ray.serving.policy import load_policy
 
 _BLOCK = 2  # H.264 with chroma at half resolution wants even sides, in pixels
 

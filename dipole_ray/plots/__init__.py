@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dipole_ray import report
-from dipole_ray.evaluation import trajectories
+from dipole_ray.evaluation import report, trajectories
 from dipole_ray.plots.curves import draw_curves, has_curves, read_metrics
 from dipole_ray.plots.maze import draw_maze
 from dipole_ray.plots.omega import draw_omega

@@ -14,9 +14,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Circle
 
 from dipole_ray.errors import DatasetError
+from dipole_ray.evaluation.report import Evaluation, Row
 from dipole_ray.evaluation.trajectories import Maze, Trajectory
 from dipole_ray.plots import style
-from dipole_ray.report import Evaluation, Row
 
 _SUCCESS, _FAILURE = style.BLUE, style.VERMILLION
 

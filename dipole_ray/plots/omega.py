@@ -8,8 +8,8 @@ from pathlib import Path
 from matplotlib.axes import Axes
 
 from dipole_ray.errors import DatasetError
+from dipole_ray.evaluation.report import BC, Evaluation, Row, phases_of
 from dipole_ray.plots import style
-from dipole_ray.report import BC, Evaluation, Row, phases_of
 
 _LABELS = {"success": "success rate", "return": "return", "length": "episode length (steps)"}
 

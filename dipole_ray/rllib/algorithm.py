@@ -22,14 +22,14 @@ from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS, NUM_ENV
 from ray.tune.result import TRAINING_ITERATION
 from torch import Tensor
 
-from dipole_ray.checkpoint import Checkpoint, entries_of, read_checkpoint, write_checkpoint
 from dipole_ray.columns import require_fit
 from dipole_ray.envs.make import env_dims
 from dipole_ray.errors import CheckpointError, ConfigError
+from dipole_ray.evaluation.report import Row
 from dipole_ray.evaluation.table import score_of
+from dipole_ray.files.checkpoint import Checkpoint, entries_of, read_checkpoint, write_checkpoint
+from dipole_ray.files.resume import guard_resume, version_differences, warn_of
 from dipole_ray.replay.update_ratio import UpdateRatio
-from dipole_ray.report import Row
-from dipole_ray.resume import guard_resume, version_differences, warn_of
 from dipole_ray.rllib.config import DIPOLEConfig
 from dipole_ray.rllib.experience import Experience
 from dipole_ray.rllib.fragment import FragmentReport

@@ -19,7 +19,6 @@ from ray.util.debug import log_once
 
 from dipole_ray import settings
 from dipole_ray.agents.dipole import AgentConfig
-from dipole_ray.config import RolloutConfig, RunConfig, TrainingConfig, require_equal_shares
 from dipole_ray.envs.make import EnvConfig, env_dims
 from dipole_ray.errors import ConfigError
 from dipole_ray.evaluation.cells import EvalConfig
@@ -28,6 +27,7 @@ from dipole_ray.rllib.offline_data import ArrowOfflineData
 from dipole_ray.rllib.placement import workers_beside_driver
 from dipole_ray.rllib.privates import is_frozen, sync_no_states, translated
 from dipole_ray.rllib.rllib_keys import FILLED, KEPT, REFUSED, RENAMED, Empty
+from dipole_ray.rllib.sections import LearnerConfig, RolloutConfig, TrainingConfig, require_equal_shares
 
 Section = TypeVar("Section")
 
@@ -169,26 +169,35 @@ class DIPOLEConfig(AlgorithmConfig):
         return self
 
     @classmethod
-    def from_run(cls, run: RunConfig, dataset: str | None, replay_directory: str | None) -> DIPOLEConfig:
-        """Return the algorithm's config for a run.
+    def from_sections(
+        cls,
+        *,
+        env: EnvConfig,
+        agent: AgentConfig,
+        training: TrainingConfig,
+        rollout: RolloutConfig,
+        learner: LearnerConfig,
+        evaluation: EvalConfig,
+        seed: int,
+        inputs: Sequence[str] = (),
+        replay_directory: str | None = None,
+    ) -> DIPOLEConfig:
+        """Return the config of the typed sections that a run has.
 
-        Args:
-            run: The run's config.
-            dataset: Folder of the offline dataset, or None.
-            replay_directory: Folder of the online ring, or None for the algorithm's own.
+        `inputs` are folders of offline datasets; without a `replay_directory` the ring lies in the algorithm's own.
         """
-        config = cls()._with_parts(run.env, [] if dataset is None else [dataset])
-        config._sections = {"agent": run.agent, "training": run.training, "evaluation": run.evaluation}
+        config = cls()._with_parts(env, inputs)
+        config._sections = {"agent": agent, "training": training, "evaluation": evaluation}
         config.replay_directory = replay_directory
         config.env_runners(
-            num_env_runners=run.rollout.num_workers,
-            num_envs_per_env_runner=run.rollout.envs_per_worker,
-            rollout_fragment_length=run.rollout.fragment_steps,
-            num_cpus_per_env_runner=run.rollout.cpus_per_worker,
-            stall_s=run.rollout.stall_s,
+            num_env_runners=rollout.num_workers,
+            num_envs_per_env_runner=rollout.envs_per_worker,
+            rollout_fragment_length=rollout.fragment_steps,
+            num_cpus_per_env_runner=rollout.cpus_per_worker,
+            stall_s=rollout.stall_s,
         )
-        config.learners(num_learners=run.learner.actors, num_threads=run.learner.num_threads)
-        config.debugging(seed=run.seed)
+        config.learners(num_learners=learner.actors, num_threads=learner.num_threads)
+        config.debugging(seed=seed)
         return config
 
     def _with_parts(self, env: EnvConfig, inputs: Sequence[str]) -> Self:

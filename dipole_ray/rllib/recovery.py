@@ -11,8 +11,8 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from dipole_ray.checkpoint import Checkpoint, newest_valid, read_checkpoint, steps_of
 from dipole_ray.errors import CheckpointError, ResourcesUnavailable
+from dipole_ray.files.checkpoint import Checkpoint, newest_valid, read_checkpoint, steps_of
 from dipole_ray.rllib.learner_client import LearnerClient, LearnerDied
 
 logger = logging.getLogger(__name__)

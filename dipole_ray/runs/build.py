@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any, cast
 
 from dipole_ray import columns, settings
-from dipole_ray.checkpoint import Checkpoint
-from dipole_ray.config import RunConfig
 from dipole_ray.data.dataset import read_manifest
 from dipole_ray.envs.make import EnvConfig, env_dims
 from dipole_ray.errors import ConfigError
-from dipole_ray.prepare import prepare_dataset
+from dipole_ray.files.checkpoint import Checkpoint
 from dipole_ray.rllib.algorithm import DIPOLE, RING_FILE
 from dipole_ray.rllib.config import DIPOLEConfig
+from dipole_ray.runs.config import RunConfig
+from dipole_ray.runs.prepare import prepare_dataset
 
 
 def build_algorithm(
@@ -27,7 +27,7 @@ def build_algorithm(
     The caller restores the checkpoint into it.
     """
     replay = folder / "replay"
-    rllib = DIPOLEConfig.from_run(config, None if dataset is None else str(dataset), str(replay))
+    rllib = rllib_config(config, dataset, replay)
     rllib.learners(**learner)
     if checkpoint is None:
         shutil.rmtree(replay, ignore_errors=True)  # of a run that ended before its first checkpoint
@@ -38,6 +38,21 @@ def build_algorithm(
     if (replay / RING_FILE).exists():
         checkpoint.metadata["replay_directory"] = str(replay)  # a copy of a run folder has a ring of its own
     return cast(DIPOLE, rllib.build_algo())
+
+
+def rllib_config(run: RunConfig, dataset: Path | None, replay: Path | None) -> DIPOLEConfig:
+    """Return RLlib's config of a run, with the run's own sections in it."""
+    return DIPOLEConfig.from_sections(
+        env=run.env,
+        agent=run.agent,
+        training=run.training,
+        rollout=run.rollout,
+        learner=run.learner,
+        evaluation=run.evaluation,
+        seed=run.seed,
+        inputs=() if dataset is None else (str(dataset),),
+        replay_directory=None if replay is None else str(replay),
+    )
 
 
 def data_key(config: RunConfig) -> str:

@@ -14,26 +14,26 @@ import shutil
 import time
 from pathlib import Path
 
-from dipole_ray import plots, report
-from dipole_ray.checkpoint import Checkpoint, newest_valid, read_checkpoint
-from dipole_ray.config import RunConfig, load
+from dipole_ray import plots
 from dipole_ray.data.segment import verified_once
 from dipole_ray.envs.make import env_dims
 from dipole_ray.errors import CheckpointError, EnvironmentUnavailable
-from dipole_ray.evaluation import trajectories
+from dipole_ray.evaluation import report, trajectories
 from dipole_ray.evaluation.cells import cell_key, cells_with_chosen, chosen_cell
 from dipole_ray.evaluation.play import CellResult
 from dipole_ray.evaluation.table import cell_metrics, row_metrics
 from dipole_ray.evaluation.trajectories import Maze, Trajectory
 from dipole_ray.evaluation.video import record_run
-from dipole_ray.interrupt import interruptible
+from dipole_ray.files.checkpoint import Checkpoint, newest_valid, read_checkpoint
+from dipole_ray.files.resume import config_differences, guard_resume, version_differences, warn_of
+from dipole_ray.files.storage import checkpoint_bytes, require_lasting, require_room
 from dipole_ray.parallel import ray_session
-from dipole_ray.prepare import prepare_dataset
 from dipole_ray.progress import Progress
-from dipole_ray.resume import FIXED, config_differences, guard_resume, saved_config, version_differences, warn_of
 from dipole_ray.runs.build import require_fit
+from dipole_ray.runs.config import FIXED, RunConfig, load, saved_config
+from dipole_ray.runs.interrupt import interruptible
+from dipole_ray.runs.prepare import prepare_dataset
 from dipole_ray.runs.session import CHECKPOINTS, RUN_FILE, Session, write_config
-from dipole_ray.storage import checkpoint_bytes, require_lasting, require_room
 
 _log = logging.getLogger(__name__)
 

@@ -14,18 +14,18 @@ from typing import Any
 
 import yaml
 
-from dipole_ray import report
-from dipole_ray.checkpoint import Checkpoint, prune, write_checkpoint
-from dipole_ray.config import RunConfig
 from dipole_ray.errors import ConfigError
+from dipole_ray.evaluation import report
 from dipole_ray.evaluation.cells import Cell
 from dipole_ray.evaluation.play import CellResult
+from dipole_ray.evaluation.report import Row
 from dipole_ray.evaluation.table import rows_of
+from dipole_ray.files.checkpoint import Checkpoint, prune, write_checkpoint
 from dipole_ray.files.durable import write_text
-from dipole_ray.report import Row
+from dipole_ray.files.storage import persist
 from dipole_ray.rllib.evaluate import play
 from dipole_ray.runs.build import build_algorithm
-from dipole_ray.storage import persist
+from dipole_ray.runs.config import RunConfig
 from dipole_ray.tracking.tracker import Tracker
 
 RUN_FILE, CHECKPOINTS = "run.yaml", "checkpoints"

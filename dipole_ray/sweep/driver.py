@@ -15,10 +15,10 @@ from dipole_ray.envs.make import env_dims
 from dipole_ray.errors import ConfigError
 from dipole_ray.files.durable import write_text
 from dipole_ray.files.lock import FolderLock
+from dipole_ray.files.storage import require_lasting
 from dipole_ray.parallel import ray_session
 from dipole_ray.progress import Progress
 from dipole_ray.runs.build import prepare_datasets
-from dipole_ray.storage import require_lasting
 from dipole_ray.sweep.plan import Plan
 from dipole_ray.sweep.records import SweepRecords
 from dipole_ray.sweep.result import SweepResult, write_result

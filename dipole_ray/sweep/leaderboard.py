@@ -10,7 +10,7 @@ import pandas as pd
 from rich.table import Table
 from rich.text import Text
 
-from dipole_ray.report import Row
+from dipole_ray.evaluation.report import Row
 from dipole_ray.sweep.plan import Plan
 from dipole_ray.sweep.records import SweepRecords
 from dipole_ray.sweep.scoring import gain, interval_of, measure_of, metric_of

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from dipole_ray import settings
-from dipole_ray.config import RunConfig, read_yaml, sweep_presets
 from dipole_ray.errors import ConfigError
-from dipole_ray.provenance import digest
-from dipole_ray.resume import FIXED
+from dipole_ray.files.provenance import digest
+from dipole_ray.runs.config import FIXED, RunConfig, read_yaml, sweep_presets
 from dipole_ray.sweep.config import SweepConfig
 from dipole_ray.sweep.space import Domain, Values, draw, read_domain
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from dipole_ray.errors import ConfigError
 from dipole_ray.evaluation.cells import Cell
+from dipole_ray.evaluation.report import Row
 from dipole_ray.evaluation.table import score_of
-from dipole_ray.report import Row
 from dipole_ray.sweep.config import SweepConfig
 
 

@@ -11,8 +11,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from dipole_ray.config import RunConfig
 from dipole_ray.files.durable import read_json
+from dipole_ray.runs.config import RunConfig
 from dipole_ray.sweep.plan import Plan
 from dipole_ray.sweep.records import SweepRecords
 from dipole_ray.tracking.metrics_file import METRICS_FILE

@@ -9,10 +9,10 @@ from typing import Any
 import ray
 from ray import tune
 
-from dipole_ray.config import RunConfig
 from dipole_ray.errors import ConfigError
 from dipole_ray.files.durable import read_json
 from dipole_ray.rllib.placement import Resources, require_capacity
+from dipole_ray.runs.config import RunConfig
 from dipole_ray.sweep.plan import Plan, from_mapping
 from dipole_ray.sweep.records import SWEEP_FILE, TRIALS
 from dipole_ray.sweep.space import Values

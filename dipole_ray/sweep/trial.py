@@ -12,16 +12,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from dipole_ray import report
-from dipole_ray.checkpoint import Checkpoint, newest_valid, read_checkpoint
 from dipole_ray.data.segment import verified_once
+from dipole_ray.evaluation import report
 from dipole_ray.evaluation.cells import cells_of
+from dipole_ray.evaluation.report import Row
 from dipole_ray.evaluation.table import cell_metrics, row_metrics
+from dipole_ray.files.checkpoint import Checkpoint, newest_valid, read_checkpoint
 from dipole_ray.files.durable import write_json
 from dipole_ray.files.lock import FolderLock
-from dipole_ray.prepare import prepare_dataset
-from dipole_ray.report import Row
 from dipole_ray.rllib.algorithm import RING_FILE
+from dipole_ray.runs.prepare import prepare_dataset
 from dipole_ray.runs.session import CHECKPOINTS, LOCK_WAIT_S, Session, write_config
 from dipole_ray.sweep.plan import Plan
 from dipole_ray.sweep.records import TRIAL_FILE

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from dipole_ray.files.durable import commit_file, read_json, write_json
-from dipole_ray.provenance import git_commit, package_versions
+from dipole_ray.files.provenance import git_commit, package_versions
 from dipole_ray.settings import flatten
 from dipole_ray.tracking.metrics_file import METRICS_FILE
 

@@ -13,7 +13,7 @@ from dipole_ray.envs.make import EnvConfig
 from dipole_ray.evaluation.cells import Cell, EvalConfig, cells_of, chosen_cell, method_name
 from dipole_ray.evaluation.play import evaluate_cell
 from dipole_ray.evaluation.table import summarize
-from dipole_ray.policy import load_policy
+from dipole_ray.serving.policy import load_policy
 from tests.agents.battery import tiny_config
 from tests.cli.test_evaluate_cli import saved_run
 

@@ -16,9 +16,9 @@ from dipole_ray.agents.config import PRESETS, AgentConfig
 from dipole_ray.agents.make import make_policy
 from dipole_ray.agents.policy import Policy
 from dipole_ray.cli import main
-from dipole_ray.policy import load_policy
 from dipole_ray.rllib.env_runner import DIPOLEEnvRunner
 from dipole_ray.rllib.module import DIPOLERLModule
+from dipole_ray.serving.policy import load_policy
 from dipole_ray.settings import to_mapping
 from tests.agents.battery import ACTION_DIM, OBSERVATION_DIM, assert_same, make_agent, make_batch, tiny_config
 from tests.cli.test_evaluate_cli import saved_run

@@ -31,10 +31,10 @@ from dipole_ray.bench.report import read_report, scores_of
 from dipole_ray.bench.suite import load_suite
 from dipole_ray.cli import main
 from dipole_ray.collect import collect
-from dipole_ray.config import RunConfig
 from dipole_ray.files.lock import FolderLock
-from dipole_ray.policy import load_policy
-from dipole_ray.provenance import git_commit
+from dipole_ray.files.provenance import git_commit
+from dipole_ray.runs.config import RunConfig
+from dipole_ray.serving.policy import load_policy
 from dipole_ray.tracking.metrics_file import read_metrics
 from tests.bench.small import write_suite
 from tests.cli.commands import LAUNCH, dipole, environment

@@ -16,10 +16,10 @@ from dipole_ray.bench.job import Job, located
 from dipole_ray.bench.report import collect as collect_results
 from dipole_ray.bench.suite import Suite, from_mapping
 from dipole_ray.collect import collect
-from dipole_ray.config import RunConfig
 from dipole_ray.errors import ConfigError
 from dipole_ray.files.durable import write_json
-from dipole_ray.prepare import find_dataset, prepare_dataset
+from dipole_ray.runs.config import RunConfig
+from dipole_ray.runs.prepare import find_dataset, prepare_dataset
 from tests.bench.results import result
 from tests.bench.small import suite_mapping
 from tests.synthetic import ogbench_arrays, write_ogbench

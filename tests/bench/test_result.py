@@ -13,9 +13,9 @@ import pytest
 from dipole_ray.bench.config import MethodConfig, TaskConfig
 from dipole_ray.bench.result import read_result, result_of
 from dipole_ray.bench.suite import from_mapping
-from dipole_ray.config import RunConfig
 from dipole_ray.files.durable import write_json
-from dipole_ray.provenance import package_versions
+from dipole_ray.files.provenance import package_versions
+from dipole_ray.runs.config import RunConfig
 from tests.bench.results import key_of, result, scores_of
 from tests.bench.small import suite_mapping
 

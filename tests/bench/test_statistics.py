@@ -9,8 +9,8 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from dipole_ray import statistics
 from dipole_ray.errors import ConfigError
+from dipole_ray.evaluation import statistics
 
 # rliable 1.2.0 (arch 7.2, numpy 2.4) on `scores` below; it does not install beside pandas 3, which others need here.
 # Estimate, low, high; 50 000 resamples, for the probability 5000 (2000 for the largest).

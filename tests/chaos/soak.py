@@ -24,7 +24,7 @@ import numpy as np
 import ray
 import yaml
 
-from dipole_ray.config import load
+from dipole_ray.runs.config import load
 from dipole_ray.runs.run import start_run
 from tests.chaos.point_env import Point
 

@@ -21,12 +21,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dipole_ray.checkpoint import newest_valid, read_checkpoint
 from dipole_ray.collect import collect
 from dipole_ray.columns import Schema
 from dipole_ray.data.dataset import MANIFEST, OfflineDataset, open_dataset, write_dataset
 from dipole_ray.data.schema import Rows
 from dipole_ray.errors import CheckpointError, DatasetError
+from dipole_ray.files.checkpoint import newest_valid, read_checkpoint
 from dipole_ray.tracking.metrics_file import read_metrics
 from tests.chaos.conftest import Measured
 from tests.chaos.kit import wait_until

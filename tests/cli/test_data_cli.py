@@ -20,12 +20,12 @@ import pytest
 
 from dipole_ray.cli import main
 from dipole_ray.cli.data import add_data_parser
-from dipole_ray.config import DataConfig
 from dipole_ray.data.dataset import open_dataset
 from dipole_ray.envs.make import EnvConfig
 from dipole_ray.errors import ConfigError, DatasetError
-from dipole_ray.prepare import prepare_dataset
 from dipole_ray.replay.replay import Replay
+from dipole_ray.runs.config import DataConfig
+from dipole_ray.runs.prepare import prepare_dataset
 from tests.cli.commands import LAUNCH
 from tests.data.file_server import Fault, FileServer, file_server
 from tests.synthetic import ogbench_arrays, transition_columns, write_ogbench, write_table

@@ -9,9 +9,9 @@ import pytest
 
 from dipole_ray.agents.config import AgentConfig
 from dipole_ray.agents.make import make_agent
-from dipole_ray.checkpoint import write_checkpoint
 from dipole_ray.cli import main
-from dipole_ray.policy import load_policy
+from dipole_ray.files.checkpoint import write_checkpoint
+from dipole_ray.serving.policy import load_policy
 from dipole_ray.settings import to_mapping
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from dipole_ray.cli import main
 from dipole_ray.collect import collect
-from dipole_ray.config import presets
+from dipole_ray.runs.config import presets
 from tests.cli.commands import write_config
 from tests.synthetic import ogbench_arrays, transition_columns, write_ogbench, write_table
 

@@ -14,7 +14,7 @@ import pytest
 from dipole_ray.cli.doctor import add_doctor_parser
 from dipole_ray.cli.sweep import add_sweep_parser
 from dipole_ray.cli.train import add_train_parser
-from dipole_ray.config import load
+from dipole_ray.runs.config import load
 from dipole_ray.sweep.plan import load_plan
 from tests.clusters.files import CLUSTERS, ROOT, kubernetes_documents
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from dipole_ray.data.dataset import open_dataset
-from dipole_ray.data.inspect import inspect_dataset
+from dipole_ray.data.inspection.inspect import inspect_dataset
 from dipole_ray.data.sources.mapping import TableMapping
 from dipole_ray.data.sources.minari import is_minari
 from dipole_ray.data.sources.reading import Reading as Options

@@ -13,7 +13,7 @@ import pytest
 
 from dipole_ray.columns import Column, Schema
 from dipole_ray.data.dataset import open_dataset, write_dataset
-from dipole_ray.data.inspect import inspect_dataset
+from dipole_ray.data.inspection.inspect import inspect_dataset
 from dipole_ray.data.schema import Rows, close_trajectory
 from dipole_ray.errors import CheckpointError, ConfigError, CorruptSegment, DatasetError, NonFiniteError
 from dipole_ray.replay.replay import Replay

@@ -11,9 +11,8 @@ import h5py
 import numpy as np
 import pytest
 
-from dipole_ray.config import DataConfig
 from dipole_ray.data.dataset import open_dataset
-from dipole_ray.data.inspect import inspect_dataset
+from dipole_ray.data.inspection.inspect import inspect_dataset
 from dipole_ray.data.schema import ACTION_LIMIT, Rows, concatenate
 from dipole_ray.data.sources import d4rl as d4rl_source
 from dipole_ray.data.sources import hdf5 as hdf5_source
@@ -21,7 +20,8 @@ from dipole_ray.data.sources.formats import dataset_kind
 from dipole_ray.data.sources.reading import ImportReport
 from dipole_ray.envs.make import EnvConfig
 from dipole_ray.errors import ConfigError, DatasetError
-from dipole_ray.prepare import prepare_dataset
+from dipole_ray.runs.config import DataConfig
+from dipole_ray.runs.prepare import prepare_dataset
 from tests.data.reading import d4rl_schema, read_d4rl
 from tests.data.test_exorl import dipole
 from tests.synthetic import write_d4rl

@@ -15,12 +15,12 @@ import pyarrow.feather as feather
 import pytest
 
 from dipole_ray.columns import Schema
-from dipole_ray.config import DataConfig
 from dipole_ray.data.dataset import open_dataset, write_dataset
 from dipole_ray.data.schema import Rows, close_trajectory, concatenate
 from dipole_ray.envs.make import EnvConfig
 from dipole_ray.errors import CorruptSegment, DatasetError, NonFiniteError
-from dipole_ray.prepare import prepare_dataset
+from dipole_ray.runs.config import DataConfig
+from dipole_ray.runs.prepare import prepare_dataset
 from tests.synthetic import random_trajectory
 
 SCHEMA = Schema(3, 2)

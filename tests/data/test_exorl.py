@@ -12,9 +12,8 @@ import pytest
 
 from dipole_ray.cli.data import add_data_parser
 from dipole_ray.collect.exorl import collect_exorl
-from dipole_ray.config import DataConfig
 from dipole_ray.data.dataset import open_dataset, write_dataset
-from dipole_ray.data.inspect import inspect_dataset
+from dipole_ray.data.inspection.inspect import inspect_dataset
 from dipole_ray.data.schema import ACTION_LIMIT, concatenate
 from dipole_ray.data.sources.exorl import find_episodes
 from dipole_ray.data.sources.formats import dataset_kind
@@ -22,7 +21,8 @@ from dipole_ray.data.sources.reading import ImportReport, Reading
 from dipole_ray.envs.exorl.relabel import exorl_rewards
 from dipole_ray.envs.make import EnvConfig
 from dipole_ray.errors import ConfigError, DatasetError
-from dipole_ray.prepare import prepare_dataset
+from dipole_ray.runs.config import DataConfig
+from dipole_ray.runs.prepare import prepare_dataset
 from tests.data.malformed_npz import Payload
 from tests.data.reading import exorl_schema, read_exorl
 from tests.synthetic import write_exorl

@@ -12,15 +12,15 @@ import pytest
 
 from dipole_ray.cli.data import add_data_parser
 from dipole_ray.columns import Schema
-from dipole_ray.config import DataConfig
 from dipole_ray.data.dataset import open_dataset
-from dipole_ray.data.inspect import inspect_dataset
+from dipole_ray.data.inspection.inspect import inspect_dataset
 from dipole_ray.data.schema import ACTION_LIMIT, concatenate
 from dipole_ray.data.sources.formats import FORMATS, Format, dataset_kind
 from dipole_ray.data.sources.reading import Block, ImportReport, Reading
 from dipole_ray.envs.make import EnvConfig
 from dipole_ray.errors import DatasetError
-from dipole_ray.prepare import prepare_dataset
+from dipole_ray.runs.config import DataConfig
+from dipole_ray.runs.prepare import prepare_dataset
 from tests.data.test_exorl import dipole
 
 
@@ -52,7 +52,7 @@ def test_a_format_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     """Import, inspect, a run's data.path and the library take it, with its actions brought to [-1, 1]."""
     rows = {"log": format_of(block), **FORMATS}
     monkeypatch.setattr("dipole_ray.data.sources.formats.FORMATS", rows)
-    for user in ("dipole_ray.data.inspect", "dipole_ray.prepare"):
+    for user in ("dipole_ray.data.inspection.inspect", "dipole_ray.runs.prepare"):
         monkeypatch.setattr(f"{user}.FORMATS", rows)
     path = tmp_path / "robot.log"
     path.touch()

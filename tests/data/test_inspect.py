@@ -12,7 +12,7 @@ import pytest
 
 from dipole_ray.columns import Schema
 from dipole_ray.data.dataset import write_dataset
-from dipole_ray.data.inspect import inspect_dataset
+from dipole_ray.data.inspection.inspect import inspect_dataset
 from dipole_ray.data.schema import Rows, close_trajectory
 from dipole_ray.errors import DatasetError
 from tests.synthetic import ogbench_arrays, transition_columns, write_ogbench, write_table

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.feather as feather
 import pytest
 
-from dipole_ray.data.inspect import inspect_dataset
+from dipole_ray.data.inspection.inspect import inspect_dataset
 from dipole_ray.data.schema import Rows
 from dipole_ray.data.sources.mapping import TableMapping
 from dipole_ray.data.sources.table import table_columns

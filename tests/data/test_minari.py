@@ -15,16 +15,16 @@ import pytest
 from gymnasium.spaces import Box, Dict, Discrete
 from minari.data_collector import EpisodeBuffer
 
-from dipole_ray.config import DataConfig
 from dipole_ray.data.dataset import open_dataset
-from dipole_ray.data.inspect import inspect_dataset
+from dipole_ray.data.inspection.inspect import inspect_dataset
 from dipole_ray.data.schema import ACTION_LIMIT, Rows, concatenate
 from dipole_ray.data.sources import guarantees
 from dipole_ray.data.sources.formats import dataset_kind
 from dipole_ray.data.sources.reading import ImportReport
 from dipole_ray.envs.make import EnvConfig, make_env
 from dipole_ray.errors import ConfigError, DatasetError
-from dipole_ray.prepare import prepare_dataset
+from dipole_ray.runs.config import DataConfig
+from dipole_ray.runs.prepare import prepare_dataset
 from tests.data.reading import minari_schema, read_minari
 from tests.data.test_exorl import dipole
 

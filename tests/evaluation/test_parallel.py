@@ -11,7 +11,7 @@ from dipole_ray.evaluation.cells import EvalConfig, cells_of
 from dipole_ray.evaluation.parallel import evaluate_policy
 from dipole_ray.evaluation.play import evaluate_cell
 from dipole_ray.evaluation.table import rows_of
-from dipole_ray.policy import load_policy
+from dipole_ray.serving.policy import load_policy
 from tests.agents.battery import tiny_config
 from tests.cli.test_evaluate_cli import saved_run
 

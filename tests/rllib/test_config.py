@@ -15,8 +15,10 @@ from ray.rllib.callbacks.callbacks import RLlibCallback
 
 from dipole_ray import DIPOLEConfig, settings
 from dipole_ray.agents.dipole import AgentConfig
-from dipole_ray.config import RunConfig, TrainingConfig
 from dipole_ray.errors import ConfigError
+from dipole_ray.rllib.sections import TrainingConfig
+from dipole_ray.runs.build import rllib_config
+from dipole_ray.runs.config import RunConfig
 from tests.rllib.small import config
 
 # One allowed value per key, not the default wherever another key allows that; together they contradict nothing.
@@ -234,7 +236,7 @@ def test_run_config_reaches_every_part() -> None:
             "evaluation": {"episodes": 6, "omegas": [1.0], "candidates": [2]},
         }
     )
-    made = DIPOLEConfig.from_run(run, "somewhere", "elsewhere")
+    made = rllib_config(run, Path("somewhere"), Path("elsewhere"))
     assert made.env_settings() == run.env
     assert made.agent_settings() is run.agent and made.evaluation_settings() is run.evaluation, "handed over whole"
     assert made.agent_settings() == run.agent
@@ -280,7 +282,7 @@ def test_several_learners_are_actors_and_one_where_asked(learner: dict[str, Any]
     run = RunConfig.from_mapping(
         {"env": {"id": "Pendulum-v1"}, "training": {"offline_learner_steps": 0}, "learner": learner}
     )
-    assert DIPOLEConfig.from_run(run, None, None).num_learners == actors
+    assert rllib_config(run, None, None).num_learners == actors
 
 
 def test_search_spaces_of_tune_are_kept_for_tune() -> None:

@@ -13,10 +13,10 @@ import torch
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 from dipole_ray import DIPOLE
-from dipole_ray.checkpoint import read_checkpoint
 from dipole_ray.data.schema import close_trajectory, concatenate
 from dipole_ray.evaluation.cells import Cell
 from dipole_ray.evaluation.play import CellResult
+from dipole_ray.files.checkpoint import read_checkpoint
 from dipole_ray.rllib.experience import Experience, SourceState
 from dipole_ray.rllib.fragment import FragmentReport
 from dipole_ray.rllib.learner_client import PublishedPolicy

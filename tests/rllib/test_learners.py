@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dipole_ray import DIPOLE
-from dipole_ray.report import FILE_NAME, read_evaluation
+from dipole_ray.evaluation.report import FILE_NAME, read_evaluation
 from tests.cli.commands import dipole, write_config
 from tests.rllib.small import config, train_until
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from dipole_ray import DIPOLE
-from dipole_ray.checkpoint import read_checkpoint
 from dipole_ray.errors import CheckpointError, ConfigError
+from dipole_ray.files.checkpoint import read_checkpoint
 from tests.rllib.small import LOOP, assert_same_tensors, config, train_until
 
 pytestmark = pytest.mark.usefixtures("cluster")

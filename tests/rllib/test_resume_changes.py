@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from dipole_ray.checkpoint import STATE_FILE, _checksum, newest_valid, read_checkpoint
 from dipole_ray.collect import collect
-from dipole_ray.config import load
 from dipole_ray.errors import CheckpointError, ConfigError, DipoleError
+from dipole_ray.files.checkpoint import STATE_FILE, _checksum, newest_valid, read_checkpoint
+from dipole_ray.runs.config import load
 from dipole_ray.runs.run import resume_run, start_run
 from tests.cli.commands import write_config
 from tests.rllib.small import config

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from dipole_ray.config import load, presets, sweep_presets
 from dipole_ray.errors import ConfigError
 from dipole_ray.evaluation.cells import cells_of
+from dipole_ray.runs.config import load, presets, sweep_presets
 from dipole_ray.settings import merge
 from dipole_ray.sweep.plan import Plan, from_mapping, load_plan
 from tests.sweep.small import PBT, POPULATION, SPACE, sweep_mapping, write_sweep

@@ -13,9 +13,9 @@ import pytest
 from matplotlib.image import imread
 from rich.console import Console
 
-from dipole_ray.config import load
 from dipole_ray.plots.parallel import Line, draw_parallel
 from dipole_ray.plots.surface import Point, _means, _rows, draw_surface
+from dipole_ray.runs.config import load
 from dipole_ray.sweep.leaderboard import standings, table
 from dipole_ray.sweep.plan import Plan
 from dipole_ray.sweep.records import TRIAL_FILE, SweepRecords

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dipole_ray.cli import main
-from dipole_ray.config import load
+from dipole_ray.runs.config import load
 from dipole_ray.sweep.plan import Plan
 from dipole_ray.sweep.result import SweepResult
 from dipole_ray.tracking.mlflow_feed import connect

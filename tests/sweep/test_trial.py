@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from dipole_ray.checkpoint import newest_valid, read_checkpoint
 from dipole_ray.errors import ConfigError
+from dipole_ray.files.checkpoint import newest_valid, read_checkpoint
 from dipole_ray.files.lock import FolderLock
-from dipole_ray.policy import load_policy
+from dipole_ray.serving.policy import load_policy
 from dipole_ray.sweep.plan import Plan
 from dipole_ray.sweep.trial import TrialRun
 from tests.chaos.kit import ring_rows

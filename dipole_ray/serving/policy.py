@@ -12,9 +12,9 @@ from dipole_ray import settings
 from dipole_ray.agents.config import AgentConfig
 from dipole_ray.agents.make import make_policy
 from dipole_ray.agents.policy import Policy
-from dipole_ray.checkpoint import entries_of, newest_valid, read_checkpoint
 from dipole_ray.envs.make import EnvConfig
 from dipole_ray.errors import CheckpointError
+from dipole_ray.files.checkpoint import entries_of, newest_valid, read_checkpoint
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,7 +1,7 @@
 """The configuration of a run: one tree of typed sections, from defaults, a preset, YAML and `key=value`.
 
-Every section is declared beside what it configures (the agent's in `agents/config.py` and its algorithms, the
-environment's in `envs/make.py`, ...); the sections of the training loop, which no single file owns, stand here.
+Every section but the dataset's is declared beside what it configures: the agent's in `agents/config.py` and its
+algorithms, the environment's in `envs/make.py`, those of the training loop in `rllib/sections.py`.
 Precedence: defaults < preset < YAML file < `key=value` on the command line.
 """
 
@@ -15,14 +15,26 @@ from typing import Any
 
 from dipole_ray import settings
 from dipole_ray.agents.dipole import AgentConfig
-from dipole_ray.checkpoint import CheckpointConfig
 from dipole_ray.envs.make import EnvConfig
 from dipole_ray.errors import ConfigError
 from dipole_ray.evaluation.cells import EvalConfig
-from dipole_ray.provenance import digest
+from dipole_ray.files.checkpoint import Checkpoint, CheckpointConfig, entries_of
+from dipole_ray.files.provenance import digest
+from dipole_ray.rllib.sections import LearnerConfig, RolloutConfig, TrainingConfig, require_equal_shares
 from dipole_ray.tracking.tracker import TrackingConfig
 
-PRESETS = Path(__file__).resolve().parent / "tune_configs"
+PRESETS = Path(__file__).resolve().parents[1] / "tune_configs"
+FIXED = (
+    "env",
+    "seed",
+    "agent.algorithm",
+    "agent.hidden_dims",
+    "agent.num_critics",
+    "agent.weight_scheme",
+    "agent.train_bc",
+    "agent.observation_normalization",
+)
+"""Settings of a run that its checkpoints cannot be continued without."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,97 +62,6 @@ class DataConfig:
             )
         if self.collect_transitions < 0:
             raise ConfigError(f"data.collect_transitions is {self.collect_transitions}: use 0 or a positive number")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainingConfig:
-    """The one loop of both phases (paper: 1M updates, then 1M steps with one update each)."""
-
-    offline_learner_steps: int = 1_000_000
-    """Updates on the dataset alone, before the first environment step; 0 = start online."""
-    online_env_steps: int = 1_000_000
-    """Environment steps after the offline phase; 0 = offline only."""
-    updates_per_env_step: float = 1.0
-    """Updates owed for each environment step inserted; held exactly over the run and across restarts."""
-    learner_steps_per_call: int = 32
-    """Updates in one call of the learner, on batches sampled in one request; the granularity of overlap."""
-    learner_steps_per_iteration: int = 1000
-    """Updates in one training iteration of the offline phase, that is between two lines of metrics."""
-    env_steps_per_iteration: int = 1000
-    """Environment steps, at least, in one training iteration of the online phase."""
-    replay_capacity: int | None = None
-    """Rows of the online ring; None = room for all `online_env_steps` and their closing rows."""
-    offline_fraction: float | None = None
-    """Exact share of offline rows in every batch, in [0, 1]; None = uniform over offline and online rows together."""
-
-    def __post_init__(self) -> None:
-        """Reject counts that cannot be run."""
-        for name in ("learner_steps_per_call", "learner_steps_per_iteration", "env_steps_per_iteration"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"training.{name} is {getattr(self, name)}: at least 1 is needed")
-        for name in ("offline_learner_steps", "online_env_steps"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"training.{name} is {getattr(self, name)}: use 0 to leave the phase out")
-        if self.updates_per_env_step < 0:
-            raise ConfigError(f"training.updates_per_env_step is {self.updates_per_env_step}: it cannot be negative")
-        if self.offline_fraction is not None and not 0.0 <= self.offline_fraction <= 1.0:
-            raise ConfigError(f"training.offline_fraction is {self.offline_fraction}: give a share in [0, 1], or null")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RolloutConfig:
-    """Who steps the environments in the online phase."""
-
-    num_workers: int = 0
-    """Rollout worker actors; 0 = the environments are stepped inside the training process."""
-    envs_per_worker: int = 4
-    """Environments each worker steps with one batched call of the policy."""
-    fragment_steps: int = 64
-    """Steps per environment between two deliveries; n-step windows are cut where a fragment ends."""
-    cpus_per_worker: float = 1.0
-    """CPU cores each worker reserves on the cluster; it computes with one thread in any case."""
-    stall_s: float = 60.0
-    """Seconds within which a worker whose environment does not return from one call is replaced (after four fifths of
-    them at the earliest; twice as long after each failure in a row). Only single calls count: a fragment or an
-    evaluation of many calls may take any time."""
-
-    def __post_init__(self) -> None:
-        """Reject sizes that collect nothing."""
-        if self.num_workers < 0 or self.envs_per_worker < 1 or self.fragment_steps < 1:
-            raise ConfigError(
-                f"rollout: num_workers={self.num_workers}, envs_per_worker={self.envs_per_worker}, "
-                f"fragment_steps={self.fragment_steps}: the first may be 0, the others are at least 1"
-            )
-        if not self.stall_s >= 1.0:
-            raise ConfigError(f"rollout.stall_s is {self.stall_s}: give at least 1 (very large: wait for ever)")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LearnerConfig:
-    """Where the updates are computed."""
-
-    remote: bool = False
-    """Run the learner as an actor of its own, on a GPU where the cluster has one."""
-    num_learners: int = 1
-    """Learners that take every update together, each on an equal share of the batch's rows, with the same result as
-    one. More than one are actors in any case, each on a GPU of its own where the cluster has one."""
-    num_threads: int | None = None
-    """Torch threads of each learner; None = the cores that no rollout worker needs (never oversubscribed)."""
-
-    @property
-    def actors(self) -> int:
-        """Learner actors of a run; 0 where the training process itself computes the updates."""
-        return self.num_learners if self.remote or self.num_learners > 1 else 0
-
-    def __post_init__(self) -> None:
-        """Reject no learner and an empty thread pool."""
-        if self.num_learners < 1:
-            raise ConfigError(
-                f"learner.num_learners is {self.num_learners}: at least 1 (learner.remote=false runs it in the "
-                "training process)"
-            )
-        if self.num_threads is not None and self.num_threads < 1:
-            raise ConfigError(f"learner.num_threads is {self.num_threads}: at least 1, or null for automatic")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -222,18 +143,10 @@ class RunConfig:
         return digest(self.to_mapping(), digits=12)
 
 
-def require_equal_shares(batch_size: int, num_learners: int) -> None:
-    """Raise ConfigError unless every batch can be shared out to the learners equally.
-
-    Args:
-        batch_size: Rows of one update.
-        num_learners: Learner actors, 0 or 1 for a learner that takes them all.
-    """
-    if num_learners > 1 and batch_size % num_learners:
-        raise ConfigError(
-            f"agent.batch_size is {batch_size}, which does not divide by {num_learners} learners: make it "
-            f"{batch_size - batch_size % num_learners or num_learners} or another multiple, or change num_learners"
-        )
+def saved_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the config a checkpoint was written with; settings of the agent that came later had their defaults."""
+    with entries_of(checkpoint):
+        return settings.merge({"agent": settings.to_mapping(AgentConfig())}, checkpoint.metadata["run"])
 
 
 def presets() -> dict[str, Path]:

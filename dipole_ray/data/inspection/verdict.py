@@ -9,9 +9,9 @@ from typing import Literal
 
 import numpy as np
 
+from dipole_ray.data.inspection.summary import Summary
 from dipole_ray.data.sources.guarantees import MAX_NAMED
 from dipole_ray.data.sources.reading import ImportReport
-from dipole_ray.data.summary import Summary
 
 Verdict = Literal["ok", "warning", "error"]
 

@@ -15,7 +15,6 @@ import numpy as np
 
 from dipole_ray.collect import collect, files_of
 from dipole_ray.columns import require_fit
-from dipole_ray.config import DataConfig
 from dipole_ray.data.dataset import MANIFEST, open_dataset, write_dataset
 from dipole_ray.data.sources.formats import FORMATS, Format, dataset_kind
 from dipole_ray.data.sources.reading import ImportReport, Reading
@@ -25,6 +24,7 @@ from dipole_ray.envs.registry import family
 from dipole_ray.envs.relabel import ogbench_relabel
 from dipole_ray.errors import ConfigError, DatasetError
 from dipole_ray.files.lock import LOCK, FolderLock
+from dipole_ray.runs.config import DataConfig
 
 _log = logging.getLogger(__name__)
 _TASK = re.compile(r"-singletask(-task\d+)?(?=-v\d+$)")

@@ -11,12 +11,12 @@ import numpy as np
 
 from dipole_ray.columns import Schema
 from dipole_ray.data.dataset import OfflineDataset, open_dataset
+from dipole_ray.data.inspection.summary import Summary
+from dipole_ray.data.inspection.verdict import Finding, Verdict, judge, worst
 from dipole_ray.data.quarantine import restore_hint
 from dipole_ray.data.schema import Rows, validate_rows
 from dipole_ray.data.sources.formats import FORMATS, dataset_kind
 from dipole_ray.data.sources.reading import ImportReport, Reading
-from dipole_ray.data.summary import Summary
-from dipole_ray.data.verdict import Finding, Verdict, judge, worst
 from dipole_ray.errors import ConfigError, DatasetError, NonFiniteError
 
 

@@ -10,24 +10,11 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from dipole_ray.agents.config import AgentConfig
-from dipole_ray.checkpoint import Checkpoint, entries_of
 from dipole_ray.errors import ConfigError
-from dipole_ray.provenance import package_versions
-from dipole_ray.settings import flatten, merge, to_mapping
+from dipole_ray.files.provenance import package_versions
+from dipole_ray.settings import flatten
 
 ABSENT = "(absent)"
-FIXED = (
-    "env",
-    "seed",
-    "agent.algorithm",
-    "agent.hidden_dims",
-    "agent.num_critics",
-    "agent.weight_scheme",
-    "agent.train_bc",
-    "agent.observation_normalization",
-)
-"""Settings of a run that its checkpoints cannot be continued without."""
 
 _log = logging.getLogger(__name__)
 
@@ -43,12 +30,6 @@ class Difference(NamedTuple):
     def __str__(self) -> str:
         """Return the change as `agent.beta: 1.0 -> 5.0`."""
         return f"{self.key}: {self.saved} -> {self.current}"
-
-
-def saved_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return the config a checkpoint was written with; settings of the agent that came later had their defaults."""
-    with entries_of(checkpoint):
-        return merge({"agent": to_mapping(AgentConfig())}, checkpoint.metadata["run"])
 
 
 def config_differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[Difference]:

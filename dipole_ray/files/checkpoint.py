@@ -28,7 +28,7 @@ from torch import Tensor
 
 from dipole_ray.errors import CheckpointError, ConfigError
 from dipole_ray.files.durable import sync
-from dipole_ray.provenance import package_versions
+from dipole_ray.files.provenance import package_versions
 
 FORMAT = 1
 STATE_FILE = "state.json"

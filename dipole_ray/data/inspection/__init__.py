@@ -1,0 +1,1 @@
+"""What a dataset holds, and a verdict on it before any training."""

@@ -1,0 +1,112 @@
+"""Settings of the training loop and of who works in it: the sections `training`, `rollout` and `learner` of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dipole_ray.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingConfig:
+    """The one loop of both phases (paper: 1M updates, then 1M steps with one update each)."""
+
+    offline_learner_steps: int = 1_000_000
+    """Updates on the dataset alone, before the first environment step; 0 = start online."""
+    online_env_steps: int = 1_000_000
+    """Environment steps after the offline phase; 0 = offline only."""
+    updates_per_env_step: float = 1.0
+    """Updates owed for each environment step inserted; held exactly over the run and across restarts."""
+    learner_steps_per_call: int = 32
+    """Updates in one call of the learner, on batches sampled in one request; the granularity of overlap."""
+    learner_steps_per_iteration: int = 1000
+    """Updates in one training iteration of the offline phase, that is between two lines of metrics."""
+    env_steps_per_iteration: int = 1000
+    """Environment steps, at least, in one training iteration of the online phase."""
+    replay_capacity: int | None = None
+    """Rows of the online ring; None = room for all `online_env_steps` and their closing rows."""
+    offline_fraction: float | None = None
+    """Exact share of offline rows in every batch, in [0, 1]; None = uniform over offline and online rows together."""
+
+    def __post_init__(self) -> None:
+        """Reject counts that cannot be run."""
+        for name in ("learner_steps_per_call", "learner_steps_per_iteration", "env_steps_per_iteration"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"training.{name} is {getattr(self, name)}: at least 1 is needed")
+        for name in ("offline_learner_steps", "online_env_steps"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"training.{name} is {getattr(self, name)}: use 0 to leave the phase out")
+        if self.updates_per_env_step < 0:
+            raise ConfigError(f"training.updates_per_env_step is {self.updates_per_env_step}: it cannot be negative")
+        if self.offline_fraction is not None and not 0.0 <= self.offline_fraction <= 1.0:
+            raise ConfigError(f"training.offline_fraction is {self.offline_fraction}: give a share in [0, 1], or null")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RolloutConfig:
+    """Who steps the environments in the online phase."""
+
+    num_workers: int = 0
+    """Rollout worker actors; 0 = the environments are stepped inside the training process."""
+    envs_per_worker: int = 4
+    """Environments each worker steps with one batched call of the policy."""
+    fragment_steps: int = 64
+    """Steps per environment between two deliveries; n-step windows are cut where a fragment ends."""
+    cpus_per_worker: float = 1.0
+    """CPU cores each worker reserves on the cluster; it computes with one thread in any case."""
+    stall_s: float = 60.0
+    """Seconds within which a worker whose environment does not return from one call is replaced (after four fifths of
+    them at the earliest; twice as long after each failure in a row). Only single calls count: a fragment or an
+    evaluation of many calls may take any time."""
+
+    def __post_init__(self) -> None:
+        """Reject sizes that collect nothing."""
+        if self.num_workers < 0 or self.envs_per_worker < 1 or self.fragment_steps < 1:
+            raise ConfigError(
+                f"rollout: num_workers={self.num_workers}, envs_per_worker={self.envs_per_worker}, "
+                f"fragment_steps={self.fragment_steps}: the first may be 0, the others are at least 1"
+            )
+        if not self.stall_s >= 1.0:
+            raise ConfigError(f"rollout.stall_s is {self.stall_s}: give at least 1 (very large: wait for ever)")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LearnerConfig:
+    """Where the updates are computed."""
+
+    remote: bool = False
+    """Run the learner as an actor of its own, on a GPU where the cluster has one."""
+    num_learners: int = 1
+    """Learners that take every update together, each on an equal share of the batch's rows, with the same result as
+    one. More than one are actors in any case, each on a GPU of its own where the cluster has one."""
+    num_threads: int | None = None
+    """Torch threads of each learner; None = the cores that no rollout worker needs (never oversubscribed)."""
+
+    @property
+    def actors(self) -> int:
+        """Learner actors of a run; 0 where the training process itself computes the updates."""
+        return self.num_learners if self.remote or self.num_learners > 1 else 0
+
+    def __post_init__(self) -> None:
+        """Reject no learner and an empty thread pool."""
+        if self.num_learners < 1:
+            raise ConfigError(
+                f"learner.num_learners is {self.num_learners}: at least 1 (learner.remote=false runs it in the "
+                "training process)"
+            )
+        if self.num_threads is not None and self.num_threads < 1:
+            raise ConfigError(f"learner.num_threads is {self.num_threads}: at least 1, or null for automatic")
+
+
+def require_equal_shares(batch_size: int, num_learners: int) -> None:
+    """Raise ConfigError unless every batch can be shared out to the learners equally.
+
+    Args:
+        batch_size: Rows of one update.
+        num_learners: Learner actors, 0 or 1 for a learner that takes them all.
+    """
+    if num_learners > 1 and batch_size % num_learners:
+        raise ConfigError(
+            f"agent.batch_size is {batch_size}, which does not divide by {num_learners} learners: make it "
+            f"{batch_size - batch_size % num_learners or num_learners} or another multiple, or change num_learners"
+        )

@@ -1,0 +1,1 @@
+"""A trained policy without optimizer, simulator or Ray."""
