@@ -200,6 +200,6 @@ def require_fit(
     """Raise `error` unless the data `what` hold, in their rows or in tables, what `whom` expects of them."""
     if expected not in (found, found.as_seen):
         raise error(
-            f"{what} holds observations of {found.observation_text} and actions of {found.actions} numbers, {whom} has "
-            f"{expected}: {remedy}"
+            f"{what}: observations have {found.observation_text} and actions {found.actions} dimensions, {whom} has "
+            f"{expected}; {remedy}"
         )

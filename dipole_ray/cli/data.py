@@ -133,7 +133,7 @@ def run_import(args: argparse.Namespace) -> int:
     schema = row.schema(args.source, reading)
     if expected is not None:
         remedy = "name the environment that made this data with --env"
-        require_fit(schema, expected, what=args.source, whom=f"environment '{args.env}'", remedy=remedy)
+        require_fit(schema, expected, what=args.source, whom=f"'{args.env}'", remedy=remedy)
     source = {"format": row.name, "file": row.remembered(args.source), "env": args.env, "non_finite": args.non_finite}
     source |= row.choices(args.source, reading)
     rows = row.rows(args.source, reading, report)

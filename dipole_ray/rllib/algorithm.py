@@ -221,7 +221,7 @@ class DIPOLE(Algorithm):
                 self.offline_data.schema,
                 self._dims.schema,
                 what=offline[0],
-                whom=f"environment '{self.config.env}'",
+                whom=f"'{self.config.env}'",
                 remedy="give the environment the data was collected in",
                 error=ConfigError,
             )

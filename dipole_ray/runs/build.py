@@ -73,6 +73,6 @@ def prepare_datasets(configs: Iterable[RunConfig]) -> None:
 def require_fit(dataset: Path | None, env: EnvConfig) -> None:
     """Raise ConfigError unless the dataset's numbers are as many as the environment's."""
     if dataset is not None:
-        remedy, whom = "set env.id to the environment the data was collected in", f"environment '{env.id}'"
+        remedy, whom = "set env.id to the environment the data was collected in", f"'{env.id}'"
         found, expected = read_manifest(dataset).schema, env_dims(env).schema
         columns.require_fit(found, expected, what=dataset, whom=whom, remedy=remedy, error=ConfigError)

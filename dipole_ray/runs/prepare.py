@@ -152,7 +152,7 @@ def _convert(source: Path, row: Format, env: EnvConfig, out: Path, cache: Path) 
     reading = replace(reading_for(env.id, dims, cache), relabel=partial(ogbench_relabel, env.id))
     if row.environment is not None:
         where = row.files(source)[0] if "labels" in row.takes else source  # the one episode that gives the dimensions
-        remedy, whom = f"set env.id to {row.environment}", f"environment '{env.id}'"
+        remedy, whom = f"set env.id to {row.environment}", f"'{env.id}'"
         require_fit(row.schema(source, reading), dims.schema, what=where, whom=whom, remedy=remedy)
     rows = row.rows(source, reading, report)
     write_dataset(out, rows, dims.schema, {"format": row.name, "file": row.remembered(source), "env": env.id})

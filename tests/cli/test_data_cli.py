@@ -86,7 +86,7 @@ def test_refusals_leave_nothing_behind(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(DatasetError, match="holds no rewards; name the task to label it for, such as --env"):
         dipole("import", path, "--out", out)
-    with pytest.raises(DatasetError, match=r"observations of 2 .* 'cube-single-play-singletask-v0' has 28"):
+    with pytest.raises(DatasetError, match=r"observations have 2 .* 'cube-single-play-singletask-v0' has 28"):
         dipole("import", path, "--out", out, "--env", "cube-single-play-singletask-v0")
     with pytest.raises(ConfigError, match="pointmaze"):
         dipole("import", path, "--out", out, "--env", "pointmaze-mediun-navigate-singletask-v0")

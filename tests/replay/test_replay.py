@@ -192,7 +192,7 @@ def test_contradicting_settings_are_refused(tmp_path: Path) -> None:
     for settings in ({"capacity": 0}, {"online": None}, {"n_step": 0}, {"discount": 1.5}, {"offline_fraction": 2.0}):
         with pytest.raises(ConfigError):
             open_replay(tmp_path, **settings)
-    with pytest.raises(DatasetError, match="holds observations of 3 and actions of 2 numbers, this replay has 4 and 2"):
+    with pytest.raises(DatasetError, match="observations have 3 and actions 2 dimensions, this replay has 4 and 2"):
         open_replay(tmp_path, schema=Schema(4, 2))
     with pytest.raises(DatasetError, match="holds no transitions"), open_replay(tmp_path, offline=[]) as replay:
         replay.sample(4)

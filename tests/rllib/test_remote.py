@@ -205,7 +205,7 @@ def test_errors_of_the_user_arrive_as_ours(pendulum: Path, tmp_path: Path) -> No
         np.zeros((11, 5), np.float32), np.zeros((10, 2), np.float32), np.zeros(10, np.float32), np.ones(10, np.float32)
     )
     write_dataset(tmp_path / "other", [piece], Schema(5, 2), {})
-    with pytest.raises(ConfigError, match="observations of 5 and actions of 2 numbers, environment 'Pendulum-v1' has"):
+    with pytest.raises(ConfigError, match="observations have 5 and actions 2 dimensions, 'Pendulum-v1' has"):
         remote_config(tmp_path / "other", observation_normalization="none").build_algo()
     with pytest.raises(DatasetError, match="nowhere"):
         remote_config(tmp_path / "nowhere").build_algo()
