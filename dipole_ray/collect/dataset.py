@@ -20,8 +20,7 @@ from dipole_ray.errors import DatasetError
 from dipole_ray.files.durable import commit_file, write_json
 from dipole_ray.parallel import map_tasks
 
-PACKAGES = ("ogbench", "mujoco", "gymnasium", "numpy")
-"""Whose versions are written down: rows may change when they do."""
+PACKAGES = ("ogbench", "mujoco", "gymnasium", "numpy")  # whose versions are written down
 
 
 def collect(

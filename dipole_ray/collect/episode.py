@@ -5,7 +5,8 @@ Shapes: `T` transitions of an episode, `O` observation, `A` action, `P` joint po
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from typing import Any
 
 import numpy as np
 
@@ -16,16 +17,20 @@ from dipole_ray.envs.standard import StandardEnv
 Columns = dict[str, np.ndarray]
 
 
-class Collector(Protocol):
+class Collector(ABC):
     """Plays episodes of one environment."""
 
+    def __init__(self, env: StandardEnv) -> None:
+        """Play in `env`."""
+        self._env = env
+
+    @abstractmethod
     def episode(self, seed: np.random.SeedSequence, num_transitions: int) -> Columns:
         """Return one episode of `num_transitions` that depends on its arguments alone."""
-        ...
 
     def close(self) -> None:
         """Free the environment."""
-        ...
+        self._env.close()
 
 
 class Recorder:
@@ -39,12 +44,8 @@ class Recorder:
 
     def add(self, observation: np.ndarray, action: np.ndarray) -> None:
         """Add the current state, before `action` is taken in it."""
-        row = {
-            "observations": observation,
-            "actions": action,
-            "qpos": self._simulation.data.qpos.copy(),
-            "qvel": self._simulation.data.qvel.copy(),
-        }
+        data = self._simulation.data
+        row = {"observations": observation, "actions": action, "qpos": data.qpos.copy(), "qvel": data.qvel.copy()}
         if self._has_buttons:
             row["button_states"] = self._simulation._cur_button_states.copy()
         for name, value in row.items():
@@ -52,8 +53,10 @@ class Recorder:
 
     def columns(self) -> Columns:
         """Return the episode in OGBench's types: `terminals` marks the last row, which yields no transition."""
-        types = {"button_states": np.int64}
-        columns = {name: np.asarray(rows, types.get(name, np.float32)) for name, rows in self._rows.items()}
+        columns = {
+            name: np.asarray(rows, np.int64 if name == "button_states" else np.float32)
+            for name, rows in self._rows.items()
+        }
         columns["terminals"] = np.zeros(len(columns["observations"]), bool)
         columns["terminals"][-1] = True
         return columns

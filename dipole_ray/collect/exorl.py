@@ -25,16 +25,11 @@ from dipole_ray.errors import ConfigError, DatasetError
 from dipole_ray.files.durable import write_json
 from dipole_ray.parallel import map_tasks
 
+# How actions are chosen, with its version: files change only when this does.
 ALGORITHMS = {"random": "uniform-1", "rnd": "rnd-1"}
-"""How actions are chosen, with its version: files change only when this does."""
-
-_SIMULATION = ("dm_control", "mujoco", "numpy")
-VERSIONS = {"random": _SIMULATION, "rnd": (*_SIMULATION, "torch")}
-"""What is written down of the packages behind the episodes."""
-
-BLOCK_STEPS = 5000
-"""Steps of one Ray task of the uniform collector: seconds."""
-
+# The packages behind the episodes, whose versions are written down.
+PACKAGES = {"random": ("dm_control", "mujoco", "numpy"), "rnd": ("dm_control", "mujoco", "numpy", "torch")}
+BLOCK_STEPS = 5000  # of one Ray task of the uniform collector: seconds
 RECORD = "collect.json"
 
 
@@ -82,7 +77,7 @@ def collect_exorl(
     with writing(folder, f"{domain} into {folder}", "episodes"):
         if overwrite and folder.exists():
             shutil.rmtree(folder)
-        made_with = _claim(folder, request, versions(*VERSIONS[algorithm]))
+        made_with = _claim(folder, request, versions(*PACKAGES[algorithm]))
         if all(map(Path.exists, wanted)):  # by a process that this one waited for
             return folder
         _check_versions(folder, made_with)

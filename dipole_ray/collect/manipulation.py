@@ -6,38 +6,36 @@ random actions, which covers more states with less skill. Either does one random
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import numpy as np
 
-from dipole_ray.collect.episode import Columns, Recorder, env_seed, open_ogbench
+from dipole_ray.collect.episode import Collector, Columns, Recorder, env_seed, open_ogbench
 from dipole_ray.envs.random_state import PrivateGlobalRandom
 from dipole_ray.errors import EnvironmentUnavailable
 
 PLAN_NOISE = {"noise": 0.1, "noise_smoothing": 0.5}
 MIN_NORM = 0.4
 MAX_ACTION_NOISE = 0.1
+# Noise of `noisy` data per action (x, y, z, yaw, gripper), in multiples of the episode's level.
 ACTION_NOISE_SHAPE = np.array([1.0, 1.0, 1.0, 3.0, 10.0])
-"""Noise of `noisy` data per action (x, y, z, yaw, gripper), in multiples of the episode's level."""
 
-STACKING = {"single": (0.0, 0.0), "double": (0.0, 0.25), "triple": (0.05, 0.35), "quadruple": (0.1, 0.5)}
-STACKING_OCTUPLE = (0.0, 0.35)
-"""Ranges of an episode's chance to stack a cube, as in OGBench's own data."""
+# Ranges of an episode's chance to stack a cube, as in OGBench's own data.
+P_STACK = {"single": (0, 0), "double": (0, 0.25), "triple": (0.05, 0.35), "quadruple": (0.1, 0.5), "octuple": (0, 0.35)}
 
-MAX_ATTEMPTS = 50
-"""Episodes tried before giving up on a healthy one; about one in a hundred scenes loses its cube."""
+MAX_ATTEMPTS = 50  # before giving up on a healthy episode; about one in a hundred scenes loses its cube
 
 
-class ManipulationCollector:
+class ManipulationCollector(Collector):
     """Plays one sub-task after another with OGBench's oracles."""
 
     def __init__(self, env_id: str, kind: str) -> None:
         """Open `env_id`, for example `cube-single-v0`; `kind` is `play` or `noisy`."""
-        self._domain, _, rest = env_id.partition("-")
-        self._variant = rest.partition("-")[0]
+        super().__init__(open_ogbench(env_id, mode="data_collection", visualize_info=False))
+        self._domain, self._variant, *_ = env_id.split("-")
         self._is_noisy = kind == "noisy"
         self._random_action_fraction = (0.2 if self._domain == "puzzle" else 0.1) if self._is_noisy else 0.0
-        self._env = open_ogbench(env_id, mode="data_collection", visualize_info=False)
         self._arm: Any = self._env.unwrapped
         self._oracles = _oracles(self._env, self._domain, self._is_noisy)
 
@@ -56,15 +54,11 @@ class ManipulationCollector:
             "version that dipole_ray asks for (>=3.1.6,<3.5)"
         )
 
-    def close(self) -> None:
-        """Free the environment."""
-        self._env.close()
-
     def _attempt(self, seed: np.random.SeedSequence, num_transitions: int) -> Columns:
         rng = np.random.default_rng(seed)
         with PrivateGlobalRandom(seed).swapped_in():
             observation, info = self._env.reset(seed=env_seed(seed))
-            stacking = self._stacking(rng)
+            p_stack = rng.uniform(*P_STACK[self._variant]) if self._domain == "cube" else 0.5
             noise = rng.uniform(0.0, MAX_ACTION_NOISE) * ACTION_NOISE_SHAPE
             oracle = self._oracles[info["privileged/target_task"]]
             oracle.reset(observation, info)
@@ -76,18 +70,13 @@ class ManipulationCollector:
                     break
                 observation, _, _, _, info = self._env.step(action)
                 if oracle.done:
-                    _, info = self._arm.set_new_target(p_stack=stacking)
+                    _, info = self._arm.set_new_target(p_stack=p_stack)
                     oracle = self._oracles[info["privileged/target_task"]]
                     oracle.reset(observation, info)
         return recorder.columns()
 
     def _action(
-        self,
-        rng: np.random.Generator,
-        oracle: Any,
-        observation: np.ndarray,
-        info: dict[str, Any],
-        noise: np.ndarray,
+        self, rng: np.random.Generator, oracle: Any, observation: np.ndarray, info: dict[str, Any], noise: np.ndarray
     ) -> np.ndarray:
         if self._is_noisy and rng.random() < self._random_action_fraction:
             return rng.uniform(-1.0, 1.0, 5).astype(np.float32)
@@ -97,39 +86,20 @@ class ManipulationCollector:
         clipped: np.ndarray = np.clip(action, -1.0, 1.0)
         return clipped.astype(np.float32)
 
-    def _stacking(self, rng: np.random.Generator) -> float:
-        if self._domain != "cube":
-            return 0.5
-        return float(rng.uniform(*STACKING.get(self._variant, STACKING_OCTUPLE)))
-
 
 def _oracles(env: Any, domain: str, is_noisy: bool) -> dict[str, Any]:
     """Return the oracle of each sub-task of `domain`."""
-    if is_noisy:
-        from ogbench.manipspace.oracles.markov import button_markov, cube_markov, drawer_markov, window_markov
-
-        classes = {
-            "cube": cube_markov.CubeMarkovOracle,
-            "button": button_markov.ButtonMarkovOracle,
-            "drawer": drawer_markov.DrawerMarkovOracle,
-            "window": window_markov.WindowMarkovOracle,
-        }
-        settings: dict[str, Any] = {"min_norm": MIN_NORM}
-    else:
-        from ogbench.manipspace.oracles.plan import button_plan, cube_plan, drawer_plan, window_plan
-
-        classes = {
-            "cube": cube_plan.CubePlanOracle,
-            "button": button_plan.ButtonPlanOracle,
-            "drawer": drawer_plan.DrawerPlanOracle,
-            "window": window_plan.WindowPlanOracle,
-        }
-        settings = dict(PLAN_NOISE)
+    kind = "markov" if is_noisy else "plan"
+    settings: dict[str, Any] = {"min_norm": MIN_NORM} if is_noisy else dict(PLAN_NOISE)
+    tasks = {"cube": ["cube"], "puzzle": ["button"]}.get(domain, ["cube", "button", "drawer", "window"])
     if domain == "puzzle":
-        # Nothing to grasp: the fingers stay closed to press with.
-        return {"button": classes["button"](env=env, gripper_always_closed=True, **settings)}
-    tasks = ["cube"] if domain == "cube" else list(classes)
-    return {task: classes[task](env=env, **settings) for task in tasks}
+        settings["gripper_always_closed"] = True  # nothing to grasp: the fingers stay closed to press with
+    oracles = {}
+    for task in tasks:
+        # For example ogbench.manipspace.oracles.plan.cube_plan.CubePlanOracle.
+        module = importlib.import_module(f"ogbench.manipspace.oracles.{kind}.{task}_{kind}")
+        oracles[task] = getattr(module, f"{task.title()}{kind.title()}Oracle")(env=env, **settings)
+    return oracles
 
 
 def _cube_stays_visible(qpos: np.ndarray) -> bool:

@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from dipole_ray.collect.episode import Columns, env_seed
+from dipole_ray.collect.episode import Collector, Columns, env_seed
 from dipole_ray.envs.make import make_env
 
+# Torque in N m per unit of missing energy (per unit of inertia): above 0.1 it is nearly always the largest.
 ENERGY_GAIN = 1.0
-"""Torque in N m per unit of missing energy (per unit of inertia); above 0.1 the torque is nearly always the largest."""
-
-BALANCE_GAINS = (8.0, 2.0)
-"""Torque in N m per radian and per radian/s near the top."""
-
-OVERRULED_FRACTION = (0.4, 1.0)
-"""Range of the share of an episode's stretches in which the controller is overruled."""
-
-ACTION_NOISE = 0.3
-"""Standard deviation of the noise on every action, whose range is [-1, 1]."""
-
-HOLD_STEPS = 10
-"""Mean length of a stretch, in steps of 0.05 s; one random torque fills an overruled one."""
+BALANCE_GAINS = (8.0, 2.0)  # torque in N m per radian and per radian/s near the top
+OVERRULED_FRACTION = (0.4, 1.0)  # range of the share of an episode's stretches in which the controller is overruled
+ACTION_NOISE = 0.3  # standard deviation of the noise on every action, whose range is [-1, 1]
+HOLD_STEPS = 10  # mean length of a stretch, in steps of 0.05 s; one random torque fills an overruled one
 
 
 def teacher_action(observation: np.ndarray) -> float:
@@ -38,12 +30,12 @@ def teacher_action(observation: np.ndarray) -> float:
     return float(np.clip(torque / 2.0, -1.0, 1.0))
 
 
-class PendulumCollector:
+class PendulumCollector(Collector):
     """Plays the swing-up controller, overruled by random torques for a share of time drawn anew each episode."""
 
     def __init__(self) -> None:
         """Open Pendulum-v1."""
-        self._env = make_env("Pendulum-v1")
+        super().__init__(make_env("Pendulum-v1"))
 
     def episode(self, seed: np.random.SeedSequence, num_transitions: int) -> Columns:
         """Return one episode: observations (T+1, 3), actions (T, 1), rewards and masks (T,)."""
@@ -63,7 +55,3 @@ class PendulumCollector:
         # Pendulum never terminates: every step may be bootstrapped.
         masks = np.ones(num_transitions, np.float32)
         return {"observations": observations, "actions": actions, "rewards": rewards, "masks": masks}
-
-    def close(self) -> None:
-        """Free the environment."""
-        self._env.close()

@@ -6,16 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from dipole_ray.collect.episode import Columns, Recorder, env_seed, open_ogbench
+from dipole_ray.collect.episode import Collector, Columns, Recorder, env_seed, open_ogbench
 from dipole_ray.envs.random_state import PrivateGlobalRandom
 
-ACTION_NOISE = 0.5
-"""Standard deviation of the Gaussian noise on each action, as in OGBench's own point maze data."""
+ACTION_NOISE = 0.5  # standard deviation of the Gaussian noise on each action, as in OGBench's own point maze data
 
 Cell = tuple[int, int]
 
 
-class PointmazeCollector:
+class PointmazeCollector(Collector):
     """Walks towards the maze oracle's next cell and takes a new goal whenever one is reached.
 
     Starts are drawn from all free cells and goals from those that are not mere corridor, as in OGBench's own data.
@@ -24,10 +23,9 @@ class PointmazeCollector:
 
     def __init__(self, env_id: str) -> None:
         """Open the maze `env_id`, for example `pointmaze-medium-v0`."""
-        self._env = open_ogbench(env_id)
+        super().__init__(open_ogbench(env_id))
         maze: Any = self._env.unwrapped
-        self._maze = maze
-        walls = maze.maze_map
+        self._maze, walls = maze, maze.maze_map
         self._cells: list[Cell] = [(int(i), int(j)) for i, j in np.argwhere(walls == 0)]
         self._vertices = [cell for cell in self._cells if not _is_corridor(walls, cell)]
         self._next_cell: dict[tuple[Cell, Cell], np.ndarray] = {}
@@ -49,10 +47,6 @@ class PointmazeCollector:
                     goal_xy = self._maze.ij_to_xy(self._draw(rng, self._vertices))
                     self._maze.set_goal(goal_xy=self._maze.add_noise(goal_xy))
         return recorder.columns()
-
-    def close(self) -> None:
-        """Free the maze."""
-        self._env.close()
 
     def _action(self, rng: np.random.Generator) -> np.ndarray:
         position = self._maze.get_xy()

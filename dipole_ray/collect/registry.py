@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -20,20 +21,11 @@ PENDULUM = "Pendulum-v1"
 class Recipe:
     """How one dataset is collected."""
 
-    collector: str
-    """Name of the controller and its version; rows change only when this does."""
-
+    collector: str  # the controller and its version: rows change only when this does
     open: Callable[[], Collector]
-    """Opens the collector."""
-
-    episode_steps: int
-    """Transitions of a whole episode."""
-
-    transitions_per_s: float
-    """Rough speed on one core; decides whether starting Ray is worth it."""
-
-    validation_share: int
-    """One transition in this many more goes into the validation file; 0 for none."""
+    episode_steps: int = 1000  # transitions of a whole episode
+    transitions_per_s: float  # rough speed on one core; decides whether starting Ray is worth it
+    validation_share: int = 10  # one transition in this many more goes into the validation file; 0 for none
 
 
 def collector_names() -> list[str]:
@@ -80,19 +72,15 @@ def _recipes() -> dict[str, Recipe]:
             open=partial(PointmazeCollector, f"pointmaze-{size}-v0"),
             episode_steps=2000 if size == "giant" else 1000,
             transitions_per_s=8000.0,
-            validation_share=10,
         )
     cubes = ("single", "double", "triple", "quadruple", "octuple")
     boards = ("3x3", "4x4", "4x5", "4x6")
-    for scene in (*(f"cube-{n}" for n in cubes), "scene", *(f"puzzle-{n}" for n in boards)):
-        for kind in ("play", "noisy"):
-            recipes[f"{scene}-{kind}-v0"] = Recipe(
-                collector=f"manipulation-{kind}-1",
-                open=partial(ManipulationCollector, f"{scene}-v0", kind),
-                episode_steps=1000,
-                transitions_per_s=500.0,
-                validation_share=10,
-            )
+    scenes = (*(f"cube-{n}" for n in cubes), "scene", *(f"puzzle-{n}" for n in boards))
+    for scene, kind in itertools.product(scenes, ("play", "noisy")):
+        collector = partial(ManipulationCollector, f"{scene}-v0", kind)
+        recipes[f"{scene}-{kind}-v0"] = Recipe(
+            collector=f"manipulation-{kind}-1", open=collector, transitions_per_s=500.0
+        )
     recipes[PENDULUM] = Recipe(
         collector="pendulum-mixed-1",
         open=PendulumCollector,

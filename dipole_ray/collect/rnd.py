@@ -8,6 +8,7 @@ Shapes: `B` batch, `O` observation, `A` action.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass
 
 import torch
@@ -68,25 +69,21 @@ class RunningMoments(nn.Module):
         self.count.copy_(total)
 
 
-class Actor(nn.Module):
-    """Observation (B, O) to action (B, A) in [-1, 1]."""
+def _trunk(inputs: int, hidden_dim: int) -> list[nn.Module]:
+    return [nn.Linear(inputs, hidden_dim), nn.LayerNorm(hidden_dim), nn.Tanh()]
 
-    def __init__(self, observation_dim: int, action_dim: int, hidden_dim: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(observation_dim, hidden_dim),
-            nn.LayerNorm(hidden_dim),
-            nn.Tanh(),
-            nn.Linear(hidden_dim, hidden_dim),
-            nn.ReLU(),
-            nn.Linear(hidden_dim, action_dim),
-            nn.Tanh(),
-        )
 
-    def forward(self, observations: Tensor) -> Tensor:
-        """Return the actions without noise."""
-        actions: Tensor = self.layers(observations)
-        return actions
+def _mlp(inputs: int, config: ExplorerConfig) -> nn.Sequential:
+    width = config.hidden_dim
+    hidden = [nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()]
+    return nn.Sequential(*hidden, nn.Linear(width, config.embedding_dim))
+
+
+def _actor(observation_dim: int, action_dim: int, width: int) -> nn.Sequential:
+    """Return a network from observation (B, O) to action (B, A) in [-1, 1]."""
+    head = [nn.Linear(width, width), nn.ReLU(), nn.Linear(width, action_dim), nn.Tanh()]
+    layers = nn.Sequential(*_trunk(observation_dim, width), *head)
+    return nn.Sequential(OrderedDict(layers=layers))  # `layers` is part of its tensors' names in a saved explorer
 
 
 class Critics(nn.Module):
@@ -94,9 +91,7 @@ class Critics(nn.Module):
 
     def __init__(self, observation_dim: int, action_dim: int, hidden_dim: int) -> None:
         super().__init__()
-        self.trunk = nn.Sequential(
-            nn.Linear(observation_dim + action_dim, hidden_dim), nn.LayerNorm(hidden_dim), nn.Tanh()
-        )
+        self.trunk = nn.Sequential(*_trunk(observation_dim + action_dim, hidden_dim))
         # Both heads' hidden layers are one matrix product.
         self.hidden = nn.Linear(hidden_dim, 2 * hidden_dim)
         self.weight = nn.Parameter(torch.empty(2, hidden_dim))
@@ -126,17 +121,6 @@ class Novelty(nn.Module):
         return error
 
 
-def _mlp(observation_dim: int, config: ExplorerConfig) -> nn.Sequential:
-    width = config.hidden_dim
-    return nn.Sequential(
-        nn.Linear(observation_dim, width),
-        nn.ReLU(),
-        nn.Linear(width, width),
-        nn.ReLU(),
-        nn.Linear(width, config.embedding_dim),
-    )
-
-
 class Explorer:
     """The networks, their optimisers and the stream of random numbers: everything that a continued run needs."""
 
@@ -145,7 +129,7 @@ class Explorer:
         self.config = config
         self.generator = torch.Generator().manual_seed(seed)
         self._action_dim = action_dim
-        self._actor = Actor(observation_dim, action_dim, config.hidden_dim)
+        self._actor = _actor(observation_dim, action_dim, config.hidden_dim)
         self._critics = Critics(observation_dim, action_dim, config.hidden_dim)
         self._target = Critics(observation_dim, action_dim, config.hidden_dim)
         self._novelty = Novelty(observation_dim, config)
@@ -188,9 +172,8 @@ class Explorer:
         chosen = self._noisy(self._actor(observations))
         self._step("actor", -self._critics(observations, chosen).amin(dim=1).mean())
         with torch.no_grad():
-            torch._foreach_lerp_(
-                list(self._target.parameters()), list(self._critics.parameters()), weight=config.target_rate
-            )
+            copies, learned = (list[Tensor](critics.parameters()) for critics in (self._target, self._critics))
+            torch._foreach_lerp_(copies, learned, weight=config.target_rate)
         return error
 
     def _learn_to_predict(self, observations: Tensor) -> tuple[Tensor, float]:

@@ -17,9 +17,7 @@ from dipole_ray.collect.episode import Columns
 from dipole_ray.collect.registry import recipe
 from dipole_ray.files.durable import replacing
 
-SHARD_TRANSITIONS = 10_000
-"""Transitions of a full shard: seconds to half a minute of work."""
-
+SHARD_TRANSITIONS = 10_000  # of a full shard: seconds to half a minute of work
 _SPLITS = ("train", "val")
 
 

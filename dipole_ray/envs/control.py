@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from typing import Any
 
 import gymnasium
@@ -12,7 +13,7 @@ import numpy as np
 class ControlEnv(gymnasium.Env):
     """A dm_control environment with its task's arrays flattened and joined, in their order, to one float32 vector.
 
-    Actions are in the task's own bounds. A subclass resets and steps it.
+    Actions are in the task's own bounds. A subclass says how it is seeded and when an episode ends.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 30}  # noqa: RUF012 - gymnasium's own convention
@@ -20,6 +21,7 @@ class ControlEnv(gymnasium.Env):
     def __init__(self, env: Any) -> None:
         """Take the spaces from `env`."""
         self._env = env
+        self._steps = 0
         spec = env.action_spec()
         low = np.broadcast_to(spec.minimum, spec.shape).astype(np.float32)
         high = np.broadcast_to(spec.maximum, spec.shape).astype(np.float32)
@@ -27,6 +29,34 @@ class ControlEnv(gymnasium.Env):
         size = sum(math.prod(array.shape) for array in env.observation_spec().values())
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float32)
         self.render_mode = "rgb_array"
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Start an episode; `seed` starts the task's random stream anew."""
+        super().reset(seed=seed, options=options)
+        if seed is not None:
+            self._seed(seed)
+        self._steps = 0
+        return self._flatten(self._env.reset().observation), self._info()
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Advance one control step with `action` in the task's own bounds."""
+        step = self._env.step(action)
+        self._steps += 1
+        terminated, truncated = self._ends(step)
+        return self._flatten(step.observation), float(step.reward), terminated, truncated, self._info()
+
+    @abstractmethod
+    def _seed(self, seed: int) -> None:
+        """Start the task's random stream anew."""
+
+    @abstractmethod
+    def _ends(self, step: Any) -> tuple[bool, bool]:
+        """Return whether a `dm_env.TimeStep`, the `_steps`-th, terminates its episode, and whether it truncates it."""
+
+    def _info(self) -> dict[str, Any]:
+        return {}
 
     @property
     def model(self) -> Any:

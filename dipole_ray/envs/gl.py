@@ -10,13 +10,10 @@ import importlib
 import os
 import sys
 import warnings
-from typing import Any
 
 from dipole_ray.errors import EnvironmentUnavailable
 
-DEBIAN_PACKAGES = "libegl1 libegl-mesa0 libgl1-mesa-dri libgl1"
-"""What EGL rendering in software needs on Debian and Ubuntu."""
-
+DEBIAN_PACKAGES = "libegl1 libegl-mesa0 libgl1-mesa-dri libgl1"  # what EGL rendering in software needs there
 _DISABLED = ("", "disable", "disabled", "off", "false", "0")
 
 
@@ -47,29 +44,15 @@ def enable_rendering() -> None:
             gl_context = importlib.reload(gl_context)
             if "dm_control._render" in sys.modules:
                 importlib.reload(sys.modules["dm_control._render"])
-        _draw_nothing()
+        # Some backends hand out a context that fails only when it is used: render an empty world.
+        import mujoco
+
+        renderer = mujoco.Renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), 16, 16)
+        renderer.render()
+        renderer.close()
     except Exception as error:  # PyOpenGL, GLFW and MuJoCo each fail in their own way, down to an AttributeError
         raise EnvironmentUnavailable(
             f"rendering with MUJOCO_GL={backend} does not work here ({type(error).__name__}: {error}); install the "
             f"OpenGL libraries ('apt-get install {DEBIAN_PACKAGES}' on Debian or Ubuntu), choose another backend with "
             "MUJOCO_GL=egl, osmesa or glfw, or leave rendering out"
         ) from error
-
-
-def _draw_nothing() -> None:
-    """Render an empty world: some backends hand out a context that fails only when it is used."""
-    import mujoco
-
-    renderer = mujoco.Renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), 16, 16)
-    renderer.render()
-    renderer.close()
-
-
-def draw_plainly(model: Any) -> None:
-    """Switch off shadows and multisampling of a `mujoco.MjModel`: software rendering gets 10 to 30 times faster.
-
-    Has an effect only before the model's first rendering context is made.
-    """
-    quality = model.vis.quality
-    quality.shadowsize = 0
-    quality.offsamples = 0

@@ -6,7 +6,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -56,15 +56,9 @@ class EnvConfig:
 class EnvDims:
     """What a policy and an evaluation need to know of an environment before it is built."""
 
-    schema: Schema
-    """What observations and actions are; each number of an action is in [-1, 1]."""
-
-    max_episode_steps: int
-    """Steps after which an episode is truncated."""
-
-    has_success: bool
-    """Whether `info["success"]` is given."""
-
+    schema: Schema  # each number of an action is in [-1, 1]
+    max_episode_steps: int  # after which an episode is truncated
+    has_success: bool  # whether `info["success"]` is given
     action_bounds: tuple[tuple[float, ...], tuple[float, ...]]
     """Least and greatest actions of the environment itself, which are -1 and 1 here."""
 
@@ -101,20 +95,21 @@ def make_env(config: EnvConfig | str, render: bool = False) -> StandardEnv:
     else:
         disable_rendering_by_default()
     kind = family(config.id)
-    if kind == "dm_control":
-        env: gymnasium.Env = SuiteEnv(config.id, config.max_episode_steps)
-        return StandardEnv(_checked(env, config))
-    if kind == "exorl":
-        return StandardEnv(ExorlEnv(config.id, config.max_episode_steps))
     if kind == "ogbench":
         return _make_ogbench(config)
-    return StandardEnv(_checked(_make_gymnasium(config, render), config))
+    if kind == "exorl":
+        return StandardEnv(ExorlEnv(config.id, config.max_episode_steps))
+    env = SuiteEnv(config.id, config.max_episode_steps) if kind == "dm_control" else _make_gymnasium(config, render)
+    problem = _problem(env)
+    if problem is not None:
+        env.close()
+        raise ConfigError(f"environment '{config.id}' {problem}")
+    return StandardEnv(env)
 
 
 @lru_cache(maxsize=64)
 def _dims(config: EnvConfig) -> EnvDims:
-    env = make_env(config)
-    try:
+    with closing(make_env(config)) as env:
         assert env.observation_space.shape is not None and env.action_space.shape is not None
         env.reset(seed=0)
         info = env.step(np.zeros(env.action_space.shape, np.float32))[4]
@@ -126,8 +121,6 @@ def _dims(config: EnvConfig) -> EnvDims:
             has_success="success" in info,
             action_bounds=env.inner_action_bounds,
         )
-    finally:
-        env.close()
 
 
 def env_dims(config: EnvConfig | str) -> EnvDims:
@@ -138,12 +131,8 @@ def env_dims(config: EnvConfig | str) -> EnvDims:
 def _make_ogbench(config: EnvConfig) -> StandardEnv:
     import ogbench
 
-    kwargs: dict[str, Any] = {"env_only": True, "disable_env_checker": True}
-    if config.success_timing is not None:
-        kwargs["success_timing"] = config.success_timing
-    if config.max_episode_steps is not None:
-        kwargs["max_episode_steps"] = config.max_episode_steps
-    return standard_ogbench(lambda: ogbench.make_env_and_datasets(config.id, **kwargs), config.id)
+    kwargs = _given(success_timing=config.success_timing, max_episode_steps=config.max_episode_steps)
+    return standard_ogbench(lambda: ogbench.make_env_and_datasets(config.id, env_only=True, **kwargs), config.id)
 
 
 def standard_ogbench(build: Callable[[], gymnasium.Env], env_id: str) -> StandardEnv:
@@ -174,27 +163,19 @@ def _ogbench_global_draws(env_id: str) -> GlobalDraws:
     return "reset" if "maze" in env_id or "soccer" in env_id else "never"
 
 
+def _given(**kwargs: Any) -> dict[str, Any]:
+    """Return what an environment is made with, leaving to it what is None."""
+    return {"disable_env_checker": True} | {name: value for name, value in kwargs.items() if value is not None}
+
+
 def _make_gymnasium(config: EnvConfig, render: bool) -> gymnasium.Env:
-    kwargs: dict[str, Any] = {"disable_env_checker": True}
-    if render:
-        kwargs["render_mode"] = "rgb_array"
-    if config.max_episode_steps is not None:
-        kwargs["max_episode_steps"] = config.max_episode_steps
+    render_mode = "rgb_array" if render else None
     try:
-        return gymnasium.make(config.id, **kwargs)
+        return gymnasium.make(config.id, **_given(max_episode_steps=config.max_episode_steps, render_mode=render_mode))
     except (gymnasium.error.Error, ImportError, AttributeError) as error:
         raise EnvironmentUnavailable(
             f"environment '{config.id}' is registered, but cannot be built here: {error}"
         ) from error
-
-
-def _checked(env: gymnasium.Env, config: EnvConfig) -> gymnasium.Env:
-    """Return `env` if this package can use it; close it and raise ConfigError if not."""
-    problem = _problem(env)
-    if problem is None:
-        return env
-    env.close()
-    raise ConfigError(f"environment '{config.id}' {problem}")
 
 
 def _problem(env: gymnasium.Env) -> str | None:

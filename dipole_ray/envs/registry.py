@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from typing import Literal
+from typing import Any, Literal
 
 import gymnasium
 
@@ -14,6 +14,7 @@ from dipole_ray.envs.gl import disable_rendering_by_default
 from dipole_ray.errors import ConfigError
 
 Family = Literal["ogbench", "dm_control", "exorl", "gymnasium"]
+_WITH_PREFIX: dict[Family, Any] = {"dm_control": dm_suite, "exorl": exorl}
 
 DATASET_TYPES = {
     "pointmaze": ("navigate", "stitch"),
@@ -52,16 +53,12 @@ def family(env_id: str) -> Family:
         ConfigError: If no environment has this id (names the nearest ones), if it is one of OGBench's
             goal-conditioned ones, or if it observes images.
     """
-    if env_id.startswith(dm_suite.PREFIX):
-        disable_rendering_by_default()
-        if env_id in dm_suite.task_ids():
-            return "dm_control"
-        raise ConfigError(_unknown(env_id, dm_suite.task_ids()))
-    if env_id.startswith(exorl.PREFIX):
-        disable_rendering_by_default()
-        if env_id in exorl.task_ids():
-            return "exorl"
-        raise ConfigError(_unknown(env_id, exorl.task_ids()))
+    for name, tasks in _WITH_PREFIX.items():
+        if env_id.startswith(tasks.PREFIX):
+            disable_rendering_by_default()  # listing the suite's tasks imports MuJoCo
+            if env_id in tasks.task_ids():
+                return name
+            raise ConfigError(_unknown(env_id, tasks.task_ids()))
     if "singletask" in env_id.split("-"):
         return _check_ogbench(env_id)
     if _in_gymnasium(env_id):
@@ -108,9 +105,7 @@ def _nearest(env_id: str, ids: list[str]) -> str:
 
 def _unknown(env_id: str, ids: list[str]) -> str:
     near = _nearest(env_id, ids)
-    return f"unknown environment '{env_id}'" + (
-        f"; the nearest{near}"
-        if near
-        else "; ids look like 'pointmaze-medium-navigate-singletask-task1-v0', 'exorl/walker-walk', "
-        "'dm_control/walker-walk', 'Pendulum-v1'"
+    forms = (
+        "'pointmaze-medium-navigate-singletask-task1-v0', 'exorl/walker-walk', 'dm_control/walker-walk', 'Pendulum-v1'"
     )
+    return f"unknown environment '{env_id}'; " + (f"the nearest{near}" if near else f"ids look like {forms}")

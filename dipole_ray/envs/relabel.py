@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -33,14 +34,11 @@ def ogbench_relabel(env_id: str, arrays: Mapping[str, np.ndarray]) -> tuple[np.n
         raise ConfigError(f"'{env_id}' is no OGBench single task: only those label rows by their joint positions")
     from ogbench.relabel_utils import relabel_dataset
 
-    env = make_env(env_id)
-    try:
+    with closing(make_env(env_id)) as env:
         env.reset(seed=0)
         rows = _columns(env_id, arrays, env.unwrapped)
         relabel_dataset(env_id, env, rows)
         return rows["rewards"], rows["masks"]
-    finally:
-        env.close()
 
 
 def _columns(env_id: str, arrays: Mapping[str, np.ndarray], simulation: Any) -> dict[str, np.ndarray]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from dipole_ray.envs.control import ControlEnv
 from dipole_ray.envs.exorl.tasks import Simulation, domain_of
 
@@ -23,24 +21,12 @@ class ExorlEnv(ControlEnv):
         self._simulation = Simulation(env_id)
         super().__init__(self._simulation.env)
         self.max_episode_steps = max_episode_steps or domain_of(env_id).episode_steps
-        self._steps = 0
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Start an episode; `seed` starts the task's random stream anew."""
-        super().reset(seed=seed, options=options)
-        if seed is not None:
-            self._simulation.seed(seed)
-        self._steps = 0
-        return self._flatten(self._env.reset().observation), self._info()
+    def _seed(self, seed: int) -> None:
+        self._simulation.seed(seed)
 
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Advance one control step with `action` in the task's own bounds."""
-        step = self._env.step(action)
-        self._steps += 1
-        truncated = self._steps >= self.max_episode_steps
-        return self._flatten(step.observation), float(step.reward), False, truncated, self._info()
+    def _ends(self, step: Any) -> tuple[bool, bool]:
+        return False, self._steps >= self.max_episode_steps
 
     def _info(self) -> dict[str, Any]:
         return {"physics": self._simulation.physics.state()}

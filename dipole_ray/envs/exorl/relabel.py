@@ -11,8 +11,7 @@ from dipole_ray.envs.exorl.tasks import PREFIX, Simulation, domain_of, task_ids
 from dipole_ray.envs.gl import disable_rendering_by_default
 from dipole_ray.errors import ConfigError, DatasetError
 
-LARGEST_STATE = 1e6
-"""Largest magnitude in a state that is handed to MuJoCo; real ones stay below a few hundred."""
+LARGEST_STATE = 1e6  # magnitude in a state that is handed to MuJoCo; real ones stay below a few hundred
 
 
 @lru_cache(maxsize=2)

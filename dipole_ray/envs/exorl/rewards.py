@@ -22,11 +22,8 @@ from dipole_ray.files.durable import replacing
 from dipole_ray.files.lock import FolderLock
 from dipole_ray.parallel import map_tasks
 
-RULES = 1
-"""Version of this package's own part in the rewards."""
-
-BLOCK_STEPS = 20_000
-"""Steps of one Ray task and one file: seconds of work."""
+RULES = 1  # version of this package's own part in the rewards
+BLOCK_STEPS = 20_000  # of one Ray task and one file: seconds of work
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,11 +31,8 @@ class Block:
     """Some consecutive episodes, to be rewarded for one task."""
 
     env_id: str
-    """The task."""
-    files: tuple[Path, ...]
-    """The episodes."""
-    kept: Path
-    """The file of their rewards."""
+    files: tuple[Path, ...]  # the episodes
+    kept: Path  # the file of their rewards
 
     def __str__(self) -> str:
         return f"{self.files[0].name} to {self.files[-1].name}"
@@ -66,7 +60,9 @@ def label_episodes(
         DatasetError: If an episode is malformed, damaged, or of another domain.
         ConfigError: If `env_id` is no ExORL task.
     """
-    folder = cache / "exorl-rewards" / physics_digest(files) / _task_key(env_id)
+    task = env_id.removeprefix(PREFIX)
+    versions = "-".join(version(package) for package in ("dm_control", "mujoco"))
+    folder = cache / "exorl-rewards" / physics_digest(files) / f"{task}-{RULES}-{versions}"
     blocks = _plan(env_id, files, folder)
     if all(map(_saved, blocks)):
         return blocks
@@ -74,7 +70,7 @@ def label_episodes(
         map_tasks(
             label,
             blocks,
-            description=f"label {env_id.removeprefix(PREFIX)}",
+            description=f"label {task}",
             max_in_flight=num_workers,
             unit="transitions",
             local=num_workers == 1,
@@ -109,11 +105,6 @@ def _label_episode(env_id: str, file: Path) -> np.ndarray:
         return exorl_rewards(env_id, read_arrays(file, ["physics"])["physics"][1:]).astype(np.float32)
     except DatasetError as error:
         raise error if str(file) in str(error) else DatasetError(f"{file}: {error}") from error
-
-
-def _task_key(env_id: str) -> str:
-    versions = "-".join(version(package) for package in ("dm_control", "mujoco"))
-    return f"{env_id.removeprefix(PREFIX)}-{RULES}-{versions}"
 
 
 def _plan(env_id: str, files: Sequence[Path], folder: Path) -> list[Block]:

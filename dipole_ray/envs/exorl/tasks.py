@@ -14,9 +14,9 @@ import numpy as np
 
 PREFIX = "exorl/"
 
+# Speed in m/s from which cheetah's run backward is rewarded in full, as in the suite's own run.
 RUN_BACKWARD_SPEED = 10.0
-"""Speed in m/s from which cheetah's run backward is rewarded in full, as in the suite's own run."""
-
+# Where jaco's hand has to go, in metres: left is -x, top is +y.
 REACH_HEIGHT = 0.001
 TARGETS = {
     "reach_top_left": (-0.09, 0.09, REACH_HEIGHT),
@@ -24,81 +24,30 @@ TARGETS = {
     "reach_bottom_left": (-0.09, -0.09, REACH_HEIGHT),
     "reach_bottom_right": (0.09, -0.09, REACH_HEIGHT),
 }
-"""Where jaco's hand has to go, in metres: left is -x, top is +y."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Domain:
     """What the tasks of one domain share."""
 
     name: str
-    """`walker`, `quadruped`, `cheetah` or `jaco`."""
-
-    tasks: tuple[str, ...]
-    """The tasks; data is collected under the first, whose reward the files carry."""
-
-    episode_steps: int
-    """Steps of every episode: none of these tasks ends by itself."""
-
+    tasks: tuple[str, ...]  # data is collected under the first, whose reward the files carry
+    episode_steps: int  # of every episode: none of these tasks ends by itself
     observation_dim: int
-    """Length of the observation."""
-
     action_dim: int
-    """Length of the action."""
-
-    physics_dim: int
-    """Length of the simulation's state: joint positions, joint velocities, actuator states."""
-
-    relabels_per_s: float
-    """Rough speed of relabelling on one core; decides whether starting Ray is worth it."""
-
-    steps_per_s: float
-    """Rough speed of stepping on one core; likewise."""
+    physics_dim: int  # length of the simulation's state: joint positions, joint velocities, actuator states
+    relabels_per_s: float  # rough speed of relabelling on one core; decides whether starting Ray is worth it
+    steps_per_s: float  # rough speed of stepping on one core; likewise
 
 
 DOMAINS = {
     domain.name: domain
     for domain in (
-        Domain(
-            name="walker",
-            tasks=("stand", "walk", "run"),
-            episode_steps=1000,
-            observation_dim=24,
-            action_dim=6,
-            physics_dim=18,
-            relabels_per_s=16_000.0,
-            steps_per_s=6300.0,
-        ),
-        Domain(
-            name="quadruped",
-            tasks=("walk", "run"),
-            episode_steps=1000,
-            observation_dim=78,
-            action_dim=12,
-            physics_dim=57,
-            relabels_per_s=9700.0,
-            steps_per_s=5300.0,
-        ),
-        Domain(
-            name="cheetah",
-            tasks=("run", "run_backward"),
-            episode_steps=1000,
-            observation_dim=17,
-            action_dim=6,
-            physics_dim=18,
-            relabels_per_s=18_600.0,
-            steps_per_s=18_800.0,
-        ),
-        Domain(
-            name="jaco",
-            tasks=tuple(TARGETS),
-            episode_steps=250,
-            observation_dim=42,
-            action_dim=9,
-            physics_dim=18,
-            relabels_per_s=4200.0,
-            steps_per_s=1570.0,
-        ),
+        # name, tasks, steps of an episode, observation, action, physics, relabels/s, steps/s
+        Domain("walker", ("stand", "walk", "run"), 1000, 24, 6, 18, 16_000.0, 6300.0),
+        Domain("quadruped", ("walk", "run"), 1000, 78, 12, 57, 9700.0, 5300.0),
+        Domain("cheetah", ("run", "run_backward"), 1000, 17, 6, 18, 18_600.0, 18_800.0),
+        Domain("jaco", tuple(TARGETS), 250, 42, 9, 18, 4200.0, 1570.0),
     )
 }
 
@@ -160,12 +109,9 @@ def _suite(domain: str, task: str) -> Any:
 def _backward_reward(physics: Any) -> float:
     from dm_control.utils import rewards
 
-    speed = RUN_BACKWARD_SPEED
-    return float(
-        rewards.tolerance(
-            -physics.speed(), bounds=(speed, float("inf")), margin=speed, value_at_margin=0, sigmoid="linear"
-        )
-    )
+    bounds = (RUN_BACKWARD_SPEED, float("inf"))
+    shape = {"margin": RUN_BACKWARD_SPEED, "value_at_margin": 0, "sigmoid": "linear"}
+    return float(rewards.tolerance(-physics.speed(), bounds=bounds, **shape))
 
 
 def _jaco(task: str) -> Any:
