@@ -21,7 +21,6 @@ class Collector(ABC):
     """Plays episodes of one environment."""
 
     def __init__(self, env: StandardEnv) -> None:
-        """Play in `env`."""
         self._env = env
 
     @abstractmethod
@@ -37,7 +36,6 @@ class Recorder:
     """Gathers the T+1 rows of an OGBench episode: every state, its action, and the joints the tasks are judged by."""
 
     def __init__(self, env: StandardEnv) -> None:
-        """Record from `env`, an OGBench environment."""
         self._simulation: Any = env.unwrapped
         self._has_buttons = hasattr(self._simulation, "_cur_button_states")
         self._rows: dict[str, list[np.ndarray]] = {}
@@ -67,9 +65,8 @@ def open_ogbench(env_id: str, **kwargs: Any) -> StandardEnv:
     load_ogbench()
     import gymnasium
 
-    return standard_ogbench(
-        lambda: gymnasium.make(env_id, disable_env_checker=True, terminate_at_goal=False, **kwargs), env_id
-    )
+    kwargs |= {"disable_env_checker": True, "terminate_at_goal": False}
+    return standard_ogbench(lambda: gymnasium.make(env_id, **kwargs), env_id)
 
 
 def env_seed(seed: np.random.SeedSequence) -> int:

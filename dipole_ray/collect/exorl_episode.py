@@ -16,7 +16,6 @@ class Recorder:
     """Gathers the rows of one episode of `env`."""
 
     def __init__(self, env: StandardEnv, seed: np.random.SeedSequence) -> None:
-        """Start an episode."""
         self._env = env
         self.observation, info = env.reset(seed=env_seed(seed))
         assert env.action_space.shape is not None

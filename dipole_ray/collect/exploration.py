@@ -25,10 +25,9 @@ STATE = "explorer.safetensors"
 
 
 class Experience:
-    """The finished episodes, in memory; batches are drawn from all of them alike."""
+    """The finished episodes, at most `capacity`, in memory; batches are drawn from all of them alike."""
 
     def __init__(self, domain: Domain, capacity: int) -> None:
-        """Make room for `capacity` episodes."""
         self.domain, self.capacity = domain, capacity
         self._rows = domain.episode_steps + 1
         self._observations = torch.zeros(capacity * self._rows, domain.observation_dim)
@@ -51,13 +50,7 @@ class Experience:
 
 
 def explore(
-    domain: Domain,
-    count: int,
-    seed: int,
-    folder: Path,
-    *,
-    config: ExplorerConfig | None = None,
-    progress: bool = True,
+    domain: Domain, count: int, seed: int, folder: Path, *, config: ExplorerConfig | None = None, progress: bool = True
 ) -> None:
     """Have `count` episodes in `folder`, continuing after the last one that was saved with the explorer's state.
 

@@ -34,7 +34,6 @@ class PendulumCollector(Collector):
     """Plays the swing-up controller, overruled by random torques for a share of time drawn anew each episode."""
 
     def __init__(self) -> None:
-        """Open Pendulum-v1."""
         super().__init__(make_env("Pendulum-v1"))
 
     def episode(self, seed: np.random.SeedSequence, num_transitions: int) -> Columns:

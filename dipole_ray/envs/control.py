@@ -19,7 +19,6 @@ class ControlEnv(gymnasium.Env):
     metadata = {"render_modes": ["rgb_array"], "render_fps": 30}  # noqa: RUF012 - gymnasium's own convention
 
     def __init__(self, env: Any) -> None:
-        """Take the spaces from `env`."""
         self._env = env
         self._steps = 0
         spec = env.action_spec()

@@ -20,12 +20,7 @@ def task_ids() -> list[str]:
 
 
 class SuiteEnv(ControlEnv):
-    """One dm_control suite task.
-
-    Observations are the task's arrays, flattened and joined in the suite's own order, float32. Actions are in the
-    task's own bounds. Reaching the time limit truncates and never terminates; an episode that the task itself ends
-    (its discount is 0) terminates.
-    """
+    """One dm_control suite task: its time limit truncates, and an episode that the task itself ends terminates."""
 
     def __init__(self, env_id: str, max_episode_steps: int | None = None) -> None:
         """Load the task `env_id`, with `max_episode_steps` control steps an episode (None: the suite's limit)."""

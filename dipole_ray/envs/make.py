@@ -173,9 +173,8 @@ def _make_gymnasium(config: EnvConfig, render: bool) -> gymnasium.Env:
     try:
         return gymnasium.make(config.id, **_given(max_episode_steps=config.max_episode_steps, render_mode=render_mode))
     except (gymnasium.error.Error, ImportError, AttributeError) as error:
-        raise EnvironmentUnavailable(
-            f"environment '{config.id}' is registered, but cannot be built here: {error}"
-        ) from error
+        message = f"environment '{config.id}' is registered, but cannot be built here: {error}"
+        raise EnvironmentUnavailable(message) from error
 
 
 def _problem(env: gymnasium.Env) -> str | None:
@@ -188,10 +187,8 @@ def _problem(env: gymnasium.Env) -> str | None:
                 f"has {name}s of shape {space.shape} and type {space.dtype}; only flat vectors of floats can be used: "
                 "register a version wrapped in gymnasium.wrappers.FlattenObservation"
             )
-    action_space = spaces["action"]
-    assert isinstance(action_space, gymnasium.spaces.Box)
-    if not action_space.is_bounded():
-        return "has unbounded actions; register a version whose action space has finite bounds"
+        if name == "action" and not space.is_bounded():
+            return "has unbounded actions; register a version whose action space has finite bounds"
     if _step_limit(env) is None:
         return "has no time limit, so an episode may never end; set env.max_episode_steps"
     return None

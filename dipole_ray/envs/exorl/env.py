@@ -11,9 +11,8 @@ from dipole_ray.envs.exorl.tasks import Simulation, domain_of
 class ExorlEnv(ControlEnv):
     """One task. Episodes are truncated after 1000 steps (jaco 250) and never terminate.
 
-    Observations are the task's arrays, flattened and joined in dm_control's order, float32, which is how ExORL's files
-    hold them. Actions are in the task's own bounds. `info["physics"]` is the state of the simulation, float64, from
-    which the reward of every task of the domain can be computed.
+    Observations are those in ExORL's files. `info["physics"]` is the state of the simulation, float64, from which the
+    reward of every task of the domain can be computed.
     """
 
     def __init__(self, env_id: str, max_episode_steps: int | None = None) -> None:
