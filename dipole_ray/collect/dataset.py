@@ -113,7 +113,7 @@ def _write_pair(shards: list[Shard], work: Path, targets: list[Path], record: di
         with (work / target.name).open("wb") as file:
             np.savez_compressed(file, **columns)
     side = targets[0].with_suffix(".json")
-    side.unlink(missing_ok=True)
+    side.unlink(missing_ok=True)  # while it is gone, the files count as another request's
     for target in targets:
         commit_file(work / target.name, target)
     sizes = {target.name: target.stat().st_size for target in targets}

@@ -56,7 +56,7 @@ class Recorder:
             for name, rows in self._rows.items()
         }
         columns["terminals"] = np.zeros(len(columns["observations"]), bool)
-        columns["terminals"][-1] = True
+        columns["terminals"][-1] = True  # also where time ran out: OGBench's word for the end of a trajectory
         return columns
 
 

@@ -46,6 +46,7 @@ class Experience:
         episodes = torch.randint(self.episodes, (batch_size,), generator=generator)
         starts = torch.randint(self._rows - n_step, (batch_size,), generator=generator)
         rows = episodes * self._rows + starts
+        # A row's action is the one that led to it.
         return self._observations[rows], self._actions[rows + 1], self._observations[rows + n_step]
 
 
@@ -74,6 +75,7 @@ def explore(
                 columns = _episode(explorer, experience, Recorder(env, episode_seed(seed, index)), bar)
                 write_episode(episode_file(folder, index, domain.episode_steps), columns)
                 experience.add(columns)
+                # Killed in between, the next run plays this episode again, with the same result.
                 _save(explorer, index + 1, folder)
     finally:
         torch.set_num_threads(threads)

@@ -44,6 +44,7 @@ class PointmazeCollector(Collector):
                     break
                 observation, _, _, _, info = self._env.step(action)
                 if info["success"]:
+                    # As the maze itself does at a reset, which would also move the agent.
                     goal_xy = self._maze.ij_to_xy(self._draw(rng, self._vertices))
                     self._maze.set_goal(goal_xy=self._maze.add_noise(goal_xy))
         return recorder.columns()

@@ -192,7 +192,7 @@ class Explorer:
 
     def _step(self, name: str, loss: Tensor) -> None:
         """Descend `loss` in the parameters of one network only."""
-        parameters = list(self._parameters[name].values())
+        parameters = list(self._parameters[name].values())  # the actor's loss reaches the critics too
         for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
             parameter.grad = gradient
         self._optimizers[name].step()
