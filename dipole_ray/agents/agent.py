@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from functools import partial, reduce
+from functools import reduce
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,9 +19,9 @@ from dipole_ray.agents import flow, losses, state
 from dipole_ray.agents.config import AgentConfig
 from dipole_ray.agents.data_parallel import DataParallel
 from dipole_ray.agents.fields import MakeFields, StackedFields
-from dipole_ray.agents.networks import Sizes
+from dipole_ray.agents.networks import Sizes, StackedMLP
 from dipole_ray.agents.policy import Policy
-from dipole_ray.agents.roles import Networks, draw_networks
+from dipole_ray.agents.roles import Networks
 from dipole_ray.errors import ConfigError, NonFiniteError
 
 Batch = Mapping[str, np.ndarray | Tensor]
@@ -52,6 +52,8 @@ class Agent(ABC):
         data_parallel: Its place among learners that step together, alone by default. All see the same averages
             before the finite check, so they skip together.
         failure_directory: Where the batch goes before the error that ends a row of skipped updates.
+
+    `make_fields` makes the velocity fields, where the algorithm has any.
     """
 
     algorithm: ClassVar[str]
@@ -98,26 +100,36 @@ class Agent(ABC):
     def draw(
         cls, config: AgentConfig, observation_dim: int, action_dim: int, seed: int, make_fields: MakeFields
     ) -> tuple[Networks, int]:
-        """Return the untrained networks on the CPU, and the seed of the noise."""
+        """Return the untrained networks and the seed of the noise; drawn on the CPU, they are the same on every device.
+
+        A policy is drawn with what only a learner needs and drops it: so one seed means the same policy to both.
+        """
         sizes = Sizes(
             observation_dim=observation_dim,
             action_dim=action_dim,
             hidden_dims=config.hidden_dims,
             num_critics=config.num_critics,
         )
-        draw_actor = partial(cls.policy_class.draw_actor, config, make_fields)
-        return draw_networks(sizes, seed, has_value=cls.has_value, draw_actor=draw_actor)
+        generator = torch.Generator().manual_seed(seed)
+
+        def mlp(members: int, input_dim: int) -> StackedMLP:
+            return StackedMLP(members, input_dim, sizes.hidden_dims, 1, layer_norm=True, generator=generator)
+
+        # The order of these draws is what a seed means: checkpoints and published results rest on it.
+        critic, target_critic = (mlp(sizes.num_critics, sizes.pair_dim) for _ in range(2))
+        target_critic.requires_grad_(False).load_state_dict(critic.state_dict())
+        roles: dict[str, object] = {"critic": critic, "target_critic": target_critic}
+        if cls.has_value:
+            roles["value"] = mlp(1, sizes.observation_dim)
+        roles |= cls.policy_class.draw_actor(config, make_fields, sizes, generator)
+        return Networks(sizes, roles), int(torch.randint(2**62, (1,), generator=generator).item())
 
     @abstractmethod
     def _losses(self, batch: dict[str, Tensor], diagnostics: bool) -> Losses:
         """Return losses (each reaching its own group of networks alone), metrics and new running statistics."""
 
     def fit_observations(self, mean: np.ndarray | Tensor, std: np.ndarray | Tensor) -> None:
-        """Set what `observation_normalization: dataset` subtracts and divides by; once, before the first update.
-
-        Args:
-            mean: (O,), of the dataset.
-            std: (O,), of the dataset; a dimension that never moves is left as it is.
+        """Set the dataset's mean and std, each (O,), for `observation_normalization: dataset`; before the first update.
 
         Raises:
             ConfigError: If the config does not normalize, or the agent has learned already.
@@ -187,14 +199,9 @@ class Agent(ABC):
         return self.data_parallel.shard(self.policy.normal(joint))
 
     def _policy_bootstrap(self, next_observations: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
-        """Return Qbar(s', a') with a' from the agent's own policy, and the target critics at other pairs, in one pass.
+        """Return Qbar(s', a') with a' from the policy, (B,), and in the same pass the target critics at other pairs.
 
-        Args:
-            next_observations: s', (B, O).
-            pairs: Other observations and actions, (X, O + A); X may be 0.
-
-        Returns:
-            (B,), and (E, X).
+        The other pairs of observations and actions are (X, O + A), where X may be 0; their estimates (E, X).
         """
         config, rows, candidates = self.config, len(next_observations), self.config.target_candidates
         noise = self._noise(rows, candidates)

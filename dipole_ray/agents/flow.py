@@ -26,17 +26,9 @@ def path_velocity(noise: Tensor, actions: Tensor) -> Tensor:
 def guided_velocity(positive: Tensor, negative: Tensor, omega: float | Tensor) -> Tensor:
     """Combine the two fields into the field of the greedified policy, (1 + omega) v+ - omega v- (Eq. 10).
 
-    Computed as v+ + omega (v+ - v-): the textbook difference of two large terms has twelve times the
-    bfloat16 error at omega = 5.
-
-    Args:
-        positive: v+, any shape.
-        negative: v-, same shape.
-        omega: Greediness, a number or a tensor that broadcasts; 0 is v+ and -1 is v-.
-
-    Returns:
-        The guided velocity, same shape.
+    v+ and v- have one shape, which omega, a number or a tensor, broadcasts to; at 0 it is v+ and at -1 v-.
     """
+    # Not the textbook difference: of two large terms, it has twelve times the bfloat16 error at omega = 5.
     return positive + omega * (positive - negative)
 
 
@@ -67,18 +59,9 @@ def generate(
     omega: float = 0.0,
     denoise_steps: int,
 ) -> Tensor:
-    """Carry noise to actions along one named field, or along two that omega combines.
+    """Carry noise (B, N, A) to actions in [-1, 1], for observations (B, O).
 
-    Args:
-        fields: Those asked.
-        observations: (B, O).
-        noise: x_0, (B, N, A).
-        along: Name of the field, or of v+ and v-; no other is evaluated.
-        omega: Greediness, of two fields.
-        denoise_steps: K, at least 1.
-
-    Returns:
-        Actions (B, N, A) in [-1, 1].
+    The way goes along one named field, or along two, v+ and v-, that omega combines; no other field is evaluated.
     """
     context = fields.encode(observations, along)
 

@@ -21,18 +21,15 @@ def dichotomous_weights(
 ) -> tuple[Tensor, Tensor]:
     """Return the bounded regression weights of the two policies, sigma(x) and sigma(-x) with x = beta G + k.
 
-    Eq. 9 of Liang et al. (ICLR 2026). Written as two sigmoids because 1 - sigma(x) is exactly 0 in
-    float32 from x = 17 on, while sigma(-x) keeps its relative accuracy.
+    Eq. 9 of Liang et al. (ICLR 2026); k moves the knee. Each is (B,) in [0, 1], and they sum to 1 within one unit in
+    the last place.
 
     Args:
-        advantage: G(s, a), shape (B,). Must be finite.
+        advantage: G(s, a), (B,).
         beta: Steepness, > 0, per unit of advantage. Large values approach a step function.
-        shift: k, moves the knee; the product density of Eq. 7 does not depend on it.
-        check_finite: Whether to look at the values first, which waits for the device. The agent turns
-            it off: its one check per update, of the loss and the gradient, covers this one.
-
-    Returns:
-        `weight_pos`, `weight_neg`, each (B,) in [0, 1], summing to 1 within one unit in the last place.
+        shift: k; the product density of Eq. 7 does not depend on it.
+        check_finite: Whether to look at the values first, which waits for the device. The agent's one check per
+            update, of the loss and the gradient, covers this one.
 
     Raises:
         NonFiniteError: If `advantage` holds NaN or infinity; names the first bad row.
@@ -40,6 +37,7 @@ def dichotomous_weights(
     if check_finite:
         require_finite(advantage, "advantage")
     x = beta * advantage + shift
+    # Two sigmoids: 1 - sigma(x) is exactly 0 in float32 from x = 17 on, while sigma(-x) keeps its relative accuracy.
     return torch.sigmoid(x), torch.sigmoid(-x)
 
 
@@ -60,14 +58,9 @@ def effective_sample_fraction(weight: Tensor) -> Tensor:
 
 
 def expectile_loss(residual: Tensor, expectile: float) -> Tensor:
-    """Return |expectile - 1[residual < 0]| residual^2 for each sample.
+    """Return |expectile - 1[residual < 0]| residual^2 for each sample; the residual is target minus prediction.
 
-    Args:
-        residual: Target minus prediction, any shape.
-        expectile: In (0, 1); 0.5 is half the squared error, towards 1 the prediction approaches the maximum.
-
-    Returns:
-        The losses, same shape.
+    Expectile 0.5 is half the squared error; towards 1 the prediction approaches the maximum.
     """
     # Not torch.where on two numbers: that makes a float32 tensor, and float64 input would lose its digits.
     square = residual.square()
@@ -75,15 +68,9 @@ def expectile_loss(residual: Tensor, expectile: float) -> Tensor:
 
 
 def aggregate(q: Tensor, how: str, rho: float = 0.0) -> Tensor:
-    """Reduce an ensemble's estimates over its first dimension.
+    """Reduce an ensemble's estimates (E, ...) to (...) by `min`, `mean`, or `mean_minus_std`.
 
-    Args:
-        q: (E, ...).
-        how: `min`, `mean`, or `mean_minus_std` (mean - rho std, the population deviation).
-        rho: Pessimism of `mean_minus_std`, >= 0.
-
-    Returns:
-        The remaining shape.
+    The last is mean - rho std, the population deviation.
     """
     if how == "min":
         return q.amin(dim=0)
@@ -100,14 +87,11 @@ def shaped_rewards(rewards: Tensor, discounts: Tensor, discount: float, scale: f
     weight 1 + g + ... + g^(h-1) = (1 - g^h) / (1 - g).
 
     Args:
-        rewards: Discounted sums of raw rewards over each row's own horizon h, shape (B,).
-        discounts: g^h, shape (B,).
+        rewards: Discounted sums of raw rewards over each row's own horizon h, (B,).
+        discounts: g^h, (B,).
         discount: g, below 1 when `shift` is not 0.
         scale: Factor on each reward.
         shift: Addend to each reward.
-
-    Returns:
-        The shaped sums, shape (B,).
     """
     if shift == 0.0:
         return rewards if scale == 1.0 else scale * rewards
@@ -120,15 +104,9 @@ def temporal_difference_loss(q: Tensor, target: Tensor) -> Tensor:
 
 
 def flow_matching_losses(velocities: Tensor, target: Tensor, weights: Tensor) -> Tensor:
-    """Return each field's weighted regression loss, mean over rows of w times the mean squared error over A (Eq. 9).
+    """Return each field's loss (F,), the mean over rows of w times the mean squared error over A (Eq. 9).
 
-    Args:
-        velocities: (F, B, A).
-        target: u = a - x_0, shape (B, A), shared by the fields.
-        weights: (F, B), treated as constants.
-
-    Returns:
-        (F,).
+    Velocities are (F, B, A), weights (F, B); the target u = a - x_0, (B, A), is shared by the fields.
     """
     return (weights * (velocities - target).square().mean(dim=-1)).mean(dim=-1)
 
@@ -139,16 +117,7 @@ def distillation_loss(actions: Tensor, target: Tensor) -> Tensor:
 
 
 def gaussian_log_likelihood(actions: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
-    """Return log N(a; mean, diag(std^2)), summed over action dimensions.
-
-    Args:
-        actions: (B, A).
-        mean: (B, A).
-        log_std: Broadcasts to (B, A).
-
-    Returns:
-        (B,).
-    """
+    """Return log N(a; mean, diag(std^2)), (B,), summed over action dimensions; all are (B, A) or broadcast to it."""
     standardized = (actions - mean) * torch.exp(-log_std)
     return -(0.5 * standardized.square() + log_std + 0.5 * math.log(2.0 * math.pi)).sum(dim=-1)
 
@@ -162,12 +131,11 @@ def normalized_advantage(
         advantage: (B,).
         how: `none`, `batch_std` (this batch alone), or `running_std` (exponential average of the batch
             variances with decay 0.99, this batch included, corrected for its start at zero).
-        running_variance: The average so far, a scalar starting at 0.
-        running_mass: The total weight in it so far, a scalar starting at 0.
+        running_variance: The average so far, a scalar starting at 0; only `running_std` moves it.
+        running_mass: The total weight in it so far, likewise.
 
     Returns:
-        The scaled advantage (B,) and the two updated statistics; they are the given ones unless
-        `how` is `running_std`.
+        The scaled advantage (B,) and the two statistics.
     """
     if how == "none":
         return advantage, running_variance, running_mass

@@ -26,17 +26,7 @@ def make_agent(
     failure_directory: Path | None = None,
     make_fields: MakeFields = StackedFields,
 ) -> Agent:
-    """Return the untrained agent of `config.algorithm`.
-
-    Args:
-        config: The settings.
-        observation_dim: Numbers in an observation.
-        action_dim: Numbers in an action.
-        seed: Of the networks and of all noise.
-        device: Where the networks go.
-        failure_directory: Where the batch goes before the error that ends a row of skipped updates.
-        make_fields: Makes the velocity fields, where the algorithm has any.
-    """
+    """Return the untrained agent of `config.algorithm`, its networks and all noise drawn from `seed`; see `Agent`."""
     agent = AGENTS[config.algorithm]
     return agent(config, observation_dim, action_dim, seed, device, failure_directory, make_fields)
 

@@ -26,14 +26,8 @@ def learning_metrics(q: Tensor, q_target: Tensor, v: Tensor, advantage: Tensor, 
     """Return means and spreads of one batch by metric name, detached scalars.
 
     The quantiles of the weight tell whether beta suits the advantage: all near 0.5 means it is too small,
-    all at 0 or 1 too large.
-
-    Args:
-        q: Online critics, (E, B).
-        q_target: TD target, (B,).
-        v: V(s), (B,).
-        advantage: Before any normalisation, (B,).
-        weight: Row weights of the first field, (B,).
+    all at 0 or 1 too large. The advantage is the one before any normalisation, the weight the first field's. All are
+    (B,) but the online critics' `q`, (E, B).
     """
     levels = torch.tensor(list(WEIGHT_QUANTILES.values()), dtype=weight.dtype, device=weight.device)
     metrics = {

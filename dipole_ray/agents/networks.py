@@ -80,14 +80,9 @@ class StackedMLP(nn.Module):
         self._norms = tuple(zip(self.norm_scales, self.norm_shifts, strict=True))
 
     def forward(self, inputs: Tensor, members: Members = None) -> Tensor:
-        """Evaluate the chosen members.
+        """Evaluate the chosen members, E of them, and return (E, B, D).
 
-        Args:
-            inputs: (B, I), seen by every member, or (E, B, I) with one block for each chosen member.
-            members: Which members to evaluate.
-
-        Returns:
-            (E, B, D), E counting the chosen members.
+        Inputs are (B, I), seen by every member, or (E, B, I) with one block for each.
         """
         kernel, bias = (_choose(parameter, members) for parameter in self._dense[0])
         if inputs.dim() == 2:

@@ -59,14 +59,7 @@ class Policy(ABC):
 
     @abstractmethod
     def from_noise(self, observations: Tensor, noise: Tensor, omega: float, policy: str) -> Tensor:
-        """Return the actions (B, N, A) in [-1, 1] that the policy makes of `noise` (B, N, A).
-
-        Args:
-            observations: (B, O), as the networks take them.
-            noise: A draw of the standard normal.
-            omega: Greediness, checked.
-            policy: `guided` or `bc`, checked.
-        """
+        """Return the actions (B, N, A) in [-1, 1] that `policy` makes of noise (B, N, A), observations normalized."""
 
     @property
     def has_bc(self) -> bool:

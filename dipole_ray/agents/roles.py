@@ -1,11 +1,8 @@
-"""The learned functions of an agent by their role, and how one seed draws them.
-
-Shapes: A action dim.
-"""
+"""The learned functions of an agent by their role. Shapes: A action dim."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -56,34 +53,3 @@ class Networks(nn.Module):
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """Return by name the parameters that the optimizer moves; the target critics follow by Polyak averaging."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
-
-
-def draw_networks(
-    sizes: Sizes, seed: int, *, has_value: bool, draw_actor: Callable[[Sizes, torch.Generator], Mapping[str, object]]
-) -> tuple[Networks, int]:
-    """Draw the untrained networks of an agent.
-
-    A policy is drawn with what only a learner needs and drops it: so one seed means the same policy to both.
-
-    Args:
-        sizes: Of all networks.
-        seed: Draws them, on the CPU, so that it means the same networks on every device.
-        has_value: Whether V is among them.
-        draw_actor: Draws what acts beside the critics, by role.
-
-    Returns:
-        The networks, and a seed for the noise.
-    """
-    generator = torch.Generator().manual_seed(seed)
-
-    def mlp(members: int, input_dim: int) -> StackedMLP:
-        return StackedMLP(members, input_dim, sizes.hidden_dims, 1, layer_norm=True, generator=generator)
-
-    # The order of these draws is what a seed means: checkpoints and published results rest on it.
-    critic, target_critic = (mlp(sizes.num_critics, sizes.pair_dim) for _ in range(2))
-    target_critic.requires_grad_(False).load_state_dict(critic.state_dict())
-    roles: dict[str, object] = {"critic": critic, "target_critic": target_critic}
-    if has_value:
-        roles["value"] = mlp(1, sizes.observation_dim)
-    roles |= draw_actor(sizes, generator)
-    return Networks(sizes, roles), int(torch.randint(2**62, (1,), generator=generator).item())
