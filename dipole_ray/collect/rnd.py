@@ -8,6 +8,7 @@ Shapes: `B` batch, `O` observation, `A` action.
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -131,12 +132,10 @@ class Explorer:
         self._action_dim = action_dim
         self._actor = _actor(observation_dim, action_dim, config.hidden_dim)
         self._critics = Critics(observation_dim, action_dim, config.hidden_dim)
-        self._target = Critics(observation_dim, action_dim, config.hidden_dim)
         self._novelty = Novelty(observation_dim, config)
         for network in (self._actor, self._critics, self._novelty):
             _orthogonal(network, self.generator)
-        self._target.load_state_dict(self._critics.state_dict())
-        self._target.requires_grad_(False)
+        self._target = copy.deepcopy(self._critics).requires_grad_(False)
         trained = {"actor": self._actor, "critics": self._critics, "predictor": self._novelty.predictor}
         self._parameters = {name: dict(network.named_parameters()) for name, network in trained.items()}
         self._optimizers = {

@@ -58,9 +58,16 @@ def family(env_id: str) -> Family:
             disable_rendering_by_default()  # listing the suite's tasks imports MuJoCo
             if env_id in tasks.task_ids():
                 return name
-            raise ConfigError(_unknown(env_id, tasks.task_ids()))
+            raise _unknown(env_id, tasks.task_ids())
     if "singletask" in env_id.split("-"):
-        return _check_ogbench(env_id)
+        if env_id in ogbench_ids():
+            return "ogbench"
+        if env_id.startswith("visual-"):
+            raise ConfigError(
+                f"environment '{env_id}' observes images, and this agent takes state vectors; use "
+                f"'{env_id.removeprefix('visual-')}'"
+            )
+        raise _unknown(env_id, ogbench_ids())
     if _in_gymnasium(env_id):
         entry = str(gymnasium.spec(env_id.rpartition(":")[2]).entry_point)
         if entry.startswith("ogbench."):
@@ -69,19 +76,7 @@ def family(env_id: str) -> Family:
                 f"policy can solve it; take one of its tasks{_nearest(env_id, ogbench_ids())}"
             )
         return "gymnasium"
-    raise ConfigError(_unknown(env_id, [*gymnasium.registry, *ogbench_ids(), *dm_suite.task_ids(), *exorl.task_ids()]))
-
-
-def _check_ogbench(env_id: str) -> Family:
-    ids = ogbench_ids()
-    if env_id in ids:
-        return "ogbench"
-    if env_id.startswith("visual-"):
-        raise ConfigError(
-            f"environment '{env_id}' observes images, and this agent takes state vectors; use "
-            f"'{env_id.removeprefix('visual-')}'"
-        )
-    raise ConfigError(_unknown(env_id, ids))
+    raise _unknown(env_id, [*gymnasium.registry, *ogbench_ids(), *dm_suite.task_ids(), *exorl.task_ids()])
 
 
 def _in_gymnasium(env_id: str) -> bool:
@@ -103,9 +98,9 @@ def _nearest(env_id: str, ids: list[str]) -> str:
     return ": " + ", ".join(f"'{name}'" for name in near) if near else ""
 
 
-def _unknown(env_id: str, ids: list[str]) -> str:
+def _unknown(env_id: str, ids: list[str]) -> ConfigError:
     near = _nearest(env_id, ids)
     forms = (
         "'pointmaze-medium-navigate-singletask-task1-v0', 'exorl/walker-walk', 'dm_control/walker-walk', 'Pendulum-v1'"
     )
-    return f"unknown environment '{env_id}'; " + (f"the nearest{near}" if near else f"ids look like {forms}")
+    return ConfigError(f"unknown environment '{env_id}'; {f'the nearest{near}' if near else f'ids look like {forms}'}")
