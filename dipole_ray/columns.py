@@ -13,8 +13,7 @@ from typing import Any
 
 from dipole_ray.errors import ConfigError, DatasetError, DipoleError
 
-DTYPES = {"float32": 4, "float16": 2, "uint8": 1, "int32": 4, "int64": 8}
-"""The dtypes of columns, and their bytes."""
+DTYPES = {"float32": 4, "float16": 2, "uint8": 1, "int32": 4, "int64": 8}  # the dtypes of columns, and their bytes
 MAX_AXES = 8
 
 
@@ -22,12 +21,9 @@ MAX_AXES = 8
 class Column:
     """What one row holds under one name."""
 
-    shape: tuple[int, ...] = ()
-    """Shape of the entry; () is a single number."""
-    dtype: str = "float32"
-    """One of `DTYPES`."""
-    table: str | None = None
-    """Side table in which the entry lies once; rows then hold its number there, an int32."""
+    shape: tuple[int, ...] = ()  # shape of the entry; () is a single number
+    dtype: str = "float32"  # one of `DTYPES`
+    table: str | None = None  # side table in which the entry lies once; rows then hold its number there, an int32
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES or len(self.shape) > MAX_AXES or not all(length >= 1 for length in self.shape):
@@ -75,8 +71,7 @@ class Schema:
     observed: dict[str, Column]
     """Observations by the names of their columns: `observations`, or `observations.NAME` of each of several arrays,
     which are a dict under `observations` in a batch."""
-    actions: Column
-    """The action, float32 in [-1, 1]."""
+    actions: Column  # the action, float32 in [-1, 1]
 
     def __init__(self, observations: Column | Mapping[str, Column] | int, actions: Column | int) -> None:
         """Take columns; an int stands for a flat vector of that length.

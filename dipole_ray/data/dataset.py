@@ -32,22 +32,18 @@ from dipole_ray.files.lock import LOCK, FolderLock
 FORMAT = "dipole-dataset"
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
-SEGMENT_ROWS = 1_000_000
-"""Rows after which a new file is begun: sampling is fastest from one file, so files are large."""
+_RESTORE = "restore it or import the dataset again"
+SEGMENT_ROWS = 1_000_000  # rows after which a new file is begun: sampling is fastest from one file, so files are large
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
     """What `manifest.json` says: version, dimensions, origin and files."""
 
-    schema: Schema
-    """Columns of every file."""
-    source: dict[str, Any]
-    """Where the data came from, as JSON: reader, file, environment, options."""
-    files: tuple[SegmentEntry, ...]
-    """The files in order."""
-    tables: dict[str, SegmentEntry]
-    """The side tables by name."""
+    schema: Schema  # columns of every file
+    source: dict[str, Any]  # where the data came from, as JSON: reader, file, environment, options
+    files: tuple[SegmentEntry, ...]  # the files in order
+    tables: dict[str, SegmentEntry]  # the side tables by name
 
     @property
     def num_rows(self) -> int:
@@ -74,12 +70,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, value: dict[str, Any], path: Path) -> Manifest:
-        """Check and rebuild a manifest.
-
-        Raises:
-            DatasetError: If it is of another format or version.
-            CorruptSegment: If it was changed, lacks something or names a file outside its folder.
-        """
+        """Check and rebuild a manifest; one that was changed since it was written raises CorruptSegment."""
         if value.get("format") != FORMAT or value.get("version") != FORMAT_VERSION:
             raise DatasetError(
                 f"{path}: format {value.get('format')!r} version {value.get('version')!r} is not {FORMAT!r} version "
@@ -88,10 +79,7 @@ class Manifest:
         # Manifests written before there was a checksum have none.
         body = {key: item for key, item in value.items() if key != "checksum"}
         if "checksum" in value and value["checksum"] != _json_checksum(body):
-            raise CorruptSegment(
-                f"{path}: its content does not match its checksum; restore it or import the dataset again into "
-                "another folder"
-            )
+            raise CorruptSegment(f"{path}: its content does not match its checksum; {_RESTORE} into another folder")
         try:
             files = tuple(SegmentEntry(**entry) for entry in value["files"])
             schema, source = Schema.from_json(value["schema"]), dict(value["source"])
@@ -109,26 +97,19 @@ class Manifest:
 class Segment:
     """One verified, mapped file."""
 
-    entry: SegmentEntry
-    """Its line of the manifest."""
-    columns: Rows
-    """Read-only views into the file."""
+    entry: SegmentEntry  # its line of the manifest
+    columns: Rows  # read-only views into the file
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class OfflineDataset:
     """An opened dataset; its arrays live in mapped files, not in memory."""
 
-    directory: Path
-    """The folder."""
-    manifest: Manifest
-    """What the folder says about itself."""
-    segments: tuple[Segment, ...]
-    """The verified files."""
-    quarantined: tuple[Quarantined, ...]
-    """The damaged files, which are not among the segments."""
-    tables: Rows
-    """Read-only views of the side tables, to whose entries rows refer."""
+    directory: Path  # the folder
+    manifest: Manifest  # what the folder says about itself
+    segments: tuple[Segment, ...]  # the verified files
+    quarantined: tuple[Quarantined, ...]  # the damaged files, which are not among the segments
+    tables: Rows  # read-only views of the side tables, to whose entries rows refer
 
     @property
     def schema(self) -> Schema:
@@ -176,9 +157,7 @@ def open_dataset(directory: Path | str, *, strict: bool = False) -> OfflineDatas
     directory = Path(directory)
     manifest = read_manifest(directory)
     tables = _open_tables(directory, manifest)
-    segments: list[Segment] = []
-    damaged: list[Quarantined] = []
-    first_row = 0
+    segments, damaged, first_row = list[Segment](), list[Quarantined](), 0
     for entry in manifest.files:
         try:
             columns = open_segment(directory, entry, manifest.schema.columns)
@@ -198,13 +177,7 @@ def open_dataset(directory: Path | str, *, strict: bool = False) -> OfflineDatas
             f"{what}; only the other {sum(segment.entry.rows for segment in segments)} rows are used: to get all of "
             f"them, {remedy}; to refuse a damaged dataset, set data.strict=true"
         )
-    return OfflineDataset(
-        directory=directory,
-        manifest=manifest,
-        segments=tuple(segments),
-        quarantined=tuple(damaged),
-        tables=tables,
-    )
+    return OfflineDataset(directory, manifest, tuple(segments), tuple(damaged), tables)
 
 
 def _open_tables(directory: Path, manifest: Manifest) -> Rows:
@@ -215,30 +188,23 @@ def _open_tables(directory: Path, manifest: Manifest) -> Rows:
             for name, column in manifest.schema.tables.items()
         }
     except CorruptSegment as error:
-        raise CorruptSegment(
-            f"{error}; every row may refer to it: {restore_hint(directory, manifest.source)}"
-        ) from error
+        hint = restore_hint(directory, manifest.source)
+        raise CorruptSegment(f"{error}; every row may refer to it: {hint}") from error
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """Read the manifest of a dataset without opening its files.
-
-    Raises:
-        DatasetError: If there is none, or it cannot be read.
-    """
+    """Read the manifest of a dataset without opening its files."""
     path = directory / MANIFEST
     if not path.is_file():
         found = "an import that did not finish" if any(directory.glob("data-*.arrow")) else "no dataset"
-        raise DatasetError(
-            f"{directory}: no {MANIFEST}, so this is {found}; "
-            "make one with 'dipole data import' or 'dipole data collect'"
-        )
+        remedy = "make one with 'dipole data import' or 'dipole data collect'"
+        raise DatasetError(f"{directory}: no {MANIFEST}, so this is {found}; {remedy}")
     try:
         value = read_json(path)
     except (OSError, ValueError) as error:
-        raise CorruptSegment(f"{path}: cannot be read ({error}); restore it or import the dataset again") from error
+        raise CorruptSegment(f"{path}: cannot be read ({error}); {_RESTORE}") from error
     if not isinstance(value, dict):
-        raise CorruptSegment(f"{path}: is not a JSON object; restore it or import the dataset again")
+        raise CorruptSegment(f"{path}: is not a JSON object; {_RESTORE}")
     return Manifest.from_json(value, path)
 
 
@@ -252,7 +218,7 @@ def write_dataset(
     overwrite: bool = False,
     segment_rows: int = SEGMENT_ROWS,
 ) -> Manifest:
-    """Write whole trajectories as a dataset; either all of it stands afterwards or none.
+    """Write whole trajectories as a dataset, all or nothing, and return its manifest.
 
     Args:
         directory: Folder to make; must not hold anything else.
@@ -262,9 +228,6 @@ def write_dataset(
         tables: The side tables of the schema by name, each (entries, *shape); may be mapped files.
         overwrite: Replace a dataset that is already there. The old one stays valid until the new one is complete.
         segment_rows: Rows after which a new file is begun, at the end of the item at hand.
-
-    Returns:
-        The manifest that was written.
 
     Raises:
         DatasetError: If the folder is taken, a row is wrong, there are no rows, or the disk refuses.
@@ -290,10 +253,8 @@ def write_dataset(
                 _discard_unnamed(directory)
     except OSError as error:
         need = format_bytes(sum(entry.bytes for entry in written))
-        raise DatasetError(
-            f"{directory}: cannot write the dataset ({error.strerror or error}) after {need}; nothing of it was kept: "
-            "free space or choose another folder with --out"
-        ) from error
+        found = f"cannot write the dataset ({error.strerror or error}) after {need}; nothing of it was kept"
+        raise DatasetError(f"{directory}: {found}: free space or choose another folder with --out") from error
     finally:
         if is_new:
             with suppress(OSError):  # goes if nothing was written
@@ -304,9 +265,8 @@ def write_dataset(
 def _write_tables(directory: Path, tables: Mapping[str, np.ndarray], schema: Schema) -> dict[str, SegmentEntry]:
     """Write the side tables, a file each, and return their entries for the manifest."""
     if tables.keys() != schema.tables.keys():
-        raise DatasetError(
-            f"{directory}: side tables {[*schema.tables]} are needed and {[*tables]} given; pass tables="
-        )
+        found = f"side tables {[*schema.tables]} are needed and {[*tables]} given"
+        raise DatasetError(f"{directory}: {found}; pass tables=")
     written = {}
     for name, column in schema.tables.items():
         entries = tables[name]
@@ -327,18 +287,15 @@ def _check_entry(entry: SegmentEntry, row_bytes: int, path: Path, *, is_table: b
     strange = [name for name, count in counts.items() if type(count) is not int or count < 0]
     if strange or not isinstance(entry.name, str):
         what = strange[0] if strange else "name"
-        raise CorruptSegment(
-            f"{path}: '{what}' of a file is {getattr(entry, what)!r:.80}; restore it or import the dataset again"
-        )
+        raise CorruptSegment(f"{path}: '{what}' of a file is {getattr(entry, what)!r:.80}; {_RESTORE}")
     if Path(entry.name).name != entry.name:
-        raise CorruptSegment(
-            f"{path}: file name {entry.name!r:.200} points outside the folder; do not use this dataset"
-        )
+        found = f"file name {entry.name!r:.200} points outside the folder"
+        raise CorruptSegment(f"{path}: {found}; do not use this dataset")
     fits = entry.transitions == 0 < entry.rows if is_table else 0 < entry.transitions < entry.rows
     if not fits or entry.rows * row_bytes > entry.bytes:
         raise CorruptSegment(
             f"{path}: file {entry.name!r:.200} of {entry.bytes} bytes cannot hold {entry.rows} rows of "
-            f"{row_bytes} bytes with {entry.transitions} transitions; restore it or import the dataset again"
+            f"{row_bytes} bytes with {entry.transitions} transitions; {_RESTORE}"
         )
 
 
@@ -354,9 +311,8 @@ def _check_target(directory: Path, overwrite: bool) -> None:
         return
     strangers = [entry.name for entry in directory.iterdir() if not _is_ours(entry) and entry.name != LOCK]
     if strangers:
-        raise DatasetError(
-            f"{directory}: holds other files ({', '.join(sorted(strangers)[:3])}); name a new or empty folder"
-        )
+        found = ", ".join(sorted(strangers)[:3])
+        raise DatasetError(f"{directory}: holds other files ({found}); name a new or empty folder")
 
 
 def _json_checksum(body: dict[str, Any]) -> str:

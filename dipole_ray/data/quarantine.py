@@ -16,8 +16,7 @@ from typing import Any
 
 from dipole_ray.data.segment import SegmentEntry
 
-MAX_NAMED = 5
-"""Damaged files that a message names one by one."""
+MAX_NAMED = 5  # damaged files that a message names one by one
 
 _log = logging.getLogger(__name__)
 
@@ -26,22 +25,20 @@ _log = logging.getLogger(__name__)
 class Quarantined:
     """One file that is not what the manifest says, and is therefore not served."""
 
-    entry: SegmentEntry
-    """Its line of the manifest."""
-    first_row: int
-    """Number of its first row in the whole dataset."""
-    finding: str
-    """What is wrong, with the file's path."""
+    entry: SegmentEntry  # its line of the manifest
+    first_row: int  # number of its first row in the whole dataset
+    finding: str  # what is wrong, with the file's path
 
-    def __str__(self) -> str:
-        """Return rows and finding."""
-        return f"rows {self.first_row} to {self.first_row + self.entry.rows - 1}: {self.finding}"
+    @property
+    def place(self) -> str:
+        """Its rows, for messages."""
+        return f"rows {self.first_row} to {self.first_row + self.entry.rows - 1}"
 
 
 def describe_damage(directory: Path, damaged: Sequence[Quarantined], entries: Sequence[SegmentEntry]) -> str:
     """Return which rows of how many are lost, file by file, without what follows from it."""
     lost, total = sum(item.entry.rows for item in damaged), sum(entry.rows for entry in entries)
-    named = "; ".join(str(item) for item in damaged[:MAX_NAMED])
+    named = "; ".join(f"{item.place}: {item.finding}" for item in damaged[:MAX_NAMED])
     more = f"; and {len(damaged) - MAX_NAMED} more files" if len(damaged) > MAX_NAMED else ""
     files = "1 file is" if len(damaged) == 1 else f"{len(damaged)} files are"
     return f"{directory}: {files} damaged of {len(entries)}, with {lost} of {total} rows ({named}{more})"
@@ -53,14 +50,13 @@ def restore_hint(directory: Path, source: dict[str, Any]) -> str:
     The same import gives the same bytes, and with them the same file names, so that a checkpoint fits again.
     """
     request = source.get("request")
-    words: list[str] | None = None
     if isinstance(request, dict) and {"name", "transitions", "seed"} <= request.keys():
         words = ["collect", str(request["name"]), "--transitions", str(request["transitions"])]
         words += ["--seed", str(request["seed"]), "--out", str(directory.parent)]
     elif isinstance(source.get("file"), str):
         words = ["import", source["file"], *(["--env", str(source["env"])] if source.get("env") else [])]
         words += ["--out", str(directory)]
-    if words is None:
+    else:
         return "restore the file from a copy, or write the dataset again"
     options = " and the --map options of the first time" if "mapping" in source else ""
     return f"restore the file from a copy, or run 'dipole data {shlex.join(words)} --overwrite'{options}"

@@ -26,10 +26,8 @@ from dipole_ray.errors import DatasetError, NonFiniteError
 Rows = dict[str, np.ndarray]
 Observations = np.ndarray | Mapping[str, np.ndarray]
 
-ACTION_LIMIT = 1.0 - 1e-5
-"""Largest action magnitude that is imported (OGBench's reference agents clip to it as well)."""
-ACTION_TOLERANCE = 1e-4
-"""How far beyond [-1, 1] an action may lie and still count as rounding."""
+ACTION_LIMIT = 1.0 - 1e-5  # largest action magnitude that is imported (OGBench's reference agents clip to it as well)
+ACTION_TOLERANCE = 1e-4  # how far beyond [-1, 1] an action may lie and still count as rounding
 
 
 def remaining_steps(masks: np.ndarray, closing: np.ndarray) -> np.ndarray:
@@ -66,9 +64,6 @@ def build_rows(
         masks: (N,) of 0 and 1; likewise.
         closing: (N,) bool, True on the last row of each trajectory.
         schema: Says the dtypes of observations; left out, they are float32.
-
-    Returns:
-        Rows in the dtypes of this module; the inputs are not changed.
     """
     moving = ~closing
     kept_masks = np.where(moving, masks, 1.0).astype(np.float32)
@@ -88,7 +83,7 @@ def close_trajectory(
     masks: np.ndarray,
     schema: Schema | None = None,
 ) -> Rows:
-    """Turn one trajectory (or an unfinished piece of one) into rows with a closing row.
+    """Turn one trajectory of T transitions, or an unfinished piece of one, into T + 1 rows; the last one closes it.
 
     Args:
         observations: (T + 1, *O), or several such arrays by name; the last is what the last action led to.
@@ -96,9 +91,6 @@ def close_trajectory(
         rewards: (T,) raw rewards.
         masks: (T,); 0 where the task ended (terminated), 1 elsewhere, time limits included.
         schema: As of `build_rows`.
-
-    Returns:
-        T + 1 rows.
 
     Raises:
         DatasetError: If the lengths do not fit together or T is 0.
@@ -147,7 +139,7 @@ def concatenate(pieces: Sequence[Rows]) -> Rows:
     return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
 
-def validate_rows(rows: Rows, schema: Schema, where: str = "rows", table_rows: Mapping[str, int] | None = None) -> int:
+def validate_rows(rows: Rows, schema: Schema, where: str, table_rows: Mapping[str, int] | None = None) -> None:
     """Check that rows can be stored: columns, dtypes, shapes, finite numbers and window lengths.
 
     Args:
@@ -155,9 +147,6 @@ def validate_rows(rows: Rows, schema: Schema, where: str = "rows", table_rows: M
         schema: What each column must be.
         where: How to call these rows in an error message.
         table_rows: Entries of each side table; left out, the numbers that refer to them are not checked.
-
-    Returns:
-        The number of transitions among the rows.
 
     Raises:
         DatasetError: If the layout is wrong, an action lies outside [-1, 1], a table has no such entry, or masks and
@@ -176,8 +165,8 @@ def validate_rows(rows: Rows, schema: Schema, where: str = "rows", table_rows: M
         if table_rows is not None:
             check_references(rows[name], table_rows[table], f"{where}: column '{name}'", table)
     masks, remaining = rows["masks"], rows["remaining"]
-    if not np.isin(masks, (0.0, 1.0)).all():
-        bad = int(np.flatnonzero((masks != 0) & (masks != 1))[0])
+    if (strange := (masks != 0) & (masks != 1)).any():
+        bad = int(strange.argmax())
         raise DatasetError(f"{where}: masks must be 0 or 1, row {bad} holds {masks[bad]}; store 1 - terminated")
     largest = float(np.abs(rows["actions"]).max())
     if largest > 1.0 + ACTION_TOLERANCE:
@@ -188,7 +177,6 @@ def validate_rows(rows: Rows, schema: Schema, where: str = "rows", table_rows: M
             f"{where}: column 'remaining' does not fit the masks and closing rows (each trajectory needs at least one "
             "transition and one closing row); build rows with close_trajectory"
         )
-    return len(remaining) - int(np.count_nonzero(closing))
 
 
 def check_references(numbers: np.ndarray, count: int, where: str, table: str) -> None:
@@ -203,9 +191,7 @@ def check_references(numbers: np.ndarray, count: int, where: str, table: str) ->
 def first_non_finite(values: np.ndarray) -> int | None:
     """Return the first row of `values` (N, ...) that holds NaN or infinity, or None."""
     finite = np.isfinite(values)
-    if finite.all():
-        return None
-    return int(np.flatnonzero(~finite.reshape(len(values), -1).all(axis=1))[0])
+    return None if finite.all() else int(finite.reshape(len(values), -1).all(axis=1).argmin())
 
 
 def _check_layout(rows: Rows, schema: Schema, where: str) -> None:

@@ -25,27 +25,21 @@ from dipole_ray.errors import CorruptSegment
 from dipole_ray.files.durable import commit_file
 
 _CHUNK_BYTES = 1 << 24
+# Files whose checksum was found right in this start of a run: what identifies each as it was then.
 _verified: ContextVar[set[tuple[object, ...]] | None] = ContextVar("_verified", default=None)
-"""Files whose checksum was found right in this start of a run: what identifies each as it was then."""
 
-ColumnLayout = dict[str, Column]
-"""What one row of a file holds, by name and in storage order."""
+ColumnLayout = dict[str, Column]  # what one row of a file holds, by name and in storage order
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class SegmentEntry:
     """What a manifest records about one file."""
 
-    name: str
-    """File name inside the dataset's folder."""
-    rows: int
-    """Rows, closing rows included."""
-    transitions: int
-    """Rows that are transitions; 0 in a side table."""
-    bytes: int
-    """Length of the file."""
-    crc32: int
-    """CRC-32 of the whole file."""
+    name: str  # file name inside the dataset's folder
+    rows: int  # rows, closing rows included
+    transitions: int  # rows that are transitions; 0 in a side table
+    bytes: int  # length of the file
+    crc32: int  # CRC-32 of the whole file
 
     def to_json(self) -> dict[str, Any]:
         """Return the entry as a JSON object."""
@@ -66,9 +60,8 @@ def arrow_schema(layout: ColumnLayout) -> pa.Schema:
 def record_batch(layout: ColumnLayout, buffers: dict[str, pa.Buffer], num_rows: int) -> pa.RecordBatch:
     """Wrap one buffer a column into a record batch without copying."""
     schema = arrow_schema(layout)
-    return pa.RecordBatch.from_arrays(
-        [_array(schema.field(name).type, num_rows, buffers[name]) for name in layout], schema=schema
-    )
+    columns = [_array(field.type, num_rows, buffers[field.name]) for field in schema]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
 def _array(kind: pa.DataType, length: int, buffer: pa.Buffer) -> pa.Array:
@@ -79,16 +72,9 @@ def _array(kind: pa.DataType, length: int, buffer: pa.Buffer) -> pa.Array:
 
 
 def write_segment(directory: Path, stem: str, rows: Rows, layout: ColumnLayout) -> SegmentEntry:
-    """Write rows as one file named after its content and make it durable.
+    """Write validated rows, or the entries of a side table, as one durable file; return its entry for the manifest.
 
-    Args:
-        directory: Existing folder.
-        stem: Beginning of the file's name: what it is, and its position in the dataset.
-        rows: Validated rows, or the entries of a side table.
-        layout: Their columns.
-
-    Returns:
-        The entry for the manifest.
+    The file's name is `stem`, what it is and its position in the dataset, and its checksum.
     """
     buffers = {name: pa.py_buffer(np.ascontiguousarray(rows[name])) for name in layout}
     batch = record_batch(layout, buffers, len(next(iter(rows.values()))))
@@ -98,13 +84,8 @@ def write_segment(directory: Path, stem: str, rows: Rows, layout: ColumnLayout) 
     checksum = file_checksum(temporary)
     final = directory / f"{stem}-{checksum:08x}.arrow"
     commit_file(temporary, final)
-    return SegmentEntry(
-        name=final.name,
-        rows=batch.num_rows,
-        transitions=int(np.count_nonzero(rows["remaining"])) if "remaining" in rows else 0,
-        bytes=final.stat().st_size,
-        crc32=checksum,
-    )
+    transitions = int(np.count_nonzero(rows["remaining"])) if "remaining" in rows else 0
+    return SegmentEntry(final.name, batch.num_rows, transitions, final.stat().st_size, checksum)
 
 
 def file_checksum(path: Path) -> int:
@@ -140,10 +121,7 @@ def _check_content(path: Path, entry: SegmentEntry, status: os.stat_result) -> N
 
 
 def open_segment(directory: Path, entry: SegmentEntry, layout: ColumnLayout) -> Rows:
-    """Verify one file against its manifest entry and map it.
-
-    Returns:
-        Read-only views into the mapped file, one a column; nothing is copied.
+    """Verify one file against its manifest entry and return its columns, read-only views into the mapped file.
 
     Raises:
         CorruptSegment: If the file is missing or unreadable, or its length, checksum or layout is not what was
@@ -176,15 +154,10 @@ def open_segment(directory: Path, entry: SegmentEntry, layout: ColumnLayout) -> 
 
 
 def map_columns(mapped: np.ndarray, layout: ColumnLayout, path: Path) -> Rows:
-    """Return numpy views of an Arrow file's columns inside its mapping.
-
-    Args:
-        mapped: The whole file as uint8; the views are writable if it is.
-        layout: Columns the file must have, in order.
-        path: For error messages.
+    """Return numpy views of an Arrow file's columns inside its mapping; they are writable if that is.
 
     Raises:
-        CorruptSegment: If the file is not one uncompressed record batch of exactly these columns.
+        CorruptSegment: If the file is not one uncompressed record batch of exactly these columns, in this order.
     """
     remedy = "the file was not written by this version; import the dataset again"
     try:

@@ -22,8 +22,7 @@ from typing import Any, NamedTuple
 
 from dipole_ray.errors import CorruptSegment, DatasetError
 
-MAX_SENDERS = 1024
-"""Workers' lives whose last insert is remembered, those heard last."""
+MAX_SENDERS = 1024  # workers' lives whose last insert is remembered, those heard last
 _BASE = struct.Struct("<II")  # crc32, length
 _RECORD = struct.Struct("<Iqqqqqq")  # kind, six numbers; a CRC-32 goes before them
 _SIZE = 4 + _RECORD.size
@@ -34,30 +33,24 @@ _RECORDS = 1024
 class Insert(NamedTuple):
     """One insert into the ring."""
 
-    first: int
-    """Number of its first row."""
+    first: int  # number of its first row
     rows: int
     worker: int
     incarnation: int
     sequence: int
-    env_steps: int
-    """Transitions inserted up to and with this insert."""
+    env_steps: int  # transitions inserted up to and with this insert
 
 
 @dataclass(slots=True)
 class RingContents:
     """What a ring knows beside its rows."""
 
-    rows_written: int = 0
-    """Rows ever inserted, the number of the next one."""
-    oldest: int = 0
-    """First row that still counts."""
-    env_steps: int = 0
-    """Transitions ever inserted."""
+    rows_written: int = 0  # rows ever inserted, the number of the next one
+    oldest: int = 0  # first row that still counts
+    env_steps: int = 0  # transitions ever inserted
     last_sequence: dict[tuple[int, int], int] = field(default_factory=dict)
     """Last insert of each (worker, incarnation), in the order they were heard."""
-    blocks: dict[int, int] = field(default_factory=dict)
-    """CRC-32 of each full block."""
+    blocks: dict[int, int] = field(default_factory=dict)  # CRC-32 of each full block
 
     def take(self, insert: Insert) -> None:
         """Count an insert whose rows are all there."""
@@ -73,14 +66,10 @@ class RingContents:
 class Found:
     """What a journal says about the ring that its process left behind."""
 
-    contents: RingContents
-    """All inserts but the last."""
-    last: Insert | None
-    """The last one; the commit marks of its rows tell whether it was finished."""
-    recoveries: int
-    """How often the ring was taken up again."""
-    is_torn: bool
-    """Whether the last record is unreadable, as a kill can leave it."""
+    contents: RingContents  # all inserts but the last
+    last: Insert | None  # the last one; the commit marks of its rows tell whether it was finished
+    recoveries: int  # how often the ring was taken up again
+    is_torn: bool  # whether the last record is unreadable, as a kill can leave it
 
 
 class Journal:

@@ -26,8 +26,7 @@ from dipole_ray.replay.journal import Found, Insert, Journal, RingContents
 from dipole_ray.replay.ring_file import create_ring_file, lock_ring_file, map_ring_file
 from dipole_ray.replay.ring_rows import RingRows
 
-BLOCK_ROWS = 8192
-"""Rows under one checksum (fewer in small rings)."""
+BLOCK_ROWS = 8192  # rows under one checksum (fewer in small rings)
 
 
 class OnlineRing:

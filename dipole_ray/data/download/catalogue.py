@@ -19,8 +19,8 @@ OFFICIAL: dict[Contents, str] = {
     "ogbench": "https://rail.eecs.berkeley.edu/datasets/ogbench",
     "exorl": "https://dl.fbaipublicfiles.com/exorl",
 }
+# Environment variables that hold base URLs of mirrors, separated by spaces.
 VARIABLES: dict[Contents, str] = {"ogbench": "DIPOLE_OGBENCH_URL", "exorl": "DIPOLE_EXORL_URL"}
-"""Environment variables that hold base URLs of mirrors, separated by spaces."""
 
 _MAZES = ("medium", "large", "giant")
 OGBENCH: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -31,8 +31,7 @@ OGBENCH: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "cube": (("single", "double", "triple", "quadruple"), ("play", "noisy")),
     "scene": ((), ("play", "noisy")),
     "puzzle": (("3x3", "4x4", "4x5", "4x6"), ("play", "noisy")),
-}
-"""Per domain its sizes and kinds of data, as in OGBench's own list of commands; images are left out."""
+}  # per domain its sizes and kinds of data, as in OGBench's own list of commands; images are left out
 _UNPUBLISHED = "antmaze-giant-explore-v0"
 
 EXORL_DOMAINS = ("cartpole", "cheetah", "jaco", "point_mass_maze", "quadruped", "walker")
@@ -45,10 +44,8 @@ _TASK = re.compile(r"-(singletask(-task\d+)?|oraclerep)(?=-v\d+$)")
 class RemoteFile:
     """One file of a dataset."""
 
-    path: str
-    """Where it lies below a base URL, and below the folder of downloads."""
-    contents: Contents
-    """What it must turn out to be."""
+    path: str  # where it lies below a base URL, and below the folder of downloads
+    contents: Contents  # what it must turn out to be
 
     @property
     def name(self) -> str:
@@ -69,11 +66,7 @@ def dataset_names(source: Contents) -> list[str]:
 
 
 def dataset_of(source: Contents, name: str) -> str:
-    """Return the dataset that `name` stands for: itself, or the one behind an OGBench task.
-
-    Raises:
-        ConfigError: If nothing of this name is published; names the nearest.
-    """
+    """Return the published dataset that `name` stands for: itself, or the one behind an OGBench task."""
     names = dataset_names(source)
     dataset = _TASK.sub("", name) if source == "ogbench" else name.strip("/")
     if dataset in names:
@@ -95,20 +88,20 @@ def remote_files(source: Contents, dataset: str) -> tuple[RemoteFile, ...]:
     return tuple(RemoteFile(path=path, contents=source) for path in paths)
 
 
-def base_urls(source: Contents, given: Sequence[str], environ: Mapping[str, str] = os.environ) -> list[str]:
-    """Return the mirrors in the order to try: `given`, the environment's, the official one; each once.
+def is_web_address(url: str) -> bool:
+    """Return whether this is an address of http or https."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
-    Raises:
-        ConfigError: If one is not an http or https address.
-    """
+
+def base_urls(source: Contents, given: Sequence[str], environ: Mapping[str, str] = os.environ) -> list[str]:
+    """Return the mirrors in the order to try: `given`, the environment's, the official one; each once."""
     found = [*given, *environ.get(VARIABLES[source], "").split(), OFFICIAL[source]]
     for position, url in enumerate(found):
         where = f"base URL {position + 1}" + ("" if position < len(given) else f" (of {VARIABLES[source]})")
-        try:
-            parts = urlsplit(url)
-            is_http = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        except ValueError:
-            is_http = False
-        if not is_http:
+        if not is_web_address(url):
             raise ConfigError(f"{where} is no address of a web server; give one such as {OFFICIAL[source]}")
     return list(dict.fromkeys(found))

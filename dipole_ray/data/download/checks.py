@@ -18,16 +18,14 @@ from pathlib import Path, PurePosixPath
 
 from dipole_ray.data.download.catalogue import Contents
 from dipole_ray.data.download.request import TransferError, address, get
-from dipole_ray.data.sources.npz import MAX_EXPANSION, read_headers
+from dipole_ray.data.sources.npz import MAX_EXPANSION, SMALL_BYTES, read_headers
 from dipole_ray.data.sources.ogbench import count_rows
 from dipole_ray.errors import DatasetError
 from dipole_ray.files.durable import read_json, write_json
 
-OnBytes = Callable[[int], None]
-"""Called with the bytes read so far."""
+OnBytes = Callable[[int], None]  # called with the bytes read so far
 
 _CHUNK_BYTES = 1 << 20
-_SMALL_BYTES = 1 << 28
 _MAX_SUMS_BYTES = 1 << 20
 _MAX_SUMS_S = 60.0
 _EPISODE = re.compile(r"(.*/)?episode_\d+_\d+\.npz")
@@ -39,7 +37,7 @@ class WrongFile(DatasetError):
     """A file that arrived whole and is not what it should be."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Checksum:
     """A SHA-256 and who vouches for it."""
 
@@ -70,7 +68,7 @@ def read_record(final: Path) -> Checksum | None:
         sha256, origin = str(found["sha256"]), f"recorded in {record_path(final).name} on {found['date']}"
     except (OSError, ValueError, TypeError, KeyError):
         return None
-    return Checksum(sha256=sha256, origin=origin) if re.fullmatch(r"[0-9a-f]{64}", sha256) else None
+    return Checksum(sha256, origin) if re.fullmatch(r"[0-9a-f]{64}", sha256) else None
 
 
 def write_record(final: Path, sha256: str, verified: str, url: str | None) -> None:
@@ -82,10 +80,9 @@ def write_record(final: Path, sha256: str, verified: str, url: str | None) -> No
 def published_checksum(base: str, path: str, timeout_s: float) -> Checksum | None:
     """Return the checksum that lies beside a file on its server, in `FILE.sha256` or `SHA256SUMS`; None = none there.
 
-    Raises:
-        TransferError: If the server cannot be asked; it has then not said that there is none.
+    A server that cannot be asked has not said that there is none: that is a TransferError.
     """
-    folder, name = path.rpartition("/")[0], path.rpartition("/")[2]
+    folder, _, name = path.rpartition("/")
     for sums in (f"{path}.sha256", f"{folder}/SHA256SUMS".lstrip("/")):
         try:
             text = _small_text(address(base, sums), timeout_s)
@@ -95,7 +92,7 @@ def published_checksum(base: str, path: str, timeout_s: float) -> Checksum | Non
             raise
         found = _find_sum(text, name, may_be_bare=sums.endswith(".sha256"))
         if found is not None:
-            return Checksum(sha256=found, origin=f"published in {sums.rpartition('/')[2]} beside it")
+            return Checksum(found, f"published in {sums.rpartition('/')[2]} beside it")
     return None
 
 
@@ -125,9 +122,6 @@ def check_structure(path: Path, contents: Contents, on_bytes: OnBytes) -> str:
     """Check that a file without checksum is whole and of its kind; return what was found, for the user to read.
 
     Every member is read to its end and so checked against its CRC-32; nothing is extracted or unpickled.
-
-    Raises:
-        WrongFile: If it is not.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -157,7 +151,7 @@ def check_structure(path: Path, contents: Contents, on_bytes: OnBytes) -> str:
 def _check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
     """Refuse an archive that would be harmful to read or to unpack."""
     declared, size = sum(member.file_size for member in members), path.stat().st_size
-    if declared > max(_SMALL_BYTES, MAX_EXPANSION * size):
+    if declared > max(SMALL_BYTES, MAX_EXPANSION * size):
         raise WrongFile(f"declares {declared} bytes in {size} bytes on disk and is refused as a decompression bomb")
     for member in members:
         place = PurePosixPath(member.filename.replace("\\", "/"))

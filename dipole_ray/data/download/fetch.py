@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from dipole_ray.data.download import checks
@@ -25,8 +25,7 @@ from dipole_ray.files.lock import LOCK, FolderLock
 from dipole_ray.progress import Progress
 
 MAX_WAIT_S = 8.0
-_RENEWING_BYTES = 1 << 20
-"""An attempt that gets this much further than any before gives the mirror all its retries again."""
+_RENEWING_BYTES = 1 << 20  # an attempt that gets this much further than any before renews all retries
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -34,28 +33,20 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 class Patience:
     """How long one mirror is tried."""
 
-    timeout_s: float = 30.0
-    """Silence after which a server counts as stalled."""
-    retries: int = 4
-    """Further attempts after one that got no further."""
-    first_wait_s: float = 1.0
-    """Wait before the second attempt; it doubles from one to the next, up to 8 s."""
+    timeout_s: float = 30.0  # silence after which a server counts as stalled
+    retries: int = 4  # further attempts after one that got no further
+    first_wait_s: float = 1.0  # wait before the second attempt; it doubles from one to the next, up to 8 s
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Downloaded:
     """A file that is there and verified."""
 
-    path: Path
-    """Where it lies."""
-    sha256: str
-    """Its checksum, to be pinned."""
-    size: int
-    """Its length in bytes."""
-    verified: str
-    """What the verification rests on, for the user to read."""
-    url: str | None
-    """Where it came from, without secrets; None if it was there already."""
+    path: Path  # where it lies
+    sha256: str  # its checksum, to be pinned
+    size: int  # its length in bytes
+    verified: str  # what the verification rests on, for the user to read
+    url: str | None  # where it came from, without secrets; None if it was there already
 
 
 def download(
@@ -67,7 +58,7 @@ def download(
     patience: Patience | None = None,
     say: Callable[[str], None] = print,
 ) -> Downloaded:
-    """Make sure that `file` is in `folder`, verified.
+    """Make sure that `file` is in `folder`, verified; what arrives of it is kept, to be continued.
 
     Args:
         file: What to fetch.
@@ -78,17 +69,15 @@ def download(
         say: Told in one line what goes wrong and what is done about it.
 
     Raises:
-        DatasetError: If no mirror delivers the file, or it cannot be written. What arrived is kept, to be continued.
+        DatasetError: If no mirror delivers the file, or it cannot be written.
     """
     final = folder.expanduser() / file.path
+    pinned = Checksum(sha256=sha256, origin="given by you") if sha256 else None
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         lock = FolderLock(final.parent, math.inf, f".{final.name}{LOCK}", say)
         with lock, Progress(file.name, unit="kB") as progress:
-            transfer = _Transfer(file=file, final=final, patience=patience or Patience(), say=say, progress=progress)
-            transfer.recorded = checks.read_record(final)
-            transfer.pinned = Checksum(sha256=sha256, origin="given by you") if sha256 else None
-            return transfer.run(bases)
+            return _Transfer(file, final, patience or Patience(), say, progress, pinned).run(bases)
     except OSError as error:
         remedy = "choose another folder with --out"
         if error.errno in _FULL:
@@ -96,7 +85,7 @@ def download(
         raise DatasetError(f"{final}: cannot be written ({error.strerror or error}); {remedy}") from error
 
 
-@dataclass(kw_only=True)
+@dataclass
 class _Transfer:
     """One download, while this process is the only one that works on the file."""
 
@@ -105,20 +94,16 @@ class _Transfer:
     patience: Patience
     say: Callable[[str], None]
     progress: Progress
-    pinned: Checksum | None = None
-    recorded: Checksum | None = None
-    is_joined: bool = False
-    partial: Partial = field(init=False)
+    pinned: Checksum | None
 
     def __post_init__(self) -> None:
-        self.partial = Partial(self.final)
+        self.partial, self.recorded = Partial(self.final), checks.read_record(self.final)
+        self.is_joined = False  # of pieces that arrived one after the other
 
     def run(self, bases: Sequence[str]) -> Downloaded:
         """Return the file that is there already, or try the mirrors."""
-        if self.final.exists():
-            found = self._existing()
-            if found is not None:
-                return found
+        if self.final.exists() and (found := self._existing()) is not None:
+            return found
         failures = []
         bases = sorted(bases, key=lambda base: not self.partial.is_from(address(base, self.file.path)))
         for position, base in enumerate(bases, start=1):
@@ -209,11 +194,7 @@ class _Transfer:
         return found, "its server publishes no checksum"
 
     def _verify(self, path: Path, published: Checksum | None, doubt: str) -> tuple[str, str]:
-        """Return the SHA-256 of `path` and what its verification rests on.
-
-        Raises:
-            WrongFile: If the file must not be used.
-        """
+        """Return the SHA-256 of `path` and what its verification rests on; WrongFile if it must not be used."""
         expected = self.pinned or self.recorded or published
         self.progress.begin(f"verify {self.file.name}", path.stat().st_size // 1000)
         digest = checks.sha256_of(path, self._show)
@@ -235,8 +216,7 @@ class _Transfer:
         if url is not None:
             commit_file(self.partial.path, self.final)
         self.partial.discard()
-        size = self.final.stat().st_size
-        return Downloaded(path=self.final, sha256=digest, size=size, verified=verified, url=url)
+        return Downloaded(self.final, digest, self.final.stat().st_size, verified, url)
 
     def _check_space(self, needed: int) -> None:
         free = shutil.disk_usage(self.final.parent).free

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -11,18 +12,14 @@ from dipole_ray.data.download.request import Answer, shown
 from dipole_ray.files.durable import read_json, write_json
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Origin:
     """What the bytes of a partial file are a part of."""
 
-    url: str
-    """Where they come from, without secrets."""
-    validator: str | None
-    """The version there; None = the server names none, so nothing can be continued."""
-    total: int | None
-    """Length of the whole file, where known."""
-    sha256: str | None
-    """Checksum that the server named along with the file."""
+    url: str  # where they come from, without secrets
+    validator: str | None  # the version there; None = the server names none, so nothing can be continued
+    total: int | None  # length of the whole file, where known
+    sha256: str | None  # checksum that the server named along with the file
 
 
 class Partial:
@@ -30,9 +27,10 @@ class Partial:
 
     def __init__(self, final: Path) -> None:
         """Find what an earlier attempt left for the file `final`."""
-        self.path = final.with_name(f"{final.name}.part")
-        self._about = final.with_name(f"{final.name}.part.json")
-        self.origin = self._read_origin()
+        self.path, self._about = (final.with_name(f"{final.name}{end}") for end in (".part", ".part.json"))
+        self.origin: Origin | None = None
+        with suppress(OSError, ValueError, TypeError):
+            self.origin = Origin(**read_json(self._about))
 
     @property
     def size(self) -> int:
@@ -55,7 +53,7 @@ class Partial:
         """Drop what is there and note what comes now; in this order, so that never two versions are joined."""
         with self.path.open("wb") as stream:
             os.fsync(stream.fileno())
-        self.origin = Origin(url=shown(url), validator=answer.validator, total=answer.total, sha256=answer.sha256)
+        self.origin = Origin(shown(url), answer.validator, answer.total, answer.sha256)
         write_json(self._about, asdict(self.origin))
 
     def append(self) -> BinaryIO:
@@ -67,9 +65,3 @@ class Partial:
         self.path.unlink(missing_ok=True)
         self._about.unlink(missing_ok=True)
         self.origin = None
-
-    def _read_origin(self) -> Origin | None:
-        try:
-            return Origin(**read_json(self._about))
-        except (OSError, ValueError, TypeError):
-            return None

@@ -12,6 +12,7 @@ import re
 import socket
 import ssl
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -20,6 +21,7 @@ from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 import requests
 from urllib3.exceptions import HTTPError
 
+from dipole_ray.data.download.catalogue import is_web_address
 from dipole_ray.errors import DatasetError
 
 MAX_REDIRECTS = 5
@@ -28,8 +30,8 @@ _CHUNK_BYTES = 1 << 18
 _PASSING = (408, 425, 429)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
+# What comes of a bad address, host or connection; all of requests' own errors are OSErrors.
 _BROKEN = (OSError, HTTPError, http.client.HTTPException, ValueError)
-"""What comes of a bad address, host or connection; all of requests' own errors are OSErrors."""
 
 
 class TransferError(DatasetError):
@@ -43,19 +45,15 @@ class TransferError(DatasetError):
         self.retry, self.is_stall, self.status, self.after_s = retry, is_stall, status, after_s
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Answer:
     """A server's answer, whose body is still to be read."""
 
     response: requests.Response
-    start: int
-    """The offset in the file at which the body begins."""
-    total: int | None
-    """Length of the whole file, where the server says it."""
-    validator: str | None
-    """What identifies this version of the file for a later `If-Range`: a strong ETag, or else a safe Last-Modified."""
-    sha256: str | None
-    """The checksum of the file, where the server names it in its headers, as Hugging Face does for large files."""
+    start: int  # the offset in the file at which the body begins
+    total: int | None  # length of the whole file, where the server says it
+    validator: str | None  # names this version in a later `If-Range`: a strong ETag, or else a safe Last-Modified
+    sha256: str | None  # where the server names it in its headers, as Hugging Face does for large files
     timeout_s: float
 
     def close(self) -> None:
@@ -63,22 +61,15 @@ class Answer:
         self.response.close()
 
     def chunks(self) -> Iterator[bytes]:
-        """Yield the body as it arrives.
-
-        Raises:
-            TransferError: If the connection breaks, falls silent for `timeout_s`, or ends before the file does.
-        """
+        """Yield the body as it arrives; TransferError if it breaks, is silent for `timeout_s`, or ends too early."""
         position, body = self.start, self.response.raw
         body.enforce_content_length = False  # what is short is said below, with what has come
-        while True:
-            try:
-                chunk = body.read1(_CHUNK_BYTES, decode_content=False)
-            except _BROKEN as error:
-                raise _broken(error, self.timeout_s) from error
-            if not chunk:
-                break
-            position += len(chunk)
-            yield chunk
+        try:
+            while chunk := body.read1(_CHUNK_BYTES, decode_content=False):
+                position += len(chunk)
+                yield chunk
+        except _BROKEN as error:
+            raise _broken(error, self.timeout_s) from error
         if self.total is not None and position != self.total:
             raise TransferError(f"the body ended at byte {position} of {self.total}", retry=True)
 
@@ -122,11 +113,7 @@ class _Session(requests.Session):
     """Follows redirects, which keep the credentials of an address on its own origin, but not everywhere."""
 
     def get_redirect_target(self, resp: requests.Response) -> str | None:
-        """Return where an answer redirects to.
-
-        Raises:
-            TransferError: We do not go there.
-        """
+        """Return where an answer redirects to; TransferError where we do not go."""
         location: str | None = super().get_redirect_target(resp)
         if location is not None:
             resp.close()  # or its body would be read to the end, which may never come
@@ -158,40 +145,28 @@ def _ask(url: str, timeout_s: float, headers: Mapping[str, str]) -> Answer:
 def _check_redirect(url: str, location: str) -> None:
     """Refuse to go where a download may not be redirected to."""
     target = location
-    try:
+    with suppress(ValueError):
         target = urljoin(url, location)
-        there = urlsplit(target)
-        is_http = there.scheme in ("http", "https") and bool(there.hostname) and there.port != 0
-    except ValueError:
-        is_http = False
-    if not is_http:
+    if not is_web_address(target):
         scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]*(?=:)", target)
         kind = f"a {scheme[0]}: address" if scheme and scheme[0] not in ("http", "https") else "no valid address"
         raise TransferError(f"redirects to {kind}, not followed", retry=False)
-    if urlsplit(url).scheme == "https" and there.scheme == "http":
+    if urlsplit(url).scheme == "https" and urlsplit(target).scheme == "http":
         raise TransferError("redirects from https to plain http, not followed", retry=False)
 
 
 def _answer(response: requests.Response, timeout_s: float) -> Answer:
     """Read what the headers of an answer say, and refuse one that brings no file."""
     headers, start, total = response.headers, 0, response.raw.length_remaining
-    encoding = headers.get("Content-Encoding", "identity")
-    if response.status_code not in (200, 206) or encoding != "identity":
+    if response.status_code not in (200, 206) or headers.get("Content-Encoding", "identity") != "identity":
         response.close()
-        raise _refused(response, encoding)
+        raise _refused(response)
     if response.status_code == 206:
         found = _RANGE.fullmatch(headers.get("Content-Range", ""))
         start = int(found[1]) if found else -1
         total = int(found[2]) if found and found[2] != "*" else None
     sums = [_linked_sha256(step.headers) for step in (*response.history, response)]
-    return Answer(
-        response=response,
-        start=start,
-        total=total,
-        validator=_validator(headers),
-        sha256=next(filter(None, sums), None),
-        timeout_s=timeout_s,
-    )
+    return Answer(response, start, total, _validator(headers), next(filter(None, sums), None), timeout_s)
 
 
 def _validator(headers: Mapping[str, str]) -> str | None:
@@ -218,13 +193,12 @@ def _linked_sha256(headers: Mapping[str, str]) -> str | None:
     return found[0] if found else None
 
 
-def _refused(response: requests.Response, encoding: str) -> TransferError:
+def _refused(response: requests.Response) -> TransferError:
     """Return why an answer is not the file; some refusals are passing, and may say for how long."""
-    status = response.status_code
-    if encoding != "identity" and status < 400:
-        return TransferError(f"answered with content encoded as '{encoding}', not with the file", retry=False)
+    status, encoding = response.status_code, response.headers.get("Content-Encoding", "identity")
     if status < 400:
-        return TransferError(f"answered with HTTP {status}, not with the file", retry=False)
+        what = f"HTTP {status}" if encoding == "identity" else f"content encoded as '{encoding}'"
+        return TransferError(f"answered with {what}, not with the file", retry=False)
     passing = status >= 500 or status in _PASSING
     what, after_s = f"HTTP {status} {http.client.responses.get(status, '')}".rstrip(), None
     asked = response.headers.get("Retry-After", "")

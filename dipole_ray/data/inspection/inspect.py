@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dipole_ray.columns import Schema
-from dipole_ray.data.dataset import OfflineDataset, open_dataset
+from dipole_ray.data.dataset import open_dataset
 from dipole_ray.data.inspection.summary import Summary
 from dipole_ray.data.inspection.verdict import Finding, Verdict, judge, worst
 from dipole_ray.data.quarantine import restore_hint
@@ -20,26 +20,20 @@ from dipole_ray.data.sources.reading import ImportReport, Reading
 from dipole_ray.errors import ConfigError, DatasetError, NonFiniteError
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Inspection:
     """The verdict on one dataset and the figures behind it."""
 
-    path: str
-    """What was inspected."""
-    kind: str
-    """`dataset`, or the name of its format."""
-    verdict: Verdict
-    """The worst of the findings."""
-    findings: tuple[Finding, ...]
-    """What a user should know, worst first."""
-    figures: dict[str, float]
-    """Named numbers: counts, shares, quantiles."""
-    histograms: dict[str, tuple[list[float], list[int]]]
-    """`returns`, `lengths`, `actions`: bin edges and counts."""
+    path: str  # what was inspected
+    kind: str  # `dataset`, or the name of its format
+    verdict: Verdict  # the worst of the findings
+    findings: tuple[Finding, ...]  # what a user should know, worst first
+    figures: dict[str, float]  # named numbers: counts, shares, quantiles
+    histograms: dict[str, tuple[list[float], list[int]]]  # `returns`, `lengths`, `actions`: bin edges and counts
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as a JSON object."""
-        return asdict(self) | {"findings": [asdict(finding) for finding in self.findings]}
+        return asdict(self)
 
 
 def inspect_dataset(
@@ -56,9 +50,6 @@ def inspect_dataset(
         reading: How to read it.
         expected: The dimensions that it must have.
         on_transitions: Called with the transitions read so far.
-
-    Raises:
-        DatasetError: If there is nothing at `path`.
     """
     path, reading = Path(path), replace(reading or Reading(), non_finite="drop", needs_rewards=False)
     kind, report, summary = dataset_kind(path), ImportReport(), Summary()
@@ -74,40 +65,25 @@ def inspect_dataset(
     except (DatasetError, ConfigError, NonFiniteError) as error:
         findings.append(Finding.from_message("error", str(error)))
     if not labelled:
-        findings.append(
-            Finding(
-                level="info",
-                what="the data holds no rewards of a task, so returns and masks are not judged",
-                where=path.name,
-                remedy="name a task with --env, here and when importing",
-            )
-        )
+        what = "the data holds no rewards of a task, so returns and masks are not judged"
+        findings.append(Finding("info", what, path.name, "name a task with --env, here and when importing"))
     if summary.num_transitions:
         findings += judge(summary, report, has_rewards=labelled)
         findings += _wrong_dimensions(path, summary, expected)
     elif not findings:
-        findings.append(Finding(level="error", what="no transitions", where=path.name, remedy="check the source"))
+        findings.append(Finding("error", "no transitions", path.name, "check the source"))
     findings.sort(key=lambda finding: ("error", "warning", "info").index(finding.level))
-    return Inspection(
-        path=str(path),
-        kind=kind,
-        verdict=worst(findings),
-        findings=tuple(findings),
-        figures=_figures(summary, report, labelled) if summary.num_transitions else {},
-        histograms=_histograms(summary, labelled) if summary.num_transitions else {},
-    )
+    figures = _figures(summary, report, labelled) if summary.num_transitions else {}
+    histograms = _histograms(summary, labelled) if summary.num_transitions else {}
+    return Inspection(str(path), kind, worst(findings), tuple(findings), figures, histograms)
 
 
 def _wrong_dimensions(path: Path, summary: Summary, expected: Schema | None) -> Iterator[Finding]:
     found = Schema(len(summary.observation_min), len(summary.action_min))
     if expected is not None and expected != found:
-        yield Finding(
-            level="error",
-            what=f"observations have {found.observation_dim} and actions {found.action_dim} dimensions, the "
-            f"environment has {expected.observation_dim} and {expected.action_dim}",
-            where=path.name,
-            remedy="name the environment that made this data with --env",
-        )
+        here = f"observations have {found.observation_dim} and actions {found.action_dim} dimensions"
+        what = f"{here}, the environment has {expected.observation_dim} and {expected.action_dim}"
+        yield Finding("error", what, path.name, "name the environment that made this data with --env")
 
 
 def _dataset_rows(path: Path, findings: list[Finding]) -> Iterator[Rows]:
@@ -116,24 +92,12 @@ def _dataset_rows(path: Path, findings: list[Finding]) -> Iterator[Rows]:
     if not dataset.schema.is_flat:
         what = f"observations of {dataset.schema.observation_text} and actions of {dataset.schema.actions}"
         raise DatasetError(f"{path}: holds {what}, and only flat vectors are inspected; train on it as it is")
-    findings += _damage(dataset)
+    for item in dataset.quarantined:  # the rest can still be judged
+        where, remedy = f"{item.place} of {dataset.manifest.num_rows}", restore_hint(path, dataset.source)
+        findings.append(Finding("error", f"damaged file: {item.finding}", where, remedy))
     for rows in dataset.iter_rows():
-        validate_rows(rows, dataset.schema, str(dataset.directory))
+        validate_rows(rows, dataset.schema, str(path))
         yield rows
-
-
-def _damage(dataset: OfflineDataset) -> list[Finding]:
-    """Return one finding a damaged file of a dataset, of which the rest can still be judged."""
-    remedy = restore_hint(dataset.directory, dataset.source)
-    return [
-        Finding(
-            level="error",
-            what=f"damaged file: {item.finding}",
-            where=f"rows {item.first_row} to {item.first_row + item.entry.rows - 1} of {dataset.manifest.num_rows}",
-            remedy=remedy,
-        )
-        for item in dataset.quarantined
-    ]
 
 
 def _figures(summary: Summary, report: ImportReport, labelled: bool) -> dict[str, float]:

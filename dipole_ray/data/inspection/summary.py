@@ -12,8 +12,7 @@ import numpy as np
 from dipole_ray.data.schema import Rows
 
 ACTION_BINS = 41
-SATURATED = 0.999
-"""Action magnitude from which on an action counts as being at its limit."""
+SATURATED = 0.999  # action magnitude from which on an action counts as being at its limit
 
 
 class Summary:
@@ -52,10 +51,8 @@ class Summary:
     def figures(self, name: str) -> np.ndarray:
         """Return a figure of every trajectory or transition.
 
-        Args:
-            name: Of each trajectory `lengths` (transitions), `returns` (undiscounted), `terminated` (whether its last
-                transition ended the task), `solved` (whether any did); of each transition `jumps`, the length of its
-                step in standard deviations of the observations.
+        Of trajectories: `lengths` (transitions), `returns` (undiscounted), `terminated` (whether the last transition
+        ended the task), `solved` (whether any did); of transitions: `jumps`, steps in deviations of the observations.
         """
         return np.concatenate(self._parts[name])
 
@@ -107,9 +104,8 @@ def _hash_rows(values: np.ndarray) -> np.ndarray:
 
 
 def _mix(values: np.ndarray) -> np.ndarray:
-    mixed: np.ndarray = (values ^ (values >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
-    folded: np.ndarray = mixed ^ (mixed >> np.uint64(32))
-    return folded
+    mixed = (values ^ (values >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
+    return np.asarray(mixed ^ (mixed >> np.uint64(32)))
 
 
 def _repeats(hashes: np.ndarray) -> int:

@@ -14,9 +14,9 @@ from dipole_ray.data.sources.guarantees import MAX_NAMED
 from dipole_ray.data.sources.reading import ImportReport
 
 Verdict = Literal["ok", "warning", "error"]
+Level = Literal["info", "warning", "error"]
 
-JUMP_FACTOR = 20.0
-"""A step this many times longer than the 99th percentile looks like a missing trajectory end."""
+JUMP_FACTOR = 20.0  # a step this many times longer than the 99th percentile looks like a missing trajectory end
 DUPLICATE_FRACTION = 0.01
 SATURATED_FRACTION = 0.5
 MASKED_FRACTION = 0.5
@@ -27,25 +27,20 @@ FEW_TRANSITIONS = 1000
 class Finding:
     """One thing a user should know about a dataset."""
 
-    level: Literal["info", "warning", "error"]
-    """`error`: cannot be trained on as it is; `warning`: likely to mislead; `info`: worth knowing."""
-    what: str
-    """What was found."""
-    where: str
-    """Where: column, rows, trajectories."""
-    remedy: str
-    """What to do."""
+    level: Level  # `error`: cannot be trained on as it is; `warning`: likely to mislead; `info`: worth knowing
+    what: str  # what was found
+    where: str  # where: column, rows, trajectories
+    remedy: str  # what to do
 
     @classmethod
-    def from_message(cls, level: Literal["info", "warning", "error"], message: str) -> Finding:
+    def from_message(cls, level: Level, message: str) -> Finding:
         """Split one of our error messages, `where: what; remedy`, into a finding."""
         where, _, rest = message.partition(": ")
         what, _, remedy = rest.rpartition("; ")
         return cls(level=level, what=what or rest, where=where, remedy=remedy if what else "see the message")
 
 
-_info, _warning = partial(Finding, "info"), partial(Finding, "warning")
-"""Of what, where and the remedy."""
+_info, _warning = partial(Finding, "info"), partial(Finding, "warning")  # of what, where and the remedy
 
 
 def worst(findings: Sequence[Finding]) -> Verdict:
@@ -55,13 +50,7 @@ def worst(findings: Sequence[Finding]) -> Verdict:
 
 
 def judge(summary: Summary, report: ImportReport, *, has_rewards: bool) -> list[Finding]:
-    """Return every finding on a dataset that could be read.
-
-    Args:
-        summary: Figures over all its rows.
-        report: What the reader met.
-        has_rewards: Whether rewards and masks mean anything.
-    """
+    """Return every finding on a dataset that could be read; without rewards, its masks mean nothing either."""
     findings = [*_boundaries(summary), *_numbers(summary, report), *_actions(summary), *_duplicates(summary)]
     return findings + ([*_time_limits(summary), *_rewards(summary)] if has_rewards else [])
 
@@ -69,121 +58,82 @@ def judge(summary: Summary, report: ImportReport, *, has_rewards: bool) -> list[
 def _boundaries(summary: Summary) -> Iterator[Finding]:
     lengths, jumps = summary.figures("lengths"), summary.figures("jumps")
     if summary.num_transitions < FEW_TRANSITIONS:
-        yield _warning(
-            f"only {summary.num_transitions} transitions",
-            "whole dataset",
-            "collect more; a policy trained on so few will mostly memorise them",
-        )
+        what, where = f"only {summary.num_transitions} transitions", "whole dataset"
+        yield _warning(what, where, "collect more; a policy trained on so few will mostly memorise them")
     if len(lengths) == 1 and lengths[0] > 10 * FEW_TRANSITIONS:
-        yield _warning(
-            f"a single trajectory of {lengths[0]} transitions",
-            "trajectory ends",
-            "check that every episode's last row is marked (terminals, timeouts or episode)",
-        )
+        what, where = f"a single trajectory of {lengths[0]} transitions", "trajectory ends"
+        yield _warning(what, where, "check that every episode's last row is marked (terminals, timeouts or episode)")
     far = np.flatnonzero(jumps > JUMP_FACTOR * max(float(np.quantile(jumps, 0.99)), 1e-6))
     if len(far):
-        yield _warning(
-            f"{len(far)} transitions jump more than {JUMP_FACTOR:.0f} times farther than 99 % of all",
-            f"first at transition {far[0]}",
-            "check for missing trajectory ends there; ignore this if the environment teleports",
-        )
+        what = f"{len(far)} transitions jump more than {JUMP_FACTOR:.0f} times farther than 99 % of all"
+        remedy = "check for missing trajectory ends there; ignore this if the environment teleports"
+        yield _warning(what, f"first at transition {far[0]}", remedy)
 
 
 def _time_limits(summary: Summary) -> Iterator[Finding]:
     lengths, terminated = summary.figures("lengths"), summary.figures("terminated")
     at_limit = lengths == lengths.max()
     if len(lengths) >= 5 and terminated[at_limit].all() and at_limit.mean() > 0.9:
-        yield _warning(
-            f"{int(at_limit.sum())} of {len(lengths)} trajectories end the task after {lengths.max()} steps",
-            "masks of the last transitions",
-            "if that is a time limit, store mask 1 there (map it as timeouts): it must not stop the bootstrap",
-        )
+        what = f"{int(at_limit.sum())} of {len(lengths)} trajectories end the task after {lengths.max()} steps"
+        remedy = "if that is a time limit, store mask 1 there (map it as timeouts): it must not stop the bootstrap"
+        yield _warning(what, "masks of the last transitions", remedy)
     if not summary.num_masked:
-        yield _info(
-            "no transition ends the task; every trajectory is cut by a time limit and bootstrapped",
-            "masks",
-            "right for tasks without an end; otherwise map masks, or collect data that reaches the goal",
-        )
+        what = "no transition ends the task; every trajectory is cut by a time limit and bootstrapped"
+        remedy = "right for tasks without an end; otherwise map masks, or collect data that reaches the goal"
+        yield _info(what, "masks", remedy)
     if summary.num_masked > MASKED_FRACTION * summary.num_transitions:
-        yield _warning(
-            f"{summary.num_masked / summary.num_transitions:.0%} of the transitions end the task",
-            "masks",
-            "masks are 1 - terminated; check that they are not stored the other way round",
-        )
+        what, where = f"{summary.num_masked / summary.num_transitions:.0%} of the transitions end the task", "masks"
+        yield _warning(what, where, "masks are 1 - terminated; check that they are not stored the other way round")
 
 
 def _numbers(summary: Summary, report: ImportReport) -> Iterator[Finding]:
     if report.dropped_transitions:
-        yield Finding(
-            "error",
-            f"{report.dropped_transitions} transitions touch NaN or infinity",
-            ", ".join(report.non_finite) + (", ..." if len(report.non_finite) == MAX_NAMED else ""),
-            "repair them, or import with --non-finite drop",
-        )
+        what = f"{report.dropped_transitions} transitions touch NaN or infinity"
+        where = ", ".join(report.non_finite) + (", ..." if len(report.non_finite) == MAX_NAMED else "")
+        yield Finding("error", what, where, "repair them, or import with --non-finite drop")
     if report.unfollowed_transitions:
-        yield _info(
-            f"{report.unfollowed_transitions} transitions without the observation that they led to are left out",
-            "last rows of trajectories that were cut",
-            "harmless if few; otherwise store next_observations",
-        )
+        what = f"{report.unfollowed_transitions} transitions without the observation that they led to are left out"
+        remedy = "harmless if few; otherwise store next_observations"
+        yield _info(what, "last rows of trajectories that were cut", remedy)
     for note in report.notes:
         yield _info(note, "whole dataset", "check that this is what was recorded")
     constant = np.flatnonzero(summary.observation_min == summary.observation_max)
     if len(constant):
-        yield _info(
-            f"{len(constant)} of {len(summary.observation_min)} observation dimensions never change",
-            f"dimensions {_list(constant)}",
-            "harmless; drop them if they carry no meaning online either",
-        )
+        what = f"{len(constant)} of {len(summary.observation_min)} observation dimensions never change"
+        yield _info(what, f"dimensions {_list(constant)}", "harmless; drop them if they carry no meaning online either")
 
 
 def _actions(summary: Summary) -> Iterator[Finding]:
     share = summary.num_saturated / max(1, int(summary.action_histogram.sum()))
     if share > SATURATED_FRACTION:
-        yield _warning(
-            f"{share:.0%} of the action entries lie at -1 or 1",
-            "actions",
-            "check the scaling; clipped actions hide what the behaviour policy did",
-        )
+        what, where = f"{share:.0%} of the action entries lie at -1 or 1", "actions"
+        yield _warning(what, where, "check the scaling; clipped actions hide what the behaviour policy did")
     constant = np.flatnonzero(summary.action_min == summary.action_max)
     if len(constant):
-        yield _warning(
-            f"{len(constant)} of {len(summary.action_min)} action dimensions never change",
-            f"dimensions {_list(constant)}",
-            "the policy cannot learn to use them from this data",
-        )
+        what = f"{len(constant)} of {len(summary.action_min)} action dimensions never change"
+        yield _warning(what, f"dimensions {_list(constant)}", "the policy cannot learn to use them from this data")
     largest = float(max(np.abs(summary.action_min).max(), np.abs(summary.action_max).max()))
     if largest < 0.1 and len(constant) < len(summary.action_min):
-        yield _warning(
-            f"no action is larger than {largest:.3g}",
-            "actions",
-            "rescale the actions so that the environment's limits are -1 and 1",
-        )
+        what, where = f"no action is larger than {largest:.3g}", "actions"
+        yield _warning(what, where, "rescale the actions so that the environment's limits are -1 and 1")
 
 
 def _duplicates(summary: Summary) -> Iterator[Finding]:
     transitions, trajectories = summary.duplicate_transitions(), summary.duplicate_trajectories()
     if trajectories:
-        yield _warning(
-            f"{trajectories} of {len(summary.figures('lengths'))} trajectories are exact copies of others",
-            "observations and actions",
-            "remove them, or know that they count twice (were files imported twice, or seeds repeated?)",
-        )
+        what = f"{trajectories} of {len(summary.figures('lengths'))} trajectories are exact copies of others"
+        remedy = "remove them, or know that they count twice (were files imported twice, or seeds repeated?)"
+        yield _warning(what, "observations and actions", remedy)
     elif transitions > DUPLICATE_FRACTION * summary.num_transitions:
-        yield _warning(
-            f"{transitions / summary.num_transitions:.1%} of the transitions repeat an earlier one exactly",
-            "observations and actions",
-            "check the recording; repeated rows weigh more in training",
-        )
+        what = f"{transitions / summary.num_transitions:.1%} of the transitions repeat an earlier one exactly"
+        yield _warning(what, "observations and actions", "check the recording; repeated rows weigh more in training")
 
 
 def _rewards(summary: Summary) -> Iterator[Finding]:
     if summary.reward_min == summary.reward_max:
-        yield _warning(
-            f"every reward is {summary.reward_min:g}",
-            "rewards",
-            "no action is better than another here: choose another task, or collect data that reaches the goal",
-        )
+        what = f"every reward is {summary.reward_min:g}"
+        remedy = "no action is better than another here: choose another task, or collect data that reaches the goal"
+        yield _warning(what, "rewards", remedy)
 
 
 def _list(indices: np.ndarray) -> str:

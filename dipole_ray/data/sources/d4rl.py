@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from dipole_ray.columns import Schema
 from dipole_ray.data.sources.guarantees import check_counts, is_followed, to_float32
 from dipole_ray.data.sources.hdf5 import SLICE_BYTES, Array, Group, child, child_names, open_hdf5, read_flags
 from dipole_ray.data.sources.npz import check_expansion
-from dipole_ray.data.sources.reading import Block, ImportReport, Reading
+from dipole_ray.data.sources.reading import Block, ImportReport, Reading, bad_array
 from dipole_ray.errors import DatasetError
 
 _REQUIRED = ("observations", "actions", "rewards", "terminals")
@@ -44,17 +45,10 @@ def read(path: Path, reading: Reading, report: ImportReport) -> Iterator[Block]:
         while start < len(ends):
             stop = int(last_rows[min(int(np.searchsorted(last_rows, start + step - 1)), len(last_rows) - 1)]) + 1
             found = {name: to_float32(array.read(start, stop)) for name, array in arrays.items()}
+            vectors: dict[str, Any] = {name: found.get(name) for name in _VECTORS}
+            rewards, masks = found["rewards"].reshape(-1), 1 - found["terminals"].reshape(-1)
             report.rows_read += stop - start
-            yield Block(
-                path=path,
-                observations=found["observations"],
-                actions=found["actions"],
-                rewards=found["rewards"].reshape(-1),
-                masks=1 - found["terminals"].reshape(-1),
-                ends=ends[start:stop],
-                next_observations=found.get("next_observations"),
-                first_row=start,
-            )
+            yield Block(path=path, **vectors, rewards=rewards, masks=masks, ends=ends[start:stop], first_row=start)
             start = stop
     if not report.transitions and not report.dropped_transitions:
         raise DatasetError(
@@ -70,17 +64,14 @@ def _checked_arrays(file: Group, path: Path) -> dict[str, Array]:
             "data/main_data.hdf5 instead of a file"
         )
     names = [*_REQUIRED, *(name for name in ("timeouts", "next_observations") if child(path, file, name) is not None)]
-    # Older files store rewards and flags as (N, 1).
-    arrays = {
-        name: Array(path, file, name, (2,) if name in _VECTORS else (1, 2), "f" if name in _VECTORS else "fiub")
-        for name in names
-    }
+    vector, number = ((2,), "f"), ((1, 2), "fiub")  # older files store rewards and flags as (N, 1)
+    arrays = {name: Array(path, file, name, *(vector if name in _VECTORS else number)) for name in names}
     check_counts({name: array.shape[0] for name, array in arrays.items()}, path)
     for name, array in arrays.items():
         wanted = arrays["observations"].shape[1] if name == "next_observations" else 1
-        if (name not in _VECTORS or name == "next_observations") and array.shape[1:] not in ((), (wanted,)):
-            raise DatasetError(
-                f"{path}: array '{name}' has shape {array.shape}, expected (rows, {wanted}); save it as it was recorded"
+        if name not in ("observations", "actions") and array.shape[1:] not in ((), (wanted,)):
+            raise bad_array(
+                path, name, f"has shape {array.shape}, expected (rows, {wanted})", "save it as it was recorded"
             )
     check_expansion(path, sum(array.num_bytes for array in arrays.values()), f"arrays {', '.join(names)}")
     return arrays
@@ -108,11 +99,11 @@ def _trajectory_ends(arrays: dict[str, Array], limit: int | None, path: Path, re
             _cut(ends, limit)
             report.notes.append(f"no timeouts in the file: trajectories are cut after {limit} steps")
         elif "timeouts" not in arrays or not terminals.any():
-            raise DatasetError(
-                f"{path}: array 'timeouts' {'holds no 1' if 'timeouts' in arrays else 'is missing'}, so it is not "
-                "known where time limits cut trajectories; name the environment with --env, or its time limit with "
-                "--max-episode-steps"
+            found = (
+                f"{'holds no 1' if 'timeouts' in arrays else 'is missing'}, so it is not known where time limits cut"
             )
+            remedy = "name the environment with --env, or its time limit with --max-episode-steps"
+            raise bad_array(path, "timeouts", f"{found} trajectories", remedy)
         else:
             report.notes.append("timeouts are all 0: trajectories end only where the task does")
     ends[-1] = True

@@ -18,7 +18,7 @@ import numpy as np
 from dipole_ray.columns import Schema
 from dipole_ray.data.sources.guarantees import finite_rows, to_float32
 from dipole_ray.data.sources.npz import ArrayHeader, read_headers, stream_arrays
-from dipole_ray.data.sources.reading import Arrays, Block, ImportReport, Reading
+from dipole_ray.data.sources.reading import Arrays, Block, ImportReport, Reading, bad_array
 from dipole_ray.errors import DatasetError
 
 BUFFER = "buffer"
@@ -34,14 +34,7 @@ def is_exorl(path: Path) -> bool:
 
 
 def find_episodes(path: Path) -> list[Path]:
-    """Return the episode files of a folder, or of several below it, sorted by folder and name; other files are ignored.
-
-    Args:
-        path: The folder of episodes, or a folder above one or more of the same domain: several seeds, for example.
-
-    Raises:
-        DatasetError: If there are none, or some of several domains.
-    """
+    """Return the episode files of a folder, or of several of one domain below it (seeds), by folder and name."""
     folders = sorted(_folders(path)) if path.is_dir() else []
     if not folders:
         raise DatasetError(
@@ -91,11 +84,7 @@ def _dims(file: Path) -> tuple[int, int]:
 
 
 def episode_headers(file: Path) -> dict[str, ArrayHeader]:
-    """Return the headers of one episode's arrays.
-
-    Raises:
-        DatasetError: If an array is missing or of another shape or type, or the steps are not what the name says.
-    """
+    """Return the headers of one episode's arrays, which are complete and have the steps that the file's name says."""
     headers = read_headers(file)
     rows = episode_steps(file) + 1
     if rows < 2:
@@ -103,29 +92,21 @@ def episode_headers(file: Path) -> dict[str, ArrayHeader]:
     for name in _ARRAYS:
         header = headers.get(name)
         if header is None:
-            raise DatasetError(
-                f"{file}: array '{name}' is missing (found {', '.join(sorted(headers)) or 'none'}); an episode of "
-                f"ExORL has {', '.join(_ARRAYS)}: {_AGAIN}"
-            )
+            found = f"is missing (found {', '.join(sorted(headers)) or 'none'})"
+            raise bad_array(file, name, found, f"an episode of ExORL has {', '.join(_ARRAYS)}: {_AGAIN}")
         if header.dtype.kind != "f" or header.dtype.itemsize < (8 if name == "physics" else 4):
             kind = "float64, which exact rewards need" if name == "physics" else "float32 (pixels are not supported)"
-            raise DatasetError(f"{file}: array '{name}' is of type {header.dtype}, expected {kind}; {_AGAIN}")
+            raise bad_array(file, name, f"is of type {header.dtype}, expected {kind}", _AGAIN)
         if len(header.shape) != 2 or 0 in header.shape:
-            raise DatasetError(f"{file}: array '{name}' has shape {header.shape}, expected (rows, dim); {_AGAIN}")
+            raise bad_array(file, name, f"has shape {header.shape}, expected (rows, dim)", _AGAIN)
         if header.shape[0] != rows:
-            raise DatasetError(
-                f"{file}: array '{name}' has {header.shape[0]} rows, an episode of {rows - 1} steps (its name says so) "
-                f"has {rows}; {_AGAIN}"
-            )
+            found = f"has {header.shape[0]} rows, an episode of {rows - 1} steps (its name says so) has {rows}"
+            raise bad_array(file, name, found, _AGAIN)
     return headers
 
 
 def read_arrays(file: Path, names: Sequence[str]) -> Arrays:
-    """Return some arrays of one episode, T+1 rows each.
-
-    Raises:
-        DatasetError: If the episode is malformed or damaged.
-    """
+    """Return some arrays of one episode, T+1 rows each."""
     chunks = list(stream_arrays(file, episode_headers(file), names))
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in names}
 

@@ -19,54 +19,34 @@ from dipole_ray.data.sources.guarantees import enforce, scale_note
 from dipole_ray.data.sources.reading import ActionBounds, Block, ImportReport, Reading
 from dipole_ray.errors import DatasetError
 
-DATASET = "dataset"
-"""What a folder is called that needs no import."""
+DATASET = "dataset"  # what a folder is called that needs no import
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Format:
     """One row of the table."""
 
-    name: str
-    """What users call it."""
-    what: str
-    """What to give, for messages."""
-    suffixes: tuple[str, ...] = ()
-    """Endings of the names that mean this format."""
-    holds: Callable[[Path], bool] = lambda path: False
-    """Whether what lies somewhere is of this format by its contents."""
-    files: Callable[[Path], list[Path]] = lambda path: [path]
-    """The files that the transitions come from."""
-    schema: Callable[[Path, Reading], Schema]
-    """Gives the dimensions, from as little as possible."""
-    read: Callable[[Path, Reading, ImportReport], Iterator[Block]]
-    """Gives the trajectories as they are found there."""
-    takes: frozenset[str] = frozenset()
-    """The fields of `Reading` that choose something here, of those that not every format takes."""
-    has_rewards: Callable[[Path], bool] = lambda path: True
-    """Whether the data brings rewards itself; otherwise a task's `relabel` or `labels` give them."""
-    scales_actions: bool = False
-    """Whether actions are brought to [-1, 1] from their bounds; otherwise they must lie there."""
-    own_bounds: Callable[[Path], ActionBounds | None] = lambda path: None
-    """Gives the bounds of actions that the data brings itself; None: the environment's are taken."""
-    is_joined: bool = False
-    """Whether it is read in single episodes, some of which are handed on together."""
-    is_converted: bool = True
-    """Whether a run takes it as it is; otherwise it needs choices that only an import offers."""
-    environment: str | None = "the environment of this data"
-    """What env.id must name in a run that converts it; None: the labelling finds out."""
-    remembered: Callable[[Path], str] = str
-    """What a dataset made from it says of where it came from."""
-    choices: Callable[[Path, Reading], dict[str, Any]] = lambda path, reading: {}
-    """What it says of how it was read, beyond what all formats are asked."""
+    name: str  # what users call it
+    what: str  # what to give, for messages
+    suffixes: tuple[str, ...] = ()  # endings of the names that mean this format
+    holds: Callable[[Path], bool] = lambda path: False  # whether what lies somewhere is of this format by its contents
+    files: Callable[[Path], list[Path]] = lambda path: [path]  # the files that the transitions come from
+    schema: Callable[[Path, Reading], Schema]  # gives the dimensions, from as little as possible
+    read: Callable[[Path, Reading, ImportReport], Iterator[Block]]  # gives the trajectories as they are found there
+    takes: frozenset[str] = frozenset()  # fields of `Reading` that choose something here and not in every format
+    has_rewards: Callable[[Path], bool] = lambda path: True  # otherwise a task's `relabel` or `labels` give them
+    scales_actions: bool = False  # whether actions are scaled to [-1, 1] from bounds; otherwise they must lie there
+    own_bounds: Callable[[Path], ActionBounds | None] = lambda path: None  # the data's own; None: the environment's
+    is_joined: bool = False  # whether it is read in single episodes, some of which are handed on together
+    is_converted: bool = True  # whether a run takes it as it is; otherwise it needs choices that only an import offers
+    environment: str | None = "the environment of this data"  # what a run's env.id must name; None: labelling finds out
+    remembered: Callable[[Path], str] = str  # what a dataset made from it says of where it came from
+    choices: Callable[[Path, Reading], dict[str, Any]] = lambda path, reading: {}  # what it says of how it was read
 
     def rows(self, path: Path, reading: Reading, report: ImportReport | None = None) -> Iterator[Rows]:
         """Return the rows of whole trajectories, with all guarantees of the schema.
 
-        Args:
-            path: A file or folder of this format.
-            reading: How to read it.
-            report: Counts what was read, dropped and left out, while the rows are consumed.
+        `report` counts what was read, dropped and left out, while the rows are consumed.
 
         Raises:
             DatasetError: If the data is malformed or lacks something; says where, what was found and what to do.
@@ -112,9 +92,7 @@ FORMATS = {
             scales_actions=True,
             own_bounds=minari.action_bounds,
             is_joined=True,
-            choices=lambda _, reading: (
-                {"mapping": {"observations": list(reading.observations)}} if reading.observations else {}
-            ),
+            choices=minari.choices,
         ),
         Format(
             name="d4rl",
@@ -150,8 +128,7 @@ FORMATS = {
             remembered=lambda path: path.name,
         ),
     )
-}
-"""Name -> row; where several fit, the first is meant."""
+}  # name -> row; where several fit, the first is meant
 
 
 def dataset_kind(path: Path) -> str:

@@ -13,29 +13,24 @@ from pathlib import Path
 import numpy as np
 
 from dipole_ray.data.schema import ACTION_LIMIT, ACTION_TOLERANCE, Rows, build_rows, concatenate
-from dipole_ray.data.sources.reading import ActionBounds, Block, ImportReport
+from dipole_ray.data.sources.reading import DAMAGED, ActionBounds, Block, ImportReport
 from dipole_ray.errors import DatasetError
 
-CHUNK_ROWS = 10_000
-"""Rows of short episodes that are handed on together."""
-MAX_NAMED = 10
-"""Rows with non-finite numbers that a report names one by one."""
+CHUNK_ROWS = 10_000  # rows of short episodes that are handed on together
+MAX_NAMED = 10  # rows with non-finite numbers that a report names one by one
 
 
 def enforce(
     blocks: Iterable[Block], bounds: ActionBounds | None, *, drop: bool, join: bool, report: ImportReport
 ) -> Iterator[Rows]:
-    """Yield the rows of what a reader found.
+    """Yield the rows of the trajectories that a reader found.
 
     Args:
-        blocks: Its trajectories.
+        blocks: The trajectories.
         bounds: What becomes -1 and 1 in the actions; None: they are there already.
         drop: Whether transitions with a NaN or infinity are left out instead of refused.
         join: Whether blocks are single episodes, some of which are handed on together.
         report: Counts what happened.
-
-    Raises:
-        DatasetError: If a guarantee cannot be given; says where, what was found and what to do.
     """
     held: list[Rows] = []
     for block in blocks:
@@ -93,13 +88,10 @@ def _finish(block: Block, bounds: ActionBounds | None, drop: bool, report: Impor
 
 
 def _closed(block: Block, ends: np.ndarray, report: ImportReport) -> tuple[np.ndarray, Block]:
-    """Give every trajectory its closing row: its last row, or an added one where that is a full transition.
+    """Return the block with a closing row a trajectory, its last or an added one, and of which original row each is.
 
     Where nobody knows what the last action led to, its row only closes the trajectory, unless the task ended with it:
     then its next observation is never used.
-
-    Returns:
-        Which row of the original each row is, and the block with closing rows.
     """
     following = block.next_observations
     if following is not None:
@@ -124,8 +116,7 @@ def _closed(block: Block, ends: np.ndarray, report: ImportReport) -> tuple[np.nd
 
 def is_followed(following: np.ndarray, states: np.ndarray) -> np.ndarray:
     """Return (N,) bool: whether a next observation, (N, O), is the observation of the next row, (N, O)."""
-    same: np.ndarray = np.isclose(following, states, rtol=1e-5, atol=1e-6, equal_nan=True).all(axis=1)
-    return same
+    return np.asarray(np.isclose(following, states, rtol=1e-5, atol=1e-6, equal_nan=True).all(axis=1))
 
 
 def _check_following(block: Block, following: np.ndarray, ends: np.ndarray) -> None:
@@ -159,9 +150,10 @@ def scale_note(bounds: ActionBounds | None, owner: str) -> list[str]:
     """Return what is to be said of the scaling of actions: nothing if their bounds, `owner`'s, are -1 and 1."""
     if bounds is None:
         return ["nothing says the bounds of the actions: they are taken as lying in [-1, 1] already"]
+    if _is_unit(bounds):
+        return []
     low, high = (", ".join(f"{value:g}" for value in bound[:8]) for bound in bounds)
-    said = f"actions were scaled to [-1, 1] from [{low}] ... [{high}], the bounds of {owner}"
-    return [] if _is_unit(bounds) else [said]
+    return [f"actions were scaled to [-1, 1] from [{low}] ... [{high}], the bounds of {owner}"]
 
 
 def _is_unit(bounds: ActionBounds) -> bool:
@@ -170,13 +162,12 @@ def _is_unit(bounds: ActionBounds) -> bool:
 
 def check_actions(actions: np.ndarray, row_numbers: np.ndarray, path: Path) -> None:
     """Raise DatasetError if an action lies outside [-1, 1] by more than rounding; says how many and where."""
-    outside = (np.abs(actions) > 1.0 + ACTION_TOLERANCE).any(axis=1)
-    if outside.any():
-        first = int(np.flatnonzero(outside)[0])
+    outside = np.flatnonzero((np.abs(actions) > 1.0 + ACTION_TOLERANCE).any(axis=1))
+    if len(outside):
+        action = actions[outside[0]]
         raise DatasetError(
-            f"{path}: {int(outside.sum())} of {len(outside)} actions lie outside [-1, 1], the first at row "
-            f"{row_numbers[first]} ({actions[first][np.abs(actions[first]).argmax()]:.6g}); rescale the actions "
-            "to [-1, 1]"
+            f"{path}: {len(outside)} of {len(actions)} actions lie outside [-1, 1], the first at row "
+            f"{row_numbers[outside[0]]} ({action[np.abs(action).argmax()]:.6g}); rescale the actions to [-1, 1]"
         )
 
 
@@ -195,9 +186,7 @@ def check_counts(counts: dict[str, int], path: Path, remedy: str = "get the file
     """Raise DatasetError unless all arrays have the same number of rows, and some."""
     if len(set(counts.values())) > 1:
         found = ", ".join(f"{name} {count}" for name, count in counts.items())
-        raise DatasetError(
-            f"{path}: arrays differ in their number of rows ({found}); the file is damaged, get it again"
-        )
+        raise DatasetError(f"{path}: arrays differ in their number of rows ({found}); {DAMAGED}")
     if not any(counts.values()):
         raise DatasetError(f"{path}: holds no rows; {remedy}")
 
@@ -210,8 +199,7 @@ def to_float32(values: np.ndarray) -> np.ndarray:
 
 def finite_rows(values: np.ndarray) -> np.ndarray:
     """Return (N,) bool: which rows of `values`, (N, ...), hold finite numbers only."""
-    finite: np.ndarray = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
-    return finite
+    return np.asarray(np.isfinite(values).all(axis=tuple(range(1, values.ndim))))
 
 
 def _non_finite(block: Block, moving: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, list[str]]:

@@ -20,15 +20,14 @@ import numpy as np
 
 from dipole_ray.data.sources.guarantees import check_flags
 from dipole_ray.data.sources.npz import check_expansion
+from dipole_ray.data.sources.reading import OTHER_LAYOUT, bad_array, incomplete
 from dipole_ray.errors import DatasetError
 from dipole_ray.files.durable import format_bytes
 
 Group: TypeAlias = h5py.Group
 
-SLICE_BYTES = 1 << 22
-"""What readers ask for at once."""
-_MAX_BAND_BYTES = 1 << 25
-"""Chunks that hold the same rows, taken together; h5py's own choice is below a few megabytes."""
+SLICE_BYTES = 1 << 22  # what readers ask for at once
+_MAX_BAND_BYTES = 1 << 25  # chunks that hold the same rows, taken together; h5py's own choice is below a few megabytes
 _GZIP, _SHUFFLE = h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE
 _PIPELINES = ((), (_GZIP,), (_SHUFFLE,), (_SHUFFLE, _GZIP))
 _LINKS = {h5py.h5l.TYPE_SOFT: "a soft link", h5py.h5l.TYPE_EXTERNAL: "a link into another file"}
@@ -38,20 +37,14 @@ _REPACK = "save it again as a plain array with h5py's create_dataset"
 
 @contextmanager
 def open_hdf5(path: Path) -> Iterator[Group]:
-    """Open a file and give its root; what libhdf5 finds wrong with it meanwhile becomes a DatasetError.
-
-    Raises:
-        DatasetError: If it is no HDF5 file, or damaged.
-    """
+    """Open a file and give its root; what libhdf5 finds wrong with it meanwhile becomes a DatasetError."""
     if not path.is_file():
         raise DatasetError(f"{path}: no such file; give the path of an .hdf5 file")
     try:
         with h5py.File(path, "r", locking=False) as file:
             yield file
     except _BROKEN as error:
-        raise DatasetError(
-            f"{path}: not a complete HDF5 file ({str(error)[:300]}); it is damaged or cut short, get it again"
-        ) from error
+        raise incomplete(path, "HDF5 file", error) from error
 
 
 def is_group(value: object) -> bool:
@@ -65,11 +58,7 @@ def child_names(group: Group) -> list[str]:
 
 
 def child(path: Path, group: Group, name: str) -> Group | h5py.Dataset | None:
-    """Return what lies in a group under `name`, or None; parts of a longer name are separated by slashes.
-
-    Raises:
-        DatasetError: If it is a link that could lead out of the file.
-    """
+    """Return what lies in a group under `name` (a/b: b in a), or None; links that could leave the file are refused."""
     for part in name.split("/"):
         # `in`, `get` and `[]` would follow a link before they say that it is one.
         if not is_group(group) or not part.strip(".") or not group.id.links.exists(part.encode()):
@@ -96,19 +85,16 @@ class Array:
 
         Args:
             path: The file, for messages.
-            group: Where the array lies.
+            group: Where the array lies, under `name`.
             name: Its name there.
             dims: Numbers of dimensions that it may have.
             kinds: numpy's letters of the types that it may have.
-
-        Raises:
-            DatasetError: If it is missing, no plain array, of another shape or type, or not all in this file.
         """
         found = child(path, group, name)
         self._path, self._where = path, _inside(group, name)
         if found is None:
             there = ", ".join(sorted(child_names(group))[:12]) or "nothing"
-            raise self._error(f"is missing (found {there})", "the file is damaged or of another layout, get it again")
+            raise self._error(f"is missing (found {there})", OTHER_LAYOUT)
         if not isinstance(found, h5py.Dataset):
             raise self._error(f"is a {type(found).__name__.lower()}, not an array", _REPACK)
         self._dataset = found
@@ -128,11 +114,7 @@ class Array:
         return self.shape[0] * self.row_bytes
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Return rows, (stop - start, ...) in the type of the file.
-
-        Raises:
-            DatasetError: If the file is damaged; `open_hdf5` gives what libhdf5 raises that form.
-        """
+        """Return rows, (stop - start, ...) in the type of the file."""
         if not self._filters:
             plain: np.ndarray = self._dataset[start:stop]
             return plain
@@ -170,9 +152,8 @@ class Array:
                     data = _inflate(data, size) if code == _GZIP else _unshuffle(data, self._dtype.itemsize)
             return np.frombuffer(data, self._dtype).reshape(self._chunks)
         except _BROKEN as error:
-            raise self._error(
-                f"is damaged in the chunk at row {corner[0]} ({str(error)[:200]})", "get the file again"
-            ) from error
+            found = f"is damaged in the chunk at row {corner[0]} ({str(error)[:200]})"
+            raise self._error(found, "get the file again") from error
 
     def _check_type(self, kinds: str) -> None:
         try:
@@ -213,10 +194,8 @@ class Array:
         else:
             expected, written, unit = self.num_bytes, self._dataset.id.get_storage_size(), "bytes"
         if written != expected:
-            raise self._error(
-                f"says shape {self.shape} ({expected} {unit}) but {written} {unit} were written",
-                "the file is damaged or its writer was interrupted, get it again",
-            )
+            what = f"says shape {self.shape} ({expected} {unit}) but {written} {unit} were written"
+            raise self._error(what, "the file is damaged or its writer was interrupted, get it again")
 
     def _check_chunks(self) -> None:
         band = self._dtype.itemsize * self._chunks[0]
@@ -228,15 +207,11 @@ class Array:
             raise self._error(f"is {self._dtype} in a form of its own", _REPACK)
 
     def _error(self, found: str, remedy: str) -> DatasetError:
-        return DatasetError(f"{self._path}: array '{self._where}' {found}; {remedy}")
+        return bad_array(self._path, self._where, found, remedy)
 
 
 def read_flags(array: Array, name: str, path: Path) -> np.ndarray:
-    """Return a whole array of 0 and 1 as (N,) bool.
-
-    Raises:
-        DatasetError: If another number is among them; says where.
-    """
+    """Return a whole array as (N,) bool; raise DatasetError where it holds another number than 0 and 1."""
     flags = np.empty(array.shape[0], bool)
     step = max(1024, SLICE_BYTES // max(1, array.row_bytes))
     for start in range(0, len(flags), step):

@@ -25,25 +25,17 @@ class TableMapping:
     must say enough to tell them apart: a time limit ends the trajectory but not the task.
     """
 
-    observations: Columns = "observations"
-    """Observation at the time of the action."""
-    actions: Columns = "actions"
-    """Action, in [-1, 1]."""
-    rewards: str = "rewards"
-    """Reward of the action."""
-    next_observations: Columns | None = None
-    """Observation after the action; must equal the next row's observation inside a trajectory."""
-    masks: str | None = None
-    """0 where the task ended with this transition (never bootstrap), else 1."""
-    terminals: str | None = None
-    """1 on the last row of a trajectory; says also that the task ended where `masks` is absent and `timeouts` or
-    `episode` tells the other ends."""
-    timeouts: str | None = None
-    """1 where a time limit cut the trajectory."""
-    episode: str | None = None
-    """A value that is the same over one trajectory and differs from its neighbours'."""
+    observations: Columns = "observations"  # observation at the time of the action
+    actions: Columns = "actions"  # action, in [-1, 1]
+    rewards: str = "rewards"  # reward of the action
+    next_observations: Columns | None = None  # after the action: inside a trajectory, the next row's observation
+    masks: str | None = None  # 0 where the task ended with this transition (never bootstrap), else 1
+    # Says also that the task ended, where `masks` is absent and `timeouts` or `episode` tells the other ends.
+    terminals: str | None = None  # 1 on the last row of a trajectory
+    timeouts: str | None = None  # 1 where a time limit cut the trajectory
+    episode: str | None = None  # a value that is the same over one trajectory and differs from its neighbours'
+    # What `terminals` mean where the columns leave it open: the task ended, or merely the trajectory.
     terminals_are: Literal["termination", "boundary"] | None = None
-    """What `terminals` mean where the columns leave it open: the task ended, or merely the trajectory."""
 
     def __post_init__(self) -> None:
         if self.terminals_are not in (None, "termination", "boundary"):
@@ -56,8 +48,7 @@ class TableMapping:
             )
         if self.masks and self.terminals_are == "termination":
             raise ConfigError("masks and terminals_are=termination both say where the task ends; leave one out")
-        is_open = self.terminals and not (self.masks or self.timeouts or self.episode or self.terminals_are)
-        if is_open:
+        if self.terminals and not (self.masks or self.timeouts or self.episode or self.terminals_are):
             raise ConfigError(
                 f"terminals={self.terminals} alone does not tell a time limit from the end of the task; map masks, "
                 "timeouts or episode as well, or say terminals_are=termination or terminals_are=boundary"
@@ -103,10 +94,9 @@ class TableMapping:
         Raises:
             DatasetError: If a column is not there; names the nearest one.
         """
-        resolved = {}
-        for name, value in self.to_json().items():
-            if name == "terminals_are":
-                continue
+        resolved, mapped = {}, self.to_json()
+        mapped.pop("terminals_are", None)
+        for name, value in mapped.items():
             patterns = (value,) if isinstance(value, str) else value
             names = tuple(column for pattern in patterns for column in _expand(pattern, available))
             for column in names:
@@ -132,19 +122,12 @@ class TableMapping:
     def masks_and_ends(self, flags: dict[str, np.ndarray], count: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the bootstrap masks, (N,) float32, and the known trajectory ends, (N,) bool.
 
-        Args:
-            flags: The columns masks, terminals, timeouts (N,) as far as they are mapped.
-            count: N.
+        `flags` are the columns masks, terminals and timeouts, (count,) each, as far as they are mapped.
         """
         nothing = np.zeros(count, dtype=np.float32)
         terminals, timeouts = flags.get("terminals", nothing) != 0, flags.get("timeouts", nothing) != 0
-        if "masks" in flags:
-            masks = flags["masks"]
-        elif self.terminals_are == "boundary":
-            masks = np.ones(count, dtype=np.float32)
-        else:
-            masks = 1.0 - terminals.astype(np.float32)
-        return masks, terminals | timeouts
+        ended = nothing if self.terminals_are == "boundary" else terminals.astype(np.float32)
+        return flags.get("masks", 1.0 - ended), terminals | timeouts
 
 
 def _expand(pattern: str, available: Sequence[str]) -> list[str]:

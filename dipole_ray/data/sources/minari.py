@@ -19,7 +19,7 @@ import numpy as np
 from dipole_ray.columns import Schema
 from dipole_ray.data.sources.guarantees import check_flags, to_float32
 from dipole_ray.data.sources.minari_storage import MAIN_FILE, STEPS, arrow_episodes, hdf5_episodes
-from dipole_ray.data.sources.reading import ActionBounds, Arrays, Block, ImportReport, Reading
+from dipole_ray.data.sources.reading import ActionBounds, Arrays, Block, ImportReport, Reading, bad_array
 from dipole_ray.errors import ConfigError, DatasetError
 from dipole_ray.files.durable import read_json
 
@@ -41,11 +41,7 @@ def minari_files(path: Path) -> list[Path]:
 
 
 def chosen_observations(pairs: Sequence[str]) -> tuple[str, ...]:
-    """Return the entries that `observations=a,b` texts choose from dict observations.
-
-    Raises:
-        ConfigError: If a text says something else: the other arrays have fixed names.
-    """
+    """Return the entries that `observations=a,b` texts choose from dict observations."""
     chosen: list[str] = []
     for pair in pairs:
         name, _, entries = pair.partition("=")
@@ -58,11 +54,18 @@ def chosen_observations(pairs: Sequence[str]) -> tuple[str, ...]:
     return tuple(chosen)
 
 
+def choices(_: Path, reading: Reading) -> dict[str, Any]:
+    """Return what a dataset remembers of how it was read."""
+    return {"mapping": {"observations": list(reading.observations)}} if reading.observations else {}
+
+
 def schema(path: Path, reading: Reading) -> Schema:
-    """Return the dimensions of the first episode."""
-    for _, _, arrays in _episodes(path, reading.observations):
-        return Schema(arrays["observations"].shape[1], arrays["actions"].shape[1])
-    raise DatasetError(f"{path}: holds no episodes; nothing to import")
+    """Return the dimensions of the first episode; there is one, or the dataset was refused."""
+    return Schema(*_dims(next(_episodes(path, reading.observations))[2]))
+
+
+def _dims(arrays: Arrays) -> tuple[int, int]:
+    return arrays["observations"].shape[1], arrays["actions"].shape[1]
 
 
 def read(path: Path, reading: Reading, report: ImportReport) -> Iterator[Block]:
@@ -70,7 +73,7 @@ def read(path: Path, reading: Reading, report: ImportReport) -> Iterator[Block]:
     dims: tuple[int, int] | None = None
     for where, name, arrays in _episodes(path, reading.observations):
         _check_episode(where, arrays, dims)
-        dims = arrays["observations"].shape[1], arrays["actions"].shape[1]
+        dims = _dims(arrays)
         observations = to_float32(arrays["observations"])
         terminations = arrays["terminations"].reshape(-1) != 0
         ends = terminations | (arrays["truncations"].reshape(-1) != 0)
@@ -91,18 +94,17 @@ def read(path: Path, reading: Reading, report: ImportReport) -> Iterator[Block]:
 def _check_episode(where: Path, arrays: Arrays, dims: tuple[int, int] | None) -> None:
     steps = len(arrays["actions"])
     for name, values in arrays.items():
-        if len(values) != steps + (name == "observations"):
-            raise DatasetError(
-                f"{where}: array '{name}' has {len(values)} rows, {steps} actions need "
-                f"{steps + (name == 'observations')}; get the dataset again, or a later version of it"
-            )
+        needed = steps + (name == "observations")
+        if len(values) != needed:
+            what = f"has {len(values)} rows, {steps} actions need {needed}"
+            raise bad_array(where, name, what, "get the dataset again, or a later version of it")
         if name in STEPS and values.size != steps:
-            raise DatasetError(f"{where}: array '{name}' has shape {values.shape}, expected ({steps},); flatten it")
+            raise bad_array(where, name, f"has shape {values.shape}, expected ({steps},)", "flatten it")
         if name in ("terminations", "truncations"):
             check_flags(values.reshape(-1), f"'{name}'", where)
     if not steps:
         raise DatasetError(f"{where}: an episode without steps; delete it with Minari and get the rest again")
-    found = arrays["observations"].shape[1], arrays["actions"].shape[1]
+    found = _dims(arrays)
     if dims not in (None, found):
         raise DatasetError(
             f"{where}: observations have {found[0]} and actions {found[1]} dimensions, earlier episodes {dims}; the "
@@ -128,8 +130,7 @@ def action_bounds(path: Path) -> ActionBounds | None:
 
 
 def _folder(path: Path) -> Path:
-    folder = _find(path)
-    if folder is None:
+    if (folder := _find(path)) is None:
         raise DatasetError(f"{path}: no Minari dataset; give the folder that holds data/{MAIN_FILE}")
     return folder
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from dipole_ray.data.sources.hdf5 import Array, Group, child, child_names, is_group, open_hdf5
 from dipole_ray.data.sources.npz import check_expansion
-from dipole_ray.data.sources.reading import Arrays
+from dipole_ray.data.sources.reading import DAMAGED, OTHER_LAYOUT, Arrays, bad_array
 from dipole_ray.data.sources.table import column_matrix, column_vector, read_batches
 from dipole_ray.errors import DatasetError
 
@@ -28,9 +28,6 @@ def hdf5_episodes(folder: Path, count: int | None, components: Sequence[str]) ->
         folder: Holds main_data.hdf5.
         count: Episodes that there must be; None if nobody says.
         components: Entries of dict observations to join; empty where observations are one array.
-
-    Raises:
-        DatasetError: If an episode is missing or malformed.
     """
     path = folder / MAIN_FILE
     with open_hdf5(path) as file:
@@ -42,7 +39,7 @@ def hdf5_episodes(folder: Path, count: int | None, components: Sequence[str]) ->
             name = f"episode_{number}"
             group = child(path, file, name)
             if not is_group(group):
-                raise DatasetError(f"{path}: '{name}' is no group; the file is damaged, get it again")
+                raise DatasetError(f"{path}: '{name}' is no group; {DAMAGED}")
             parts = [Array(path, group, part, (2,), "f") for part in _observation_names(path, group, components)]
             columns = {"actions": Array(path, group, "actions", (2,), "f")}
             columns |= {step: Array(path, group, step, (1, 2)) for step in STEPS}
@@ -128,10 +125,8 @@ def _arrow_parts(file: Path, components: Sequence[str]) -> Iterator[Arrays]:
 def _columns(file: Path, available: list[str]) -> Sequence[str]:
     for name in _NAMES:
         if available.count(name) != 1:
-            raise DatasetError(
-                f"{file}: array '{name}' is {'missing' if name not in available else 'there twice'} (found "
-                f"{', '.join(available)}); the file is damaged or of another layout, get it again"
-            )
+            what = "missing" if name not in available else "there twice"
+            raise bad_array(file, name, f"is {what} (found {', '.join(available)})", OTHER_LAYOUT)
     return _NAMES
 
 
@@ -139,20 +134,19 @@ def _vectors(batch: pa.RecordBatch, name: str, file: Path) -> np.ndarray:
     kind = batch.column(name).type
     is_list = pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind)
     if not (is_list and pa.types.is_floating(kind.value_type)):
-        raise DatasetError(
-            f"{file}: array '{name}' is of type {kind}; expected vectors of floats (pixel and discrete data are not "
-            "supported): record the environment with flat Box spaces"
-        )
+        expected = "expected vectors of floats (pixel and discrete data are not supported)"
+        raise bad_array(file, name, f"is of type {kind}", f"{expected}: record the environment with flat Box spaces")
     return column_matrix(batch, (name,), file, 0)
 
 
 def _needs_choice(path: Path, names: Sequence[str]) -> DatasetError:
+    found = sorted(names)[:12]
     return DatasetError(
-        f"{path}: array 'observations' is a dict of {', '.join(sorted(names)[:12])}; choose what becomes the "
-        "observation vector, in the order of the environment that you train in (FlattenObservation takes that of its "
-        f"space): dipole data import ... --map observations={','.join(sorted(names)[:12])}"
+        f"{path}: array 'observations' is a dict of {', '.join(found)}; choose what becomes the observation vector, in "
+        "the order of the environment that you train in (FlattenObservation takes that of its space): dipole data "
+        f"import ... --map observations={','.join(found)}"
     )
 
 
 def _needs_none(path: Path) -> DatasetError:
-    return DatasetError(f"{path}: array 'observations' is one array, there is nothing to choose; leave --map out")
+    return bad_array(path, "observations", "is one array, there is nothing to choose", "leave --map out")

@@ -20,34 +20,29 @@ from typing import IO
 
 import numpy as np
 
+from dipole_ray.data.sources.reading import DAMAGED, bad_array, incomplete
 from dipole_ray.errors import DatasetError
 from dipole_ray.files.durable import format_bytes
 
-MAX_EXPANSION = 100
-"""A file that declares more than this many times its own size is refused (real recordings compress below 20)."""
-SMALL_BYTES = 1 << 28
-"""What any file may declare, however small it is."""
+MAX_EXPANSION = 100  # times its own size that a file may declare (real recordings compress below 20)
+SMALL_BYTES = 1 << 28  # what any file may declare, however small it is
 MAX_MEMBERS = 1000
 _CHUNK_BYTES = 1 << 22
 _PART_BYTES = 1 << 20
 _MAX_HEADER_BYTES = 10_000
 _IS_ENCRYPTED = 1
+# What zipfile, zlib and numpy raise on damage; NotImplementedError is zipfile's, of a compression it does not know.
 _BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError, NotImplementedError, RuntimeError)
-"""What zipfile, zlib and numpy raise on damage; NotImplementedError is zipfile's, of a compression it does not know."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ArrayHeader:
     """What one array of the file says about itself."""
 
-    dtype: np.dtype
-    """Element type."""
-    shape: tuple[int, ...]
-    """Dimensions, rows first."""
-    is_fortran: bool
-    """Whether the bytes lie column by column."""
-    crc32: int = 0
-    """CRC-32 of the array's file as the archive states it; it is compared whenever the array is read to its end."""
+    dtype: np.dtype  # element type
+    shape: tuple[int, ...]  # dimensions, rows first
+    is_fortran: bool  # whether the bytes lie column by column
+    crc32: int = 0  # of the array's file, as the archive states it; compared when the array is read to its end
 
     @property
     def row_bytes(self) -> int:
@@ -71,17 +66,11 @@ def read_headers(path: Path) -> dict[str, ArrayHeader]:
             check_expansion(path, declared, f"arrays {', '.join(info.filename for info in members[:8])}")
             return {info.filename.removesuffix(".npy"): _read_header(path, archive, info) for info in members}
     except _BROKEN as error:
-        raise _broken(path, error) from error
+        raise incomplete(path, ".npz file", error) from error
 
 
 def check_expansion(path: Path, declared: int, what: str) -> None:
-    """Raise DatasetError if a file declares far more bytes than it has: it would fill the memory.
-
-    Args:
-        path: The file.
-        declared: Bytes of its content once decompressed.
-        what: What they are, for the message.
-    """
+    """Raise DatasetError if a file declares so many bytes of `what`, once decompressed, that they fill the memory."""
     held = path.stat().st_size
     if declared > max(SMALL_BYTES, MAX_EXPANSION * held):
         raise DatasetError(
@@ -91,11 +80,7 @@ def check_expansion(path: Path, declared: int, what: str) -> None:
 
 
 def stream_arrays(path: Path, headers: dict[str, ArrayHeader], names: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
-    """Yield the named arrays, all of the same number of rows, in chunks of the same rows.
-
-    Raises:
-        DatasetError: If the file is damaged.
-    """
+    """Yield the named arrays, all of the same number of rows, in chunks of the same rows."""
     num_rows = headers[names[0]].shape[0]
     chunk_rows = max(1024, _CHUNK_BYTES // max(1, sum(headers[name].row_bytes for name in names)))
     try:
@@ -111,17 +96,15 @@ def stream_arrays(path: Path, headers: dict[str, ArrayHeader], names: Sequence[s
             for start in range(0, num_rows, chunk_rows):
                 count = min(chunk_rows, num_rows - start)
                 chunk = {}
-                for name in names:
+                for name, header in ((name, headers[name]) for name in names):
                     if name in whole:
                         chunk[name] = whole[name][start : start + count]
-                        continue
-                    data = _read_exactly(streams[name], count * headers[name].row_bytes)
-                    chunk[name] = np.frombuffer(data, dtype=headers[name].dtype).reshape(
-                        count, *headers[name].shape[1:]
-                    )
+                    else:
+                        values = np.frombuffer(_read_exactly(streams[name], count * header.row_bytes), header.dtype)
+                        chunk[name] = values.reshape(count, *header.shape[1:])
                 yield chunk
     except _BROKEN as error:
-        raise _broken(path, error) from error
+        raise incomplete(path, ".npz file", error) from error
 
 
 class _Untrusted(io.BufferedReader):
@@ -166,10 +149,8 @@ def _check_members(path: Path, members: Sequence[zipfile.ZipInfo]) -> None:
             # zipfile decompresses other methods a block at a time, and one block can hold gigabytes.
             finding = f"is compressed by method {info.compress_type}"
         if finding is not None:
-            raise DatasetError(
-                f"{path}: array '{info.filename}' {finding}, which no .npz of numpy's has; "
-                "save it again with np.savez or np.savez_compressed"
-            )
+            remedy = "save it again with np.savez or np.savez_compressed"
+            raise bad_array(path, info.filename, f"{finding}, which no .npz of numpy's has", remedy)
         seen.add(info.filename)
 
 
@@ -179,20 +160,14 @@ def _read_header(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) ->
             header = _parse_header(stream)
             found = info.file_size - stream.tell()
     except _BROKEN as error:
-        raise DatasetError(
-            f"{path}: array '{info.filename}' has no readable header ({error}); the file is damaged, get it again"
-        ) from error
+        raise bad_array(path, info.filename, f"has no readable header ({error})", DAMAGED) from error
     if header.dtype.hasobject:
-        raise DatasetError(
-            f"{path}: array '{info.filename}' holds Python objects, which could run code when loaded; "
-            "save plain numbers with np.savez"
-        )
+        what = "holds Python objects, which could run code when loaded"
+        raise bad_array(path, info.filename, what, "save plain numbers with np.savez")
     needed = header.dtype.itemsize * math.prod(header.shape)
     if found != needed or min(header.shape, default=0) < 0:
-        raise DatasetError(
-            f"{path}: array '{info.filename}' says shape {header.shape} ({needed} bytes) but {found} bytes are stored; "
-            "the file is damaged, get it again"
-        )
+        what = f"says shape {header.shape} ({needed} bytes) but {found} bytes are stored"
+        raise bad_array(path, info.filename, what, DAMAGED)
     return replace(header, crc32=info.CRC)
 
 
@@ -223,7 +198,3 @@ def _read_exactly(stream: IO[bytes], count: int) -> bytearray:
         data[done : done + len(part)] = part
         done += len(part)
     return data
-
-
-def _broken(path: Path, error: BaseException) -> DatasetError:
-    return DatasetError(f"{path}: not a complete .npz file ({error}); it is damaged or cut short, get it again")

@@ -15,7 +15,7 @@ import numpy as np
 from dipole_ray.columns import Schema
 from dipole_ray.data.sources.guarantees import check_actions, check_counts, check_flags, to_float32
 from dipole_ray.data.sources.npz import ArrayHeader, read_headers, stream_arrays
-from dipole_ray.data.sources.reading import Arrays, Block, ImportReport, Reading, Relabel
+from dipole_ray.data.sources.reading import Arrays, Block, ImportReport, Reading, Relabel, bad_array
 from dipole_ray.errors import DatasetError
 
 _REQUIRED = ("observations", "actions", "terminals")
@@ -60,9 +60,9 @@ def read(path: Path, reading: Reading, report: ImportReport) -> Iterator[Block]:
         held = [{name: values[end:] for name, values in arrays.items()}] if end else [*held, arrays]
         if end:
             joined = {name: np.concatenate([part[name] for part in whole]) for name in names} if whole[1:] else whole[0]
-            first_row = report.rows_read
-            report.rows_read += len(joined["terminals"])
-            yield _block(joined, relabel, path, first_row)
+            block = _block(joined, relabel, path, report.rows_read)
+            report.rows_read += len(block.rewards)
+            yield block
 
 
 def _no_rewards(arrays: Arrays) -> tuple[np.ndarray, np.ndarray]:
@@ -107,25 +107,19 @@ def _checked_headers(path: Path) -> dict[str, ArrayHeader]:
     headers = read_headers(path)
     missing = [name for name in _REQUIRED if name not in headers]
     if missing:
-        raise DatasetError(
-            f"{path}: array '{missing[0]}' is missing (found {', '.join(sorted(headers)) or 'none'}); an OGBench file "
-            "has observations, actions and terminals; save other layouts as a table (--format table)"
-        )
+        found = f"is missing (found {', '.join(sorted(headers)) or 'none'})"
+        remedy = "save other layouts as a table (--format table)"
+        raise bad_array(path, missing[0], f"{found}; an OGBench file has observations, actions and terminals", remedy)
     for name, dims in (("observations", 2), ("actions", 2), ("terminals", 1), ("rewards", 1), ("masks", 1)):
         header = headers.get(name)
         if header is None:
             continue
-        kinds = "f" if name in ("observations", "actions") else "fiub"
+        kinds, wanted, shape = ("f", "float32", "(rows, dim)") if dims == 2 else ("fiub", "a number", "(rows,)")
         if header.dtype.kind not in kinds:
-            raise DatasetError(
-                f"{path}: array '{name}' is of type {header.dtype}; "
-                f"save it as {'float32' if kinds == 'f' else 'a number'} (pixel and discrete data are not supported)"
-            )
+            remedy = f"save it as {wanted} (pixel and discrete data are not supported)"
+            raise bad_array(path, name, f"is of type {header.dtype}", remedy)
         if len(header.shape) != dims or 0 in header.shape[1:]:
-            raise DatasetError(
-                f"{path}: array '{name}' has shape {header.shape}; expected {'(rows, dim)' if dims == 2 else '(rows,)'}"
-                ", flatten it before saving"
-            )
+            raise bad_array(path, name, f"has shape {header.shape}", f"expected {shape}, flatten it before saving")
     return headers
 
 
@@ -134,7 +128,7 @@ def _check_rows(path: Path, headers: dict[str, ArrayHeader], names: list[str]) -
     check_counts(counts, path, "get the file again or collect data with 'dipole data collect'")
     for name in names:
         if headers[name].dtype.kind not in "fiub":
-            raise DatasetError(f"{path}: array '{name}' is of type {headers[name].dtype}; save it as numbers")
+            raise bad_array(path, name, f"is of type {headers[name].dtype}", "save it as numbers")
 
 
 def _check_boundaries(path: Path, headers: dict[str, ArrayHeader]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +21,7 @@ from dipole_ray.data.sources.arrow_index import declared_bytes
 from dipole_ray.data.sources.guarantees import check_flags, is_followed, to_float32
 from dipole_ray.data.sources.mapping import TableMapping
 from dipole_ray.data.sources.npz import check_expansion
-from dipole_ray.data.sources.reading import Arrays, Block, ImportReport, Reading
+from dipole_ray.data.sources.reading import Arrays, Block, ImportReport, Reading, incomplete
 from dipole_ray.errors import DatasetError
 
 SUFFIXES = (".parquet", ".arrow", ".feather", ".ipc")
@@ -30,11 +31,7 @@ _BROKEN = (pa.ArrowException, OSError, ValueError, MemoryError)
 
 
 def table_files(path: Path) -> list[Path]:
-    """Return the table files at `path`, in the order of their names.
-
-    Raises:
-        DatasetError: If there is none.
-    """
+    """Return the table files at `path`, in the order of their names."""
     files = sorted(p for p in path.iterdir() if p.suffix in SUFFIXES) if path.is_dir() else [path]
     if not files or files[0].suffix not in SUFFIXES:
         raise DatasetError(f"{path}: no table here; give a file, or a folder of files, ending in {', '.join(SUFFIXES)}")
@@ -50,7 +47,7 @@ def table_columns(path: Path) -> list[str]:
     try:
         return _names(_open_table(file))
     except UnicodeDecodeError as error:
-        raise _broken(file, error) from error
+        raise incomplete(file, "table", error) from error
 
 
 def mapping_of(path: Path, reading: Reading) -> TableMapping:
@@ -101,18 +98,11 @@ def read(path: Path, reading: Reading, report: ImportReport) -> Iterator[Block]:
 
 
 def _block(arrays: Arrays, ends: np.ndarray, path: Path, report: ImportReport) -> Block:
-    first_row = report.rows_read
+    names = ("observations", "actions", "rewards", "masks", "next_observations")
+    found: dict[str, Any] = {name: arrays.get(name) for name in names}
+    block = Block(path=path, **found, ends=ends, first_row=report.rows_read)
     report.rows_read += len(ends)
-    return Block(
-        path=path,
-        observations=arrays["observations"],
-        actions=arrays["actions"],
-        rewards=arrays["rewards"],
-        masks=arrays["masks"],
-        ends=ends,
-        next_observations=arrays.get("next_observations"),
-        first_row=first_row,
-    )
+    return block
 
 
 def _trajectory_ends(arrays: Arrays, mapping: TableMapping, *, is_last: bool) -> np.ndarray:
@@ -132,10 +122,8 @@ def _trajectory_ends(arrays: Arrays, mapping: TableMapping, *, is_last: bool) ->
 
 def _batch_arrays(batch: pa.RecordBatch, mapping: TableMapping, path: Path, first_row: int) -> Arrays:
     columns = mapping.resolve(batch.schema.names, path)
-    arrays: Arrays = {}
-    for name in ("observations", "actions", "next_observations"):
-        if name in columns:
-            arrays[name] = column_matrix(batch, columns[name], path, first_row)
+    vectors = [name for name in ("observations", "actions", "next_observations") if name in columns]
+    arrays: Arrays = {name: column_matrix(batch, columns[name], path, first_row) for name in vectors}
     if arrays.get("next_observations", arrays["observations"]).shape != arrays["observations"].shape:
         raise DatasetError(
             f"{path}: next_observations have {arrays['next_observations'].shape[1]} dimensions, observations "
@@ -172,11 +160,7 @@ def _episodes(batch: pa.RecordBatch, name: str, path: Path, first_row: int) -> n
 
 
 def column_matrix(batch: pa.RecordBatch, names: tuple[str, ...], path: Path, first_row: int) -> np.ndarray:
-    """Return (N, dim) float32 from one list column or several scalar columns.
-
-    Raises:
-        DatasetError: If a column is no such thing, holds nulls, or its lists differ in length.
-    """
+    """Return (N, dim) float32 from one list column or several scalar columns."""
     column = batch.column(names[0])
     is_list = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
     if len(names) > 1 or not (is_list or pa.types.is_fixed_size_list(column.type)):
@@ -186,8 +170,8 @@ def column_matrix(batch: pa.RecordBatch, names: tuple[str, ...], path: Path, fir
     _check_nulls(values, names[0], path, first_row)
     if is_list:
         lengths = np.diff(column.offsets.to_numpy())
-        if len(lengths) and (lengths != lengths[0]).any():
-            row = int(np.flatnonzero(lengths != lengths[0])[0])
+        if len(other := np.flatnonzero(lengths != lengths[:1])):
+            row = other[0]
             raise DatasetError(
                 f"{path}: column '{names[0]}' has {lengths[row]} values at row {first_row + row} and {lengths[0]} "
                 f"at row {first_row}; every row needs the same length"
@@ -198,11 +182,7 @@ def column_matrix(batch: pa.RecordBatch, names: tuple[str, ...], path: Path, fir
 
 
 def column_vector(batch: pa.RecordBatch, name: str, path: Path, first_row: int) -> np.ndarray:
-    """Return (N,) float32 from a column of numbers.
-
-    Raises:
-        DatasetError: If it is none, or holds nulls.
-    """
+    """Return (N,) float32 from a column of numbers."""
     column = batch.column(name)
     _check_nulls(column, name, path, first_row)
     values = _to_numbers(column, name, path)
@@ -237,15 +217,7 @@ def _mapped(mapping: TableMapping, file: Path, available: list[str]) -> list[str
 
 
 def read_batches(file: Path, choose: Callable[[list[str]], Sequence[str]]) -> Iterator[pa.RecordBatch]:
-    """Yield the batches of one table file that have rows, with some of its columns.
-
-    Args:
-        file: A .parquet, or else an Arrow file.
-        choose: Gives the columns to read, of those that are there.
-
-    Raises:
-        DatasetError: If the file is damaged, or declares what it cannot hold.
-    """
+    """Yield the batches of one .parquet or else Arrow file that have rows, with the columns that `choose` chooses."""
     try:
         table = _open_table(file)
         names = list(dict.fromkeys(choose(_names(table))))
@@ -261,7 +233,7 @@ def read_batches(file: Path, choose: Callable[[list[str]], Sequence[str]]) -> It
             if batch.num_rows:
                 yield batch.select(names)
     except _BROKEN as error:
-        raise _broken(file, error) from error
+        raise incomplete(file, "table", error) from error
 
 
 def _check_parquet(table: pq.ParquetFile, names: list[str], file: Path) -> None:
@@ -286,11 +258,7 @@ def _open_table(file: Path) -> pq.ParquetFile | pa.RecordBatchFileReader:
             return pq.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER_BYTES)
         return pa.ipc.open_file(pa.OSFile(str(file)), options=pa.ipc.IpcReadOptions(use_threads=False))
     except _BROKEN as error:
-        raise _broken(file, error) from error
-
-
-def _broken(file: Path, error: Exception) -> DatasetError:
-    return DatasetError(f"{file}: not a complete table ({str(error)[:300]}); it is damaged or cut short, get it again")
+        raise incomplete(file, "table", error) from error
 
 
 def _names(table: pq.ParquetFile | pa.RecordBatchFileReader) -> list[str]:
