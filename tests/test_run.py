@@ -19,7 +19,7 @@ from dipole_ray.collect import collect
 from dipole_ray.files.checkpoint import newest_valid, read_checkpoint
 from dipole_ray.tracking.metrics_file import read_metrics
 from dipole_ray.tracking.mlflow_feed import connect
-from tests.cli.commands import LAUNCH, dipole, environment, write_config
+from tests.cli.commands import LAUNCH, dipole_here, environment, write_config
 
 ROW_KEYS = {
     "method", "omega", "candidates", "episodes", "success", "success_low", "success_high", "return", "return_low",
@@ -59,7 +59,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def finished(folder: Path) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """An uninterrupted run, with MLflow."""
-    ended = dipole("train", "small.yaml", "tracking.mlflow=true", "folder=whole", cwd=folder)
+    ended = dipole_here("train", "small.yaml", "tracking.mlflow=true", "folder=whole", cwd=folder)
     assert ended.returncode == 0, ended.stderr
     return only(folder, "whole/small-*"), ended
 
@@ -174,7 +174,7 @@ def test_ctrl_c_and_resume_end_where_the_whole_run_ends(
     stopped = read_checkpoint(run / "checkpoints")
     steps = stopped.learner_steps, stopped.metadata["env_steps"]
     assert steps < (180, 240)
-    ended = dipole("train", "--resume", run.relative_to(folder), cwd=folder)
+    ended = dipole_here("train", "--resume", run.relative_to(folder), cwd=folder)
     assert ended.returncode == 0, ended.stderr
     assert final_agent(run) == final_agent(whole)
     assert _rows_by_phase(json.loads((run / "evaluation.json").read_text())) == _rows_by_phase(
@@ -212,7 +212,7 @@ def test_resume_warns_of_an_allowed_change_and_goes_further(
     checkpoint = newest_valid(run / "checkpoints")
     assert checkpoint is not None
     changes = ["agent.learning_rate=0.0001", "training.online_env_steps=360", "tracking.mlflow=false"]
-    ended = dipole("train", "--resume", run, *changes, cwd=folder)
+    ended = dipole_here("train", "--resume", run, *changes, cwd=folder)
     assert ended.returncode == 0, ended.stderr
     assert "agent.learning_rate: 0.001 -> 0.0001" in ended.stderr
     last = read_metrics(run)[-1]
@@ -223,7 +223,7 @@ def test_evaluate_gives_the_rows_that_were_asked_for(
     folder: Path, finished: tuple[Path, subprocess.CompletedProcess[str]]
 ) -> None:
     run = finished[0]
-    ended = dipole(
+    ended = dipole_here(
         "evaluate", run, "--omega", "0", "1", "--candidates", "1", "2", "--episodes", "4", "--json", "rows.json",
         cwd=folder,
     )  # fmt: skip

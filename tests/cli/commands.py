@@ -1,14 +1,20 @@
-"""`dipole ...` as a user runs it: a process of its own."""
+"""`dipole ...` as a user runs it, in a process of its own, or in this one where the process is not the point."""
 
 from __future__ import annotations
 
+import io
+import logging
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
+
+from dipole_ray.cli import main
 
 LAUNCH = "import sys; from dipole_ray.cli import main; sys.exit(main(sys.argv[1:]))"
 
@@ -60,3 +66,22 @@ def dipole(*words: str | Path, cwd: Path, timeout: float = 240.0) -> subprocess.
     return subprocess.run(
         command, cwd=cwd, env=environment(cwd), capture_output=True, text=True, timeout=timeout, check=False
     )
+
+
+def dipole_here(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run `dipole WORDS` in this process and the folder `cwd`: the same texts and status, without a start."""
+    out, err = io.StringIO(), io.StringIO()
+    handler = logging.StreamHandler(err)  # pytest has configured logging, so that `main` cannot
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    logging.getLogger().addHandler(handler)
+    try:
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+            patch.chdir(cwd)
+            for name, value in environment(cwd).items():
+                patch.setenv(name, value)
+            status: Any = main([str(word) for word in words])
+    except SystemExit as ended:
+        status = ended.code
+    finally:
+        logging.getLogger().removeHandler(handler)
+    return subprocess.CompletedProcess(words, status or 0, out.getvalue(), err.getvalue())

@@ -15,7 +15,7 @@ from dipole_ray.runs.config import load
 from dipole_ray.sweep.plan import Plan
 from dipole_ray.sweep.result import SweepResult
 from dipole_ray.tracking.mlflow_feed import connect
-from tests.cli.commands import dipole
+from tests.cli.commands import dipole_here
 from tests.sweep.small import sweep_mapping, write_sweep
 
 MLFLOW = {"tracking": {"mlflow": True}}
@@ -26,7 +26,7 @@ def user(pendulum: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     """The folder of a user who ran the small sweep, with MLflow, and what was printed."""
     folder = tmp_path_factory.mktemp("user")
     write_sweep(folder / "small.yaml", sweep_mapping(pendulum, folder / "runs", run=MLFLOW))
-    ended = dipole("sweep", "small.yaml", cwd=folder)
+    ended = dipole_here("sweep", "small.yaml", cwd=folder)
     assert ended.returncode == 0, ended.stderr
     return folder, ended
 
@@ -85,7 +85,7 @@ def test_the_same_command_finds_nothing_left_to_do(user: Any) -> None:
     sweep = sweep_folder(folder)
     before = {path: path.stat().st_mtime_ns for path in sweep.glob("trials/*/checkpoints/*/*")}
     runs = {name: run.info.run_id for name, run in mlflow_runs(folder).items()}
-    again = dipole("sweep", "small.yaml", "sweep.resources.trial_cpus=1", cwd=folder)
+    again = dipole_here("sweep", "small.yaml", "sweep.resources.trial_cpus=1", cwd=folder)
     assert again.returncode == 0, again.stderr
     assert {path: path.stat().st_mtime_ns for path in sweep.glob("trials/*/checkpoints/*/*")} == before
     assert "rungs" not in again.stderr, "no trial was started"
@@ -97,7 +97,7 @@ def test_the_same_command_finds_nothing_left_to_do(user: Any) -> None:
 def test_what_could_never_be_placed_fails_at_once_with_the_arithmetic(pendulum: Path, tmp_path: Path) -> None:
     huge = {"rollout": {"num_workers": 3, "cpus_per_worker": 50.0}, "learner": {"remote": True}}
     write_sweep(tmp_path / "huge.yaml", sweep_mapping(pendulum, tmp_path / "runs", run=huge))
-    ended = dipole("sweep", "huge.yaml", cwd=tmp_path)
+    ended = dipole_here("sweep", "huge.yaml", cwd=tmp_path)
     assert ended.returncode == 2
     assert "error: trial-000 could never be placed: needed 1 process of the trial of 0.5 CPU" in ended.stderr
     assert "1 learner of 1 CPU + 3 rollout workers of 50 CPU" in ended.stderr and "available " in ended.stderr
@@ -118,9 +118,9 @@ def test_a_stopped_sweep_prints_a_command_that_a_shell_takes(
 
 
 def test_help_teaches_and_mistakes_are_one_sentence(tmp_path: Path) -> None:
-    shown = dipole("sweep", "--help", cwd=tmp_path).stdout
+    shown = dipole_here("sweep", "--help", cwd=tmp_path).stdout
     for word in ("space:", "loguniform", "from: quickstart", "asha", "cost no training", "The same command again"):
         assert word in shown
-    assert "sweep.rungs: a whole number = 4" in dipole("sweep", "--help-config", cwd=tmp_path).stdout
-    wrong = dipole("train", "smoke", cwd=tmp_path)
+    assert "sweep.rungs: a whole number = 4" in dipole_here("sweep", "--help-config", cwd=tmp_path).stdout
+    wrong = dipole_here("train", "smoke", cwd=tmp_path)
     assert wrong.returncode == 2 and "dipole sweep smoke" in wrong.stderr and "Traceback" not in wrong.stderr
