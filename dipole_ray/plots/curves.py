@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from dipole_ray.errors import DatasetError
 from dipole_ray.plots import style
 from dipole_ray.tracking.metrics_file import read_lines
 
+Numbers = NDArray[np.float64]
+
 _SMOOTH_ABOVE = 60
 """Curves with more points than this are smoothed by a moving median."""
 
@@ -27,7 +30,7 @@ class Metrics:
 
     lines: tuple[Mapping[str, Any], ...]
 
-    def series(self, key: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def series(self, key: str) -> tuple[Numbers, Numbers]:
         """Return learner steps and values of the lines that hold a finite `key`."""
         points = [
             (float(line["learner_steps"]), float(line[key]))
@@ -72,17 +75,9 @@ def has_curves(metrics: Metrics) -> bool:
 
 
 def draw_curves(metrics: Metrics, path: Path, *, title: str = "") -> Path:
-    """Draw evaluation, rollouts, losses, values and weights over learner steps and save them as PNG.
+    """Draw evaluation, rollouts, losses, values and weights over learner steps, save them as PNG, and return its path.
 
     Panels without data are left out, and so are keys; the online phase is shaded.
-
-    Args:
-        metrics: From `read_metrics`.
-        path: The PNG to write.
-        title: Headline.
-
-    Returns:
-        `path`.
 
     Raises:
         DatasetError: If the file holds nothing that has a panel.
@@ -92,80 +87,67 @@ def draw_curves(metrics: Metrics, path: Path, *, title: str = "") -> Path:
         raise DatasetError("the metrics hold no evaluation, rollout, loss, value or weight to draw")
     columns = min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
-    with style.look():
-        figure = style.new_figure(3.6 * columns + 0.2, 2.5 * rows + (0.4 if title else 0.1))
-        grid = figure.subplots(rows, columns, squeeze=False)
-        for index, axes in enumerate(grid.flat):
-            if index >= len(panels):
-                axes.set_visible(False)
-                continue
-            name, draw = panels[index]
+    size = 3.6 * columns + 0.2, 2.5 * rows + (0.4 if title else 0.1)
+    with style.picture(path, size, (rows, columns), title=title) as (_, grid):
+        for axes, (name, draw) in zip(grid.flat, panels, strict=False):
             draw(axes, metrics)
             axes.set_title(name)
-            style.thousands(axes)
+            style.count_along_x(axes)
             _shade_online(axes, metrics)
             axes.set_xlim(0, max(1.0, metrics.end))
-            if index >= len(panels) - columns:
-                axes.set_xlabel("learner steps")
-        if title:
-            figure.suptitle(title, fontsize=10.5, fontweight="bold")
-        return style.save(figure, path)
+        for axes in grid.flat[len(panels) - columns : len(panels)]:  # the lowest of each column
+            axes.set_xlabel("learner steps")
+        for axes in grid.flat[len(panels) :]:
+            axes.set_visible(False)
+    return path
 
 
 def _panels_of(metrics: Metrics) -> list[tuple[str, Callable[[Axes, Metrics], None]]]:
     return [(name, draw) for name, keys, draw in _PANELS if any(metrics.keys(key) for key in keys)]
 
 
-def _draw_evaluation(measure: str) -> Callable[[Axes, Metrics], None]:
-    """Return a panel of one measure: evaluation with its interval, and the rollouts of training."""
-
-    def draw(axes: Axes, metrics: Metrics) -> None:
-        x, y = metrics.series(f"rollout/{measure}")
-        if len(x):
-            _draw_line(axes, x, y, style.GREY, "training rollouts")
-        x, y = metrics.series(f"eval/{measure}")
-        if len(x):
-            axes.plot(x, y, color=style.BLUE, marker="o", markersize=4, clip_on=False, zorder=5, label="evaluation")
-        at_low, low = metrics.series(f"eval/{measure}_low")
-        at_high, high = metrics.series(f"eval/{measure}_high")
-        if len(at_low) and np.array_equal(at_low, at_high):
-            axes.fill_between(at_low, low, high, color=style.BLUE, alpha=0.16, linewidth=0)
-        if measure == "success":
-            axes.set_ylim(-0.05, 1.05)
-        axes.set_ylabel({"success": "success rate", "return": "return per episode"}[measure])
-        axes.legend()
-
-    return draw
+def _draw_evaluation(axes: Axes, metrics: Metrics, measure: str) -> None:
+    """Draw one measure: evaluation with its interval, and the rollouts of training."""
+    x, y = metrics.series(f"rollout/{measure}")
+    if len(x):
+        _draw_line(axes, x, y, style.GREY, "training rollouts")
+    x, y = metrics.series(f"eval/{measure}")
+    if len(x):
+        axes.plot(x, y, color=style.BLUE, marker="o", markersize=4, clip_on=False, zorder=5, label="evaluation")
+    at_low, low = metrics.series(f"eval/{measure}_low")
+    at_high, high = metrics.series(f"eval/{measure}_high")
+    if len(at_low) and np.array_equal(at_low, at_high):
+        axes.fill_between(at_low, low, high, color=style.BLUE, alpha=0.16, linewidth=0)
+    if measure == "success":
+        axes.set_ylim(-0.05, 1.05)
+    axes.set_ylabel({"success": "success rate", "return": "return per episode"}[measure])
+    axes.legend()
 
 
 _LABELS = {"critic/q_mean": "mean Q", "value/v_mean": "mean V", "critic/loss": "critics", "value/loss": "value"}
 
 
-def _draw_keys(pattern: str, ylabel: str, log: bool = False) -> Callable[[Axes, Metrics], None]:
-    """Return a panel with one line for each key that matches; logarithmic only where all are positive."""
-
-    def draw(axes: Axes, metrics: Metrics) -> None:
-        smooth = []
-        for key, colour in zip(metrics.keys(pattern), style.CYCLE, strict=False):
-            label = _LABELS.get(key, key.split("/")[1].removeprefix("loss_").replace("_", " "))
-            smooth.append(_draw_line(axes, *metrics.series(key), colour, label))
-        lowest, highest = np.quantile(np.concatenate(smooth), (0.01, 0.99))
-        if log and lowest > 0:
-            # The first batches, and single ones later, lie decades away from the course of the curve.
-            axes.set_yscale("log")
-            axes.set_ylim(lowest / 2, highest * 2)
-        axes.set_ylabel(ylabel)
-        axes.legend()
-
-    return draw
+def _draw_keys(axes: Axes, metrics: Metrics, pattern: str, ylabel: str, log: bool = False) -> None:
+    """Draw a line for each key that matches; logarithmic only where all are positive."""
+    smooth = []
+    for key, colour in zip(metrics.keys(pattern), style.CYCLE, strict=False):
+        label = _LABELS.get(key, key.split("/")[1].removeprefix("loss_").replace("_", " "))
+        smooth.append(_draw_line(axes, *metrics.series(key), colour, label))
+    lowest, highest = np.quantile(np.concatenate(smooth), (0.01, 0.99))
+    if log and lowest > 0:
+        # The first batches, and single ones later, lie decades away from the course of the curve.
+        axes.set_yscale("log")
+        axes.set_ylim(lowest / 2, highest * 2)
+    axes.set_ylabel(ylabel)
+    axes.legend()
 
 
-_QUANTILE = re.compile(r"actor/weight_q(\d+)")
+_QUANTILE = r"actor/weight_q\d+"
 
 
 def _draw_weights(axes: Axes, metrics: Metrics) -> None:
     """Draw the quantiles of the positive weight as nested bands around the median."""
-    keys = {int(match.group(1)): key for key in metrics.keys(_QUANTILE.pattern) if (match := _QUANTILE.fullmatch(key))}
+    keys = {int(key.rpartition("q")[2]): key for key in metrics.keys(_QUANTILE)}
     levels = sorted(keys)
     for low, high in zip(levels, reversed(levels), strict=True):
         if low >= high:
@@ -173,10 +155,8 @@ def _draw_weights(axes: Axes, metrics: Metrics) -> None:
         x, bottom = metrics.series(keys[low])
         other, top = metrics.series(keys[high])
         if np.array_equal(x, other):
-            label = f"{low}\u2013{high} %"
-            axes.fill_between(
-                x, _smooth(bottom), _smooth(top), color=style.PURPLE, alpha=0.22, linewidth=0, label=label
-            )
+            look: dict[str, Any] = {"color": style.PURPLE, "alpha": 0.22, "linewidth": 0}
+            axes.fill_between(x, _smooth(bottom), _smooth(top), label=f"{low}\u2013{high} %", **look)
     if 50 in keys:
         x, median = metrics.series(keys[50])
         axes.plot(x, _smooth(median), color=style.PURPLE, label="median")
@@ -186,9 +166,7 @@ def _draw_weights(axes: Axes, metrics: Metrics) -> None:
     axes.legend(loc="upper left", ncols=3, columnspacing=1.2)
 
 
-def _draw_line(
-    axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64], colour: str, label: str
-) -> NDArray[np.float64]:
+def _draw_line(axes: Axes, x: Numbers, y: Numbers, colour: str, label: str) -> Numbers:
     """Draw a line, faintly with its moving median on top where the points are many; return what stands out."""
     smooth = _smooth(y)
     if smooth is not y:
@@ -197,7 +175,7 @@ def _draw_line(
     return smooth
 
 
-def _smooth(y: NDArray[np.float64]) -> NDArray[np.float64]:
+def _smooth(y: Numbers) -> Numbers:
     """Return the moving median over a fiftieth of the run, or `y` itself where the points are few."""
     if len(y) <= _SMOOTH_ABOVE:
         return y
@@ -207,30 +185,24 @@ def _smooth(y: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _shade_online(axes: Axes, metrics: Metrics) -> None:
+    """Shade the online phase, if the run came to it, and say how long it was."""
     switch = metrics.switch()
-    if switch is None:
-        return
-    start, env_steps = switch
-    axes.axvspan(start, metrics.end, color=style.SKY, alpha=0.10, linewidth=0, zorder=0)
-    axes.axvline(start, color=style.GREY, linewidth=0.9, linestyle=(0, (2, 2)))
-    text = "online: " + f"{env_steps:,} env steps".replace(",", "\u2009")
-    axes.annotate(
-        text,
-        (metrics.end, 1.0),
-        xycoords=("data", "axes fraction"),
-        ha="right",
-        va="bottom",
-        fontsize=7,
-        color=style.GREY,
-    )
+    if switch is not None:
+        start, env_steps = switch
+        style.shade_online(axes, start, metrics.end)
+        corner: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "ha": "right", "va": "bottom"}
+        text = f"online: {style.thousands(env_steps)} env steps"
+        axes.annotate(text, (metrics.end, 1.0), fontsize=7, color=style.GREY, **corner)
 
 
+_draw_losses = partial(_draw_keys, log=True)
+_LOSSES, _VALUES = r"(critic|value)/loss.*", r"critic/q_mean|value/v_mean"
 _PANELS: Sequence[tuple[str, tuple[str, ...], Callable[[Axes, Metrics], None]]] = (
-    ("Success", ("eval/success", "rollout/success"), _draw_evaluation("success")),
-    ("Return", ("eval/return", "rollout/return"), _draw_evaluation("return")),
-    ("Weights", (_QUANTILE.pattern,), _draw_weights),
-    ("Policy losses", (r"actor/loss.*",), _draw_keys(r"actor/loss.*", "flow matching loss", log=True)),
-    ("Value losses", (r"(critic|value)/loss.*",), _draw_keys(r"(critic|value)/loss.*", "loss", log=True)),
-    ("Values", (r"critic/q_mean|value/v_mean",), _draw_keys(r"critic/q_mean|value/v_mean", "value (scaled reward)")),
+    ("Success", ("eval/success", "rollout/success"), partial(_draw_evaluation, measure="success")),
+    ("Return", ("eval/return", "rollout/return"), partial(_draw_evaluation, measure="return")),
+    ("Weights", (_QUANTILE,), _draw_weights),
+    ("Policy losses", (r"actor/loss.*",), partial(_draw_losses, pattern=r"actor/loss.*", ylabel="flow matching loss")),
+    ("Value losses", (_LOSSES,), partial(_draw_losses, pattern=_LOSSES, ylabel="loss")),
+    ("Values", (_VALUES,), partial(_draw_keys, pattern=_VALUES, ylabel="value (scaled reward)")),
 )
 """Title, the keys of which at least one must be there, and how to draw it."""

@@ -14,18 +14,13 @@ from dipole_ray.plots import style
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Estimate:
-    """One row of a column."""
+    """One row of a column: the estimate of a method, and the ends of its interval."""
 
     label: str
-    """The method."""
     value: float
-    """The estimate."""
     low: float
-    """Lower end of its interval."""
     high: float
-    """Upper end of its interval."""
     colour: str
-    """Its colour."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,9 +28,7 @@ class Column:
     """One statistic."""
 
     title: str
-    """Its name."""
     xlabel: str
-    """Its unit."""
     estimates: Sequence[Estimate]
     """Rows; methods that are missing here leave a gap."""
     reference: float | None = None
@@ -45,15 +38,9 @@ class Column:
 
 
 def draw_intervals(columns: Sequence[Column], path: Path, *, title: str = "") -> Path:
-    """Draw the columns side by side over the same rows and save them as PNG.
+    """Draw the columns side by side over the same rows, save them as PNG, and return its path.
 
-    Args:
-        columns: What to draw; the rows come in the order of first appearance.
-        path: The PNG to write.
-        title: Headline.
-
-    Returns:
-        `path`.
+    The rows come in the order of first appearance.
 
     Raises:
         DatasetError: There is nothing to draw.
@@ -61,16 +48,13 @@ def draw_intervals(columns: Sequence[Column], path: Path, *, title: str = "") ->
     labels = list(dict.fromkeys(item.label for column in columns for item in column.estimates))
     if not labels:
         raise DatasetError(f"{path.name}: nothing to draw, no run has a score")
-    with style.look():
-        figure = style.new_figure(2.6 * len(columns) + 1.3, 0.3 * len(labels) + 1.3)
-        grid = figure.subplots(1, len(columns), squeeze=False, sharey=True)
+    size = 2.6 * len(columns) + 1.3, 0.3 * len(labels) + 1.3
+    with style.picture(path, size, (1, len(columns)), title=title, sharey=True) as (_, grid):
         for axes, column in zip(grid[0], columns, strict=True):
             _draw_column(axes, column, labels)
-        grid[0][0].set_yticks(range(len(labels)), labels)
-        grid[0][0].set_ylim(len(labels) - 0.4, -0.6)
-        if title:
-            figure.suptitle(title, fontsize=10.5, fontweight="bold")
-        return style.save(figure, path)
+        grid[0, 0].set_yticks(range(len(labels)), labels)
+        grid[0, 0].set_ylim(len(labels) - 0.4, -0.6)
+    return path
 
 
 def _draw_column(axes: Axes, column: Column, labels: Sequence[str]) -> None:

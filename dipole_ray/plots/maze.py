@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle
 
@@ -30,7 +32,7 @@ def draw_maze(
     evaluation: Evaluation | None = None,
     title: str = "",
 ) -> Path:
-    """Draw the recorded paths as small multiples and save them as PNG.
+    """Draw the recorded paths as small multiples, save them as PNG, and return its path.
 
     Args:
         maze: The floor plan.
@@ -40,9 +42,6 @@ def draw_maze(
         evaluation: Rows over all counted episodes, for the figures under each panel; without them the
             panel says how many of the paths drawn succeeded.
         title: Headline.
-
-    Returns:
-        `path`.
 
     Raises:
         DatasetError: If no path has that number of candidates.
@@ -56,22 +55,21 @@ def draw_maze(
     rows, cols = maze.walls.shape
     width = 2.15 * len(columns) + 0.35
     height = 2.15 * (rows - 1) / (cols - 1) * len(phases) + 0.2 * len(phases) + 0.72
-    with style.look():
-        figure = style.new_figure(max(width, 4.5), height)
-        grid = figure.subplots(len(phases), len(columns), squeeze=False, sharex=True, sharey=True)
-        for i, phase in enumerate(phases):
-            for j, (policy, omega) in enumerate(columns):
-                axes = grid[i][j]
-                here = [one for one in shown if (one.phase, one.policy, one.omega) == (phase, policy, omega)]
-                _draw_floor(axes, maze)
-                _draw_paths(axes, here)
-                _draw_ends(axes, maze)
-                axes.set_xlabel(_score(here, (evaluation or {}).get(phase, ())), fontsize=8, labelpad=3)
-                if i == 0:
-                    axes.set_title(_name(policy, omega), loc="center", fontsize=11)
-            grid[i][0].set_ylabel(phase, fontsize=10.5, fontweight="bold", labelpad=6)
-        _headline(figure, title, candidates)
-        return style.save(figure, path)
+    size, shape = (max(width, 4.5), height), (len(phases), len(columns))
+    headline = " \u2013 ".join(filter(None, (title, style.candidates_text(candidates))))
+    with style.picture(path, size, shape, title=headline, sharex=True, sharey=True) as (figure, grid):
+        for (phase, (policy, omega)), axes in zip(product(phases, columns), grid.flat, strict=True):
+            here = [one for one in shown if (one.phase, one.policy, one.omega) == (phase, policy, omega)]
+            _draw_floor(axes, maze)
+            _draw_paths(axes, here)
+            _draw_ends(axes, maze)
+            axes.set_xlabel(_score(here, (evaluation or {}).get(phase, ())), fontsize=8, labelpad=3)
+        for axes, phase in zip(grid[:, 0], phases, strict=True):
+            axes.set_ylabel(phase, fontsize=10.5, fontweight="bold", labelpad=6)
+        for axes, (policy, omega) in zip(grid[0], columns, strict=True):
+            axes.set_title(_name(policy, omega), loc="center", fontsize=11)
+        style.legend_below(figure, _marks(), handletextpad=0.5)
+    return path
 
 
 def _draw_floor(axes: Axes, maze: Maze) -> None:
@@ -96,9 +94,8 @@ def _draw_paths(axes: Axes, trajectories: Sequence[Trajectory]) -> None:
         paths = [one.positions for one in trajectories if one.success is success]
         if not paths:
             continue
-        axes.add_collection(
-            LineCollection(paths, colors=colour, linewidths=0.75, alpha=0.4, capstyle="round", joinstyle="round")
-        )
+        round_ends: dict[str, Any] = {"capstyle": "round", "joinstyle": "round"}
+        axes.add_collection(LineCollection(paths, colors=colour, linewidths=0.75, alpha=0.4, **round_ends))
         if not success:
             ends = np.stack([positions[-1] for positions in paths])
             axes.scatter(ends[:, 0], ends[:, 1], s=9, color=colour, linewidths=0, zorder=3)
@@ -128,16 +125,12 @@ def _score(here: Sequence[Trajectory], rows: Sequence[Row]) -> str:
     return f"success {sum(one.success for one in here)}/{len(here)} of the paths drawn"
 
 
-def _headline(figure: Figure, title: str, candidates: int) -> None:
-    plural = "" if candidates == 1 else "s"
-    text = f"{title} \u2013 {candidates} candidate{plural}" if title else f"{candidates} candidate{plural}"
-    marks = [
-        Line2D([], [], marker="o", linestyle="", markerfacecolor="white", markeredgecolor=style.INK, label="start"),
-        Line2D(
-            [], [], marker="*", linestyle="", color=style.ORANGE, markeredgecolor=style.INK, markersize=9, label="goal"
-        ),
+def _marks() -> list[Artist]:
+    """Return what the legend explains."""
+    edge: dict[str, Any] = {"linestyle": "", "markeredgecolor": style.INK}
+    return [
+        Line2D([], [], marker="o", markerfacecolor="white", label="start", **edge),
+        Line2D([], [], marker="*", color=style.ORANGE, markersize=9, label="goal", **edge),
         Line2D([], [], color=_SUCCESS, label="reaches the goal"),
         Line2D([], [], color=_FAILURE, marker="o", markersize=3.5, label="runs out of time"),
     ]
-    figure.suptitle(text, fontsize=10.5, fontweight="bold")
-    figure.legend(handles=marks, loc="outside lower center", ncols=4, fontsize=8.5, handletextpad=0.5)

@@ -8,7 +8,6 @@ from typing import Any, Literal, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from dipole_ray.errors import DatasetError
@@ -24,7 +23,6 @@ class Line(NamedTuple):
     settings: Mapping[str, Any]
     """Numbers or words by name."""
     score: float
-    """The measure."""
     status: str
     """Trials that are not `done` are dashed."""
 
@@ -32,56 +30,45 @@ class Line(NamedTuple):
 def draw_parallel(
     lines: Sequence[Line], path: Path, *, label: str, mode: Literal["max", "min"] = "max", title: str = ""
 ) -> Path:
-    """Draw the trials and save them as PNG; the better the score, the stronger the colour.
+    """Draw the trials, save them as PNG, and return its path; the better the score, the stronger the colour.
 
     Args:
         lines: The trials, all with the same settings.
         path: The PNG to write.
-        label: Name of the measure.
+        label: Name of the score's measure.
         mode: Which end of the measure is good.
         title: Headline.
-
-    Returns:
-        `path`.
 
     Raises:
         DatasetError: There is no trial.
     """
     if not lines:
         raise DatasetError("the sweep has no trial with a result; there is no line to draw")
-    names = list(lines[0].settings)
-    columns = [_Axis([line.settings[name] for line in lines]) for name in names] + [
-        _Axis([line.score for line in lines])
-    ]
-    scores = np.array([line.score for line in lines])
+    names, scores = list(lines[0].settings), np.array([line.score for line in lines])
+    columns = [_Axis([line.settings[name] for line in lines]) for name in names] + [_Axis(scores.tolist())]
     shades = (scores - scores.min()) / (np.ptp(scores) or 1.0)
     shades = shades if mode == "max" else 1.0 - shades
     heights = np.stack([column.heights for column in columns])
-    with style.look():
-        figure = style.new_figure(1.35 * len(columns) + 1.0, 3.6)
-        axes = figure.subplots()
-        for index in np.argsort(shades):
-            axes.plot(
-                range(len(columns)),
-                heights[:, index],
-                color=mpl.colormaps["cividis_r"](0.15 + 0.85 * float(shades[index])),
-                linestyle="-" if lines[index].status == "done" else (0, (3, 2)),
-                linewidth=1.0 + 1.6 * float(shades[index]),
-                alpha=0.85,
-                clip_on=False,
-            )
+    with style.picture(path, (1.35 * len(columns) + 1.0, 3.6), title=title) as (_, grid):
+        axes = grid[0, 0]
+        for index in np.argsort(shades):  # the best on top
+            shade = float(shades[index])
+            dashes = "-" if lines[index].status == "done" else (0, (3, 2))
+            look = {"linestyle": dashes, "linewidth": 1.0 + 1.6 * shade, "alpha": 0.85, "clip_on": False}
+            colour = mpl.colormaps["cividis_r"](0.15 + 0.85 * shade)
+            axes.plot(range(len(columns)), heights[:, index], color=colour, **look)
         for position, column in enumerate(columns):
             axes.axvline(position, color=style.GREY, linewidth=0.9, zorder=0)
-            _label(axes, position, column)
+            for height, text in column.ticks:
+                box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.0}
+                axes.text(position + 0.05, height, text, fontsize=7.5, va="center", color=style.INK, bbox=box)
         axes.set_xticks(range(len(columns)), [name.rpartition(".")[2] for name in names] + [label])
         axes.set_yticks([])
         axes.set_xlim(-0.1, len(columns) - 0.6)
         axes.set_ylim(-0.03, 1.03)
         axes.grid(visible=False)
         axes.spines[["left", "bottom"]].set_visible(False)
-        if title:
-            figure.suptitle(title, fontsize=10.5, fontweight="bold")
-        return style.save(figure, path)
+    return path
 
 
 class _Axis:
@@ -100,11 +87,6 @@ class _Axis:
         scale = np.log if low > 0 and high / low > _LOG_FROM else np.asarray
         span = float(scale(high) - scale(low))
         self.heights = (scale(numbers) - scale(low)) / span if span else np.full(len(numbers), 0.5)
-        shown = sorted(set(numbers.tolist())) if len(set(numbers.tolist())) <= 6 else [low, high]
+        distinct = sorted(set(numbers.tolist()))
+        shown = distinct if len(distinct) <= 6 else [low, high]
         self.ticks = [(float((scale(value) - scale(low)) / span) if span else 0.5, f"{value:.4g}") for value in shown]
-
-
-def _label(axes: Axes, position: int, column: _Axis) -> None:
-    for height, text in column.ticks:
-        box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.0}
-        axes.text(position + 0.05, height, text, fontsize=7.5, va="center", color=style.INK, bbox=box)

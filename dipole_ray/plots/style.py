@@ -1,18 +1,20 @@
-"""The look that all pictures share: colours, text sizes, and saving.
+"""The look that all pictures share: colours, text sizes, the frame of a figure and its legend.
 
-Colours are from Okabe and Ito's palette, which stays distinct under the common colour-vision
-deficiencies. Figures are built without pyplot, so that drawing never touches a global backend.
+Colours are from Okabe and Ito's palette, which stays distinct under the common colour-vision deficiencies.
 """
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from dipole_ray.files.durable import replacing
 
@@ -62,24 +64,55 @@ _RC: dict[Any, Any] = {
 }
 
 
-def look() -> AbstractContextManager[None]:
-    """Return a context inside which figures are made and saved in the shared look."""
-    return mpl.rc_context(_RC)
+@contextmanager
+def picture(
+    path: Path, size: tuple[float, float], shape: tuple[int, int] = (1, 1), *, title: str = "", **sharing: Any
+) -> Iterator[tuple[Figure, NDArray[Any]]]:
+    """Give a figure in the shared look and its grid of axes; when the block ends, write it as PNG, whole or not at all.
+
+    Args:
+        path: The PNG, replaced if it is there.
+        size: Width and height in inches.
+        shape: Rows and columns of axes.
+        title: Headline.
+        **sharing: `sharex` and `sharey`, as of `Figure.subplots`.
+    """
+    with mpl.rc_context(_RC):
+        # Without pyplot, so that drawing never touches a global backend.
+        figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+        yield figure, figure.subplots(*shape, squeeze=False, **sharing)
+        if title:
+            figure.suptitle(title, fontsize=10.5, fontweight="bold")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            figure.savefig(temporary, format="png", dpi=DPI)
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure of a size in inches that lays its axes out by itself."""
-    return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+def legend_below(figure: Figure, handles: Sequence[Artist] = (), columns: int | None = None, **look: Any) -> None:
+    """Put one legend below all axes, of `handles` or of everything drawn that has a label, each label once."""
+    drawn = handles or [one for axes in figure.axes for one in axes.get_legend_handles_labels()[0]]
+    named = {str(handle.get_label()): handle for handle in drawn}
+    if named:
+        most = min(len(named), columns or len(named))
+        figure.legend(handles=list(named.values()), loc="outside lower center", ncols=most, fontsize=8.5, **look)
 
 
-def save(figure: Figure, path: Path) -> Path:
-    """Write the figure as PNG, replacing an older file atomically, and return the path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=DPI)
-    return path
+def candidates_text(count: int) -> str:
+    """Return `1 candidate`, `4 candidates`."""
+    return f"{count} candidate{'s' * (count != 1)}"
 
 
-def thousands(axes: Axes) -> None:
-    """Label the x axis with thin spaces between thousands (20 000)."""
-    axes.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:,.0f}".replace(",", "\u2009")))
+def thousands(number: float) -> str:
+    """Return a number with thin spaces between thousands (20 000)."""
+    return f"{number:,.0f}".replace(",", "\u2009")
+
+
+def count_along_x(axes: Axes) -> None:
+    """Label the x axis with whole numbers."""
+    axes.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: thousands(value)))
+
+
+def shade_online(axes: Axes, start: float, end: float) -> None:
+    """Shade the online phase."""
+    axes.axvspan(start, end, color=SKY, alpha=0.10, linewidth=0, zorder=0)
+    axes.axvline(start, color=GREY, linewidth=0.9, linestyle=(0, (2, 2)))
