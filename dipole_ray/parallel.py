@@ -12,7 +12,8 @@ import textwrap
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from dipole_ray.errors import ConfigError, DipoleError
 from dipole_ray.progress import Progress
@@ -48,8 +49,8 @@ def map_tasks(
 ) -> list[Any]:
     """Return `[function(item) for item in items]`, computed by Ray tasks, each in a process with one thread.
 
-    A local Ray is started if there is none, and stopped at the end. A worker that dies is replaced and its item
-    retried by Ray, so `function` must not mind being run twice. Ctrl-C cancels what runs.
+    Starts a local Ray if there is none. Ray replaces a worker that dies and tries its item again, so `function` must
+    not mind being run twice. Ctrl-C cancels what runs.
 
     Args:
         function: A function of one item that workers can import.
@@ -60,13 +61,12 @@ def map_tasks(
         max_in_flight: Most tasks handed to Ray at a time; None: two for each that the cluster can run at once.
         unit: What `size` counts.
         local: Run in this process, without Ray; so does a single item, unless its `part` is to be shown.
-        size: Amount of work in an item, for the progress bar; 1 each by default.
+        size: Amount of work in an item; 1 each by default.
         rate: Amount that one core does a second; what takes under 15 s is done here if `max_in_flight` is None.
         part: Returns how much of an unfinished item's size is done, for items of minutes or hours.
         saved: Returns an item's kept result from an earlier, interrupted run, or None if it has to be computed.
         save: Called here with an item and its result as it arrives; what it returns takes the result's place.
-        lost: Called here with an item whose worker kept dying, and with what is known of that; what it returns is the
-            item's result. Without it, that ends the map.
+        lost: Called here with an item whose worker kept dying, and with why; returns its result. Without it the map ends.
         progress: Whether to show progress.
 
     Raises:
@@ -74,28 +74,34 @@ def map_tasks(
         RuntimeError: If a task failed in another way; names the item, and the cause keeps its traceback.
     """
     _require_counts(description, num_cpus, num_gpus, max_in_flight)
+    work = _Work(function, items, description, lost)
     results = [None if saved is None else saved(item) for item in items]
     pending = [index for index, result in enumerate(results) if result is None]
-    count = _Count([1 if size is None else size(item) for item in items], items, pending, part)
-    bar = Progress(description, count.total, unit, completed=count.completed) if progress else None
+    sizes = [1 if size is None else size(item) for item in items]
 
-    def waiting(running: Iterable[int]) -> None:
-        count.look(running)
+    def reached(index: int) -> int:
+        return 0 if part is None else min(part(items[index]), sizes[index])
+
+    done = [reached(index) if result is None else sizes[index] for index, result in enumerate(results)]
+    bar = Progress(description, sum(sizes), unit, completed=sum(done)) if progress else None
+
+    def look(running: Iterable[int]) -> None:
+        for index in running:
+            done[index] = reached(index)
         if bar is not None:
-            bar.update(count.completed)
+            bar.update(sum(done))
 
-    is_short = max_in_flight is None and count.total - count.completed < WORTH_RAY_S * rate
+    is_short = max_in_flight is None and sum(sizes) - sum(done) < WORTH_RAY_S * rate
     if local or is_short or (len(pending) <= 1 and part is None):
-        arrivals = _run_here(function, items, pending, description)
+        arrivals = work.here(pending)
     else:
-        needs = {"num_cpus": num_cpus, "num_gpus": num_gpus}
-        arrivals = _run_on_ray(function, items, pending, description, needs, max_in_flight, waiting, lost)
+        arrivals = work.on_ray(pending, {"num_cpus": num_cpus, "num_gpus": num_gpus}, max_in_flight, look)
     # Closed here and not by the garbage collector: a pending exception would keep tasks and Ray alive.
     with bar or nullcontext(), closing(arrivals):
         for index, result in arrivals:
             results[index] = result if save is None else save(items[index], result)
-            count.finish(index)
-            waiting(())
+            done[index] = sizes[index]
+            look(())
     return results
 
 
@@ -104,30 +110,6 @@ def _require_counts(description: str, num_cpus: float, num_gpus: float, max_in_f
         raise ConfigError(f"{description}: num_cpus is {num_cpus}; it must be above 0 (num_gpus, {num_gpus}, may be 0)")
     if max_in_flight is not None and max_in_flight < 1:
         raise ConfigError(f"{description}: max_in_flight is {max_in_flight}; it must be at least 1")
-
-
-class _Count:
-    """How much of all items is done, parts of unfinished ones included."""
-
-    def __init__(
-        self, sizes: list[int], items: Sequence[Any], pending: list[int], part: Callable[[Any], int] | None
-    ) -> None:
-        self._sizes, self._items, self._part = sizes, items, part
-        self.total = sum(sizes)
-        self._done = {index: size for index, size in enumerate(sizes)} | dict.fromkeys(pending, 0)
-        self.look(pending)
-
-    @property
-    def completed(self) -> int:
-        return sum(self._done.values())
-
-    def look(self, indices: Iterable[int]) -> None:
-        """Ask how far items are."""
-        if self._part is not None:
-            self._done.update({index: min(self._part(self._items[index]), self._sizes[index]) for index in indices})
-
-    def finish(self, index: int) -> None:
-        self._done[index] = self._sizes[index]
 
 
 @contextmanager
@@ -150,47 +132,91 @@ def ray_session() -> Iterator[None]:
         ray.shutdown()
 
 
-def _run_here(
-    function: Callable[[Item], Any], items: Sequence[Item], pending: list[int], description: str
-) -> Generator[tuple[int, Any], None, None]:
-    for index in pending:
+@dataclass(frozen=True, slots=True)
+class _Work(Generic[Item]):
+    """The items of a map and what is done with each."""
+
+    function: Callable[[Item], Any]
+    items: Sequence[Item]
+    description: str
+    lost: Callable[[Item, str], Any] | None
+
+    def here(self, pending: list[int]) -> Generator[tuple[int, Any], None, None]:
+        """Yield (index, result) one after the other, computed in this process."""
+        for index in pending:
+            try:
+                result = self.function(self.items[index])
+            except Exception as error:
+                raise self._failure(index, error) from error
+            yield index, result
+
+    def on_ray(
+        self,
+        pending: list[int],
+        resources: dict[str, float],
+        max_in_flight: int | None,
+        waiting: Callable[[Iterable[int]], None],
+    ) -> Generator[tuple[int, Any], None, None]:
+        """Yield (index, result) in order of completion; what still runs is cancelled when the caller stops early."""
+        import ray
+
+        with ray_session():
+            task = ray.remote(self.function).options(**resources, runtime_env={"env_vars": _ONE_THREAD})
+            queue = list(reversed(pending))
+            running: dict[Any, int] = {}
+            try:
+                while queue or running:
+                    limit = max_in_flight or 2 * self._slots(resources)
+                    while queue and len(running) < limit:
+                        index = queue.pop()
+                        running[task.remote(self.items[index])] = index
+                    # A time-out so that Ctrl-C is seen soon, and a growing cluster is used.
+                    for reference in ray.wait(list(running), timeout=1.0)[0]:
+                        index = running.pop(reference)
+                        yield index, self._result(reference, index)
+                    waiting(running.values())
+            finally:
+                _cancel(list(running))
+
+    def _slots(self, resources: dict[str, float]) -> int:
+        """Return how many tasks the cluster can run at once."""
+        import ray
+
+        slots = []
+        for key, name, words in (("num_cpus", "CPU", "CPU cores"), ("num_gpus", "GPU", "GPUs")):
+            wanted, there = resources[key], ray.cluster_resources().get(name, 0.0)
+            if there < wanted:
+                raise ConfigError(
+                    f"{self.description}: a task needs {key}={wanted}, and Ray has {there} {words} in all"
+                )
+            if wanted:
+                slots.append(int(there / wanted))
+        return min(slots)
+
+    def _result(self, reference: Any, index: int) -> Any:
+        """Return what a task returned, or what `lost` makes of a worker that kept dying."""
+        import ray
+
         try:
-            result = function(items[index])
-        except Exception as error:
-            raise _failure(description, items[index], error) from error
-        yield index, result
+            return ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            raise self._failure(index, error.cause or error) from error
+        except ray.exceptions.RayError as error:
+            kind = type(error).__name__
+            words = f"its worker process was lost again after Ray's retries ({kind}); usually memory ran out"
+            if self.lost is not None:
+                return self.lost(self.items[index], words)
+            remedy = "use fewer workers. What was finished is kept where the work is resumable"
+            raise DipoleError(f"{self._place(index)}: {words}: {remedy}") from error
 
+    def _failure(self, index: int, error: BaseException) -> Exception:
+        """Return an item's error with its place: ours as its own class, another one as a RuntimeError."""
+        if isinstance(error, DipoleError):
+            return type(error)(f"{self._place(index)}: {error}")
+        return RuntimeError(f"{self._place(index)} failed with {type(error).__name__}: {error}")
 
-def _run_on_ray(
-    function: Callable[[Item], Any],
-    items: Sequence[Item],
-    pending: list[int],
-    description: str,
-    resources: dict[str, float],
-    max_in_flight: int | None,
-    waiting: Callable[[Iterable[int]], None],
-    lost: Callable[[Item, str], Any] | None,
-) -> Generator[tuple[int, Any], None, None]:
-    """Yield (index, result) in order of completion; whatever still runs is cancelled when the caller stops early."""
-    import ray
-
-    with ray_session():
-        task = ray.remote(function).options(**resources, runtime_env={"env_vars": _ONE_THREAD})
-        queue = list(reversed(pending))
-        running: dict[Any, int] = {}
-        try:
-            while queue or running:
-                limit = max_in_flight or 2 * _slots(description, resources)
-                while queue and len(running) < limit:
-                    index = queue.pop()
-                    running[task.remote(items[index])] = index
-                # A time-out so that Ctrl-C is seen soon, and a growing cluster is used.
-                for reference in ray.wait(list(running), timeout=1.0)[0]:
-                    index = running.pop(reference)
-                    yield index, _result(reference, description, items[index], lost)
-                waiting(running.values())
-        finally:
-            _cancel(list(running))
+    def _place(self, index: int) -> str:
+        return f"{self.description}: {textwrap.shorten(str(self.items[index]), 200, placeholder='...')}"
 
 
 def _cancel(references: list[Any]) -> None:
@@ -202,47 +228,3 @@ def _cancel(references: list[Any]) -> None:
         for reference in references:
             ray.cancel(reference, force=True)
         _, references = ray.wait(references, num_returns=len(references), timeout=0.5)
-
-
-def _slots(description: str, resources: dict[str, float]) -> int:
-    """Return how many tasks the cluster can run at once."""
-    import ray
-
-    slots = []
-    for key, name, words in (("num_cpus", "CPU", "CPU cores"), ("num_gpus", "GPU", "GPUs")):
-        wanted, there = resources[key], ray.cluster_resources().get(name, 0.0)
-        if there < wanted:
-            raise ConfigError(f"{description}: a task needs {key}={wanted}, and Ray has {there} {words} in all")
-        if wanted:
-            slots.append(int(there / wanted))
-    return min(slots)
-
-
-def _result(reference: Any, description: str, item: Item, lost: Callable[[Item, str], Any] | None) -> Any:
-    import ray
-
-    try:
-        return ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        raise _failure(description, item, error.cause or error) from error
-    except ray.exceptions.RayError as error:
-        words = (
-            f"its worker process was lost again after Ray's retries ({type(error).__name__}); usually memory ran out"
-        )
-        if lost is not None:
-            return lost(item, words)
-        raise DipoleError(
-            f"{description}: {_name(item)}: {words}: use fewer workers. What was finished is kept where the work is "
-            "resumable"
-        ) from error
-
-
-def _failure(description: str, item: Any, error: BaseException) -> Exception:
-    message = f"{description}: {_name(item)}: {error}"
-    if isinstance(error, DipoleError):
-        return type(error)(message)
-    return RuntimeError(f"{description}: {_name(item)} failed with {type(error).__name__}: {error}")
-
-
-def _name(item: Any) -> str:
-    return textwrap.shorten(str(item), 200, placeholder="...")

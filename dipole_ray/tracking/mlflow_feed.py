@@ -60,7 +60,6 @@ class FeedState:
     tracking_uri: str
     """Address without credentials."""
     experiment: str
-    """Name of the experiment."""
     run_key: str
     """A tag of the MLflow run, known before the run is made: a run whose creation was cut short is found by it."""
     run_id: str | None = None
@@ -89,19 +88,7 @@ class MlflowFeed:
         run_key: str | None = None,
         parent_key: str | None = None,
     ) -> None:
-        """Start the thread.
-
-        Args:
-            run_dir: Folder of the run, which has `metrics.jsonl`.
-            uri: MLflow address.
-            experiment: Name of the experiment, made if missing.
-            run_name: Name of the run in MLflow.
-            parameters: The run's config, nested or flat.
-            tags: Tags besides versions and git commit.
-            metrics_bytes: Length of `metrics.jsonl`; what was delivered beyond it has been cut off since.
-            run_key: The run's key, where others must know it; by default a random one.
-            parent_key: Key of the MLflow run that this one is shown under; it is waited for.
-        """
+        """Start the thread, with the arguments of `Tracker` and the length that its file has after any cut."""
         self.failures = 0
         """Deliveries that failed so far."""
         self._run_dir, self._uri, self._experiment, self._run_name = run_dir, uri, experiment, run_name
@@ -116,6 +103,11 @@ class MlflowFeed:
         self._wake, self._closing, self._given_up = threading.Event(), threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="mlflow-feed", daemon=True)
         self._thread.start()
+
+    @property
+    def run_id(self) -> str | None:
+        """MLflow's id of the run, once it is known."""
+        return self._state.run_id
 
     def wake(self) -> None:
         """Say that there are new lines."""
@@ -139,11 +131,13 @@ class MlflowFeed:
         self._thread.join(timeout_s)
         if self._thread.is_alive():
             self._given_up.set()
-            lines, artifacts = self._undelivered()
+            with self._lock, (self._run_dir / METRICS_FILE).open("rb") as file:
+                file.seek(self._state.offset)
+                lines, artifacts = sum(1 for _ in file), len(self._state.artifacts)
             _log.warning(
-                "MLflow at %s: %d lines of metrics and %d artifacts were not delivered within %g s; they are in %s, "
-                "and the next 'dipole train --resume %s' delivers them",
-                *(redacted(self._uri), lines, artifacts, timeout_s, self._run_dir, self._run_dir),
+                f"MLflow at {redacted(self._uri)}: {lines} lines of metrics and {artifacts} artifacts were not "
+                f"delivered within {timeout_s:g} s; they are in {self._run_dir}, and the next "
+                f"'dipole train --resume {self._run_dir}' delivers them"
             )
 
     def _run(self) -> None:
@@ -172,18 +166,25 @@ class MlflowFeed:
         if self._client is None:
             self._client = self._open_run()
             self._save_state()
+        from mlflow.entities import Metric  # not before `connect` has set what MLflow reads when it is imported
+
         for points, offset in self._batches():
             if self._given_up.is_set():
                 return
             self._closing.wait(max(0.0, self._next_batch_s - time.monotonic()))
-            self._log_points(points)
+            if points:
+                self._client.log_batch(self._state.run_id, metrics=[Metric(*point) for point in points])
             self._next_batch_s = time.monotonic() + BATCH_INTERVAL_S
             with self._lock:
                 self._state.offset = offset
                 self._state.delivered.update((name, step) for name, _, _, step in points)
             self._save_state()
         while self._state.artifacts:
-            self._send_artifact(*self._state.artifacts[0])
+            path, folder = self._state.artifacts[0]
+            if Path(path).exists():
+                self._client.log_artifact(self._state.run_id, path, folder or None)
+            else:
+                _log.warning("%s is gone and was not sent to MLflow", path)
             with self._lock:
                 self._state.artifacts.pop(0)
             self._save_state()
@@ -193,12 +194,15 @@ class MlflowFeed:
         client = connect(self._uri)
         experiment_id = self._experiment_id(client)
         if self._parent_key is not None:
-            self._tags[PARENT_TAG] = self._parent_id(client, experiment_id)
+            above = _runs_of(client, experiment_id, self._parent_key)
+            if not above:
+                raise LookupError("the run above this one is not there yet")  # so delivery is tried again
+            self._tags[PARENT_TAG] = str(above[0].info.run_id)
         run = self._find_run(client, experiment_id)
         if run is None:
             self._save_state()  # the key first, so that a run made by a call that never returns is found again
-            above = {key: value for key, value in self._tags.items() if key == PARENT_TAG}
-            tags = {RUN_KEY_TAG: self._state.run_key, **above}
+            first = {key: value for key, value in self._tags.items() if key == PARENT_TAG}
+            tags = {RUN_KEY_TAG: self._state.run_key, **first}
             run = client.create_run(experiment_id, tags=tags, run_name=self._run_name)
         elif run.info.status != "RUNNING":
             client.update_run(run.info.run_id, status="RUNNING")
@@ -224,14 +228,6 @@ class MlflowFeed:
             if found is None:
                 raise
             return str(found.experiment_id)
-
-    def _parent_id(self, client: MlflowClient, experiment_id: str) -> str:
-        """Return the id of the run above; raises LookupError while there is none, and delivery is tried again."""
-        assert self._parent_key is not None
-        found = _runs_of(client, experiment_id, self._parent_key)
-        if not found:
-            raise LookupError("the run above this one is not there yet")
-        return str(found[0].info.run_id)
 
     def _find_run(self, client: MlflowClient, experiment_id: str) -> Run | None:
         """Return the MLflow run of this run folder; a deleted one is replaced, with everything delivered anew."""
@@ -290,22 +286,6 @@ class MlflowFeed:
         if offset != self._state.offset:
             yield points, offset
 
-    def _log_points(self, points: list[tuple[str, float, int, int]]) -> None:
-        """Send one batch."""
-        from mlflow.entities import Metric
-
-        assert self._client is not None
-        if points:
-            self._client.log_batch(self._state.run_id, metrics=[Metric(*point) for point in points])
-
-    def _send_artifact(self, path: str, folder: str) -> None:
-        """Send one file or folder; one that is gone by now is left out with a warning."""
-        assert self._client is not None
-        if Path(path).exists():
-            self._client.log_artifact(self._state.run_id, path, folder or None)
-        else:
-            _log.warning("%s is gone and was not sent to MLflow", path)
-
     def _end_run(self) -> None:
         """Set the run's final status."""
         assert self._client is not None
@@ -318,18 +298,11 @@ class MlflowFeed:
         self.failures += 1
         self._failing += 1
         if self._failing == 1:
-            first_line = (str(error).splitlines() or [""])[0][:300]
+            reason = redacted(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}")
             _log.warning(
-                "MLflow at %s takes no metrics (%s: %s); training goes on, metrics.jsonl is complete, and delivery "
-                "is tried again",
-                *(redacted(self._uri), type(error).__name__, redacted(first_line)),
+                f"MLflow at {redacted(self._uri)} takes no metrics ({reason}); training goes on, metrics.jsonl is "
+                "complete, and delivery is tried again"
             )
-
-    def _undelivered(self) -> tuple[int, int]:
-        """Return how many lines and artifacts MLflow does not have."""
-        with self._lock, (self._run_dir / METRICS_FILE).open("rb") as file:
-            file.seek(self._state.offset)
-            return sum(1 for _ in file), len(self._state.artifacts)
 
     def _load_state(self, metrics_bytes: int) -> FeedState:
         """Return the stored state; a new one if there is none or MLflow is elsewhere now."""
@@ -343,10 +316,8 @@ class MlflowFeed:
             _log.warning("%s is unreadable (%s); a new MLflow run is made", self._run_dir / STATE_FILE, error)
             return fresh
         if (state.tracking_uri, state.experiment) != (fresh.tracking_uri, fresh.experiment):
-            _log.warning(
-                "MLflow was %s (%s) and is now %s (%s); a new MLflow run there takes the whole history",
-                *(state.tracking_uri, state.experiment, fresh.tracking_uri, fresh.experiment),
-            )
+            before, now = (f"{one.tracking_uri} ({one.experiment})" for one in (state, fresh))
+            _log.warning("MLflow was %s and is now %s; a new MLflow run there takes the whole history", before, now)
             fresh.artifacts = state.artifacts
             return fresh
         return state
@@ -355,11 +326,6 @@ class MlflowFeed:
         """Return the state of a run that MLflow has nothing of."""
         run_key = self._run_key or uuid.uuid4().hex
         return FeedState(tracking_uri=redacted(self._uri), experiment=self._experiment, run_key=run_key)
-
-    @property
-    def run_id(self) -> str | None:
-        """MLflow's id of the run, once it is known."""
-        return self._state.run_id
 
     def _save_state(self) -> None:
         """Replace `mlflow.json` at once and for good."""

@@ -41,14 +41,17 @@ class TrackingConfig:
             raise ConfigError(
                 "tracking.experiment is empty: give a name, or turn MLflow off with tracking.mlflow=false"
             )
-        if self.tracking_uri is not None and not self.tracking_uri.strip():
+        uri = self.tracking_uri
+        if uri is None:
+            return
+        if not uri.strip():
             raise ConfigError("tracking.tracking_uri is empty: give an address, or null for the default")
-        if self.tracking_uri is not None and redacted(self.tracking_uri) != self.tracking_uri:
+        if redacted(uri) != uri:
             raise ConfigError(
-                f"tracking.tracking_uri ({redacted(self.tracking_uri)}) holds credentials, and a run's config is "
-                "stored in many places: set the address as MLFLOW_TRACKING_URI in the environment instead"
+                f"tracking.tracking_uri ({redacted(uri)}) holds credentials, and a run's config is stored in many "
+                "places: set the address as MLFLOW_TRACKING_URI in the environment instead"
             )
-        if self.tracking_uri is not None and not self.mlflow:
+        if not self.mlflow:
             raise ConfigError("tracking.tracking_uri is set but tracking.mlflow is false: drop one of them")
 
     def resolve_uri(self, runs_dir: Path) -> str:
@@ -99,13 +102,14 @@ class Tracker:
         except OSError as error:
             raise ConfigError(f"{path}: cannot be written ({error.strerror}); choose a folder that can") from error
         self._lock = threading.Lock()
-        self.uri = redacted(config.resolve_uri(run_dir.parent)) if config.mlflow else None
+        uri = config.resolve_uri(run_dir.parent)
+        self.uri = redacted(uri) if config.mlflow else None
         """The MLflow address without credentials, or None where MLflow is off."""
         self._feed: MlflowFeed | None = None
         if config.mlflow:
             self._feed = MlflowFeed(
                 run_dir,
-                uri=config.resolve_uri(run_dir.parent),
+                uri=uri,
                 experiment=config.experiment,
                 run_name=run_name,
                 parameters=parameters,
