@@ -66,7 +66,7 @@ def map_tasks(
         part: Returns how much of an unfinished item's size is done, for items of minutes or hours.
         saved: Returns an item's kept result from an earlier, interrupted run, or None if it has to be computed.
         save: Called here with an item and its result as it arrives; what it returns takes the result's place.
-        lost: Called here with an item whose worker kept dying, and with why; returns its result. Without it the map ends.
+        lost: Called here with an item whose worker kept dying, and why; returns its result. Without it the map ends.
         progress: Whether to show progress.
 
     Raises:
@@ -78,21 +78,17 @@ def map_tasks(
     results = [None if saved is None else saved(item) for item in items]
     pending = [index for index, result in enumerate(results) if result is None]
     sizes = [1 if size is None else size(item) for item in items]
-
-    def reached(index: int) -> int:
-        return 0 if part is None else min(part(items[index]), sizes[index])
-
-    done = [reached(index) if result is None else sizes[index] for index, result in enumerate(results)]
-    bar = Progress(description, sum(sizes), unit, completed=sum(done)) if progress else None
+    measure = part or (lambda item: 0)
+    done = dict(enumerate(sizes)) | {index: min(measure(items[index]), sizes[index]) for index in pending}
+    left = sum(sizes) - sum(done.values())
+    bar = Progress(description, sum(sizes), unit, completed=sum(sizes) - left) if progress else None
 
     def look(running: Iterable[int]) -> None:
-        for index in running:
-            done[index] = reached(index)
+        done.update((index, min(measure(items[index]), sizes[index])) for index in running)
         if bar is not None:
-            bar.update(sum(done))
+            bar.update(sum(done.values()))
 
-    is_short = max_in_flight is None and sum(sizes) - sum(done) < WORTH_RAY_S * rate
-    if local or is_short or (len(pending) <= 1 and part is None):
+    if local or (len(pending) <= 1 and part is None) or (max_in_flight is None and left < WORTH_RAY_S * rate):
         arrivals = work.here(pending)
     else:
         arrivals = work.on_ray(pending, {"num_cpus": num_cpus, "num_gpus": num_gpus}, max_in_flight, look)
