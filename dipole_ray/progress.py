@@ -68,7 +68,7 @@ class Progress:
         if self._stream.isatty() and os.environ.get("TERM", "") != "dumb":
             self._open_bar()
         else:
-            self._write_line()
+            self._show()
             self._watcher = threading.Thread(target=self._watch, name="progress", daemon=True)
             self._watcher.start()
         return self
@@ -81,13 +81,11 @@ class Progress:
         if self._watcher is not None:
             self._watcher.join()
         with self._lock:
+            elapsed_s = self._clock() - self._start_s
+            self._show(f"{'stopped' if error else 'done'} in {_duration(elapsed_s)}")
             if self._rich is not None:
-                self._show_bar()
                 self._rich.stop()
                 self._rich = None
-            else:
-                elapsed_s = self._clock() - self._start_s
-                self._write_line(f"{'stopped' if error else 'done'} in {_duration(elapsed_s)}")
 
     def advance(self, n: int = 1, **fields: Value) -> None:
         """Count `n` more, and show `fields` (`loss=0.2`, `success=0.9`) from now on."""
@@ -104,27 +102,22 @@ class Progress:
             elif completed > self._completed:
                 self._completed, self._last_move_s = completed, now
                 self._remember(now)
-            if self._rich is not None:
-                self._show_bar()
-            elif now - self._last_line_s >= LINE_INTERVAL_S:
-                self._write_line()
+            if self._rich is not None or now - self._last_line_s >= LINE_INTERVAL_S:
+                self._show()
 
     def begin(self, description: str, total: int | None, completed: int = 0) -> None:
         """Start another phase, whose total is known only now or differs; its rate is counted from here."""
         with self._lock:
             self._description, self._total = description, total
             self._restart(completed, self._clock())
-            if self._rich is not None:
-                self._show_bar()
-            else:
-                self._write_line()
+            self._show()
 
     def describe(self, text: str) -> None:
         """Name the phase anew."""
         with self._lock:
             self._description = text
             if self._rich is not None:
-                self._show_bar()
+                self._show()
 
     @property
     def rate(self) -> float:
@@ -138,7 +131,7 @@ class Progress:
         with self._lock:
             now = self._clock()
             if now - self._last_line_s >= STALL_INTERVAL_S:
-                self._write_line(f"waiting, no progress for {_duration(now - self._last_move_s)}")
+                self._show(f"waiting, no progress for {_duration(now - self._last_move_s)}")
 
     def _watch(self) -> None:
         """Look for a stall once a second until the block is left."""
@@ -154,7 +147,7 @@ class Progress:
 
     def _remember(self, now: float) -> None:
         """Add the present count to the window the rate is taken over, a few hundred points at most."""
-        if now - self._history[-1][0] >= 0.1 if self._history else True:
+        if not self._history or now - self._history[-1][0] >= 0.1:
             self._history.append((now, self._completed))
         while len(self._history) > 2 and now - self._history[1][0] > RATE_WINDOW_S:
             self._history.popleft()
@@ -168,15 +161,20 @@ class Progress:
         parts += [f"{name}={_number(value)}" for name, value in self._fields.items() if value is not None]
         return "  ".join(parts)
 
-    def _write_line(self, end: str = "") -> None:
-        """Write one plain line; a closed or full log never stops the work it reports on."""
+    def _show(self, end: str = "") -> None:
+        """Bring the bar to the present state, or write one plain line that ends with `end`."""
+        if self._rich is not None:
+            task = self._rich.tasks[0]
+            task.total = self._total  # which `update` would not set back to None
+            self._rich.update(task.id, description=self._description, completed=self._completed, status=self._status())
+            return
         count = f"{self._completed}" if self._total is None else f"{self._completed}/{self._total}"
         parts = [f"{self._description}: {count} {self._unit}", self._status(), end]
         self._last_line_s = self._clock()
         try:
             self._stream.write("  ".join(part for part in parts if part) + "\n")
             self._stream.flush()
-        except (OSError, ValueError):
+        except (OSError, ValueError):  # a closed or full log never stops the work it reports on
             self._finished.set()
 
     def _open_bar(self) -> None:
@@ -195,13 +193,6 @@ class Progress:
         self._rich = RichProgress(*columns, console=console, transient=False, refresh_per_second=5)
         self._rich.add_task(self._description, total=self._total, completed=self._completed, status="")
         self._rich.start()
-
-    def _show_bar(self) -> None:
-        """Bring the bar to the present state."""
-        assert self._rich is not None
-        task = self._rich.tasks[0]
-        task.total = self._total  # which `update` would not set back to None
-        self._rich.update(task.id, description=self._description, completed=self._completed, status=self._status())
 
 
 def _number(value: Value) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,10 +12,11 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 from matplotlib.colors import to_hex
 from numpy.typing import NDArray
 
-from dipole_ray.bench.scores import Scores, Way
+from dipole_ray.bench.scores import Point, Scores, Way
 from dipole_ray.evaluation.statistics import (
     Samples,
     Statistic,
@@ -105,15 +107,13 @@ class _Pictures:
                 for method in self.scores.methods:
                     key = self.scores.named_key(task, method, count)
                     curves = {} if key is None else self.scores.curve(task, method, key)
-                    points = [point for curve in curves.values() for point in curve]
-                    offline = [point.learner_steps for point in points if point.phase == "offline"]
-                    if offline and any(point.phase == "online" for point in points):
-                        switch = float(max(offline))
-                    found: dict[float, list[float]] = {step: [] for step in sorted({p.learner_steps for p in points})}
-                    for point in points:
-                        found[point.learner_steps].append(point.score)
-                    if found:
-                        lines.append(self.line(method, {step: np.array(values) for step, values in found.items()}))
+                    points = pd.DataFrame(itertools.chain(*curves.values()), columns=Point._fields)
+                    ends = points.groupby("phase")["learner_steps"].max()
+                    if len(ends) > 1:
+                        switch = float(ends["offline"])
+                    by_step = points.groupby("learner_steps")["score"]
+                    if len(points):
+                        lines.append(self.line(method, {step: scores.to_numpy() for step, scores in by_step}))
                 if len(lines) > _MOST_BANDS:
                     lines = [replace(line, low=(), high=()) for line in lines]
                 words = str(Way("named", count))
@@ -154,9 +154,9 @@ class _Pictures:
 
     def _bound_lines(self, task: str, method: str) -> list[Line]:
         """Return the share of actions at the clip bound over omega, dashed with one candidate."""
-        lines, runs = [], self.scores.results(task, method).values()
-        last = [[item for item in run["evaluations"] if item["phase"] == self.phase][-1:] for run in runs]
-        items = [item for found in last for item in found]
+        lines, items = [], []
+        for run in self.scores.results(task, method).values():
+            items += [item for item in run["evaluations"] if item["phase"] == self.phase][-1:]
         for count in self.scores.candidates():
             grid = sorted(self.scores.omegas(task, method, count).items())
             if items and len(grid) > 1:
@@ -184,10 +184,9 @@ class _Pictures:
             samples = {one: self._points(one, measure) for one in colours}
             return [_line(one, colours[one], found) for one, found in samples.items() if found]
 
-        drawn: list[tuple[str, bool, bool, list[Line]]] = []
-        for count in self.scores.candidates():
-            way = Way("named", count)
-            drawn.append((str(way), True, False, lines_of(partial(self.scores.of, task, way=way, phase=self.phase))))
+        of = partial(self.scores.of, task, phase=self.phase)
+        ways = [Way("named", count) for count in self.scores.candidates()]
+        drawn = [(str(way), True, False, lines_of(partial(of, way=way))) for way in ways]
         for words, key, kind, log in _DIAGNOSTICS:
             drawn.append((words, False, log, lines_of(partial(self._diagnostic, task, key, kind))))
         drawn.append(("weight, median and 5 to 95 %", False, True, self._weight_lines(task, colours)))
@@ -217,10 +216,8 @@ class _Pictures:
         """Return the quantiles of the first field's weight at the end of training, medians over seeds."""
         lines = []
         for one in colours:
-            levels = [
-                self._points(one, partial(self._diagnostic, task, f"actor/weight_q{level}", "last"))
-                for level in ("50", "05", "95")
-            ]
+            keys = [f"actor/weight_q{level}" for level in ("50", "05", "95")]
+            levels = [self._points(one, partial(self._diagnostic, task, key, "last")) for key in keys]
             xs = [x for x in levels[0] if all(x in level for level in levels)]
             middle, low, high = ([max(float(np.median(level[x])), 1e-6) for x in xs] for level in levels)
             if xs:
@@ -231,20 +228,18 @@ class _Pictures:
 
     def intervals(self) -> list[Column]:
         """Return IQM and probability of improvement by candidates, of the methods that have scores in all tasks."""
-        scores, tasks = self.scores, list(self.scores.tasks)
+        scores, tasks, ways = self.scores, list(self.scores.tasks), self.scores.compared_ways()
         unit = "% of a full score" if len(tasks) > 1 else self.unit
         limits = (-3.0, 103.0) if scores.config.metric == "success" else None
         columns = []
-        for way in scores.compared_ways():
+        for way in ways:
             rows = self._estimates(interquartile_mean, way, [(method,) for method in scores.methods])
             columns.append(Column(title=f"IQM, {way}", xlabel=unit, estimates=rows, limits=limits))
-        than = f"than {scores.label(scores.baseline)}"
-        for way in scores.compared_ways():
+        look: dict[str, Any] = {"xlabel": f"than {scores.label(scores.baseline)}", "limits": (-0.03, 1.03)}
+        for way in ways:
             others = [method for method in scores.methods if not scores.is_baseline(method, way, tasks)]
-            pairs = [(method, scores.baseline) for method in others]
-            rows = self._estimates(probability_of_improvement, way, pairs)
-            title, limits = f"P(better), {way}", (-0.03, 1.03)
-            columns.append(Column(title=title, xlabel=than, estimates=rows, reference=0.5, limits=limits))
+            rows = self._estimates(probability_of_improvement, way, [(name, scores.baseline) for name in others])
+            columns.append(Column(title=f"P(better), {way}", estimates=rows, reference=0.5, **look))
         return columns
 
     def _estimates(self, statistic: Statistic, way: Way, compared: Sequence[tuple[str, ...]]) -> list[Estimate]:
@@ -253,9 +248,8 @@ class _Pictures:
         for names in compared:
             samples = self.scores.compared(names, way, self.phase, list(self.scores.tasks))
             if samples is not None:
-                value, low, high = _with_ends(statistic, *samples)
                 label, colour = self.scores.label(names[0]), self.colours[names[0]]
-                rows.append(Estimate(label=label, value=value, low=low, high=high, colour=colour))
+                rows.append(Estimate(label, *_with_ends(statistic, *samples), colour))
         return rows
 
 
@@ -277,7 +271,7 @@ def _is_wide(values: Sequence[float]) -> bool:
 
 
 def _apart(ticks: Sequence[float]) -> list[float]:
-    """Return the ticks whose labels do not cover one another."""
+    """Return the ticks whose labels do not cover one another: a twelfth of the axis apart."""
     kept: list[float] = []
     for tick in ticks:
         if not kept or tick - kept[-1] > (ticks[-1] - ticks[0]) / 12:

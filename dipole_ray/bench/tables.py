@@ -159,9 +159,8 @@ def training_table(scores: Scores) -> list[str]:
     for task, method in scores.pairs():
         runs = list(scores.results(task, method).values())
         if runs and scores.methods[method].runs_of is None:  # else its training is the other's
-            values = [
-                _median([run["diagnostics"].get(key, {}).get(kind) for run in runs]) for _, key, kind in _TRAINING
-            ]
+            last = [run["diagnostics"] for run in runs]
+            values = [_median([series.get(key, {}).get(kind) for series in last]) for _, key, kind in _TRAINING]
             rate = _median([run["updates_per_s"] for run in runs])
             lost = str(sum(run["status"] == DIVERGED for run in runs))
             rows.append([task, scores.label(method), rate, *values, _at_bound(scores, task, method, runs), lost])

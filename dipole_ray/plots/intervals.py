@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from matplotlib.axes import Axes
 
@@ -12,8 +13,7 @@ from dipole_ray.errors import DatasetError
 from dipole_ray.plots import style
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Estimate:
+class Estimate(NamedTuple):
     """One row of a column: the estimate of a method, and the ends of its interval."""
 
     label: str

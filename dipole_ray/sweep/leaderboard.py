@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 from rich.table import Table
@@ -18,12 +17,10 @@ from dipole_ray.sweep.space import Values
 from dipole_ray.tables import DASH, terminal_table, with_interval
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Standing:
+class Standing(NamedTuple):
     """A trial's line."""
 
     trial: str
-    """Its name."""
     status: str
     """`done`, `stopped`, ..."""
     rung: int
@@ -35,7 +32,7 @@ class Standing:
     rows: Sequence[Row]
     """The whole grid on the selecting episodes."""
     report: Row | None
-    """The same cell on the reporting episodes; only of trials that reached the last rung."""
+    """The best cell on the reporting episodes; only of trials that reached the last rung."""
     run_id: str | None
     """MLflow's id."""
 
@@ -46,30 +43,17 @@ def standings(plan: Plan, records: SweepRecords) -> list[Standing]:
     The order is by the selecting episodes alone, as the choice was: ordering by the reporting ones would select on
     them too.
     """
-    found = []
+    board = []
     for record in records.trials.values():
-        results = records.results(record.id)
-        if results:
-            last = results[-1]
-            found.append(
-                Standing(
-                    trial=record.id,
-                    status=record.status,
-                    rung=int(last["rung"]),
-                    values=record.values,
-                    best=last["best"],
-                    rows=last["rows"],
-                    report=last["report"],
-                    run_id=record.run_id,
-                )
-            )
-    sweep = plan.sweep
+        for last in records.results(record.id)[-1:]:
+            scores = last["best"], last["rows"], last["report"]
+            board.append(Standing(record.id, record.status, int(last["rung"]), record.values, *scores, record.run_id))
 
     def rank(item: Standing) -> tuple[bool, float, float, str]:
-        score = gain(metric_of(item.best, sweep.metric), sweep)
+        score = gain(metric_of(item.best, plan.sweep.metric), plan.sweep)
         return item.status != "done", -score, -item.best["return"], item.trial
 
-    return sorted(found, key=rank)
+    return sorted(board, key=rank)
 
 
 def to_plain(plan: Plan, board: Sequence[Standing]) -> list[dict[str, Any]]:
@@ -82,23 +66,17 @@ def to_plain(plan: Plan, board: Sequence[Standing]) -> list[dict[str, Any]]:
         low, high = interval_of(row, metric)
         return {"value": metric_of(row, metric), "low": low, "high": high, "episodes": row["episodes"], "seed": seed}
 
-    return [
-        {
-            "rank": rank,
-            "trial": item.trial,
-            "status": item.status,
-            "rung": item.rung,
-            "values": item.values,
-            "omega": item.best["omega"],
-            "candidates": item.best["candidates"],
+    lines = []
+    for rank, item in enumerate(board, start=1):
+        trial = {"rank": rank, "trial": item.trial, "status": item.status, "rung": item.rung, "values": item.values}
+        cell = {"omega": item.best["omega"], "candidates": item.best["candidates"]}
+        scores = {
             "metric": measure_of(item.best, metric),
             "selected": scored(item.best, grid.select_seed),
             "reported": scored(item.report, grid.report_seed),
-            "run_id": item.run_id,
-            "rows": list(item.rows),
         }
-        for rank, item in enumerate(board, start=1)
-    ]
+        lines.append({**trial, **cell, **scores, "run_id": item.run_id, "rows": list(item.rows)})
+    return lines
 
 
 def to_csv(plan: Plan, board: Sequence[Standing]) -> str:
@@ -116,20 +94,15 @@ def to_csv(plan: Plan, board: Sequence[Standing]) -> str:
 
 
 def table(plan: Plan, board: Sequence[Standing], most: int = 20) -> Table:
-    """Return the terminal table.
-
-    Args:
-        plan: The sweep.
-        board: From `standings`.
-        most: Lines shown.
-    """
+    """Return the terminal table of the first `most` trials."""
     grid, metric = plan.sweep.evaluation, plan.sweep.metric
     measure = measure_of(board[0].best, metric) if board else metric
     names = [key.rpartition(".")[2] for key in plan.space]
     head = ["", "trial", *names, "omega", "cand.", f"{measure}, selected", "reported", ""]
     rows = []
     for rank, item in enumerate(board[:most], start=1):
-        settings = [_short(item.values.get(key)) for key in plan.space]
+        values = [item.values.get(key) for key in plan.space]
+        settings = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in values]
         omega = DASH if item.best["omega"] is None else f"{item.best['omega']:g}"
         scores = [_score(item.best, metric), _score(item.report, metric)]
         state = "" if item.status == "done" else f"{item.status} at rung {item.rung}"
@@ -144,14 +117,8 @@ def table(plan: Plan, board: Sequence[Standing], most: int = 20) -> Table:
 
 
 def _score(row: Row | None, metric: str) -> str:
-    """Return a score with its interval."""
     if row is None:
         return DASH
     value = metric_of(row, metric)
     form = ".2f" if abs(value) < 10 else ".1f" if abs(value) < 100 else ".0f"
     return with_interval(value, *interval_of(row, metric), form)
-
-
-def _short(value: Any) -> str:
-    """Return a setting in a few characters."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
