@@ -57,10 +57,8 @@ def require_measured(name: str, method: MethodConfig, config: RunConfig) -> None
     omegas = sorted({cell.omega for cell in cells if cell.omega is not None})
     for count in method.candidates:
         if count not in counts:
-            raise ConfigError(
-                f"methods.{name}.candidates has {count}, and evaluation.candidates {counts}: its scores would be "
-                "missing; add it there, or take it out here"
-            )
+            found = f"methods.{name}.candidates has {count}, and evaluation.candidates {counts}"
+            raise ConfigError(f"{found}: its scores would be missing; add it there, or take it out here")
     if method.omega is not None and method.omega not in omegas:
         raise ConfigError(
             f"methods.{name}.omega is {method.omega:g}, and its runs are evaluated with {omegas or 'no omega'}: its "

@@ -28,12 +28,8 @@ def require_same_data(
 ) -> None:
     """Raise ConfigError where results that would stand side by side were trained on different data.
 
-    Results of earlier versions do not say what they were trained on, and pass.
-
-    Args:
-        configs: Runs of a suite.
-        results: Their results.
-        current: Compare with the data that stands there now, too, which further runs would be trained on.
+    Where `current`, the data that stands there now, which further runs would be trained on, is compared too. Results
+    of earlier versions do not say what they were trained on, and pass.
     """
     found: dict[str, dict[str, str]] = {}
     for config, result in zip(configs, results, strict=True):
@@ -45,7 +41,5 @@ def require_same_data(
         seen = {**trained, **({} if now is None or now in trained else {now: "what is there now"})}
         if len(seen) > 1:
             names = "; ".join(f"{who}: {data}" for data, who in seen.items())
-            raise ConfigError(
-                f"results of different data would be mixed: {names}. Bring the old data back, or choose another "
-                "suite.name for runs on the new, or move the old results away"
-            )
+            remedy = "Bring the old data back, or choose another suite.name for runs on the new, or move the old "
+            raise ConfigError(f"results of different data would be mixed: {names}. {remedy}results away")

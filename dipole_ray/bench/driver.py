@@ -16,16 +16,14 @@ from dipole_ray.files.storage import require_lasting
 from dipole_ray.parallel import map_tasks, ray_session
 from dipole_ray.runs.build import prepare_datasets
 
-REMEDY = "give each run more room with suite.resources.cpus"
-"""For runs whose worker keeps dying."""
+REMEDY = "give each run more room with suite.resources.cpus"  # for runs whose worker keeps dying
 
 
 @dataclass(frozen=True, slots=True)
 class SuiteResult:
     """How the runs of a suite ended."""
 
-    runs: Sequence[tuple[Job, Mapping[str, Any]]]
-    """Each with its result, or with what stands for one."""
+    runs: Sequence[tuple[Job, Mapping[str, Any]]]  # each with its result, or with what stands for one
 
     @property
     def finished(self) -> int:
@@ -38,11 +36,7 @@ class SuiteResult:
 
 
 def run_suite(suite: Suite, only: Mapping[str, Sequence[str]] | None = None) -> SuiteResult:
-    """Run what is left of a suite.
-
-    Args:
-        suite: The suite.
-        only: See `Suite.jobs`.
+    """Run what is left of a suite, or of the part that `only` names, see `Suite.jobs`.
 
     Raises:
         DipoleError: Any of ours that concerns all runs; what is done stays.

@@ -29,10 +29,9 @@ from dipole_ray.runs.session import LOCK_WAIT_S, RUN_FILE
 from dipole_ray.tracking.metrics_file import METRICS_FILE
 
 ERROR_FILE = "error.txt"
-FAILED, ELSEWHERE = "failed", "elsewhere"
-"""Status of a run without a result: it broke, or another command is at it."""
+FAILED, ELSEWHERE = "failed", "elsewhere"  # status of a run without a result: it broke, or another command is at it
+# Settings, or sections, that say where and how a run is kept, and do not shape its result
 PLACES = ("name", "folder", "tracking", "checkpoint", "learner", "data.cache", "evaluation.trajectories")
-"""Settings, or sections, that say where and how a run is kept, and do not shape its result."""
 _TAIL_BYTES = 1 << 14
 
 
@@ -43,8 +42,7 @@ class Job:
     task: str
     method: str
     seed: int
-    config: RunConfig
-    """The run's config, with places as the suite's file has them."""
+    config: RunConfig  # the run's config, with places as the suite's file has them
 
     def __str__(self) -> str:
         return f"{self.method} on {self.task}, seed {self.seed}"
@@ -76,6 +74,7 @@ def _shaping(config: RunConfig) -> dict[str, Any]:
     return {key: value for key, value in flat.items() if not any(f"{key}.".startswith(f"{at}.") for at in PLACES)}
 
 
+# Defaults of the sections of a run, those of today: `stored` refuses a result that was made with others.
 _DEFAULTS = settings.flatten(
     {
         field.name: settings.to_mapping(field.default_factory())
@@ -148,8 +147,8 @@ def _train(job: Job) -> dict[str, Any]:
     except NonFiniteError as error:  # the method's own doing, and so a result
         status, words = DIVERGED, str(error).replace(f"{job.folder}/", "")
     result = result_of(job.folder, job.config, status=status, error=words)
-    about = {"task": job.task, "method": job.method, "seed": job.seed, "digest": job.digest}
-    result |= {**about, "data": data_of(located(job.config))}
+    result |= {"task": job.task, "method": job.method, "seed": job.seed, "digest": job.digest}
+    result["data"] = data_of(located(job.config))
     write_json(job.folder / RESULT_FILE, result)
     (job.folder / ERROR_FILE).unlink(missing_ok=True)
     return result

@@ -6,6 +6,7 @@ import os
 import platform
 import statistics
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,29 +25,21 @@ RESULT_FILE = "result.json"
 FORMAT = 1
 FINISHED, DIVERGED = "finished", "diverged"
 SCORES = ("success", "return", "length", "action_bound_fraction")
+# Training series whose last value, median and maximum are kept, as far as a method has them
 DIAGNOSTICS = (
     *("actor/effective_sample_fraction", "actor/advantage_std", "system/grad_norm", "system/skipped_updates"),
     *("actor/weight_q05", "actor/weight_q25", "actor/weight_q50", "actor/weight_q75", "actor/weight_q95"),
     *("critic/loss", "value/loss", "critic/q_mean", "value/v_mean"),
 )
-"""Training series whose last value, median and maximum are kept, as far as a method has them."""
-POLICY_LOSS = "actor/loss"
-"""And all that begin so."""
+POLICY_LOSS = "actor/loss"  # and all that begin so
 
 
 def result_of(folder: Path, config: RunConfig, *, status: str, error: str | None) -> dict[str, Any]:
-    """Return the result of a run folder.
+    """Return the result of a run folder; `status` is `finished` or `diverged`, `error` says why it ended early.
 
-    Args:
-        folder: The run's folder.
-        config: The run's config.
-        status: `finished` or `diverged`.
-        error: Why it ended early.
-
-    Returns:
-        What ran when, by which code and where; `phase`: the one in which it ended; `cells`: the ways of acting by key;
-        `chosen`: the key of the config's own one; `evaluations`: one an evaluation, with the scores by cell;
-        `diagnostics`: end, median and maximum of training series.
+    `phase` is the one in which the run ended, `cells` are the ways of acting by key, `chosen` is the key of the
+    config's own one, `evaluations` have the scores by cell, `diagnostics` are end, median and maximum of training
+    series.
     """
     lines = read_metrics(folder)
     cells = {cell_key(cell): cell for cell in cells_with_chosen(config.evaluation, config.agent)}
@@ -68,10 +61,7 @@ def result_of(folder: Path, config: RunConfig, *, status: str, error: str | None
         "evaluation_s": _rounded(sum(line.get("time/evaluation_s") or 0.0 for line in lines)),
         "updates_per_s": _rounded(updates / training_s) if training_s else None,
         "chosen": cell_key(chosen_cell(config.agent)),
-        "cells": {
-            key: {"policy": cell.policy, "omega": cell.omega, "candidates": cell.candidates}
-            for key, cell in cells.items()
-        },
+        "cells": {key: asdict(cell) for key, cell in cells.items()},
         "evaluations": evaluations,
         "diagnostics": _diagnostics(lines),
     }
@@ -87,12 +77,9 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        result: dict[str, Any] = read_json(path)
-        if result["format"] != FORMAT:
-            raise ValueError(f"format {result['format']}, this version reads {FORMAT}")
+        return dict(read_json(path, version=FORMAT))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DatasetError(f"{path}: not readable ({error}); remove it, and the run ends anew") from None
-    return result
 
 
 def _machine() -> str:
@@ -114,14 +101,8 @@ def _evaluations(lines: Sequence[dict[str, Any]], keys: Sequence[str]) -> list[d
     for line in lines:
         scores = {key: {name: _rounded(line.get(f"eval/{name}/{key}")) for name in SCORES} for key in keys}
         if all(score["return"] is not None for score in scores.values()):
-            found.append(
-                {
-                    "phase": "online" if line["env_steps"] else "offline",
-                    "learner_steps": int(line["learner_steps"]),
-                    "env_steps": int(line["env_steps"]),
-                    "scores": scores,
-                }
-            )
+            steps = {name: int(line[name]) for name in ("learner_steps", "env_steps")}
+            found.append({"phase": "online" if line["env_steps"] else "offline", **steps, "scores": scores})
     return found
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
+from operator import itemgetter
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from dipole_ray.bench.config import MethodConfig, SuiteConfig, TaskConfig
 from dipole_ray.bench.result import DIVERGED
+from dipole_ray.evaluation.statistics import Samples
 
 PHASES = ("offline", "online")
 
@@ -28,10 +30,8 @@ PHASES = ("offline", "online")
 class Way:
     """A way of acting, up to omega."""
 
-    choice: Literal["named", "tuned"]
-    """How omega is chosen."""
-    candidates: int | None
-    """Actions sampled per step; 1 is without rejection sampling, None is each method's own number."""
+    choice: Literal["named", "tuned"]  # how omega is chosen
+    candidates: int | None  # actions sampled per step; 1: no rejection sampling, None: each method's own number
 
     def __str__(self) -> str:
         count = f"{self.candidates or 'own'} candidate{'s' * (self.candidates != 1)}"
@@ -51,14 +51,10 @@ class Point(NamedTuple):
 class Scores:
     """The results of a suite's runs, and every score that follows from them."""
 
-    config: SuiteConfig
-    """How they are compared."""
-    tasks: Mapping[str, TaskConfig]
-    """By name."""
-    methods: Mapping[str, MethodConfig]
-    """By name."""
-    runs: Mapping[tuple[str, str, int], Mapping[str, Any]]
-    """Results by (task, trained method, seed)."""
+    config: SuiteConfig  # how they are compared
+    tasks: Mapping[str, TaskConfig]  # by name
+    methods: Mapping[str, MethodConfig]  # by name
+    runs: Mapping[tuple[str, str, int], Mapping[str, Any]]  # results by (task, trained method, seed)
 
     @property
     def baseline(self) -> str:
@@ -67,11 +63,10 @@ class Scores:
 
     def is_baseline(self, method: str, way: Way, tasks: Sequence[str]) -> bool:
         """Return whether a method, acting in this way, is the baseline itself: the same cells of the same runs."""
-        places = [
-            (self.trained(name), *(self.named_key(task, name, way.candidates) for task in tasks))
-            for name in (method, self.baseline)
-        ]
-        return places[0] == places[1]
+        if self.trained(method) != self.trained(self.baseline):
+            return False
+        key, candidates = self.named_key, way.candidates
+        return all(key(task, method, candidates) == key(task, self.baseline, candidates) for task in tasks)
 
     def label(self, method: str) -> str:
         """Return what a method is called in tables."""
@@ -85,11 +80,11 @@ class Scores:
         """Return the results of a method on a task by seed."""
         return self._by_method.get((task, self.trained(method)), {})
 
-    @cached_property
+    @cached_property  # asked for in every cell of every table
     def _by_method(self) -> dict[tuple[str, str], dict[int, Mapping[str, Any]]]:
         found: dict[tuple[str, str], dict[int, Mapping[str, Any]]] = {}
-        for task, method, seed in sorted(self.runs):
-            found.setdefault((task, method), {})[seed] = self.runs[task, method, seed]
+        for (task, method, seed), run in sorted(self.runs.items(), key=itemgetter(0)):
+            found.setdefault((task, method), {})[seed] = run
         return found
 
     def pairs(self) -> Iterator[tuple[str, str]]:
@@ -101,13 +96,13 @@ class Scores:
     def cells(self, task: str, method: str) -> dict[str, Mapping[str, Any]]:
         """Return the ways of acting that a method shows, by key, in the order of their candidates and omega."""
         shown, omega = self.methods[method].candidates, self.methods[method].omega
-        cells = {key: cell for run in self.results(task, method).values() for key, cell in run["cells"].items()}
-
-        def is_kept(cell: Mapping[str, Any]) -> bool:
-            return (not shown or cell["candidates"] in shown) and omega in (None, cell["omega"])
-
-        ordered = sorted(cells.items(), key=lambda item: (item[1]["candidates"], item[1]["omega"] or 0.0))
-        return {key: cell for key, cell in ordered if is_kept(cell)}
+        cells = {
+            key: cell
+            for run in self.results(task, method).values()
+            for key, cell in run["cells"].items()
+            if (not shown or cell["candidates"] in shown) and omega in (None, cell["omega"])
+        }
+        return dict(sorted(cells.items(), key=lambda item: (item[1]["candidates"], item[1]["omega"] or 0.0)))
 
     def own_cell(self, task: str, method: str) -> Mapping[str, Any] | None:
         """Return the cell that was named before the run, for a method that has one."""
@@ -127,10 +122,9 @@ class Scores:
 
     def omegas(self, task: str, method: str, candidates: int) -> dict[float, str]:
         """Return the keys of the guided cells with so many candidates, by omega."""
+        wanted = "guided", candidates
         cells = self.cells(task, method).items()
-        return {
-            cell["omega"]: key for key, cell in cells if cell["policy"] == "guided" and cell["candidates"] == candidates
-        }
+        return {cell["omega"]: key for key, cell in cells if (cell["policy"], cell["candidates"]) == wanted}
 
     def named_key(self, task: str, method: str, candidates: int | None) -> str | None:
         """Return the cell of the omega named beforehand with so many candidates, None where it was not evaluated."""
@@ -180,13 +174,8 @@ class Scores:
         """Return what a diverged run counts with: no success, or the lowest score that any run of the task had."""
         if self.config.metric == "success":
             return 0.0
-        scores = [
-            score
-            for method in self.methods
-            for key in self.cells(task, method)
-            for _, score in self._measured(task, method, key, phase)
-            if score is not None
-        ]
+        places = [(method, key) for method in self.methods for key in self.cells(task, method)]
+        scores = [score for place in places for _, score in self._measured(task, *place, phase) if score is not None]
         return min(scores, default=0.0)
 
     def _measured(self, task: str, method: str, key: str, phase: str) -> Iterator[tuple[int, float | None]]:
@@ -197,8 +186,7 @@ class Scores:
                 continue
             items = [item for item in run["evaluations"] if item["phase"] == phase and key in item["scores"]]
             scores = [self._value(item["scores"][key]) for item in items[-self.config.evaluations :]]
-            known = [score for score in scores if score is not None]
-            if known:
+            if known := [score for score in scores if score is not None]:
                 yield seed, float(np.mean(known))
 
     def by_seed(self, task: str, method: str, way: Way, phase: str) -> dict[int, float]:
@@ -277,9 +265,7 @@ class Scores:
             groups["all tasks"] = list(self.tasks)
         return groups
 
-    def compared(
-        self, methods: Sequence[str], way: Way, phase: str, tasks: Sequence[str]
-    ) -> list[list[NDArray[np.float64]]] | None:
+    def compared(self, methods: Sequence[str], way: Way, phase: str, tasks: Sequence[str]) -> Sequence[Samples] | None:
         """Return the scores of methods on several tasks, for the seeds that all of them have, in the same order.
 
         In per cent of the task's span where there is more than one task. None where a task is missing or nobody named

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,13 +17,12 @@ from dipole_ray.bench.checks import require_alike_evaluations, require_measured
 from dipole_ray.bench.config import MethodConfig, SuiteConfig, TaskConfig, require_name
 from dipole_ray.bench.job import Job
 from dipole_ray.errors import ConfigError
-from dipole_ray.runs.config import RunConfig, read_yaml
+from dipole_ray.runs.config import RunConfig, read_yaml, with_base
 
 SUITES = Path(__file__).resolve().parent / "suites"
 PAPER_FILE = SUITES / "paper_numbers.yaml"
 SECTIONS = ("suite", "base", "tasks", "methods")
-EPISODES_APART = 10_000
-"""Evaluation seeds between two training seeds; more than any run's evaluations."""
+EPISODES_APART = 10_000  # evaluation seeds between two training seeds; more than any run's evaluations
 
 Config = TypeVar("Config", TaskConfig, MethodConfig)
 
@@ -32,16 +31,11 @@ Config = TypeVar("Config", TaskConfig, MethodConfig)
 class Suite:
     """Methods x tasks x seeds."""
 
-    config: SuiteConfig
-    """How they are run and compared."""
-    mapping: Mapping[str, Any]
-    """The file's four sections as plain values, with the overrides for single tasks and methods in them."""
-    tasks: Mapping[str, TaskConfig]
-    """By name, in the file's order."""
-    methods: Mapping[str, MethodConfig]
-    """By name, in the file's order."""
-    overrides: tuple[str, ...] = ()
-    """`key=value` of a run, on top of everything."""
+    config: SuiteConfig  # how they are run and compared
+    mapping: Mapping[str, Any]  # the file's sections as plain values, with the overrides for tasks and methods in them
+    tasks: Mapping[str, TaskConfig]  # by name, in the file's order
+    methods: Mapping[str, MethodConfig]  # by name, in the file's order
+    overrides: tuple[str, ...] = ()  # `key=value` of a run, on top of everything
 
     @property
     def baseline(self) -> str:
@@ -58,11 +52,7 @@ class Suite:
     def jobs(self, only: Mapping[str, Sequence[str]] | None = None) -> list[Job]:
         """Return the runs, seed by seed, so that an unfinished suite has something of every method.
 
-        Args:
-            only: Names of `method`, `task` and `seed` that are wanted; all where one is left out.
-
-        Raises:
-            ConfigError: Nothing is called so.
+        `only` has the names of `method`, `task` and `seed` that are wanted; ConfigError where nothing is called so.
         """
         chosen = self._chosen(only or {})
         trained = [name for name in self.methods if self.methods[name].runs_of is None and name in chosen["method"]]
@@ -95,24 +85,16 @@ class Suite:
         except ConfigError as error:
             raise ConfigError(f"suite {self.config.name}, task {task}, method {trained}: {error}") from None
         folder = Path(config.folder).expanduser().resolve() / "bench" / self.config.name / task / trained
-        config = self._as_cell(config, f"{task}-{trained}-seed-{seed}", folder, seed)
+        # One cell of many: in one process, evaluated over the grid, on episodes that all methods have with this seed.
+        config = config.changed(
+            name=f"{task}-{trained}-seed-{seed}",
+            folder=str(folder),
+            seed=seed,
+            evaluation={"seed": config.evaluation.seed + EPISODES_APART * seed, "interval_grid": True, "videos": 0},
+            learner={"remote": False, "num_learners": 1, "num_threads": max(1, int(self.config.resources.cpus))},
+            rollout={"num_workers": 0},
+        )
         return Job(task=task, method=trained, seed=seed, config=config)
-
-    def _as_cell(self, config: RunConfig, name: str, folder: Path, seed: int) -> RunConfig:
-        """Return a run's config as one cell of many: in one process, evaluated over the grid on seeded episodes."""
-        evaluation = replace(
-            config.evaluation,
-            seed=config.evaluation.seed + EPISODES_APART * seed,
-            interval_grid=True,
-            videos=0,
-        )
-        learner = replace(
-            config.learner, remote=False, num_learners=1, num_threads=max(1, int(self.config.resources.cpus))
-        )
-        rollout = replace(config.rollout, num_workers=0)
-        return replace(
-            config, name=name, folder=str(folder), seed=seed, evaluation=evaluation, learner=learner, rollout=rollout
-        )
 
     def _chosen(self, only: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
         """Return all names by kind, or those asked for."""
@@ -134,11 +116,7 @@ def suites() -> dict[str, Path]:
 
 
 def published(table: str) -> dict[str, Any]:
-    """Return a table of published numbers, with its source.
-
-    Raises:
-        ConfigError: There is no such table.
-    """
+    """Return a table of published numbers, with its source; ConfigError where there is no such table."""
     known = read_yaml(PAPER_FILE)
     if table not in known:
         raise ConfigError(f"suite.paper is '{table}': {PAPER_FILE.name} has {', '.join(known)}")
@@ -161,14 +139,10 @@ def load_suite(source: str | Path, overrides: Sequence[str] = ()) -> Suite:
         raise ConfigError(f"no suite or file '{source}': the suites are {', '.join(suites())}; a file is given by path")
     mapping = read_yaml(path)
     ours = [word for word in overrides if word.partition(".")[0] in ("suite", "tasks", "methods")]
-    runs = [word for word in overrides if word not in ours]
     mapping = settings.apply_overrides(mapping, ours)
     mapping["suite"] = {"name": path.stem, **(mapping.get("suite") or {})}
-    base = dict(mapping.get("base") or {})
-    preset = base.pop("from", None)
-    if preset is not None:
-        base = settings.merge(read_yaml(preset), base)
-    return from_mapping({**mapping, "base": base}, tuple(runs))
+    mapping["base"] = with_base(mapping.get("base"))
+    return from_mapping(mapping, tuple(word for word in overrides if word not in ours))
 
 
 def from_mapping(mapping: Mapping[str, Any], overrides: tuple[str, ...] = ()) -> Suite:
@@ -186,13 +160,8 @@ def from_mapping(mapping: Mapping[str, Any], overrides: tuple[str, ...] = ()) ->
     for kind, names in (("tasks", tasks), ("methods", methods)):
         if not names:
             raise ConfigError(f"the suite has no {kind}: name at least one under '{kind}:'")
-    suite = Suite(
-        config=settings.from_mapping(SuiteConfig, plain["suite"], "suite"),
-        mapping=plain,
-        tasks=tasks,
-        methods=methods,
-        overrides=overrides,
-    )
+    own = settings.from_mapping(SuiteConfig, plain["suite"], "suite")
+    suite = Suite(config=own, mapping=plain, tasks=tasks, methods=methods, overrides=overrides)
     _require_known(suite)
     _require_trained(suite)
     if suite.config.paper is not None:
@@ -234,17 +203,13 @@ def _require_trained(suite: Suite) -> None:
         for key in task.only:
             runs = suite.methods[key].runs_of
             if runs is not None and runs not in task.only:
-                raise ConfigError(
-                    f"tasks.{name}.only has '{key}', which shows the runs of '{runs}', and not '{runs}': nothing would "
-                    f"be run for it; add '{runs}'"
-                )
+                found = f"has '{key}', which shows the runs of '{runs}', and not '{runs}'"
+                raise ConfigError(f"tasks.{name}.only {found}: nothing would be run for it; add '{runs}'")
         for key in task.methods:
             runs = suite.methods[key].runs_of
             if runs is not None:
-                raise ConfigError(
-                    f"tasks.{name}.methods.{key}: '{key}' shows the runs of '{runs}', so keys of a run mean nothing in "
-                    f"it; set them in tasks.{name}.methods.{runs}"
-                )
+                why = f"'{key}' shows the runs of '{runs}', so keys of a run mean nothing in it"
+                raise ConfigError(f"tasks.{name}.methods.{key}: {why}; set them in tasks.{name}.methods.{runs}")
 
 
 def _section(key: str, values: Any) -> dict[str, Any]:
@@ -262,10 +227,10 @@ def _typed(section: str, name: str, values: Any, kind: type[Config]) -> Config:
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where} is {values!r}: a section of keys is needed")
     own: list[str] = _names(kind)
-    run: list[str] = _names(RunConfig)
+    known = [*own, *_names(RunConfig)]
     for key in values:
-        if key not in own and key not in run:
-            raise ConfigError(f"unknown setting '{where}.{key}'{_nearest(key, [*own, *run])}")
+        if key not in known:
+            raise ConfigError(f"unknown setting '{where}.{key}'{_nearest(key, known)}")
     return settings.from_mapping(kind, {key: value for key, value in values.items() if key in own}, where)
 
 

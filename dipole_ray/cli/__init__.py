@@ -32,17 +32,16 @@ Dichotomous Diffusion Policy Optimization, from offline data to a fine-tuned pol
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of all subcommands."""
-    top = argparse.ArgumentParser(
-        prog="dipole", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    keeps_lines = argparse.RawDescriptionHelpFormatter
+    top = argparse.ArgumentParser(prog="dipole", description=_DESCRIPTION, formatter_class=keeps_lines)
     top.add_argument("--version", action="version", version=f"dipole_ray {__version__}")
     subparsers = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    add_parsers = (
-        *(add_train_parser, add_evaluate_parser, add_sweep_parser, add_bench_parser),
-        *(add_data_parser, add_doctor_parser),
-    )
-    for add in add_parsers:
-        add(subparsers)
+    add_train_parser(subparsers)
+    add_evaluate_parser(subparsers)
+    add_sweep_parser(subparsers)
+    add_bench_parser(subparsers)
+    add_data_parser(subparsers)
+    add_doctor_parser(subparsers)
     return top
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from dipole_ray.cli.command import add_command
@@ -35,16 +34,11 @@ data.path=DIR take the episodes of all of them.
 def add_collect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `collect` to the commands of `dipole data`."""
     parser = add_command(commands, "collect", run_collect, COLLECT_HELP)
-    parser.add_argument(
-        "names",
-        metavar="NAME",
-        nargs="+",
-        help="an OGBench dataset name or Pendulum-v1; or exorl and its domain: walker, quadruped, cheetah or jaco",
-    )
+    names = "an OGBench dataset name or Pendulum-v1; or exorl and its domain: walker, quadruped, cheetah or jaco"
+    parser.add_argument("names", metavar="NAME", nargs="+", help=names)
     parser.add_argument("--algo", choices=("rnd", "random"), help="exorl only: who chooses the actions (default: rnd)")
-    parser.add_argument(
-        "--transitions", "--steps", metavar="N", type=int, required=True, help="transitions (steps) to make"
-    )
+    steps = "transitions (steps) to make"
+    parser.add_argument("--transitions", "--steps", metavar="N", type=int, required=True, help=steps)
     parser.add_argument("--seed", metavar="S", type=int, default=0, help="seed (default: 0)")
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the files")
     parser.add_argument("--workers", metavar="W", type=int, help="Ray tasks at a time (default: the whole cluster)")
@@ -62,11 +56,10 @@ def run_collect(args: argparse.Namespace) -> int:
         what = f"domain '{domains[0]}'" if domains else f"--algo {args.algo}"
         raise ConfigError(f"{what} has no effect on '{name}': only exorl has domains; leave it out")
     paths = collect(name, args.transitions, args.seed, args.out, num_workers=args.workers, overwrite=args.overwrite)
-    for path in paths:
-        print(path)
+    print(*paths, sep="\n")
     if paths[0].suffix == ".npz":
         task = "-singletask-".join(name.rsplit("-", 1))
-        print(f"next: dipole data import {paths[0]} --env {task} --out DIR", file=sys.stdout)
+        print(f"next: dipole data import {paths[0]} --env {task} --out DIR")
     else:
         print(f"next: dipole data inspect {paths[0]}")
     return 0
@@ -80,16 +73,10 @@ def _collect_exorl(args: argparse.Namespace, domains: list[str]) -> int:
     if len(domains) != 1:
         found = f"{' '.join(domains)} are several domains" if domains else "the domain is missing"
         raise ConfigError(f"collect exorl DOMAIN: {found}; name one of {', '.join(DOMAINS)}")
-    folder = collect_exorl(
-        domains[0],
-        args.algo or "rnd",
-        args.transitions,
-        args.seed,
-        args.out,
-        num_workers=args.workers,
-        overwrite=args.overwrite,
-    )
+    domain, algorithm = domains[0], args.algo or "rnd"
+    how = {"num_workers": args.workers, "overwrite": args.overwrite}
+    folder = collect_exorl(domain, algorithm, args.transitions, args.seed, args.out, **how)
     print(folder)
-    tasks = [name for name in task_ids() if name.startswith(f"exorl/{domains[0]}-")]
+    tasks = [name for name in task_ids() if name.startswith(f"exorl/{domain}-")]
     print(f"next: dipole train data.path={folder} env.id={tasks[0]}   (or {', '.join(tasks[1:])})")
     return 0

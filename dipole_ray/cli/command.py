@@ -11,19 +11,14 @@ from typing import Any
 def add_command(
     commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str, **more: Any
 ) -> argparse.ArgumentParser:
-    """Add a subcommand and return its parser.
+    """Add a subcommand to the subparsers `commands` and return its parser.
 
-    Args:
-        commands: The subparsers of `dipole` or of one of its commands.
-        name: Its name.
-        run: What it does with the parsed arguments; returns the exit status.
-        text: Its description, shown with its own line breaks; the first line is its `help` unless `more` has another.
-        **more: What else argparse's `add_parser` takes.
+    `run` takes the parsed arguments and returns the exit status. `text` is the description, shown with its own line
+    breaks; its first line is the `help` unless `more`, what else argparse's `add_parser` takes, has another.
     """
     words = {"help": text.partition("\n")[0], "description": text, **more}
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name, formatter_class=argparse.RawDescriptionHelpFormatter, **words
-    )
+    keeps_lines = argparse.RawDescriptionHelpFormatter
+    parser: argparse.ArgumentParser = commands.add_parser(name, formatter_class=keeps_lines, **words)
     parser.set_defaults(run=run)
     return parser
 

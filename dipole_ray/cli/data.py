@@ -82,30 +82,23 @@ def add_data_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentPars
 
 def _add_import(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = add_command(commands, "import", run_import, IMPORT_HELP)
-    parser.add_argument(
-        "source", metavar="SRC", type=Path, help="a file or folder in one of these formats; tables may be a folder"
-    )
+    source = "a file or folder in one of these formats; tables may be a folder"
+    parser.add_argument("source", metavar="SRC", type=Path, help=source)
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the dataset")
     parser.add_argument("--env", metavar="ENV_ID", help="task that gives the rewards, and whose spaces must match")
-    parser.add_argument(
-        "--format", choices=("ogbench", "exorl", "d4rl", "minari", "table"), help="default: by what SRC is"
-    )
+    formats = ("ogbench", "exorl", "d4rl", "minari", "table")
+    parser.add_argument("--format", choices=formats, help="default: by what SRC is")
     add_source_options(parser)
-    parser.add_argument(
-        "--non-finite",
-        choices=("refuse", "drop"),
-        default="refuse",
-        help="what to do with transitions that hold NaN or infinity (default: refuse)",
-    )
+    dropped = "what to do with transitions that hold NaN or infinity (default: refuse)"
+    parser.add_argument("--non-finite", choices=("refuse", "drop"), default="refuse", help=dropped)
     parser.add_argument("--overwrite", action="store_true", help="replace the dataset in DIR")
 
 
 def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = add_command(commands, "inspect", run_inspect, INSPECT_HELP)
     parser.add_argument("path", metavar="PATH", type=Path, help="a dataset folder, or what import takes")
-    parser.add_argument(
-        "--env", metavar="ENV_ID", help="task that rewards OGBench's and ExORL's data, and whose spaces must match"
-    )
+    task = "task that rewards OGBench's and ExORL's data, and whose spaces must match"
+    parser.add_argument("--env", metavar="ENV_ID", help=task)
     add_source_options(parser)
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the verdict as JSON as well")
     parser.add_argument("--plot", metavar="FILE", type=Path, help="draw returns, lengths and actions as a picture")
@@ -182,8 +175,6 @@ def run_inspect(args: argparse.Namespace) -> int:
         if args.plot is not None:
             plot_inspection(inspection, args.plot)
     except OSError as error:
-        raise ConfigError(
-            f"{error.filename or args.plot}: cannot be written ({error.strerror or error}); "
-            "choose another place for the output"
-        ) from error
+        found = f"{error.filename or args.plot}: cannot be written ({error.strerror or error})"
+        raise ConfigError(f"{found}; choose another place for the output") from error
     return 1 if inspection.verdict == "error" else 0

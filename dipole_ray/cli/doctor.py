@@ -8,21 +8,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from dipole_ray.cli.command import add_command
+
 
 def add_doctor_parser(subparsers: Any) -> None:
     """Add the subcommand to the parsers of `dipole`."""
-    parser = subparsers.add_parser(
-        "doctor",
-        help="check Python, torch, GPU, MuJoCo, GL, Ray, MLflow and disk",
-        description="Check what a run needs. Ends with status 1 if something fails; a warning is no failure.",
-    )
+    summary = "check Python, torch, GPU, MuJoCo, GL, Ray, MLflow and disk"
+    text = "Check what a run needs. Ends with status 1 if something fails; a warning is no failure."
+    parser = add_command(subparsers, "doctor", run_doctor, text, help=summary)
     parser.add_argument("--address", help="Ray cluster to try (default: RAY_ADDRESS, or a small local one)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs (default: runs)")
-    parser.add_argument(
-        "--cache", type=Path, default=Path("~/.cache/dipole_ray"), help="folder of datasets (default: %(default)s)"
-    )
+    cache = Path("~/.cache/dipole_ray")
+    parser.add_argument("--cache", type=Path, default=cache, help="folder of datasets (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print the findings as one JSON list")
-    parser.set_defaults(run=run_doctor)
 
 
 def run_doctor(args: argparse.Namespace) -> int:

@@ -60,25 +60,16 @@ def add_download(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = add_command(commands, "download", run_download, DOWNLOAD_HELP)
     parser.add_argument("source", choices=("ogbench", "exorl"), help="who publishes the dataset")
     parser.add_argument("name", metavar="NAME", help="a dataset, such as cube-single-play-v0 or walker/rnd")
-    parser.add_argument(
-        "--out", metavar="DIR", type=Path, help=f"folder for the files (default: {CACHE}/ogbench or exorl)"
-    )
-    parser.add_argument(
-        "--base-url", metavar="URL", action="append", default=[], help="where a mirror has the files; repeatable"
-    )
-    parser.add_argument(
-        "--sha256",
-        metavar="[FILE=]HEX",
-        action="append",
-        default=[],
-        help="checksum that a file must have; with FILE= where there are several files; repeatable",
-    )
-    parser.add_argument(
-        "--timeout", metavar="S", type=float, default=30.0, help="silence after which a server is left (default: 30 s)"
-    )
-    parser.add_argument(
-        "--retries", metavar="N", type=int, default=4, help="attempts after a failed one, per mirror (default: 4)"
-    )
+    folder = f"folder for the files (default: {CACHE}/ogbench or exorl)"
+    parser.add_argument("--out", metavar="DIR", type=Path, help=folder)
+    mirror = "where a mirror has the files; repeatable"
+    parser.add_argument("--base-url", metavar="URL", action="append", default=[], help=mirror)
+    checksum = "checksum that a file must have; with FILE= where there are several files; repeatable"
+    parser.add_argument("--sha256", metavar="[FILE=]HEX", action="append", default=[], help=checksum)
+    silence = "silence after which a server is left (default: 30 s)"
+    parser.add_argument("--timeout", metavar="S", type=float, default=30.0, help=silence)
+    attempts = "attempts after a failed one, per mirror (default: 4)"
+    parser.add_argument("--retries", metavar="N", type=int, default=4, help=attempts)
 
 
 def run_download(args: argparse.Namespace) -> int:
@@ -87,9 +78,8 @@ def run_download(args: argparse.Namespace) -> int:
     from dipole_ray.data.download.fetch import Patience, download
 
     if not (math.isfinite(args.timeout) and args.timeout > 0 and args.retries >= 0):
-        raise ConfigError(
-            f"--timeout {args.timeout:g} --retries {args.retries}: use a positive timeout and retries of 0 or more"
-        )
+        given = f"--timeout {args.timeout:g} --retries {args.retries}"
+        raise ConfigError(f"{given}: use a positive timeout and retries of 0 or more")
     dataset = dataset_of(args.source, args.name)
     files, bases = remote_files(args.source, dataset), base_urls(args.source, args.base_url)
     sums = _checksums(args.sha256, files)

@@ -82,23 +82,16 @@ print(json.dumps({"observation_dim": int(env.observation_space.shape[0])}))
 class Finding:
     """One line of the report."""
 
-    name: str
-    """What was looked at."""
-    status: Status
-    """`ok`; `warn` where something is slower or missing that a run can do without; `fail` where runs cannot work."""
-    message: str
-    """What was found."""
-    remedy: str = ""
-    """What to do about it; empty only where the status is ok."""
+    name: str  # what was looked at
+    status: Status  # `warn`: something is slower or missing that a run can do without; `fail`: runs cannot work
+    message: str  # what was found
+    remedy: str = ""  # what to do about it; empty only where the status is ok
 
 
 def examine(runs: Path, cache: Path, address: str | None = None) -> Iterator[Finding]:
     """Yield the findings as they are made; the whole takes half a minute, most of it Ray's.
 
-    Args:
-        runs: Folder where runs will be written.
-        cache: Folder of collected datasets.
-        address: Ray cluster to try; None = the one RAY_ADDRESS names, else a small local one, started and stopped here.
+    Without an `address`, the Ray cluster that RAY_ADDRESS names is tried, else a small local one, started here.
     """
     yield check_python()
     yield from check_packages()
@@ -267,21 +260,15 @@ def check_folder(name: str, folder: Path, alternative: str) -> Finding:
     message = f"{folder}: writable, {free_gib:.1f} GiB free"
     if free_gib >= LOW_DISK_GIB:
         return Finding(name, "ok", message)
-    return Finding(
-        name, "fail" if free_gib < MIN_DISK_GIB else "warn", message, f"free at least 5 GiB, or {alternative}"
-    )
+    status: Status = "fail" if free_gib < MIN_DISK_GIB else "warn"
+    return Finding(name, status, message, f"free at least 5 GiB, or {alternative}")
 
 
 def _probe(code: str, *arguments: str, timeout_s: float, **environment: str) -> tuple[dict[str, Any] | None, str]:
     """Run `code` in a fresh process; return the JSON object it prints last, or None and what went wrong."""
+    command, env = [sys.executable, "-c", code, *arguments], {**os.environ, **environment}
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", code, *arguments],
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            env={**os.environ, **environment},
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, env=env)
     except subprocess.TimeoutExpired:
         return None, f"no answer within {timeout_s:.0f} s"
     lines = done.stdout.strip().splitlines()

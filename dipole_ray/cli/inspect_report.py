@@ -22,16 +22,13 @@ _TITLES = {"returns": "return of a trajectory", "lengths": "transitions of a tra
 def print_inspection(inspection: Inspection, console: Console | None = None) -> None:
     """Print verdict, findings, figures and histograms."""
     console = console or Console()
-    console.print(
-        Text.assemble(f"{inspection.path} ({inspection.kind}): ", (inspection.verdict, _STYLES[inspection.verdict])),
-        soft_wrap=True,
-    )
+    verdict = (inspection.verdict, _STYLES[inspection.verdict])
+    lines = [Text.assemble(f"{inspection.path} ({inspection.kind}): ", verdict)]
     for finding in inspection.findings:
-        console.print(
-            Text.assemble("  ", (f"{finding.level}: ", _STYLES[finding.level]), f"{finding.what} [{finding.where}]"),
-            soft_wrap=True,
-        )
-        console.print(Text(f"    -> {finding.remedy}"), soft_wrap=True)
+        level = (f"{finding.level}: ", _STYLES[finding.level])
+        lines.append(Text.assemble("  ", level, f"{finding.what} [{finding.where}]"))
+        lines.append(Text(f"    -> {finding.remedy}"))
+    console.print(*lines, sep="\n", soft_wrap=True)
     if not inspection.figures:
         return
     table = Table(show_header=False, box=None, pad_edge=False)
@@ -51,9 +48,8 @@ def plot_inspection(inspection: Inspection, path: Path) -> None:
     import matplotlib
 
     if not inspection.histograms:
-        raise ConfigError(
-            f"{path}: no picture, because no transition of {inspection.path} could be read; see the findings"
-        )
+        why = f"no transition of {inspection.path} could be read"
+        raise ConfigError(f"{path}: no picture, because {why}; see the findings")
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
@@ -78,30 +74,24 @@ def plot_inspection(inspection: Inspection, path: Path) -> None:
 def _figure_lines(figures: dict[str, float]) -> list[tuple[str, str]]:
     """Return the figures as named lines for a person."""
     value = {name: f"{number:.6g}" for name, number in figures.items()}
+    saturated = f"{figures['action_saturated_fraction']:.1%}"
     lines = [
         ("transitions", f"{figures['transitions']:,.0f} in {figures['trajectories']:,.0f} trajectories"),
         ("dimensions", f"observations {value['observation_dim']}, actions {value['action_dim']}"),
         ("size", f"{figures['megabytes']:,.1f} MB as a dataset"),
         ("length", f"{value['length_min']} to {value['length_max']}, median {value['length_median']}"),
-        (
-            "actions",
-            f"{value['action_min']} to {value['action_max']}, {figures['action_saturated_fraction']:.1%} at the limits",
-        ),
+        ("actions", f"{value['action_min']} to {value['action_max']}, {saturated} at the limits"),
     ]
     if "reward_min" in figures:
+        ended = figures["terminated_fraction"]
         lines += [
             ("rewards", f"{value['reward_min']} to {value['reward_max']}"),
             ("return", f"{value['return_min']} to {value['return_max']}, median {value['return_median']}"),
             ("task ended (mask 0)", f"{figures['masked_fraction']:.2%} of transitions"),
-            (
-                "trajectories with it",
-                f"{figures['solved_fraction']:.1%}, as the end {figures['terminated_fraction']:.1%}",
-            ),
+            ("trajectories with it", f"{figures['solved_fraction']:.1%}, as the end {ended:.1%}"),
         ]
-    lines.append(
-        ("duplicates", f"{value['duplicate_transitions']} transitions, {value['duplicate_trajectories']} trajectories")
-    )
-    return lines
+    again = f"{value['duplicate_transitions']} transitions, {value['duplicate_trajectories']} trajectories"
+    return [*lines, ("duplicates", again)]
 
 
 def _sparkline(counts: list[int]) -> str:

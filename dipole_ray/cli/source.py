@@ -14,25 +14,15 @@ if TYPE_CHECKING:
     from dipole_ray.columns import Schema
     from dipole_ray.data.sources.reading import Reading
 
-CACHE = Path("~/.cache/dipole_ray")
-"""Where a run keeps converted data too, unless data.cache says otherwise."""
+CACHE = Path("~/.cache/dipole_ray")  # where a run keeps converted data too, unless data.cache says otherwise
 
 
 def add_source_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that only some kinds of data know; `check_options` refuses them elsewhere."""
-    parser.add_argument(
-        "--map",
-        metavar="MEANING=COLUMN",
-        action="append",
-        default=[],
-        help="table column(s) for one meaning, or the entries of Minari's dict observations; repeatable",
-    )
-    parser.add_argument(
-        "--max-episode-steps",
-        metavar="N",
-        type=int,
-        help="d4rl only: time limit of trajectories in a file without timeouts (default: that of --env)",
-    )
+    columns = "table column(s) for one meaning, or the entries of Minari's dict observations; repeatable"
+    parser.add_argument("--map", metavar="MEANING=COLUMN", action="append", default=[], help=columns)
+    limit = "d4rl only: time limit of trajectories in a file without timeouts (default: that of --env)"
+    parser.add_argument("--max-episode-steps", metavar="N", type=int, help=limit)
     parser.add_argument("--workers", metavar="W", type=int, help="exorl only: Ray tasks at a time (default: all cores)")
     parser.add_argument("--cache", metavar="DIR", type=Path, help=f"exorl only: keeps rewards (default: {CACHE})")
 
@@ -45,23 +35,20 @@ def check_options(args: argparse.Namespace, path: Path, kind: str) -> None:
     if args.map and not takes & {"mapping", "observations"}:
         raise ConfigError(f"--map is for tables; {kind} data has fixed names: leave --map out")
     if args.max_episode_steps is not None and ("max_episode_steps" not in takes or args.max_episode_steps < 1):
-        raise ConfigError(
-            f"--max-episode-steps {args.max_episode_steps} of {kind} data: it is the time limit, at least 1, of D4RL "
-            "files without timeouts; leave it out"
-        )
-    for option in ("workers", "cache"):
-        if getattr(args, option) is not None and "labels" not in takes:
+        what = "it is the time limit, at least 1, of D4RL files without timeouts; leave it out"
+        raise ConfigError(f"--max-episode-steps {args.max_episode_steps} of {kind} data: {what}")
+    for option in [name for name in ("workers", "cache") if getattr(args, name) is not None]:
+        if "labels" not in takes:
             raise ConfigError(f"--{option} is for rewarding ExORL's episodes, and this is {kind} data; leave it out")
-        if getattr(args, option) is not None and args.env is None:
+        if args.env is None:
             raise ConfigError(f"--{option} is for rewarding {path} for a task; {name_a_task()}")
     if args.env is None:
         return
     from dipole_ray.envs.registry import family
 
     if family(args.env) != "exorl" and "labels" in takes:
-        raise ConfigError(
-            f"{path}: ExORL's episodes are rewarded for a task, and '{args.env}' is none of theirs; {name_a_task()}"
-        )
+        why = f"ExORL's episodes are rewarded for a task, and '{args.env}' is none of theirs"
+        raise ConfigError(f"{path}: {why}; {name_a_task()}")
 
 
 def name_a_task() -> str:
@@ -74,12 +61,9 @@ def name_a_task() -> str:
 def reading_of(
     args: argparse.Namespace, kind: str, on_labelled: Callable[[], object] = lambda: None
 ) -> tuple[Reading, Schema | None]:
-    """Return how data of this kind is read, and the dimensions that it must have.
+    """Return how data of this kind, a format or `dataset`, is read, and the dimensions that it must have.
 
-    Args:
-        args: The options, checked by `check_options`.
-        kind: The data's format, or `dataset`.
-        on_labelled: Called as soon as the rewards of ExORL's episodes are there.
+    `check_options` has checked `args`; `on_labelled` is called as soon as the rewards of ExORL's episodes are there.
     """
     from dipole_ray.data.sources.formats import FORMATS
     from dipole_ray.data.sources.mapping import TableMapping

@@ -55,15 +55,17 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
-def read_json(path: Path, max_bytes: int = 1 << 23) -> Any:
+def read_json(path: Path, max_bytes: int = 1 << 23, version: int | None = None) -> Any:
     """Return the JSON values of a file that nobody vouches for.
 
     Args:
         path: A regular file.
         max_bytes: Length beyond which it is not even read.
+        version: What an object must have as its `format`; KeyError or TypeError where there is none.
 
     Raises:
-        ValueError: It is too long, not JSON, nested without end, or holds NaN or a number of thousands of digits.
+        ValueError: It is too long, not JSON, nested without end, of another version, or holds NaN or a number of
+            thousands of digits.
         OSError: It cannot be read.
     """
     if not path.is_file():  # a pipe would block, a device never end
@@ -73,9 +75,12 @@ def read_json(path: Path, max_bytes: int = 1 << 23) -> Any:
     if len(content) > max_bytes:
         raise ValueError(f"longer than {format_bytes(max_bytes)}")
     try:
-        return json.loads(content.decode("utf-8"), parse_constant=_refuse_constant)
+        value = json.loads(content.decode("utf-8"), parse_constant=_refuse_constant)
     except RecursionError:
         raise ValueError("nested without end") from None
+    if version is not None and value["format"] != version:
+        raise ValueError(f"format {value['format']}, this version reads {version}")
+    return value
 
 
 def _refuse_constant(name: str) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +138,13 @@ class RunConfig:
         """Return the config as nested plain values that `from_mapping` reads back."""
         return settings.to_mapping(self)
 
+    def changed(self, **changes: Any) -> RunConfig:
+        """Return the config with other values of some settings, those of a section as `learner={"remote": False}`."""
+        for name, value in changes.items():
+            if isinstance(value, Mapping):
+                changes[name] = replace(getattr(self, name), **value)
+        return replace(self, **changes)
+
     def digest(self) -> str:
         """Return 12 hex digits that differ between any two different configs."""
         return digest(self.to_mapping(), digits=12)
@@ -181,6 +188,13 @@ def load(source: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
         return RunConfig.from_mapping(settings.apply_overrides(mapping, overrides))
     except ConfigError as error:
         raise ConfigError(f"{error} (in {source})" if source is not None and not overrides else str(error)) from None
+
+
+def with_base(section: Any) -> dict[str, Any]:
+    """Return a run's mapping on top of the preset or file that its key `from` names, where it has one."""
+    mapping = dict(section or {})
+    base = mapping.pop("from", None)
+    return mapping if base is None else settings.merge(read_yaml(base), mapping)
 
 
 def read_yaml(source: str | Path, known: Mapping[str, Path] | None = None) -> dict[str, Any]:

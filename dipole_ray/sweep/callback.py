@@ -22,8 +22,7 @@ class SweepCallback(Callback):
 
     def __init__(self, plan: Plan, records: SweepRecords, progress: Progress, tracker: Tracker) -> None:
         self._plan, self._records, self._progress, self._tracker = plan, records, progress, tracker
-        self._steps: dict[str, tuple[int, int]] = {}
-        """Updates and environment steps of each trial."""
+        self._steps: dict[str, tuple[int, int]] = {}  # updates and environment steps of each trial
         for trial in records.trials:
             for result in records.results(trial)[-1:]:
                 self._steps[trial] = (int(result["learner_steps"]), int(result["env_steps"]))

@@ -28,8 +28,8 @@ from dipole_ray.tracking.tracker import Tracker
 
 PLAN_FILE = "sweep.yaml"
 LOCK_WAIT_S = 10.0
+# Checkpoints of a trial that Tune keeps while it runs: a copy may still be read while its owner goes on
 KEPT_BY_TUNE = 3
-"""Checkpoints of a trial that Tune keeps while it runs: a copy may still be read while its owner goes on."""
 TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # a trial's folder has its metrics already
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean the same in a trial as in a run
@@ -85,22 +85,17 @@ def _train(plan: Plan, records: SweepRecords, tracker: Tracker) -> bool:
     shutil.rmtree(session, ignore_errors=True)  # of an earlier session: nothing in it is ever read
     with Progress(plan.sweep.name, plan.num_trials * plan.sweep.rungs, "rungs") as progress:
         space, search = search_of(plan, records)
-        tuner = tune.Tuner(
-            SweepTrial,
-            param_space=space,
-            tune_config=tune.TuneConfig(
-                scheduler=scheduler_of(plan, records), trial_name_creator=name_of, reuse_actors=True, **search
-            ),
-            run_config=tune.RunConfig(
-                name="session",
-                storage_path=str(session),
-                failure_config=tune.FailureConfig(max_failures=plan.sweep.max_failures),
-                checkpoint_config=tune.CheckpointConfig(num_to_keep=KEPT_BY_TUNE),
-                callbacks=[SweepCallback(plan, records, progress, tracker)],
-                verbose=0,
-            ),
+        scheduler = scheduler_of(plan, records)
+        tune_config = tune.TuneConfig(scheduler=scheduler, trial_name_creator=name_of, reuse_actors=True, **search)
+        run_config = tune.RunConfig(
+            name="session",
+            storage_path=str(session),
+            failure_config=tune.FailureConfig(max_failures=plan.sweep.max_failures),
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=KEPT_BY_TUNE),
+            callbacks=[SweepCallback(plan, records, progress, tracker)],
+            verbose=0,
         )
-        tuner.fit()
+        tune.Tuner(SweepTrial, param_space=space, tune_config=tune_config, run_config=run_config).fit()
     shutil.rmtree(session, ignore_errors=True)
     for record in records.having("running"):  # Tune ends by itself at Ctrl-C, with its trials under way
         record.status = "planned"

@@ -12,15 +12,16 @@ from typing import Any
 from dipole_ray import settings
 from dipole_ray.errors import ConfigError
 from dipole_ray.files.provenance import digest
-from dipole_ray.runs.config import FIXED, RunConfig, read_yaml, sweep_presets
+from dipole_ray.runs.config import FIXED, RunConfig, read_yaml, sweep_presets, with_base
 from dipole_ray.sweep.config import SweepConfig
 from dipole_ray.sweep.space import Domain, Values, draw, read_domain
 
 _log = logging.getLogger(__name__)
 
 SECTIONS = ("sweep", "space", "run")
+# Settings that the grid of the evaluation covers, and under which name
 ACTING = {"agent.omega": "omegas", "agent.num_candidates": "candidates"}
-"""Settings that the grid of the evaluation covers, and under which name."""
+# Sections of a run that no trial may have of its own, with the remedy
 OF_THE_SWEEP = {
     "name": "trials are named by the sweep",
     "folder": "set it for all trials with folder=PATH",
@@ -28,21 +29,16 @@ OF_THE_SWEEP = {
     "tracking": "set it for all trials with tracking.KEY=VALUE",
     "checkpoint": "set it for all trials with checkpoint.KEY=VALUE",
 }
-"""Sections of a run that no trial may have of its own, with the remedy."""
-PLACES = ("data.path", "data.cache")
-"""Settings that name places on the disk."""
+PLACES = ("data.path", "data.cache")  # settings that name places on the disk
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
     """What a sweep is; equal plans are the same sweep."""
 
-    sweep: SweepConfig
-    """How trials are chosen and scored."""
-    space: Mapping[str, Domain]
-    """What varies, by dotted key."""
-    run: Mapping[str, Any]
-    """The base run's mapping, as in a file of `dipole train`."""
+    sweep: SweepConfig  # how trials are chosen and scored
+    space: Mapping[str, Domain]  # what varies, by dotted key
+    run: Mapping[str, Any]  # the base run's mapping, as in a file of `dipole train`
 
     def run_config(self, values: Values) -> RunConfig:
         """Return the run's config with a trial's values in it.
@@ -55,30 +51,18 @@ class Plan:
     def trial_config(self, values: Values, trial: str, trials: Path) -> RunConfig:
         """Return the config of a trial's run: scored on the sweep's grid, with iterations no longer than a rung."""
         config, grid = self.run_config(values), self.sweep.evaluation
-        training, learner = config.training, config.learner
         rung = math.ceil(self.total_steps(config) / self.sweep.rungs)
-        evaluation = replace(
-            config.evaluation,
-            omegas=grid.omegas,
-            candidates=grid.candidates,
-            bc=False,
-            episodes=grid.select_episodes,
-            seed=grid.select_seed,
-            every_learner_steps=0,
-            trajectories=0,
-            videos=0,
-        )
-        training = replace(
-            training,
-            learner_steps_per_iteration=min(training.learner_steps_per_iteration, rung),
-            env_steps_per_iteration=min(training.env_steps_per_iteration, rung),
-        )
-        if learner.num_threads is None:  # a trial shares its machine with others
-            reserved = self.sweep.resources.learner_cpus if learner.actors else self.sweep.resources.trial_cpus
-            learner = replace(learner, num_threads=max(1, int(reserved)))
-        return replace(
-            config, name=trial, folder=str(trials), evaluation=evaluation, training=training, learner=learner
-        )
+        evaluation = {"omegas": grid.omegas, "candidates": grid.candidates, "bc": False}
+        evaluation |= {"episodes": grid.select_episodes, "seed": grid.select_seed}
+        evaluation |= {"every_learner_steps": 0, "trajectories": 0, "videos": 0}
+        iterations = ("learner_steps_per_iteration", "env_steps_per_iteration")
+        training = {name: min(getattr(config.training, name), rung) for name in iterations}
+        threads = config.learner.num_threads
+        if threads is None:  # a trial shares its machine with others
+            resources = self.sweep.resources
+            threads = max(1, int(resources.learner_cpus if config.learner.actors else resources.trial_cpus))
+        places = {"name": trial, "folder": str(trials)}
+        return config.changed(**places, evaluation=evaluation, training=training, learner={"num_threads": threads})
 
     @staticmethod
     def total_steps(config: RunConfig) -> int:
@@ -87,9 +71,8 @@ class Plan:
 
     def trials(self) -> list[Values]:
         """Return the values of all trials that are known before the first result; none where Optuna proposes them."""
-        if self.sweep.search == "optuna":
-            return []
-        return draw(self.space, num_samples=self.sweep.num_samples, seed=self.sweep.seed)
+        sweep = self.sweep
+        return [] if sweep.search == "optuna" else draw(self.space, num_samples=sweep.num_samples, seed=sweep.seed)
 
     @property
     def num_trials(self) -> int:
@@ -120,9 +103,8 @@ def load_plan(source: str | Path, overrides: Sequence[str] = ()) -> Plan:
     """Read a sweep from a preset or a YAML file, with `key=value` overrides on top.
 
     Args:
-        source: Name of a sweep preset, or path of a YAML file.
-        overrides: Assignments to keys of a run (`training.offline_learner_steps=1000`), of the sweep
-            (`sweep.num_samples=8`), or of the space (`space.agent.beta={grid: [1, 3]}`).
+        source: Name of a preset, or path.
+        overrides: `training.offline_learner_steps=1000`, `sweep.num_samples=8`, `space.agent.beta={grid: [1, 3]}`.
 
     Raises:
         ConfigError: A file, key or value is wrong; the nearest valid key is named.
@@ -141,13 +123,10 @@ def load_plan(source: str | Path, overrides: Sequence[str] = ()) -> Plan:
             of[section].append(rest)
         else:
             of["run"].append(word)
-    run = dict(mapping.get("run") or {})
-    base = run.pop("from", None)
-    if base is not None:
-        run = settings.merge(read_yaml(base), run)
+    run = settings.apply_overrides(with_base(mapping.get("run")), of["run"])
     sweep = settings.apply_overrides(mapping["sweep"] or {}, of["sweep"])
     sweep.setdefault("name", Path(source).stem)
-    return from_mapping({**mapping, "sweep": sweep, "run": settings.apply_overrides(run, of["run"])})
+    return from_mapping({**mapping, "sweep": sweep, "run": run})
 
 
 def from_mapping(mapping: Mapping[str, Any]) -> Plan:
@@ -158,9 +137,8 @@ def from_mapping(mapping: Mapping[str, Any]) -> Plan:
     """
     for key in mapping:
         if key not in SECTIONS:
-            raise ConfigError(
-                f"unknown section '{key}' of a sweep: {', '.join(SECTIONS)} are known; is it under 'run:'?"
-            )
+            known = ", ".join(SECTIONS)
+            raise ConfigError(f"unknown section '{key}' of a sweep: {known} are known; is it under 'run:'?")
     sweep = settings.from_mapping(SweepConfig, mapping["sweep"], "sweep")
     run = _absolute(mapping.get("run") or {})
     space = {key: read_domain(key, value) for key, value in _space_mapping(mapping.get("space")).items()}
@@ -180,13 +158,11 @@ def from_mapping(mapping: Mapping[str, Any]) -> Plan:
 
 def with_values(run: Mapping[str, Any], values: Values) -> dict[str, Any]:
     """Return a run's mapping with values at dotted keys."""
-    result = settings.merge({}, run)
-    for key, value in values.items():
-        nested: Any = value
+    for key, nested in values.items():
         for name in reversed(key.split(".")):
             nested = {name: nested}
-        result = settings.merge(result, nested)
-    return result
+        run = settings.merge(run, nested)
+    return dict(run)
 
 
 def _space_mapping(space: Any) -> Mapping[str, Any]:
@@ -216,17 +192,14 @@ def _check_key(plan: Plan, base: RunConfig, key: str, domain: Domain) -> None:
     if section in OF_THE_SWEEP:
         raise ConfigError(f"space: {key} cannot differ between trials: {OF_THE_SWEEP[section]}")
     if domain.kind != "grid" and sweep.search == "grid":
-        raise ConfigError(
-            f"space: {key} is drawn ({domain.kind}) but sweep.search is 'grid': set it to random or optuna"
-        )
+        drawn = f"drawn ({domain.kind}) but sweep.search is 'grid'"
+        raise ConfigError(f"space: {key} is {drawn}: set it to random or optuna")
     if domain.kind == "grid" and (sweep.search == "optuna" or sweep.scheduler == "pbt"):
         who = "Optuna proposes values" if sweep.search == "optuna" else "PBT draws its population"
         raise ConfigError(f"space: {key} is a grid, but {who}: write {{choice: [...]}} instead of {{grid: [...]}}")
     if sweep.scheduler == "pbt" and (section != "agent" or key in FIXED):
-        raise ConfigError(
-            f"space: {key} cannot change while a trial goes on, as PBT would have it: leave it out, or set "
-            "sweep.scheduler=asha"
-        )
+        why = "cannot change while a trial goes on, as PBT would have it"
+        raise ConfigError(f"space: {key} {why}: leave it out, or set sweep.scheduler=asha")
     online = base.training.online_env_steps > 0
     if key in ACTING:
         grid = f"sweep.evaluation.{ACTING[key]}"
@@ -235,10 +208,8 @@ def _check_key(plan: Plan, base: RunConfig, key: str, domain: Domain) -> None:
                 f"space: {key} costs no training, so its trials would all train the same networks: put the values "
                 f"into {grid}, which every trial is scored on from one checkpoint"
             )
-        _log.warning(
-            "space: %s changes only the rollouts of the online phase; every trial is scored on all of %s anyway",
-            *(key, grid),
-        )
+        said = "space: %s changes only the rollouts of the online phase; every trial is scored on all of %s anyway"
+        _log.warning(said, key, grid)
     if key == "agent.denoise_steps" and not online and base.agent.bootstrap == "value":
         raise ConfigError(
             "space: agent.denoise_steps is read by nothing in this training (bootstrap 'value', no online phase), so "

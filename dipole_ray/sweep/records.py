@@ -20,33 +20,25 @@ SWEEP_FILE, TRIAL_FILE, TRIALS = "sweep.json", "trial.json", "trials"
 FORMAT = 1
 
 TrialStatus = Literal["planned", "running", "done", "stopped", "failed"]
+# States that are not tried again: all rungs reached, or stopped by the scheduler.
 ENDED: tuple[TrialStatus, ...] = ("done", "stopped")
-"""States that are not tried again: all rungs reached, or stopped by the scheduler."""
 
 _MAX_BYTES = 1 << 28
-_NOTES = {"values", "rung", "run_id", "checkpoint", "results", "finished"}
+_NOTES = {"values", "rung", "run_id", "checkpoint", "results", "finished"}  # keys of a whole `trial.json`
 
 
 @dataclass(kw_only=True, slots=True)
 class TrialRecord:
     """One trial."""
 
-    id: str
-    """Name of the trial and of its folder."""
-    values: Values
-    """Its settings by dotted key; PBT changes them."""
-    status: TrialStatus = "planned"
-    """`failed` trials are tried again by the next start."""
-    rung: int = 0
-    """Evaluations finished."""
-    score: float | None = None
-    """The metric at the last rung, of the best cell."""
-    run_id: str | None = None
-    """MLflow's id of its run."""
-    checkpoint: str | None = None
-    """Its newest checkpoint."""
-    error: str | None = None
-    """Why it failed."""
+    id: str  # name of the trial and of its folder
+    values: Values  # its settings by dotted key; PBT changes them
+    status: TrialStatus = "planned"  # `failed` trials are tried again by the next start
+    rung: int = 0  # evaluations finished
+    score: float | None = None  # the metric at the last rung, of the best cell
+    run_id: str | None = None  # MLflow's id of its run
+    checkpoint: str | None = None  # its newest checkpoint
+    error: str | None = None  # why it failed
 
 
 @dataclass(kw_only=True, slots=True)
@@ -54,14 +46,10 @@ class SweepRecords:
     """The sweep's file in memory; `save` writes it whole."""
 
     folder: Path
-    plan: dict[str, Any]
-    """The plan's mapping."""
-    run_key: str = field(default_factory=lambda: uuid.uuid4().hex)
-    """By which the sweep's MLflow run is found, also by the trials."""
-    created_s: float = field(default_factory=time.time)
-    """When the sweep was first started, seconds since 1970."""
-    trials: dict[str, TrialRecord] = field(default_factory=dict)
-    """All trials so far, in their order."""
+    plan: dict[str, Any]  # the plan's mapping
+    run_key: str = field(default_factory=lambda: uuid.uuid4().hex)  # finds the sweep's MLflow run, for trials too
+    created_s: float = field(default_factory=time.time)  # when the sweep was first started, seconds since 1970
+    trials: dict[str, TrialRecord] = field(default_factory=dict)  # in their order
 
     @staticmethod
     def open(folder: Path, plan: dict[str, Any]) -> SweepRecords:
@@ -74,21 +62,15 @@ class SweepRecords:
         if not path.exists():
             return SweepRecords(folder=folder, plan=plan)
         try:
-            stored = read_json(path, _MAX_BYTES)
-            if stored["format"] != FORMAT:
-                raise ValueError(f"format {stored['format']}, this version reads {FORMAT}")
-            records = SweepRecords(
-                folder=folder,
-                plan=plan,
-                run_key=str(stored["run_key"]),
-                created_s=float(stored["created_s"]),
-                trials={item["id"]: TrialRecord(**item) for item in stored["trials"]},
-            )
+            stored = read_json(path, _MAX_BYTES, FORMAT)
+            key, created_s = str(stored["run_key"]), float(stored["created_s"])
+            trials = {item["id"]: TrialRecord(**item) for item in stored["trials"]}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"{path}: not readable ({error}); put a whole one back, or remove {folder} to start the sweep anew"
             ) from None
-        for record in records.trials.values():  # trials may have gone on after the sweep's own process
+        records = SweepRecords(folder=folder, plan=plan, run_key=key, created_s=created_s, trials=trials)
+        for record in trials.values():  # trials may have gone on after the sweep's own process
             notes = records.refresh(record)
             if notes.get("finished"):
                 record.status = "done"
@@ -138,12 +120,6 @@ class SweepRecords:
 
     def save(self) -> None:
         """Write `sweep.json`."""
-        stored = {
-            "format": FORMAT,
-            "run_key": self.run_key,
-            "created_s": self.created_s,
-            "plan": self.plan,
-            "trials": [asdict(record) for record in self.trials.values()],
-        }
+        head = {"format": FORMAT, "run_key": self.run_key, "created_s": self.created_s, "plan": self.plan}
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / SWEEP_FILE, stored)
+        write_json(self.folder / SWEEP_FILE, {**head, "trials": list(map(asdict, self.trials.values()))})

@@ -19,22 +19,17 @@ from dipole_ray.sweep.scoring import measure_of, metric_of
 BEST_FILE = "best.yaml"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class SweepResult:
     """How a sweep ended."""
 
     plan: Plan
     folder: Path
-    finished: bool
-    """False after Ctrl-C."""
-    board: list[Standing]
-    """The trials, best first."""
-    failed: dict[str, str]
-    """Why trials failed, by name."""
-    files: list[Path]
-    """What was written: leaderboard, pictures, best config."""
-    view_command: str | None
-    """What shows the sweep in MLflow."""
+    finished: bool  # False after Ctrl-C
+    board: list[Standing]  # the trials, best first
+    failed: dict[str, str]  # why trials failed, by name
+    files: list[Path]  # what was written: leaderboard, pictures, best config
+    view_command: str | None  # what shows the sweep in MLflow
 
 
 def write_result(plan: Plan, records: SweepRecords, *, finished: bool, view_command: str | None) -> SweepResult:
@@ -47,15 +42,8 @@ def write_result(plan: Plan, records: SweepRecords, *, finished: bool, view_comm
         files += _draw(plan, folder, board)
         if board[0].status == "done":
             files.append(write_text(folder / BEST_FILE, best_config(plan, board[0])))
-    return SweepResult(
-        plan=plan,
-        folder=folder,
-        finished=finished,
-        board=board,
-        failed={record.id: record.error or "unknown" for record in records.having("failed")},
-        files=files,
-        view_command=view_command,
-    )
+    failed = {record.id: record.error or "unknown" for record in records.having("failed")}
+    return SweepResult(plan, folder, finished, board, failed, files, view_command)
 
 
 def best_config(plan: Plan, best: Standing) -> str:
@@ -65,13 +53,12 @@ def best_config(plan: Plan, best: Standing) -> str:
     config["agent"]["num_candidates"] = best.best["candidates"]
     if best.best["omega"] is not None:
         config["agent"]["omega"] = best.best["omega"]
-    metric = plan.sweep.metric
-    quoted = best.report or best.best
+    metric, quoted = plan.sweep.metric, best.report or best.best
     settings = ", ".join(f"{key}={value}" for key, value in best.values.items())
+    score = f"{measure_of(quoted, metric)} {metric_of(quoted, metric):.4g} over {quoted['episodes']} episodes"
     lines = [
         f"# {best.trial} of the sweep {plan.sweep.name} ({plan.digest()}): {settings}",
-        f"# {measure_of(quoted, metric)} {metric_of(quoted, metric):.4g} over {quoted['episodes']} episodes that "
-        "nothing was chosen by",
+        f"# {score} that nothing was chosen by",
     ]
     if plan.sweep.scheduler == "pbt":
         lines.append("# PBT: the settings at the end of a schedule; a run that has them from its start is another run")
@@ -94,11 +81,10 @@ def _draw(plan: Plan, folder: Path, board: list[Standing]) -> list[Path]:
             name = key.rpartition(".")[2]
             path = folder / f"surface-{name}.png"
             pictures.append(draw_surface(points, path, setting=name, label=label, mode=plan.sweep.mode, title=title))
-    lines = [
-        Line({**item.values, "omega": item.best["omega"], "candidates": item.best["candidates"]}, score, item.status)
-        for item in board
-        for score in [metric_of(item.best, metric)]
-    ]
+    lines = []
+    for item in board:
+        settings = {**item.values, "omega": item.best["omega"], "candidates": item.best["candidates"]}
+        lines.append(Line(settings, metric_of(item.best, metric), item.status))
     if len(lines) > 1:
         path = folder / "parallel.png"
         pictures.append(draw_parallel(lines, path, label=label, mode=plan.sweep.mode, title=title))

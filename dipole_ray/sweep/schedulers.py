@@ -13,8 +13,7 @@ from dipole_ray.sweep.scoring import gain
 from dipole_ray.sweep.search import tune_space
 from dipole_ray.sweep.trainable import TRIAL
 
-RUNG = "rung"
-"""What counts as time: a trial that is continued counts on, where Tune's own count would begin anew."""
+RUNG = "rung"  # what counts as time: a trial that is continued counts on, where Tune's own count would begin anew
 
 
 class ContinuedASHA(ASHAScheduler):
@@ -39,14 +38,9 @@ def scheduler_of(plan: Plan, records: SweepRecords) -> TrialScheduler:
     """Return the scheduler that the plan names."""
     sweep = plan.sweep
     if sweep.scheduler == "asha":
-        asha = ContinuedASHA(
-            RUNG,
-            metric="score",
-            mode=sweep.mode,
-            max_t=sweep.rungs,
-            grace_period=sweep.asha.grace_rungs,
-            reduction_factor=sweep.asha.reduction_factor,
-        )
+        grace, factor = sweep.asha.grace_rungs, sweep.asha.reduction_factor
+        settings = {"max_t": sweep.rungs, "grace_period": grace, "reduction_factor": factor}
+        asha = ContinuedASHA(RUNG, metric="score", mode=sweep.mode, **settings)
         for trial in records.trials:
             for result in records.results(trial):
                 asha.remember(trial, int(result["rung"]), gain(float(result["score"]), sweep))

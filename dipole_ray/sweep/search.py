@@ -38,10 +38,8 @@ class ContinuedOptuna(Searcher):
         self._plan, self._records = plan, records
         self._waiting = records.unfinished()
         self._optuna = _optuna(plan, records)
-        self._asked: dict[str, str] = {}
-        """Name of each trial given to Tune, by Tune's id."""
-        self._proposed: set[str] = set()
-        """Tune's ids of those that Optuna proposed in this session, so that it knows them already."""
+        self._asked: dict[str, str] = {}  # name of each trial given to Tune, by Tune's id
+        self._proposed: set[str] = set()  # Tune's ids of what Optuna proposed in this session, and so knows already
 
     @property
     def num_left(self) -> int:
@@ -52,7 +50,7 @@ class ContinuedOptuna(Searcher):
         """Return the config of the next trial; None where Optuna waits for results."""
         if self._waiting:
             record = self._waiting.pop(0)
-        elif len(self._records.trials) < self._plan.num_trials:
+        elif self.num_left:
             values = self._optuna.suggest(trial_id)
             if values is None:
                 return None

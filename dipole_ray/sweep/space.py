@@ -12,8 +12,7 @@ import numpy as np
 
 from dipole_ray.errors import ConfigError
 
-Values = dict[str, Any]
-"""A trial's settings by dotted key."""
+Values = dict[str, Any]  # a trial's settings by dotted key
 
 LISTS, RANGES = ("grid", "choice"), ("uniform", "loguniform")
 
@@ -22,10 +21,8 @@ LISTS, RANGES = ("grid", "choice"), ("uniform", "loguniform")
 class Domain:
     """What one setting is drawn from."""
 
-    kind: str
-    """`grid` and `choice` hold a list, `uniform` and `loguniform` the two ends of a range."""
-    values: tuple[Any, ...]
-    """The list, or the ends."""
+    kind: str  # `grid` and `choice` hold a list, `uniform` and `loguniform` the two ends of a range
+    values: tuple[Any, ...]  # the list, or the ends
 
     @property
     def is_list(self) -> bool:

@@ -19,40 +19,28 @@ from dipole_ray.tracking.metrics_file import METRICS_FILE
 from dipole_ray.tracking.mlflow_feed import STATE_FILE, connect
 from dipole_ray.tracking.tracker import Status, Tracker
 
+# MLflow's status for a trial's; what was interrupted is KILLED too, until the sweep goes on.
 ENDINGS: dict[str, Status] = {"done": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
-"""MLflow's status for a trial's; what was interrupted is KILLED too, until the sweep goes on."""
-DELIVERY_S, DELIVERY_EACH_S = 30.0, 5.0
-"""Longest wait for MLflow at the end of a sweep, and more for each trial."""
+DELIVERY_S, DELIVERY_EACH_S = 30.0, 5.0  # longest wait for MLflow at the end of a sweep, and more for each trial
 
 _log = logging.getLogger(__name__)
 
 
 def sweep_tracker(plan: Plan, records: SweepRecords) -> Tracker:
     """Return the sweep's own tracker."""
-    return Tracker(
-        records.folder,
-        plan.run_config({}).tracking,
-        run_name=records.folder.name,
-        parameters=plan.to_mapping(),
-        tags={**_tags(plan), "config_digest": plan.digest()},
-        resume=True,
-        run_key=records.run_key,
-    )
+    folder, tags = records.folder, {**_tags(plan), "config_digest": plan.digest()}
+    config, plain, key = plan.run_config({}).tracking, plan.to_mapping(), records.run_key
+    return Tracker(folder, config, run_name=folder.name, parameters=plain, tags=tags, resume=True, run_key=key)
 
 
 def trial_tracker(
     plan: Plan, config: RunConfig, folder: Path, run_key: str | None, state: dict[str, Any] | None
 ) -> Tracker:
     """Return the tracker of a trial, below the sweep's run, which has the key `run_key`; `state` as for `Tracker`."""
+    name, tags = f"{plan.sweep.name}/{folder.name}", {**_tags(plan), "dipole.trial": folder.name}
+    where, plain = config.tracking, config.to_mapping()
     return Tracker(
-        folder,
-        config.tracking,
-        run_name=f"{plan.sweep.name}/{folder.name}",
-        parameters=config.to_mapping(),
-        tags={**_tags(plan), "dipole.trial": folder.name},
-        resume=True,
-        state=state,
-        parent_key=run_key,
+        folder, where, run_name=name, parameters=plain, tags=tags, resume=True, state=state, parent_key=run_key
     )
 
 
@@ -74,9 +62,8 @@ def deliver_trials(plan: Plan, records: SweepRecords) -> None:
 
 def _deliver(plan: Plan, records: SweepRecords) -> None:
     """Go through the trials, one after the other."""
-    tracking = plan.run_config({}).tracking
     try:
-        client = connect(tracking.resolve_uri(records.folder.parent))
+        client = connect(plan.run_config({}).tracking.resolve_uri(records.folder.parent))
         client.search_experiments(max_results=1)  # an outage is seen once, not in every trial
         for record in records.trials.values():
             folder = records.trial_folder(record.id)

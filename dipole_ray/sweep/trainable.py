@@ -23,8 +23,7 @@ SWEEP, TRIAL = "sweep", "trial"
 
 PBT copies the whole config, name and all: who a trial is says Tune's own name of it, which `name_of` gives."""
 
-Bundle = tuple[str, int, Resources]
-"""A kind of process, how many of it, and what each reserves."""
+Bundle = tuple[str, int, Resources]  # a kind of process, how many of it, and what each reserves
 
 
 class SweepTrial(tune.Trainable):

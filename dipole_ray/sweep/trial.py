@@ -30,10 +30,8 @@ from dipole_ray.sweep.space import Values
 from dipole_ray.sweep.tracking import trial_tracker
 from dipole_ray.tracking.tracker import Status, Tracker
 
-CLOSE_S = 5.0
-"""Longest wait for MLflow at the end of a trial; the sweep delivers what is left."""
-GIVEN = ("omega", "confidence")
-"""What a row holds beside its measures."""
+CLOSE_S = 5.0  # longest wait for MLflow at the end of a trial; the sweep delivers what is left
+GIVEN = ("omega", "confidence")  # what a row holds beside its measures
 
 
 class TrialRun(Session):
@@ -52,19 +50,13 @@ class TrialRun(Session):
     ) -> None:
         """Begin the trial, or continue it from the newest checkpoint in its folder, `trials/trial`.
 
-        Args:
-            trial: Its name.
-            values: Its settings; they hold whatever the checkpoint's were.
-            plan: The sweep.
-            trials: Folder of all trials.
-            run_key: Finds the sweep's MLflow run.
-            learner: RLlib's settings of the learner's resources.
+        `values` hold whatever the checkpoint's were. `run_key` finds the sweep's MLflow run; `learner` are RLlib's
+        settings of the learner's resources.
         """
         self.trial, self.values, self.plan, self._run_key = trial, dict(values), plan, run_key
         self.rung = 0
-        self.results: list[dict[str, Any]] = []
-        self.copied: list[list[Any]] = []
-        """Whose state was taken over: [trial, learner steps], oldest first."""
+        self.results: list[dict[str, Any]] = []  # of each rung
+        self.copied: list[list[Any]] = []  # whose state was taken over: [trial, learner steps], oldest first
         self._is_closed = False
         folder, config = trials / trial, plan.trial_config(values, trial, trials)
         with contextlib.ExitStack() as undo:
@@ -122,15 +114,12 @@ class TrialRun(Session):
             shutil.copyfile(ring, directory / RING_FILE)
 
     def take_over(self, directory: Path) -> None:
-        """Go on exactly from another trial's `export`, with this trial's own settings; once, however often it is told.
-
-        A trial's own state is left as it is: its folder has the same or a later one.
-        """
+        """Go on exactly from another trial's `export`, with this trial's own settings; told twice, it does nothing."""
         checkpoint = read_checkpoint(directory)
         origin = checkpoint.metadata["sweep"]
         mark = [origin["trial"], checkpoint.learner_steps]
         if origin["trial"] == self.trial or mark in self.copied[-1:]:
-            return
+            return  # its own folder has the same state or a later one
         checkpoint.metadata["replay_directory"] = str(directory)
         self.algorithm.restore_contents(checkpoint)
         self.rung = int(origin["rung"])
@@ -159,18 +148,10 @@ class TrialRun(Session):
         best, reported = best_row(rows, sweep), None
         if self.is_finished:
             reported = self.rows(self.play([cell_of(best)], grid.report_episodes, seed=grid.report_seed))[0]
-        self.results.append(
-            {
-                "rung": self.rung,
-                "learner_steps": self.algorithm.learner_steps,
-                "env_steps": self.algorithm.env_steps,
-                "values": dict(self.values),
-                "score": metric_of(best, sweep.metric),
-                "best": best,
-                "rows": rows,
-                "report": reported,
-            }
-        )
+        learner_steps, env_steps = self.steps
+        result: dict[str, Any] = {"rung": self.rung, "learner_steps": learner_steps, "env_steps": env_steps}
+        result |= {"values": dict(self.values), "score": metric_of(best, sweep.metric)}
+        self.results.append({**result, "best": best, "rows": rows, "report": reported})
         self.algorithm.note_score(best)
         self.log(self._metrics(rows, best, reported))
 
@@ -190,8 +171,8 @@ class TrialRun(Session):
             metrics["sweep/best_omega"] = best["omega"]
         if reported is not None:
             metrics |= row_metrics("report", reported, without=GIVEN)
-        settings = {key: value for key, value in self.values.items() if isinstance(value, int | float)}
-        return metrics | {f"settings/{key}": float(value) for key, value in settings.items()}
+        numbers = {key: float(value) for key, value in self.values.items() if isinstance(value, int | float)}
+        return metrics | {f"settings/{key}": value for key, value in numbers.items()}
 
     def _progress(self) -> int:
         """Return the updates of the offline phase and the environment steps done so far."""
@@ -209,14 +190,6 @@ class TrialRun(Session):
 
     def _note(self) -> None:
         """Write `trial.json`."""
-        notes = {
-            "trial": self.trial,
-            "values": self.values,
-            "rung": self.rung,
-            "finished": self.is_finished,
-            "checkpoint": str(self.newest),
-            "run_id": self.tracker.run_id,
-            "copied": self.copied,
-            "results": self.results,
-        }
-        write_json(self.folder / TRIAL_FILE, notes)
+        notes = {"trial": self.trial, "values": self.values, "rung": self.rung, "finished": self.is_finished}
+        notes |= {"checkpoint": str(self.newest), "run_id": self.tracker.run_id}
+        write_json(self.folder / TRIAL_FILE, {**notes, "copied": self.copied, "results": self.results})
