@@ -68,17 +68,12 @@ class Schema:
     Schema(Column((64, 64, 3), "uint8", table="frames"), 8)        # rows refer to frames, each stored once
     """
 
+    # By the names of columns: `observations`, or `observations.NAME` of several arrays, in a batch a dict under it.
     observed: dict[str, Column]
-    """Observations by the names of their columns: `observations`, or `observations.NAME` of each of several arrays,
-    which are a dict under `observations` in a batch."""
     actions: Column  # the action, float32 in [-1, 1]
 
     def __init__(self, observations: Column | Mapping[str, Column] | int, actions: Column | int) -> None:
-        """Take columns; an int stands for a flat vector of that length.
-
-        Raises:
-            ConfigError: The columns cannot be stored, or contradict each other.
-        """
+        """Take columns; an int stands for a flat vector of that length."""
         if any(not isinstance(column, Column | Mapping) and column < 1 for column in (observations, actions)):
             raise ConfigError(
                 f"observation_dim={observations} and action_dim={actions} must be at least 1; "
@@ -184,13 +179,7 @@ def _seen(column: Column) -> Column:
 
 
 def require_fit(
-    found: Schema,
-    expected: Schema,
-    *,
-    what: object,
-    whom: str,
-    remedy: str,
-    error: type[DipoleError] = DatasetError,
+    found: Schema, expected: Schema, *, what: object, whom: str, remedy: str, error: type[DipoleError] = DatasetError
 ) -> None:
     """Raise `error` unless the data `what` hold, in their rows or in tables, what `whom` expects of them."""
     if expected not in (found, found.as_seen):

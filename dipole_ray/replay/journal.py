@@ -24,7 +24,8 @@ from dipole_ray.errors import CorruptSegment, DatasetError
 
 MAX_SENDERS = 1024  # workers' lives whose last insert is remembered, those heard last
 _BASE = struct.Struct("<II")  # crc32, length
-_RECORD = struct.Struct("<Iqqqqqq")  # kind, six numbers; a CRC-32 goes before them
+_NUMBERS = 6
+_RECORD = struct.Struct(f"<I{_NUMBERS}q")  # kind and numbers; a CRC-32 goes before them
 _SIZE = 4 + _RECORD.size
 _INSERT, _BLOCK, _LEFT = 1, 2, 3
 _RECORDS = 1024
@@ -48,9 +49,21 @@ class RingContents:
     rows_written: int = 0  # rows ever inserted, the number of the next one
     oldest: int = 0  # first row that still counts
     env_steps: int = 0  # transitions ever inserted
-    last_sequence: dict[tuple[int, int], int] = field(default_factory=dict)
-    """Last insert of each (worker, incarnation), in the order they were heard."""
+    last_sequence: dict[tuple[int, int], int] = field(default_factory=dict)  # (worker, incarnation), in order heard
     blocks: dict[int, int] = field(default_factory=dict)  # CRC-32 of each full block
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the contents as a JSON object."""
+        senders = [[*sender, sequence] for sender, sequence in self.last_sequence.items()]
+        counts = {"rows_written": self.rows_written, "oldest": self.oldest, "env_steps": self.env_steps}
+        return {**counts, "last_sequence": senders, "blocks": list(self.blocks.items())}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> RingContents:
+        """Rebuild the contents from an object that holds at least `to_json`'s."""
+        written, oldest, env_steps = (int(value[name]) for name in ("rows_written", "oldest", "env_steps"))
+        senders = {(int(worker), int(life)): int(last) for worker, life, last in value["last_sequence"]}
+        return cls(written, oldest, env_steps, senders, {int(block): int(crc) for block, crc in value["blocks"]})
 
     def take(self, insert: Insert) -> None:
         """Count an insert whose rows are all there."""
@@ -78,8 +91,7 @@ class Journal:
     def __init__(self, path: Path, num_blocks: int) -> None:
         """Map the journal at `path`, made anew unless there is one of the right length.
 
-        Raises:
-            DatasetError: If it cannot be made; its space is reserved, so that a full disk is no error later.
+        Its space is reserved, so that a full disk is an error now and not later.
         """
         self.path = path
         # What may follow until the next chance to turn: one insert, the blocks it fills, and `_LEFT`.
@@ -99,10 +111,8 @@ class Journal:
             finally:
                 os.close(descriptor)
         except OSError as error:
-            raise DatasetError(
-                f"{path}: cannot make the replay's journal ({error.strerror or error}); free space or choose another "
-                "folder"
-            ) from error
+            found = f"cannot make the replay's journal ({error.strerror or error})"
+            raise DatasetError(f"{path}: {found}; free space or choose another folder") from error
 
     def begin(self, run: str) -> None:
         """Forget everything; from here on this is the journal of an empty ring in the run `run`."""
@@ -119,23 +129,14 @@ class Journal:
     def rewrite(self, contents: RingContents, recoveries: int) -> None:
         """Replace all records by `contents`, at one stroke; no insert may be under way."""
         turn = self._turn + 1
-        base = {
-            "turn": turn,
-            "run": self._run,
-            "recoveries": recoveries,
-            "rows_written": contents.rows_written,
-            "oldest": contents.oldest,
-            "env_steps": contents.env_steps,
-            "last_sequence": [[*sender, sequence] for sender, sequence in contents.last_sequence.items()],
-            "blocks": list(contents.blocks.items()),
-        }
+        base = {"turn": turn, "run": self._run, "recoveries": recoveries, **contents.to_json()}
         text = json.dumps(base).encode()
         start = turn % 2 * self._half
         self._map[start : start + self._half] = bytes(self._half)
         end = start + _BASE.size + len(text)
         self._map[start:end] = _BASE.pack(zlib.crc32(text, len(text)), len(text)) + text
         if self._turn:
-            self._put(_LEFT, 0, 0, 0, 0, 0, 0)
+            self._put(_LEFT)
         self._turn, self._next = turn, end
 
     def note_insert(self, insert: Insert) -> None:
@@ -144,30 +145,20 @@ class Journal:
 
     def note_block(self, block: int, crc32: int) -> None:
         """Say that a block is full."""
-        self._put(_BLOCK, block, crc32, 0, 0, 0, 0)
+        self._put(_BLOCK, block, crc32)
 
     def _put(self, kind: int, *numbers: int) -> None:
-        body = _RECORD.pack(kind, *numbers)
+        body = _RECORD.pack(kind, *numbers, *[0] * (_NUMBERS - len(numbers)))
         place, self._next = self._next, self._next + _SIZE
         self._map[place : self._next] = zlib.crc32(body).to_bytes(4, "little") + body
 
     def read(self, run: str) -> Found | None:
-        """Return what the journal holds, or None if it is not of the run `run`.
-
-        Raises:
-            CorruptSegment: If a record that was written is unreadable.
-        """
+        """Return what the journal holds, or None if it is not of the run `run`."""
         bases = [base for base in (self._read_base(0), self._read_base(1)) if base is not None]
         base = max(bases, key=lambda found: int(found["turn"]), default=None)
         if base is None or base["run"] != run:
             return None
-        contents = RingContents(
-            rows_written=int(base["rows_written"]),
-            oldest=int(base["oldest"]),
-            env_steps=int(base["env_steps"]),
-            last_sequence={(int(w), int(i)): int(s) for w, i, s in base["last_sequence"]},
-            blocks={int(block): int(crc) for block, crc in base["blocks"]},
-        )
+        contents = RingContents.from_json(base)
         self._run, self._turn, self._next = run, base["turn"], base["end"]
         last, is_torn = self._read_records(contents)
         return Found(contents, last, int(base["recoveries"]), is_torn)

@@ -34,10 +34,6 @@ def gather_n_step(
         rows: (B,) positions of transitions (remaining > 0).
         powers: (n + 1,) float64, discount^0 ... discount^n.
         tables: The side table of each column that refers to one, by the column's name.
-
-    Returns:
-        Arrays with leading dimension B: observations, next_observations, and in float32 actions, rewards, masks and
-        discounts.
     """
     length, num_steps = len(columns["remaining"]), len(powers) - 1
     if num_steps == 1:
@@ -52,11 +48,11 @@ def gather_n_step(
     following = (rows + steps) % length
     observed = [name for name in columns if name.partition(".")[0] == OBSERVATIONS]
     return {
-        **{name: _entries(columns[name], rows, tables.get(name)) for name in observed},
+        **{name: _take(columns[name], rows, tables.get(name)) for name in observed},
         "actions": _take(columns["actions"], rows),
         "rewards": rewards,
         "masks": _take(columns["masks"], last),
-        **{f"next_{name}": _entries(columns[name], following, tables.get(name)) for name in observed},
+        **{f"next_{name}": _take(columns[name], following, tables.get(name)) for name in observed},
         "discounts": discounts,
     }
 
@@ -73,14 +69,10 @@ def nested(batch: Rows) -> dict[str, Any]:
     return found
 
 
-def _entries(column: np.ndarray, rows: np.ndarray, table: np.ndarray | None) -> np.ndarray:
+def _take(column: np.ndarray, rows: np.ndarray, table: np.ndarray | None = None) -> np.ndarray:
     """Take rows of a column, or the entries of a table that they refer to."""
-    taken = _take(column, rows)
-    return taken if table is None else _take(table, taken)
-
-
-def _take(column: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    return np.take(column, rows, axis=0)
+    taken = np.take(column, rows, axis=0)
+    return taken if table is None else np.take(table, taken, axis=0)
 
 
 def _discounted_sum(rewards: np.ndarray, rows: np.ndarray, steps: np.ndarray, powers: np.ndarray) -> np.ndarray:

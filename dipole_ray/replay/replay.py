@@ -36,9 +36,8 @@ _log = logging.getLogger(__name__)
 def check_fraction(offline_fraction: float | None) -> None:
     """Raise ConfigError unless `offline_fraction` is None or in [0, 1]."""
     if offline_fraction is not None and not 0.0 <= offline_fraction <= 1.0:
-        raise ConfigError(
-            f"offline_fraction={offline_fraction} must lie in [0, 1], or be null for the union's own shares"
-        )
+        remedy = "must lie in [0, 1], or be null for the union's own shares"
+        raise ConfigError(f"offline_fraction={offline_fraction} {remedy}")
 
 
 class Replay:
@@ -70,8 +69,7 @@ class Replay:
 
         Args:
             schema: What observations and actions are in every part. Where it refers to side tables, all rows refer to
-                those of the only dataset, inserted ones too; otherwise inserted rows hold whole observations, also
-                beside datasets that refer to tables.
+                those of the only dataset; otherwise inserted rows hold whole observations.
             offline: Folders of datasets.
             online: File of the online ring; None for offline training only. An existing ring counts as empty until
                 `load_state` names its rows, unless it belongs to `run`.
@@ -89,7 +87,6 @@ class Replay:
         Raises:
             ConfigError: If settings contradict each other.
             DatasetError: If a dataset cannot be opened or holds other observations or actions.
-            CorruptSegment: If the rows of `run` cannot be told from others.
         """
         check_fraction(offline_fraction)
         if n_step < 1 or not 0.0 <= discount <= 1.0:
@@ -102,24 +99,23 @@ class Replay:
         self._powers = discount ** np.arange(n_step + 1, dtype=np.float64)
         self._entries: list[SegmentEntry] = []
         self._damaged: list[str] = []
+        # Of each file: its columns, the rows that are transitions, and the side table of each column that has one.
         self._offline: list[tuple[Rows, np.ndarray, Rows]] = []
-        """Of each file: its columns, the rows that are transitions, and the side table of each column that has one."""
         self._ring_tables: Rows = {}
         self._table_rows: dict[str, int] = {}
         for directory in offline:
             self._open_offline(Path(directory))
         if schema.tables and len(offline) != 1:
-            raise ConfigError(
-                f"rows refer to side tables of one dataset ({', '.join(schema.tables)}), and {len(offline)} are given; "
-                "give one"
-            )
+            found = f"rows refer to side tables of one dataset ({', '.join(schema.tables)})"
+            raise ConfigError(f"{found}, and {len(offline)} are given; give one")
         self._ends = np.cumsum([len(valid) for _, valid, _ in self._offline], dtype=np.int64)
         self.num_offline = int(self._ends[-1]) if len(self._ends) else 0
         self._ring = None if online is None else OnlineRing(Path(online), schema, capacity, run)
-        self._random = np.random.Generator(np.random.PCG64(seed))
+        entropy: int | list[int] = seed
         if self._ring is not None and self._ring.recoveries:
-            life = [seed, self._ring.recoveries, int.from_bytes((run or "").encode())]
-            self._random = np.random.Generator(np.random.PCG64(np.random.SeedSequence(life)))
+            # After a death the sampler must not draw again what it drew before.
+            entropy = [seed, self._ring.recoveries, int.from_bytes((run or "").encode())]
+        self._random = np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))
 
     def _open_offline(self, directory: Path) -> None:
         dataset = open_dataset(directory)
@@ -162,7 +158,6 @@ class Replay:
             Transitions ever inserted into this replay: an answer that a retry gives as well.
 
         Raises:
-            ConfigError: If this replay has no online ring.
             DatasetError: If the rows do not fit.
             NonFiniteError: If a number is NaN or infinite.
         """
@@ -193,35 +188,34 @@ class Replay:
         Raises:
             DatasetError: If a side that must contribute holds no transitions.
         """
-        fraction = self._configured_fraction() if offline_fraction is ... else offline_fraction
+        configured = self.offline_fraction if self.num_online else None
+        fraction = configured if offline_fraction is ... else offline_fraction
         picks = self._pick(batch_size, num_batches, fraction).reshape(-1)
         return {**nested(self._gather(picks)), "is_offline": (picks < self.num_offline).astype(np.float32)}
 
     def _gather(self, picks: np.ndarray) -> dict[str, np.ndarray]:
         """Gather transitions by number; those from `num_offline` on are online ones."""
-        if not self._offline:
-            return self._gather_online(picks)
-        if len(self._offline) == 1 and self.num_online == 0:
-            return self._gather_offline(0, picks)
+        if len(self._offline) + (self.num_online > 0) == 1:
+            return self._gather_part(0, picks)
         # One gather a file, scattered to where its transitions stand in the batches.
         part = np.searchsorted(self._ends, picks, side="right")
         batch: dict[str, np.ndarray] = {}
         for index in np.unique(part):
             chosen = np.flatnonzero(part == index)
-            is_online = index == len(self._offline)
             first = int(self._ends[index - 1]) if index else 0
-            found = (
-                self._gather_online(picks[chosen] - first) if is_online
-                else self._gather_offline(int(index), picks[chosen] - first)
-            )  # fmt: skip
-            for name, values in found.items():
+            for name, values in self._gather_part(index, picks[chosen] - first).items():
                 if name not in batch:
                     batch[name] = np.empty((len(picks), *values.shape[1:]), dtype=values.dtype)
                 batch[name][chosen] = values
         return batch
 
-    def _configured_fraction(self) -> float | None:
-        return None if self.num_online == 0 else self.offline_fraction
+    def _gather_part(self, part: int, picks: np.ndarray) -> dict[str, np.ndarray]:
+        """Gather transitions of an offline file, or of the ring, which comes after all files."""
+        if part < len(self._offline):
+            columns, valid, tables = self._offline[part]
+            return gather_n_step(columns, valid[picks], self._powers, tables)
+        assert self._ring is not None
+        return gather_n_step(self._ring.columns, self._ring.transition_rows(picks), self._powers, self._ring_tables)
 
     def _pick(self, batch_size: int, num_batches: int, fraction: float | None) -> np.ndarray:
         """Draw (num_batches, batch_size) numbers; those from `num_offline` on mean online transitions."""
@@ -229,41 +223,24 @@ class Replay:
             raise ConfigError(f"batch_size={batch_size} and num_batches={num_batches} must be at least 1")
         total = self.num_offline + self.num_online
         if total == 0:
-            raise DatasetError(
-                "the replay holds no transitions; give it an offline dataset or insert rows before sampling"
-            )
+            remedy = "give it an offline dataset or insert rows before sampling"
+            raise DatasetError(f"the replay holds no transitions; {remedy}")
         if fraction is None:
             return self._random.integers(0, total, size=(num_batches, batch_size))
         check_fraction(fraction)
         share = round(fraction * batch_size)
-        for count, held, side in (
-            (share, self.num_offline, "offline"),
-            (batch_size - share, self.num_online, "online"),
-        ):
-            if count and not held:
-                raise DatasetError(
-                    f"offline_fraction={fraction} asks for {count} {side} transitions in every batch of {batch_size}, "
-                    "but there are none; until there are, sample with offline_fraction="
-                    f"{0.0 if side == 'offline' else 1.0}"
-                )
+        wanted = {"offline": share, "online": batch_size - share}
+        for side, held in self.sizes().items():
+            if wanted[side] and not held:
+                found = f"{wanted[side]} {side} transitions in every batch of {batch_size}, but there are none"
+                remedy = f"until there are, sample with offline_fraction={0.0 if side == 'offline' else 1.0}"
+                raise DatasetError(f"offline_fraction={fraction} asks for {found}; {remedy}")
         offline = self._random.integers(0, max(1, self.num_offline), size=(num_batches, share))
         online = self._random.integers(self.num_offline, max(1, total), size=(num_batches, batch_size - share))
         return np.concatenate([offline, online], axis=1)
 
-    def _gather_offline(self, index: int, picks: np.ndarray) -> dict[str, np.ndarray]:
-        columns, valid, tables = self._offline[index]
-        return gather_n_step(columns, valid[picks], self._powers, tables)
-
-    def _gather_online(self, picks: np.ndarray) -> dict[str, np.ndarray]:
-        assert self._ring is not None
-        return gather_n_step(self._ring.columns, self._ring.transition_rows(picks), self._powers, self._ring_tables)
-
     def observation_statistics(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return mean and standard deviation (O,), float64, of the offline observations, closing rows included.
-
-        Raises:
-            DatasetError: If there are no offline rows, or observations are no flat vectors.
-        """
+        """Return mean and standard deviation (O,), float64, of the offline observations, closing rows included."""
         observation = self.schema.observed.get("observations")
         if observation is None or not observation.is_vector:
             raise DatasetError(
@@ -298,12 +275,8 @@ class Replay:
             "online": None if self._ring is None else self._ring.state(),
             "last_sequences": [[*sender, sequence] for sender, sequence in senders.items()],
             # 128-bit numbers as text: not every JSON reader keeps them.
-            "sampler": {
-                "state": str(sampler["state"]["state"]),
-                "inc": str(sampler["state"]["inc"]),
-                "has_uint32": int(sampler["has_uint32"]),
-                "uinteger": int(sampler["uinteger"]),
-            },
+            "sampler": {name: str(sampler["state"][name]) for name in ("state", "inc")}
+            | {name: int(sampler[name]) for name in ("has_uint32", "uinteger")},
         }
 
     def load_state(self, state: dict[str, Any]) -> int:
@@ -322,9 +295,8 @@ class Replay:
         try:
             self._check_state(state)
             sampler = state["sampler"]
-            inner = {"state": int(sampler["state"]), "inc": int(sampler["inc"])}
-            restored: dict[str, Any] = {"bit_generator": "PCG64", "state": inner}
-            restored |= {"has_uint32": int(sampler["has_uint32"]), "uinteger": int(sampler["uinteger"])}
+            restored: dict[str, Any] = {name: int(sampler[name]) for name in ("has_uint32", "uinteger")}
+            restored |= {"bit_generator": "PCG64", "state": {name: int(sampler[name]) for name in ("state", "inc")}}
             senders = {(int(w), int(i)): int(s) for w, i, s in state["last_sequences"][-MAX_SENDERS:]}
             env_steps, lost = int(state["env_steps_inserted"]), 0
             if self._ring is not None:

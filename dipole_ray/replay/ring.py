@@ -42,10 +42,6 @@ class OnlineRing:
             run: Name of the run that the rows belong to. A ring that an earlier process of this run left, however it
                 ended, is taken up again with all its rows; any other, and every one without a name, counts as empty
                 until `load_state`.
-
-        Raises:
-            DatasetError: If the disk cannot hold it, or another replay is writing to it.
-            CorruptSegment: If the file is no ring, or the journal of this run is damaged.
         """
         if capacity < 2:
             raise ConfigError(f"capacity={capacity} rows cannot hold a transition and its closing row; use 2 or more")
@@ -63,8 +59,7 @@ class OnlineRing:
             self._names = tuple(schema.columns)
             self._is_clean = self.created
             self.contents, self.recoveries = RingContents(), 0
-            # Row numbers of the transitions in the ring, oldest first, themselves in a ring: appended and evicted in
-            # order.
+            # Row numbers of the transitions, oldest first, themselves in a ring: appended and evicted in order.
             self._queue = np.zeros(capacity, dtype=np.int64)
             self._queue_start = self.num_transitions = 0
             self._journal = Journal(self.path.with_name(f"{self.path.name}.journal"), self._num_blocks)
@@ -93,19 +88,9 @@ class OnlineRing:
         return rows % self.file_rows
 
     def append(self, rows: Rows, *, worker: int, incarnation: int, sequence: int) -> int:
-        """Write validated rows, evicting the oldest.
+        """Write validated rows, evicting the oldest; return the transitions ever inserted, these included.
 
-        Args:
-            rows: The rows.
-            worker: Who sends them.
-            incarnation: Which life of that worker.
-            sequence: Number of the insert in that life.
-
-        Returns:
-            Transitions ever inserted, these included.
-
-        Raises:
-            DatasetError: If the rows alone exceed the capacity.
+        `sequence` is the number of this insert in the life `incarnation` of the worker that sends it.
         """
         count = len(rows["remaining"])
         if count > self.capacity:
@@ -137,16 +122,15 @@ class OnlineRing:
     def state(self) -> dict[str, Any]:
         """Flush the file to disk and return row counts and checksums, as JSON."""
         self._mapped.flush()
-        contents = self.contents
-        tail = contents.rows_written // self.block_rows
-        first_block = contents.oldest // self.block_rows
+        written, oldest = self.contents.rows_written, self.contents.oldest
+        first, tail = oldest // self.block_rows, written // self.block_rows
         return {
             "capacity": self.capacity,
             "file_rows": self.file_rows,
-            "rows_written": contents.rows_written,
-            "oldest": contents.oldest,
-            "blocks": {str(block): crc for block, crc in contents.blocks.items() if block >= first_block},
-            "tail_crc32": self._rows.checksum(tail * self.block_rows, contents.rows_written),
+            "rows_written": written,
+            "oldest": oldest,
+            "blocks": {str(block): crc for block, crc in self.contents.blocks.items() if block >= first},
+            "tail_crc32": self._rows.checksum(tail * self.block_rows, written),
         }
 
     def load_state(
@@ -161,10 +145,6 @@ class OnlineRing:
 
         Returns:
             Rows that were overwritten since the state was taken and are therefore gone (0: restored exactly).
-
-        Raises:
-            CheckpointError: If the state belongs to a ring of another size.
-            CorruptSegment: If rows it names are missing or fail their checksum.
         """
         if (state["capacity"], state["file_rows"]) != (self.capacity, self.file_rows):
             raise CheckpointError(

@@ -23,8 +23,7 @@ from dipole_ray.data.segment import ColumnLayout, map_columns, record_batch
 from dipole_ray.errors import ConfigError, CorruptSegment, DatasetError
 from dipole_ray.files.durable import format_bytes, replacing
 
-LOCK_WAIT_S = 20.0
-"""How long a ring's last owner may take to go: a killed process keeps its lock until its pages are unmapped."""
+LOCK_WAIT_S = 20.0  # a killed process keeps its lock until its pages are unmapped
 _METADATA_BYTES = 1 << 16
 
 
@@ -34,11 +33,7 @@ def ring_layout(schema: Schema) -> ColumnLayout:
 
 
 def create_ring_file(path: Path, schema: Schema, num_rows: int) -> None:
-    """Make a ring file of `num_rows` empty rows; quick, because the zeros are never written.
-
-    Raises:
-        DatasetError: If the disk cannot hold it or cannot be written.
-    """
+    """Make a ring file of `num_rows` empty rows; quick, because the zeros are never written."""
     layout = ring_layout(schema)
     sizes = {name: num_rows * column.bytes for name, column in layout.items()}
     needed = sum(sizes.values()) + _METADATA_BYTES
@@ -46,17 +41,14 @@ def create_ring_file(path: Path, schema: Schema, num_rows: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(path.parent).free
         if needed > free:
-            raise DatasetError(
-                f"{path}: a ring of {num_rows} rows takes {format_bytes(needed)}, the disk has {format_bytes(free)} "
-                "free; lower the replay capacity or choose another disk"
-            )
+            found = f"a ring of {num_rows} rows takes {format_bytes(needed)}, the disk has {format_bytes(free)} free"
+            raise DatasetError(f"{path}: {found}; lower the replay capacity or choose another disk")
         with replacing(path) as temporary:
             _write_empty(temporary, layout, sizes, num_rows)
     except OSError as error:
-        raise DatasetError(
-            f"{path}: cannot make the replay's ring of {format_bytes(needed)} ({error.strerror or error}); "
-            "free space, lower the replay capacity or choose another folder"
-        ) from error
+        found = f"cannot make the replay's ring of {format_bytes(needed)} ({error.strerror or error})"
+        remedy = "free space, lower the replay capacity or choose another folder"
+        raise DatasetError(f"{path}: {found}; {remedy}") from error
 
 
 def _write_empty(path: Path, layout: ColumnLayout, sizes: dict[str, int], num_rows: int) -> None:
@@ -97,11 +89,7 @@ class _HoleSink(io.RawIOBase):
 
 
 def lock_ring_file(path: Path) -> IO[bytes]:
-    """Become the ring's only writer for as long as the returned file stays open.
-
-    Raises:
-        DatasetError: If another replay is writing to it.
-    """
+    """Become the ring's only writer for as long as the returned file stays open."""
     stream = path.open("rb")
     deadline = time.monotonic() + LOCK_WAIT_S
     while True:
@@ -112,19 +100,15 @@ def lock_ring_file(path: Path) -> IO[bytes]:
                 time.sleep(0.05)
                 continue
             stream.close()
-            raise DatasetError(
-                f"{path}: another replay is writing to this ring; close it (or end the run that owns it) first"
-            ) from error
+            remedy = "close it (or end the run that owns it) first"
+            raise DatasetError(f"{path}: another replay is writing to this ring; {remedy}") from error
         except OSError:
             pass  # some network file systems have no locks; a single writer is then up to the user
         return stream
 
 
 def map_ring_file(path: Path, schema: Schema, num_rows: int) -> tuple[np.memmap, Rows]:
-    """Map a ring file for writing.
-
-    Returns:
-        The mapping and writable views of its columns.
+    """Map a ring file for writing; return the mapping and views of its columns.
 
     Raises:
         CorruptSegment: If the file is cut short or not a ring.

@@ -59,13 +59,7 @@ class RingRows:
         self.marks[(self.marks > written) | (self.marks < 0)] = 0
 
     def inspect(self, oldest: int, written: int, blocks: dict[int, int], tail_crc32: int) -> tuple[int, list[Damage]]:
-        """Check every block with rows in [oldest, written).
-
-        Args:
-            oldest: First row.
-            written: End of the rows.
-            blocks: CRC-32 of the full blocks.
-            tail_crc32: That of the rows after the last full block.
+        """Check rows [oldest, written) by the CRC-32 of their full blocks and of the rows after these, `tail_crc32`.
 
         Returns:
             The first row from which on none was overwritten by later ones, and what is damaged.
@@ -77,7 +71,7 @@ class RingRows:
             numbers = np.arange(first + 1, end + 1)
             found = self.marks[first % self.length :][: end - first]
             laps, rest = np.divmod(np.abs(found) - numbers, self.length)
-            is_later = (rest == 0) & (laps >= 1)
+            is_later = (rest == 0) & (laps >= 1)  # marks of rows that came whole laps after these
             if is_later.any() and (is_later | (found == numbers)).all():
                 kept = end
                 continue
@@ -92,10 +86,7 @@ class RingRows:
     def quarantine(self, damage: Damage, oldest: int) -> int:
         """Make closing rows of the damaged ones, and end all trajectories from `oldest` on before them.
 
-        No transition begins at such a row or reaches it. Its other numbers stay as they were found.
-
-        Returns:
-            The first row that was changed.
+        No transition begins at such a row or reaches it; its other numbers stay. Return the first changed row.
         """
         remaining, first = self.columns["remaining"], damage.first
         before, rows = np.arange(oldest, first), np.arange(first, damage.end)

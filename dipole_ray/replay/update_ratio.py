@@ -21,29 +21,17 @@ class UpdateRatio:
     """
 
     def __init__(self, updates_per_env_step: float | Fraction) -> None:
-        """Count from nothing on.
-
-        Args:
-            updates_per_env_step: Ratio >= 0; floats are taken as the nearest fraction with a denominator up to 10^6.
-
-        Raises:
-            ConfigError: If the ratio is negative, not finite, or too small to tell from 0.
-        """
+        """Count from nothing on; a float is taken as the nearest fraction with a denominator up to 10^6."""
+        given = f"updates_per_env_step={updates_per_env_step}"
         if not math.isfinite(updates_per_env_step) or updates_per_env_step < 0:
-            raise ConfigError(
-                f"updates_per_env_step={updates_per_env_step} must be finite and >= 0; 1.0 is a good start"
-            )
+            raise ConfigError(f"{given} must be finite and >= 0; 1.0 is a good start")
         exact = isinstance(updates_per_env_step, Fraction)
         ratio = Fraction(updates_per_env_step)
         self.ratio = ratio if exact else ratio.limit_denominator(_MAX_DENOMINATOR)
         if updates_per_env_step > 0 and self.ratio == 0:
-            raise ConfigError(
-                f"updates_per_env_step={updates_per_env_step} is below 1/{_MAX_DENOMINATOR}; use 0 for no updates"
-            )
-        self.updates_done = 0
-        self.env_steps = 0
-        self._base_env_steps = 0
-        self._base_updates = 0
+            raise ConfigError(f"{given} is below 1/{_MAX_DENOMINATOR}; use 0 for no updates")
+        self.updates_done = self.env_steps = 0
+        self._base_env_steps = self._base_updates = 0  # where the present ratio began to count
 
     def due(self, env_steps: int) -> int:
         """Return the updates still owed once `env_steps` environment steps were taken in total; never negative."""
@@ -67,19 +55,14 @@ class UpdateRatio:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from `state`, with this object's own ratio from there on.
-
-        Raises:
-            CheckpointError: If something is missing from the state.
-        """
+        """Continue from `state`, with this object's own ratio from there on."""
         try:
             stored = Fraction(*state["ratio"])
             self.updates_done, self.env_steps = int(state["updates_done"]), int(state["env_steps"])
             self._base_env_steps, self._base_updates = (int(value) for value in state["base"])
         except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(
-                f"update ratio: incomplete state ({error!r}); resume from another checkpoint"
-            ) from error
+            found = f"update ratio: incomplete state ({error!r})"
+            raise CheckpointError(f"{found}; resume from another checkpoint") from error
         if stored != self.ratio:
             self._base_env_steps, self._base_updates = self.env_steps, self.updates_done
         self._base_updates -= self.due(self.env_steps)
