@@ -158,7 +158,7 @@ class _Work(Generic[Item]):
 
         with ray_session():
             task = ray.remote(self.function).options(**resources, runtime_env={"env_vars": _ONE_THREAD})
-            queue = list(reversed(pending))
+            queue = list(reversed(pending))  # taken from its end
             running: dict[Any, int] = {}
             try:
                 while queue or running:

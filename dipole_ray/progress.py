@@ -149,6 +149,7 @@ class Progress:
         """Add the present count to the window the rate is taken over, a few hundred points at most."""
         if not self._history or now - self._history[-1][0] >= 0.1:
             self._history.append((now, self._completed))
+        # One point from before the window stays, or the rate would be over less than it says.
         while len(self._history) > 2 and now - self._history[1][0] > RATE_WINDOW_S:
             self._history.popleft()
 

@@ -78,7 +78,7 @@ class _Pictures:
             members = sorted((n for n, m in methods.items() if m.series == one), key=lambda n: methods[n].x or 0.0)
             shades = mpl.colormaps[_SHADES[number % len(_SHADES)]](np.linspace(0.4, 0.95, len(members)))
             colours.update({name: to_hex(shade) for name, shade in zip(members, shades, strict=True)})
-        others = [name for name in methods if name not in colours]
+        others = [name for name in methods if name not in colours]  # those that stand on no axis
         return colours | {name: _PALETTE[index % len(_PALETTE)] for index, name in enumerate(others)}
 
     @property
@@ -109,7 +109,7 @@ class _Pictures:
                     curves = {} if key is None else self.scores.curve(task, method, key)
                     points = pd.DataFrame(itertools.chain(*curves.values()), columns=Point._fields)
                     ends = points.groupby("phase")["learner_steps"].max()
-                    if len(ends) > 1:
+                    if len(ends) > 1:  # it went online, where its offline phase ended
                         switch = float(ends["offline"])
                     by_step = points.groupby("learner_steps")["score"]
                     if len(points):
@@ -219,6 +219,7 @@ class _Pictures:
             keys = [f"actor/weight_q{level}" for level in ("50", "05", "95")]
             levels = [self._points(one, partial(self._diagnostic, task, key, "last")) for key in keys]
             xs = [x for x in levels[0] if all(x in level for level in levels)]
+            # The axis is logarithmic, and a weight may be 0.
             middle, low, high = ([max(float(np.median(level[x])), 1e-6) for x in xs] for level in levels)
             if xs:
                 lines.append(Line(label=one, colour=colours[one], x=xs, y=middle, low=low, high=high))

@@ -76,10 +76,12 @@ def collect(suite: Suite, source: str) -> dict[str, Any]:
     require_same_data([job.config for job in jobs], found, current=False)
     results = [result for result in found if result is not None]
     table = suite.config.paper
+    # Places on one machine's disk are nobody else's.
+    shaping = [word for word in suite.overrides if word.partition("=")[0] not in ("folder", "data.path", "data.cache")]
     return {
         "format": FORMAT,
         "date": datetime.now(UTC).date().isoformat(),
-        "command": shlex.join(["dipole", "bench", "run", source, *_shown(suite)]),
+        "command": shlex.join(["dipole", "bench", "run", source, *shaping]),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "versions": package_versions(),
         "commit": git_commit(),
@@ -101,11 +103,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return f"{'-' * (value < 0)}.inf" if isinstance(value, float) and math.isinf(value) else value
-
-
-def _shown(suite: Suite) -> list[str]:
-    """Return the overrides that shape results; places on one machine's disk are nobody else's."""
-    return [word for word in suite.overrides if word.partition("=")[0] not in ("folder", "data.path", "data.cache")]
 
 
 def scores_of(data: Mapping[str, Any]) -> Scores:
@@ -137,12 +134,14 @@ def markdown(data: Mapping[str, Any], scores: Scores, pictures: Sequence[Path]) 
     """Return the report for a person."""
     config, runs = scores.config, data["runs"]
     unit = "success rate in per cent" if config.metric == "success" else "undiscounted return"
-    hours = sum(run["training_s"] + run["evaluation_s"] for run in runs) / 3600
+    evaluating, training = (sum(float(run[f"{what}_s"]) for run in runs) for what in ("evaluation", "training"))
+    hours, share = (evaluating + training) / 3600, evaluating / max(evaluating + training, 1e-9)
+    machines = sorted({run.get("machine", data["machine"]) for run in runs})  # old results do not name theirs
     missing = f" **{data['planned'] - len(runs)} runs have no result yet.**" if data["planned"] > len(runs) else ""
     lines = [f"# {config.name}", "", config.question, ""]
     lines += [
-        f"{data['date']}, {_machines(data)}; {_origin(runs)}. {len(runs)} of {data['planned']} runs, "
-        f"{hours:.2f} hours of runs' time, of which {_share(runs):.0%} evaluating. Scores: {unit}.{missing}",
+        f"{data['date']}, {' and '.join(machines)}; {_origin(runs)}. {len(runs)} of {data['planned']} runs, "
+        f"{hours:.2f} hours of runs' time, of which {share:.0%} evaluating. Scores: {unit}.{missing}",
         "",
         f"    {data['command']}",
     ]
@@ -163,11 +162,6 @@ def markdown(data: Mapping[str, Any], scores: Scores, pictures: Sequence[Path]) 
     lines += ["", *(f"![{path.stem}]({path.name})" for path in pictures)]
     lines += ["", "## How to read this", "", _how(data, scores), "", _versions(data), ""]
     return "\n".join(lines)
-
-
-def _machines(data: Mapping[str, Any]) -> str:
-    """Return where the runs were made; results of before this was kept in them, where their report was."""
-    return " and ".join(sorted({run.get("machine", data["machine"]) for run in data["runs"]}))
 
 
 def _origin(runs: Sequence[Mapping[str, Any]]) -> str:
@@ -196,12 +190,6 @@ def _how(data: Mapping[str, Any], scores: Scores) -> str:
     worst = "no success" if scores.config.metric == "success" else "the lowest score that any run of its task had"
     evaluations = "evaluation" if count == 1 else f"{count} evaluations"
     return _HOW.format(evaluations=evaluations, episodes=data["episodes"], resamples=RESAMPLES, worst=worst)
-
-
-def _share(runs: Sequence[Mapping[str, Any]]) -> float:
-    """Return the share of the runs' time that evaluations took."""
-    evaluating, training = (sum(float(run[f"{what}_s"]) for run in runs) for what in ("evaluation", "training"))
-    return evaluating / max(evaluating + training, 1e-9)
 
 
 def _versions(data: Mapping[str, Any]) -> str:

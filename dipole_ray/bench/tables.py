@@ -197,7 +197,7 @@ def _shown(
     statistic: Statistic, *methods: Samples, paired: bool = False, digits: int | None = None, sign: str = ""
 ) -> str:
     """Return `estimate [low, high]`, the estimate alone where there is one seed, a dash where there is none."""
-    if any(not len(task) for samples in methods for task in samples):
+    if any(not len(task) for samples in methods for task in samples):  # not evaluated in that way
         return DASH
     value, (low, high) = estimate(statistic, *methods), stratified_interval(statistic, *methods, paired=paired)
     if math.isnan(low):

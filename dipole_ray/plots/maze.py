@@ -51,6 +51,7 @@ def draw_maze(
         found = sorted({one.candidates for one in trajectories})
         raise DatasetError(f"no recorded path has {candidates} candidates; recorded: {found or 'none'}")
     phases = [phase for phase in ("offline", "online") if any(one.phase == phase for one in shown)]
+    # BC at the left, then omega rising.
     columns = sorted({(one.policy, one.omega) for one in shown}, key=lambda key: (key[0] != "bc", key[1] or 0.0))
     rows, cols = maze.walls.shape
     width = 2.15 * len(columns) + 0.35

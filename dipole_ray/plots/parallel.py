@@ -84,6 +84,7 @@ class _Axis:
             return
         numbers = np.array(values, np.float64)
         low, high = float(numbers.min()), float(numbers.max())
+        # 0.5 is the middle of the axis, for a setting that all trials share.
         scale = np.log if low > 0 and high / low > _LOG_FROM else np.asarray
         span = float(scale(high) - scale(low))
         self.heights = (scale(numbers) - scale(low)) / span if span else np.full(len(numbers), 0.5)

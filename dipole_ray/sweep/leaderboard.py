@@ -45,7 +45,7 @@ def standings(plan: Plan, records: SweepRecords) -> list[Standing]:
     """
     board = []
     for record in records.trials.values():
-        for last in records.results(record.id)[-1:]:
+        for last in records.results(record.id)[-1:]:  # none, if the trial has not come to its first rung
             scores = last["best"], last["rows"], last["report"]
             board.append(Standing(record.id, record.status, int(last["rung"]), record.values, *scores, record.run_id))
 

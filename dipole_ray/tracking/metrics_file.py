@@ -63,7 +63,7 @@ class MetricsFile:
         cuts the file to this length loses none of them.
         """
         if self._kept_back:
-            self.append(self._kept_back.pop())
+            self.append(self._kept_back.pop())  # try again: appending the last one writes all
         try:
             os.fsync(self._descriptor)
         except OSError as error:
@@ -86,7 +86,7 @@ class MetricsFile:
         """Write a line, or leave the file as it was and raise OSError."""
         try:
             rest = memoryview(line)
-            while rest:
+            while rest:  # a disk that fills up takes a part of the line
                 rest = rest[os.write(self._descriptor, rest) :]
         except OSError:
             os.ftruncate(self._descriptor, self.size)

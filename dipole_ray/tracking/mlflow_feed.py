@@ -26,7 +26,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -201,6 +201,7 @@ class MlflowFeed:
         run = self._find_run(client, experiment_id)
         if run is None:
             self._save_state()  # the key first, so that a run made by a call that never returns is found again
+            # The parent at once, or the run would stand alone for a while; the other tags follow with the parameters.
             first = {key: value for key, value in self._tags.items() if key == PARENT_TAG}
             tags = {RUN_KEY_TAG: self._state.run_key, **first}
             run = client.create_run(experiment_id, tags=tags, run_name=self._run_name)
@@ -216,18 +217,17 @@ class MlflowFeed:
     def _experiment_id(self, client: MlflowClient) -> str:
         """Return the experiment's id; make the experiment if it is missing."""
         found = client.get_experiment_by_name(self._experiment)
-        if found is not None:
-            return str(found.experiment_id)
-        # Without a server in between, MLflow would put artifacts below the current folder, wherever that is.
-        database = sqlite_file(self._uri)
-        beside = None if database is None else (database.parent / "mlartifacts").as_uri()
-        try:
-            return str(client.create_experiment(self._experiment, artifact_location=beside))
-        except Exception:
-            found = client.get_experiment_by_name(self._experiment)  # another run may have made it meanwhile
-            if found is None:
-                raise
-            return str(found.experiment_id)
+        if found is None:
+            # Without a server in between, MLflow would put artifacts below the current folder, wherever that is.
+            database = sqlite_file(self._uri)
+            beside = None if database is None else (database.parent / "mlartifacts").as_uri()
+            try:
+                return str(client.create_experiment(self._experiment, artifact_location=beside))
+            except Exception:
+                found = client.get_experiment_by_name(self._experiment)  # another run may have made it meanwhile
+                if found is None:
+                    raise
+        return str(found.experiment_id)
 
     def _find_run(self, client: MlflowClient, experiment_id: str) -> Run | None:
         """Return the MLflow run of this run folder; a deleted one is replaced, with everything delivered anew."""
@@ -242,9 +242,7 @@ class MlflowFeed:
         if known is not None:
             _log.warning("the MLflow run %s is gone; a new one takes the whole history", known)
             with self._lock:
-                fresh = self._fresh_state()
-                fresh.artifacts = self._state.artifacts
-                self._state = fresh
+                self._state = replace(self._fresh_state(), artifacts=self._state.artifacts)
         return None
 
     def _log_parameters(self, client: MlflowClient, run: Run) -> None:
@@ -271,7 +269,7 @@ class MlflowFeed:
         with (self._run_dir / METRICS_FILE).open("rb") as file:
             file.seek(offset)
             for line in file:
-                if not line.endswith(b"\n"):
+                if not line.endswith(b"\n"):  # it is being written
                     break
                 for point in _points(json.loads(line)):
                     if point[3] <= seen.get(point[0], -1):
@@ -318,8 +316,7 @@ class MlflowFeed:
         if (state.tracking_uri, state.experiment) != (fresh.tracking_uri, fresh.experiment):
             before, now = (f"{one.tracking_uri} ({one.experiment})" for one in (state, fresh))
             _log.warning("MLflow was %s and is now %s; a new MLflow run there takes the whole history", before, now)
-            fresh.artifacts = state.artifacts
-            return fresh
+            return replace(fresh, artifacts=state.artifacts)
         return state
 
     def _fresh_state(self) -> FeedState:
