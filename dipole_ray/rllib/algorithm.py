@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,9 +21,8 @@ from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS, NUM_ENV
 from ray.tune.result import TRAINING_ITERATION
 from torch import Tensor
 
-from dipole_ray.columns import require_fit
 from dipole_ray.envs.make import env_dims
-from dipole_ray.errors import CheckpointError, ConfigError
+from dipole_ray.errors import CheckpointError
 from dipole_ray.evaluation.report import Row
 from dipole_ray.evaluation.table import score_of
 from dipole_ray.files.checkpoint import Checkpoint, entries_of, read_checkpoint, write_checkpoint
@@ -39,11 +37,10 @@ from dipole_ray.rllib.metrics import RecentEpisodes, fragment_metrics, update_me
 from dipole_ray.rllib.placement import SpreadEnvRunnerGroup, learner_resources, require_room, worker_resources
 from dipole_ray.rllib.privates import env_runner_groups_are
 from dipole_ray.rllib.recovery import AGENT_FILE, replace_learner
-from dipole_ray.rllib.replay_actor import ReplayClient
+from dipole_ray.rllib.replay_actor import ReplayClient, copy_ring, open_replay
 from dipole_ray.rllib.rollouts import Rollouts
 
 ROLLOUT_FILE = "rollout"
-RING_FILE = "online.arrow"
 
 Result = TypeVar("Result")
 
@@ -212,57 +209,13 @@ class DIPOLE(Algorithm):
 
     # ---- the replay ----
 
-    def _open_replay(self) -> ReplayClient:
-        """Open the offline files and the online ring, in an actor when anything else is remote."""
-        offline: tuple[str, ...] = ()
-        if self.offline_data is not None:
-            offline = self.offline_data.paths
-            require_fit(
-                self.offline_data.schema,
-                self._dims.schema,
-                what=offline[0],
-                whom=f"'{self.config.env}'",
-                remedy="give the environment the data was collected in",
-                error=ConfigError,
-            )
-        online = self.replay_directory / RING_FILE if self._training.online_env_steps else None
-        replay = ReplayClient(
-            remote=self.config.num_env_runners > 0 or self.config.num_learners > 0,
-            schema=self._dims.schema,
-            offline=offline,
-            online=online,
-            capacity=self._capacity(self._dims.max_episode_steps) if online else 0,
-            n_step=self._agent.n_step,
-            discount=self._agent.discount,
-            offline_fraction=self._training.offline_fraction,
-            seed=self.config.seed or 0,
-        )
-        if self.offline_data is not None:
-            self.offline_data.replay = replay
-        return replay
-
     @property
     def replay_directory(self) -> Path:
         """Folder of the online ring: the run's own, or the trial's."""
         return Path(self.config.replay_directory or Path(self.logdir) / "replay")
 
-    def _adopt_ring(self, directory: Path) -> None:
-        """Take a copy of the online ring of the algorithm a checkpoint came from, if that was another one."""
-        source, target = directory / RING_FILE, self.replay_directory / RING_FILE
-        if source.resolve() == target.resolve() or not source.exists() or not target.exists():
-            return
-        self.replay.close()
-        shutil.copyfile(source, target)
-        self.replay = self._open_replay()
-
-    def _capacity(self, max_episode_steps: int) -> int:
-        """Return the ring's rows: all online steps, what an iteration overshoots, and a closing row a piece."""
-        if self._training.replay_capacity is not None:
-            return self._training.replay_capacity
-        fragment = int(self.config.get_rollout_fragment_length())
-        per_delivery: int = self.config.num_envs_per_env_runner * fragment * max(1, self.config.num_env_runners)
-        steps = self._training.online_env_steps + self._training.env_steps_per_iteration + 2 * per_delivery
-        return steps + 2 * (steps // min(fragment, max_episode_steps) + 1) + per_delivery
+    def _open_replay(self) -> ReplayClient:
+        return open_replay(self.config, self.offline_data, self.replay_directory)
 
     # ---- checkpoints: our own format (safetensors and JSON) behind RLlib's calls ----
 
@@ -302,7 +255,8 @@ class DIPOLE(Algorithm):
         self.recent = RecentEpisodes(int(metadata["num_episodes"]), metadata["recent"])
         self.set_state({TRAINING_ITERATION: int(metadata["iteration"])})
         self._update_ratio.load_state(metadata["limiter"])
-        self._adopt_ring(Path(metadata["replay_directory"]))
+        if copy_ring(self.replay, Path(metadata["replay_directory"]), self.replay_directory):
+            self.replay = self._open_replay()
         self.replay.load_state(metadata["replay"])
         self.learner.continue_versions(int(metadata["policy_version"]))
         tensors = checkpoint.tensors.get(ROLLOUT_FILE)

@@ -10,6 +10,8 @@ that are still to come are then drawn with random numbers that were not used bef
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -17,31 +19,31 @@ import numpy as np
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dipole_ray.errors import DatasetError
+from dipole_ray.columns import require_fit
+from dipole_ray.envs.make import env_dims
+from dipole_ray.errors import ConfigError, DatasetError
 from dipole_ray.replay.replay import Replay
+from dipole_ray.rllib.config import DIPOLEConfig
+from dipole_ray.rllib.offline_data import ArrowOfflineData
 from dipole_ray.rllib.waiting import wait_for
+
+RING_FILE = "online.arrow"
 
 
 class ReplayClient:
     """The driver's side: the same calls whether the replay lives here or in an actor."""
 
     def __init__(self, *, remote: bool, **settings: Any) -> None:
-        """Open a replay in an actor, or in this process.
-
-        Args:
-            remote: Whether it is an actor.
-            settings: Those of `Replay`; an actor's replay has a `run` of its own.
-        """
+        """Open a replay with the settings of `Replay`; one in an actor (`remote`) has a `run` of its own."""
         self._remote = remote
         self._env_steps = 0
         self._replay: Any = _start(settings) if remote else Replay(**settings)
         self._call("sizes")  # opening errors surface here
 
     def insert(self, rows: Any, worker: int, incarnation: int, sequence: int) -> int:
-        """Append one fragment, given as arrays or as a reference to them, unless it is there already.
+        """Append one fragment, arrays or a reference to them, unless it is there already.
 
-        Returns:
-            Transitions ever inserted, these included: right also when the first answer was lost with the actor.
+        Returns the transitions ever inserted, these included: right also when the first answer died with the actor.
 
         Raises:
             DatasetError: If the actor came back without rows that it had acknowledged.
@@ -98,3 +100,53 @@ def _start(settings: dict[str, Any]) -> Any:
     # num_cpus=0: inside Tune every bundle is spoken for, and a gather is not worth a core.
     actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)(Replay)
     return actor.remote(**settings, run=uuid4().hex)
+
+
+def open_replay(config: DIPOLEConfig, data: ArrowOfflineData | None, directory: Path) -> ReplayClient:
+    """Open the offline files and the online ring in `directory`, in an actor when anything else is remote.
+
+    Raises:
+        ConfigError: The data have other observations or actions than the environment.
+    """
+    training, agent, dims = config.training_settings(), config.agent_settings(), env_dims(config.env_settings())
+    if data is not None:
+        whom, remedy = f"'{config.env}'", "give the environment the data was collected in"
+        require_fit(data.schema, dims.schema, what=data.paths[0], whom=whom, remedy=remedy, error=ConfigError)
+    replay = ReplayClient(
+        remote=config.num_env_runners > 0 or config.num_learners > 0,
+        schema=dims.schema,
+        offline=() if data is None else data.paths,
+        online=directory / RING_FILE if training.online_env_steps else None,
+        capacity=_ring_rows(config, dims.max_episode_steps) if training.online_env_steps else 0,
+        n_step=agent.n_step,
+        discount=agent.discount,
+        offline_fraction=training.offline_fraction,
+        seed=config.seed or 0,
+    )
+    if data is not None:
+        data.replay = replay
+    return replay
+
+
+def copy_ring(replay: ReplayClient, source: Path, target: Path) -> bool:
+    """Copy the ring of another algorithm's folder over that of `replay` in `target`, and close `replay` for it.
+
+    Returns False where there is nothing to do: it is the same ring, or one of the two has none.
+    """
+    ring, own = source / RING_FILE, target / RING_FILE
+    if ring.resolve() == own.resolve() or not ring.exists() or not own.exists():
+        return False
+    replay.close()
+    shutil.copyfile(ring, own)
+    return True
+
+
+def _ring_rows(config: DIPOLEConfig, max_episode_steps: int) -> int:
+    """Return the ring's rows: all online steps, what an iteration overshoots, and a closing row a piece."""
+    training = config.training_settings()
+    if training.replay_capacity is not None:
+        return training.replay_capacity
+    fragment = int(config.get_rollout_fragment_length())
+    per_delivery: int = config.num_envs_per_env_runner * fragment * max(1, config.num_env_runners)
+    steps = training.online_env_steps + training.env_steps_per_iteration + 2 * per_delivery
+    return steps + 2 * (steps // min(fragment, max_episode_steps) + 1) + per_delivery

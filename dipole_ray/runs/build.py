@@ -13,8 +13,9 @@ from dipole_ray.data.dataset import read_manifest
 from dipole_ray.envs.make import EnvConfig, env_dims
 from dipole_ray.errors import ConfigError
 from dipole_ray.files.checkpoint import Checkpoint
-from dipole_ray.rllib.algorithm import DIPOLE, RING_FILE
+from dipole_ray.rllib.algorithm import DIPOLE
 from dipole_ray.rllib.config import DIPOLEConfig
+from dipole_ray.rllib.replay_actor import RING_FILE
 from dipole_ray.runs.config import RunConfig
 from dipole_ray.runs.prepare import prepare_dataset
 
