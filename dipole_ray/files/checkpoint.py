@@ -84,11 +84,11 @@ def write_checkpoint(
     """Write a checkpoint that is either there whole or not at all, and return its folder.
 
     A run has one writer: what an earlier, killed one left half-written is removed. A checkpoint with the same
-    `learner_steps` is replaced. On a failure the checkpoints that were there before are untouched.
+    `learner_steps`, which name it, is replaced. On a failure the checkpoints that were there before are untouched.
 
     Args:
         directory: The folder of all checkpoints of a run; made if missing.
-        learner_steps: Updates done so far, the name of the checkpoint.
+        learner_steps: Updates done so far.
         tensors: Flat tensors by file name without suffix, any device; one safetensors file each.
         metadata: JSON values only: text keys, finite numbers.
 
@@ -106,8 +106,7 @@ def write_checkpoint(
         _remove(directory, _WRITING, _REMOVING)
         writing.mkdir()
         _fill(writing, learner_steps, tensors, metadata)
-        final = directory / name
-        replaced = directory / f"{_REPLACED}{name}"
+        final, replaced = directory / name, directory / f"{_REPLACED}{name}"
         if final.exists():
             # Until the next rename, `newest_valid` finds the old checkpoint under this second name.
             _remove(directory, _REPLACED)
@@ -126,10 +125,7 @@ def write_checkpoint(
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint, every byte of it verified.
-
-    Args:
-        path: A checkpoint's folder, or a folder of checkpoints, of which the newest valid one is read.
+    """Read a checkpoint, every byte of it verified; of a folder of checkpoints the newest valid one.
 
     Raises:
         CheckpointError: Nothing is there, a file is missing, damaged, or of a format this version does not know.
@@ -147,13 +143,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
             tensors[name] = safetensors.torch.load(data)
         except (SafetensorError, ValueError, RuntimeError, KeyError) as error:
             raise _damaged(path / f"{name}.safetensors", f"not a safetensors file: {error}") from None
-    return Checkpoint(
-        path=path,
-        learner_steps=state["learner_steps"],
-        tensors=tensors,
-        metadata=state["metadata"],
-        versions=state["versions"],
-    )
+    described = {name: state[name] for name in ("learner_steps", "metadata", "versions")}
+    return Checkpoint(path=path, tensors=tensors, **described)
 
 
 @contextlib.contextmanager
@@ -174,9 +165,7 @@ def entries_of(checkpoint: Checkpoint) -> Iterator[None]:
 def newest_valid(directory: Path, *, not_after: int | None = None) -> Path | None:
     """Return the newest checkpoint that is whole, or None; damaged ones are passed over with a warning each.
 
-    Args:
-        directory: Folder of the checkpoints.
-        not_after: Learner steps beyond which checkpoints do not count.
+    Checkpoints of more than `not_after` learner steps do not count.
     """
     for path in _checkpoints(directory):
         if not_after is None or steps_of(path) <= not_after:
@@ -193,12 +182,8 @@ def newest_valid(directory: Path, *, not_after: int | None = None) -> Path | Non
 def prune(newest: Path, keep: int) -> list[Path]:
     """Remove the checkpoints that are no longer needed, and return them.
 
-    Kept are `newest` and the `keep - 1` before it. Later ones are removed too: the run has gone back behind them,
-    and a resume must not take them for its newest.
-
-    Args:
-        newest: The checkpoint just written.
-        keep: How many stay, at least 1.
+    Kept are `newest`, just written, and the `keep - 1` before it. Later ones are removed too: the run has gone back
+    behind them, and a resume must not take them for its newest.
 
     Raises:
         CheckpointError: One could not be removed.
@@ -278,11 +263,11 @@ def _read_state(path: Path) -> dict[str, Any]:
 
 def _is_file_table(table: Mapping[str, Any]) -> bool:
     """Return whether `table` maps plain file names, none of which leaves the folder, to lengths and checksums."""
+    kinds = {"bytes": int, "sha256": str}
     return all(
         _FILE_NAME.fullmatch(name)
         and isinstance(record, dict)
-        and isinstance(record.get("bytes"), int)
-        and isinstance(record.get("sha256"), str)
+        and all(isinstance(record.get(key), kind) for key, kind in kinds.items())
         for name, record in table.items()
     )
 

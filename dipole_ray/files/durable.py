@@ -56,12 +56,9 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path, max_bytes: int = 1 << 23, version: int | None = None) -> Any:
-    """Return the JSON values of a file that nobody vouches for.
+    """Return the JSON values of a regular file that nobody vouches for; one beyond `max_bytes` is not even read.
 
-    Args:
-        path: A regular file.
-        max_bytes: Length beyond which it is not even read.
-        version: What an object must have as its `format`; KeyError or TypeError where there is none.
+    An object must have `version`, where one is given, as its `format`; KeyError or TypeError where there is none.
 
     Raises:
         ValueError: It is too long, not JSON, nested without end, of another version, or holds NaN or a number of

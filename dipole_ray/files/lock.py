@@ -21,24 +21,19 @@ POLL_S, PATIENCE_S, SILENCE_S = 0.2, 1.0, 30.0
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """What a file system answers that locks no files, such as NFS without its lock service."""
 _log = logging.getLogger(__name__)
+Say = Callable[[str], None]
 
 
 class FolderLock:
     """Holds `folder/.lock`, which is gone when nobody does: two writers would mix two runs, or two imports."""
 
-    def __init__(
-        self, folder: Path, wait_s: float, name: str = LOCK, say: Callable[[str], None] = _log.warning
-    ) -> None:
-        """Take the lock.
+    def __init__(self, folder: Path, wait_s: float, name: str = LOCK, say: Say = _log.warning) -> None:
+        """Take the lock of a folder, which is made if missing, or of one file in it (`name`).
 
-        Args:
-            folder: What is written into; made if missing.
-            wait_s: How long to wait for another process to end; may be infinite.
-            name: The lock's file, where not all of the folder is meant.
-            say: Told in one line for whom this process waits.
+        While it waits for another process to end, `say` is told in one line for whom.
 
         Raises:
-            FolderTaken: Another process has it after that time.
+            FolderTaken: Another process has it after `wait_s`, which may be infinite.
             ConfigError: The file system has no locks.
             OSError: The folder cannot be written.
         """
@@ -49,9 +44,8 @@ class FolderLock:
         told = start + PATIENCE_S - SILENCE_S
         while not self._taken():
             if time.monotonic() - start >= wait_s:
-                raise FolderTaken(
-                    f"{folder}: another process writes there (process {self._holder()}); wait for it or end it"
-                )
+                holder = f"process {self._holder()}"
+                raise FolderTaken(f"{folder}: another process writes there ({holder}); wait for it or end it")
             if time.monotonic() - told >= SILENCE_S:
                 what = folder if name == LOCK else folder / name.removeprefix(".").removesuffix(LOCK)
                 say(f"{what}: waiting for process {self._holder()}, which writes there")

@@ -6,6 +6,7 @@ import hashlib
 import json
 import platform
 import subprocess
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,10 +22,8 @@ def package_versions() -> dict[str, str]:
 
     versions = {"python": platform.python_version(), "dipole_ray": __version__}
     for name in PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return versions
 
 
@@ -44,10 +43,8 @@ def git_commit() -> str | None:
 
 def _git(folder: Path, *arguments: str) -> str:
     """Return what a git command prints."""
-    done = subprocess.run(  # `git` from the user's PATH is meant
-        ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=10
-    )
-    return done.stdout.strip()
+    command = ["git", "-C", str(folder), *arguments]  # `git` from the user's PATH is meant
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
 
 def digest(plain: Any, digits: int = 8) -> str:

@@ -33,26 +33,15 @@ class Difference(NamedTuple):
 
 
 def config_differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[Difference]:
-    """Return every setting that differs between two nested plain configs, in the order of the keys.
-
-    Args:
-        saved: The checkpoint's config, as `settings.to_mapping` gave it.
-        current: The config of the run that resumes.
-    """
+    """Return every setting that differs between two nested plain configs, in the order of the keys."""
     before, after = flatten(saved), flatten(current)
-    return [
-        Difference(key, before.get(key, ABSENT), after.get(key, ABSENT))
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key, ABSENT) != after.get(key, ABSENT)
-    ]
+    keys = sorted(before.keys() | after.keys())
+    pairs = [Difference(key, before.get(key, ABSENT), after.get(key, ABSENT)) for key in keys]
+    return [pair for pair in pairs if pair.saved != pair.current]
 
 
 def version_differences(saved: Mapping[str, str]) -> list[Difference]:
-    """Return every package whose version is not the one a checkpoint was written with.
-
-    Args:
-        saved: The checkpoint's `versions`.
-    """
+    """Return every package whose version is not the one a checkpoint was written with, its `versions`."""
     differences = config_differences(saved, package_versions())
     return [difference._replace(key=f"version of {difference.key}") for difference in differences]
 
@@ -60,10 +49,7 @@ def version_differences(saved: Mapping[str, str]) -> list[Difference]:
 def guard_resume(saved: Mapping[str, Any], current: Mapping[str, Any], fixed: Collection[str]) -> list[Difference]:
     """Return what changed if a checkpoint can be continued with it; the caller then says so with `warn_of`.
 
-    Args:
-        saved: The checkpoint's config.
-        current: The config of the run that resumes.
-        fixed: Dotted keys, or sections, that a checkpoint cannot be continued without, such as `env.id`.
+    `fixed` are the dotted keys, or sections, that a checkpoint cannot be continued without, such as `env.id`.
 
     Raises:
         ConfigError: Names every setting under `fixed` that differs.

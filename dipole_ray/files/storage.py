@@ -28,12 +28,8 @@ SILENCE_S = 60.0
 """Longest wait without a word."""
 SLICE_S = 0.1
 """How soon Ctrl-C is seen."""
-PASSING = frozenset(
-    {
-        *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM),
-        *(errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENOTCONN, errno.EBUSY),
-    }
-)
+PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM}
+PASSING |= {errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENOTCONN, errno.EBUSY}  # of a network's disk
 """Refusals of a disk that somebody can mend while the run waits; a missing folder, say, is none of them."""
 
 JOB_COPIES = "working_dir_files"
@@ -52,9 +48,7 @@ _log = logging.getLogger(__name__)
 def require_lasting(place: Path, key: str) -> None:
     """Refuse a place in the copy of the working directory that `ray job submit --working-dir` makes.
 
-    Args:
-        place: A folder of results, or data that other nodes read.
-        key: The setting that names it.
+    The setting `key` names it: a folder of results, or data that other nodes read.
 
     Raises:
         ConfigError: Ray deletes it some time after the job, and other nodes have it elsewhere.
@@ -123,12 +117,7 @@ def checkpoint_bytes(tensors: Mapping[str, Mapping[str, Tensor]], metadata: Mapp
 
 
 def require_room(folder: Path, checkpoint_bytes: int, num_checkpoints: int) -> None:
-    """Refuse a run whose checkpoints the disk cannot hold, before it has trained for hours.
-
-    Args:
-        folder: Where they are written.
-        checkpoint_bytes: Size of one.
-        num_checkpoints: How many more there will be at a time.
+    """Refuse a run whose `num_checkpoints` more checkpoints the disk cannot hold, before it has trained for hours.
 
     Raises:
         CheckpointError: With the needed and the free bytes.
