@@ -88,12 +88,7 @@ class Cell:
 
 
 def grid(config: EvalConfig, has_bc: bool) -> list[Cell]:
-    """Return the cells to evaluate: per number of candidates, BC first and then omega rising.
-
-    Args:
-        config: What to evaluate.
-        has_bc: Whether the agent trained an unweighted field.
-    """
+    """Return the cells to evaluate: per number of candidates, BC first (where the agent has it), then omega rising."""
     cells = []
     for candidates in sorted(set(config.candidates)):
         if config.bc and has_bc:

@@ -47,13 +47,6 @@ class _Job:
 def _play(job: _Job) -> CellResult:
     """Play one cell; runs in a process of its own, unless there is but one."""
     torch.set_num_threads(1)
-    trained, config = load_policy(job.checkpoint), job.config
-    return evaluate_cell(
-        trained.policy,
-        trained.env,
-        job.cell,
-        episodes=config.episodes,
-        seed=config.seed,
-        num_envs=config.num_envs,
-        trajectories=config.trajectories,
-    )
+    trained = load_policy(job.checkpoint)
+    how = {name: getattr(job.config, name) for name in ("episodes", "seed", "num_envs", "trajectories")}
+    return evaluate_cell(trained.policy, trained.env, job.cell, **how)

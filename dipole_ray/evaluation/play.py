@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import gymnasium
@@ -65,17 +66,9 @@ class CellResult:
     def trajectories(self, phase: str) -> list[Trajectory]:
         """Return the recorded paths, labelled for `write_trajectories`."""
         successes = np.zeros(len(self.returns), np.bool_) if self.successes is None else self.successes
-        return [
-            Trajectory(
-                phase=phase,
-                policy=self.cell.policy,
-                omega=self.cell.omega,
-                candidates=self.cell.candidates,
-                success=bool(success),
-                positions=path,
-            )
-            for path, success in zip(self.paths, successes, strict=False)
-        ]
+        labels: Any = {"phase": phase, **asdict(self.cell)}
+        pairs = zip(self.paths, successes, strict=False)  # paths are kept of the first episodes only
+        return [Trajectory(**labels, success=bool(success), positions=path) for path, success in pairs]
 
 
 def episode_seed(seed: int, episode: int) -> int:
@@ -87,21 +80,15 @@ def episode_seed(seed: int, episode: int) -> int:
 def acting(agent: SamplesActions, cell: Cell, seed: int) -> Act:
     """Return what acts as a cell says, with noise seeded by (seed, cell), and refuses NaN and infinity."""
     omega_bits = int(np.float64(np.inf if cell.omega is None else cell.omega + 0.0).view(np.uint64))
-    entropy: list[int] = [_POLICY_STREAM, seed, omega_bits, cell.candidates]
-    state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
+    entropy = np.random.SeedSequence([_POLICY_STREAM, seed, omega_bits, cell.candidates])
+    state = entropy.generate_state(1, np.uint64)
     device: Any = getattr(agent, "device", "cpu")
     generator = torch.Generator(device=device).manual_seed(int(state[0]) & 0x7FFFFFFFFFFFFFFF)
+    sample = partial(agent.sample_actions, omega=cell.omega, num_candidates=cell.candidates, generator=generator)
 
     def act(observations: NDArray[np.float32]) -> NDArray[np.float32]:
         with torch.no_grad():
-            chosen = agent.sample_actions(
-                torch.from_numpy(observations),
-                omega=cell.omega,
-                num_candidates=cell.candidates,
-                generator=generator,
-                policy=cell.policy,
-            )
-        actions: NDArray[np.float32] = chosen.cpu().numpy()
+            actions: NDArray[np.float32] = sample(torch.from_numpy(observations), policy=cell.policy).cpu().numpy()
         finite = np.isfinite(actions).reshape(len(actions), -1).all(axis=1)
         if not finite.all():
             row = int(np.argmin(finite))

@@ -51,6 +51,8 @@ an interval where a single episode cannot give one. Lengths are in environment s
 
 Evaluation = Mapping[str, Sequence[Row]]
 """Phase name to rows."""
+Chosen = tuple[float, int] | None
+"""Omega and candidates that the preset named before the run; their rows are marked."""
 
 _PHASES = ("offline", "online")
 _NOTE = "chosen before the run"
@@ -58,10 +60,7 @@ _NOTE = "chosen before the run"
 
 def sort_rows(rows: Sequence[Row]) -> list[Row]:
     """Return the rows by number of candidates, BC first, then omega rising, so that omega reads down a column."""
-    return sorted(
-        rows,
-        key=lambda row: (row["candidates"], row["method"] != BC, row["method"], row["omega"] or 0.0),
-    )
+    return sorted(rows, key=lambda row: (row["candidates"], row["method"] != BC, row["method"], row["omega"] or 0.0))
 
 
 def phases_of(evaluation: Evaluation) -> list[str]:
@@ -70,19 +69,13 @@ def phases_of(evaluation: Evaluation) -> list[str]:
     return known + [phase for phase in evaluation if phase not in _PHASES and evaluation[phase]]
 
 
-def is_chosen(row: Row, chosen: tuple[float, int] | None) -> bool:
-    """Tell whether a row is the (omega, candidates) that the preset named before the run."""
-    return chosen is not None and row["omega"] == chosen[0] and row["candidates"] == chosen[1]
+def is_chosen(row: Row, chosen: Chosen) -> bool:
+    """Tell whether a row is the one that the preset named before the run."""
+    return chosen is not None and (row["omega"], row["candidates"]) == chosen
 
 
-def table(evaluation: Evaluation, *, chosen: tuple[float, int] | None = None, title: str = "") -> Table:
-    """Return the terminal table; it fits 100 columns.
-
-    Args:
-        evaluation: Rows per phase.
-        chosen: Omega and candidates named before the run; their rows are marked.
-        title: Line above the table.
-    """
+def table(evaluation: Evaluation, *, chosen: Chosen = None, title: str = "") -> Table:
+    """Return the terminal table, `title` above it; it fits 100 columns."""
     found, has_success = _sorted(evaluation)
     cells: list[list[str]] = []
     marked, ruled, previous = [], [], ("", 0)
@@ -96,30 +89,19 @@ def table(evaluation: Evaluation, *, chosen: tuple[float, int] | None = None, ti
             marked.append(len(cells))
             arrow = "<"  # reads where there is no colour, too
         cells.append([label, *_cells(row, has_success), arrow])
-    measures = _measures(has_success)
-    return terminal_table(
-        ["phase", "method", "omega", "cand.", *measures, ""],
-        cells,
-        numbers=range(2, 4 + len(measures)),
-        marked=marked,
-        ruled=ruled,
-        title=title,
-        caption=_caption([row for _, row in found], chosen),
-    )
+    measures, caption = _measures(has_success), _caption([row for _, row in found], chosen)
+    head, numbers = ["phase", "method", "omega", "cand.", *measures, ""], range(2, 4 + len(measures))
+    return terminal_table(head, cells, numbers=numbers, marked=marked, ruled=ruled, title=title, caption=caption)
 
 
 def print_table(
-    evaluation: Evaluation,
-    *,
-    chosen: tuple[float, int] | None = None,
-    title: str = "",
-    console: Console | None = None,
+    evaluation: Evaluation, *, chosen: Chosen = None, title: str = "", console: Console | None = None
 ) -> None:
     """Print the table; without colour and at 100 columns where the output is not a terminal."""
     tables.print_table(table(evaluation, chosen=chosen, title=title), 100, console)
 
 
-def markdown(evaluation: Evaluation, *, chosen: tuple[float, int] | None = None) -> str:
+def markdown(evaluation: Evaluation, *, chosen: Chosen = None) -> str:
     """Return the same table in Markdown, the chosen rows in bold."""
     found, has_success = _sorted(evaluation)
     rows = []
@@ -184,7 +166,7 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _caption(rows: Sequence[Row], chosen: tuple[float, int] | None) -> str:
+def _caption(rows: Sequence[Row], chosen: Chosen) -> str:
     """Say what the brackets, the counts and the mark mean."""
     if not rows:
         return "no rows"

@@ -72,7 +72,9 @@ def bootstrap_interval(
     seed: int = 0,
     statistic: Callable[..., Any] = np.mean,
 ) -> Interval:
-    """Return the BCa bootstrap interval of a statistic (Efron, JASA 1987).
+    """Return the BCa bootstrap interval of a statistic (Efron, JASA 1987), in the unit of `values`.
+
+    Both ends are NaN for a single value, which says nothing about spread, and equal the value when all are the same.
 
     Args:
         values: One number an episode, shape (n,), finite.
@@ -80,10 +82,6 @@ def bootstrap_interval(
         resamples: Number of resamples.
         seed: Seed of the resampling; the same values and seed give the same interval.
         statistic: What is bounded; called as `statistic(values, axis=-1)`.
-
-    Returns:
-        The interval in the unit of `values`. Both ends are NaN for a single value, which says nothing
-        about spread, and equal the value when all values are the same.
 
     Raises:
         ConfigError: If there are no values, or confidence or resamples are impossible.
@@ -135,11 +133,9 @@ def _bca_levels(
     spread = float(np.sum(deviation**2))
     acceleration = float(np.sum(deviation**3)) / (6 * spread**1.5) if spread > 0 else 0.0
     tail = (1 - confidence) / 2
-    levels = []
-    for level in (tail, 1 - tail):
-        shifted = bias + _NORMAL.inv_cdf(level)
-        levels.append(_NORMAL.cdf(bias + shifted / (1 - acceleration * shifted)))
-    return levels[0], levels[1]
+    shifts = [bias + _NORMAL.inv_cdf(level) for level in (tail, 1 - tail)]
+    low, high = (_NORMAL.cdf(bias + shift / (1 - acceleration * shift)) for shift in shifts)
+    return low, high
 
 
 def _check_confidence(confidence: float) -> None:
@@ -183,35 +179,23 @@ def estimate(statistic: Statistic, *methods: Samples) -> float:
 
 
 def stratified_interval(
-    statistic: Statistic,
-    *methods: Samples,
-    paired: bool = False,
-    resamples: int = RESAMPLES,
+    statistic: Statistic, *methods: Samples, paired: bool = False, resamples: int = RESAMPLES
 ) -> Interval:
     """Return the stratified percentile bootstrap interval of a statistic, of 95 %; with few seeds it covers less.
 
-    Args:
-        statistic: One of the above.
-        *methods: The scores of each method.
-        paired: Resample all methods by the same seeds, which must stand in the same order; else independently.
-        resamples: Number of resamples.
-
-    Returns:
-        The interval; both ends NaN where a task has no second seed, which says nothing about its spread.
+    Both ends are NaN where a task has no second seed, which says nothing about its spread. `paired` resamples all
+    methods by the same seeds, which must stand in the same order; else each method has its own.
     """
     _check_samples(methods)
     if any(len(task) < 2 for scores in methods for task in scores):
         return Interval(math.nan, math.nan)
     generator = np.random.default_rng(0)
-
-    def chosen(scores: Samples) -> list[NDArray[np.int64]]:
-        return [generator.integers(0, len(task), size=(resamples, len(task))) for task in scores]
-
-    indices = [chosen(methods[0])] * len(methods) if paired else [chosen(scores) for scores in methods]
-    drawn = [
-        [task[index] for task, index in zip(scores, tasks, strict=True)]
-        for scores, tasks in zip(methods, indices, strict=True)
-    ]
+    drawn: list[Samples] = []
+    chosen: list[NDArray[np.int64]] = []
+    for scores in methods:
+        if not (paired and chosen):
+            chosen = [generator.integers(0, len(task), size=(resamples, len(task))) for task in scores]
+        drawn.append([task[index] for task, index in zip(scores, chosen, strict=True)])
     low, high = np.quantile(statistic(*drawn), [0.025, 0.975])
     return Interval(float(low), float(high))
 

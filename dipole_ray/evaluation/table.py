@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any, cast
+
+from numpy.typing import NDArray
 
 from dipole_ray.agents.config import AgentConfig
 from dipole_ray.evaluation.cells import IFQL, Cell, cell_key, method_name
@@ -18,42 +21,25 @@ CELL_MEASURES = ("return", "success", "length", "action_bound_fraction")
 def summarize(result: CellResult, method: str = "DIPOLE", confidence: float = 0.95) -> Row:
     """Return the table row of a cell: Wilson's interval for success, a seeded bootstrap for the means.
 
-    Args:
-        result: The episodes.
-        method: `method_name` of the agent. Rows of the behaviour-cloned policy are called `BC`, but for IFQL's with
-            candidates to choose from.
-        confidence: Coverage of the intervals.
+    `method` is the agent's `method_name`. Rows of the behaviour-cloned policy are called `BC`, but for IFQL's with
+    candidates to choose from.
     """
     cell, successes = result.cell, result.successes
     is_cloned = cell.policy == "bc" and not (method == IFQL and cell.candidates > 1)
-    success, success_ends = None, _ends(None)
+    row: dict[str, Any] = {"method": BC if is_cloned else method, "omega": cell.omega, "candidates": cell.candidates}
+    row |= {"episodes": len(result.returns), "success": None, "success_low": None, "success_high": None}
     if successes is not None:
-        success = float(successes.mean())
-        success_ends = _ends(wilson_interval(int(successes.sum()), len(successes), confidence))
-    return_ends = _ends(bootstrap_interval(result.returns, confidence))
-    length_ends = _ends(bootstrap_interval(result.lengths, confidence))
-    return {
-        "method": BC if is_cloned else method,
-        "omega": cell.omega,
-        "candidates": cell.candidates,
-        "episodes": len(result.returns),
-        "success": success,
-        "success_low": success_ends[0],
-        "success_high": success_ends[1],
-        "return": float(result.returns.mean()),
-        "return_low": return_ends[0],
-        "return_high": return_ends[1],
-        "length": float(result.lengths.mean()),
-        "length_low": length_ends[0],
-        "length_high": length_ends[1],
-        "confidence": confidence,
-        "action_bound_fraction": result.action_bound_fraction,
-    }
+        share = wilson_interval(int(successes.sum()), len(successes), confidence)
+        row |= _bounded("success", successes, share)
+    row |= _bounded("return", result.returns, bootstrap_interval(result.returns, confidence))
+    row |= _bounded("length", result.lengths, bootstrap_interval(result.lengths, confidence))
+    return cast(Row, {**row, "confidence": confidence, "action_bound_fraction": result.action_bound_fraction})
 
 
-def _ends(interval: Interval | None) -> tuple[float | None, float | None]:
-    """Return the ends of an interval; None where a single episode cannot give one."""
-    return (None, None) if interval is None or math.isnan(interval.low) else (interval.low, interval.high)
+def _bounded(name: str, values: NDArray[Any], interval: Interval) -> dict[str, float | None]:
+    """Return a mean and the ends of its interval, which a single episode cannot give."""
+    low, high = (None, None) if math.isnan(interval.low) else interval
+    return {name: float(values.mean()), f"{name}_low": low, f"{name}_high": high}
 
 
 def rows_of(results: Sequence[CellResult], agent: AgentConfig, confidence: float = 0.95) -> list[Row]:

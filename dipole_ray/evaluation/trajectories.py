@@ -7,7 +7,7 @@ policy. Paths of different lengths are stored end to end, with one entry a path 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,11 +53,9 @@ class Trajectory:
     phase: str
     """When it was evaluated: `offline` or `online`."""
     policy: str
-    """`guided` or `bc`, as in `cells.Cell`."""
     omega: float | None
-    """Greediness of the guided policy; None for `bc`."""
     candidates: int
-    """Actions sampled per step, of which the best by Q is taken."""
+    """The three as in `cells.Cell`."""
     success: bool
     """Whether the episode reached the goal."""
     positions: NDArray[np.float32]
@@ -72,15 +70,15 @@ def maze_of(env: Any) -> Maze | None:
         return None
     # In the soccer mazes the task names the starts of the agent and of the ball.
     start, goal = task["init_xy" if "init_xy" in task else "agent_init_xy"], task["goal_xy"]
-    return Maze(
-        walls=np.asarray(bare.maze_map) == 1,
-        unit=float(bare._maze_unit),
-        offset_x=float(bare._offset_x),
-        offset_y=float(bare._offset_y),
-        start=(float(start[0]), float(start[1])),
-        goal=(float(goal[0]), float(goal[1])),
-        goal_radius=float(bare._goal_tol),
-    )
+    geometry = [bare._maze_unit, bare._offset_x, bare._offset_y, *start[:2], *goal[:2], bare._goal_tol]
+    return _maze(np.asarray(bare.maze_map) == 1, geometry)
+
+
+def _maze(walls: NDArray[np.bool_], geometry: Iterable[Any]) -> Maze:
+    """Return the maze of these walls and of the numbers that its file holds."""
+    unit, offset_x, offset_y, start_x, start_y, goal_x, goal_y, radius = map(float, geometry)
+    places: Any = {"offset_x": offset_x, "offset_y": offset_y, "start": (start_x, start_y), "goal": (goal_x, goal_y)}
+    return Maze(walls=walls, unit=unit, goal_radius=radius, **places)
 
 
 def write_trajectories(path: Path, maze: Maze, trajectories: Sequence[Trajectory]) -> None:
@@ -109,33 +107,17 @@ def read_trajectories(path: Path) -> tuple[Maze, list[Trajectory]]:
         headers = read_headers(path)  # refuses a decompression bomb, and objects, before anything is read
         with np.load(path, allow_pickle=False) as stored:
             columns = {name: stored[name] for name in headers}
-        unit, offset_x, offset_y, start_x, start_y, goal_x, goal_y, goal_radius = map(float, columns["geometry"])
+        maze = _maze(columns["walls"].astype(np.bool_), columns["geometry"])
         ends = np.cumsum(columns["num_positions"])
         pieces = np.split(columns["positions"], ends[:-1]) if len(ends) else []
         labels = [columns[name].astype(kind).tolist() for name, kind in _LABELS.items()]
-        trajectories = [
-            Trajectory(
-                phase=phase,
-                policy=policy,
-                omega=None if np.isnan(omega) else omega,
-                candidates=candidates,
-                success=success,
-                positions=piece,
-            )
-            for phase, policy, omega, candidates, success, piece in zip(*labels, pieces, strict=True)
-        ]
-        walls = columns["walls"].astype(np.bool_)
+        trajectories = []
+        for piece, *values in zip(pieces, *labels, strict=True):
+            named: Any = dict(zip(_LABELS, values, strict=True))
+            named["omega"] = None if np.isnan(named["omega"]) else named["omega"]
+            trajectories.append(Trajectory(**named, positions=piece))
     except (DatasetError, OSError, LookupError, ValueError, TypeError, BadZipFile, EOFError, zlib.error) as error:
         raise DatasetError(
             f"{path}: not a readable file of evaluation paths ({error}); run 'dipole evaluate' again to rewrite it"
         ) from error
-    maze = Maze(
-        walls=walls,
-        unit=unit,
-        offset_x=offset_x,
-        offset_y=offset_y,
-        start=(start_x, start_y),
-        goal=(goal_x, goal_y),
-        goal_radius=goal_radius,
-    )
     return maze, trajectories

@@ -97,11 +97,12 @@ class DIPOLEConfig(AlgorithmConfig):
         Raises:
             ConfigError: Nothing would read it.
         """
-        is_complete = "_sections" in self.__dict__  # what RLlib's constructor and ours set are the defaults
         if key in SECTION_OF:
             self._change(SECTION_OF[key], {key: value})
             return
-        if is_complete and key in REFUSED and not self.in_evaluation and value != getattr(self, key):
+        is_complete = "_sections" in self.__dict__  # what RLlib's constructor and ours set are the defaults
+        is_read = key not in REFUSED or (key == "_learner_class" and isinstance(value, type))
+        if is_complete and not is_read and not self.in_evaluation and value != getattr(self, key):
             raise ConfigError(REFUSED[key])
         super().__setattr__(key, value)
 

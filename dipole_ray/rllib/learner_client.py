@@ -179,10 +179,7 @@ class LearnerClient(LearnerGroup):
 
     def get_stats(self) -> dict[str, Any]:
         """Return RLlib's counts; no row is ever dropped here."""
-        return {
-            "learner_group_ts_dropped_lifetime": 0,
-            "actor_manager_num_outstanding_async_reqs": len(self._pending),
-        }
+        return {"learner_group_ts_dropped_lifetime": 0, "actor_manager_num_outstanding_async_reqs": len(self._pending)}
 
     def shutdown(self) -> None:
         """End the actors, and forget the calls in flight."""

@@ -48,6 +48,7 @@ INSTEAD = {
     "num_aggregator_actors_per_learner": "learners(num_learners=..., num_gpus_per_learner=..., num_threads=...) says "
     "where updates are computed",
     "gamma": "training(...) takes the keys of AgentConfig and TrainingConfig",
+    "_learner_class": "a class derived from DIPOLELearner is, which a checkpoint does not hold",
     "callbacks_class": "a checkpoint holds no code; do it around algo.train(), or in a callback of Ray Tune",
     "explore": "training(omega=..., num_candidates=...) says how the policy acts",
     "enable_rl_module_and_learner": "DIPOLE runs on RLlib's new API stack; leave it out",

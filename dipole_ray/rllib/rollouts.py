@@ -92,12 +92,7 @@ class Rollouts:
             newest = policy()
             yield self._group.local_env_runner.collect(self._fragment_steps, newest.version, newest.state)
 
-    def evaluate(
-        self,
-        cells: Sequence[Cell],
-        policy: PublishedPolicy,
-        **how: Any,
-    ) -> Iterator[CellResult]:
+    def evaluate(self, cells: Sequence[Cell], policy: PublishedPolicy, **how: Any) -> Iterator[CellResult]:
         """Yield the result of each cell, played by one worker, as it is finished."""
         how = {**how, "version": policy.version}
         if not self.is_remote:

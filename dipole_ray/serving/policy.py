@@ -28,17 +28,12 @@ class TrainedPolicy:
     path: Path
     """The checkpoint's folder."""
     learner_steps: int
-    """Updates it had."""
     env_steps: int
-    """Environment steps it had."""
+    """Updates and environment steps that it had."""
 
 
 def load_policy(run: Path, device: str | torch.device = "cpu") -> TrainedPolicy:
-    """Load what acts from a checkpoint of a run; what only learns stays in the file.
-
-    Args:
-        run: A run's folder, of which the newest valid checkpoint is taken, or one checkpoint's folder.
-        device: Where the networks go.
+    """Load what acts from a run's newest valid checkpoint, or from one checkpoint's folder; the rest stays there.
 
     Raises:
         CheckpointError: There is no checkpoint, or it is damaged.
@@ -65,9 +60,5 @@ def load_policy(run: Path, device: str | torch.device = "cpu") -> TrainedPolicy:
     policy = make_policy(config, *dims, seed=0, device=device)
     policy.load_agent_state(state)
     return TrainedPolicy(
-        policy=policy,
-        env=env,
-        path=checkpoint.path,
-        learner_steps=checkpoint.learner_steps,
-        env_steps=env_steps,
+        policy=policy, env=env, path=checkpoint.path, learner_steps=checkpoint.learner_steps, env_steps=env_steps
     )
