@@ -20,7 +20,7 @@ from dipole_ray.evaluation.table import cell_metrics, row_metrics
 from dipole_ray.files.checkpoint import Checkpoint, newest_valid, read_checkpoint
 from dipole_ray.files.durable import write_json
 from dipole_ray.files.lock import FolderLock
-from dipole_ray.rllib.algorithm import RING_FILE
+from dipole_ray.rllib.replay_actor import RING_FILE
 from dipole_ray.runs.prepare import prepare_dataset
 from dipole_ray.runs.session import CHECKPOINTS, LOCK_WAIT_S, Session, write_config
 from dipole_ray.sweep.plan import Plan
