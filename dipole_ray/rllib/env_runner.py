@@ -112,13 +112,8 @@ class DIPOLEEnvRunner(EnvRunner):
     def collect(self, num_steps: int, version: int = 0, policy: Any = None) -> FragmentReport:
         """Step every environment `num_steps` times with the guided policy at the configured omega and candidates.
 
-        Args:
-            num_steps: Steps per environment.
-            version: Version of `policy`.
-            policy: Weights to take first, or a reference to them; None keeps the present ones.
-
-        Returns:
-            The fragment: each piece of a trajectory followed by its closing row.
+        A `policy`, weights of a `version` or a reference to them, is taken first. In the fragment a closing row
+        follows each piece of a trajectory.
         """
         start = time.perf_counter()
         if policy is not None:
@@ -129,10 +124,9 @@ class DIPOLEEnvRunner(EnvRunner):
         record = FragmentRecorder(self.num_envs)
         for _ in range(num_steps):
             record.add(loop.step())
-        rows = record.finish(loop.observations)
         self._sequence += 1
         return FragmentReport(
-            rows=rows,
+            rows=record.finish(loop.observations),
             worker=self.worker_index,
             incarnation=self._incarnation,
             sequence=self._sequence,
@@ -148,8 +142,7 @@ class DIPOLEEnvRunner(EnvRunner):
     def evaluate(self, cell: Cell, *, num_envs: int, version: int, policy: Any, **how: Any) -> CellResult:
         """Play a cell with a published policy, beside the training episodes; `how` is `evaluate_cell`'s."""
         self.set_policy(version, policy)
-        if len(self._eval_envs) < num_envs:
-            self._eval_envs += [self._make_one() for _ in range(num_envs - len(self._eval_envs))]
+        self._eval_envs += [self._make_one() for _ in range(num_envs - len(self._eval_envs))]
         return evaluate_cell(self.module.policy, self._eval_envs[:num_envs], cell, **how)
 
     # ---- exact resume ----
@@ -175,12 +168,12 @@ class DIPOLEEnvRunner(EnvRunner):
         restore_generator(self._generator, tensors["generator"])
         self._sequence = int(state["sequence"])
         self._seed_of_life = self._incarnation = int(state.get("life", 0))
-        if len(state["num_episodes"]) != self.num_envs:
-            raise ConfigError(
-                f"the checkpoint holds {len(state['num_episodes'])} running environments, "
-                f"this run has {self.num_envs}: resume with rollout.envs_per_worker={len(state['num_episodes'])}"
-            )
         self._num_episodes = [int(count) for count in state["num_episodes"]]
+        if (saved := len(self._num_episodes)) != self.num_envs:
+            raise ConfigError(
+                f"the checkpoint holds {saved} running environments, this run has {self.num_envs}: resume with "
+                f"rollout.envs_per_worker={saved}"
+            )
         self._drop_episodes()
         if state["seeds"]:
             arrays = {name: tensor.numpy() for name, tensor in tensors.items()}

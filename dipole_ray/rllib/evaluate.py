@@ -69,12 +69,8 @@ def play(
     config = algorithm.config.evaluation_settings()
     source = algorithm.experience if eval_group is None else algorithm.make_experience(eval_group)
     algorithm.publish_weights()
-    how = {
-        "episodes": episodes,
-        "seed": config.seed if seed is None else seed,
-        "num_envs": min(config.num_envs, episodes),
-        "trajectories": min(config.trajectories, episodes),
-    }
+    counts = {name: min(getattr(config, name), episodes) for name in ("num_envs", "trajectories")}
+    how = {"episodes": episodes, "seed": config.seed if seed is None else seed, **counts}
     results: dict[Cell, CellResult] = {}
     # The slowest cells first (many candidates, least greedy): the workers then finish together.
     order = sorted(cells, key=lambda cell: (-cell.candidates, -1.0 if cell.omega is None else cell.omega))

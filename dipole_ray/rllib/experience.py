@@ -30,20 +30,13 @@ class Experience(Protocol):
         ...
 
     def gather(self, policy: Callable[[], PublishedPolicy]) -> Iterator[FragmentReport]:
-        """Yield fragments without end; workers may go on while one is being used.
-
-        Args:
-            policy: Returns what an idle worker acts with next.
-        """
+        """Yield fragments without end; an idle worker acts with `policy()` next, also while one is being used."""
         ...
 
     def evaluate(self, cells: Sequence[Cell], policy: PublishedPolicy, **how: Any) -> Iterator[CellResult]:
         """Yield the result of each cell as it is finished, not in order.
 
-        Args:
-            cells: Cells of the grid.
-            policy: What is evaluated.
-            **how: `episodes`, `seed`, `num_envs`, `trajectories` of `evaluate_cell`.
+        `how` are `episodes`, `seed`, `num_envs` and `trajectories` of `evaluate_cell`.
         """
         ...
 
@@ -58,9 +51,7 @@ class Experience(Protocol):
     def restore(self, state: SourceState | None, life: int) -> None:
         """Continue from `state`, or begin anew with random numbers that no earlier part of the run had.
 
-        Args:
-            state: From `state`; None if there was none.
-            life: Number of this part of the run, such as the environment steps before it.
+        `life` is a number of this part of the run, such as the environment steps before it.
         """
         ...
 

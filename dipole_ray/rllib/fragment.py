@@ -18,21 +18,17 @@ class FragmentReport:
     rows: Rows
     """The rows themselves: a reference would die with the worker, before the replay has read them."""
     worker: int
-    """Index of the worker."""
     incarnation: int
     """Which life of the worker: it differs after a restart."""
     sequence: int
     """Number of the fragment within the incarnation."""
     env_steps: int
-    """Transitions in the rows."""
     dropped_env_steps: int
-    """Transitions thrown away because an environment gave non-finite numbers."""
+    """Transitions in the rows, and those thrown away because an environment gave non-finite numbers."""
     returns: list[float]
-    """Undiscounted returns of the episodes that ended."""
     lengths: list[int]
-    """Their lengths in steps."""
     successes: list[float]
-    """Their successes, where the task defines success."""
+    """Undiscounted returns and steps of the episodes that ended, and their successes where the task defines success."""
     policy_version: int
     """The policy that acted."""
     busy_s: float
@@ -81,8 +77,5 @@ class FragmentRecorder:
         """End environment `i`'s piece, if it has one, with its last observation."""
         piece, self._open[i] = self._open[i], []
         if piece:
-            observations, actions, rewards, masks = (
-                np.asarray(column, np.float32) for column in zip(*piece, strict=True)
-            )
-            rows = close_trajectory(np.append(observations, [last_observation], axis=0), actions, rewards, masks)
-            self._closed.append(rows)
+            observations, *columns = (np.asarray(column, np.float32) for column in zip(*piece, strict=True))
+            self._closed.append(close_trajectory(np.append(observations, [last_observation], axis=0), *columns))

@@ -65,9 +65,8 @@ class DIPOLELearner(FaultAwareApply):
         torch.set_num_threads(self.config.learner_num_threads)
         device = get_device(self.config, self.config.num_gpus_per_learner)
         (observation_dim,), (action_dim,) = self.config.observation_space.shape, self.config.action_space.shape
-        self.agent = make_agent(
-            self.config.agent_settings(), observation_dim, action_dim, seed=self.config.seed or 0, device=device
-        )
+        agent, seed = self.config.agent_settings(), self.config.seed or 0
+        self.agent = make_agent(agent, observation_dim, action_dim, seed=seed, device=device)
         if size > 1:
             backend = "gloo" if torch.device(device).type == "cpu" else "nccl"
             torch.distributed.init_process_group(
@@ -84,13 +83,8 @@ class DIPOLELearner(FaultAwareApply):
     ) -> tuple[UpdateReport, dict[str, Tensor] | None]:
         """Run one gradient step on each consecutive batch; of several learners, each on its share of the rows.
 
-        Args:
-            batches: The replay's arrays, each with leading dimension K * `batch_size`.
-            batch_size: Rows of one gradient step.
-            publish: Also return what acting needs, for the rollout workers.
-
-        Returns:
-            The report, and the policy's tensors (on the CPU) or None.
+        The replay's arrays have the leading dimension K * `batch_size`. Returned are the report and, to `publish`, the
+        policy's tensors (on the CPU) for the rollout workers.
 
         Raises:
             NonFiniteError: Ten updates in a row were not finite; the batch is saved.
@@ -107,7 +101,7 @@ class DIPOLELearner(FaultAwareApply):
         for k in range(num_updates):
             batch = {name: column[k * rows : (k + 1) * rows] for name, column in columns.items()}
             last = self.agent.update(batch, diagnostics=k == num_updates - 1)
-            for name, value in last.items():
+            for name, value in last.items():  # stays on the device: nothing is waited for between two updates
                 sums[name] = sums[name] + value if name in sums else value
         metrics = {name: float(value) for name, value in last.items()}
         metrics.update({name: float(total) / num_updates for name, total in sums.items() if "/loss" in name})

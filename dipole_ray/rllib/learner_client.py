@@ -57,13 +57,7 @@ def _refuse(sentence: str) -> Callable[..., Any]:
 
 
 class LearnerClient(LearnerGroup):
-    """Starts the learner in this process, or one or several as actors, and calls them.
-
-    Attributes:
-        learners: The one learner of this process, or the actors.
-        policy: What was published last.
-        deaths_in_a_row: Learners lost since the last one that finished an update.
-    """
+    """Starts the learner in this process, or one or several as actors, and calls them."""
 
     def __init__(self, config: AlgorithmConfig) -> None:
         if not issubclass(config.learner_class, DIPOLELearner):
@@ -72,17 +66,18 @@ class LearnerClient(LearnerGroup):
         self._batch_size = config.agent_settings().batch_size
         self._pending: deque[tuple[list[Any], Any]] = deque()
         self.policy = PublishedPolicy(0, None)
+        """What was published last."""
         self.deaths_in_a_row = 0
+        """Learners lost since the last one that finished an update."""
         self.learners: list[Any] = []
+        """The one learner of this process, or the actors."""
         self._start()
         give_learners(self, self.learners)
 
     def submit(self, batches: Any, *, publish: bool) -> list[UpdateReport]:
-        """Queue one call; return the reports of calls that had to finish first.
+        """Queue one call on arrays from the replay or a reference to them; return the reports of calls that it awaited.
 
-        Args:
-            batches: Arrays from the replay or a reference to them.
-            publish: Make the weights after this call the next policy version.
+        With `publish` the weights after the call are the next policy version.
         """
         if not self.is_remote:
             here = wait_for(batches, "the replay: sample") if isinstance(batches, ray.ObjectRef) else batches
@@ -162,9 +157,8 @@ class LearnerClient(LearnerGroup):
 
     def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
         """Return the networks as RLlib names them and, unless `components` asks for less, the agent's whole state."""
-        state: dict[str, Any] = {
-            COMPONENT_RL_MODULE: {DEFAULT_MODULE_ID: self._call(self.learners[:1], "module_state")}
-        }
+        networks = self._call(self.learners[:1], "module_state")
+        state: dict[str, Any] = {COMPONENT_RL_MODULE: {DEFAULT_MODULE_ID: networks}}
         if components is None and not not_components:
             state["agent"] = self.agent_state()
         return {COMPONENT_LEARNER: state}

@@ -13,12 +13,7 @@ RECENT_EPISODES = 100
 
 
 class RecentEpisodes:
-    """Return, length and success of the last episodes.
-
-    Attributes:
-        count: Episodes so far.
-        values: Of each measure, those of the last episodes.
-    """
+    """Return, length and success of the last episodes (`values`), and how many there have been (`count`)."""
 
     def __init__(self, count: int = 0, values: Mapping[str, Sequence[float]] | None = None) -> None:
         self.count = count

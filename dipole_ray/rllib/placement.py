@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -28,19 +27,17 @@ WAIT_S = 60.0
 POLL_S = 0.5
 
 Resources = Mapping[str, float]
+Actors = Sequence[tuple[str, int, Resources]]
+"""What is to run together: a name for messages, how many, and the resources of each."""
 
 
-def require_room(actors: Sequence[tuple[str, int, Resources]], wait_s: float = WAIT_S) -> None:
+def require_room(actors: Actors, wait_s: float = WAIT_S) -> None:
     """Return once the cluster's free resources hold all `actors`; inside Tune the trial's own placement decides.
 
     A program that never started Ray gets one made for its machine later, where RLlib asks for it.
 
-    Args:
-        actors: What is to be started: a name for the message, how many, and the resources of each.
-        wait_s: Seconds to wait for nodes to join or resources to become free.
-
     Raises:
-        ResourcesUnavailable: They could not be placed in that time; says what is needed and what is there.
+        ResourcesUnavailable: They could not be placed within `wait_s`; says what is needed and what is there.
     """
     if not _is_ours_to_decide():
         return
@@ -55,15 +52,11 @@ def require_room(actors: Sequence[tuple[str, int, Resources]], wait_s: float = W
         time.sleep(POLL_S)
 
 
-def require_capacity(actors: Sequence[tuple[str, int, Resources]], what: str) -> None:
+def require_capacity(actors: Actors, what: str) -> None:
     """Refuse at once what could never be placed, even if the cluster had nothing else to do.
 
-    Args:
-        actors: What must run together: a name for the message, how many, and the resources of each.
-        what: What needs them, for the message.
-
     Raises:
-        ResourcesUnavailable: The nodes together are too small; says what is needed and what there is.
+        ResourcesUnavailable: The nodes together are too small for `what`; says what is needed and what there is.
     """
     nodes = {node["NodeID"]: dict(node["Resources"]) for node in ray.nodes() if node["Alive"]}
     if _first_unplaced(actors, nodes) is not None:
@@ -73,14 +66,11 @@ def require_capacity(actors: Sequence[tuple[str, int, Resources]], what: str) ->
         )
 
 
-def _first_unplaced(actors: Sequence[tuple[str, int, Resources]], nodes: Mapping[str, Resources]) -> str | None:
+def _first_unplaced(actors: Actors, nodes: Mapping[str, Resources]) -> str | None:
     """Return the name of the first actor that finds no node when all are placed one after the other, or None."""
     free = {node: dict(resources) for node, resources in nodes.items()}
-    for name, count, needed in actors:
-        for _ in range(count):
-            if take(free, needed) is None:
-                return name
-    return None
+    wanted = ((name, needed) for name, count, needed in actors for _ in range(count))
+    return next((name for name, needed in wanted if take(free, needed) is None), None)
 
 
 def take(
@@ -136,13 +126,11 @@ def nodes_for_workers(config: AlgorithmConfig) -> list[str]:
     free = free_by_node()
     for _ in range(config.num_learners):
         take(free, learner_resources(config), lambda node: node != here)
-    taken: Counter[str] = Counter()
     nodes: list[str] = []
     for _ in range(config.num_env_runners):
-        node = take(free, worker_resources(config), lambda node: (node == here, taken[node]))
+        node = take(free, worker_resources(config), lambda node: (node == here, nodes.count(node)))
         if node is None:
             break
-        taken[node] += 1
         nodes.append(node)
     return nodes
 
@@ -165,14 +153,12 @@ def _is_ours_to_decide() -> bool:
     return ray.is_initialized() and get_current_placement_group() is None
 
 
-def _arithmetic(actors: Sequence[tuple[str, int, Resources]], nodes: Mapping[str, Resources], word: str) -> str:
+def _arithmetic(actors: Actors, nodes: Mapping[str, Resources], word: str) -> str:
     """Return the resources needed, and those of the nodes, in words."""
     needed = " + ".join(f"{count} {name} of {_text(resources)}" for name, count, resources in actors)
-    names = {resource for _, _, resources in actors for resource in resources}
-    there = [
-        f"{_text({name: amounts.get(name, 0.0) for name in sorted(names)})} on {node[:8]}"
-        for node, amounts in nodes.items()
-    ]
+    names = sorted({resource for _, _, resources in actors for resource in resources})
+    found = {node[:8]: {name: amounts.get(name, 0.0) for name in names} for node, amounts in nodes.items()}
+    there = [f"{_text(amounts)} on {node}" for node, amounts in found.items()]
     return f"needed {needed}; {word} {', '.join(there) or 'nothing'}"
 
 

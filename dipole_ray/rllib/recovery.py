@@ -31,11 +31,8 @@ def replace_learner(
         learner: Whose process died.
         death: What is known of that.
         newest: The checkpoint written or restored last.
-        steps: Updates made so far.
+        steps: Updates made so far; returned are those that the new learner has made.
         begin: Prepares a learner with the first weights, where no checkpoint was written yet.
-
-    Returns:
-        The updates that the new learner has made.
 
     Raises:
         CheckpointError: The run has saved before, and none of its checkpoints is left and whole.

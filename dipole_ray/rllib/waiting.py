@@ -24,10 +24,7 @@ def wait_for_all(references: Sequence[Any], what: str) -> list[Any]:
     """Return the values of `references`, with a warning for every minute that none of them comes.
 
     The first failure is raised at once: where actors work together, the others may wait for the failed one for ever.
-
-    Args:
-        references: Answers of actor calls.
-        what: Who is asked for what, such as "the replay: sample".
+    `what` says who is asked for what, such as "the replay: sample".
 
     Raises:
         Exception: What an actor raised, not Ray's wrapper of it; RayActorError when the actor is dead.
