@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import itertools
 import math
 import textwrap
 import types
@@ -99,11 +100,11 @@ def unread(key: str, value: Any, neutral: Any, why: str, remedy: str) -> ConfigE
 
 
 def from_mapping(cls: type[Section], mapping: Mapping[str, Any], where: str = "") -> Section:
-    """Build a config section, and the sections in it, from nested plain values.
+    """Build a config section, and the sections in it, from nested plain values as YAML or JSON gives them.
 
     Args:
         cls: A dataclass; its fields may be numbers, strings, paths, literals, tuples, dicts, unions, dataclasses.
-        mapping: Keys and values as YAML or JSON gives them; keys left out take their defaults.
+        mapping: Keys left out take their defaults.
         where: Dotted key of the section, put before every key that a message names.
 
     Raises:
@@ -127,22 +128,18 @@ def to_mapping(instance: Any) -> dict[str, Any]:
 
 def merge(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]:
     """Return `base` with the values of `update` on top; sections are merged, everything else is replaced."""
-    merged = {key: copy.deepcopy(value) for key, value in base.items()}
+    merged = copy.deepcopy(dict(base))
     for key, value in update.items():
         below = merged.get(key)
-        if isinstance(below, Mapping) and isinstance(value, Mapping):
-            merged[key] = merge(below, value)
-        else:
-            merged[key] = copy.deepcopy(value)
+        are_sections = isinstance(below, Mapping) and isinstance(value, Mapping)
+        merged[key] = merge(below, value) if are_sections else copy.deepcopy(value)
     return merged
 
 
 def apply_overrides(mapping: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Return `mapping` with dotted assignments on top, the later ones winning.
 
-    Args:
-        mapping: Nested plain values; left as it is.
-        overrides: Texts such as `agent.beta=5` or `evaluation.omegas=[0, 1]`; the values are YAML.
+    They are texts such as `agent.beta=5` or `evaluation.omegas=[0, 1]`, whose values are YAML.
 
     Raises:
         ConfigError: A text is no assignment, its value is not YAML, or it reaches into something that is no section.
@@ -186,7 +183,7 @@ def parse_yaml(text: str) -> Any:
             raise ValueError("its aliases expand to more values than any config has")
         return loader.construct_document(node)
     except Exception as error:  # PyYAML lets out whatever its constructors raise: KeyError for `!!bool x`, ...
-        raise ValueError(_one_line(error) or type(error).__name__) from None
+        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
     finally:
         loader.dispose()
 
@@ -232,7 +229,7 @@ def _classes(cls: Any) -> tuple[Any, ...]:
 
 
 def _fields(cls: Any) -> dict[str, dataclasses.Field[Any]]:
-    """Return the fields of a section by name."""
+    """Return the fields of a section by name, in the order of the source."""
     fields: dict[str, dataclasses.Field[Any]] = {}
     for one in _classes(cls):
         for field in dataclasses.fields(one):
@@ -263,21 +260,18 @@ def _read_section(cls: Any, mapping: Any, where: str, valid: Sequence[str]) -> A
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in values:
-            key = f"{where}.{name}" if where else name
-            raise ConfigError(
-                f"{key} is missing: give {_words(hints[name])}. {_field_texts(cls).get(name, '')}".strip()
-            )
+            key, text = f"{where}.{name}" if where else name, _field_texts(cls).get(name, "")
+            raise ConfigError(f"{key} is missing: give {_words(hints[name])}. {text}".strip())
     return cls(**values)
 
 
 def _suggestion(key: str, valid: Sequence[str]) -> str:
     """Return the part of a message that names the nearest valid key: by whole key first, then by last name."""
-    near = difflib.get_close_matches(key, valid, n=1, cutoff=0.75)
-    if not near:
-        last = {name.rpartition(".")[2]: name for name in reversed(valid)}
-        near = [last[name] for name in difflib.get_close_matches(key.rpartition(".")[2], list(last), n=1, cutoff=0.6)]
-    if not near:
-        near = difflib.get_close_matches(key, valid, n=1, cutoff=0.0)
+    nearest = functools.partial(difflib.get_close_matches, n=1)
+    last = {name.rpartition(".")[2]: name for name in reversed(valid)}
+    near = nearest(key, valid, cutoff=0.75)
+    near = near or [last[name] for name in nearest(key.rpartition(".")[2], list(last), cutoff=0.6)]
+    near = near or nearest(key, valid, cutoff=0.0)
     return f"; the nearest valid one is '{near[0]}'" if near else ""
 
 
@@ -330,9 +324,7 @@ def _scalar(hint: Any, value: Any) -> tuple[bool, Any]:
         return isinstance(value, hint), value
     if hint is Path:
         return isinstance(value, str | Path), Path(value) if isinstance(value, str | Path) else None
-    if hint in (int, float):
-        return _number(hint, value)
-    return False, None
+    return _number(hint, value) if hint in (int, float) else (False, None)
 
 
 def _number(kind: type[int] | type[float], value: Any) -> tuple[bool, Any]:
@@ -367,9 +359,7 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, float) and not math.isfinite(value):
+    if isinstance(value, Path) or (isinstance(value, float) and not math.isfinite(value)):
         return str(value)
     return value
 
@@ -395,22 +385,18 @@ def _words(hint: Any) -> str:
 
 def _default_text(field: dataclasses.Field[Any]) -> str:
     """Return a field's default as YAML on one line."""
-    if field.default is not dataclasses.MISSING:
-        value = field.default
-    elif field.default_factory is not dataclasses.MISSING:
+    value = field.default
+    if value is dataclasses.MISSING:
+        if field.default_factory is dataclasses.MISSING:
+            return "required"
         value = field.default_factory()
-    else:
-        return "required"
     return yaml.safe_dump(_plain(value), default_flow_style=True, width=1000).removesuffix("\n").removesuffix("\n...")
 
 
 def _field_texts(cls: type) -> dict[str, str]:
     """Return the string under each field of a section; of base classes, the derived one's counts."""
-    texts: dict[str, str] = {}
-    for one in reversed(_classes(cls)):
-        for base in reversed(one.__mro__):
-            texts.update(_texts_in(base))
-    return texts
+    bases = [base for one in reversed(_classes(cls)) for base in reversed(one.__mro__)]
+    return {name: text for base in bases for name, text in _texts_in(base).items()}
 
 
 @functools.cache
@@ -424,14 +410,9 @@ def _texts_in(cls: type) -> dict[str, str]:
         return {}
     texts: dict[str, str] = {}
     assert isinstance(body, ast.ClassDef)
-    for statement, below in zip(body.body, body.body[1:], strict=False):
+    for statement, below in itertools.pairwise(body.body):
         if isinstance(statement, ast.AnnAssign) and isinstance(below, ast.Expr):
             target, text = statement.target, getattr(below.value, "value", None)
             if isinstance(target, ast.Name) and isinstance(text, str):
                 texts[target.id] = " ".join(text.split())
     return texts
-
-
-def _one_line(error: Exception) -> str:
-    """Return an error's message on one line."""
-    return " ".join(str(error).split())

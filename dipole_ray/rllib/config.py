@@ -27,7 +27,7 @@ from dipole_ray.rllib.offline_data import ArrowOfflineData
 from dipole_ray.rllib.placement import workers_beside_driver
 from dipole_ray.rllib.privates import is_frozen, sync_no_states, translated
 from dipole_ray.rllib.rllib_keys import FILLED, KEPT, REFUSED, RENAMED, Empty
-from dipole_ray.rllib.sections import LearnerConfig, RolloutConfig, TrainingConfig, require_equal_shares
+from dipole_ray.rllib.sections import RolloutConfig, TrainingConfig, require_equal_shares
 
 Section = TypeVar("Section")
 
@@ -170,42 +170,12 @@ class DIPOLEConfig(AlgorithmConfig):
         return self
 
     @classmethod
-    def from_sections(
-        cls,
-        *,
-        env: EnvConfig,
-        agent: AgentConfig,
-        training: TrainingConfig,
-        rollout: RolloutConfig,
-        learner: LearnerConfig,
-        evaluation: EvalConfig,
-        seed: int,
-        inputs: Sequence[str] = (),
-        replay_directory: str | None = None,
-    ) -> DIPOLEConfig:
-        """Return the config of the typed sections that a run has.
-
-        `inputs` are folders of offline datasets; without a `replay_directory` the ring lies in the algorithm's own.
-        """
-        config = cls()._with_parts(env, inputs)
-        config._sections = {"agent": agent, "training": training, "evaluation": evaluation}
-        config.replay_directory = replay_directory
-        config.env_runners(
-            num_env_runners=rollout.num_workers,
-            num_envs_per_env_runner=rollout.envs_per_worker,
-            rollout_fragment_length=rollout.fragment_steps,
-            num_cpus_per_env_runner=rollout.cpus_per_worker,
-            stall_s=rollout.stall_s,
-        )
-        config.learners(num_learners=learner.actors, num_threads=learner.num_threads)
-        config.debugging(seed=seed)
-        return config
-
-    def _with_parts(self, env: EnvConfig, inputs: Sequence[str]) -> Self:
-        """Set the environment and the datasets."""
-        plain = settings.to_mapping(env)
-        self.environment(plain.pop("id"), env_config=plain)
-        return self.offline_data(input_=list(inputs)) if inputs else self
+    def from_sections(cls, env: EnvConfig, sections: Mapping[str, Any], inputs: Sequence[str]) -> DIPOLEConfig:
+        """Return the config of an environment, of the typed sections in `SECTIONS`, and of folders of datasets."""
+        config, plain = cls(), settings.to_mapping(env)
+        config.environment(plain.pop("id"), env_config=plain)
+        config._sections = dict(sections)
+        return config.offline_data(input_=list(inputs)) if inputs else config
 
     # ---- what the parts are built from ----
 
@@ -240,8 +210,8 @@ class DIPOLEConfig(AlgorithmConfig):
     def from_plain(cls, plain: Mapping[str, Any]) -> DIPOLEConfig:
         """Return the config that `to_plain` described; what older versions did not write keeps its default."""
         env = settings.from_mapping(EnvConfig, plain["env"], "env")
-        config = cls()._with_parts(env, plain["input"])
-        config._sections = {name: settings.from_mapping(cls_, plain[name], name) for name, cls_ in SECTIONS.items()}
+        sections = {name: settings.from_mapping(section, plain[name], name) for name, section in SECTIONS.items()}
+        config = cls.from_sections(env, sections, plain["input"])
         for key in KEPT:
             setattr(config, key, plain.get(key, getattr(config, key)))
         return config
@@ -351,10 +321,8 @@ class DIPOLEConfig(AlgorithmConfig):
         if is_frozen(self):
             return
         if self.num_gpus_per_learner == "auto":
-            if self.num_learners and ray.is_initialized():
-                has_gpu = ray.cluster_resources().get("GPU", 0) >= 1
-            else:
-                has_gpu = torch.cuda.is_available()
+            asks_cluster = self.num_learners and ray.is_initialized()
+            has_gpu = ray.cluster_resources().get("GPU", 0) >= 1 if asks_cluster else torch.cuda.is_available()
             self.num_gpus_per_learner = int(has_gpu)
             self._automatic = {"num_gpus_per_learner": "auto"}  # the checkpoint may be continued on another machine
         if self.learner_num_threads is None:

@@ -90,21 +90,14 @@ class LearnerConfig:
     def __post_init__(self) -> None:
         """Reject no learner and an empty thread pool."""
         if self.num_learners < 1:
-            raise ConfigError(
-                f"learner.num_learners is {self.num_learners}: at least 1 (learner.remote=false runs it in the "
-                "training process)"
-            )
+            remedy = "learner.remote=false runs it in the training process"
+            raise ConfigError(f"learner.num_learners is {self.num_learners}: at least 1 ({remedy})")
         if self.num_threads is not None and self.num_threads < 1:
             raise ConfigError(f"learner.num_threads is {self.num_threads}: at least 1, or null for automatic")
 
 
 def require_equal_shares(batch_size: int, num_learners: int) -> None:
-    """Raise ConfigError unless every batch can be shared out to the learners equally.
-
-    Args:
-        batch_size: Rows of one update.
-        num_learners: Learner actors, 0 or 1 for a learner that takes them all.
-    """
+    """Raise ConfigError unless the learners, if there are several, can share out the rows of every batch equally."""
     if num_learners > 1 and batch_size % num_learners:
         raise ConfigError(
             f"agent.batch_size is {batch_size}, which does not divide by {num_learners} learners: make it "

@@ -14,7 +14,7 @@ from dipole_ray.envs.make import EnvConfig, env_dims
 from dipole_ray.errors import ConfigError
 from dipole_ray.files.checkpoint import Checkpoint
 from dipole_ray.rllib.algorithm import DIPOLE
-from dipole_ray.rllib.config import DIPOLEConfig
+from dipole_ray.rllib.config import SECTIONS, DIPOLEConfig
 from dipole_ray.rllib.replay_actor import RING_FILE
 from dipole_ray.runs.config import RunConfig
 from dipole_ray.runs.prepare import prepare_dataset
@@ -42,18 +42,20 @@ def build_algorithm(
 
 
 def rllib_config(run: RunConfig, dataset: Path | None, replay: Path | None) -> DIPOLEConfig:
-    """Return RLlib's config of a run, with the run's own sections in it."""
-    return DIPOLEConfig.from_sections(
-        env=run.env,
-        agent=run.agent,
-        training=run.training,
-        rollout=run.rollout,
-        learner=run.learner,
-        evaluation=run.evaluation,
-        seed=run.seed,
-        inputs=() if dataset is None else (str(dataset),),
-        replay_directory=None if replay is None else str(replay),
+    """Return RLlib's config of a run, with the run's own sections in it; without `replay` the ring is put elsewhere."""
+    sections = {name: getattr(run, name) for name in SECTIONS}
+    config = DIPOLEConfig.from_sections(run.env, sections, () if dataset is None else (str(dataset),))
+    config.replay_directory = None if replay is None else str(replay)
+    config.env_runners(
+        num_env_runners=run.rollout.num_workers,
+        num_envs_per_env_runner=run.rollout.envs_per_worker,
+        rollout_fragment_length=run.rollout.fragment_steps,
+        num_cpus_per_env_runner=run.rollout.cpus_per_worker,
+        stall_s=run.rollout.stall_s,
     )
+    config.learners(num_learners=run.learner.actors, num_threads=run.learner.num_threads)
+    config.debugging(seed=run.seed)
+    return config
 
 
 def data_key(config: RunConfig) -> str:

@@ -116,22 +116,18 @@ class RunConfig:
 
     @staticmethod
     def from_mapping(mapping: Mapping[str, Any]) -> RunConfig:
-        """Build a run's config from nested plain values, such as a YAML file's.
-
-        Args:
-            mapping: Sections and keys as above; `agent.preset` names the preset the agent's keys override.
+        """Build a run's config from nested plain values; `agent.preset` names the preset the agent's keys override.
 
         Raises:
             ConfigError: An unknown key (the nearest valid one is named), a wrong type, or a contradiction.
         """
-        plain = {key: value for key, value in mapping.items()}
+        plain = dict(mapping)
         agent = plain.get("agent") or {}
         if not isinstance(agent, Mapping):
             raise ConfigError(f"agent is {agent!r}: a section of keys is needed, such as agent: {{preset: small}}")
-        preset = agent.get("preset")
-        if preset is not None:
-            start = settings.to_mapping(AgentConfig.preset(str(preset)))
-            plain["agent"] = {**start, **{key: value for key, value in agent.items() if key != "preset"}}
+        own = dict(agent)
+        if (preset := own.pop("preset", None)) is not None:
+            plain["agent"] = {**settings.to_mapping(AgentConfig.preset(str(preset))), **own}
         return settings.from_mapping(RunConfig, plain)
 
     def to_mapping(self) -> dict[str, Any]:
@@ -172,16 +168,14 @@ def _is_sweep(path: Path) -> bool:
 
 
 def load(source: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a run's config from a preset name or a YAML file, with `key=value` overrides on top.
+    """Read a run's config from a preset's name, a YAML file or, for None, the defaults, with overrides on top.
 
-    Args:
-        source: A name in `presets()`, the path of a YAML file, or None for the defaults alone.
-        overrides: Dotted assignments such as `agent.beta=5`; values are YAML.
+    The overrides are dotted assignments such as `agent.beta=5`, whose values are YAML.
 
     Raises:
         ConfigError: The file is missing or unreadable, or a key or value is wrong.
     """
-    mapping: dict[str, Any] = {} if source is None else read_yaml(source)
+    mapping = {} if source is None else read_yaml(source)
     if "sweep" in mapping:
         raise ConfigError(f"'{source}' is a sweep, no single run: start it with 'dipole sweep {source}'")
     try:
@@ -198,11 +192,9 @@ def with_base(section: Any) -> dict[str, Any]:
 
 
 def read_yaml(source: str | Path, known: Mapping[str, Path] | None = None) -> dict[str, Any]:
-    """Return the mapping in the YAML file that `source` names, by preset name or path.
+    """Return the mapping in the YAML file that `source` names: a preset, of a run or of a sweep, or a path.
 
-    Args:
-        source: A preset's name, of a run or of a sweep, or a path.
-        known: The presets a message offers; those of runs by default.
+    A message offers the presets `known`, or else those of runs.
     """
     path = {**sweep_presets(), **presets()}.get(str(source), Path(source))
     if not path.is_file():

@@ -33,11 +33,8 @@ _TASK = re.compile(r"-singletask(-task\d+)?(?=-v\d+$)")
 def prepare_dataset(data: DataConfig, env: EnvConfig) -> Path | None:
     """Return the folder of the run's offline dataset, collecting or converting it first where needed.
 
-    What was collected or converted once is found in `data.cache` the next time.
-
-    Args:
-        data: Where the transitions come from.
-        env: The environment, whose task labels OGBench files with rewards.
+    What was collected or converted once is found in `data.cache` the next time. The environment's task labels OGBench
+    files with rewards.
 
     Raises:
         ConfigError: There is no collector for the environment.
@@ -117,12 +114,8 @@ def reading_for(
 ) -> Reading:
     """Return what a task adds to data that does not say it: its rewards, time limit and bounds of actions.
 
-    Args:
-        env_id: The task.
-        dims: Its environment.
-        cache: Folder for the rewards of ExORL's episodes, which another import of them for this task finds.
-        num_workers: Ray tasks at a time that compute these; None: all cores.
-        on_labelled: Called as soon as they are there.
+    The rewards of ExORL's episodes are computed by `num_workers` Ray tasks at a time (None: all cores) and kept in
+    `cache`, where another import of them for this task finds them; `on_labelled` is called once they are there.
     """
 
     def labels(files: list[Path]) -> Iterator[np.ndarray]:

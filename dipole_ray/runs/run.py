@@ -64,10 +64,8 @@ def start_run(config: RunConfig) -> Run:
 def resume_run(folder: Path, overrides: list[str]) -> Run:
     """Continue a run from its newest valid checkpoint, or from its beginning where it has not saved one yet.
 
-    Args:
-        folder: The run's folder.
-        overrides: `key=value` changes; what a checkpoint cannot be continued without is refused, others are named in
-            one warning.
+    Of the `key=value` overrides those that a checkpoint cannot be continued with are refused, and others are named in
+    one warning.
 
     Raises:
         CheckpointError: There is nothing to continue.
@@ -167,8 +165,7 @@ class Run(Session):
     def train(self, *, unattended: bool = False) -> Run:
         """Run what is left of both phases, draw and hand over what came of them, and return itself.
 
-        Args:
-            unattended: Show no progress and draw no pictures.
+        An unattended run shows no progress and draws no pictures.
         """
         self.unattended, training = unattended, self.config.training
         totals = {"offline": training.offline_learner_steps, "online": training.online_env_steps}
@@ -226,17 +223,15 @@ class Run(Session):
     def _evaluate_if_due(self, before: int) -> dict[str, float]:
         """Evaluate the chosen cell, or the whole grid, with a few episodes now and then, for the learning curves.
 
-        Args:
-            before: Updates done before the last iteration.
+        `before` are the updates done before the last iteration.
         """
-        config = self.config.evaluation
+        config, agent = self.config.evaluation, self.config.agent
         every = config.every_learner_steps
         if not every or self.algorithm.learner_steps // every == before // every:
             return {}
-        if not config.interval_grid:
-            return self._measured(self.play([chosen_cell(self.config.agent)], config.interval_episodes))
-        seed = config.seed + self.algorithm.learner_steps // every
-        cells = cells_with_chosen(config, self.config.agent)
+        cells, seed = [chosen_cell(agent)], config.seed
+        if config.interval_grid:  # on other episodes each time, over which benchmarks average
+            cells, seed = cells_with_chosen(config, agent), seed + self.algorithm.learner_steps // every
         return self._measured(self.play(cells, config.interval_episodes, seed=seed))
 
     def _evaluate(self, phase: str) -> None:

@@ -42,12 +42,7 @@ class Session:
     ) -> None:
         """Build the algorithm, restore it, and open the metrics where the checkpoint left them.
 
-        Args:
-            folder: The run's folder.
-            config: The run's config.
-            dataset: Folder of the offline dataset, or None.
-            checkpoint: What the run continues from; None for a run that starts.
-            **learner: RLlib's settings of the learner, such as `num_cpus_per_learner`.
+        A run that starts has no checkpoint; `learner` are RLlib's settings of it, such as `num_cpus_per_learner`.
         """
         self.folder, self.config = folder, config
         self.interrupted: Sequence[object] = ()
