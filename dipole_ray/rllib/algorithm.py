@@ -191,9 +191,8 @@ class DIPOLE(Algorithm):
             metrics["learner/restarts"] = float(self.learner_restarts)
             metrics["learner/lost_updates"] = float(self.lost_updates)
         version = self.learner.policy.version
-        metrics.update(fragment_metrics(fragments, wall_s, self.experience.num_workers, version))
-        metrics.update(self.recent.metrics())
-        metrics.update(self.experience.metrics())
+        metrics |= fragment_metrics(fragments, wall_s, self.experience.num_workers, version)
+        metrics |= self.recent.metrics() | self.experience.metrics()
         metrics.update({f"replay/{name}": float(count) for name, count in self.replay.sizes().items()})
         if self.env_steps:
             metrics["replay/updates_per_env_step"] = self._update_ratio.updates_done / self.env_steps
@@ -243,24 +242,21 @@ class DIPOLE(Algorithm):
 
     def restore_contents(self, checkpoint: Checkpoint) -> None:
         """Continue exactly from a checkpoint, whatever this algorithm did before."""
-        with entries_of(checkpoint):
-            self._continue_from(checkpoint)
-
-    def _continue_from(self, checkpoint: Checkpoint) -> None:
         metadata = checkpoint.metadata
-        self._with_learner(lambda: self.learner.load_agent_state(checkpoint.tensors[AGENT_FILE]))
-        self.restart_point = checkpoint.path
-        self.learner_steps, self.env_steps = int(metadata["learner_steps"]), int(metadata["env_steps"])
-        self.score = -math.inf if metadata["score"] is None else float(metadata["score"])
-        self.recent = RecentEpisodes(int(metadata["num_episodes"]), metadata["recent"])
-        self.set_state({TRAINING_ITERATION: int(metadata["iteration"])})
-        self._update_ratio.load_state(metadata["limiter"])
-        if copy_ring(self.replay, Path(metadata["replay_directory"]), self.replay_directory):
-            self.replay = self._open_replay()
-        self.replay.load_state(metadata["replay"])
-        self.learner.continue_versions(int(metadata["policy_version"]))
-        tensors = checkpoint.tensors.get(ROLLOUT_FILE)
-        self.experience.restore(None if tensors is None else (tensors, metadata["rollout"]), self.env_steps)
+        with entries_of(checkpoint):
+            self._with_learner(lambda: self.learner.load_agent_state(checkpoint.tensors[AGENT_FILE]))
+            self.restart_point = checkpoint.path
+            self.learner_steps, self.env_steps = int(metadata["learner_steps"]), int(metadata["env_steps"])
+            self.score = -math.inf if metadata["score"] is None else float(metadata["score"])
+            self.recent = RecentEpisodes(int(metadata["num_episodes"]), metadata["recent"])
+            self.set_state({TRAINING_ITERATION: int(metadata["iteration"])})
+            self._update_ratio.load_state(metadata["limiter"])
+            if copy_ring(self.replay, Path(metadata["replay_directory"]), self.replay_directory):
+                self.replay = self._open_replay()
+            self.replay.load_state(metadata["replay"])
+            self.learner.continue_versions(int(metadata["policy_version"]))
+            tensors = checkpoint.tensors.get(ROLLOUT_FILE)
+            self.experience.restore(None if tensors is None else (tensors, metadata["rollout"]), self.env_steps)
 
     def save_to_path(self, path: Any = None, **kwargs: Any) -> str:
         """Write a checkpoint into the folder `path` and return it."""

@@ -290,22 +290,16 @@ class DIPOLEConfig(AlgorithmConfig):
                 f"num_gpus_per_learner is {self.num_gpus_per_learner} with num_learners={self.num_learners}: NCCL "
                 "needs a GPU of its own for each learner; give each a whole one, or set num_learners=1"
             )
-        if training.offline_learner_steps and not self.is_offline:
-            raise ConfigError(
-                f"offline_learner_steps is {training.offline_learner_steps} but there is no dataset: call "
-                ".offline_data(input_=FOLDER), or set offline_learner_steps=0"
-            )
-        if agent.observation_normalization == "dataset" and not self.is_offline:
-            raise ConfigError(
-                "observation_normalization is 'dataset' but there is no dataset: call .offline_data(input_=FOLDER), or "
-                "set it to 'none'"
-            )
-        if training.offline_fraction and not self.is_offline:
-            raise ConfigError(
-                f"offline_fraction is {training.offline_fraction} but there is no dataset: call "
-                ".offline_data(input_=FOLDER), or leave the fraction None"
-            )
-        if not self.is_offline and not training.online_env_steps:
+        if self.is_offline:
+            return
+        unmet = "but there is no dataset: call .offline_data(input_=FOLDER), or"
+        if steps := training.offline_learner_steps:
+            raise ConfigError(f"offline_learner_steps is {steps} {unmet} set offline_learner_steps=0")
+        if agent.observation_normalization == "dataset":
+            raise ConfigError(f"observation_normalization is 'dataset' {unmet} set it to 'none'")
+        if fraction := training.offline_fraction:
+            raise ConfigError(f"offline_fraction is {fraction} {unmet} leave the fraction None")
+        if not training.online_env_steps:
             raise ConfigError("online_env_steps is 0 and there is no dataset: nothing could be learned from")
 
     def _settle_spaces(self) -> None:

@@ -43,7 +43,8 @@ class DIPOLEEnvRunner(EnvRunner):
         self._spaces: tuple[gym.spaces.Box, gym.spaces.Box] = (self.config.observation_space, self.config.action_space)
         self.num_envs: int = self.config.num_envs_per_env_runner
         self.policy_version = 0
-        self._heartbeat = self._begin_heartbeat() if self.worker_index else None
+        actor = ray.get_runtime_context().get_actor_id() if self.worker_index else None
+        self._heartbeat = None if actor is None else Heartbeat(actor, self.config.env_runner_stall_s)
         self._incarnation = time.time_ns() if self.worker_index else 0
         self._seed_of_life = self._incarnation % 2**32 if self.worker_index and _was_restarted() else 0
         self._sequence = 0
@@ -63,8 +64,7 @@ class DIPOLEEnvRunner(EnvRunner):
 
     def make_module(self) -> None:
         """Build the module the worker acts with."""
-        spec = self.config.get_rl_module_spec(spaces=self.get_spaces(), inference_only=True)
-        self.module = spec.build()
+        self.module = self.config.get_rl_module_spec(spaces=self.get_spaces(), inference_only=True).build()
         assert isinstance(self.module, DIPOLERLModule)
 
     def get_spaces(self) -> dict[str, tuple[gym.Space, gym.Space]]:
@@ -181,11 +181,6 @@ class DIPOLEEnvRunner(EnvRunner):
 
     # ---- inside ----
 
-    def _begin_heartbeat(self) -> Heartbeat:
-        actor = ray.get_runtime_context().get_actor_id()
-        assert actor is not None
-        return Heartbeat(actor, self.config.env_runner_stall_s)
-
     def _make_one(self) -> gym.Env:
         """Build one environment; in a worker of its own, one whose calls are watched."""
         env = make_env(self._env_config)
@@ -204,8 +199,7 @@ class DIPOLEEnvRunner(EnvRunner):
     def _act(self, observations: np.ndarray) -> np.ndarray:
         """Draw actions by the guided policy at the configured omega and candidates."""
         drawn = self.module.policy.sample_actions(observations, generator=self._generator, explore=True)
-        actions: np.ndarray = drawn.numpy()
-        return actions
+        return np.asarray(drawn)
 
     def _next_episode(self, i: int) -> Episode:
         """Return the episode that environment `i` plays next, with a seed of its own."""

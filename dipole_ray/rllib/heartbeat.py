@@ -65,10 +65,8 @@ class Watched(gymnasium.Wrapper[Any, Any, Any, Any]):
 class _Heard:
     """What the driver knows of one worker, by the driver's clock alone: the clocks of two machines may differ."""
 
-    last: float
-    """The worker lived at this time or later."""
-    read: float
-    """When its note was read last."""
+    last: float  # the worker lived at this time or later
+    read: float  # when its note was read last
     beat: bytes | None = None
 
 

@@ -5,7 +5,7 @@ Each has a probe in `tests/rllib/test_ray_privates.py`, which names the version 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -66,10 +66,8 @@ class PlacedEnvRunnerGroup(EnvRunnerGroup):
     A worker whose node dies, or is full when the worker starts again, comes back on another.
     """
 
-    @staticmethod
-    def nodes_for(config: AlgorithmConfig) -> list[str]:
-        """Return the nodes of the first workers; the others are left to Ray."""
-        raise NotImplementedError
+    nodes_for: Callable[[AlgorithmConfig], list[str]]
+    """Returns the nodes of the first workers; the others are left to Ray."""
 
     def _setup(self, *, config: AlgorithmConfig, **how: Any) -> None:
         self.nodes = self.nodes_for(config)

@@ -40,8 +40,9 @@ def replace_learner(
     """
     while learner.deaths_in_a_row < MAX_DEATHS:
         checkpoint = _restart_checkpoint(newest)
-        saved_steps = 0 if checkpoint is None else checkpoint.learner_steps
-        source = "its first weights (no checkpoint was written yet)" if checkpoint is None else str(checkpoint.path)
+        saved_steps, source = 0, "its first weights (no checkpoint was written yet)"
+        if checkpoint is not None:
+            saved_steps, source = checkpoint.learner_steps, str(checkpoint.path)
         logger.warning(
             "the learner died (%s); another starts from %s: %d updates are lost", death, source, steps - saved_steps
         )

@@ -72,7 +72,7 @@ class Rollouts:
         What the workers collected before and nobody has taken yet is dropped.
         """
         if self.is_remote:
-            self.workers.tell(partial(_begin_life, life=life))
+            self.workers.tell(lambda worker: worker.begin_life(life))
             self._unread.pop(self._collect, None)
             self._num_lives += 1
         elif state is not None:
@@ -114,7 +114,7 @@ class Rollouts:
             idle = [worker for worker in self.workers.usable() if worker not in busy]
             for worker, cell in zip(idle, waiting, strict=False):
                 assigned[worker] = cell
-                self.workers.ask([worker], partial(_evaluate, cell=cell, policy=shared, **how), tag)
+                self.workers.ask([worker], partial(_answer, method="evaluate", cell=cell, policy=shared, **how), tag)
 
         try:
             for result in self._answers(tag, hand_out):
@@ -149,8 +149,8 @@ class Rollouts:
         busy = self.workers.busy(self._collect)
         idle = [worker for worker in self.workers.usable() if worker not in busy]
         if idle:
-            collect = partial(_collect, num_steps=self._fragment_steps, version=policy.version, policy=_share(policy))
-            self.workers.ask(idle, collect, self._collect)
+            how = {"num_steps": self._fragment_steps, "version": policy.version, "policy": _share(policy)}
+            self.workers.ask(idle, partial(_answer, method="collect", **how), self._collect)
 
     @property
     def _collect(self) -> str:
@@ -163,22 +163,10 @@ def _share(policy: PublishedPolicy) -> Any:
     return policy.state if isinstance(policy.state, ray.ObjectRef) else ray.put(policy.state)
 
 
-def _begin_life(worker: DIPOLEEnvRunner, *, life: int) -> None:
-    worker.begin_life(life)
-
-
-def _collect(worker: DIPOLEEnvRunner, *, num_steps: int, version: int, policy: Any) -> Any:
-    return _answer(worker, partial(worker.collect, num_steps, version, policy))
-
-
-def _evaluate(worker: DIPOLEEnvRunner, **how: Any) -> Any:
-    return _answer(worker, partial(worker.evaluate, **how))
-
-
-def _answer(worker: DIPOLEEnvRunner, work: Callable[[], Any]) -> Any:
-    """Do the work in the worker; whatever an environment raises comes back as a value."""
+def _answer(worker: DIPOLEEnvRunner, *, method: str, **how: Any) -> Any:
+    """Call a method in the worker; whatever an environment raises comes back as a value."""
     try:
-        return work()
+        return getattr(worker, method)(**how)
     except Exception as error:  # any environment's any error
         worker.stop()
         return WorkerFailure(error=f"{type(error).__name__}: {error}")

@@ -67,12 +67,9 @@ class Workers:
 
     def usable(self) -> list[int]:
         """Return the healthy workers that are neither retired nor resting after a failure."""
-        now = time.monotonic()
-        return [
-            worker
-            for worker in self._manager.healthy_actor_ids()
-            if self._in_a_row[worker] < MAX_FAILURES and self._rests_until.get(worker, 0.0) <= now
-        ]
+        resting = {worker for worker, until in self._rests_until.items() if until > time.monotonic()}
+        healthy = self._manager.healthy_actor_ids()
+        return [worker for worker in healthy if self._in_a_row[worker] < MAX_FAILURES and worker not in resting]
 
     def busy(self, tag: str) -> set[int]:
         """Return the workers that have not answered a request with `tag` yet."""
@@ -176,6 +173,6 @@ class Workers:
         if now < self._next_ping:
             return
         self._next_ping = now + PING_EVERY_S
-        away = set(self._manager.actor_ids()) - set(self._manager.healthy_actor_ids()) - self.busy(PING)
+        away = {*self._manager.actor_ids()} - {*self._manager.healthy_actor_ids()} - self.busy(PING)
         if away:
             self._manager.foreach_actor_async("ping", tag=PING, healthy_only=False, remote_actor_ids=sorted(away))

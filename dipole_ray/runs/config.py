@@ -97,22 +97,20 @@ class RunConfig:
     def __post_init__(self) -> None:
         """Reject contradictions between sections."""
         require_equal_shares(self.agent.batch_size, self.learner.num_learners)
-        has_data = self.data.path is not None or self.data.collect_transitions > 0
-        if self.training.offline_learner_steps and not has_data:
+        if self.data.path is not None or self.data.collect_transitions > 0:
+            return
+        if steps := self.training.offline_learner_steps:
             raise ConfigError(
-                f"training.offline_learner_steps is {self.training.offline_learner_steps} but there is no dataset: "
-                "set data.path, or data.collect_transitions, or training.offline_learner_steps=0"
+                f"training.offline_learner_steps is {steps} but there is no dataset: set data.path, or "
+                "data.collect_transitions, or training.offline_learner_steps=0"
             )
-        if self.agent.observation_normalization == "dataset" and not has_data:
+        unmet = "but there is no dataset: set data.path or data.collect_transitions, or"
+        if self.agent.observation_normalization == "dataset":
             raise ConfigError(
-                "agent.observation_normalization is 'dataset' but there is no dataset: set data.path or "
-                "data.collect_transitions, or agent.observation_normalization=none"
+                f"agent.observation_normalization is 'dataset' {unmet} agent.observation_normalization=none"
             )
-        if self.training.offline_fraction and not has_data:
-            raise ConfigError(
-                f"training.offline_fraction is {self.training.offline_fraction} but there is no dataset: "
-                "set data.path or data.collect_transitions, or leave the fraction null"
-            )
+        if fraction := self.training.offline_fraction:
+            raise ConfigError(f"training.offline_fraction is {fraction} {unmet} leave the fraction null")
 
     @staticmethod
     def from_mapping(mapping: Mapping[str, Any]) -> RunConfig:
