@@ -130,7 +130,7 @@ def merge(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]:
     """Return `base` with the values of `update` on top; sections are merged, everything else is replaced."""
     merged = copy.deepcopy(dict(base))
     for key, value in update.items():
-        below = merged.get(key)
+        below: Any = merged.get(key)
         are_sections = isinstance(below, Mapping) and isinstance(value, Mapping)
         merged[key] = merge(below, value) if are_sections else copy.deepcopy(value)
     return merged

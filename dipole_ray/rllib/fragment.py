@@ -77,5 +77,6 @@ class FragmentRecorder:
         """End environment `i`'s piece, if it has one, with its last observation."""
         piece, self._open[i] = self._open[i], []
         if piece:
-            observations, *columns = (np.asarray(column, np.float32) for column in zip(*piece, strict=True))
-            self._closed.append(close_trajectory(np.append(observations, [last_observation], axis=0), *columns))
+            observations, actions, rewards, masks = (np.asarray(one, np.float32) for one in zip(*piece, strict=True))
+            observations = np.append(observations, [last_observation], axis=0)
+            self._closed.append(close_trajectory(observations, actions, rewards, masks))
