@@ -35,14 +35,10 @@ MAX_YAML_CHARACTERS = 1 << 18
 class FieldDoc:
     """One setting as the user meets it in help texts and documentation."""
 
-    key: str
-    """Dotted key, such as `agent.beta`."""
-    type: str
-    """The accepted values, in words such as `number or null`."""
-    default: str
-    """The default as YAML, or `required`."""
-    text: str
-    """The explanation that stands under the field in its class."""
+    key: str  # dotted, such as `agent.beta`
+    type: str  # the accepted values, in words such as `number or null`
+    default: str  # as YAML, or `required`
+    text: str  # the explanation that stands under the field in its class
 
     def __str__(self) -> str:
         """Return the two lines of `--help-config`."""
@@ -203,10 +199,7 @@ def flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in mapping.items():
         dotted = f"{prefix}.{key}" if prefix else str(key)
-        if isinstance(value, Mapping) and value:
-            flat.update(flatten(value, dotted))
-        else:
-            flat[dotted] = value
+        flat |= flatten(value, dotted) if isinstance(value, Mapping) and value else {dotted: value}
     return flat
 
 
@@ -214,8 +207,7 @@ def describe(cls: type, prefix: str = "") -> Iterator[FieldDoc]:
     """Yield every setting of a config section, sections in it included, in the order of the source."""
     texts, hints = _field_texts(cls), _hints(cls)
     for name, field in _fields(cls).items():
-        key = f"{prefix}.{name}" if prefix else name
-        hint, text = hints[name], texts.get(name, "")
+        key, hint, text = f"{prefix}.{name}" if prefix else name, hints[name], texts.get(name, "")
         if dataclasses.is_dataclass(hint):
             yield FieldDoc(key=key, type="section", default="", text=text)
             yield from describe(hint, key)  # type: ignore[arg-type]

@@ -57,9 +57,8 @@ class CellResult:
     lengths: NDArray[np.int64]
     """Environment steps, (N,)."""
     paths: tuple[NDArray[np.float32], ...]
-    """Positions (T + 1, 2) in metres of the first episodes; empty outside mazes."""
     maze: Maze | None
-    """The floor plan the paths lie in."""
+    """Positions (T + 1, 2) in metres of the first episodes, and the floor plan; nothing outside mazes."""
     action_bound_fraction: float
     """Share of action components at the bound, |a| >= 1 - 1e-6, in [0, 1]."""
 
@@ -90,7 +89,7 @@ def acting(agent: SamplesActions, cell: Cell, seed: int) -> Act:
         with torch.no_grad():
             actions: NDArray[np.float32] = sample(torch.from_numpy(observations), policy=cell.policy).cpu().numpy()
         finite = np.isfinite(actions).reshape(len(actions), -1).all(axis=1)
-        if not finite.all():
+        if not finite.all():  # whose fault is it?
             row = int(np.argmin(finite))
             if not np.isfinite(observations[row]).all():
                 raise EnvironmentFault(f"evaluation ({cell}): observation {observations[row]}; check the environment")

@@ -33,17 +33,15 @@ class Maze:
     walls: NDArray[np.bool_]
     """True where a cell is a wall, shape (rows, columns); row i spans y, column j spans x."""
     unit: float
-    """Side of a cell, metres."""
+    """Side of a cell, metres, as all lengths are."""
     offset_x: float
-    """Column 0 is centred at x = -offset_x, metres."""
     offset_y: float
-    """Row 0 is centred at y = -offset_y, metres."""
+    """Column 0 is centred at x = -offset_x, row 0 at y = -offset_y."""
     start: tuple[float, float]
-    """Centre of the start cell, metres."""
     goal: tuple[float, float]
-    """Centre of the goal cell, metres."""
+    """Centres of the two cells."""
     goal_radius: float
-    """Distance to the goal that counts as success, metres."""
+    """Distance to the goal that counts as success."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -289,8 +289,7 @@ def _read_regular(file: Path, max_bytes: int) -> bytes:
     try:
         if file.is_symlink() or not file.is_file():
             raise _damaged(file, "missing, or not a regular file")
-        size = file.stat().st_size
-        if size > max_bytes:
+        if (size := file.stat().st_size) > max_bytes:
             raise _damaged(file, f"{size} bytes, at most {max_bytes} belong there")
         return file.read_bytes()
     except OSError as error:

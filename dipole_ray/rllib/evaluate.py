@@ -19,10 +19,8 @@ def evaluate_grid(algorithm: Algorithm, eval_group: EnvRunnerGroup | None) -> tu
     """Evaluate every cell of the grid: RLlib's `custom_evaluation_function`, so `algo.evaluate()` runs it.
 
     The cell at the config's own omega and num_candidates is reported under RLlib's usual keys
-    (`evaluation/env_runners/episode_return_mean`), every cell under `evaluation/<cell>/...`.
-
-    Returns:
-        The results, and the environment steps played (twice: RLlib also wants agent steps).
+    (`evaluation/env_runners/episode_return_mean`), every cell under `evaluation/<cell>/...`. With the results go the
+    environment steps played (twice: RLlib also wants agent steps).
     """
     config = algorithm.config.evaluation_settings()
     agent = algorithm.config.agent_settings()
@@ -31,12 +29,9 @@ def evaluate_grid(algorithm: Algorithm, eval_group: EnvRunnerGroup | None) -> tu
     for result, row in zip(results, rows_of(results, agent, config.confidence), strict=True):
         logged[cell_key(result.cell)] = {key: value for key, value in row.items() if isinstance(value, int | float)}
         if result.cell == chosen_cell(agent):
-            logged[ENV_RUNNER_RESULTS] = {
-                "episode_return_mean": row["return"],
-                "episode_len_mean": row["length"],
-                "num_episodes": row["episodes"],
-                **({} if row["success"] is None else {"success_mean": row["success"]}),
-            }
+            names = {"episode_return_mean": "return", "episode_len_mean": "length", "num_episodes": "episodes"}
+            names |= {} if row["success"] is None else {"success_mean": "success"}
+            logged[ENV_RUNNER_RESULTS] = {name: row[key] for name, key in names.items()}  # type: ignore[literal-required]
             algorithm.note_score(row)
     logger = MetricsLogger(root=False)  # of their own: RLlib returns what was merged in last
     for name, numbers in logged.items():

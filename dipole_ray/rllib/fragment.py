@@ -39,8 +39,7 @@ class FragmentReport:
 class WorkerFailure:
     """What a worker answers when its environment or policy raised: left to RLlib, the actor would end in silence."""
 
-    error: str
-    """Type and message of the exception."""
+    error: str  # type and message
 
 
 class FragmentRecorder:

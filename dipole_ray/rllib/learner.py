@@ -35,9 +35,8 @@ class UpdateReport:
     """What one call of the learner did."""
 
     num_updates: int
-    """Gradient steps computed."""
     busy_s: float
-    """Seconds the learner computed in this call."""
+    """Gradient steps computed, and the seconds they took."""
     metrics: dict[str, float]
     """`group/name` values: losses averaged over the call, diagnostics of its last step."""
 

@@ -111,8 +111,7 @@ class LearnerClient(LearnerGroup):
     def agent_state(self) -> dict[str, Tensor]:
         """Return the agent's complete state, after all submitted updates."""
         self.drain()
-        state: dict[str, Tensor] = self._call(self.learners[:1], "agent_state")
-        return state
+        return dict(self._call(self.learners[:1], "agent_state"))
 
     def load_agent_state(self, state: Mapping[str, Tensor]) -> None:
         """Continue exactly from a state returned by `agent_state`, and publish its weights."""

@@ -127,7 +127,6 @@ class Run(Session):
     """A run while it trains, and what came of it."""
 
     def __init__(self, folder: Path, config: RunConfig, dataset: Path | None, checkpoint: Checkpoint | None) -> None:
-        """Open the folder as every session does."""
         self.unattended = self.finished = False
         """Whether it came to its end, and not to Ctrl-C."""
         self.evaluation: dict[str, list[report.Row]] = {}
@@ -238,11 +237,9 @@ class Run(Session):
         """Evaluate the whole grid at the end of a phase, and write rows and paths."""
         cells = cells_with_chosen(self.config.evaluation, self.config.agent)
         with self._progress(f"evaluation after the {phase} phase", len(cells), "cells") as progress:
-
-            def show(result: CellResult) -> None:
-                progress.advance(1, last=str(result.cell))
-
-            results = self.play(cells, self.config.evaluation.episodes, on_result=show)
+            results = self.play(
+                cells, self.config.evaluation.episodes, on_result=lambda one: progress.advance(1, last=str(one.cell))
+            )
         self.log(self._measured(results))
         self.evaluation[phase] = self.rows(results)
         self.paths = [path for path in self.paths if path.phase != phase]

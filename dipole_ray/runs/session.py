@@ -72,15 +72,9 @@ class Session:
 
     def open_tracker(self, state: dict[str, Any]) -> Tracker:
         """Return the tracker of this run, cut back to the state that a checkpoint has of it."""
-        return Tracker(
-            self.folder,
-            self.config.tracking,
-            run_name=self.folder.name,
-            parameters=self.config.to_mapping(),
-            tags={"config_digest": self.config.digest()},
-            resume=True,
-            state=state,
-        )
+        described: Any = {"parameters": self.config.to_mapping(), "tags": {"config_digest": self.config.digest()}}
+        name, tracking = self.folder.name, self.config.tracking
+        return Tracker(self.folder, tracking, run_name=name, resume=True, state=state, **described)
 
     @property
     def steps(self) -> tuple[int, int]:
