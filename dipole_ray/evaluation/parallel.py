@@ -16,10 +16,7 @@ from dipole_ray.serving.policy import TrainedPolicy, load_policy
 def evaluate_policy(trained: TrainedPolicy, config: EvalConfig, *, progress: bool = True) -> list[CellResult]:
     """Play every cell of the grid that a policy can act in; none costs any training.
 
-    Args:
-        trained: From `load_policy`; its checkpoint is read again by every task.
-        config: Omegas, candidates, episodes, seed; what concerns evaluations during training is not looked at.
-        progress: Whether to show a progress bar.
+    The checkpoint is read again by every task; what `config` says of evaluations during training is not looked at.
 
     Returns:
         One result a cell, in the order of `cells_of`; `table.rows_of` makes rows with intervals of them.

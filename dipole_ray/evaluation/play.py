@@ -89,7 +89,7 @@ def acting(agent: SamplesActions, cell: Cell, seed: int) -> Act:
         with torch.no_grad():
             actions: NDArray[np.float32] = sample(torch.from_numpy(observations), policy=cell.policy).cpu().numpy()
         finite = np.isfinite(actions).reshape(len(actions), -1).all(axis=1)
-        if not finite.all():  # whose fault is it?
+        if not finite.all():  # the environment's fault, or the policy's
             row = int(np.argmin(finite))
             if not np.isfinite(observations[row]).all():
                 raise EnvironmentFault(f"evaluation ({cell}): observation {observations[row]}; check the environment")

@@ -55,14 +55,11 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> Interva
     _check_confidence(confidence)
     if n < 1 or not 0 <= successes <= n:
         raise ConfigError(f"a proportion needs 0 <= successes <= n and n >= 1; found {successes} of {n}")
-    z = _NORMAL.inv_cdf(0.5 + confidence / 2)
-    share = successes / n
+    z, share = _NORMAL.inv_cdf(0.5 + confidence / 2), successes / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
     # At the two ends the exact value is 0 or 1; the difference of two roundings is not.
-    low = 0.0 if successes == 0 else centre - half
-    high = 1.0 if successes == n else centre + half
-    return Interval(low, high)
+    return Interval(0.0 if successes == 0 else centre - half, 1.0 if successes == n else centre + half)
 
 
 def bootstrap_interval(

@@ -35,19 +35,11 @@ def record_video(
     fps: int | None = None,
     frame_every: int = 1,
 ) -> Path:
-    """Record episodes, one after another, as the MP4 file `path`, whose folder is made.
+    """Record episodes, one after another, as the MP4 file `path`, whose folder is made, and return `path`.
 
-    The episodes start where the counted ones of the same seed do; their noise differs, for they run alone.
-
-    Args:
-        agent: Acts; its networks are only read.
-        env: What to make the rendering environment of.
-        cell: How to act.
-        path: Returned; its name ends in .mp4.
-        episodes: Number of episodes, at least 1.
-        seed: Seed of start states and policy noise.
-        fps: Frames per second of the video; None for real time, or 30 where the environment names no rate.
-        frame_every: Draw every n-th environment step, at least 1; long episodes stay short that way.
+    The episodes start where the counted ones of the same seed do; their noise differs, for they run alone. The video
+    has `fps` frames per second: None for real time, or 30 where the environment names no rate. Every n-th environment
+    step is drawn (`frame_every`), so that the video of a long episode stays short.
 
     Raises:
         ConfigError: If a count is impossible or the file name does not end in .mp4.

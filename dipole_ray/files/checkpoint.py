@@ -248,10 +248,10 @@ def _read_state(path: Path) -> dict[str, Any]:
         raise _damaged(file, f"not JSON: {str(error)[:200]}") from None
     if not isinstance(state, dict):
         raise _damaged(file, "not a JSON object")
-    if state.get("format") != FORMAT:
+    if (written := state.get("format")) != FORMAT:
         raise CheckpointError(
-            f"{file}: format {state.get('format')!r}, this version of dipole_ray reads format {FORMAT}; "
-            "install the version of dipole_ray that wrote it ('versions' in the same file)"
+            f"{file}: format {written!r}, this version of dipole_ray reads format {FORMAT}; install the version of "
+            "dipole_ray that wrote it ('versions' in the same file)"
         )
     if state.pop("checksum", None) != _checksum(state):
         raise _damaged(file, "its content does not match its checksum")

@@ -51,15 +51,11 @@ def play(
     seed: int | None = None,
     on_result: Callable[[CellResult], None] | None = None,
 ) -> list[CellResult]:
-    """Play the episodes of `cells` on the evaluation workers (or the rollout workers), in the order of `cells`.
+    """Play the episodes of `cells` with the learner's weights; each cell is one worker's job.
 
-    Args:
-        algorithm: Whose learner gives the weights.
-        eval_group: RLlib's evaluation workers; None takes the rollout workers, which are idle meanwhile.
-        cells: What to play; each cell is one worker's job.
-        episodes: Episodes per cell.
-        seed: Seed of start states and noise; None takes the config's.
-        on_result: Called with each result as it comes.
+    Without RLlib's evaluation workers (`eval_group`) the rollout workers play, which are idle meanwhile. The seed of
+    start states and noise is the config's unless given. `on_result` is called with each result as it comes; those
+    returned have the order of `cells`.
     """
     config = algorithm.config.evaluation_settings()
     source = algorithm.experience if eval_group is None else algorithm.make_experience(eval_group)

@@ -25,14 +25,10 @@ AGENT_FILE = "agent"
 def replace_learner(
     learner: LearnerClient, death: LearnerDied, newest: Path | None, steps: int, begin: Callable[[], None]
 ) -> int:
-    """Start another learner from the newest valid checkpoint, with one warning that names what is lost.
+    """Start another learner from the newest valid checkpoint, and return the updates that it has made.
 
-    Args:
-        learner: Whose process died.
-        death: What is known of that.
-        newest: The checkpoint written or restored last.
-        steps: Updates made so far; returned are those that the new learner has made.
-        begin: Prepares a learner with the first weights, where no checkpoint was written yet.
+    One warning names what is lost of the `steps` so far. `newest` is the checkpoint written or restored last; without
+    one, `begin` prepares a learner with the first weights.
 
     Raises:
         CheckpointError: The run has saved before, and none of its checkpoints is left and whole.

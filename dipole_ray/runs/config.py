@@ -24,16 +24,8 @@ from dipole_ray.rllib.sections import LearnerConfig, RolloutConfig, TrainingConf
 from dipole_ray.tracking.tracker import TrackingConfig
 
 PRESETS = Path(__file__).resolve().parents[1] / "tune_configs"
-FIXED = (
-    "env",
-    "seed",
-    "agent.algorithm",
-    "agent.hidden_dims",
-    "agent.num_critics",
-    "agent.weight_scheme",
-    "agent.train_bc",
-    "agent.observation_normalization",
-)
+_NETWORKS = ("algorithm", "hidden_dims", "num_critics", "weight_scheme", "train_bc", "observation_normalization")
+FIXED = ("env", "seed", *(f"agent.{name}" for name in _NETWORKS))
 """Settings of a run that its checkpoints cannot be continued without."""
 
 
