@@ -122,11 +122,7 @@ def write_evaluation(path: Path, evaluation: Evaluation) -> None:
 
 
 def read_evaluation(path: Path) -> dict[str, list[Row]]:
-    """Read what `write_evaluation` wrote.
-
-    Raises:
-        DatasetError: If the file is missing or not of this layout.
-    """
+    """Read what `write_evaluation` wrote; DatasetError if the file is missing or not of this layout."""
     try:
         stored = read_json(path)
         required = Row.__required_keys__

@@ -96,11 +96,7 @@ def write_trajectories(path: Path, maze: Maze, trajectories: Sequence[Trajectory
 
 
 def read_trajectories(path: Path) -> tuple[Maze, list[Trajectory]]:
-    """Read what `write_trajectories` wrote.
-
-    Raises:
-        DatasetError: If the file is missing, damaged or not of this layout.
-    """
+    """Read what `write_trajectories` wrote; DatasetError if the file is missing, damaged or not of this layout."""
     try:
         headers = read_headers(path)  # refuses a decompression bomb, and objects, before anything is read
         with np.load(path, allow_pickle=False) as stored:

@@ -117,11 +117,7 @@ def checkpoint_bytes(tensors: Mapping[str, Mapping[str, Tensor]], metadata: Mapp
 
 
 def require_room(folder: Path, checkpoint_bytes: int, num_checkpoints: int) -> None:
-    """Refuse a run whose `num_checkpoints` more checkpoints the disk cannot hold, before it has trained for hours.
-
-    Raises:
-        CheckpointError: With the needed and the free bytes.
-    """
+    """Raise CheckpointError where the disk cannot hold so many more checkpoints, before a run trains for hours."""
     free, needed = shutil.disk_usage(folder).free, checkpoint_bytes * num_checkpoints
     if needed > free:
         raise CheckpointError(

@@ -92,11 +92,7 @@ class DIPOLEConfig(AlgorithmConfig):
         raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
 
     def __setattr__(self, key: str, value: Any) -> None:
-        """Set a key of ours, or a setting of RLlib's.
-
-        Raises:
-            ConfigError: Nothing would read it.
-        """
+        """Set a key of ours, or a setting of RLlib's; ConfigError where nothing would read it."""
         if key in SECTION_OF:
             self._change(SECTION_OF[key], {key: value})
             return
@@ -219,11 +215,7 @@ class DIPOLEConfig(AlgorithmConfig):
     # ---- RLlib's hooks ----
 
     def update_from_dict(self, config_dict: Mapping[str, Any]) -> Self:
-        """Take keys as Ray Tune gives them: a partial dict, or a whole config's.
-
-        Raises:
-            ConfigError: A key that nothing would read.
-        """
+        """Take keys as Ray Tune gives them, some or a whole config's; ConfigError where nothing would read one."""
         own = self.to_dict()
         differing = {key: value for key, value in config_dict.items() if key not in own or value != own[key]}
         for key in differing:
@@ -266,11 +258,7 @@ class DIPOLEConfig(AlgorithmConfig):
         return {**super().model_config, "agent": self.agent_settings(), "seed": self.seed or 0}
 
     def validate(self) -> None:
-        """Check everything that would otherwise fail late, and settle what is automatic.
-
-        Raises:
-            ConfigError: A contradiction, with its remedy.
-        """
+        """Settle what is automatic; ConfigError, with the remedy, for a contradiction that else would fail late."""
         self._settle_automatic()
         log_once("DIPOLE_on_new_api_stack")  # takes the place of RLlib's warning that says no more than its name
         super().validate()

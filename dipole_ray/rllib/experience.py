@@ -34,10 +34,7 @@ class Experience(Protocol):
         ...
 
     def evaluate(self, cells: Sequence[Cell], policy: PublishedPolicy, **how: Any) -> Iterator[CellResult]:
-        """Yield the result of each cell as it is finished, not in order.
-
-        `how` are `episodes`, `seed`, `num_envs` and `trajectories` of `evaluate_cell`.
-        """
+        """Yield the result of each cell as it is finished, not in order; `how` is `evaluate_cell`'s."""
         ...
 
     def metrics(self) -> dict[str, float]:

@@ -75,10 +75,7 @@ class LearnerClient(LearnerGroup):
         give_learners(self, self.learners)
 
     def submit(self, batches: Any, *, publish: bool) -> list[UpdateReport]:
-        """Queue one call on arrays from the replay or a reference to them; return the reports of calls that it awaited.
-
-        With `publish` the weights after the call are the next policy version.
-        """
+        """Queue one call on batches or a reference to them; return the reports of calls that it waited for."""
         if not self.is_remote:
             here = wait_for(batches, "the replay: sample") if isinstance(batches, ray.ObjectRef) else batches
             report, state = self.learners[0].update_on(here, self._batch_size, publish)

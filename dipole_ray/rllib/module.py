@@ -14,10 +14,7 @@ from dipole_ray.agents.policy import Policy
 
 
 class DIPOLERLModule(TorchRLModule):
-    """Holds a policy and acts with it; what only learns is the learner's (`learner.py`).
-
-    `model_config` carries `agent` (the agent's settings) and `seed`, put there by `DIPOLEConfig`.
-    """
+    """Holds a policy and acts with it (`learner.py` holds what learns); `model_config` comes from `DIPOLEConfig`."""
 
     policy: Policy
 

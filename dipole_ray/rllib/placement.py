@@ -53,11 +53,7 @@ def require_room(actors: Actors, wait_s: float = WAIT_S) -> None:
 
 
 def require_capacity(actors: Actors, what: str) -> None:
-    """Refuse at once what could never be placed, even if the cluster had nothing else to do.
-
-    Raises:
-        ResourcesUnavailable: The nodes together are too small for `what`; says what is needed and what there is.
-    """
+    """Raise ResourcesUnavailable where `what` could never be placed, even if the cluster had nothing else to do."""
     nodes = {node["NodeID"]: dict(node["Resources"]) for node in ray.nodes() if node["Alive"]}
     if _first_unplaced(actors, nodes) is not None:
         raise ResourcesUnavailable(

@@ -103,11 +103,7 @@ def _start(settings: dict[str, Any]) -> Any:
 
 
 def open_replay(config: DIPOLEConfig, data: ArrowOfflineData | None, directory: Path) -> ReplayClient:
-    """Open the offline files and the online ring in `directory`, in an actor when anything else is remote.
-
-    Raises:
-        ConfigError: The data have other observations or actions than the environment.
-    """
+    """Open files and ring, in an actor when anything else is remote; ConfigError where the data do not fit."""
     training, agent, dims = config.training_settings(), config.agent_settings(), env_dims(config.env_settings())
     if data is not None:
         whom, remedy = f"'{config.env}'", "give the environment the data was collected in"

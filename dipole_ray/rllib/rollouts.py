@@ -67,10 +67,7 @@ class Rollouts:
         return None if self.is_remote else self._group.local_env_runner.rollout_state()
 
     def restore(self, state: SourceState | None, life: int) -> None:
-        """Live the saved episodes again, or start new ones everywhere.
-
-        What the workers collected before and nobody has taken yet is dropped.
-        """
+        """Live the saved episodes again, or start new ones everywhere and drop what nobody has taken yet."""
         if self.is_remote:
             self.workers.tell(lambda worker: worker.begin_life(life))
             self._unread.pop(self._collect, None)

@@ -23,10 +23,7 @@ from dipole_ray.runs.prepare import prepare_dataset
 def build_algorithm(
     config: RunConfig, dataset: Path | None, folder: Path, checkpoint: Checkpoint | None, **learner: Any
 ) -> DIPOLE:
-    """Return the algorithm, on the ring that belongs to the checkpoint, or else on an empty one; see `Session`.
-
-    The caller restores the checkpoint into it.
-    """
+    """Return the algorithm, not yet restored, on the ring that belongs to the checkpoint, or else on an empty one."""
     replay = folder / "replay"
     rllib = rllib_config(config, dataset, replay)
     rllib.learners(**learner)
@@ -64,11 +61,7 @@ def data_key(config: RunConfig) -> str:
 
 
 def prepare_datasets(configs: Iterable[RunConfig]) -> None:
-    """Make the datasets of many runs, each once, before the runs ask for them at the same time.
-
-    Raises:
-        ConfigError: One does not fit its environment.
-    """
+    """Make the datasets of many runs, each once, before the runs ask for them; ConfigError where one does not fit."""
     for config in {data_key(config): config for config in configs}.values():
         require_fit(prepare_dataset(config.data, config.env), config.env)
 

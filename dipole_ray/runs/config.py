@@ -106,11 +106,7 @@ class RunConfig:
 
     @staticmethod
     def from_mapping(mapping: Mapping[str, Any]) -> RunConfig:
-        """Build a run's config from nested plain values; `agent.preset` names the preset the agent's keys override.
-
-        Raises:
-            ConfigError: An unknown key (the nearest valid one is named), a wrong type, or a contradiction.
-        """
+        """Build a run's config from nested plain values; `agent.preset` names the preset the agent's keys override."""
         plain = dict(mapping)
         agent = plain.get("agent") or {}
         if not isinstance(agent, Mapping):

@@ -40,11 +40,7 @@ _log = logging.getLogger(__name__)
 
 @verified_once()
 def start_run(config: RunConfig) -> Run:
-    """Train a new run.
-
-    Raises:
-        DipoleError: Any of ours, when config, data, environment or run folder do not allow it.
-    """
+    """Train a new run; DipoleError where config, data, environment or run folder do not allow it."""
     folder = Path(config.folder).expanduser() / f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     require_lasting(folder.parent, "folder")
     env_dims(config.env)  # what can be refused is refused before a folder is made and Ray started
@@ -162,10 +158,7 @@ class Run(Session):
         return None if cell.omega is None else (cell.omega, cell.candidates)
 
     def train(self, *, unattended: bool = False) -> Run:
-        """Run what is left of both phases, draw and hand over what came of them, and return itself.
-
-        An unattended run shows no progress and draws no pictures.
-        """
+        """Run what is left of both phases and hand over what came of them; unattended: no progress bar, no pictures."""
         self.unattended, training = unattended, self.config.training
         totals = {"offline": training.offline_learner_steps, "online": training.online_env_steps}
         try:
@@ -220,10 +213,7 @@ class Run(Session):
         return self.algorithm.learner_steps if phase == "offline" else self.algorithm.env_steps
 
     def _evaluate_if_due(self, before: int) -> dict[str, float]:
-        """Evaluate the chosen cell, or the whole grid, with a few episodes now and then, for the learning curves.
-
-        `before` are the updates done before the last iteration.
-        """
+        """Evaluate the chosen cell, or the grid, with a few episodes where the updates since `before` make it due."""
         config, agent = self.config.evaluation, self.config.agent
         every = config.every_learner_steps
         if not every or self.algorithm.learner_steps // every == before // every:

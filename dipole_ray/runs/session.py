@@ -121,11 +121,7 @@ class Session:
 
 
 def write_config(folder: Path, config: RunConfig, *, exist_ok: bool = True) -> None:
-    """Make a run's folder, which must be new unless `exist_ok`, with its config inside.
-
-    Raises:
-        ConfigError: It cannot be made.
-    """
+    """Make a run's folder, which must be new unless `exist_ok`, with its config inside; else ConfigError."""
     try:
         folder.mkdir(parents=True, exist_ok=exist_ok)
         # Whole or not at all, for half a config would be another config.
