@@ -47,7 +47,7 @@ class Interval(NamedTuple):
 
 
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> Interval:
-    """Return Wilson's interval of a proportion (JASA 1927, no continuity correction); ConfigError: impossible counts."""
+    """Return Wilson's interval of a proportion (JASA 1927, no continuity correction); ConfigError for bad counts."""
     _check_confidence(confidence)
     if n < 1 or not 0 <= successes <= n:
         raise ConfigError(f"a proportion needs 0 <= successes <= n and n >= 1; found {successes} of {n}")

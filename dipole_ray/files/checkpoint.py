@@ -163,7 +163,7 @@ def entries_of(checkpoint: Checkpoint) -> Iterator[None]:
 
 
 def newest_valid(directory: Path, *, not_after: int | None = None) -> Path | None:
-    """Return the newest whole checkpoint of at most `not_after` updates, or None; a damaged one is passed over with a warning."""
+    """Return the newest whole checkpoint of at most `not_after` updates, or None; a warning names each damaged one."""
     for path in _checkpoints(directory):
         if not_after is None or steps_of(path) <= not_after:
             try:
