@@ -170,7 +170,7 @@ def parse_yaml(text: str) -> Any:
     """
     if len(text) > MAX_YAML_CHARACTERS:
         raise ValueError(f"{len(text)} characters, at most {MAX_YAML_CHARACTERS} are read")
-    loader = yaml.SafeLoader(text)
+    loader = yaml.SafeLoader(text)  # in two steps, to count what the aliases stand for before anything is built
     try:
         node = loader.get_single_node()
         if node is None:
@@ -187,7 +187,7 @@ def parse_yaml(text: str) -> Any:
 def _expanded_size(node: yaml.Node, sizes: dict[int, float]) -> float:
     """Return how many values a node stands for with its aliases written out; infinite for one that holds itself."""
     if id(node) not in sizes:
-        sizes[id(node)] = math.inf
+        sizes[id(node)] = math.inf  # until it is counted: met again before that, it is inside itself
         below = [child for pair in node.value for child in pair] if isinstance(node, yaml.MappingNode) else []
         below += node.value if isinstance(node, yaml.SequenceNode) else []
         sizes[id(node)] = 1 + sum(_expanded_size(child, sizes) for child in below)
@@ -297,7 +297,7 @@ def _convert_union(hint: Any, value: Any, key: str, valid: Sequence[str]) -> Any
             results.append(_convert(arm, value, key, valid))
         except ConfigError:
             continue
-        if type(results[-1]) is type(value):
+        if type(results[-1]) is type(value):  # or `1` for "a number or a whole number" would become 1.0
             return results[-1]
     if not results:
         raise ConfigError(f"{key} is {value!r}: {_words(hint)} is needed")

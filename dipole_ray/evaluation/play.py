@@ -78,6 +78,7 @@ def episode_seed(seed: int, episode: int) -> int:
 
 def acting(agent: SamplesActions, cell: Cell, seed: int) -> Act:
     """Return what acts as a cell says, with noise seeded by (seed, cell), and refuses NaN and infinity."""
+    # As bits, because a seed is made of whole numbers; + 0.0 makes -0.0 the same omega as 0.0.
     omega_bits = int(np.float64(np.inf if cell.omega is None else cell.omega + 0.0).view(np.uint64))
     entropy = np.random.SeedSequence([_POLICY_STREAM, seed, omega_bits, cell.candidates])
     state = entropy.generate_state(1, np.uint64)
@@ -142,7 +143,7 @@ def evaluate_cell(
         with environments(env, min(num_envs, episodes)) as made:
             return evaluate_cell(agent, made, cell, episodes=episodes, seed=seed, trajectories=trajectories)
     played = [_Episode(seed=episode_seed(seed, i), index=i, keeps_path=i < trajectories) for i in range(episodes)]
-    waiting = iter(played)
+    waiting = iter(played)  # an environment takes the next one as soon as it is free
     loop = ActingLoop(env, acting(agent, cell, seed), lambda _: next(waiting, None))
     loop.start(range(min(len(env), episodes)))
     maze = maze_of(env[0])

@@ -27,9 +27,10 @@ from dipole_ray.errors import ConfigError, NonFiniteError
 
 RESAMPLES = 10_000
 """They settle the ends to about 1 % of the width."""
-Samples = Sequence[NDArray[np.float64]]
+Numbers = NDArray[np.float64]
+Samples = Sequence[Numbers]
 """Scores of one method: an array (seeds,) a task; inside a statistic (resamples, seeds)."""
-Statistic = Callable[..., NDArray[np.float64]]
+Statistic = Callable[..., Numbers]
 """Takes the scores of one or more methods, (resamples, seeds) a task, and returns (resamples,)."""
 
 _RESAMPLED_VALUES_AT_ONCE = 4_000_000
@@ -89,16 +90,14 @@ def bootstrap_interval(
     if sample.size == 1:
         return Interval(math.nan, math.nan)
     estimate = float(statistic(sample, axis=-1))
-    if np.ptp(sample) == 0:
+    if np.ptp(sample) == 0:  # the correction would divide by a spread of zero
         return Interval(estimate, estimate)
     resampled = _resample(sample, resamples, seed, statistic)
     low, high = np.quantile(resampled, _bca_levels(sample, estimate, resampled, confidence, statistic))
     return Interval(float(low), float(high))
 
 
-def _resample(
-    sample: NDArray[np.float64], resamples: int, seed: int, statistic: Callable[..., Any]
-) -> NDArray[np.float64]:
+def _resample(sample: Numbers, resamples: int, seed: int, statistic: Callable[..., Any]) -> Numbers:
     """Return the statistic of `resamples` draws with replacement, in chunks that bound the memory."""
     generator = np.random.default_rng(seed)
     chunk = max(1, _RESAMPLED_VALUES_AT_ONCE // sample.size)
@@ -111,15 +110,11 @@ def _resample(
 
 
 def _bca_levels(
-    sample: NDArray[np.float64],
-    estimate: float,
-    resampled: NDArray[np.float64],
-    confidence: float,
-    statistic: Callable[..., Any],
+    sample: Numbers, estimate: float, resampled: Numbers, confidence: float, statistic: Callable[..., Any]
 ) -> tuple[float, float]:
     """Return the two quantile levels of the resampled statistic that bound it after both corrections."""
     below = float(np.mean(resampled < estimate) + 0.5 * np.mean(resampled == estimate))
-    margin = 0.5 / resampled.size
+    margin = 0.5 / resampled.size  # or a statistic beyond all resamples would be infinitely biased
     bias = _NORMAL.inv_cdf(min(max(below, margin), 1 - margin))
     jackknife = np.array([statistic(np.delete(sample, i), axis=-1) for i in range(sample.size)])
     deviation = jackknife.mean() - jackknife
@@ -139,19 +134,19 @@ def _check_confidence(confidence: float) -> None:
 # ---- over runs ----
 
 
-def mean(scores: Samples) -> NDArray[np.float64]:
+def mean(scores: Samples) -> Numbers:
     """Return the mean over tasks of the mean over seeds."""
     return np.asarray(np.mean([task.mean(axis=-1) for task in scores], axis=0))
 
 
-def interquartile_mean(scores: Samples) -> NDArray[np.float64]:
+def interquartile_mean(scores: Samples) -> Numbers:
     """Return the mean of the middle half of all runs; it is robust to outliers, and steadier than a median."""
     runs = np.sort(np.concatenate(list(scores), axis=-1), axis=-1)
     cut = int(0.25 * runs.shape[-1])
     return np.asarray(runs[..., cut : runs.shape[-1] - cut].mean(axis=-1))
 
 
-def probability_of_improvement(first: Samples, second: Samples) -> NDArray[np.float64]:
+def probability_of_improvement(first: Samples, second: Samples) -> Numbers:
     """Return how often a run of the first method beats one of the second on the same task; ties count half."""
     shares = []
     for x, y in zip(first, second, strict=True):
@@ -160,7 +155,7 @@ def probability_of_improvement(first: Samples, second: Samples) -> NDArray[np.fl
     return np.asarray(np.mean(shares, axis=0))
 
 
-def mean_difference(first: Samples, second: Samples) -> NDArray[np.float64]:
+def mean_difference(first: Samples, second: Samples) -> Numbers:
     """Return by how much the mean of the first method is above that of the second."""
     return np.asarray(mean(first) - mean(second))
 

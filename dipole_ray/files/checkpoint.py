@@ -96,7 +96,7 @@ def write_checkpoint(
         CheckpointError: The disk is full or read-only, or `metadata` is not JSON.
     """
     name = f"{learner_steps:09d}"
-    _require_json(dict(metadata), "metadata")
+    _require_json(dict(metadata), "metadata")  # first: what cannot be read back must not replace what can
     for file_name in tensors:
         if not _FILE_NAME.fullmatch(file_name):
             raise CheckpointError(f"checkpoint file name '{file_name}': only letters, digits, '_' and '-' can be used")
@@ -250,7 +250,7 @@ def _read_state(path: Path) -> dict[str, Any]:
             f"{file}: format {written!r}, this version of dipole_ray reads format {FORMAT}; install the version of "
             "dipole_ray that wrote it ('versions' in the same file)"
         )
-    if state.pop("checksum", None) != _checksum(state):
+    if state.pop("checksum", None) != _checksum(state):  # of everything but itself
         raise _damaged(file, "its content does not match its checksum")
     for key, kind in {"learner_steps": int, "versions": dict, "metadata": dict, "files": dict}.items():
         if type(state.get(key)) is not kind or (key == "files" and not _is_file_table(state[key])):

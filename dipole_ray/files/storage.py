@@ -89,7 +89,7 @@ def persist(
                 result = write()
             except (OSError, CheckpointError) as error:
                 refusal = error if isinstance(error, OSError) else error.__cause__
-                if not isinstance(refusal, OSError) or refusal.errno not in PASSING:
+                if not isinstance(refusal, OSError) or refusal.errno not in PASSING:  # a bug, say: waiting helps nobody
                     raise
                 ours = _in_words(error) if isinstance(error, OSError) else error
                 if clock() - start >= 60 * retry_minutes:
@@ -104,7 +104,7 @@ def persist(
                 return result
             wait_s = min(FIRST_WAIT_S * 2 ** (failures - 1), LONGEST_WAIT_S)
             until = min(clock() + wait_s, start + 60 * retry_minutes)
-            while clock() < until:
+            while clock() < until:  # in slices, so that Ctrl-C is seen
                 if len(interrupted) > presses:
                     _log.warning("Ctrl-C during the pause: what came after the last checkpoint is lost")
                     raise KeyboardInterrupt

@@ -125,7 +125,7 @@ class DIPOLE(Algorithm):
 
     def _online_iteration(self, fragments: list[FragmentReport]) -> list[UpdateReport]:
         """Gather, insert, and submit the updates owed; the learner works while the next fragments are collected."""
-        if not self._update_ratio.updates_done and not self.env_steps:
+        if not self._update_ratio.updates_done and not self.env_steps:  # offline updates publish nothing
             self.learner.publish()
         updates: list[UpdateReport] = []
         collected = 0
@@ -203,7 +203,7 @@ class DIPOLE(Algorithm):
         if self.recent.count:
             rllibs[ENV_RUNNER_RESULTS, "episode_return_mean"] = metrics["rollout/return"]
             rllibs[ENV_RUNNER_RESULTS, "episode_len_mean"] = metrics["rollout/length"]
-        for key, value in rllibs.items():
+        for key, value in rllibs.items():  # window=1: the last value as it is, no mean over iterations
             self.metrics.log_value(key, value, window=1)
 
     # ---- the replay ----

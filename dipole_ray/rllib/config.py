@@ -154,6 +154,7 @@ class DIPOLEConfig(AlgorithmConfig):
         """Set RLlib's learner settings, and `num_threads`: torch threads of the learner (None = automatic)."""
         if num_threads is not None:
             self.learner_num_threads = num_threads
+        # What the user sets is no longer automatic, and a checkpoint keeps it.
         self._automatic = {key: value for key, value in self._automatic.items() if key not in kwargs}
         super().learners(**kwargs)
         return self
@@ -263,7 +264,7 @@ class DIPOLEConfig(AlgorithmConfig):
         log_once("DIPOLE_on_new_api_stack")  # takes the place of RLlib's warning that says no more than its name
         super().validate()
         agent, training, evaluation = self.agent_settings(), self.training_settings(), self.evaluation_settings()
-        if not is_frozen(self):
+        if not is_frozen(self):  # a frozen copy was validated before
             self._sections = {"agent": agent, "training": training, "evaluation": evaluation}
             self._changes = {}
         if not isinstance(self.env, str):

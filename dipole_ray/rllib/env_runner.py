@@ -45,6 +45,7 @@ class DIPOLEEnvRunner(EnvRunner):
         self.policy_version = 0
         actor = ray.get_runtime_context().get_actor_id() if self.worker_index else None
         self._heartbeat = None if actor is None else Heartbeat(actor, self.config.env_runner_stall_s)
+        # The replay tells the inserts of one life from another's by this; the driver's own are reproducible.
         self._incarnation = time.time_ns() if self.worker_index else 0
         self._seed_of_life = self._incarnation % 2**32 if self.worker_index and _was_restarted() else 0
         self._sequence = 0

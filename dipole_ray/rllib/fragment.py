@@ -60,7 +60,7 @@ class FragmentRecorder:
                 self._close(i, steps.observations[row])
                 self.dropped += 1
                 continue
-            mask = not steps.terminated[row]
+            mask = not steps.terminated[row]  # a time limit is no end: the value of the last state still counts
             self._open[i].append((steps.observations[row], steps.actions[row], steps.rewards[row], mask))
             if steps.done[row]:
                 self._close(i, steps.next_observations[row])

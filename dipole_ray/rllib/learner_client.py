@@ -82,6 +82,7 @@ class LearnerClient(LearnerGroup):
             self._set_policy(state)
             return [report]
         finished = [self._finish_oldest()] if len(self._pending) >= IN_FLIGHT else []
+        # Two answers, so that the driver passes the weights on without ever fetching them.
         calls = [learner.update_on.options(num_returns=2) for learner in self.learners]
         answers = [call.remote(batches, self._batch_size, publish and i == 0) for i, call in enumerate(calls)]
         self._pending.append(([report for report, _ in answers], answers[0][1] if publish else None))

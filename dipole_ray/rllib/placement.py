@@ -106,7 +106,7 @@ def node_for_learners(config: AlgorithmConfig) -> str | None:
     if not _is_ours_to_decide():
         return None
     here = ray.get_runtime_context().get_node_id()
-    room = {here: free_by_node().get(here, {})}
+    room = {here: free_by_node().get(here, {})}  # of which `take` takes a learner's share at a time
     needed = learner_resources(config)
     return here if all(take(room, needed) for _ in range(config.num_learners)) else None
 

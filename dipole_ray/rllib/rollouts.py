@@ -71,7 +71,7 @@ class Rollouts:
         if self.is_remote:
             self.workers.tell(lambda worker: worker.begin_life(life))
             self._unread.pop(self._collect, None)
-            self._num_lives += 1
+            self._num_lives += 1  # so that what is still being collected comes under a tag of the past
         elif state is not None:
             self._group.local_env_runner.load_rollout_state(*state)
         else:  # the checkpoint comes from remote workers

@@ -102,7 +102,7 @@ class Workers:
         came = []
         for result in self._manager.fetch_ready_async_reqs(timeout_seconds=0.0, mark_healthy=True):
             worker, answer = result.actor_id, result.get()
-            if result.tag == PING:
+            if result.tag == PING:  # its coming alone marked the worker as healthy
                 continue
             if not result.ok:
                 logger.warning("rollout worker %d died when asked to %s; Ray starts it again", worker, result.tag)
@@ -164,7 +164,7 @@ class Workers:
                 "replaced"
             )
             ray.kill(self._manager.actors()[worker], no_restart=False)
-            self._manager.set_actor_state(worker, healthy=False)
+            self._manager.set_actor_state(worker, healthy=False)  # until it answers a ping
             self._note_failure(worker, f"no return from one call for {silence_s:.0f} s")
 
     def _ping(self) -> None:

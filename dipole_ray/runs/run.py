@@ -232,7 +232,7 @@ class Run(Session):
             )
         self.log(self._measured(results))
         self.evaluation[phase] = self.rows(results)
-        self.paths = [path for path in self.paths if path.phase != phase]
+        self.paths = [path for path in self.paths if path.phase != phase]  # as the run was when it was to be shorter
         for result in results:
             self.maze = result.maze or self.maze
             self.paths += result.trajectories(phase)
