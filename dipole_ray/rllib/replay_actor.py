@@ -17,14 +17,15 @@ from uuid import uuid4
 
 import numpy as np
 import ray
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dipole_ray.columns import require_fit
 from dipole_ray.envs.make import env_dims
 from dipole_ray.errors import ConfigError, DatasetError
 from dipole_ray.replay.replay import Replay
-from dipole_ray.rllib.config import DIPOLEConfig
 from dipole_ray.rllib.offline_data import ArrowOfflineData
+from dipole_ray.rllib.sections import TrainingConfig
 from dipole_ray.rllib.waiting import wait_for
 
 RING_FILE = "online.arrow"
@@ -102,7 +103,7 @@ def _start(settings: dict[str, Any]) -> Any:
     return actor.remote(**settings, run=uuid4().hex)
 
 
-def open_replay(config: DIPOLEConfig, data: ArrowOfflineData | None, directory: Path) -> ReplayClient:
+def open_replay(config: AlgorithmConfig, data: ArrowOfflineData | None, directory: Path) -> ReplayClient:
     """Open files and ring, in an actor when anything else is remote; ConfigError where the data do not fit."""
     training, agent, dims = config.training_settings(), config.agent_settings(), env_dims(config.env_settings())
     if data is not None:
@@ -137,9 +138,9 @@ def copy_ring(replay: ReplayClient, source: Path, target: Path) -> bool:
     return True
 
 
-def _ring_rows(config: DIPOLEConfig, max_episode_steps: int) -> int:
+def _ring_rows(config: AlgorithmConfig, max_episode_steps: int) -> int:
     """Return the ring's rows: all online steps, what an iteration overshoots, and a closing row a piece."""
-    training = config.training_settings()
+    training: TrainingConfig = config.training_settings()
     if training.replay_capacity is not None:
         return training.replay_capacity
     fragment = int(config.get_rollout_fragment_length())
