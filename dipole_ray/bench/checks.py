@@ -14,17 +14,17 @@ def require_alike_evaluations(config: RunConfig, evaluations: int) -> None:
     """Raise ConfigError unless both phases of a run have so many evaluations, all of the same number of episodes."""
     episodes, between = config.evaluation.episodes, config.evaluation.interval_episodes
     if evaluations > 1 and episodes != between:
+        why = f"a score is the mean over the last suite.evaluations={evaluations} of a phase, which must be alike"
         raise ConfigError(
-            f"evaluation.interval_episodes is {between} and evaluation.episodes {episodes}: a score is the mean over "
-            f"the last suite.evaluations={evaluations} of a phase, which must be alike: set "
+            f"evaluation.interval_episodes is {between} and evaluation.episodes {episodes}: {why}: set "
             f"interval_episodes={episodes}, or suite.evaluations=1"
         )
     for phase, count in planned_evaluations(config).items():
         if count < evaluations:
+            every = f"evaluation.every_learner_steps={config.evaluation.every_learner_steps}"
             raise ConfigError(
-                f"suite.evaluations is {evaluations}, and the {phase} phase has {count} (with "
-                f"evaluation.every_learner_steps={config.evaluation.every_learner_steps}, at most one an iteration and "
-                f"one at the end): evaluate more often, or set suite.evaluations={count}"
+                f"suite.evaluations is {evaluations}, and the {phase} phase has {count} (with {every}, at most one an "
+                f"iteration and one at the end): evaluate more often, or set suite.evaluations={count}"
             )
 
 
@@ -60,17 +60,14 @@ def require_measured(name: str, method: MethodConfig, config: RunConfig) -> None
             found = f"methods.{name}.candidates has {count}, and evaluation.candidates {counts}"
             raise ConfigError(f"{found}: its scores would be missing; add it there, or take it out here")
     if method.omega is not None and method.omega not in omegas:
-        raise ConfigError(
-            f"methods.{name}.omega is {method.omega:g}, and its runs are evaluated with {omegas or 'no omega'}: its "
-            "scores would be missing; add it to evaluation.omegas where the method is guided, or take it out here"
-        )
+        found = f"methods.{name}.omega is {method.omega:g}, and its runs are evaluated with {omegas or 'no omega'}"
+        remedy = "add it to evaluation.omegas where the method is guided, or take it out here"
+        raise ConfigError(f"{found}: its scores would be missing; {remedy}")
     if own.candidates not in counts:
-        raise ConfigError(
-            f"agent.num_candidates is {own.candidates}, and evaluation.candidates {counts}: the others would not be "
-            "compared with it; add it there, or set agent.num_candidates to one of them"
-        )
+        found = f"agent.num_candidates is {own.candidates}, and evaluation.candidates {counts}"
+        remedy = "add it there, or set agent.num_candidates to one of them"
+        raise ConfigError(f"{found}: the others would not be compared with it; {remedy}")
     if own not in cells:
-        raise ConfigError(
-            f"agent.omega is {config.agent.omega:g}, and evaluation.omegas {omegas}: scores of the omega named "
-            "beforehand would be missing; add it there, or set agent.omega to one of them"
-        )
+        found = f"agent.omega is {config.agent.omega:g}, and evaluation.omegas {omegas}"
+        remedy = "add it there, or set agent.omega to one of them"
+        raise ConfigError(f"{found}: scores of the omega named beforehand would be missing; {remedy}")

@@ -23,10 +23,8 @@ class ResourcesConfig:
     def __post_init__(self) -> None:
         """Reject reservations of nothing."""
         if not self.cpus > 0 or self.gpus < 0:
-            raise ConfigError(
-                f"suite.resources: cpus={self.cpus}, gpus={self.gpus}: cores must be above 0, GPUs not negative; "
-                "fractions let several runs share one"
-            )
+            needed = "cores must be above 0, GPUs not negative; fractions let several runs share one"
+            raise ConfigError(f"suite.resources: cpus={self.cpus}, gpus={self.gpus}: {needed}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,8 +66,7 @@ class SuiteConfig:
     def span(self, task: TaskConfig, where: str = "suite") -> tuple[float, float] | None:
         """Return the scores that count as 0 and as 100 per cent in a task, None where nobody named the latter.
 
-        Raises:
-            ConfigError: They are the wrong way round; `where` says whose they are.
+        ConfigError where they are the wrong way round; `where` says whose they are.
         """
         full = self.full_score if task.full_score is None else task.full_score
         if full is None:

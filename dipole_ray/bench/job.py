@@ -86,11 +86,7 @@ _DEFAULTS = settings.flatten(
 
 
 def stored(job: Job) -> dict[str, Any] | None:
-    """Return the result of a run that is over, or None.
-
-    Raises:
-        ConfigError: It was made with another default of today's settings.
-    """
+    """Return the result of a run that is over, or None; ConfigError if it was made with other defaults than today's."""
     result = read_result(job.folder)
     if result is None:
         return None

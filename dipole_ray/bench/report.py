@@ -122,12 +122,9 @@ def read_report(path: Path) -> dict[str, Any]:
         DatasetError: It is missing or damaged.
     """
     try:
-        data: dict[str, Any] = read_json(path, _MAX_BYTES)
-        if data["format"] != FORMAT:
-            raise ValueError(f"format {data['format']}, this version reads {FORMAT}")
+        return dict(read_json(path, _MAX_BYTES, FORMAT))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DatasetError(f"{path}: not a readable report ({error}); write it again from the runs") from None
-    return data
 
 
 def markdown(data: Mapping[str, Any], scores: Scores, pictures: Sequence[Path]) -> str:

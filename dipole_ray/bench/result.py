@@ -68,11 +68,7 @@ def result_of(folder: Path, config: RunConfig, *, status: str, error: str | None
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """Return the result in a run folder, None where there is none.
-
-    Raises:
-        DatasetError: It is damaged.
-    """
+    """Return the result in a run folder, None where there is none; DatasetError where it is damaged."""
     path = folder / RESULT_FILE
     if not path.exists():
         return None

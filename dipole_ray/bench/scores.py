@@ -147,11 +147,8 @@ class Scores:
         """Return the evaluations of a cell by seed; those that a diverged run did not come to count with the worst."""
         found: dict[int, list[Point]] = {}
         for seed, run in self.results(task, method).items():
-            found[seed] = [
-                Point(*_when(item), score)
-                for item in run["evaluations"]
-                if (score := self._value(item["scores"][key])) is not None
-            ]
+            scores = [(item, self._value(item["scores"][key])) for item in run["evaluations"]]
+            found[seed] = [Point(*_when(item), score) for item, score in scores if score is not None]
             if run["status"] == DIVERGED:
                 reached = max((point.learner_steps for point in found[seed]), default=-1)
                 missed = [when for when in self._plan(task, method) if when[1] > reached]

@@ -128,8 +128,7 @@ def load_suite(source: str | Path, overrides: Sequence[str] = ()) -> Suite:
 
     Args:
         source: A name in `suites()`, or the path of a YAML file.
-        overrides: `suite.seeds=[0]`, `tasks.NAME.KEY=...`, `methods.NAME.KEY=...`, or a key of every run
-            (`training.offline_learner_steps=1000`), which then holds in all tasks and methods.
+        overrides: `suite.seeds=[0]`, `tasks.NAME.KEY=...`, `methods.NAME.KEY=...`, or a key of all runs.
 
     Raises:
         ConfigError: A file, key or value is wrong; the nearest valid one is named.
@@ -146,11 +145,7 @@ def load_suite(source: str | Path, overrides: Sequence[str] = ()) -> Suite:
 
 
 def from_mapping(mapping: Mapping[str, Any], overrides: tuple[str, ...] = ()) -> Suite:
-    """Build a suite from the plain values of its sections and check every run of it.
-
-    Raises:
-        ConfigError: See `load_suite`.
-    """
+    """Build a suite from the plain values of its sections and check every run of it; ConfigError as `load_suite`."""
     for key in mapping:
         if key not in SECTIONS:
             raise ConfigError(f"unknown section '{key}' of a suite{_nearest(key, SECTIONS)}")
@@ -213,7 +208,7 @@ def _require_trained(suite: Suite) -> None:
 
 
 def _section(key: str, values: Any) -> dict[str, Any]:
-    """Return a section, which may be empty in the file, with empty entries as sections."""
+    """Return a section, which may be empty in the file, as may its tasks and methods."""
     if not isinstance(values, Mapping | None):
         raise ConfigError(f"'{key}:' of the suite is {values!r}: a section of keys is needed")
     plain = settings.merge({}, values or {})

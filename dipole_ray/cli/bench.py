@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -93,10 +94,8 @@ def report_bench(arguments: argparse.Namespace) -> int:
     names = [word for word in arguments.suites if "=" not in word]
     made = [name for name in names if name.endswith(".json")]
     if overrides and made:
-        raise ConfigError(
-            f"{made[0]} holds what was measured, which {overrides[0]} cannot change: leave it out, or name the suite "
-            "instead of the file"
-        )
+        why = f"{made[0]} holds what was measured, which {overrides[0]} cannot change"
+        raise ConfigError(f"{why}: leave it out, or name the suite instead of the file")
     for name in names:
         written = write_report(name, overrides, arguments.out)
         print(written[0].read_text())
@@ -107,6 +106,7 @@ def report_bench(arguments: argparse.Namespace) -> int:
 def list_bench(arguments: argparse.Namespace) -> int:
     """Print the suites, or how far one is, or every key of their files."""
     from dipole_ray.bench.config import MethodConfig, SuiteConfig, TaskConfig
+    from dipole_ray.bench.driver import progress_by_method
     from dipole_ray.bench.suite import load_suite, suites
     from dipole_ray.settings import describe
 
@@ -116,25 +116,16 @@ def list_bench(arguments: argparse.Namespace) -> int:
         print("base, tasks.NAME, methods.NAME: and every key of a run\n    `dipole train --help-config` explains them.")
         return 0
     if arguments.suite is not None:
-        return _list_runs(load_suite(arguments.suite, arguments.overrides))
+        found = progress_by_method(load_suite(arguments.suite, arguments.overrides))
+        for name, counts in [*found.items(), ("in all", sum(found.values(), Counter()))]:
+            print(f"{name}: {', '.join(f'{count} {status}' for status, count in counts.items())}")
+        return 0
     for name in suites():
         suite = load_suite(name)
         seeds = len(suite.config.seeds)
         jobs = suite.jobs({"seed": [str(suite.config.seeds[0])]})
         updates = seeds * sum(job.updates for job in jobs)
         print(f"{name}: {seeds * len(jobs)} runs, {updates:,} updates\n    {suite.config.question}")
-    return 0
-
-
-def _list_runs(suite: Any) -> int:
-    """Print how far the runs of a suite are."""
-    from collections import Counter
-
-    from dipole_ray.bench.driver import progress_by_method
-
-    found = progress_by_method(suite)
-    for name, counts in [*found.items(), ("in all", sum(found.values(), Counter()))]:
-        print(f"{name}: {', '.join(f'{count} {status}' for status, count in counts.items())}")
     return 0
 
 

@@ -15,7 +15,6 @@ from dipole_ray.errors import ConfigError
 
 if TYPE_CHECKING:
     from dipole_ray.data.download.catalogue import RemoteFile
-    from dipole_ray.data.download.fetch import Downloaded
 
 CACHE = Path("~/.cache/dipole_ray/downloads")
 
@@ -76,6 +75,7 @@ def run_download(args: argparse.Namespace) -> int:
     """Download the files of a dataset, say what they were verified by and what to do next."""
     from dipole_ray.data.download.catalogue import base_urls, dataset_of, remote_files
     from dipole_ray.data.download.fetch import Patience, download
+    from dipole_ray.files.durable import format_bytes
 
     if not (math.isfinite(args.timeout) and args.timeout > 0 and args.retries >= 0):
         given = f"--timeout {args.timeout:g} --retries {args.retries}"
@@ -94,7 +94,9 @@ def run_download(args: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             _say(f"{file.name}: what arrived is kept; the same command continues there")
             raise
-        _report(done[-1])
+        came = "was here already" if done[-1].url is None else f"from {done[-1].url}"
+        print(f"{done[-1].path}: {format_bytes(done[-1].size)}, {came}")
+        print(f"  sha256 {done[-1].sha256}\n  {done[-1].verified}", flush=True)
     print(_next_steps(args.source, args.name, dataset, done[0].path))
     return 0
 
@@ -117,13 +119,6 @@ def _checksums(words: Sequence[str], files: Sequence[RemoteFile]) -> dict[str, s
             raise ConfigError(f"--sha256 {word}: a SHA-256 has 64 hexadecimal digits, this has {len(text)} characters")
         found[name or names[0]] = text.lower()
     return found
-
-
-def _report(done: Downloaded) -> None:
-    from dipole_ray.files.durable import format_bytes
-
-    came = "was here already" if done.url is None else f"from {done.url}"
-    print(f"{done.path}: {format_bytes(done.size)}, {came}\n  sha256 {done.sha256}\n  {done.verified}", flush=True)
 
 
 def _next_steps(source: str, name: str, dataset: str, path: Path) -> str:

@@ -202,11 +202,10 @@ def check_ray(address: str | None) -> Finding:
     where = f"cluster {address}" if address else "local cluster"
     answer, trouble = _probe(RAY_PROBE, address or "", timeout_s=180)
     if answer is None:
-        remedy = (
-            f"check that the cluster at {address} runs the same Ray and Python, and RAY_AUTH_MODE and its token"
-            if address
-            else "free memory and /dev/shm, make /tmp writable; runs with rollout.num_workers=0 need no cluster"
-        )
+        remedy = "free memory and /dev/shm, make /tmp writable; runs with rollout.num_workers=0 need no cluster"
+        if address:
+            same = f"the cluster at {address} runs the same Ray and Python, and RAY_AUTH_MODE and its token"
+            remedy = f"check that {same}"
         return Finding("Ray", "fail", f"{where}: {trouble}", remedy)
     size = f"{answer['nodes']} nodes, {answer['cpus']:g} CPUs, {answer['gpus']:g} GPUs"
     found = f"{_installed('ray')}, {where} answers ({size}); RLlib imports"

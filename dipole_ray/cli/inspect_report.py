@@ -40,11 +40,7 @@ def print_inspection(inspection: Inspection, console: Console | None = None) -> 
 
 
 def plot_inspection(inspection: Inspection, path: Path) -> None:
-    """Draw the histograms side by side into an image file.
-
-    Raises:
-        ConfigError: If there is nothing to draw, or the file's ending names no picture format.
-    """
+    """Draw the histograms side by side; ConfigError if there are none, or the file's ending names no picture format."""
     import matplotlib
 
     if not inspection.histograms:

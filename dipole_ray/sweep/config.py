@@ -32,10 +32,8 @@ class GridConfig:
             if getattr(self, name) < 1:
                 raise ConfigError(f"sweep.evaluation.{name} is {getattr(self, name)}: at least 1 is needed")
         if self.select_seed == self.report_seed:
-            raise ConfigError(
-                f"sweep.evaluation.select_seed and report_seed are both {self.report_seed}: a policy chosen on some "
-                "episodes looks better on them than it is; give two different seeds"
-            )
+            why = "a policy chosen on some episodes looks better on them than it is; give two different seeds"
+            raise ConfigError(f"sweep.evaluation.select_seed and report_seed are both {self.report_seed}: {why}")
         if not self.omegas or any(not math.isfinite(omega) or omega < -1 for omega in self.omegas):
             raise ConfigError(f"sweep.evaluation.omegas is {list(self.omegas)}: finite numbers >= -1 are needed")
         if not self.candidates or any(count < 1 for count in self.candidates):
@@ -54,10 +52,8 @@ class AshaConfig:
     def __post_init__(self) -> None:
         """Reject what stops everything or nothing."""
         if self.grace_rungs < 1 or not 1 < self.reduction_factor < math.inf:
-            raise ConfigError(
-                f"sweep.asha: grace_rungs is {self.grace_rungs} and reduction_factor {self.reduction_factor}: at least "
-                "1 and a finite number above 1 are needed"
-            )
+            found = f"grace_rungs is {self.grace_rungs} and reduction_factor {self.reduction_factor}"
+            raise ConfigError(f"sweep.asha: {found}: at least 1 and a finite number above 1 are needed")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,10 +70,9 @@ class PbtConfig:
     def __post_init__(self) -> None:
         """Reject shares that cannot be."""
         if self.interval_rungs < 1 or not 0 < self.quantile <= 0.5 or not 0 <= self.resample_probability <= 1:
-            raise ConfigError(
-                f"sweep.pbt: interval_rungs={self.interval_rungs}, quantile={self.quantile}, resample_probability="
-                f"{self.resample_probability}: at least 1, a share in (0, 0.5] and one in [0, 1] are needed"
-            )
+            found = f"interval_rungs={self.interval_rungs}, quantile={self.quantile}"
+            found += f", resample_probability={self.resample_probability}"
+            raise ConfigError(f"sweep.pbt: {found}: at least 1, a share in (0, 0.5] and one in [0, 1] are needed")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,10 +91,9 @@ class ResourcesConfig:
     def __post_init__(self) -> None:
         """Reject reservations of nothing."""
         if not self.trial_cpus > 0 or not self.learner_cpus > 0 or (self.learner_gpus or 0) < 0:
-            raise ConfigError(
-                f"sweep.resources: trial_cpus={self.trial_cpus}, learner_cpus={self.learner_cpus}, learner_gpus="
-                f"{self.learner_gpus}: cores must be above 0 (fractions are fine), GPUs must not be negative"
-            )
+            found = f"trial_cpus={self.trial_cpus}, learner_cpus={self.learner_cpus}, learner_gpus={self.learner_gpus}"
+            needed = "cores must be above 0 (fractions are fine), GPUs must not be negative"
+            raise ConfigError(f"sweep.resources: {found}: {needed}")
         if self.max_concurrent is not None and self.max_concurrent < 1:
             raise ConfigError(f"sweep.resources.max_concurrent is {self.max_concurrent}: at least 1, or null")
 
@@ -143,17 +137,14 @@ class SweepConfig:
             if getattr(self, name) < least:
                 raise ConfigError(f"sweep.{name} is {getattr(self, name)}: at least {least} is needed")
         if self.search == "grid" and self.num_samples != 1:
-            raise ConfigError(
-                f"sweep.num_samples is {self.num_samples} and sweep.search is 'grid', which takes each combination "
-                "once: set sweep.search=random, or repeat trials with seed: {grid: [0, 1]} in the space"
-            )
+            found = f"{self.num_samples} and sweep.search is 'grid', which takes each combination once"
+            remedy = "set sweep.search=random, or repeat trials with seed: {grid: [0, 1]} in the space"
+            raise ConfigError(f"sweep.num_samples is {found}: {remedy}")
         if self.scheduler == "pbt" and (self.search != "random" or self.num_samples < 2):
-            raise ConfigError(
-                f"sweep.scheduler is 'pbt' with search '{self.search}' and num_samples {self.num_samples}: a "
-                "population is drawn; set sweep.search=random and sweep.num_samples to its size, at least 2"
-            )
+            found = f"'pbt' with search '{self.search}' and num_samples {self.num_samples}: a population is drawn"
+            remedy = "set sweep.search=random and sweep.num_samples to its size, at least 2"
+            raise ConfigError(f"sweep.scheduler is {found}; {remedy}")
         if self.scheduler == "asha" and self.asha.grace_rungs >= self.rungs:
-            raise ConfigError(
-                f"sweep.asha.grace_rungs is {self.asha.grace_rungs} of {self.rungs} rungs, so nothing is ever stopped: "
-                "lower it, raise sweep.rungs, or set sweep.scheduler=none"
-            )
+            found = f"sweep.asha.grace_rungs is {self.asha.grace_rungs} of {self.rungs} rungs"
+            remedy = "lower it, raise sweep.rungs, or set sweep.scheduler=none"
+            raise ConfigError(f"{found}, so nothing is ever stopped: {remedy}")

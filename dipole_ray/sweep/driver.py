@@ -38,11 +38,7 @@ TUNE_ENVIRONMENT = {
 
 
 def run_sweep(plan: Plan) -> SweepResult:
-    """Run what is left of a sweep and report all of it.
-
-    Raises:
-        DipoleError: Any of ours; what has been done stays, and the same call goes on from it.
-    """
+    """Run what is left of a sweep and report all of it; after any DipoleError the same call goes on from there."""
     env_dims(plan.run_config({}).env)  # what can be refused is refused before a folder is made and Ray started
     _require_lasting_places(plan)
     plan = _with_tracking(plan)
@@ -138,6 +134,5 @@ def _write_plan(folder: Path, plan: Plan) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / PLAN_FILE, yaml.safe_dump(plan.to_mapping(), sort_keys=False))
     except OSError as error:
-        raise ConfigError(
-            f"sweep folder {folder}: cannot be written ({error.strerror}); choose another place with folder=PATH"
-        ) from error
+        why = f"cannot be written ({error.strerror})"
+        raise ConfigError(f"sweep folder {folder}: {why}; choose another place with folder=PATH") from error

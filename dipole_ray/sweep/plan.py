@@ -41,11 +41,7 @@ class Plan:
     run: Mapping[str, Any]  # the base run's mapping, as in a file of `dipole train`
 
     def run_config(self, values: Values) -> RunConfig:
-        """Return the run's config with a trial's values in it.
-
-        Raises:
-            ConfigError: The values contradict each other or the base.
-        """
+        """Return the run's config with a trial's values in it; ConfigError where they contradict others."""
         return RunConfig.from_mapping(with_values(self.run, values))
 
     def trial_config(self, values: Values, trial: str, trials: Path) -> RunConfig:
@@ -130,11 +126,7 @@ def load_plan(source: str | Path, overrides: Sequence[str] = ()) -> Plan:
 
 
 def from_mapping(mapping: Mapping[str, Any]) -> Plan:
-    """Build a plan from nested plain values and check it as a whole.
-
-    Raises:
-        ConfigError: See `load_plan`.
-    """
+    """Build a plan from nested plain values and check it as a whole; ConfigError as in `load_plan`."""
     for key in mapping:
         if key not in SECTIONS:
             known = ", ".join(SECTIONS)
@@ -204,9 +196,9 @@ def _check_key(plan: Plan, base: RunConfig, key: str, domain: Domain) -> None:
     if key in ACTING:
         grid = f"sweep.evaluation.{ACTING[key]}"
         if not online:
+            remedy = f"put the values into {grid}, which every trial is scored on from one checkpoint"
             raise ConfigError(
-                f"space: {key} costs no training, so its trials would all train the same networks: put the values "
-                f"into {grid}, which every trial is scored on from one checkpoint"
+                f"space: {key} costs no training, so its trials would all train the same networks: {remedy}"
             )
         said = "space: %s changes only the rollouts of the online phase; every trial is scored on all of %s anyway"
         _log.warning(said, key, grid)

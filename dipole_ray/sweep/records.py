@@ -53,11 +53,7 @@ class SweepRecords:
 
     @staticmethod
     def open(folder: Path, plan: dict[str, Any]) -> SweepRecords:
-        """Return the sweep that stands in the folder, with what its trials wrote down last; or a new one.
-
-        Raises:
-            CheckpointError: `sweep.json` is damaged.
-        """
+        """Return the sweep that stands in the folder, with what its trials wrote down last; or a new one."""
         path = folder / SWEEP_FILE
         if not path.exists():
             return SweepRecords(folder=folder, plan=plan)
@@ -66,9 +62,8 @@ class SweepRecords:
             key, created_s = str(stored["run_key"]), float(stored["created_s"])
             trials = {item["id"]: TrialRecord(**item) for item in stored["trials"]}
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(
-                f"{path}: not readable ({error}); put a whole one back, or remove {folder} to start the sweep anew"
-            ) from None
+            remedy = f"put a whole one back, or remove {folder} to start the sweep anew"
+            raise CheckpointError(f"{path}: not readable ({error}); {remedy}") from None
         records = SweepRecords(folder=folder, plan=plan, run_key=key, created_s=created_s, trials=trials)
         for record in trials.values():  # trials may have gone on after the sweep's own process
             notes = records.refresh(record)

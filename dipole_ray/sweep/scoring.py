@@ -12,11 +12,7 @@ from dipole_ray.sweep.config import SweepConfig
 
 
 def measure_of(row: Row, metric: str) -> str:
-    """Return the measure that a metric means in this task: `score` is success where there is one, else the return.
-
-    Raises:
-        ConfigError: The task defines no success.
-    """
+    """Return the measure that a metric means in this task: `score` is success where there is one, else the return."""
     if metric == "score":
         return "return" if row["success"] is None else "success"
     if metric == "success" and row["success"] is None:

@@ -55,11 +55,7 @@ class Domain:
 
 
 def read_domain(key: str, value: Any) -> Domain:
-    """Return the domain that stands in a file under `key`.
-
-    Raises:
-        ConfigError: It is none; says how to write one.
-    """
+    """Return the domain that stands in a file under `key`; ConfigError, which says how to write one, for others."""
     how = "{grid: [1, 3]}, {choice: [1, 3]}, {uniform: [0, 1]} or {loguniform: [1e-4, 1e-2]}"
     if not isinstance(value, Mapping) or len(value) != 1 or next(iter(value)) not in LISTS + RANGES:
         raise ConfigError(f"space: {key} is {value!r}: write {key}: {how}")

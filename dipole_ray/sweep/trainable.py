@@ -18,10 +18,9 @@ from dipole_ray.sweep.records import SWEEP_FILE, TRIALS
 from dipole_ray.sweep.space import Values
 from dipole_ray.sweep.trial import TrialRun
 
+# Keys of Tune's config beside the settings: the sweep's folder and the trial's name. PBT copies the whole config, name
+# and all: who a trial is says Tune's own name of it, which `name_of` gives.
 SWEEP, TRIAL = "sweep", "trial"
-"""Keys of Tune's config beside the settings: the sweep's folder and the trial's name.
-
-PBT copies the whole config, name and all: who a trial is says Tune's own name of it, which `name_of` gives."""
 
 Bundle = tuple[str, int, Resources]  # a kind of process, how many of it, and what each reserves
 
@@ -72,7 +71,7 @@ class SweepTrial(tune.Trainable):
             plan, run_key = read_sweep(folder)
             values = values_of(self.config)
             learner = learner_settings(plan, plan.run_config(values))
-            self.run = TrialRun(self.trial_name, values, plan, folder / TRIALS, run_key=run_key, learner=learner)
+            self.run = TrialRun(self.trial_name, values, plan, folder / TRIALS, run_key=run_key, **learner)
         return self.run
 
 
@@ -91,10 +90,9 @@ def read_sweep(folder: Path) -> tuple[Plan, str]:
     try:
         stored = read_json(folder / SWEEP_FILE, 1 << 28)
     except FileNotFoundError:
-        raise ConfigError(
-            f"{folder / SWEEP_FILE}: not on the node {platform.node()}: trials run on all nodes of the cluster, so set "
-            "folder=PATH to a place on storage that every node sees under this name"
-        ) from None
+        why = f"not on the node {platform.node()}: trials run on all nodes of the cluster"
+        remedy = "set folder=PATH to a place on storage that every node sees under this name"
+        raise ConfigError(f"{folder / SWEEP_FILE}: {why}, so {remedy}") from None
     return from_mapping(stored["plan"]), str(stored["run_key"])
 
 
@@ -124,10 +122,6 @@ def learner_settings(plan: Plan, config: RunConfig) -> dict[str, Any]:
 
 
 def require_placeable(plan: Plan, trials: list[tuple[str, Values]]) -> None:
-    """Refuse trials whose processes no state of this cluster could hold together.
-
-    Raises:
-        ResourcesUnavailable: Names the trial, what it needs and what there is.
-    """
+    """Refuse trials whose processes no state of this cluster could hold together, as ResourcesUnavailable."""
     for trial, values in trials:
         require_capacity(trial_bundles(plan, plan.run_config(values)), trial)

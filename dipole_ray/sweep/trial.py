@@ -39,19 +39,11 @@ class TrialRun(Session):
 
     @verified_once()
     def __init__(
-        self,
-        trial: str,
-        values: Values,
-        plan: Plan,
-        trials: Path,
-        *,
-        run_key: str | None = None,
-        learner: dict[str, Any] | None = None,
+        self, trial: str, values: Values, plan: Plan, trials: Path, *, run_key: str | None = None, **learner: Any
     ) -> None:
         """Begin the trial, or continue it from the newest checkpoint in its folder, `trials/trial`.
 
-        `values` hold whatever the checkpoint's were. `run_key` finds the sweep's MLflow run; `learner` are RLlib's
-        settings of the learner's resources.
+        `values` hold whatever the checkpoint's were. `run_key` finds the sweep's MLflow run.
         """
         self.trial, self.values, self.plan, self._run_key = trial, dict(values), plan, run_key
         self.rung = 0
@@ -66,7 +58,7 @@ class TrialRun(Session):
             newest = newest_valid(folder / CHECKPOINTS)
             checkpoint = None if newest is None else read_checkpoint(newest)
             dataset = prepare_dataset(config.data, config.env)
-            super().__init__(folder, config, dataset, checkpoint, **(learner or {}))
+            super().__init__(folder, config, dataset, checkpoint, **learner)
             undo.pop_all()
 
     def prepare(self, checkpoint: Checkpoint | None) -> None:
