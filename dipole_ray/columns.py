@@ -27,10 +27,8 @@ class Column:
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES or len(self.shape) > MAX_AXES or not all(length >= 1 for length in self.shape):
-            raise ConfigError(
-                f"a column of {self.dtype} and shape {self.shape} cannot be stored; use one of {', '.join(DTYPES)} and "
-                f"at most {MAX_AXES} lengths, each at least 1"
-            )
+            remedy = f"use one of {', '.join(DTYPES)} and at most {MAX_AXES} lengths, each at least 1"
+            raise ConfigError(f"a column of {self.dtype} and shape {self.shape} cannot be stored; {remedy}")
 
     def __str__(self) -> str:
         """Return the length of a vector, dtype and shape of anything else."""
@@ -75,10 +73,8 @@ class Schema:
     def __init__(self, observations: Column | Mapping[str, Column] | int, actions: Column | int) -> None:
         """Take columns; an int stands for a flat vector of that length."""
         if any(not isinstance(column, Column | Mapping) and column < 1 for column in (observations, actions)):
-            raise ConfigError(
-                f"observation_dim={observations} and action_dim={actions} must be at least 1; "
-                "take them from env_dims(env_id) or from an open dataset's .schema"
-            )
+            remedy = "take them from env_dims(env_id) or from an open dataset's .schema"
+            raise ConfigError(f"observation_dim={observations} and action_dim={actions} must be at least 1; {remedy}")
         single = observations if isinstance(observations, Column | Mapping) else Column((int(observations),))
         named = {} if isinstance(single, Column) else {f"observations.{name}": item for name, item in single.items()}
         object.__setattr__(self, "observed", {"observations": single} if isinstance(single, Column) else named)

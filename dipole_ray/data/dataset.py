@@ -271,10 +271,8 @@ def _write_tables(directory: Path, tables: Mapping[str, np.ndarray], schema: Sch
     for name, column in schema.tables.items():
         entries = tables[name]
         if entries.dtype != column.dtype or not len(entries) or entries.shape[1:] != column.shape:
-            raise DatasetError(
-                f"{directory}: table '{name}' must be {column.dtype} of shape (entries, {str(column.shape)[1:]}; found "
-                f"{entries.dtype} of shape {entries.shape}"
-            )
+            found = f"table '{name}' must be {column.dtype} of shape (entries, {str(column.shape)[1:]}"
+            raise DatasetError(f"{directory}: {found}; found {entries.dtype} of shape {entries.shape}")
         if column.dtype.startswith("float") and (bad := first_non_finite(entries)) is not None:
             raise NonFiniteError(f"{directory}: entry {bad} of table '{name}' holds NaN or infinity; repair the data")
         written[name] = write_segment(directory, f"table-{name}", {name: entries}, {name: column})

@@ -157,10 +157,8 @@ def validate_rows(rows: Rows, schema: Schema, where: str, table_rows: Mapping[st
     for name, values in rows.items():
         bad = first_non_finite(values) if values.dtype.kind == "f" else None
         if bad is not None:
-            raise NonFiniteError(
-                f"{where}: row {bad} of column '{name}' holds {values[bad]}; none of these rows was stored: "
-                "reset the environment or repair the data"
-            )
+            remedy = "none of these rows was stored: reset the environment or repair the data"
+            raise NonFiniteError(f"{where}: row {bad} of column '{name}' holds {values[bad]}; {remedy}")
     for name, table in schema.references.items():
         if table_rows is not None:
             check_references(rows[name], table_rows[table], f"{where}: column '{name}'", table)
@@ -204,7 +202,5 @@ def _check_layout(rows: Rows, schema: Schema, where: str) -> None:
     for name, column in expected.items():
         found = rows[name]
         if found.dtype != column.dtype or found.shape != (count, *column.shape):
-            raise DatasetError(
-                f"{where}: column '{name}' must be {column.dtype} of shape {(count, *column.shape)}; "
-                f"found {found.dtype} of shape {found.shape}"
-            )
+            what = f"column '{name}' must be {column.dtype} of shape {(count, *column.shape)}"
+            raise DatasetError(f"{where}: {what}; found {found.dtype} of shape {found.shape}")

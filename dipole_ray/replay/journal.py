@@ -184,10 +184,8 @@ class Journal:
             if zlib.crc32(record[4:]).to_bytes(4, "little") != record[:4] or kind == _LEFT:
                 follows = self._map[self._next + _SIZE : self._next + 2 * _SIZE]
                 if kind == _LEFT or any(follows):
-                    raise CorruptSegment(
-                        f"{self.path}: unreadable from byte {self._next} on; which online rows are whole cannot be "
-                        "told: resume from a checkpoint"
-                    )
+                    remedy = "which online rows are whole cannot be told: resume from a checkpoint"
+                    raise CorruptSegment(f"{self.path}: unreadable from byte {self._next} on; {remedy}")
                 return last, True
             if kind == _BLOCK:
                 contents.blocks[numbers[0]] = numbers[1]

@@ -94,10 +94,8 @@ class OnlineRing:
         """
         count = len(rows["remaining"])
         if count > self.capacity:
-            raise DatasetError(
-                f"{self.path}: one insert of {count} rows exceeds the capacity of {self.capacity} rows; "
-                "insert shorter pieces or raise the replay capacity"
-            )
+            found = f"one insert of {count} rows exceeds the capacity of {self.capacity} rows"
+            raise DatasetError(f"{self.path}: {found}; insert shorter pieces or raise the replay capacity")
         if not self._is_clean:  # a file left by an earlier run that was not resumed
             self._rows.marks[:] = 0
             self._is_clean = True
@@ -147,17 +145,13 @@ class OnlineRing:
             Rows that were overwritten since the state was taken and are therefore gone (0: restored exactly).
         """
         if (state["capacity"], state["file_rows"]) != (self.capacity, self.file_rows):
-            raise CheckpointError(
-                f"{self.path}: the checkpoint's ring has capacity {state['capacity']}, this replay {self.capacity}; "
-                "resume with the same replay capacity"
-            )
+            found = f"the checkpoint's ring has capacity {state['capacity']}, this replay {self.capacity}"
+            raise CheckpointError(f"{self.path}: {found}; resume with the same replay capacity")
         written, oldest = int(state["rows_written"]), int(state["oldest"])
         blocks = {int(block): int(crc) for block, crc in state["blocks"].items()}
         if not 0 <= oldest <= written <= oldest + self.file_rows:
-            raise CheckpointError(
-                f"{self.path}: the checkpoint names rows {oldest} to {written}, which a ring of {self.file_rows} "
-                "cannot hold; resume from another checkpoint"
-            )
+            found = f"the checkpoint names rows {oldest} to {written}, which a ring of {self.file_rows} cannot hold"
+            raise CheckpointError(f"{self.path}: {found}; resume from another checkpoint")
         kept, damaged = self._rows.inspect(oldest, written, blocks, state["tail_crc32"])
         for first, end, found in damaged:
             what = "the file was missing and is new" if self.created else found

@@ -51,18 +51,14 @@ def read(path: Path, reading: Reading, report: ImportReport) -> Iterator[Block]:
             yield Block(path=path, **vectors, rewards=rewards, masks=masks, ends=ends[start:stop], first_row=start)
             start = stop
     if not report.transitions and not report.dropped_transitions:
-        raise DatasetError(
-            f"{path}: every row ends a trajectory (timeouts), and none has the observation it led to; store "
-            "next_observations, or check the timeouts"
-        )
+        what = "every row ends a trajectory (timeouts), and none has the observation it led to"
+        raise DatasetError(f"{path}: {what}; store next_observations, or check the timeouts")
 
 
 def _checked_arrays(file: Group, path: Path) -> dict[str, Array]:
     if "episode_0" in child_names(file):
-        raise DatasetError(
-            f"{path}: holds groups 'episode_0', ..., the layout of Minari; give the folder that holds "
-            "data/main_data.hdf5 instead of a file"
-        )
+        remedy = "give the folder that holds data/main_data.hdf5 instead of a file"
+        raise DatasetError(f"{path}: holds groups 'episode_0', ..., the layout of Minari; {remedy}")
     names = [*_REQUIRED, *(name for name in ("timeouts", "next_observations") if child(path, file, name) is not None)]
     vector, number = ((2,), "f"), ((1, 2), "fiub")  # older files store rewards and flags as (N, 1)
     arrays = {name: Array(path, file, name, *(vector if name in _VECTORS else number)) for name in names}

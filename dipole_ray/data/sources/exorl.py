@@ -37,10 +37,8 @@ def find_episodes(path: Path) -> list[Path]:
     """Return the episode files of a folder, or of several of one domain below it (seeds), by folder and name."""
     folders = sorted(_folders(path)) if path.is_dir() else []
     if not folders:
-        raise DatasetError(
-            f"{path}: holds no episodes; name the folder of episode_000000_1000.npz and its kin, such as "
-            "walker/rnd/buffer"
-        )
+        remedy = "name the folder of episode_000000_1000.npz and its kin, such as walker/rnd/buffer"
+        raise DatasetError(f"{path}: holds no episodes; {remedy}")
     found = [sorted(file for file in folder.iterdir() if _NAME.fullmatch(file.name)) for folder in folders]
     if len(found) > 1:
         _check_one_domain(path, [files[0] for files in found])

@@ -138,10 +138,8 @@ def dataset_kind(path: Path) -> str:
         DatasetError: If nothing lies there.
     """
     if not path.exists():
-        raise DatasetError(
-            f"{path}: no such file or folder; give a dataset folder, a file of OGBench or D4RL, a Minari folder or a "
-            "table"
-        )
+        remedy = "give a dataset folder, a file of OGBench or D4RL, a Minari folder or a table"
+        raise DatasetError(f"{path}: no such file or folder; {remedy}")
     if path.is_dir() and ((path / MANIFEST).exists() or any(path.glob("data-*.arrow"))):
         return DATASET
     found = (name for name, row in FORMATS.items() if path.suffix in row.suffixes or row.holds(path))

@@ -56,10 +56,8 @@ def _finish(block: Block, bounds: ActionBounds | None, drop: bool, report: Impor
     bad, places = _non_finite(block, kept, numbers)
     if bad.any():
         if not drop:
-            raise DatasetError(
-                f"{block.path}: {int(bad.sum())} transitions touch NaN or infinity, the first at {places[0]}; "
-                "repair the data or leave them out with --non-finite drop"
-            )
+            found = f"{int(bad.sum())} transitions touch NaN or infinity, the first at {places[0]}"
+            raise DatasetError(f"{block.path}: {found}; repair the data or leave them out with --non-finite drop")
         kept &= ~bad
         report.dropped_transitions += int(bad.sum())
         named = [f"{block.place} {place}".lstrip() for place in places]
@@ -67,10 +65,8 @@ def _finish(block: Block, bounds: ActionBounds | None, drop: bool, report: Impor
     fractional = np.flatnonzero(kept & (block.masks != 0) & (block.masks != 1))
     if len(fractional):
         row = fractional[0]
-        raise DatasetError(
-            f"{block.path}: masks must be 0 (the task ended) or 1, row {numbers[row]} holds {block.masks[row]}; "
-            "store 1 - terminated as the mask"
-        )
+        found = f"masks must be 0 (the task ended) or 1, row {numbers[row]} holds {block.masks[row]}"
+        raise DatasetError(f"{block.path}: {found}; store 1 - terminated as the mask")
     check_actions(block.actions[kept], numbers[kept], block.path)
     # A kept transition needs the row after it as its next observation: that row closes the piece unless it is kept too.
     used = kept | np.append(False, kept[:-1])
@@ -139,10 +135,8 @@ def _scaled(actions: np.ndarray, bounds: ActionBounds | None, path: Path) -> np.
         return to_float32(actions)
     low, high = bounds
     if len(low) != actions.shape[1]:
-        raise DatasetError(
-            f"{path}: actions have {actions.shape[1]} dimensions, the action space has {len(low)}; it is damaged, "
-            "or of another environment than the one named"
-        )
+        found = f"actions have {actions.shape[1]} dimensions, the action space has {len(low)}"
+        raise DatasetError(f"{path}: {found}; it is damaged, or of another environment than the one named")
     return to_float32((actions.astype(np.float64) - (low + high) / 2) / ((high - low) / 2))
 
 

@@ -101,17 +101,13 @@ class TableMapping:
             names = tuple(column for pattern in patterns for column in _expand(pattern, available))
             for column in names:
                 if available.count(column) > 1:
-                    raise DatasetError(
-                        f"{path}: column '{column}' for {name} is there {available.count(column)} times; "
-                        "rename all but one, or map another column"
-                    )
+                    found = f"column '{column}' for {name} is there {available.count(column)} times"
+                    raise DatasetError(f"{path}: {found}; rename all but one, or map another column")
                 if column not in available:
                     near = difflib.get_close_matches(column, available, n=1)
                     hint = f"did you mean '{near[0]}'? " if near else ""
-                    raise DatasetError(
-                        f"{path}: no column '{column}' for {name}; {hint}the table has {', '.join(available)}: "
-                        f"map it with --map {name}=COLUMN"
-                    )
+                    remedy = f"{hint}the table has {', '.join(available)}: map it with --map {name}=COLUMN"
+                    raise DatasetError(f"{path}: no column '{column}' for {name}; {remedy}")
             if len(names) != 1 and name not in ("observations", "actions", "next_observations"):
                 raise DatasetError(
                     f"{path}: {name} needs one column, {value!r} gives {len(names)}; map a single column"

@@ -106,10 +106,8 @@ def _check_episode(where: Path, arrays: Arrays, dims: tuple[int, int] | None) ->
         raise DatasetError(f"{where}: an episode without steps; delete it with Minari and get the rest again")
     found = _dims(arrays)
     if dims not in (None, found):
-        raise DatasetError(
-            f"{where}: observations have {found[0]} and actions {found[1]} dimensions, earlier episodes {dims}; the "
-            "dataset is damaged, get it again"
-        )
+        what = f"observations have {found[0]} and actions {found[1]} dimensions, earlier episodes {dims}"
+        raise DatasetError(f"{where}: {what}; the dataset is damaged, get it again")
 
 
 def _find(path: Path) -> Path | None:

@@ -73,10 +73,8 @@ def _check_numbers(path: Path, numbers: set[int], count: int | None) -> None:
     missing = next(number for number in range(len(numbers) + 1) if number not in numbers)
     if missing != len(numbers) or count not in (None, len(numbers)) or not numbers:
         said = f"metadata.json says {count}" if count is not None else "they count from 0"
-        raise DatasetError(
-            f"{path}: holds {len(numbers)} episodes, the first missing is episode_{missing} ({said}); the dataset is "
-            "incomplete, get it again"
-        )
+        found = f"holds {len(numbers)} episodes, the first missing is episode_{missing} ({said})"
+        raise DatasetError(f"{path}: {found}; the dataset is incomplete, get it again")
 
 
 def _observation_names(path: Path, group: Group, components: Sequence[str]) -> list[str]:

@@ -73,10 +73,8 @@ def check_expansion(path: Path, declared: int, what: str) -> None:
     """Raise DatasetError if a file declares so many bytes of `what`, once decompressed, that they fill the memory."""
     held = path.stat().st_size
     if declared > max(SMALL_BYTES, MAX_EXPANSION * held):
-        raise DatasetError(
-            f"{path}: {format_bytes(held)} on disk declare {format_bytes(declared)} of {what}; refused as a "
-            "decompression bomb, get the file from its original source"
-        )
+        remedy = "refused as a decompression bomb, get the file from its original source"
+        raise DatasetError(f"{path}: {format_bytes(held)} on disk declare {format_bytes(declared)} of {what}; {remedy}")
 
 
 def stream_arrays(path: Path, headers: dict[str, ArrayHeader], names: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
@@ -130,10 +128,8 @@ def _check_members(path: Path, members: Sequence[zipfile.ZipInfo]) -> None:
     """Refuse what numpy never writes: no file of a recording has it, and each has served to mislead a reader."""
     seen: set[str] = set()
     if len(members) > MAX_MEMBERS:
-        raise DatasetError(
-            f"{path}: holds {len(members)} members ('{members[0].filename}', ...), at most {MAX_MEMBERS} are read; "
-            "save one array a column with np.savez"
-        )
+        found = f"holds {len(members)} members ('{members[0].filename}', ...), at most {MAX_MEMBERS} are read"
+        raise DatasetError(f"{path}: {found}; save one array a column with np.savez")
     for info in members:
         name = PurePosixPath(info.filename)
         finding = None

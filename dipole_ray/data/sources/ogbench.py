@@ -82,15 +82,11 @@ def _block(arrays: Arrays, relabel: Relabel | None, path: Path, first_row: int) 
         try:
             rewards, masks = map(np.asarray, relabel(dict(arrays)))
         except (KeyError, IndexError, ValueError) as error:
-            raise DatasetError(
-                f"{path}: its arrays do not fit the task they were to be labelled for ({error!r}); "
-                "name the environment that made this file with --env"
-            ) from error
+            found = f"its arrays do not fit the task they were to be labelled for ({error!r})"
+            raise DatasetError(f"{path}: {found}; name the environment that made this file with --env") from error
     if rewards.shape != (count,) or masks.shape != (count,):
-        raise DatasetError(
-            f"{path}: rewards {rewards.shape} and masks {masks.shape} must be one number a row, ({count},); "
-            "flatten them or name the task with --env"
-        )
+        found = f"rewards {rewards.shape} and masks {masks.shape} must be one number a row, ({count},)"
+        raise DatasetError(f"{path}: {found}; flatten them or name the task with --env")
     return Block(
         path=path,
         observations=arrays["observations"],
@@ -141,10 +137,8 @@ def _check_boundaries(path: Path, headers: dict[str, ArrayHeader]) -> None:
     terminals, magnitudes = np.concatenate(flags), np.concatenate(actions)
     check_flags(terminals, "terminals", path, where="on the last row of each trajectory")
     if not terminals.any():
-        raise DatasetError(
-            f"{path}: no row is terminal, so the trajectories cannot be told apart; set terminals to 1 on the last row "
-            "of each trajectory"
-        )
+        remedy = "set terminals to 1 on the last row of each trajectory"
+        raise DatasetError(f"{path}: no row is terminal, so the trajectories cannot be told apart; {remedy}")
     if not terminals[-1]:
         last = int(np.flatnonzero(terminals)[-1])
         raise DatasetError(
@@ -152,10 +146,8 @@ def _check_boundaries(path: Path, headers: dict[str, ArrayHeader]) -> None:
             "cut short; get it again, or drop the rows after the last end"
         )
     if terminals.all():
-        raise DatasetError(
-            f"{path}: every row is terminal, so there is no transition; terminals mark only the last row of "
-            "a trajectory"
-        )
+        remedy = "terminals mark only the last row of a trajectory"
+        raise DatasetError(f"{path}: every row is terminal, so there is no transition; {remedy}")
     moving = np.flatnonzero(terminals == 0)
     check_actions(magnitudes[moving, None], moving, path)
 

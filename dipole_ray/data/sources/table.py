@@ -74,10 +74,8 @@ def read(path: Path, reading: Reading, report: ImportReport) -> Iterator[Block]:
         found = _batch_arrays(batch, mapping, path, report.rows_read + _length(held))
         width = width or found["observations"].shape[1] + found["actions"].shape[1]
         if found["observations"].shape[1] + found["actions"].shape[1] != width:
-            raise DatasetError(
-                f"{path}: vectors change their length near row {report.rows_read + _length(held)}; "
-                "import tables of different environments one by one"
-            )
+            what = f"vectors change their length near row {report.rows_read + _length(held)}"
+            raise DatasetError(f"{path}: {what}; import tables of different environments one by one")
         held = {name: np.concatenate([held[name], found[name]]) for name in found} if held else found
         ends = _trajectory_ends(held, mapping, is_last=False)
         if ends.any():
@@ -91,10 +89,8 @@ def read(path: Path, reading: Reading, report: ImportReport) -> Iterator[Block]:
         raise DatasetError(f"{path}: the table has no rows; nothing to import")
     if not report.transitions and not report.dropped_transitions:
         column = mapping.episode or mapping.timeouts or mapping.terminals
-        raise DatasetError(
-            f"{path}: every row ends a trajectory (column '{column}'), and none has the observation it led to; map "
-            "next_observations, or check the column that ends trajectories"
-        )
+        what = f"every row ends a trajectory (column '{column}'), and none has the observation it led to"
+        raise DatasetError(f"{path}: {what}; map next_observations, or check the column that ends trajectories")
 
 
 def _block(arrays: Arrays, ends: np.ndarray, path: Path, report: ImportReport) -> Block:
@@ -125,10 +121,9 @@ def _batch_arrays(batch: pa.RecordBatch, mapping: TableMapping, path: Path, firs
     vectors = [name for name in ("observations", "actions", "next_observations") if name in columns]
     arrays: Arrays = {name: column_matrix(batch, columns[name], path, first_row) for name in vectors}
     if arrays.get("next_observations", arrays["observations"]).shape != arrays["observations"].shape:
-        raise DatasetError(
-            f"{path}: next_observations have {arrays['next_observations'].shape[1]} dimensions, observations "
-            f"{arrays['observations'].shape[1]}; map columns that fit together"
-        )
+        after, width = arrays["next_observations"].shape[1], arrays["observations"].shape[1]
+        what = f"next_observations have {after} dimensions, observations {width}"
+        raise DatasetError(f"{path}: {what}; map columns that fit together")
     flags: Arrays = {}
     for name in ("rewards", "masks", "terminals", "timeouts"):
         if name in columns:
@@ -152,10 +147,8 @@ def _episodes(batch: pa.RecordBatch, name: str, path: Path, first_row: int) -> n
     values: np.ndarray = column.to_numpy(zero_copy_only=False)
     broken = np.flatnonzero(values != values)  # NaN, which would be an episode of its own in every row
     if len(broken):
-        raise DatasetError(
-            f"{path}: column '{name}' is NaN at row {first_row + broken[0]}, so the episode there is unknown; "
-            "fill it or remove those rows"
-        )
+        found = f"column '{name}' is NaN at row {first_row + broken[0]}, so the episode there is unknown"
+        raise DatasetError(f"{path}: {found}; fill it or remove those rows")
     return values
 
 
@@ -171,11 +164,8 @@ def column_matrix(batch: pa.RecordBatch, names: tuple[str, ...], path: Path, fir
     if is_list:
         lengths = np.diff(column.offsets.to_numpy())
         if len(other := np.flatnonzero(lengths != lengths[:1])):
-            row = other[0]
-            raise DatasetError(
-                f"{path}: column '{names[0]}' has {lengths[row]} values at row {first_row + row} and {lengths[0]} "
-                f"at row {first_row}; every row needs the same length"
-            )
+            found = f"{lengths[other[0]]} values at row {first_row + other[0]} and {lengths[0]} at row {first_row}"
+            raise DatasetError(f"{path}: column '{names[0]}' has {found}; every row needs the same length")
     if not len(values):
         raise DatasetError(f"{path}: column '{names[0]}' has empty lists; every row needs at least one number")
     return _to_numbers(values, names[0], path).reshape(batch.num_rows, -1)
@@ -201,10 +191,8 @@ def _to_numbers(values: pa.Array, name: str, path: Path) -> np.ndarray:
 def _check_nulls(values: pa.Array, name: str, path: Path, first_row: int) -> None:
     if values.null_count:
         row = int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])
-        raise DatasetError(
-            f"{path}: column '{name}' has {values.null_count} missing values, the first near row {first_row + row}; "
-            "fill them or remove those rows"
-        )
+        found = f"column '{name}' has {values.null_count} missing values, the first near row {first_row + row}"
+        raise DatasetError(f"{path}: {found}; fill them or remove those rows")
 
 
 def _batches(path: Path, mapping: TableMapping) -> Iterator[pa.RecordBatch]:
