@@ -70,9 +70,7 @@ def run_bench(arguments: argparse.Namespace) -> int:
     from dipole_ray.bench.suite import load_suite
 
     suite = load_suite(arguments.suite, arguments.overrides)
-    only = _parts(arguments.only)
-    suite.jobs(only)
-    result = run_suite(suite, only)
+    result = run_suite(suite, _parts(arguments.only))
     for status in (DIVERGED, ELSEWHERE, FAILED):
         for line in result.errors(status):
             print(f"{status:9} {line}")

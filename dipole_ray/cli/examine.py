@@ -63,7 +63,6 @@ with mujoco.Renderer(model, 48, 64) as renderer:
 
 MLFLOW_PROBE = """
 import json, sys
-from dipole_ray.envs.gl import DEBIAN_PACKAGES
 from dipole_ray.tracking.mlflow_feed import connect
 print(json.dumps({"experiments": len(connect(sys.argv[1]).search_experiments(max_results=100))}))
 """

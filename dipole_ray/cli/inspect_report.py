@@ -41,18 +41,15 @@ def print_inspection(inspection: Inspection, console: Console | None = None) -> 
 
 def plot_inspection(inspection: Inspection, path: Path) -> None:
     """Draw the histograms side by side; ConfigError if there are none, or the file's ending names no picture format."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
     if not inspection.histograms:
         why = f"no transition of {inspection.path} could be read"
         raise ConfigError(f"{path}: no picture, because {why}; see the findings")
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     shown = [name for name in ("returns", "lengths", "actions") if name in inspection.histograms]
-    figure, axes = pyplot.subplots(1, len(shown), figsize=(4.2 * len(shown), 3.2), layout="constrained", squeeze=False)
-    for axis, name in zip(axes[0], shown, strict=True):
+    # Not by pyplot, which would keep the figure and choose a backend for the whole process.
+    figure = Figure(figsize=(4.2 * len(shown), 3.2), layout="constrained")
+    for axis, name in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
         edges, counts = inspection.histograms[name]
         axis.stairs(counts, edges, fill=True, color="tab:blue")
         axis.set_xlabel(_TITLES[name])
@@ -63,8 +60,6 @@ def plot_inspection(inspection: Inspection, path: Path) -> None:
         figure.savefig(path, dpi=120)
     except ValueError as error:
         raise ConfigError(f"{path}: {error}; let the name end in .png, .pdf or .svg") from error
-    finally:
-        pyplot.close(figure)
 
 
 def _figure_lines(figures: dict[str, float]) -> list[tuple[str, str]]:

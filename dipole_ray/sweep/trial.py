@@ -148,11 +148,8 @@ class TrialRun(Session):
         self.log(self._metrics(rows, best, reported))
 
     def _metrics(self, rows: list[Row], best: Row, reported: Row | None) -> dict[str, float]:
-        """Return the metrics of a rung: every cell, the chosen one, and the settings, which PBT changes.
-
-        MLflow draws a chart for each name and a section for each folder of names, so a cell has the measures that cells
-        are compared by and nothing else; `evaluation.json` has the rest.
-        """
+        """Return the metrics of a rung: every cell, the chosen one, and the settings, which PBT changes."""
+        # MLflow draws a chart for each name, so a cell has only what cells are compared by; `evaluation.json` has all.
         metrics: dict[str, float] = {"sweep/rung": float(self.rung), "sweep/score": self.results[-1]["score"]}
         measures = ["return", "success", *(["length"] if self.plan.sweep.metric == "length" else [])]
         for row in rows:
