@@ -47,7 +47,8 @@ class Progress:
             stream: Where to write; standard error by default.
             clock: Seconds that never run backwards.
         """
-        self._description, self._total, self._unit, self._completed = description, total, unit, completed
+        self._description, self._total = description, total
+        self._unit, self._completed = unit, completed
         self._stream = sys.stderr if stream is None else stream
         self._clock = clock
         self._fields: dict[str, Value] = {}

@@ -95,7 +95,8 @@ class Replay:
             raise ConfigError(
                 f"online={online} with capacity={capacity}: give both a file and a capacity for online rows, or neither"
             )
-        self.schema, self.n_step, self.discount, self.offline_fraction = schema, n_step, discount, offline_fraction
+        self.schema, self.n_step = schema, n_step
+        self.discount, self.offline_fraction = discount, offline_fraction
         self._powers = discount ** np.arange(n_step + 1, dtype=np.float64)
         self._entries: list[SegmentEntry] = []
         self._damaged: list[str] = []

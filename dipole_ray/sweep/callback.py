@@ -21,7 +21,8 @@ class SweepCallback(Callback):
     """Told by Tune what happens to trials."""
 
     def __init__(self, plan: Plan, records: SweepRecords, progress: Progress, tracker: Tracker) -> None:
-        self._plan, self._records, self._progress, self._tracker = plan, records, progress, tracker
+        self._plan, self._records = plan, records
+        self._progress, self._tracker = progress, tracker
         self._steps: dict[str, tuple[int, int]] = {}  # updates and environment steps of each trial
         for trial in records.trials:
             for result in records.results(trial)[-1:]:

@@ -45,7 +45,8 @@ class TrialRun(Session):
 
         `values` hold whatever the checkpoint's were. `run_key` finds the sweep's MLflow run.
         """
-        self.trial, self.values, self.plan, self._run_key = trial, dict(values), plan, run_key
+        self.trial, self.values = trial, dict(values)
+        self.plan, self._run_key = plan, run_key
         self.rung = 0
         self.results: list[dict[str, Any]] = []  # of each rung
         self.copied: list[list[Any]] = []  # whose state was taken over: [trial, learner steps], oldest first

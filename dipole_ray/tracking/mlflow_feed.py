@@ -91,7 +91,8 @@ class MlflowFeed:
         """Start the thread, with the arguments of `Tracker` and the length that its file has after any cut."""
         self.failures = 0
         """Deliveries that failed so far."""
-        self._run_dir, self._uri, self._experiment, self._run_name = run_dir, uri, experiment, run_name
+        self._run_dir, self._uri = run_dir, uri
+        self._experiment, self._run_name = experiment, run_name
         self._parameters = {_name(key): _text(value) for key, value in flatten(parameters).items()}
         self._tags, self._run_key, self._parent_key = dict(tags), run_key, parent_key
         self._state = self._load_state(metrics_bytes)

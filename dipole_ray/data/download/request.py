@@ -42,7 +42,8 @@ class TransferError(DatasetError):
     ) -> None:
         """Say what happened, whether the same server may be asked again, and how long it wants to be left alone."""
         super().__init__(what)
-        self.retry, self.is_stall, self.status, self.after_s = retry, is_stall, status, after_s
+        self.retry, self.is_stall = retry, is_stall
+        self.status, self.after_s = status, after_s
 
 
 @dataclass(frozen=True, slots=True)
