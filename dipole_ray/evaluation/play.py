@@ -28,6 +28,8 @@ from dipole_ray.evaluation.trajectories import Maze, Trajectory, maze_of
 
 _EPISODE_STREAM, _POLICY_STREAM = 0xE9150DE, 0x90110C1  # keep the two kinds of seeds apart
 _AT_BOUND = 1.0 - 1e-6
+Envs = EnvConfig | str | Sequence[gymnasium.Env]
+"""What environments are made of, or those to use."""
 
 
 class SamplesActions(Protocol):
@@ -112,7 +114,7 @@ def environments(env: EnvConfig | str, num_envs: int) -> Iterator[list[gymnasium
 
 def evaluate_cell(
     agent: SamplesActions,
-    env: EnvConfig | str | Sequence[gymnasium.Env],
+    env: Envs,
     cell: Cell,
     *,
     episodes: int,

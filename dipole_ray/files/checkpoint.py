@@ -34,6 +34,7 @@ FORMAT = 1
 STATE_FILE = "state.json"
 MAX_STATE_BYTES = 64 * 2**20
 
+Tensors = Mapping[str, Mapping[str, Tensor]]
 _log = logging.getLogger(__name__)
 _STEP_NAME = re.compile(r"\d{9,}")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
@@ -78,9 +79,7 @@ class Checkpoint:
     """Package versions at the time of writing."""
 
 
-def write_checkpoint(
-    directory: Path, learner_steps: int, tensors: Mapping[str, Mapping[str, Tensor]], metadata: Mapping[str, Any]
-) -> Path:
+def write_checkpoint(directory: Path, learner_steps: int, tensors: Tensors, metadata: Mapping[str, Any]) -> Path:
     """Write a checkpoint that is either there whole or not at all, and return its folder.
 
     A run has one writer: what an earlier, killed one left half-written is removed. A checkpoint with the same
@@ -125,11 +124,7 @@ def write_checkpoint(
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint, every byte of it verified; of a folder of checkpoints the newest valid one.
-
-    Raises:
-        CheckpointError: Nothing is there, a file is missing, damaged, or of a format this version does not know.
-    """
+    """Read a checkpoint, or the newest valid one of a folder, every byte verified; CheckpointError where none is."""
     if not (path / STATE_FILE).exists():
         newest = newest_valid(path)
         if newest is None:
@@ -213,9 +208,7 @@ def steps_of(path: Path) -> int:
     return int(path.name.removeprefix(_REPLACED))
 
 
-def _fill(
-    folder: Path, learner_steps: int, tensors: Mapping[str, Mapping[str, Tensor]], metadata: Mapping[str, Any]
-) -> None:
+def _fill(folder: Path, learner_steps: int, tensors: Tensors, metadata: Mapping[str, Any]) -> None:
     """Write all files of a checkpoint into `folder` and flush them to the disk."""
     files = {}
     for name, flat in tensors.items():

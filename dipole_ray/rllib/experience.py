@@ -46,10 +46,7 @@ class Experience(Protocol):
         ...
 
     def restore(self, state: SourceState | None, life: int) -> None:
-        """Continue from `state`, or begin anew with random numbers that no earlier part of the run had.
-
-        `life` is a number of this part of the run, such as the environment steps before it.
-        """
+        """Continue from `state`, or begin anew with random numbers that no earlier `life` of the run had."""
         ...
 
     def stop(self) -> None:

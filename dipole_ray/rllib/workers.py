@@ -90,11 +90,7 @@ class Workers:
         self._manager.foreach_actor(call, timeout_seconds=0.0)
 
     def answers(self, timeout_s: float) -> list[tuple[str, Any]]:
-        """Wait until a worker answers, but no longer than `timeout_s`; return what came, with its tag.
-
-        Raises:
-            EnvironmentUnavailable: Every worker is retired.
-        """
+        """Wait at most `timeout_s` for answers; return them with their tags. EnvironmentUnavailable: all retired."""
         if timeout_s and self._in_flight:
             ray.wait(list(self._in_flight), num_returns=1, timeout=timeout_s)
         elif timeout_s:

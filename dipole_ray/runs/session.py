@@ -40,10 +40,7 @@ class Session:
     def __init__(
         self, folder: Path, config: RunConfig, dataset: Path | None, checkpoint: Checkpoint | None, **learner: Any
     ) -> None:
-        """Build the algorithm, restore it, and open the metrics where the checkpoint left them.
-
-        A run that starts has no checkpoint; `learner` are RLlib's settings of it, such as `num_cpus_per_learner`.
-        """
+        """Build the algorithm, restore it, and open the metrics where a checkpoint left them; `learner` is RLlib's."""
         self.folder, self.config = folder, config
         self.interrupted: Sequence[object] = ()
         """Grows with Ctrl-C, which ends a wait for the disk."""

@@ -33,11 +33,7 @@ class TrainedPolicy:
 
 
 def load_policy(run: Path, device: str | torch.device = "cpu") -> TrainedPolicy:
-    """Load what acts from a run's newest valid checkpoint, or from one checkpoint's folder; the rest stays there.
-
-    Raises:
-        CheckpointError: There is no checkpoint, or it is damaged.
-    """
+    """Load what acts from a run's newest valid checkpoint, or from a checkpoint's folder; CheckpointError if none."""
     path = newest_valid(run / "checkpoints") if (run / "checkpoints").is_dir() else run
     if path is None or not path.is_dir():
         raise CheckpointError(f"{run}: no checkpoint there; give a run folder that 'dipole train' printed")
