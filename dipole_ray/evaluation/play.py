@@ -113,14 +113,7 @@ def environments(env: EnvConfig | str, num_envs: int) -> Iterator[list[gymnasium
 
 
 def evaluate_cell(
-    agent: SamplesActions,
-    env: Envs,
-    cell: Cell,
-    *,
-    episodes: int,
-    seed: int,
-    num_envs: int = 50,
-    trajectories: int = 0,
+    agent: SamplesActions, env: Envs, cell: Cell, *, episodes: int, seed: int, num_envs: int = 50, trajectories: int = 0
 ) -> CellResult:
     """Play the episodes of one cell.
 
