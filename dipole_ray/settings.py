@@ -163,11 +163,7 @@ def apply_overrides(mapping: Mapping[str, Any], overrides: Sequence[str]) -> dic
 
 
 def parse_yaml(text: str) -> Any:
-    """Return the plain values in a YAML text, whoever wrote it: no tag makes an object, no alias grows without end.
-
-    Raises:
-        ValueError: It is not such a text.
-    """
+    """Return the values in a YAML text, or raise ValueError: no tag makes an object, no alias grows without end."""
     if len(text) > MAX_YAML_CHARACTERS:
         raise ValueError(f"{len(text)} characters, at most {MAX_YAML_CHARACTERS} are read")
     loader = yaml.SafeLoader(text)  # in two steps, to count what the aliases stand for before anything is built

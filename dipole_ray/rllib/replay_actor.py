@@ -126,10 +126,7 @@ def open_replay(config: AlgorithmConfig, data: ArrowOfflineData | None, director
 
 
 def copy_ring(replay: ReplayClient, source: Path, target: Path) -> bool:
-    """Copy the ring of another algorithm's folder over that of `replay` in `target`, and close `replay` for it.
-
-    Returns False where there is nothing to do: it is the same ring, or one of the two has none.
-    """
+    """Close `replay` and copy another ring from `source` over its own; False, and nothing done, where there is none."""
     ring, own = source / RING_FILE, target / RING_FILE
     if ring.resolve() == own.resolve() or not ring.exists() or not own.exists():
         return False

@@ -178,10 +178,7 @@ def with_base(section: Any) -> dict[str, Any]:
 
 
 def read_yaml(source: str | Path, known: Mapping[str, Path] | None = None) -> dict[str, Any]:
-    """Return the mapping in the YAML file that `source` names: a preset, of a run or of a sweep, or a path.
-
-    A message offers the presets `known`, or else those of runs.
-    """
+    """Return the mapping in the YAML file of a preset or path; a message offers the presets `known`, or runs' own."""
     path = {**sweep_presets(), **presets()}.get(str(source), Path(source))
     if not path.is_file():
         offered = ", ".join(presets() if known is None else known)
