@@ -49,7 +49,7 @@ def one_of(*choices: str) -> Rule:
 ABOVE_ZERO = Rule(lambda x: 0 < x < math.inf, "give a finite number above 0")
 NOT_NEGATIVE = Rule(lambda x: 0 <= x < math.inf, "give a finite number of at least 0")
 FINITE = Rule(math.isfinite, "give a finite number")
-GREEDINESS = Rule(lambda x: -1 <= x < math.inf, "give a finite number of at least -1 (pi- alone)")
+OMEGA = Rule(lambda x: -1 <= x < math.inf, "give a finite number of at least -1 (pi- alone)")
 CEILING = Rule(lambda x: x > 0, "give a number above 0, or .inf for none")
 RATE = Rule(lambda x: 0 < x <= 1, "give a number in (0, 1]")
 INSIDE_UNIT = Rule(lambda x: 0 < x < 1, "give a number strictly between 0 and 1")
@@ -57,7 +57,7 @@ COUNT = Rule(lambda x: x >= 1, "give a whole number of at least 1")
 WIDTHS = Rule(lambda x: len(x) > 0 and min(x) >= 1, "give at least one positive width")
 AGGREGATION = one_of("min", "mean", "mean_minus_std")
 BOOTSTRAP = one_of("policy", "value")
-NORMALIZATION = one_of("none", "batch_std", "running_std")
+DIVISOR = one_of("none", "batch_std", "running_std")
 
 
 @dataclass(frozen=True, kw_only=True)

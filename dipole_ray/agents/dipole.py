@@ -13,17 +13,7 @@ from torch import Tensor
 
 from dipole_ray.agents import flow, losses
 from dipole_ray.agents.agent import Losses
-from dipole_ray.agents.config import (
-    AGGREGATION,
-    BOOTSTRAP,
-    CEILING,
-    COUNT,
-    FINITE,
-    GREEDINESS,
-    NORMALIZATION,
-    AgentConfig,
-    one_of,
-)
+from dipole_ray.agents.config import AGGREGATION, BOOTSTRAP, CEILING, COUNT, DIVISOR, FINITE, OMEGA, AgentConfig, one_of
 from dipole_ray.agents.fields import MakeFields
 from dipole_ray.agents.metrics import learning_metrics
 from dipole_ray.agents.networks import Sizes
@@ -32,12 +22,7 @@ from dipole_ray.agents.value import ValueAgent
 
 __all__ = ["AgentConfig", "DipoleAgent", "DipoleConfig"]
 
-SCHEME_FIELDS = {
-    "dipole": ("positive", "negative"),
-    "bc": ("bc",),
-    "exp": ("positive",),
-    "cfgrl": ("positive", "bc"),
-}
+SCHEME_FIELDS = {"dipole": ("positive", "negative"), "bc": ("bc",), "exp": ("positive",), "cfgrl": ("positive", "bc")}
 """The vector fields that each weight scheme trains."""
 
 
@@ -60,7 +45,7 @@ class DipoleConfig(AgentConfig):
     field)."""
     shift: Annotated[float, FINITE] = 0.0
     """k in sigma(beta A + k), only for `dipole`. Paper: 0."""
-    omega: Annotated[float, GREEDINESS] = 0.0
+    omega: Annotated[float, OMEGA] = 0.0
     """Greediness when acting with the two fields of `dipole` or `cfgrl`, >= -1; 0 is pi+ alone, -1 pi- alone."""
     exp_weight_max: Annotated[float, CEILING] = 100.0
     """Ceiling of the weight of `exp` and `iql`, > 0, may be infinite. FQL's AWR baselines: 100."""
@@ -71,11 +56,11 @@ class DipoleConfig(AgentConfig):
     """What Q bootstraps from: `policy`, Qbar(s', a') with a' from the policy (paper), or `value`, V(s') (IQL)."""
     target_candidates: Annotated[int, COUNT] = 1
     """Actions drawn at s' for the bootstrap from the policy, the best by the target critics kept, >= 1. Paper: 1."""
-    target_omega: Annotated[float, GREEDINESS] = 0.0
+    target_omega: Annotated[float, OMEGA] = 0.0
     """Greediness of the policy in the bootstrap, >= -1; at 0 the negative field is not evaluated. Paper: 0."""
     target_aggregation: Annotated[str, AGGREGATION] = "mean"
     """How the target critics make one TD target: `min`, `mean` or `mean_minus_std`. Paper: mean."""
-    advantage_normalization: Annotated[str, NORMALIZATION] = "none"
+    advantage_normalization: Annotated[str, DIVISOR] = "none"
     """Divisor of the advantage in the weights: `none` (paper), `batch_std` or `running_std`."""
 
     def __post_init__(self) -> None:
@@ -91,8 +76,7 @@ class DipoleConfig(AgentConfig):
                 self.require(name, 0, f"{scheme} has nothing to guide", remedy)
         if self.bootstrap == "value":
             for name, neutral in {"target_omega": 0, "target_candidates": 1, "target_aggregation": "mean"}.items():
-                why = "bootstrap 'value' asks no target critic at s'"
-                self.require(name, neutral, why, "agent.bootstrap=policy")
+                self.require(name, neutral, "bootstrap 'value' asks no target critic at s'", "agent.bootstrap=policy")
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -127,15 +111,10 @@ class FlowPolicy(Policy):
     def from_noise(self, observations: Tensor, noise: Tensor, omega: float, policy: str) -> Tensor:
         """Return the actions (B, N, A) that `noise` flows to; evaluates only the fields that matter."""
         towards, *away = self.config.fields[:2]  # pi+, and what omega pushes away from, where there is one
+        # At 0 and -1 the other field has no weight.
         along = {0.0: [towards], -1.0: away}.get(float(omega), [towards, *away])
-        return flow.generate(
-            self.networks.fields,
-            observations,
-            noise,
-            along=["bc"] if policy == "bc" else along,
-            omega=omega,
-            denoise_steps=self.config.denoise_steps,
-        )
+        along = ["bc"] if policy == "bc" else along
+        return flow.generate(self.networks.fields, observations, noise, along, self.config.denoise_steps, omega)
 
 
 class DipoleAgent(ValueAgent):
@@ -146,7 +125,6 @@ class DipoleAgent(ValueAgent):
     policy_class: ClassVar[type[Policy]] = FlowPolicy
 
     def _losses(self, batch: dict[str, Tensor], diagnostics: bool) -> Losses:
-        """Return the losses of critics, value and fields, the metrics, and the new running statistics."""
         networks = self.networks
         q_target, q_data = self._critic_targets(batch)
         value_loss, v, residual = self._value_loss(batch["observations"], q_data)

@@ -27,10 +27,7 @@ class VelocityField(Protocol):
     def __call__(self, observations: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """Return for training the velocities of all fields, (F, B, A), in the order of `names`.
 
-        Args:
-            observations: (B, O).
-            x: x_t, (B, A).
-            t: Flow times in [0, 1], (B, 1).
+        Given are observations (B, O), points x_t (B, A) and flow times in [0, 1], (B, 1).
         """
         ...
 
@@ -44,11 +41,8 @@ class VelocityField(Protocol):
     def velocity(self, context: Any, x: Tensor, t: float | Tensor, fields: Sequence[str]) -> Tensor:
         """Return the velocities of the named fields, (F, B, N, A), at N candidates of each observation.
 
-        Args:
-            context: From `encode`, of the same fields.
-            x: x_t, (B, N, A).
-            t: Flow time in [0, 1], one for all, or (B, 1).
-            fields: Names, in the order of the result.
+        `encode` gave the context, for the same fields in the same order; x_t is (B, N, A), and the flow time t in
+        [0, 1] is one for all, or (B, 1).
         """
         ...
 

@@ -5,7 +5,7 @@ Shapes: B rows, N candidates, O observation dim, A action dim; K denoise steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -33,16 +33,9 @@ def guided_velocity(positive: Tensor, negative: Tensor, omega: float | Tensor) -
 
 
 def sample(velocity: Callable[[Tensor, float], Tensor], noise: Tensor, denoise_steps: int, clip: bool = True) -> Tensor:
-    """Carry noise to actions with K Euler steps from t = 0 to t = 1.
+    """Carry noise x_0, a draw of the standard normal, to actions of its shape: K Euler steps from t = 0 to t = 1.
 
-    Args:
-        velocity: The field, called as velocity(x, t) with t = 0, 1/K, ..., (K-1)/K; returns the shape of x.
-        noise: x_0, a draw of the standard normal.
-        denoise_steps: K, at least 1.
-        clip: Whether to clip the result, once at the end, to the action box [-1, 1].
-
-    Returns:
-        Actions, the shape of `noise`.
+    The field is asked at t = 0, 1/K, ..., (K-1)/K; the result is clipped to the action box [-1, 1], once at the end.
     """
     x = noise
     for k in range(denoise_steps):
@@ -51,13 +44,7 @@ def sample(velocity: Callable[[Tensor, float], Tensor], noise: Tensor, denoise_s
 
 
 def generate(
-    fields: VelocityField,
-    observations: Tensor,
-    noise: Tensor,
-    *,
-    along: Sequence[str],
-    omega: float = 0.0,
-    denoise_steps: int,
+    fields: VelocityField, observations: Tensor, noise: Tensor, along: list[str], denoise_steps: int, omega: float = 0.0
 ) -> Tensor:
     """Carry noise (B, N, A) to actions in [-1, 1], for observations (B, O).
 

@@ -75,8 +75,7 @@ class OneStepPolicy(Policy):
 
     def cloned(self, observations: Tensor, noise: Tensor) -> Tensor:
         """Return the actions (B, N, A) that the cloned flow carries `noise` to."""
-        steps = self.config.denoise_steps
-        return flow.generate(self.networks.fields, observations, noise, along=["bc"], denoise_steps=steps)
+        return flow.generate(self.networks.fields, observations, noise, ["bc"], self.config.denoise_steps)
 
 
 class FqlAgent(Agent):
@@ -94,8 +93,7 @@ class FqlAgent(Agent):
     policy: OneStepPolicy
 
     def _losses(self, batch: dict[str, Tensor], diagnostics: bool) -> Losses:
-        """Return the losses of critics, flow and one-step policy, and the metrics."""
-        networks, observations = self.networks, batch["observations"]
+        networks, observations, alpha = self.networks, batch["observations"], self.config.alpha
         q_target = self._critic_target(batch)
         q = networks.critic(torch.cat((observations, batch["actions"]), dim=-1)).squeeze(-1)
 
@@ -115,17 +113,11 @@ class FqlAgent(Agent):
         scale = self.data_parallel.all_gather(q_policy.detach()).abs().mean() if self.config.normalize_q_loss else 1.0
         q_loss = -q_policy.mean() / scale
 
-        terms = {
-            "critic": losses.temporal_difference_loss(q, q_target),
-            "flow": flow_loss,
-            "policy": self.config.alpha * distillation_loss + q_loss,
-        }
-        metrics = {
-            "critic/loss": terms["critic"].detach(),
-            "actor/loss_bc": flow_loss.detach(),
-            "actor/loss_distillation": distillation_loss.detach(),
-            "actor/loss_q": q_loss.detach(),
-        }
+        critic_loss, policy_loss = losses.temporal_difference_loss(q, q_target), alpha * distillation_loss + q_loss
+        terms = {"critic": critic_loss, "flow": flow_loss, "policy": policy_loss}
+        metrics = {"critic/loss": critic_loss.detach()}
+        for name, loss in {"bc": flow_loss, "distillation": distillation_loss, "q": q_loss}.items():
+            metrics[f"actor/loss_{name}"] = loss.detach()
         if diagnostics:
             metrics |= critic_metrics(*map(self.data_parallel.all_gather, (q.detach(), q_target)))
         return terms, metrics, {}

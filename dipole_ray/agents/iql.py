@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dipole_ray.agents import losses
 from dipole_ray.agents.agent import Losses
-from dipole_ray.agents.config import BOOTSTRAP, CEILING, NORMALIZATION, AgentConfig
+from dipole_ray.agents.config import BOOTSTRAP, CEILING, DIVISOR, AgentConfig
 from dipole_ray.agents.fields import MakeFields
 from dipole_ray.agents.metrics import learning_metrics
 from dipole_ray.agents.networks import Sizes, StackedMLP
@@ -35,7 +35,7 @@ class IqlConfig(AgentConfig):
     """Ceiling of the weight exp(beta A), > 0, may be infinite."""
     bootstrap: Annotated[str, BOOTSTRAP] = "policy"
     """What Q bootstraps from: it must say `value`, V(s')."""
-    advantage_normalization: Annotated[str, NORMALIZATION] = "none"
+    advantage_normalization: Annotated[str, DIVISOR] = "none"
     """Divisor of the advantage in the weights: `none`, `batch_std` or `running_std`."""
 
     def __post_init__(self) -> None:
@@ -89,7 +89,6 @@ class IqlAgent(ValueAgent):
     policy: GaussianPolicy
 
     def _losses(self, batch: dict[str, Tensor], diagnostics: bool) -> Losses:
-        """Return the losses of critics, value and policy, the metrics, and the new running statistics."""
         config, networks = self.config, self.networks
         q_target, q_data = self._critic_targets(batch)
         value_loss, v, _ = self._value_loss(batch["observations"], q_data)
@@ -102,11 +101,8 @@ class IqlAgent(ValueAgent):
         mean, log_std = self.policy.gaussian(batch["observations"])
         likelihood = losses.gaussian_log_likelihood(batch["actions"], mean, log_std)
 
-        terms = {
-            "critic": losses.temporal_difference_loss(q, q_target),
-            "value": value_loss,
-            "actor": -(weight * likelihood).mean(),
-        }
+        critic_loss, actor_loss = losses.temporal_difference_loss(q, q_target), -(weight * likelihood).mean()
+        terms = {"critic": critic_loss, "value": value_loss, "actor": actor_loss}
         metrics = {f"{name}/loss": loss.detach() for name, loss in terms.items()}
         if diagnostics:
             rows = (q.detach(), q_target, v.detach(), advantage, weight)

@@ -28,8 +28,7 @@ def dichotomous_weights(
         advantage: G(s, a), (B,).
         beta: Steepness, > 0, per unit of advantage. Large values approach a step function.
         shift: k; the product density of Eq. 7 does not depend on it.
-        check_finite: Whether to look at the values first, which waits for the device. The agent's one check per
-            update, of the loss and the gradient, covers this one.
+        check_finite: Look at the values first, which waits for the device; an agent checks loss and gradient instead.
 
     Raises:
         NonFiniteError: If `advantage` holds NaN or infinity; names the first bad row.
@@ -53,8 +52,8 @@ def optimality_weights(advantage: Tensor) -> tuple[Tensor, Tensor]:
 
 def effective_sample_fraction(weight: Tensor) -> Tensor:
     """Return (sum w)^2 / (B sum w^2), in (0, 1]: the share of the batch that the weights (B,) leave in use."""
-    tiny = torch.finfo(weight.dtype).tiny
-    return weight.sum().square() / (len(weight) * weight.square().sum()).clamp(min=tiny)
+    squares = (len(weight) * weight.square().sum()).clamp(min=torch.finfo(weight.dtype).tiny)
+    return weight.sum().square() / squares
 
 
 def expectile_loss(residual: Tensor, expectile: float) -> Tensor:
@@ -68,10 +67,7 @@ def expectile_loss(residual: Tensor, expectile: float) -> Tensor:
 
 
 def aggregate(q: Tensor, how: str, rho: float = 0.0) -> Tensor:
-    """Reduce an ensemble's estimates (E, ...) to (...) by `min`, `mean`, or `mean_minus_std`.
-
-    The last is mean - rho std, the population deviation.
-    """
+    """Reduce estimates (E, ...) to (...) by `min`, `mean`, or `mean_minus_std`: mean - rho (population deviation)."""
     if how == "min":
         return q.amin(dim=0)
     if how == "mean":
@@ -86,12 +82,7 @@ def shaped_rewards(rewards: Tensor, discounts: Tensor, discount: float, scale: f
     Equal to replacing each reward r by scale r + shift before summing, since h rewards carry the total
     weight 1 + g + ... + g^(h-1) = (1 - g^h) / (1 - g).
 
-    Args:
-        rewards: Discounted sums of raw rewards over each row's own horizon h, (B,).
-        discounts: g^h, (B,).
-        discount: g, below 1 when `shift` is not 0.
-        scale: Factor on each reward.
-        shift: Addend to each reward.
+    Rewards (B,) are sums over each row's own horizon h, discounts (B,) hold g^h, and g < 1 unless the shift is 0.
     """
     if shift == 0.0:
         return rewards if scale == 1.0 else scale * rewards
@@ -127,15 +118,9 @@ def normalized_advantage(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Divide the advantage by a standard deviation; its sign is kept, so nothing is subtracted.
 
-    Args:
-        advantage: (B,).
-        how: `none`, `batch_std` (this batch alone), or `running_std` (exponential average of the batch
-            variances with decay 0.99, this batch included, corrected for its start at zero).
-        running_variance: The average so far, a scalar starting at 0; only `running_std` moves it.
-        running_mass: The total weight in it so far, likewise.
-
-    Returns:
-        The scaled advantage (B,) and the two statistics.
+    The deviation is that of this batch (`batch_std`), or from an exponential average of the batch variances with decay
+    0.99, this batch included, corrected for its start at zero (`running_std`); `none` divides by nothing. Returns the
+    scaled advantage (B,), the average and the total weight in it: two scalars that start at 0.
     """
     if how == "none":
         return advantage, running_variance, running_mass

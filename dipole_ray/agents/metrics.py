@@ -30,12 +30,11 @@ def learning_metrics(q: Tensor, q_target: Tensor, v: Tensor, advantage: Tensor, 
     (B,) but the online critics' `q`, (E, B).
     """
     levels = torch.tensor(list(WEIGHT_QUANTILES.values()), dtype=weight.dtype, device=weight.device)
-    metrics = {
+    return {
         **critic_metrics(q, q_target),
         "value/v_mean": v.mean(),
         "actor/advantage_mean": advantage.mean(),
         "actor/advantage_std": advantage.std(correction=0),
         "actor/effective_sample_fraction": effective_sample_fraction(weight),
+        **{f"actor/weight_{name}": x for name, x in zip(WEIGHT_QUANTILES, torch.quantile(weight, levels), strict=True)},
     }
-    quantiles = torch.quantile(weight, levels)
-    return metrics | {f"actor/weight_{name}": quantiles[i] for i, name in enumerate(WEIGHT_QUANTILES)}
