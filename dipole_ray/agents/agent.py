@@ -29,6 +29,7 @@ Losses = tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]
 """The loss of each group of networks, the metrics, and the running statistics that the batch would leave."""
 MAX_CONSECUTIVE_SKIPS = 10
 COUNTERS = ("learner_steps", "skipped_updates", "consecutive_skips")
+COLUMNS = ("observations", "actions", "rewards", "masks", "next_observations", "discounts", "is_offline")
 
 
 class Agent(ABC):
@@ -39,21 +40,15 @@ class Agent(ABC):
 
     Attributes:
         algorithm: The value of `config.algorithm` that means this class.
-        policy_class: What it trains.
-        has_value: Whether it learns V(s).
         statistics: Names of the running statistics that its losses keep, scalars that start at 0.
         steepeners: Settings that, lowered, keep a loss finite.
-        config: The settings.
         networks: All learned functions, those of the policy among them.
-        policy: Acts with the networks as they are.
-        sample_actions: The policy's, see `Policy.sample_actions`.
+        sample_actions: See `Policy.sample_actions`.
         learner_steps: Calls of `update`, the skipped ones included: each has used up its batch and its noise.
         skipped_updates: How many of them changed nothing because the loss or the gradient was not finite.
         data_parallel: Its place among learners that step together, alone by default. All see the same averages
             before the finite check, so they skip together.
         failure_directory: Where the batch goes before the error that ends a row of skipped updates.
-
-    `make_fields` makes the velocity fields, where the algorithm has any.
     """
 
     algorithm: ClassVar[str]
@@ -104,12 +99,7 @@ class Agent(ABC):
 
         A policy is drawn with what only a learner needs and drops it: so one seed means the same policy to both.
         """
-        sizes = Sizes(
-            observation_dim=observation_dim,
-            action_dim=action_dim,
-            hidden_dims=config.hidden_dims,
-            num_critics=config.num_critics,
-        )
+        sizes = Sizes(observation_dim, action_dim, config.hidden_dims, config.num_critics)
         generator = torch.Generator().manual_seed(seed)
 
         def mlp(members: int, input_dim: int) -> StackedMLP:
@@ -216,10 +206,8 @@ class Agent(ABC):
 
     def _temporal_difference_target(self, batch: dict[str, Tensor], bootstrap: Tensor) -> Tensor:
         """Return what the critics regress on, (B,), from the value of the next states (B,)."""
-        config, discounts = self.config, batch["discounts"]
-        rewards = losses.shaped_rewards(
-            batch["rewards"], discounts, config.discount, config.reward_scale, config.reward_shift
-        )
+        config, rewards, discounts = self.config, batch["rewards"], batch["discounts"]
+        rewards = losses.shaped_rewards(rewards, discounts, config.discount, config.reward_scale, config.reward_shift)
         return rewards + discounts * batch["masks"] * bootstrap
 
     def _skip(self, batch: dict[str, Tensor]) -> None:
@@ -230,10 +218,12 @@ class Agent(ABC):
             return
         saved = "the batch was not saved (no failure_directory)"
         lower = " or ".join(f"agent.{name} (now {getattr(self.config, name)})" for name in self.steepeners)
+        # Every learner takes part in the gathering, also one that saves nothing.
         batch = {name: self.data_parallel.all_gather(column, dim=0) for name, column in batch.items()}
         if self.failure_directory is not None:
-            path = self.failure_directory / f"nonfinite-batch-{self.learner_steps}.safetensors"
-            saved = state.save_batch(path, batch)
+            saved = state.save_batch(
+                self.failure_directory / f"nonfinite-batch-{self.learner_steps}.safetensors", batch
+            )
         raise NonFiniteError(
             f"learner step {self.learner_steps}: loss or gradient was not finite in {self.consecutive_skips} updates "
             f"in a row, none of them applied; {saved}. Look for extreme rewards there, or lower {lower}"
@@ -242,23 +232,20 @@ class Agent(ABC):
     def _read_batch(self, batch: Batch) -> dict[str, Tensor]:
         """Return the batch on the agent's device, with discounts; names a column that is missing or misfits."""
         rows = len(batch["rewards"]) if "rewards" in batch else 0
+        states, actions = (self.sizes.observation_dim,), (self.sizes.action_dim,)
+        widths = {"observations": states, "actions": actions, "next_observations": states}
+        defaults = {"is_offline": 1.0}
+        if self.config.n_step == 1:  # longer horizons end early at an episode's end, so each row must bring its own
+            defaults["discounts"] = self.config.discount
         tensors = {}
-        for name, shape in {
-            "observations": (rows, self.sizes.observation_dim),
-            "actions": (rows, self.sizes.action_dim),
-            "rewards": (rows,),
-            "masks": (rows,),
-            "next_observations": (rows, self.sizes.observation_dim),
-            "discounts": (rows,),
-            "is_offline": (rows,),
-        }.items():
-            if name not in batch and (name == "is_offline" or (name == "discounts" and self.config.n_step == 1)):
-                default = self.config.discount if name == "discounts" else 1.0
-                tensors[name] = torch.full(shape, default, device=self.device)
-                continue
-            if name not in batch:
+        for name in COLUMNS:
+            shape = (rows, *widths.get(name, ()))
+            if name in batch:
+                tensors[name] = torch.as_tensor(batch[name], dtype=torch.float32, device=self.device)
+            elif name in defaults:
+                tensors[name] = torch.full(shape, defaults[name], device=self.device)
+            else:
                 raise ConfigError(f"batch: column '{name}' is missing; found {', '.join(sorted(batch))}")
-            tensors[name] = torch.as_tensor(batch[name], dtype=torch.float32, device=self.device)
             if tensors[name].shape != shape:
                 raise ConfigError(f"batch: column '{name}' has shape {tuple(tensors[name].shape)}, expected {shape}")
         return tensors
@@ -266,12 +253,11 @@ class Agent(ABC):
     def state_dict(self) -> dict[str, Tensor]:
         """Return copies of everything a bitwise continuation needs, as one flat dict of tensors.
 
-        Keys: `networks.*` with the targets, `optimizer.*`, `statistics.*`, `generator`, and the counters
-        `learner_steps`, `skipped_updates`, `consecutive_skips`.
+        Keys: `networks.*` with the targets, `optimizer.*`, `statistics.*`, `generator`, and the `COUNTERS`.
         """
-        live = {name: tensor.detach().clone() for name, tensor in self._live_tensors().items()}
-        counters = {name: torch.tensor(getattr(self, name)) for name in COUNTERS}
-        return {**live, **counters, "generator": self.generator.get_state()}
+        tensors = {name: tensor.detach().clone() for name, tensor in self._live_tensors().items()}
+        tensors |= {name: torch.tensor(getattr(self, name)) for name in COUNTERS}
+        return tensors | {"generator": self.generator.get_state()}
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
         """Continue from the `state_dict` of an agent with the same config and dimensions.
@@ -282,7 +268,7 @@ class Agent(ABC):
             CheckpointError: If keys are missing, unexpected or mis-shaped; nothing is changed then.
         """
         live = self._live_tensors()
-        expected = {**live, **{name: torch.tensor(0) for name in COUNTERS}}
+        expected = live | {name: torch.tensor(0) for name in COUNTERS}
         expected["generator"] = tensors.get("generator", self.generator.get_state())
         state.check_matches(expected, tensors, "agent state")
         state.restore_generator(torch.Generator(self.device), tensors["generator"])  # or raise, before any change
@@ -294,7 +280,6 @@ class Agent(ABC):
 
     def _live_tensors(self) -> dict[str, Tensor]:
         """Return the agent's own tensors by their names in `state_dict`."""
-        tensors = {f"networks.{name}": tensor for name, tensor in self.networks.state_dict().items()}
         adam = state.adam_tensors(self.optimizer, self.networks.trained_parameters())
-        tensors |= {f"optimizer.{name}": tensor for name, tensor in adam.items()}
-        return tensors | {f"statistics.{name}": tensor for name, tensor in self._statistics.items()}
+        parts = {"networks": self.networks.state_dict(), "optimizer": adam, "statistics": self._statistics}
+        return {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}

@@ -18,7 +18,7 @@ from dipole_ray.agents.activation import gelu_tanh
 LAYER_NORM_EPS = 1e-6
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Sizes:
     """What all networks of one agent measure."""
 
@@ -68,8 +68,7 @@ class StackedMLP(nn.Module):
         super().__init__()
         self.num_members = num_members
         self.layer_norm = layer_norm
-        dims = (input_dim, *hidden_dims, output_dim)
-        layers = list(pairwise(dims))
+        layers = list(pairwise((input_dim, *hidden_dims, output_dim)))
         self.kernels = nn.ParameterList([_xavier_uniform((num_members, i, o), generator) for i, o in layers])
         self.biases = nn.ParameterList([nn.Parameter(torch.zeros(num_members, 1, o)) for _, o in layers])
         norm_dims = hidden_dims if layer_norm else ()

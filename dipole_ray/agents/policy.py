@@ -33,8 +33,6 @@ class Policy(ABC):
         roles: The networks that act.
         has_mode: Whether noise of zero gives the one action that the policy thinks best.
         bc_remedy: What to set so that there is a behaviour-cloning field.
-        config: The settings.
-        sizes: Of the networks.
         networks: Those of `roles`; an agent's policy shares them with the agent.
         generator: Where noise comes from, unless the caller brings another source.
         is_fitted: Whether observations have been given the statistics to normalize with.
@@ -123,12 +121,10 @@ class Policy(ABC):
             raise ConfigError(f"omega: found {omega}, but policy 'bc' has nothing to guide; leave omega out")
         if omega and not self.config.is_guided:
             found, remedy = self.config.unguided
-            raise ConfigError(
-                f"omega: found {omega}, but {found} has nothing to guide; use omega 0 or train with {remedy}"
-            )
-        if policy == "bc":
-            return 0.0
-        return self.config.omega if omega is None else omega
+            why = f"{found} has nothing to guide; use omega 0 or train with {remedy}"
+            raise ConfigError(f"omega: found {omega}, but {why}")
+        default = 0.0 if policy == "bc" else self.config.omega
+        return default if omega is None else omega
 
     def normal(self, shape: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:
         """Draw standard normal noise on the policy's device, from its own generator unless another is given."""
@@ -148,14 +144,9 @@ class Policy(ABC):
 
     def fit_observations(self, mean: np.ndarray | Tensor, std: np.ndarray | Tensor) -> None:
         """Set what observations are normalized with, each (O,); a dimension that never moves is left as it is."""
-        spread = torch.as_tensor(std, dtype=torch.float32, device=self.device)
-        state.copy_into(
-            {"mean": self.networks.observation_mean, "std": self.networks.observation_std},
-            {
-                "mean": torch.as_tensor(mean, dtype=torch.float32, device=self.device),
-                "std": torch.where(spread > MIN_STD, spread, torch.ones_like(spread)),
-            },
-        )
+        spread = torch.as_tensor(std, dtype=torch.float32)
+        self.networks.observation_mean.copy_(torch.as_tensor(mean))  # in place: the agent's networks share these two
+        self.networks.observation_std.copy_(torch.where(spread > MIN_STD, spread, 1.0))
         self.is_fitted = True
 
     def policy_state(self) -> dict[str, Tensor]:

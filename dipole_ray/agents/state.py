@@ -15,6 +15,7 @@ from dipole_ray.errors import CheckpointError
 def make_adam(parameters: list[nn.Parameter], learning_rate: float) -> torch.optim.Adam:
     """Return Adam over `parameters` in its fused form, with its moments and step counts in place from the start."""
     optimizer = torch.optim.Adam(parameters, lr=learning_rate, fused=True)
+    # torch makes them at the first step; a fresh agent must be saved, and restored in place, before that.
     for parameter in parameters:
         optimizer.state[parameter] = {
             "step": torch.zeros((), device=parameter.device),
@@ -35,15 +36,13 @@ def adam_tensors(optimizer: torch.optim.Adam, parameters: Mapping[str, nn.Parame
 
 def check_matches(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], what: str) -> None:
     """Raise CheckpointError unless `found` is finite, with exactly the keys, shapes and types of `expected`."""
-    other = [name for name in expected if name in found and found[name].dtype != expected[name].dtype]
+    both = [(name, tensor, found[name]) for name, tensor in expected.items() if name in found]
     problems = [f"missing {name}" for name in expected if name not in found]
     problems += [f"unexpected {name}" for name in found if name not in expected]
-    problems += [
-        f"{name} has shape {tuple(found[name].shape)}, expected {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in found and found[name].shape != tensor.shape
-    ]
-    problems += [f"{name} holds {found[name].dtype}, expected {expected[name].dtype}" for name in other]
+    shapes = [(name, tuple(tensor.shape), tuple(other.shape)) for name, tensor, other in both]
+    problems += [f"{name} has shape {other}, expected {shape}" for name, shape, other in shapes if other != shape]
+    types = [(name, tensor.dtype, other.dtype) for name, tensor, other in both]
+    problems += [f"{name} holds {other}, expected {kind}" for name, kind, other in types if other != kind]
     problems += [
         f"{name} holds NaN or infinity"
         for name, tensor in found.items()
