@@ -6,7 +6,6 @@ random actions, which covers more states with less skill. Either does one random
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import numpy as np
@@ -89,17 +88,31 @@ class ManipulationCollector(Collector):
 
 def _oracles(env: Any, domain: str, is_noisy: bool) -> dict[str, Any]:
     """Return the oracle of each sub-task of `domain`."""
-    kind = "markov" if is_noisy else "plan"
-    settings: dict[str, Any] = {"min_norm": MIN_NORM} if is_noisy else dict(PLAN_NOISE)
-    tasks = {"cube": ["cube"], "puzzle": ["button"]}.get(domain, ["cube", "button", "drawer", "window"])
+    classes: dict[str, Any]
+    if is_noisy:
+        from ogbench.manipspace.oracles.markov import button_markov, cube_markov, drawer_markov, window_markov
+
+        settings: dict[str, Any] = {"min_norm": MIN_NORM}
+        classes = {
+            "cube": cube_markov.CubeMarkovOracle,
+            "button": button_markov.ButtonMarkovOracle,
+            "drawer": drawer_markov.DrawerMarkovOracle,
+            "window": window_markov.WindowMarkovOracle,
+        }
+    else:
+        from ogbench.manipspace.oracles.plan import button_plan, cube_plan, drawer_plan, window_plan
+
+        settings = dict(PLAN_NOISE)
+        classes = {
+            "cube": cube_plan.CubePlanOracle,
+            "button": button_plan.ButtonPlanOracle,
+            "drawer": drawer_plan.DrawerPlanOracle,
+            "window": window_plan.WindowPlanOracle,
+        }
     if domain == "puzzle":
         settings["gripper_always_closed"] = True  # nothing to grasp: the fingers stay closed to press with
-    oracles = {}
-    for task in tasks:
-        # For example ogbench.manipspace.oracles.plan.cube_plan.CubePlanOracle.
-        module = importlib.import_module(f"ogbench.manipspace.oracles.{kind}.{task}_{kind}")
-        oracles[task] = getattr(module, f"{task.title()}{kind.title()}Oracle")(env=env, **settings)
-    return oracles
+    tasks = {"cube": ["cube"], "puzzle": ["button"]}.get(domain, list(classes))
+    return {task: classes[task](env=env, **settings) for task in tasks}
 
 
 def _cube_stays_visible(qpos: np.ndarray) -> bool:

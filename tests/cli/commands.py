@@ -7,11 +7,11 @@ import logging
 import os
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
-import pytest
 import yaml
 
 from dipole_ray.cli import main
@@ -75,10 +75,13 @@ def dipole_here(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess[st
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     logging.getLogger().addHandler(handler)
     try:
-        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-            patch.chdir(cwd)
-            for name, value in environment(cwd).items():
-                patch.setenv(name, value)
+        # What the command sets in the environment, for its own children, is gone afterwards.
+        with (
+            patch.dict(os.environ, environment(cwd), clear=True),
+            chdir(cwd),
+            redirect_stdout(out),
+            redirect_stderr(err),
+        ):
             status: Any = main([str(word) for word in words])
     except SystemExit as ended:
         status = ended.code
