@@ -4,8 +4,6 @@ The public names load their modules on first use, so that `import dipole_ray` st
 where torch or Ray are not needed (`dipole --help`, `dipole data inspect`).
 """
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

@@ -4,8 +4,6 @@ Each message says what failed, where, what was found there and what to do about 
 prints such a message as one sentence; anything else is a defect of ours and keeps its traceback.
 """
 
-from __future__ import annotations
-
 
 class DipoleError(Exception):
     """Base of all errors a user can cause and mend."""

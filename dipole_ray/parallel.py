@@ -4,8 +4,6 @@ For work that is many independent pieces of seconds to minutes each: collecting 
 function and its items travel to the workers, results come back here, so a cluster needs no shared file system.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import textwrap

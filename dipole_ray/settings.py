@@ -4,8 +4,6 @@ A section is a dataclass whose every field has a type, mostly a default, and a s
 This file turns YAML or `key=value` into such sections and back; it knows nothing about what they configure.
 """
 
-from __future__ import annotations
-
 import ast
 import copy
 import dataclasses

@@ -4,8 +4,6 @@ x (1 + tanh(u / 2)) / 2 = x sigma(u) with u = 2 sqrt(2 / pi) (x + 0.044715 x^3).
 several times better than the tanh, and at these widths the activation costs a sixth of an update.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

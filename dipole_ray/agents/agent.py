@@ -3,8 +3,6 @@
 Shapes: B batch rows, N candidates, O observation dim, A action dim, E critics.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import reduce

@@ -3,8 +3,6 @@
 An algorithm's own settings stand beside its agent: `DipoleConfig`, `FqlConfig` and `IqlConfig`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

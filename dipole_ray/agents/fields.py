@@ -3,8 +3,6 @@
 Shapes: F fields, B rows, N candidates, O observation dim, A action dim, H hidden units.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 

@@ -3,8 +3,6 @@
 Shapes: B rows, N candidates, O observation dim, A action dim; K denoise steps.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -3,8 +3,6 @@
 Shapes: B batch rows, N candidates, O observation dim, A action dim, E critics.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass

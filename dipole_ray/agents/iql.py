@@ -3,8 +3,6 @@
 Shapes: B batch rows, N candidates, O observation dim, A action dim, E critics.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 

@@ -3,8 +3,6 @@
 Shapes: B rows, E critics, F fields, A action dim.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

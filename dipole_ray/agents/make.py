@@ -1,7 +1,5 @@
 """The agent or the policy that a config describes."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

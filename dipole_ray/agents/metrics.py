@@ -3,8 +3,6 @@
 Shapes: B batch rows, E critics.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

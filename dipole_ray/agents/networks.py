@@ -3,8 +3,6 @@
 Shapes: E members, B rows, I inputs, H hidden units, D outputs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise

@@ -5,8 +5,6 @@ A policy has no target, no V and no optimizer: it is all that a rollout worker, 
 Shapes: B rows, N candidates, O observation dim, A action dim, E critics.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar

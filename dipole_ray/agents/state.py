@@ -1,7 +1,5 @@
 """What an agent writes down and reads back: plain tensors by name, checked before anything is overwritten."""
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Mapping
 from pathlib import Path

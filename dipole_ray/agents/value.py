@@ -3,8 +3,6 @@
 Shapes: B batch rows, E critics, O observation dim.
 """
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 import torch

@@ -1,7 +1,5 @@
 """What is refused of a suite before hours are spent on it: a score that no evaluation would give."""
 
-from __future__ import annotations
-
 import math
 
 from dipole_ray.bench.config import MethodConfig

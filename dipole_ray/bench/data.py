@@ -1,7 +1,5 @@
 """Which data a result was trained on: data made again at the same place is other data, which no setting tells."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A suite from its file to its results: the same command again goes on where it was left, however that was."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ is written last: where it is, the run is over. Its name ends in a digest of what
 setting makes another run and never passes for the old one.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import traceback

@@ -1,7 +1,5 @@
 """The pictures of a report: learning curves, omega curves, intervals, and scores over a suite's axis."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence

@@ -3,8 +3,6 @@
 The JSON holds all that tables and pictures are made of, so that they can be made again without the runs.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -1,7 +1,5 @@
 """`result.json`: what one run measured, in a few kilobytes, taken from its metrics."""
 
-from __future__ import annotations
-
 import os
 import platform
 import statistics

@@ -6,8 +6,6 @@ reported had a part in the choice (leave one seed out). Both are reported for ev
 omega for the number that each method acts with by itself, too.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property

@@ -4,8 +4,6 @@ Its file has four sections: `suite` (name, seeds, metric), `base` (a run, as in 
 quickstart` begins with a preset), `tasks` and `methods` (by name, what differs from the base in them).
 """
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields

@@ -1,7 +1,5 @@
 """The tables of a report in Markdown: scores, comparisons, published numbers beside ours, the switch, the training."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """The command line: `dipole train | evaluate | sweep | bench | data | doctor`, each in a file of its own here."""
 
-from __future__ import annotations
-
 import argparse
 import logging
 import os

@@ -1,7 +1,5 @@
 """`dipole bench run | report | list`: benchmarks of methods x tasks x seeds, continued by the same command."""
 
-from __future__ import annotations
-
 import argparse
 import shlex
 from collections import Counter

@@ -1,7 +1,5 @@
 """What subcommands have in common: how they are added to the parser, and how they name the files that they wrote."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable, Iterable
 from pathlib import Path

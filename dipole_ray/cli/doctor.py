@@ -1,7 +1,5 @@
 """`dipole doctor`: says what this machine has and lacks, with a remedy for each lack."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from dataclasses import asdict

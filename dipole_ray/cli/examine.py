@@ -3,8 +3,6 @@
 Whatever may hang or crash (Ray, GL, a tracking server) is tried in a process of its own, with a time limit.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

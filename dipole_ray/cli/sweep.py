@@ -1,7 +1,5 @@
 """`dipole sweep`: trials over any setting, scored over omega and candidates, continued by the same command."""
 
-from __future__ import annotations
-
 import argparse
 import shlex
 from typing import Any

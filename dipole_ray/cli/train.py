@@ -1,7 +1,5 @@
 """`dipole train`: a run from a preset or a YAML file, or the continuation of one."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Collecting a dataset: shards in parallel, then the files, all of them or none."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil

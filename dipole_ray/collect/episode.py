@@ -3,8 +3,6 @@
 Shapes: `T` transitions of an episode, `O` observation, `A` action, `P` joint positions, `V` joint velocities.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from typing import Any
 

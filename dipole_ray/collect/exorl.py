@@ -5,8 +5,6 @@
 and what it led to. The reward is that of the domain's first task; importing the data labels it for the task at hand.
 """
 
-from __future__ import annotations
-
 import difflib
 import shutil
 from contextlib import closing

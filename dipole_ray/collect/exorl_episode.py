@@ -1,7 +1,5 @@
 """One ExORL episode: its rows while it is played, and its file."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

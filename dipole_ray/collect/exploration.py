@@ -1,7 +1,5 @@
 """A run of the explorer: episode after episode, each on the disk with the explorer's state before the next begins."""
 
-from __future__ import annotations
-
 from contextlib import nullcontext
 from pathlib import Path
 

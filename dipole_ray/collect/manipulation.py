@@ -4,8 +4,6 @@
 random actions, which covers more states with less skill. Either does one random sub-task after another.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Pendulum-v1 data of mixed quality: an energy-shaping swing-up that is overruled more or less often."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from dipole_ray.collect.episode import Collector, Columns, env_seed

@@ -1,7 +1,5 @@
 """The `navigate` data of OGBench's point mazes: one goal after another, with a noisy hand on the wheel."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

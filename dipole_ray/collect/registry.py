@@ -1,7 +1,5 @@
 """Which datasets can be collected here, and by what."""
 
-from __future__ import annotations
-
 import difflib
 import itertools
 from collections.abc import Callable

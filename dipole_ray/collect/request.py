@@ -1,7 +1,5 @@
 """What collections have in common: a request with limits, its record beside the data, and one writer at a time."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager

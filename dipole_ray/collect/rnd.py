@@ -6,8 +6,6 @@ of a network that learns to predict another, random one at the states visited. S
 Shapes: `B` batch, `O` observation, `A` action.
 """
 
-from __future__ import annotations
-
 import copy
 from collections import OrderedDict
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ A shard is fixed by the request alone, and an episode by the request's seed and 
 same for any number of workers and after any interruption.
 """
 
-from __future__ import annotations
-
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path

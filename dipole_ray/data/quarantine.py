@@ -4,8 +4,6 @@ Nothing is moved or deleted: a dataset is only ever read here, may be shared or 
 is back at the next opening, because every opening verifies every file.
 """
 
-from __future__ import annotations
-
 import functools
 import logging
 import shlex

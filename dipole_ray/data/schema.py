@@ -14,8 +14,6 @@ observation is the next row. The last, *closing* row holds only the final observ
                                    first mask of 0, or the end of the trajectory; 0 marks a closing row
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

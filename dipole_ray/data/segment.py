@@ -4,8 +4,6 @@ Arrow's own validation passes a flipped bit, and a mapped file that was cut shor
 SIGBUS, so the length and the CRC-32 of the whole file are verified before it is mapped.
 """
 
-from __future__ import annotations
-
 import os
 import zlib
 from collections.abc import Iterator

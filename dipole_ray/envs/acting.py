@@ -5,8 +5,6 @@ more in messages than it wins, so parallelism is one process a core, each with a
 them with a running episode, B asked about, O observation dim, A action dim, H actions of a chunk.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 from collections import deque

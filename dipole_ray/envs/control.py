@@ -1,7 +1,5 @@
 """What dm_control's tasks have in common as gymnasium environments, whoever loads them and ends their episodes."""
 
-from __future__ import annotations
-
 import math
 from abc import abstractmethod
 from typing import Any

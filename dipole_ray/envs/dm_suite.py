@@ -1,7 +1,5 @@
 """The dm_control suite as gymnasium environments: `dm_control/walker-walk` and its kin."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -4,8 +4,6 @@ MuJoCo and dm_control read `MUJOCO_GL` once, at import. Stepping needs no OpenGL
 time, prints warnings on servers and opens the GPU, so the default here is none; pictures switch it on when asked for.
 """
 
-from __future__ import annotations
-
 import importlib
 import os
 import sys

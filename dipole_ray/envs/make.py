@@ -1,7 +1,5 @@
 """One factory for OGBench single tasks, dm_control suite tasks, ExORL tasks and gymnasium environments."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 import warnings

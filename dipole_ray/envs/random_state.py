@@ -4,8 +4,6 @@ OGBench places mazes' starts, goals and teleports, and plans its oracles, with `
 two environments in one process would disturb each other's episodes, and a restarted run could not replay one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

@@ -1,7 +1,5 @@
 """What environment ids exist, and which family an id belongs to."""
 
-from __future__ import annotations
-
 import difflib
 import importlib
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """Rewards and masks of one OGBench task for rows that were collected without one."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from contextlib import closing
 from typing import Any

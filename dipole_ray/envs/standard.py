@@ -1,7 +1,5 @@
 """The one shape in which every environment reaches the rest of the package."""
 
-from __future__ import annotations
-
 from contextlib import nullcontext
 from typing import Any, Literal
 

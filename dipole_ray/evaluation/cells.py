@@ -1,7 +1,5 @@
 """The cells of an evaluation: the ways to act with one trained policy, by omega and number of candidates."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
 from typing import Literal

@@ -1,7 +1,5 @@
 """Evaluate a trained policy over a whole grid in parallel: every cell is a Ray task, from one checkpoint."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -5,8 +5,6 @@ number of rows. Every cell starts its episodes from the same states (common rand
 cells come from the policies. Nothing here knows Ray: a caller may play cells anywhere.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager

@@ -4,8 +4,6 @@ An evaluation maps a phase (`offline`, `online`) to rows, one a cell of the grid
 folder is exactly that.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path

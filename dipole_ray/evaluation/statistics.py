@@ -13,8 +13,6 @@ equal the `rliable` package's; where tasks differ in their number of seeds, whic
 task weighs the same in a mean and every run the same in an IQM.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from statistics import NormalDist

@@ -1,7 +1,5 @@
 """The numbers of played cells: rows with intervals for tables and files, metrics for curves, the score of a policy."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any, cast

@@ -4,8 +4,6 @@
 policy. Paths of different lengths are stored end to end, with one entry a path in every other column.
 """
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

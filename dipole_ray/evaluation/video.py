@@ -1,7 +1,5 @@
 """Videos of a policy acting. They are for looking at: no episode recorded here enters a statistic."""
 
-from __future__ import annotations
-
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing

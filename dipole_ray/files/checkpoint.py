@@ -5,8 +5,6 @@ A folder is written beside its place, every file flushed to the disk, then renam
 or a cut anywhere in a checkpoint is found before anything of it is used.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Files that are either complete on disk or not there: write, fsync, rename, fsync the folder."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import json

@@ -1,7 +1,5 @@
 """Where a result comes from: versions of the packages that matter, the commit of the code, the digest of a config."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import platform

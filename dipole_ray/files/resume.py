@@ -4,8 +4,6 @@ Settings that a checkpoint cannot be continued with are an error; all other chan
 version, stand in one warning.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple

@@ -5,8 +5,6 @@ nothing lost. The run therefore stands still: it logs one error, tries the same 
 60 s, says once a minute that it still waits, and goes on by itself when the write succeeds.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import json

@@ -3,8 +3,6 @@
 Everything is drawn from the files in the run folder, so that pictures can be made again at any time.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from dipole_ray.evaluation import report, trajectories

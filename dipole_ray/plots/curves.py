@@ -1,7 +1,5 @@
 """The learning curves of a run, read from its metrics.jsonl."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Estimates with their intervals, one row a method, several statistics side by side."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

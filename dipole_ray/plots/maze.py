@@ -1,7 +1,5 @@
 """The maze picture: where the policies walk, one panel per omega, offline above online."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path

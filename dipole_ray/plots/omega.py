@@ -1,7 +1,5 @@
 """The trade-off picture: what omega and the number of candidates do to success, return and length."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Pictures of many small panels with one legend: lines with bands, and levels, over a number."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

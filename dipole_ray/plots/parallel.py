@@ -1,7 +1,5 @@
 """Parallel coordinates of a sweep: one line a trial, through its settings, its best cell and its score."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple

@@ -3,8 +3,6 @@
 Colours are from Okabe and Ito's palette, which stays distinct under the common colour-vision deficiencies.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path

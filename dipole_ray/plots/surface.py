@@ -1,7 +1,5 @@
 """The picture of a sweep: a measure over one setting of the training and omega, one panel per number of candidates."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple

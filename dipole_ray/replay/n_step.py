@@ -11,8 +11,6 @@ Observations are gathered from each of their columns, `observations` or several 
 table where rows only hold numbers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

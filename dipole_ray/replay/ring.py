@@ -10,8 +10,6 @@ says who inserted them. An insert is first noted there and then written, and it 
 marks; the one that a kill interrupts is dropped whole.
 """
 
-from __future__ import annotations
-
 import warnings
 from pathlib import Path
 from typing import Any

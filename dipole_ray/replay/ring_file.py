@@ -4,8 +4,6 @@ It is a valid Arrow IPC (Feather) file from the first moment on, so any Arrow re
 experiment. Space is reserved when the file is made: a full disk is an error at the start and not a SIGBUS later.
 """
 
-from __future__ import annotations
-
 import fcntl
 import io
 import os

@@ -1,7 +1,5 @@
 """Rows of a ring's columns by their numbers: commit marks, checksums, and what to do with rows that fail them."""
 
-from __future__ import annotations
-
 import zlib
 from typing import NamedTuple
 

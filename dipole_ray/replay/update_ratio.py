@@ -1,7 +1,5 @@
 """The update-to-data ratio, kept exactly over a run and across restarts."""
 
-from __future__ import annotations
-
 import math
 from fractions import Fraction
 from typing import Any

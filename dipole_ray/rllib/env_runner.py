@@ -1,7 +1,5 @@
 """The rollout worker: an acting loop behind what RLlib asks of an env runner, columns out."""
 
-from __future__ import annotations
-
 import math
 import time
 import warnings

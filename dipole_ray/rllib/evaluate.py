@@ -1,7 +1,5 @@
 """Evaluation inside the algorithm: the whole grid of omega and candidates from one set of weights."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -5,8 +5,6 @@ the rows are steps of environments (`Rollouts`) or plans that a scorer judged, e
 reward is the given advantage, is known to the source alone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 

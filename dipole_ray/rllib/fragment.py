@@ -1,7 +1,5 @@
 """A fragment: the trajectory pieces one worker gathers between two deliveries, and the report that goes with them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -6,8 +6,6 @@ long. So a worker notes each return of a call in the cluster's key-value store, 
 workers that owe an answer: a worker inside a call could not be asked.
 """
 
-from __future__ import annotations
-
 import contextlib
 import time
 from dataclasses import dataclass

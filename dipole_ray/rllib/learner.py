@@ -3,8 +3,6 @@
 Several learners get the same calls; each takes its share of every batch's rows (see `agents/data_parallel.py`).
 """
 
-from __future__ import annotations
-
 import os
 import socket
 import tempfile

@@ -7,8 +7,6 @@ A learner's process may die at any call. Every wait for it then raises `LearnerD
 learners by others, which have the first weights until they are given a state (see `recovery.py`).
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

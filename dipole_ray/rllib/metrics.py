@@ -1,7 +1,5 @@
 """What an iteration reports, as `group/name`s: rates, waits, and the means of the last episodes."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

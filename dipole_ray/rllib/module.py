@@ -1,7 +1,5 @@
 """The RLModule: a thin shell that lets RLlib carry, save and publish the networks."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """`DIPOLEConfig.offline_data(input_=...)` over Arrow datasets: same meaning as RLlib's, no Ray Data pipeline."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -6,8 +6,6 @@ others, and what does not fit there goes where there is room. What fits nowhere 
 instead of a silent wait. Inside Tune the trial's placement group decides.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence

@@ -3,8 +3,6 @@
 Each has a probe in `tests/rllib/test_ray_privates.py`, which names the version of Ray that breaks it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any

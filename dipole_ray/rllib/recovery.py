@@ -5,8 +5,6 @@ the environment steps stay counted. Updates made after the checkpoint are lost: 
 the phase ends at a number of updates; online they are not owed again, so that no burst of updates follows.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from pathlib import Path

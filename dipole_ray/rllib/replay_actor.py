@@ -8,8 +8,6 @@ ring up again with every row that was acknowledged, knows whose inserts they are
 that are still to come are then drawn with random numbers that were not used before.
 """
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 from typing import Any

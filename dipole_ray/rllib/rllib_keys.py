@@ -1,7 +1,5 @@
 """Which of RLlib's own settings are read and saved, and what takes the place of all the others."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig

@@ -4,8 +4,6 @@ One request of a kind is in flight at each worker. A worker that fails is left o
 for is asked of others (see `workers.py`).
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from collections import deque

@@ -1,7 +1,5 @@
 """Settings of the training loop and of who works in it: the sections `training`, `rollout` and `learner` of a run."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from dipole_ray.errors import ConfigError

@@ -1,7 +1,5 @@
 """Waiting for an actor: never in silence, and with the actor's own exceptions."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Sequence

@@ -3,8 +3,6 @@
 Nothing here waits for a worker that is dead, restarting or stuck: the others' answers come meanwhile.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from collections import Counter

@@ -1,7 +1,5 @@
 """From a run's config to its dataset and its algorithm, on the ring that belongs to what it continues from."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """Ctrl-C as a wish that the work at hand is finished first."""
 
-from __future__ import annotations
-
 import contextlib
 import signal
 from collections.abc import Iterator

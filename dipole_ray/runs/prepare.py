@@ -1,7 +1,5 @@
 """From what the config names to a dataset: one imported, data to be converted first, or one made on the spot."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import math

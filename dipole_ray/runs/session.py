@@ -4,8 +4,6 @@ A session builds the algorithm, restores it from a checkpoint, logs, plays cells
 is trained and evaluated when is up to who drives it: a `Run` goes through both phases, a `Trial` from rung to rung.
 """
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import Callable, Sequence

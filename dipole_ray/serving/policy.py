@@ -1,7 +1,5 @@
 """A trained policy from a checkpoint: torch and the environment's config, no Ray."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path

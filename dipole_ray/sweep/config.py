@@ -1,7 +1,5 @@
 """The settings of a sweep (`sweep:`), beside its search space (`space:`) and the run that it varies (`run:`)."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field
 from typing import Literal

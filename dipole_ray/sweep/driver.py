@@ -1,7 +1,5 @@
 """A sweep from its plan to its leaderboard: the same plan again goes on where it was left, however that was."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil

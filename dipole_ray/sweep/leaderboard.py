@@ -1,7 +1,5 @@
 """The trials of a sweep in their order, each with its best cell on the selecting and on the reporting episodes."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """A whole sweep as its file gives it: settings, space and base run, checked together before anything starts."""
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Mapping, Sequence

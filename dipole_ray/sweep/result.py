@@ -1,7 +1,5 @@
 """What a sweep leaves behind: leaderboard, pictures, and the best config as a file that `dipole train` takes."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path

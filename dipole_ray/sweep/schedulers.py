@@ -1,7 +1,5 @@
 """Who is stopped early and who is replaced: Tune's schedulers, made to go on where an earlier session ended."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler

@@ -1,7 +1,5 @@
 """What a sweep compares: the metric of a row, the best cell of a grid, and the better of two scores."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from dipole_ray.errors import ConfigError

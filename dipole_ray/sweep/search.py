@@ -1,7 +1,5 @@
 """Which trials come: those that are not finished, and what Optuna proposes."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 from typing import Any

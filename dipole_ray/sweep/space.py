@@ -1,7 +1,5 @@
 """The search space of a sweep: which settings vary, over which values, and the trials that follow from it."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Mapping

@@ -4,8 +4,6 @@ Each feeds from the `metrics.jsonl` in its own folder. The trials find the sweep
 comes first, after an outage or a kill, finds the same runs.
 """
 
-from __future__ import annotations
-
 import logging
 import threading
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A trial as Ray Tune runs it, and what it reserves: every actor's bundle in one placement group."""
 
-from __future__ import annotations
-
 import platform
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ The folder is a run's folder (`dipole evaluate` and `dipole train --resume` take
 `trial.json`, what the trial measured so far; the checkpoint has the same inside, so that both tell one story.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 import shutil

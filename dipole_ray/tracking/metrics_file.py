@@ -5,8 +5,6 @@ null. A checkpoint remembers the file's length (`sync`), and a resume cuts the f
 updates that were lost with a killed process are not counted twice.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import os

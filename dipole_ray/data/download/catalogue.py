@@ -1,7 +1,5 @@
 """What can be downloaded: the names that OGBench and ExORL publish, and where their files lie."""
 
-from __future__ import annotations
-
 import difflib
 import os
 import re

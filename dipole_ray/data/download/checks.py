@@ -3,8 +3,6 @@
 What a download found out stays in `NAME.json` beside the file: the checksum there holds for every later download.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 import time

@@ -3,8 +3,6 @@
 A broken transfer is continued where it broke, at once or by a later command; a mirror that does not help is left.
 """
 
-from __future__ import annotations
-
 import errno
 import math
 import shutil

@@ -1,7 +1,5 @@
 """A file that is still arriving: its bytes, and which version on which server they are of."""
 
-from __future__ import annotations
-
 import os
 from contextlib import suppress
 from dataclasses import asdict, dataclass

@@ -5,8 +5,6 @@ closed here: redirects stay on http(s) and https, and their bodies, which may ne
 Retries are `fetch`'s: urllib3's know nothing of a body that broke in the middle and is continued there.
 """
 
-from __future__ import annotations
-
 import http.client
 import re
 import socket

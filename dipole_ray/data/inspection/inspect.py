@@ -1,7 +1,5 @@
 """One verdict for any dataset, before training: boundaries, time limits, numbers, actions, duplicates, returns."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path

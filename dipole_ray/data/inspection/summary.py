@@ -3,8 +3,6 @@
 Memory stays at some 25 bytes a transition and 30 a trajectory, whatever the dimensions.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 
 import numpy as np

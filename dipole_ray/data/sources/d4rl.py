@@ -8,8 +8,6 @@ observation is never used), and so is the file's last row if it is terminal. The
 environment's: the file has none. Everything under infos/ and metadata/ is ignored.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

@@ -6,8 +6,6 @@ observation[i]). The file's own `reward` is that of whatever task the data was c
 are `discount` (these tasks never end: the mask is 1 everywhere) and `skill`.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence

@@ -4,8 +4,6 @@
 gives its dimensions and yields `Block`s, and one row here; `guarantees.py` enforces the schema on what it yields.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path

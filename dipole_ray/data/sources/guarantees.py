@@ -4,8 +4,6 @@ Actions lie in [-1, 1], every trajectory has its closing row, the next observati
 and every number is finite. What does not fit is refused with its place, or left out, counted and said.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path

@@ -5,8 +5,6 @@ was never written, and inflates a chunk to whatever it holds. So only plain arra
 opened, all of whose bytes are in this file, and compressed chunks are inflated here, up to the size that they declare.
 """
 
-from __future__ import annotations
-
 import math
 import zlib
 from collections.abc import Iterator, Sequence

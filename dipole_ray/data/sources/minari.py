@@ -7,8 +7,6 @@ in metadata.json, or of the environment's where that has none. Dict observations
 seeds and scores are ignored.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path

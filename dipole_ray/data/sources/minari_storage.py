@@ -1,7 +1,5 @@
 """The episodes of a Minari dataset as its storages hold them: one HDF5 file, or an Arrow or Parquet folder each."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from functools import partial

@@ -4,8 +4,6 @@ Nothing is unpickled, nothing is extracted, sizes are checked before anything is
 (an array stored column by column is held whole). zipfile verifies each array's CRC-32 when its last byte has been read.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import stat

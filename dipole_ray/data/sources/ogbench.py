@@ -5,8 +5,6 @@ becomes the closing row. Row t's reward belongs to transition t and is computed 
 solves the task, and the trajectory goes on after it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What a reader of anybody's data is told, and what it gives: trajectories as it found them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

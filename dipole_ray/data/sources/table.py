@@ -5,8 +5,6 @@ time limit only closes it (nobody knows what its action led to); the last row of
 its next observation is never used.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path

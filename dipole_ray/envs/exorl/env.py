@@ -1,7 +1,5 @@
 """ExORL's tasks as gymnasium environments: `exorl/walker-walk`, `exorl/jaco-reach_top_left` and nine more."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from dipole_ray.envs.control import ControlEnv

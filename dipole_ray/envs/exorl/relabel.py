@@ -1,7 +1,5 @@
 """The reward of any task of a domain for states that were recorded under another one, exactly as a step gives it."""
 
-from __future__ import annotations
-
 from contextlib import suppress
 from functools import lru_cache
 

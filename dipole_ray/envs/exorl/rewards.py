@@ -4,8 +4,6 @@ They are kept beside, not in, the episodes: one small file for some episodes, un
 task, and the versions that could change a bit of them.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

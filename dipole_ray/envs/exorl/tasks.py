@@ -4,8 +4,6 @@ A task is a rule that rewards the state an action led to; the tasks of one domai
 were recorded once can be rewarded for each of them.
 """
 
-from __future__ import annotations
-
 import logging
 from dataclasses import dataclass
 from typing import Any
