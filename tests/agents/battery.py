@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from dipole_ray.agents.agent import Agent
 from dipole_ray.agents.config import AgentConfig
 
 OBSERVATION_DIM, ACTION_DIM, ROWS = 5, 2, 32
+DEVICE = os.environ.get("DIPOLE_TEST_DEVICE", "cpu")  # `cuda` runs the same promises on a GPU
 
 Batch = dict[str, np.ndarray]
 
@@ -37,7 +39,7 @@ def make_batch(seed: int, rows: int = ROWS, discount: float = 0.995) -> Batch:
 
 def make_agent(config: AgentConfig, seed: int = 0, **options: Any) -> Any:
     """Return the config's agent for the batches of `make_batch`; typed loosely, for tests that look inside."""
-    return make.make_agent(config, OBSERVATION_DIM, ACTION_DIM, seed, **options)
+    return make.make_agent(config, OBSERVATION_DIM, ACTION_DIM, seed, **{"device": DEVICE, **options})
 
 
 def assert_same(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
