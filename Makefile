@@ -11,7 +11,7 @@ train: install  ## the main job on the quick start: data, offline phase, online 
 	$(BIN)/dipole train quickstart
 
 test: install lint  ## linters, types and every test but the long ones
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: install  ## the long tests
 	$(BIN)/python -m pytest -m slow

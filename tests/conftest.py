@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
+
+import pytest
 
 # Before torch, numpy or Ray are imported: a thread pool per test process would fight over the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -14,3 +17,17 @@ os.environ.pop("MLFLOW_TRACKING_URI", None)
 # A shell's background job ignores Ctrl-C, and every command that a test starts would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+LONGEST = ("rllib/test_remote.py", "rllib", "sweep", "bench", "test_run.py", "cli", "replay")
+"""Where the long tests are, longest first."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the long files: with several workers, one that comes last would leave the others idle."""
+    here = Path(__file__).parent
+
+    def place(item: pytest.Item) -> int:
+        path = item.path.relative_to(here).as_posix()
+        return next((i for i, start in enumerate(LONGEST) if path.startswith(start)), len(LONGEST))
+
+    items.sort(key=place)

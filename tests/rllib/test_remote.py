@@ -69,51 +69,6 @@ def test_remote_learner_equals_the_one_in_process(pendulum: Path) -> None:
     assert [name for name, tensor in states[0].items() if not torch.equal(tensor, states[1][name])] == []
 
 
-def test_both_phases_with_remote_workers_learner_and_evaluation(pendulum: Path, tmp_path: Path) -> None:
-    algorithm = remote_config(pendulum).build_algo()
-    version = 0
-    for _ in range(30):
-        if algorithm.env_steps >= 400:
-            break
-        algorithm.train()
-        assert algorithm.learner.policy.version >= version
-        version = algorithm.learner.policy.version
-        metrics = algorithm.group_metrics
-        assert 0 <= metrics["time/learner_wait_fraction"] <= 1
-        assert 0 <= metrics.get("time/rollout_wait_fraction", 0.0) <= 1
-        assert algorithm.learner_steps <= 40 or algorithm.learner_steps == 40 + int(algorithm.env_steps * 3 / 10)
-    assert algorithm.env_steps >= 400 and algorithm.replay.sizes()["online"] == algorithm.env_steps
-    # No duplicates: every transition in the ring is another one.
-    rows = online_rows(algorithm)
-    assert len(rows) == algorithm.env_steps == len(np.unique(rows, axis=0))
-
-    seen: Counter[Cell] = Counter()
-    cells = [Cell("guided", omega, candidates) for omega in (0.0, 0.5, 1.0) for candidates in (1, 2)]
-
-    def count(result: CellResult) -> None:
-        seen[result.cell] += 1
-
-    results = play(algorithm, None, cells, episodes=2, on_result=count)
-    assert [result.cell for result in results] == cells and seen == Counter(cells)
-    evaluated = algorithm.evaluate()
-    assert evaluated["env_runners"]["episode_return_mean"] == algorithm.score < 0
-    assert {"omega_0_candidates_1", "omega_1_candidates_2"} <= evaluated.keys()
-
-    # A checkpoint continues in one process as well as in many, with every row.
-    path = algorithm.save_to_path(tmp_path / "saved")
-    steps = algorithm.learner_steps, algorithm.env_steps
-    saved = algorithm.learner.agent_state()
-    algorithm.stop()
-    resumed = DIPOLE.from_checkpoint(path)
-    assert (resumed.learner_steps, resumed.env_steps) == steps
-    assert all(torch.equal(tensor, saved[name]) for name, tensor in resumed.learner.agent_state().items())
-    resumed.train()
-    rows = online_rows(resumed)
-    assert resumed.env_steps > steps[1] and len(rows) == resumed.env_steps
-    assert len(np.unique(rows[:, :3], axis=0)) == len(rows), "the resumed workers lived their first episodes again"
-    resumed.stop()
-
-
 @pytest.fixture(scope="module")
 def algorithm(cluster: None, pendulum: Path) -> Iterator[DIPOLE]:
     """A remote algorithm that several tests use one after the other; its threads are shared out automatically."""
@@ -168,6 +123,49 @@ def test_restore_rolls_back_everything_and_the_workers_act_with_it(
     train_until(algorithm, lambda a: a.env_steps > 0)
     assert algorithm.group_metrics["rollout/policy_version"] > newest, "a fragment from before the restore got in"
     assert algorithm.replay.sizes()["online"] == algorithm.env_steps
+
+
+def test_both_phases_with_remote_workers_learner_and_evaluation(algorithm: DIPOLE, tmp_path: Path) -> None:
+    version = 0
+    for _ in range(30):
+        if algorithm.env_steps >= 400:
+            break
+        algorithm.train()
+        assert algorithm.learner.policy.version >= version
+        version = algorithm.learner.policy.version
+        metrics = algorithm.group_metrics
+        assert 0 <= metrics["time/learner_wait_fraction"] <= 1
+        assert 0 <= metrics.get("time/rollout_wait_fraction", 0.0) <= 1
+        assert algorithm.learner_steps <= 40 or algorithm.learner_steps == 40 + int(algorithm.env_steps * 3 / 10)
+    assert algorithm.env_steps >= 400 and algorithm.replay.sizes()["online"] == algorithm.env_steps
+    # No duplicates: every transition in the ring is another one.
+    rows = online_rows(algorithm)
+    assert len(rows) == algorithm.env_steps == len(np.unique(rows, axis=0))
+
+    seen: Counter[Cell] = Counter()
+    cells = [Cell("guided", omega, candidates) for omega in (0.0, 0.5, 1.0) for candidates in (1, 2)]
+
+    def count(result: CellResult) -> None:
+        seen[result.cell] += 1
+
+    results = play(algorithm, None, cells, episodes=2, on_result=count)
+    assert [result.cell for result in results] == cells and seen == Counter(cells)
+    evaluated = algorithm.evaluate()
+    assert evaluated["env_runners"]["episode_return_mean"] == algorithm.score < 0
+    assert {"omega_0_candidates_1", "omega_1_candidates_2"} <= evaluated.keys()
+
+    # A checkpoint continues in one process as well as in many, with every row.
+    path = algorithm.save_to_path(tmp_path / "saved")
+    steps = algorithm.learner_steps, algorithm.env_steps
+    saved = algorithm.learner.agent_state()
+    resumed = DIPOLE.from_checkpoint(path)
+    assert (resumed.learner_steps, resumed.env_steps) == steps
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in resumed.learner.agent_state().items())
+    resumed.train()
+    rows = online_rows(resumed)
+    assert resumed.env_steps > steps[1] and len(rows) == resumed.env_steps
+    assert len(np.unique(rows[:, :3], axis=0)) == len(rows), "the resumed workers lived their first episodes again"
+    resumed.stop()
 
 
 def test_run_outlives_a_killed_worker(pendulum: Path) -> None:
