@@ -13,7 +13,7 @@ from dipole_ray.agents.dipole import AgentConfig, DipoleAgent
 from dipole_ray.envs.make import EnvConfig, make_env
 from dipole_ray.errors import ConfigError, NonFiniteError
 from dipole_ray.evaluation.cells import Cell, EvalConfig, PolicyName, cells_of, grid
-from dipole_ray.evaluation.play import CellResult, environments, episode_seed, evaluate_cell
+from dipole_ray.evaluation.play import CellResult, episode_seed, evaluate_cell
 from dipole_ray.evaluation.statistics import wilson_interval
 from dipole_ray.evaluation.table import summarize
 from tests.maze_walker import MAZE, MazeWalker
@@ -50,9 +50,9 @@ def test_a_cell_is_bitwise_repeatable_whatever_was_drawn_before(cell: Cell) -> N
 def test_used_environments_give_what_fresh_ones_do() -> None:
     agent = DipoleAgent(AgentConfig.preset("small"), 2, 2, seed=0)
     fresh = evaluate_cell(agent, SHORT_MAZE, Cell(), episodes=5, seed=1, num_envs=3, trajectories=5)
-    with environments(SHORT_MAZE, 3) as envs:
-        evaluate_cell(agent, envs, Cell("guided", 0.0, 2), episodes=4, seed=2)
-        used = evaluate_cell(agent, envs, Cell(), episodes=5, seed=1, trajectories=5)
+    envs = [make_env(SHORT_MAZE) for _ in range(3)]
+    evaluate_cell(agent, envs, Cell("guided", 0.0, 2), episodes=4, seed=2)
+    used = evaluate_cell(agent, envs, Cell(), episodes=5, seed=1, trajectories=5)
     assert same(fresh, used)
 
 
@@ -146,9 +146,9 @@ def test_finished_environments_are_not_stepped_and_each_episode_runs_once() -> N
 
 def test_a_policy_that_knows_the_way_succeeds_and_one_that_stands_fails() -> None:
     walker = MazeWalker()
-    with environments(EnvConfig(id=MAZE, max_episode_steps=300), 4) as envs:
-        good = evaluate_cell(walker, envs, Cell("guided", 2.0, 1), episodes=4, seed=0, trajectories=2)
-        bad = evaluate_cell(walker, envs, Cell("bc", None, 1), episodes=4, seed=0, trajectories=2)
+    envs = [make_env(EnvConfig(id=MAZE, max_episode_steps=300)) for _ in range(4)]
+    good = evaluate_cell(walker, envs, Cell("guided", 2.0, 1), episodes=4, seed=0, trajectories=2)
+    bad = evaluate_cell(walker, envs, Cell("bc", None, 1), episodes=4, seed=0, trajectories=2)
     assert good.successes is not None
     assert good.successes.all()
     assert (good.returns >= -good.lengths).all()

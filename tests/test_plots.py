@@ -11,10 +11,10 @@ import imageio.v2 as imageio
 import numpy as np
 import pytest
 
-from dipole_ray.envs.make import EnvConfig
+from dipole_ray.envs.make import EnvConfig, make_env
 from dipole_ray.errors import ConfigError, DatasetError
 from dipole_ray.evaluation.cells import Cell
-from dipole_ray.evaluation.play import CellResult, environments, evaluate_cell
+from dipole_ray.evaluation.play import CellResult, evaluate_cell
 from dipole_ray.evaluation.report import Row, write_evaluation
 from dipole_ray.evaluation.table import summarize
 from dipole_ray.evaluation.trajectories import FILE_NAME, read_trajectories, write_trajectories
@@ -32,8 +32,8 @@ CELLS = [Cell("bc", None, 1), Cell("guided", 0.0, 1), Cell("guided", 2.0, 1), Ce
 @pytest.fixture(scope="module")
 def results() -> list[CellResult]:
     walker = MazeWalker()
-    with environments(EnvConfig(id=MAZE, max_episode_steps=250), 4) as envs:
-        return [evaluate_cell(walker, envs, cell, episodes=4, seed=0, trajectories=3) for cell in CELLS]
+    envs = [make_env(EnvConfig(id=MAZE, max_episode_steps=250)) for _ in range(4)]
+    return [evaluate_cell(walker, envs, cell, episodes=4, seed=0, trajectories=3) for cell in CELLS]
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from dipole_ray.errors import DatasetError
 from dipole_ray.evaluation.report import (
     BC,
     Row,
-    markdown,
     phases_of,
     print_table,
     read_evaluation,
@@ -79,15 +78,6 @@ def test_tasks_without_success_have_no_such_column() -> None:
     text = printed(offline=[row(0.0, 1, success=None)])
     assert "success" not in text
     assert "Wilson" not in text
-    assert "success" not in markdown({"offline": [row(0.0, 1, success=None)]})
-
-
-def test_markdown_has_one_line_a_row_of_equal_width() -> None:
-    text = markdown({"offline": ROWS, "online": ROWS}, chosen=(1.0, 16))
-    lines = [line for line in text.splitlines() if line.startswith("|")]
-    assert len(lines) == 2 + 2 * len(ROWS)
-    assert len({line.count("|") for line in lines}) == 1
-    assert sum("**1**" in line for line in lines) == 2
 
 
 def test_json_rows_come_back_as_they_went(tmp_path: Path) -> None:

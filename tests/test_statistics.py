@@ -66,12 +66,6 @@ def test_bootstrap_chunks_large_samples_without_changing_the_draws(monkeypatch: 
     assert bootstrap_interval(values, resamples=999) == whole
 
 
-def test_bootstrap_bounds_other_statistics() -> None:
-    values = np.arange(101.0)
-    low, high = bootstrap_interval(values, statistic=np.median)
-    assert 30 < low < 50 < high < 70
-
-
 def test_intervals_of_too_little_are_honest() -> None:
     assert all(math.isnan(end) for end in bootstrap_interval([3.0]))
     assert bootstrap_interval([1000.0] * 20) == (1000.0, 1000.0)

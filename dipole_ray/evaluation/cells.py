@@ -52,16 +52,14 @@ class EvalConfig:
                 raise ConfigError(f"evaluation.{name} must not be negative; found {getattr(self, name)}")
         if not 0 < self.confidence < 1:
             raise ConfigError(f"evaluation.confidence must lie strictly between 0 and 1; found {self.confidence}")
-        if not self.candidates or any(count < 1 for count in self.candidates):
-            raise ConfigError(
-                f"evaluation.candidates needs counts of at least 1, such as [1, 16]; found {self.candidates}"
-            )
+        if min(self.candidates, default=0) < 1:
+            found = f"found {self.candidates}"
+            raise ConfigError(f"evaluation.candidates needs counts of at least 1, such as [1, 16]; {found}")
         if any(not math.isfinite(omega) or omega < -1 for omega in self.omegas):
             raise ConfigError(f"evaluation.omegas must be finite and at least -1; found {self.omegas}")
         if not self.omegas and not self.bc:
-            raise ConfigError(
-                "evaluation.omegas is empty and evaluation.bc is false: nothing is left to evaluate; name an omega"
-            )
+            found = "evaluation.omegas is empty and evaluation.bc is false"
+            raise ConfigError(f"{found}: nothing is left to evaluate; name an omega")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +85,12 @@ class Cell:
 
 def grid(config: EvalConfig, has_bc: bool) -> list[Cell]:
     """Return the cells to evaluate: per number of candidates, BC first (where the agent has it), then omega rising."""
-    cells = []
-    for candidates in sorted(set(config.candidates)):
-        if config.bc and has_bc:
-            cells.append(Cell("bc", None, candidates))
-        cells.extend(Cell("guided", omega, candidates) for omega in sorted(set(config.omegas)))
-    if not cells:
+    ways: list[tuple[PolicyName, float | None]] = [("guided", omega) for omega in sorted(set(config.omegas))]
+    if config.bc and has_bc:
+        ways.insert(0, ("bc", None))
+    if not ways:
         raise ConfigError("evaluation.omegas is empty and this agent trained no BC policy; name an omega, such as 1")
-    return cells
+    return [Cell(*way, candidates) for candidates in sorted(set(config.candidates)) for way in ways]
 
 
 def method_name(agent: AgentConfig) -> str:

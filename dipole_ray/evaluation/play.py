@@ -6,8 +6,8 @@ cells come from the policies. Nothing here knows Ray: a caller may play cells an
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -26,8 +26,6 @@ from dipole_ray.evaluation.trajectories import Maze, Trajectory, maze_of
 
 _EPISODE_STREAM, _POLICY_STREAM = 0xE9150DE, 0x90110C1  # keep the two kinds of seeds apart
 _AT_BOUND = 1.0 - 1e-6
-Envs = EnvConfig | str | Sequence[gymnasium.Env]
-"""What environments are made of, or those to use."""
 
 
 class SamplesActions(Protocol):
@@ -72,16 +70,14 @@ class CellResult:
 
 def episode_seed(seed: int, episode: int) -> int:
     """Return the reset seed of an episode, the same in every cell; 31 bits."""
-    state = np.random.SeedSequence([_EPISODE_STREAM, seed, episode]).generate_state(1)
-    return int(state[0]) & 0x7FFFFFFF
+    return int(np.random.SeedSequence([_EPISODE_STREAM, seed, episode]).generate_state(1)[0]) & 0x7FFFFFFF
 
 
 def acting(agent: SamplesActions, cell: Cell, seed: int) -> Act:
     """Return what acts as a cell says, with noise seeded by (seed, cell), and refuses NaN and infinity."""
     # As bits, because a seed is made of whole numbers; + 0.0 makes -0.0 the same omega as 0.0.
     omega_bits = int(np.float64(np.inf if cell.omega is None else cell.omega + 0.0).view(np.uint64))
-    entropy = np.random.SeedSequence([_POLICY_STREAM, seed, omega_bits, cell.candidates])
-    state = entropy.generate_state(1, np.uint64)
+    state = np.random.SeedSequence([_POLICY_STREAM, seed, omega_bits, cell.candidates]).generate_state(1, np.uint64)
     device: Any = getattr(agent, "device", "cpu")
     generator = torch.Generator(device=device).manual_seed(int(state[0]) & 0x7FFFFFFFFFFFFFFF)
     sample = partial(agent.sample_actions, omega=cell.omega, num_candidates=cell.candidates, generator=generator)
@@ -103,28 +99,21 @@ def acting(agent: SamplesActions, cell: Cell, seed: int) -> Act:
     return act
 
 
-@contextmanager
-def environments(env: EnvConfig | str, num_envs: int) -> Iterator[list[gymnasium.Env]]:
-    """Make environments that several cells may share, and close them afterwards."""
-    with ExitStack() as closing:
-        yield [closing.enter_context(make_env(env)) for _ in range(num_envs)]
-
-
 def evaluate_cell(
-    agent: SamplesActions, env: Envs, cell: Cell, *, episodes: int, seed: int, num_envs: int = 50, trajectories: int = 0
+    agent: SamplesActions,
+    env: EnvConfig | str | Sequence[gymnasium.Env],
+    cell: Cell,
+    *,
+    episodes: int,
+    seed: int,
+    num_envs: int = 50,
+    trajectories: int = 0,
 ) -> CellResult:
     """Play the episodes of one cell.
 
-    The result depends on the agent, the cell, the seed and the number of environments, on nothing else.
-
-    Args:
-        agent: Acts; its networks are only read.
-        env: What to make environments of, or environments to use (from `environments`), which stay open.
-        cell: How to act.
-        episodes: Number of episodes, at least 1.
-        seed: Seed of start states and policy noise.
-        num_envs: Environments stepped together, at most; ignored when `env` holds environments.
-        trajectories: Number of episodes whose path is kept, in mazes.
+    The result depends on the agent, the cell, the seed and the number of environments, on nothing else. `env` is what
+    to make at most `num_envs` environments of, or environments to use, which stay open. In mazes the paths of the first
+    episodes are kept, as many as `trajectories` says.
 
     Raises:
         NonFiniteError: If an action is NaN or infinite.
@@ -133,7 +122,8 @@ def evaluate_cell(
     if episodes < 1:
         raise ConfigError(f"an evaluation needs at least one episode; found {episodes}")
     if isinstance(env, EnvConfig | str):
-        with environments(env, min(num_envs, episodes)) as made:
+        with ExitStack() as closing:
+            made = [closing.enter_context(make_env(env)) for _ in range(min(num_envs, episodes))]
             return evaluate_cell(agent, made, cell, episodes=episodes, seed=seed, trajectories=trajectories)
     played = [_Episode(seed=episode_seed(seed, i), index=i, keeps_path=i < trajectories) for i in range(episodes)]
     waiting = iter(played)  # an environment takes the next one as soon as it is free

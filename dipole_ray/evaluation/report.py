@@ -1,4 +1,4 @@
-"""The result of an evaluation as people and programs read it: terminal table, Markdown, JSON.
+"""The result of an evaluation as people and programs read it: terminal table and JSON.
 
 An evaluation maps a phase (`offline`, `online`) to rows, one a cell of the grid; `evaluation.json` in a run
 folder is exactly that.
@@ -6,16 +6,16 @@ folder is exactly that.
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TypedDict
 
 from rich.console import Console
-from rich.table import Table
 
 from dipole_ray import tables
 from dipole_ray.errors import DatasetError
 from dipole_ray.files.durable import read_json, write_text
-from dipole_ray.tables import DASH, markdown_table, terminal_table, with_interval
+from dipole_ray.tables import DASH, with_interval
 
 FILE_NAME = "evaluation.json"
 """Name of the JSON file inside a run folder."""
@@ -53,7 +53,6 @@ Chosen = tuple[float, int] | None
 """Omega and candidates that the preset named before the run; their rows are marked."""
 
 _PHASES = ("offline", "online")
-_NOTE = "chosen before the run"
 
 
 def sort_rows(rows: Sequence[Row]) -> list[Row]:
@@ -72,95 +71,62 @@ def is_chosen(row: Row, chosen: Chosen) -> bool:
     return chosen is not None and (row["omega"], row["candidates"]) == chosen
 
 
-def table(evaluation: Evaluation, *, chosen: Chosen = None, title: str = "") -> Table:
-    """Return the terminal table, `title` above it; it fits 100 columns."""
-    found, has_success = _sorted(evaluation)
-    cells: list[list[str]] = []
-    marked, ruled, previous = [], [], ("", 0)
-    for phase, row in found:
-        if cells and (phase, row["candidates"]) != previous:
-            ruled.append(len(cells) - 1)
-        label = "" if phase == previous[0] else phase
-        previous = phase, row["candidates"]
-        arrow = ""
-        if is_chosen(row, chosen):
-            marked.append(len(cells))
-            arrow = "<"  # reads where there is no colour, too
-        cells.append([label, *_cells(row, has_success), arrow])
-    measures, caption = _measures(has_success), _caption([row for _, row in found], chosen)
-    head, numbers = ["phase", "method", "omega", "cand.", *measures, ""], range(2, 4 + len(measures))
-    return terminal_table(head, cells, numbers=numbers, marked=marked, ruled=ruled, title=title, caption=caption)
-
-
 def print_table(
     evaluation: Evaluation, *, chosen: Chosen = None, title: str = "", console: Console | None = None
 ) -> None:
-    """Print the table; without colour and at 100 columns where the output is not a terminal."""
-    tables.print_table(table(evaluation, chosen=chosen, title=title), 100, console)
-
-
-def markdown(evaluation: Evaluation, *, chosen: Chosen = None) -> str:
-    """Return the same table in Markdown, the chosen rows in bold."""
-    found, has_success = _sorted(evaluation)
-    rows = []
-    for phase, row in found:
-        cells = [phase, *_cells(row, has_success)]
-        rows.append([f"**{cell}**" for cell in cells] if is_chosen(row, chosen) else cells)
-    lines = markdown_table(["phase", "method", "omega", "candidates", *_measures(has_success)], rows, words=2)
-    caption = _caption([row for _, row in found], None)
-    if chosen is not None:
-        caption += f" Bold: omega {chosen[0]:g} and {_count(chosen[1], 'candidate')}, {_NOTE}."
-    return "\n".join([*lines, "", caption]) + "\n"
+    """Print the rows, `title` above them; without colour and at 100 columns where the output is not a terminal."""
+    found = [(phase, row) for phase in phases_of(evaluation) for row in sort_rows(evaluation[phase])]
+    rows = [row for _, row in found]
+    has_success = any(row["success"] is not None for row in rows)
+    measures = ["success", "return", "length"] if has_success else ["return", "length"]
+    places = [(phase, row["candidates"]) for phase, row in found]
+    ruled = [index for index, (place, following) in enumerate(pairwise(places)) if place != following]
+    marked = [index for index, row in enumerate(rows) if is_chosen(row, chosen)]
+    cells = [
+        # The arrow reads where there is no colour, too.
+        ["" if index and found[index - 1][0] == phase else phase, *_cells(row, measures), "<" * (index in marked)]
+        for index, (phase, row) in enumerate(found)
+    ]
+    head, numbers = ["phase", "method", "omega", "cand.", *measures, ""], range(2, 4 + len(measures))
+    caption = _caption(rows, chosen if marked else None)
+    made = tables.terminal_table(head, cells, numbers=numbers, marked=marked, ruled=ruled, title=title, caption=caption)
+    tables.print_table(made, 100, console)
 
 
 def write_evaluation(path: Path, evaluation: Evaluation) -> None:
     """Write the rows as JSON, replacing an older file atomically."""
-    rows = {phase: list(rows) for phase, rows in evaluation.items()}
-    write_text(path, json.dumps(rows, indent=1, allow_nan=False) + "\n")
+    write_text(path, json.dumps(evaluation, indent=1, allow_nan=False) + "\n")
 
 
 def read_evaluation(path: Path) -> dict[str, list[Row]]:
     """Read what `write_evaluation` wrote; DatasetError if the file is missing or not of this layout."""
     try:
         stored = read_json(path)
-        required = Row.__required_keys__
         for phase, rows in stored.items():
             for row in rows:
-                if missing := sorted(required - row.keys()):
+                if missing := sorted(Row.__required_keys__ - row.keys()):
                     raise ValueError(f"a row of '{phase}' lacks {', '.join(missing)}")
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise DatasetError(f"{path}: not a readable evaluation ({error}); run 'dipole evaluate' again") from error
     return dict(stored)
 
 
-def _sorted(evaluation: Evaluation) -> tuple[list[tuple[str, Row]], bool]:
-    """Return the rows in the order of the table, each with its phase, and whether the task defines success."""
-    found = [(phase, row) for phase in phases_of(evaluation) for row in sort_rows(evaluation[phase])]
-    return found, any(row["success"] is not None for _, row in found)
-
-
-def _measures(has_success: bool) -> list[str]:
-    return (["success"] if has_success else []) + ["return", "length"]
-
-
-def _cells(row: Row, has_success: bool) -> list[str]:
+def _cells(row: Row, measures: Sequence[str]) -> list[str]:
     """Return method, omega, candidates and measures as texts."""
-    success = with_interval(row["success"], row["success_low"], row["success_high"], ".2f")
     returns = (row["return"], row["return_low"], row["return_high"])
     largest = max(abs(value) for value in returns if value is not None)
     # Three digits that matter: small returns (sums of dense rewards below 10) need decimals, large ones none.
     form = ".0f" if largest >= 100 else ".1f" if largest >= 10 else ".2f"
-    length = with_interval(row["length"], row["length_low"], row["length_high"], ".0f")
+    texts = {
+        "success": with_interval(row["success"], row["success_low"], row["success_high"], ".2f"),
+        "return": with_interval(*returns, form),
+        "length": with_interval(row["length"], row["length_low"], row["length_high"], ".0f"),
+    }
     omega = DASH if row["omega"] is None else f"{row['omega']:g}"
-    measures = ([success] if has_success else []) + [with_interval(*returns, form), length]
-    return [row["method"], omega, str(row["candidates"]), *measures]
+    return [row["method"], omega, str(row["candidates"]), *(texts[measure] for measure in measures)]
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _caption(rows: Sequence[Row], chosen: Chosen) -> str:
+def _caption(rows: Sequence[Row], marked: Chosen) -> str:
     """Say what the brackets, the counts and the mark mean."""
     if not rows:
         return "no rows"
@@ -170,6 +136,10 @@ def _caption(rows: Sequence[Row], chosen: Chosen) -> str:
     if any(row["success"] is not None for row in rows):
         text += "; Wilson for success, BCa bootstrap for the rest"
     text += "."
-    if chosen is not None and any(is_chosen(row, chosen) for row in rows):
-        text += f"\n< omega {chosen[0]:g} and {_count(chosen[1], 'candidate')}, {_NOTE}."
+    if marked is not None:
+        text += f"\n< omega {marked[0]:g} and {_count(marked[1], 'candidate')}, chosen before the run."
     return text
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

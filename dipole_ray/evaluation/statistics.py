@@ -16,7 +16,7 @@ task weighs the same in a mean and every run the same in an IQM.
 import math
 from collections.abc import Callable, Sequence
 from statistics import NormalDist
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -58,22 +58,11 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> Interva
 
 
 def bootstrap_interval(
-    values: ArrayLike,
-    confidence: float = 0.95,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-    statistic: Callable[..., Any] = np.mean,
+    values: ArrayLike, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
 ) -> Interval:
-    """Return the BCa bootstrap interval of a statistic (Efron, JASA 1987), in the unit of `values`.
+    """Return the BCa bootstrap interval of a mean (Efron, JASA 1987), in the unit of `values` (n,), one an episode.
 
     Both ends are NaN for a single value, which says nothing about spread, and equal the value when all are the same.
-
-    Args:
-        values: One number an episode, shape (n,), finite.
-        confidence: Coverage in (0, 1).
-        resamples: Number of resamples.
-        seed: Seed of the resampling; the same values and seed give the same interval.
-        statistic: What is bounded; called as `statistic(values, axis=-1)`.
 
     Raises:
         ConfigError: If there are no values, or confidence or resamples are impossible.
@@ -87,34 +76,25 @@ def bootstrap_interval(
         raise NonFiniteError(f"bootstrap of a non-finite value (index {int(np.argmin(np.isfinite(sample)))})")
     if sample.size == 1:
         return Interval(math.nan, math.nan)
-    estimate = float(statistic(sample, axis=-1))
     if np.ptp(sample) == 0:  # the correction would divide by a spread of zero
-        return Interval(estimate, estimate)
-    resampled = _resample(sample, resamples, seed, statistic)
-    low, high = np.quantile(resampled, _bca_levels(sample, estimate, resampled, confidence, statistic))
+        return Interval(float(sample.mean()), float(sample.mean()))
+    generator = np.random.default_rng(seed)
+    chunk = max(1, _RESAMPLED_VALUES_AT_ONCE // sample.size)
+    resampled = np.empty(resamples)
+    for start in range(0, resamples, chunk):  # in chunks that bound the memory
+        means = resampled[start : start + chunk]
+        means[:] = sample[generator.integers(0, sample.size, size=(len(means), sample.size))].mean(axis=-1)
+    low, high = np.quantile(resampled, _bca_levels(sample, resampled, confidence))
     return Interval(float(low), float(high))
 
 
-def _resample(sample: Numbers, resamples: int, seed: int, statistic: Callable[..., Any]) -> Numbers:
-    """Return the statistic of `resamples` draws with replacement, in chunks that bound the memory."""
-    generator = np.random.default_rng(seed)
-    chunk = max(1, _RESAMPLED_VALUES_AT_ONCE // sample.size)
-    results = np.empty(resamples)
-    for start in range(0, resamples, chunk):
-        stop = min(start + chunk, resamples)
-        indices = generator.integers(0, sample.size, size=(stop - start, sample.size))
-        results[start:stop] = statistic(sample[indices], axis=-1)
-    return results
-
-
-def _bca_levels(
-    sample: Numbers, estimate: float, resampled: Numbers, confidence: float, statistic: Callable[..., Any]
-) -> tuple[float, float]:
-    """Return the two quantile levels of the resampled statistic that bound it after both corrections."""
+def _bca_levels(sample: Numbers, resampled: Numbers, confidence: float) -> tuple[float, float]:
+    """Return the two quantile levels of the resampled means that bound the mean after both corrections."""
+    estimate = float(sample.mean())
     below = float(np.mean(resampled < estimate) + 0.5 * np.mean(resampled == estimate))
-    margin = 0.5 / resampled.size  # or a statistic beyond all resamples would be infinitely biased
+    margin = 0.5 / resampled.size  # or a mean beyond all resamples would be infinitely biased
     bias = _NORMAL.inv_cdf(min(max(below, margin), 1 - margin))
-    jackknife = np.array([statistic(np.delete(sample, i), axis=-1) for i in range(sample.size)])
+    jackknife = np.array([np.delete(sample, i).mean() for i in range(sample.size)])
     deviation = jackknife.mean() - jackknife
     spread = float(np.sum(deviation**2))
     acceleration = float(np.sum(deviation**3)) / (6 * spread**1.5) if spread > 0 else 0.0

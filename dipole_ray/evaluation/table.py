@@ -4,13 +4,11 @@ import math
 from collections.abc import Sequence
 from typing import Any, cast
 
-from numpy.typing import NDArray
-
 from dipole_ray.agents.config import AgentConfig
 from dipole_ray.evaluation.cells import IFQL, Cell, cell_key, method_name
 from dipole_ray.evaluation.play import CellResult
 from dipole_ray.evaluation.report import BC, Row
-from dipole_ray.evaluation.statistics import Interval, bootstrap_interval, wilson_interval
+from dipole_ray.evaluation.statistics import bootstrap_interval, wilson_interval
 
 CELL_MEASURES = ("return", "success", "length", "action_bound_fraction")
 """What is logged of every cell; the rest is in `evaluation.json`."""
@@ -28,16 +26,12 @@ def summarize(result: CellResult, method: str = "DIPOLE", confidence: float = 0.
     row |= {"episodes": len(result.returns), "success": None, "success_low": None, "success_high": None}
     if successes is not None:
         share = wilson_interval(int(successes.sum()), len(successes), confidence)
-        row |= _bounded("success", successes, share)
-    row |= _bounded("return", result.returns, bootstrap_interval(result.returns, confidence))
-    row |= _bounded("length", result.lengths, bootstrap_interval(result.lengths, confidence))
+        row |= {"success": float(successes.mean()), "success_low": share.low, "success_high": share.high}
+    for name, values in {"return": result.returns, "length": result.lengths}.items():
+        ends = bootstrap_interval(values, confidence)
+        low, high = (None if math.isnan(end) else end for end in ends)  # which a single episode cannot give
+        row |= {name: float(values.mean()), f"{name}_low": low, f"{name}_high": high}
     return cast(Row, {**row, "confidence": confidence, "action_bound_fraction": result.action_bound_fraction})
-
-
-def _bounded(name: str, values: NDArray[Any], interval: Interval) -> dict[str, float | None]:
-    """Return a mean and the ends of its interval, which a single episode cannot give."""
-    low, high = (None, None) if math.isnan(interval.low) else interval
-    return {name: float(values.mean()), f"{name}_low": low, f"{name}_high": high}
 
 
 def rows_of(results: Sequence[CellResult], agent: AgentConfig, confidence: float = 0.95) -> list[Row]:
@@ -52,11 +46,11 @@ def score_of(row: Row) -> float:
 
 def cell_metrics(cell: Cell, row: Row, measures: Sequence[str] = CELL_MEASURES) -> dict[str, float]:
     """Return a cell's metrics, the measure first: MLflow draws a section for each, with a chart for each cell."""
-    numbers = {name: row[name] for name in measures}  # type: ignore[literal-required]
-    return {f"eval/{name}/{cell_key(cell)}": float(value) for name, value in numbers.items() if value is not None}
+    numbers = [(name, row[name]) for name in measures]  # type: ignore[literal-required]
+    return {f"eval/{name}/{cell_key(cell)}": float(value) for name, value in numbers if value is not None}
 
 
 def row_metrics(group: str, row: Row, *, without: Sequence[str] = ("omega",)) -> dict[str, float]:
     """Return the measures of a row as `group/name`."""
-    numbers = {name: value for name, value in row.items() if isinstance(value, float) and name not in without}
-    return {f"{group}/{name}": value for name, value in numbers.items()}
+    numbers = [(name, value) for name, value in row.items() if name not in without]
+    return {f"{group}/{name}": value for name, value in numbers if isinstance(value, float)}

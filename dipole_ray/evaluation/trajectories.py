@@ -24,7 +24,7 @@ FILE_NAME = "evaluation-paths.npz"
 _LABELS = {"phase": np.str_, "policy": np.str_, "omega": np.float64, "candidates": np.int64, "success": np.bool_}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Maze:
     """The floor plan of an OGBench maze task."""
 
@@ -53,7 +53,6 @@ class Trajectory:
     candidates: int
     """The three as in `cells.Cell`."""
     success: bool
-    """Whether the episode reached the goal."""
     positions: NDArray[np.float32]
     """Positions from reset to the last state, shape (T + 1, 2), metres."""
 
@@ -73,15 +72,12 @@ def maze_of(env: Any) -> Maze | None:
 def _maze(walls: NDArray[np.bool_], geometry: Iterable[Any]) -> Maze:
     """Return the maze of these walls and of the numbers that its file holds."""
     unit, offset_x, offset_y, start_x, start_y, goal_x, goal_y, radius = map(float, geometry)
-    places: Any = {"offset_x": offset_x, "offset_y": offset_y, "start": (start_x, start_y), "goal": (goal_x, goal_y)}
-    return Maze(walls=walls, unit=unit, goal_radius=radius, **places)
+    return Maze(walls, unit, offset_x, offset_y, (start_x, start_y), (goal_x, goal_y), radius)
 
 
 def write_trajectories(path: Path, maze: Maze, trajectories: Sequence[Trajectory]) -> None:
     """Write the paths and their maze to one npz file, replacing an older one atomically."""
-    labels: dict[str, Any] = {
-        name: np.array([getattr(t, name) for t in trajectories], kind) for name, kind in _LABELS.items()
-    }
+    labels: Any = {name: np.array([getattr(t, name) for t in trajectories], kind) for name, kind in _LABELS.items()}
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(
             file,
@@ -103,11 +99,9 @@ def read_trajectories(path: Path) -> tuple[Maze, list[Trajectory]]:
         ends = np.cumsum(columns["num_positions"])
         pieces = np.split(columns["positions"], ends[:-1]) if len(ends) else []
         labels = [columns[name].astype(kind).tolist() for name, kind in _LABELS.items()]
-        trajectories = []
-        for piece, *values in zip(pieces, *labels, strict=True):
-            named: Any = dict(zip(_LABELS, values, strict=True))
-            named["omega"] = None if np.isnan(named["omega"]) else named["omega"]
-            trajectories.append(Trajectory(**named, positions=piece))
+        named: list[Any] = [dict(zip(_LABELS, values, strict=True)) for values in zip(*labels, strict=True)]
+        named = [{**each, "omega": None if np.isnan(each["omega"]) else each["omega"]} for each in named]
+        trajectories = [Trajectory(**each, positions=piece) for each, piece in zip(named, pieces, strict=True)]
     except (DatasetError, OSError, LookupError, ValueError, TypeError, BadZipFile, EOFError, zlib.error) as error:
         raise DatasetError(
             f"{path}: not a readable file of evaluation paths ({error}); run 'dipole evaluate' again to rewrite it"

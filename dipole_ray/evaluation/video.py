@@ -35,9 +35,8 @@ def record_video(
 ) -> Path:
     """Record episodes, one after another, as the MP4 file `path`, whose folder is made, and return `path`.
 
-    The episodes start where the counted ones of the same seed do; their noise differs, for they run alone. The video
-    has `fps` frames per second: None for real time, or 30 where the environment names no rate. Every n-th environment
-    step is drawn (`frame_every`), so that the video of a long episode stays short.
+    The episodes start where the counted ones of the same seed do; their noise differs, for they run alone. `fps` None
+    is real time, or 30 where the environment names no rate; with `frame_every` a long episode makes a short video.
 
     Raises:
         ConfigError: If a count is impossible or the file name does not end in .mp4.
