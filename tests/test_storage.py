@@ -23,12 +23,13 @@ from tests.test_checkpoint import in_child
 
 
 class Clock:
-    """A clock that only sleeping moves."""
+    """A clock that only sleeping moves, in the place of the module `time`."""
 
-    def __init__(self) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
+        monkeypatch.setattr(storage, "time", self)
 
-    def __call__(self) -> float:
+    def monotonic(self) -> float:
         return self.now
 
     def sleep(self, seconds: float) -> None:
@@ -42,20 +43,24 @@ class Disk:
         self.clock, self.refusals, self.code = clock, refusals, code
         self.tried: list[float] = []
 
-    def write(self) -> str:
-        self.tried.append(round(self.clock(), 3))
+    def write(self) -> None:
+        self.tried.append(round(self.clock.monotonic(), 3))
         if len(self.tried) <= self.refusals:
             raise OSError(self.code, os.strerror(self.code), "/data/run/file")
-        return "written"
 
 
-def outlast(disk: Disk, *, minutes: float = 60.0, interrupted: tuple[int, ...] = ()) -> str:
-    return persist(disk.write, retry_minutes=minutes, interrupted=interrupted, clock=disk.clock, sleep=disk.clock.sleep)
+def outlast(disk: Disk, *, minutes: float = 60.0) -> None:
+    persist(disk.write, retry_minutes=minutes, interrupted=())
 
 
-def test_tried_again_after_1_2_4_to_60_seconds_with_one_error(caplog: pytest.LogCaptureFixture) -> None:
-    disk = Disk(Clock(), refusals=9)
-    assert outlast(disk) == "written"
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+def test_tried_again_after_1_2_4_to_60_seconds_with_one_error(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    disk = Disk(clock, refusals=9)
+    outlast(disk)
     assert disk.tried == [0, 1, 3, 7, 15, 31, 63, 123, 183, 243]
     errors = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
     assert len(errors) == 1
@@ -64,24 +69,26 @@ def test_tried_again_after_1_2_4_to_60_seconds_with_one_error(caplog: pytest.Log
     assert "goes on after 243 s" in caplog.messages[-1]
 
 
-def test_after_the_minutes_the_run_ends_with_the_error() -> None:
-    disk = Disk(Clock(), refusals=10**6)
+def test_after_the_minutes_the_run_ends_with_the_error(clock: Clock) -> None:
+    disk = Disk(clock, refusals=10**6)
     with pytest.raises(CheckpointError, match=r"No space left.*--resume"):
         outlast(disk, minutes=5)
     assert disk.tried[-1] == 300, "the last try comes at the very end"
-    at_once = Disk(Clock(), refusals=1)
+    at_once = Disk(clock, refusals=1)
     with pytest.raises(CheckpointError, match="No space left"):
         outlast(at_once, minutes=0)
-    assert at_once.tried == [0]
+    assert at_once.tried == [300]
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.EROFS, errno.EDQUOT, errno.ESTALE])
-def test_every_refusal_that_may_pass_is_waited_out(code: int) -> None:
-    assert outlast(Disk(Clock(), refusals=3, code=code)) == "written"
+def test_every_refusal_that_may_pass_is_waited_out(code: int, clock: Clock) -> None:
+    disk = Disk(clock, refusals=3, code=code)
+    outlast(disk)
+    assert disk.tried == [0, 1, 3, 7]
 
 
-def test_what_waiting_cannot_mend_is_raised_at_once() -> None:
-    disk = Disk(Clock(), refusals=1, code=errno.ENOTDIR)
+def test_what_waiting_cannot_mend_is_raised_at_once(clock: Clock) -> None:
+    disk = Disk(clock, refusals=1, code=errno.ENOTDIR)
     with pytest.raises(NotADirectoryError):
         outlast(disk)
     assert disk.tried == [0]
@@ -93,17 +100,20 @@ def test_what_waiting_cannot_mend_is_raised_at_once() -> None:
         persist(refuse, retry_minutes=60, interrupted=())
 
 
-def test_ctrl_c_ends_the_pause_but_one_that_came_before_it_does_not() -> None:
-    disk, seen = Disk(Clock(), refusals=10**6), [signal.SIGINT]
+def test_ctrl_c_ends_the_pause_but_one_that_came_before_it_does_not(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk, seen = Disk(clock, refusals=10**6), [signal.SIGINT]
 
     def press_in_the_pause(seconds: float) -> None:
-        disk.clock.sleep(seconds)
-        if disk.clock.now > 20:
+        clock.now += seconds
+        if clock.now > 20:
             seen.append(signal.SIGINT)
 
+    monkeypatch.setattr(clock, "sleep", press_in_the_pause)
     with pytest.raises(KeyboardInterrupt):
-        persist(disk.write, retry_minutes=60, interrupted=seen, clock=disk.clock, sleep=press_in_the_pause)
-    assert 20 < disk.clock.now < 21
+        persist(disk.write, retry_minutes=60, interrupted=seen)
+    assert 20 < clock.now < 21
 
 
 def test_no_wait_is_silent_not_even_a_write_that_hangs(
@@ -113,14 +123,19 @@ def test_no_wait_is_silent_not_even_a_write_that_hangs(
     persist(lambda: time.sleep(0.9), retry_minutes=0, interrupted=())
     assert 2 <= len(caplog.messages) <= 4 and all("has not come back" in said for said in caplog.messages)
     caplog.clear()
-    disk = Disk(Clock(), refusals=1)
-    persist(disk.write, retry_minutes=1, interrupted=())  # waits one real second
+    refusals = iter([OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))])
+
+    def write() -> None:
+        for refusal in refusals:
+            raise refusal
+
+    persist(write, retry_minutes=1, interrupted=())  # waits one real second
     assert sum("No space left on device), for" in said for said in caplog.messages) >= 2
     assert not any(thread.name == "storage" for thread in threading.enumerate())
 
 
 def test_checkpoints_are_written_through_one_percent_of_io_errors(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """EIO from every hundredth flush to the disk: all checkpoints are there in the end, each of them whole."""
     calls, flush = 0, os.fsync
@@ -133,7 +148,7 @@ def test_checkpoints_are_written_through_one_percent_of_io_errors(
         flush(descriptor)
 
     monkeypatch.setattr(os, "fsync", flaky)
-    clock, attempts = Clock(), 0
+    attempts = 0
     for steps in range(1, 101):
 
         def write(steps: int = steps) -> Path:
@@ -142,7 +157,7 @@ def test_checkpoints_are_written_through_one_percent_of_io_errors(
             return write_checkpoint(tmp_path, steps, {"agent": {"weight": torch.full((4,), steps)}}, {})
 
         assert newest_valid(tmp_path) == (None if steps == 1 else tmp_path / f"{steps - 1:09d}")
-        persist(write, retry_minutes=60, interrupted=(), clock=clock, sleep=clock.sleep)
+        persist(write, retry_minutes=60, interrupted=())
     assert newest_valid(tmp_path) == tmp_path / f"{100:09d}"
     assert attempts == 100 + calls // 100 + (calls % 100 >= 50) and attempts > 103
     assert len(list(tmp_path.iterdir())) == 100, "nothing half is left"

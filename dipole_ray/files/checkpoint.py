@@ -33,6 +33,7 @@ STATE_FILE = "state.json"
 MAX_STATE_BYTES = 64 * 2**20
 
 Tensors = Mapping[str, Mapping[str, Tensor]]
+"""Flat tensors by file name without suffix; one safetensors file each."""
 _log = logging.getLogger(__name__)
 _STEP_NAME = re.compile(r"\d{9,}")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
@@ -53,17 +54,15 @@ class CheckpointConfig:
     def __post_init__(self) -> None:
         """Reject a run that never saves, keeps nothing, or waits for less than no time."""
         if self.every_learner_steps < 1:
-            raise ConfigError(
-                f"checkpoint.every_learner_steps is {self.every_learner_steps}: at least 1 is needed; "
-                "give a number above the run's updates to save only at the end of each phase"
-            )
+            found = f"checkpoint.every_learner_steps is {self.every_learner_steps}: at least 1 is needed"
+            raise ConfigError(f"{found}; give a number above the run's updates to save only at the end of each phase")
         if self.keep < 1:
             raise ConfigError(f"checkpoint.keep is {self.keep}: at least 1 is needed, or nothing could be resumed")
         if not 0.0 <= self.retry_minutes < math.inf:
             raise ConfigError(f"checkpoint.retry_minutes is {self.retry_minutes}: give 0 or a finite number of minutes")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """What a verified checkpoint holds."""
 
@@ -78,42 +77,36 @@ class Checkpoint:
 
 
 def write_checkpoint(directory: Path, learner_steps: int, tensors: Tensors, metadata: Mapping[str, Any]) -> Path:
-    """Write a checkpoint that is either there whole or not at all, and return its folder.
+    """Write a checkpoint of a run into the folder of all of them, whole or not at all, and return its own folder.
 
     A run has one writer: what an earlier, killed one left half-written is removed. A checkpoint with the same
     `learner_steps`, which name it, is replaced. On a failure the checkpoints that were there before are untouched.
-
-    Args:
-        directory: The folder of all checkpoints of a run; made if missing.
-        learner_steps: Updates done so far.
-        tensors: Flat tensors by file name without suffix, any device; one safetensors file each.
-        metadata: JSON values only: text keys, finite numbers.
+    `tensors` may lie on any device; `metadata` are JSON values: text keys, finite numbers.
 
     Raises:
         CheckpointError: The disk is full or read-only, or `metadata` is not JSON.
     """
-    name = f"{learner_steps:09d}"
     _require_json(dict(metadata), "metadata")  # first: what cannot be read back must not replace what can
     for file_name in tensors:
         if not _FILE_NAME.fullmatch(file_name):
             raise CheckpointError(f"checkpoint file name '{file_name}': only letters, digits, '_' and '-' can be used")
-    writing = directory / f"{_WRITING}{name}-{os.getpid()}"
+    name = f"{learner_steps:09d}"
+    final, writing = directory / name, directory / f"{_WRITING}{name}-{os.getpid()}"
     try:
         directory.mkdir(parents=True, exist_ok=True)
         _remove(directory, _WRITING, _REMOVING)
         writing.mkdir()
         _fill(writing, learner_steps, tensors, metadata)
-        final, replaced = directory / name, directory / f"{_REPLACED}{name}"
         if final.exists():
             # Until the next rename, `newest_valid` finds the old checkpoint under this second name.
             _remove(directory, _REPLACED)
-            final.rename(replaced)
+            final.rename(directory / f"{_REPLACED}{name}")
         writing.rename(final)
         sync(directory)
         _remove(directory, _REPLACED)
     except OSError as error:
         raise CheckpointError(
-            f"checkpoint {directory / name}: could not be written ({error.strerror or error}); earlier checkpoints are "
+            f"checkpoint {final}: could not be written ({error.strerror or error}); earlier checkpoints are "
             "untouched; free space or make the folder writable, then go on with 'dipole train --resume'"
         ) from error
     finally:
@@ -136,8 +129,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             tensors[name] = safetensors.torch.load(data)
         except (SafetensorError, ValueError, RuntimeError, KeyError) as error:
             raise _damaged(path / f"{name}.safetensors", f"not a safetensors file: {error}") from None
-    described = {name: state[name] for name in ("learner_steps", "metadata", "versions")}
-    return Checkpoint(path=path, tensors=tensors, **described)
+    return Checkpoint(path, state["learner_steps"], tensors, state["metadata"], state["versions"])
 
 
 @contextlib.contextmanager
@@ -149,31 +141,28 @@ def entries_of(checkpoint: Checkpoint) -> Iterator[None]:
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
-        raise CheckpointError(
-            f"{checkpoint.path}: does not hold what a run saves there ({type(error).__name__}: {error}); "
-            "resume from another checkpoint"
-        ) from error
+        found = f"does not hold what a run saves there ({type(error).__name__}: {error})"
+        raise CheckpointError(f"{checkpoint.path}: {found}; resume from another checkpoint") from error
 
 
 def newest_valid(directory: Path, *, not_after: int | None = None) -> Path | None:
     """Return the newest whole checkpoint of at most `not_after` updates, or None; a warning names each damaged one."""
     for path in _checkpoints(directory):
-        if not_after is None or steps_of(path) <= not_after:
-            try:
-                for name, record in _read_state(path)["files"].items():
-                    _read_verified(path, name, record)
-            except CheckpointError as error:
-                _log.warning("passed over: %s", error)
-            else:
-                return path
+        if not_after is not None and steps_of(path) > not_after:
+            continue
+        try:
+            for name, record in _read_state(path)["files"].items():
+                _read_verified(path, name, record)
+            return path
+        except CheckpointError as error:
+            _log.warning("passed over: %s", error)
     return None
 
 
 def prune(newest: Path, keep: int) -> list[Path]:
-    """Remove the checkpoints that are no longer needed, and return them.
+    """Remove all checkpoints but `newest`, just written, and the `keep - 1` before it, and return those removed.
 
-    Kept are `newest`, just written, and the `keep - 1` before it. Later ones are removed too: the run has gone back
-    behind them, and a resume must not take them for its newest.
+    Later ones go too: the run has gone back behind them, and a resume must not take them for its newest.
 
     Raises:
         CheckpointError: One could not be removed.
@@ -213,18 +202,13 @@ def _fill(folder: Path, learner_steps: int, tensors: Tensors, metadata: Mapping[
         # Clones, because safetensors refuses tensors that share memory, as tied weights and views do.
         plain = {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in flat.items()}
         data = safetensors.torch.save(plain)
-        _write(folder / f"{name}.safetensors", data)
+        (folder / f"{name}.safetensors").write_bytes(data)
         files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    body = {
-        "format": FORMAT,
-        "learner_steps": learner_steps,
-        "written_s": time.time(),
-        "versions": package_versions(),
-        "files": files,
-        "metadata": dict(metadata),
-    }
-    _write(folder / STATE_FILE, json.dumps({**body, "checksum": _checksum(body)}, indent=1).encode())
-    sync(folder)
+    body = {"format": FORMAT, "learner_steps": learner_steps, "written_s": time.time(), "versions": package_versions()}
+    body |= {"files": files, "metadata": dict(metadata)}
+    (folder / STATE_FILE).write_text(json.dumps({**body, "checksum": _checksum(body)}, indent=1))
+    for file in (*folder.iterdir(), folder):
+        sync(file)
 
 
 def _read_state(path: Path) -> dict[str, Any]:
@@ -251,11 +235,10 @@ def _read_state(path: Path) -> dict[str, Any]:
 
 def _is_file_table(table: Mapping[str, Any]) -> bool:
     """Return whether `table` maps plain file names, none of which leaves the folder, to lengths and checksums."""
-    kinds = {"bytes": int, "sha256": str}
     return all(
         _FILE_NAME.fullmatch(name)
         and isinstance(record, dict)
-        and all(isinstance(record.get(key), kind) for key, kind in kinds.items())
+        and (type(record.get("bytes")), type(record.get("sha256"))) == (int, str)
         for name, record in table.items()
     )
 
@@ -292,12 +275,6 @@ def _damaged(file: Path, finding: str) -> CheckpointError:
 def _checksum(body: Mapping[str, Any]) -> str:
     """Return the SHA-256 of JSON values, whatever their layout on the disk."""
     return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def _write(file: Path, data: bytes) -> None:
-    """Write a new file and wait until the disk has it."""
-    file.write_bytes(data)
-    sync(file)
 
 
 def _remove(directory: Path, *prefixes: str) -> None:

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import Tensor
 
@@ -38,18 +38,14 @@ PAUSED = (
     "itself. It waits for up to %g minutes (checkpoint.retry_minutes); Ctrl-C ends the run instead"
 )
 
-Result = TypeVar("Result")
-
 _log = logging.getLogger(__name__)
 
 
 def require_lasting(place: Path, key: str) -> None:
     """Refuse a place in the copy of the working directory that `ray job submit --working-dir` makes.
 
-    The setting `key` names it: a folder of results, or data that other nodes read.
-
-    Raises:
-        ConfigError: Ray deletes it some time after the job, and other nodes have it elsewhere.
+    The setting `key` names it: a folder of results, or data that other nodes read. Ray deletes it some time after the
+    job, and other nodes have it elsewhere.
     """
     if JOB_COPIES in (found := place.expanduser().resolve()).parts:
         raise ConfigError(
@@ -58,55 +54,42 @@ def require_lasting(place: Path, key: str) -> None:
         )
 
 
-def persist(
-    write: Callable[[], Result],
-    *,
-    retry_minutes: float,
-    interrupted: Sequence[object],
-    clock: Callable[[], float] = time.monotonic,
-    sleep: Callable[[float], None] = time.sleep,
-) -> Result:
-    """Return what `write` returns, however often that takes while the disk refuses.
+def persist(write: Callable[[], object], *, retry_minutes: float, interrupted: Sequence[object]) -> None:
+    """Call `write`, which writes whole or not at all, again and again while the disk refuses.
 
-    Args:
-        write: Writes to the disk, whole or not at all, and may be called again after it failed.
-        retry_minutes: How long to wait for the disk; 0 = not at all.
-        interrupted: Grows with Ctrl-C, which ends the wait.
-        clock: Seconds that never run backwards.
-        sleep: Waits that many seconds.
+    It waits for the disk for `retry_minutes` (0 = not at all); `interrupted` grows with Ctrl-C, which ends the wait.
 
     Raises:
         CheckpointError: The disk still refuses after that time.
         KeyboardInterrupt: Ctrl-C while waiting.
     """
-    start, presses, failures = clock(), len(interrupted), 0
+    start, presses, wait_s, is_paused = time.monotonic(), len(interrupted), FIRST_WAIT_S, False
     status = ["a write to the run's folder has not come back"]
     with _word_each_minute(status):
         while True:
             try:
-                result = write()
+                write()
+                break
             except (OSError, CheckpointError) as error:
                 refusal = error if isinstance(error, OSError) else error.__cause__
                 if not isinstance(refusal, OSError) or refusal.errno not in PASSING:  # a bug, say: waiting helps nobody
                     raise
                 ours = _in_words(error) if isinstance(error, OSError) else error
-                if clock() - start >= 60 * retry_minutes:
+                if time.monotonic() - start >= 60 * retry_minutes:
                     raise ours from refusal
-                if not failures:
-                    _log.error(PAUSED, str(ours).partition(";")[0], retry_minutes)
-                status[0] = f"training is paused, the disk refuses a write ({refusal.strerror or refusal}),"
-                failures += 1
-            else:
-                if failures:
-                    _log.warning("the disk took the write; training goes on after %.0f s", clock() - start)
-                return result
-            wait_s = min(FIRST_WAIT_S * 2 ** (failures - 1), LONGEST_WAIT_S)
-            until = min(clock() + wait_s, start + 60 * retry_minutes)
-            while clock() < until:  # in slices, so that Ctrl-C is seen
+            if not is_paused:
+                _log.error(PAUSED, str(ours).partition(";")[0], retry_minutes)
+            is_paused = True
+            status[0] = f"training is paused, the disk refuses a write ({refusal.strerror or refusal}),"
+            until = min(time.monotonic() + wait_s, start + 60 * retry_minutes)
+            while time.monotonic() < until:  # in slices, so that Ctrl-C is seen
                 if len(interrupted) > presses:
                     _log.warning("Ctrl-C during the pause: what came after the last checkpoint is lost")
                     raise KeyboardInterrupt
-                sleep(min(SLICE_S, until - clock()))
+                time.sleep(min(SLICE_S, until - time.monotonic()))
+            wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+    if is_paused:
+        _log.warning("the disk took the write; training goes on after %.0f s", time.monotonic() - start)
 
 
 def checkpoint_bytes(tensors: Mapping[str, Mapping[str, Tensor]], metadata: Mapping[str, Any]) -> int:
