@@ -16,7 +16,8 @@ import mmap
 import os
 import struct
 import zlib
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ _BASE = struct.Struct("<II")  # crc32, length
 _NUMBERS = 6
 _RECORD = struct.Struct(f"<I{_NUMBERS}q")  # kind and numbers; a CRC-32 goes before them
 _SIZE = 4 + _RECORD.size
-_INSERT, _BLOCK, _LEFT = 1, 2, 3
+INSERT, BLOCK, _LEFT = 1, 2, 3  # kinds of records: of an `Insert`; of a full block's number and CRC-32; of the end
 _RECORDS = 1024
 
 
@@ -54,16 +55,18 @@ class RingContents:
 
     def to_json(self) -> dict[str, Any]:
         """Return the contents as a JSON object."""
-        senders = [[*sender, sequence] for sender, sequence in self.last_sequence.items()]
-        counts = {"rows_written": self.rows_written, "oldest": self.oldest, "env_steps": self.env_steps}
-        return {**counts, "last_sequence": senders, "blocks": list(self.blocks.items())}
+        return {**asdict(self), "last_sequence": self.senders(), "blocks": list(self.blocks.items())}
+
+    def senders(self) -> list[list[int]]:
+        """Return [worker, incarnation, last sequence] of each sender, in order heard."""
+        return [[*sender, sequence] for sender, sequence in self.last_sequence.items()]
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> RingContents:
         """Rebuild the contents from an object that holds at least `to_json`'s."""
         written, oldest, env_steps = (int(value[name]) for name in ("rows_written", "oldest", "env_steps"))
-        senders = {(int(worker), int(life)): int(last) for worker, life, last in value["last_sequence"]}
-        return cls(written, oldest, env_steps, senders, {int(block): int(crc) for block, crc in value["blocks"]})
+        blocks = {int(block): int(crc) for block, crc in value["blocks"]}
+        return cls(written, oldest, env_steps, by_sender(value["last_sequence"]), blocks)
 
     def take(self, insert: Insert) -> None:
         """Count an insert whose rows are all there."""
@@ -75,14 +78,18 @@ class RingContents:
             del self.last_sequence[next(iter(self.last_sequence))]
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+def by_sender(senders: Iterable[Iterable[Any]]) -> dict[tuple[int, int], int]:
+    """Return the `last_sequence` that `RingContents.senders` told, of the senders heard last."""
+    return {(int(worker), int(life)): int(last) for worker, life, last in list(senders)[-MAX_SENDERS:]}
+
+
+class Found(NamedTuple):
     """What a journal says about the ring that its process left behind."""
 
     contents: RingContents  # all inserts but the last
     last: Insert | None  # the last one; the commit marks of its rows tell whether it was finished
-    recoveries: int  # how often the ring was taken up again
     is_torn: bool  # whether the last record is unreadable, as a kill can leave it
+    recoveries: int  # how often the ring was taken up again
 
 
 class Journal:
@@ -100,16 +107,13 @@ class Journal:
         self._half = -(-(base + _RECORDS * _SIZE + self._reserve) // 4096) * 4096
         self._run, self._turn, self._next = "", 0, 0
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-            try:
-                if os.fstat(descriptor).st_size != 2 * self._half:
-                    os.ftruncate(descriptor, 0)
-                    os.ftruncate(descriptor, 2 * self._half)
+            with path.open("a+b") as stream:  # made if missing
+                if stream.tell() != 2 * self._half:
+                    stream.truncate(0)
+                    stream.truncate(2 * self._half)
                     if hasattr(os, "posix_fallocate"):
-                        os.posix_fallocate(descriptor, 0, 2 * self._half)
-                self._map = mmap.mmap(descriptor, 2 * self._half)
-            finally:
-                os.close(descriptor)
+                        os.posix_fallocate(stream.fileno(), 0, 2 * self._half)
+                self._map = mmap.mmap(stream.fileno(), 2 * self._half)
         except OSError as error:
             found = f"cannot make the replay's journal ({error.strerror or error})"
             raise DatasetError(f"{path}: {found}; free space or choose another folder") from error
@@ -136,18 +140,11 @@ class Journal:
         end = start + _BASE.size + len(text)
         self._map[start:end] = _BASE.pack(zlib.crc32(text, len(text)), len(text)) + text
         if self._turn:
-            self._put(_LEFT)
+            self.note(_LEFT)
         self._turn, self._next = turn, end
 
-    def note_insert(self, insert: Insert) -> None:
-        """Say that `insert` is about to be written."""
-        self._put(_INSERT, *insert)
-
-    def note_block(self, block: int, crc32: int) -> None:
-        """Say that a block is full."""
-        self._put(_BLOCK, block, crc32)
-
-    def _put(self, kind: int, *numbers: int) -> None:
+    def note(self, kind: int, *numbers: int) -> None:
+        """Append a record: of an insert that is about to be written, or of a block that is full."""
         body = _RECORD.pack(kind, *numbers, *[0] * (_NUMBERS - len(numbers)))
         place, self._next = self._next, self._next + _SIZE
         self._map[place : self._next] = zlib.crc32(body).to_bytes(4, "little") + body
@@ -158,10 +155,9 @@ class Journal:
         base = max(bases, key=lambda found: int(found["turn"]), default=None)
         if base is None or base["run"] != run:
             return None
-        contents = RingContents.from_json(base)
         self._run, self._turn, self._next = run, base["turn"], base["end"]
-        last, is_torn = self._read_records(contents)
-        return Found(contents, last, int(base["recoveries"]), is_torn)
+        contents = RingContents.from_json(base)
+        return Found(contents, *self._read_records(contents), int(base["recoveries"]))
 
     def _read_base(self, half: int) -> dict[str, Any] | None:
         start = half * self._half
@@ -187,7 +183,7 @@ class Journal:
                     remedy = "which online rows are whole cannot be told: resume from a checkpoint"
                     raise CorruptSegment(f"{self.path}: unreadable from byte {self._next} on; {remedy}")
                 return last, True
-            if kind == _BLOCK:
+            if kind == BLOCK:
                 contents.blocks[numbers[0]] = numbers[1]
             else:
                 insert = Insert(*numbers)

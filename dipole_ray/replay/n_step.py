@@ -11,19 +11,15 @@ Observations are gathered from each of their columns, `observations` or several 
 table where rows only hold numbers.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from dipole_ray.data.schema import Rows
 
-OBSERVATIONS = "observations"
-NO_TABLES: Mapping[str, np.ndarray] = {}
-
 
 def gather_n_step(
-    columns: Rows, rows: np.ndarray, powers: np.ndarray, tables: Mapping[str, np.ndarray] = NO_TABLES
+    columns: Rows, rows: np.ndarray, powers: np.ndarray, tables: Rows | None = None
 ) -> dict[str, np.ndarray]:
     """Gather the windows that begin at `rows`; none of them crosses a closing row or a mask of 0.
 
@@ -33,7 +29,7 @@ def gather_n_step(
         powers: (n + 1,) float64, discount^0 ... discount^n.
         tables: The side table of each column that refers to one, by the column's name.
     """
-    length, num_steps = len(columns["remaining"]), len(powers) - 1
+    length, num_steps, tables = len(columns["remaining"]), len(powers) - 1, tables or {}
     if num_steps == 1:
         steps, last = 1, rows
         rewards = _take(columns["rewards"], rows)
@@ -44,7 +40,7 @@ def gather_n_step(
         rewards = _discounted_sum(columns["rewards"], rows, steps, powers)
         discounts = powers[steps].astype(np.float32)
     following = (rows + steps) % length
-    observed = [name for name in columns if name.partition(".")[0] == OBSERVATIONS]
+    observed = [name for name in columns if name.partition(".")[0] == "observations"]
     return {
         **{name: _take(columns[name], rows, tables.get(name)) for name in observed},
         "actions": _take(columns["actions"], rows),

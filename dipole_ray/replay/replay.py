@@ -11,7 +11,7 @@ state is a few kilobytes of JSON: counts, checksums, the sampler's random state 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import EllipsisType
 from typing import Any
@@ -23,7 +23,7 @@ from dipole_ray.data.dataset import open_dataset
 from dipole_ray.data.schema import Rows, validate_rows
 from dipole_ray.data.segment import SegmentEntry
 from dipole_ray.errors import CheckpointError, ConfigError, DatasetError
-from dipole_ray.replay.journal import MAX_SENDERS
+from dipole_ray.replay.journal import by_sender
 from dipole_ray.replay.n_step import gather_n_step, nested
 from dipole_ray.replay.ring import OnlineRing
 
@@ -75,10 +75,10 @@ class Replay:
                 `load_state` names its rows, unless it belongs to `run`.
             capacity: Rows of the ring that can be sampled at a time; 0 exactly when `online` is None.
             n_step: Transitions per window, >= 1.
-            discount: Discount per transition, in [0, 1].
+            discount: Per transition, in [0, 1].
             offline_fraction: Share of offline transitions in every batch once there are online ones (until then all are
                 offline); None for the union's own shares.
-            seed: Seed of the sampler.
+            seed: Of the sampler.
             run: Name of this run, for a replay that shall survive the death of its process: opened again under the
                 same name, it holds all rows that were acknowledged or loaded, and knows who inserted them. An insert
                 that was interrupted is not there; rows of a damaged block are left out, with a warning. The sampler
@@ -92,44 +92,46 @@ class Replay:
         if n_step < 1 or not 0.0 <= discount <= 1.0:
             raise ConfigError(f"n_step={n_step} must be >= 1 and discount={discount} in [0, 1]")
         if (online is None) != (capacity == 0):
-            raise ConfigError(
-                f"online={online} with capacity={capacity}: give both a file and a capacity for online rows, or neither"
-            )
-        self.schema, self.n_step = schema, n_step
-        self.discount, self.offline_fraction = discount, offline_fraction
+            remedy = "give both a file and a capacity for online rows, or neither"
+            raise ConfigError(f"online={online} with capacity={capacity}: {remedy}")
+        self.schema, self.offline_fraction = schema, offline_fraction
         self._powers = discount ** np.arange(n_step + 1, dtype=np.float64)
         self._entries: list[SegmentEntry] = []
         self._damaged: list[str] = []
-        # Of each file: its columns, the rows that are transitions, and the side table of each column that has one.
-        self._offline: list[tuple[Rows, np.ndarray, Rows]] = []
-        self._ring_tables: Rows = {}
+        # Of each file, the ring last: its columns, the rows of its transitions by their number, and its side tables.
+        self._parts: list[tuple[Rows, Callable[[np.ndarray], np.ndarray], Rows]] = []
+        self._ends: list[int] = []  # offline transitions up to and with each offline file
         self._table_rows: dict[str, int] = {}
+        self.num_offline, tables = 0, {}
         for directory in offline:
-            self._open_offline(Path(directory))
+            tables = self._open_offline(Path(directory))
         if schema.tables and len(offline) != 1:
             found = f"rows refer to side tables of one dataset ({', '.join(schema.tables)})"
             raise ConfigError(f"{found}, and {len(offline)} are given; give one")
-        self._ends = np.cumsum([len(valid) for _, valid, _ in self._offline], dtype=np.int64)
-        self.num_offline = int(self._ends[-1]) if len(self._ends) else 0
         self._ring = None if online is None else OnlineRing(Path(online), schema, capacity, run)
+        if self._ring is not None:
+            self._parts.append((self._ring.columns, self._ring.transition_rows, tables if schema.tables else {}))
         entropy: int | list[int] = seed
         if self._ring is not None and self._ring.recoveries:
             # After a death the sampler must not draw again what it drew before.
             entropy = [seed, self._ring.recoveries, int.from_bytes((run or "").encode())]
         self._random = np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))
 
-    def _open_offline(self, directory: Path) -> None:
+    def _open_offline(self, directory: Path) -> Rows:
+        """Add the files of a dataset; return the side table of each column that has one."""
         dataset = open_dataset(directory)
         remedy = "use a dataset of this environment"
         require_fit(dataset.schema, self.schema, what=directory, whom="this replay", remedy=remedy)
         self._entries += [*dataset.manifest.files, *dataset.manifest.tables.values()]
         self._damaged += [item.entry.name for item in dataset.quarantined]
+        self._table_rows = {name: len(entries) for name, entries in dataset.tables.items()}
         tables = {name: dataset.tables[table] for name, table in dataset.schema.references.items()}
         for segment in dataset.segments:
-            self._offline.append((segment.columns, np.flatnonzero(segment.columns["remaining"]), tables))
-        if self.schema.tables:
-            self._ring_tables = tables
-            self._table_rows = {name: len(entries) for name, entries in dataset.tables.items()}
+            rows = np.flatnonzero(segment.columns["remaining"])
+            self.num_offline += len(rows)
+            self._ends.append(self.num_offline)
+            self._parts.append((segment.columns, rows.__getitem__, tables))
+        return tables
 
     @property
     def num_online(self) -> int:
@@ -152,8 +154,8 @@ class Replay:
             rows: As `schema.close_trajectory` makes them.
             worker: Who sends them.
             incarnation: How often that worker was restarted.
-            sequence: Number of this insert, increasing per worker and incarnation. A number seen before (a retry) is
-                ignored; the 1024 incarnations heard last are remembered.
+            sequence: Increases per worker and incarnation. A number seen before (a retry) is ignored; the 1024
+                incarnations heard last are remembered.
 
         Returns:
             Transitions ever inserted into this replay: an answer that a retry gives as well.
@@ -173,11 +175,11 @@ class Replay:
     def sample(
         self, batch_size: int, num_batches: int = 1, offline_fraction: float | EllipsisType | None = ...
     ) -> dict[str, Any]:
-        """Draw transitions uniformly with replacement.
+        """Draw batches of B transitions uniformly with replacement; asking for many at once is much faster.
 
         Args:
-            batch_size: B, transitions per batch.
-            num_batches: Batches in one call; asking for many at once is much faster.
+            batch_size: B.
+            num_batches: Batches in one call.
             offline_fraction: Share of offline transitions per batch: exactly round(fraction * B) of them, first in the
                 batch. None draws from the union. Left out: as configured, and offline only while the ring is empty.
 
@@ -196,14 +198,14 @@ class Replay:
 
     def _gather(self, picks: np.ndarray) -> dict[str, np.ndarray]:
         """Gather transitions by number; those from `num_offline` on are online ones."""
-        if len(self._offline) + (self.num_online > 0) == 1:
+        if len(self._ends) + (self.num_online > 0) == 1:
             return self._gather_part(0, picks)
         # One gather a file, scattered to where its transitions stand in the batches.
         part = np.searchsorted(self._ends, picks, side="right")
         batch: dict[str, np.ndarray] = {}
         for index in np.unique(part):
             chosen = np.flatnonzero(part == index)
-            first = int(self._ends[index - 1]) if index else 0
+            first = self._ends[index - 1] if index else 0
             for name, values in self._gather_part(index, picks[chosen] - first).items():
                 if name not in batch:
                     batch[name] = np.empty((len(picks), *values.shape[1:]), dtype=values.dtype)
@@ -211,12 +213,8 @@ class Replay:
         return batch
 
     def _gather_part(self, part: int, picks: np.ndarray) -> dict[str, np.ndarray]:
-        """Gather transitions of an offline file, or of the ring, which comes after all files."""
-        if part < len(self._offline):
-            columns, valid, tables = self._offline[part]
-            return gather_n_step(columns, valid[picks], self._powers, tables)
-        assert self._ring is not None
-        return gather_n_step(self._ring.columns, self._ring.transition_rows(picks), self._powers, self._ring_tables)
+        columns, rows_of, tables = self._parts[part]
+        return gather_n_step(columns, rows_of(picks), self._powers, tables)
 
     def _pick(self, batch_size: int, num_batches: int, fraction: float | None) -> np.ndarray:
         """Draw (num_batches, batch_size) numbers; those from `num_offline` on mean online transitions."""
@@ -224,8 +222,9 @@ class Replay:
             raise ConfigError(f"batch_size={batch_size} and num_batches={num_batches} must be at least 1")
         total = self.num_offline + self.num_online
         if total == 0:
-            remedy = "give it an offline dataset or insert rows before sampling"
-            raise DatasetError(f"the replay holds no transitions; {remedy}")
+            raise DatasetError(
+                "the replay holds no transitions; give it an offline dataset or insert rows before sampling"
+            )
         if fraction is None:
             return self._random.integers(0, total, size=(num_batches, batch_size))
         check_fraction(fraction)
@@ -244,20 +243,16 @@ class Replay:
         """Return mean and standard deviation (O,), float64, of the offline observations, closing rows included."""
         observation = self.schema.observed.get("observations")
         if observation is None or not observation.is_vector:
-            raise DatasetError(
-                f"observations are {self.schema.observation_text}: mean and deviation are those of flat vectors; set "
-                "agent.observation_normalization=none"
-            )
-        if not self._offline:
+            what = f"observations are {self.schema.observation_text}: mean and deviation are those of flat vectors"
+            raise DatasetError(f"{what}; set agent.observation_normalization=none")
+        if not self._ends:
             raise DatasetError("observation statistics need offline rows, and this replay has none; open a dataset")
-        count, total, squares = 0, 0.0, 0.0
-        shift = np.zeros(observation.shape)
-        for columns, _, tables in self._offline:
+        count, total, squares, shift = 0, 0.0, 0.0, np.zeros(observation.shape)
+        for columns, _, tables in self._parts[: len(self._ends)]:
             for start in range(0, len(columns["observations"]), _CHUNK_ROWS):
                 found = columns["observations"][start : start + _CHUNK_ROWS]
                 chunk = (tables["observations"][found] if tables else found).astype(np.float64)
-                if not count:
-                    shift = chunk[0].copy()  # against cancellation far from zero
+                shift = shift if count else chunk[0].copy()  # against cancellation far from zero
                 chunk -= shift
                 count, total, squares = count + len(chunk), total + chunk.sum(axis=0), squares + (chunk**2).sum(axis=0)
         mean = total / count
@@ -266,7 +261,6 @@ class Replay:
     def state(self) -> dict[str, Any]:
         """Return everything needed to continue, as JSON of a few kilobytes; online rows are flushed to disk first."""
         sampler = self._random.bit_generator.state
-        senders = {} if self._ring is None else self._ring.contents.last_sequence
         return {
             "version": STATE_VERSION,
             "schema": self.schema.to_json(),
@@ -274,7 +268,7 @@ class Replay:
             "offline": [entry.to_json() for entry in self._entries],
             "offline_damaged": self._damaged,
             "online": None if self._ring is None else self._ring.state(),
-            "last_sequences": [[*sender, sequence] for sender, sequence in senders.items()],
+            "last_sequences": [] if self._ring is None else self._ring.contents.senders(),
             # 128-bit numbers as text: not every JSON reader keeps them.
             "sampler": {name: str(sampler["state"][name]) for name in ("state", "inc")}
             | {name: int(sampler[name]) for name in ("has_uint32", "uinteger")},
@@ -298,8 +292,7 @@ class Replay:
             sampler = state["sampler"]
             restored: dict[str, Any] = {name: int(sampler[name]) for name in ("has_uint32", "uinteger")}
             restored |= {"bit_generator": "PCG64", "state": {name: int(sampler[name]) for name in ("state", "inc")}}
-            senders = {(int(w), int(i)): int(s) for w, i, s in state["last_sequences"][-MAX_SENDERS:]}
-            env_steps, lost = int(state["env_steps_inserted"]), 0
+            senders, env_steps, lost = by_sender(state["last_sequences"]), int(state["env_steps_inserted"]), 0
             if self._ring is not None:
                 lost = self._ring.load_state(state["online"], env_steps=env_steps, last_sequence=senders)
         except (KeyError, TypeError, ValueError) as error:
@@ -320,13 +313,12 @@ class Replay:
                 f"the checkpoint was trained on offline files {names[0]}, this replay has {names[1]}; "
                 "resume with the same datasets in the same order"
             )
-        before = set(state.get("offline_damaged", []))  # a key that older checkpoints lack
-        if before != set(self._damaged):
+        before, now = set(state.get("offline_damaged", [])), set(self._damaged)  # a key that older checkpoints lack
+        if before != now:
             _log.warning(
                 "the offline files differ from the checkpoint's: damaged since then %s, whole again %s; the run goes "
                 "on, but its samples are no longer those of the uninterrupted run",
-                ", ".join(sorted(set(self._damaged) - before)) or "none",
-                ", ".join(sorted(before - set(self._damaged))) or "none",
+                *(", ".join(sorted(names)) or "none" for names in (now - before, before - now)),
             )
         if (state["online"] is None) != (self._ring is None):
             raise CheckpointError(

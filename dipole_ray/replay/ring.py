@@ -20,7 +20,7 @@ import numpy as np
 from dipole_ray.columns import Schema
 from dipole_ray.data.schema import Rows
 from dipole_ray.errors import CheckpointError, ConfigError, CorruptSegment, DatasetError
-from dipole_ray.replay.journal import Found, Insert, Journal, RingContents
+from dipole_ray.replay.journal import BLOCK, INSERT, Found, Insert, Journal, RingContents
 from dipole_ray.replay.ring_file import create_ring_file, lock_ring_file, map_ring_file
 from dipole_ray.replay.ring_rows import RingRows
 
@@ -31,11 +31,11 @@ class OnlineRing:
     """A ring of the newest rows; rows of one insert are contiguous, windows may wrap around the end of the file."""
 
     def __init__(self, path: Path, schema: Schema, capacity: int, run: str | None = None) -> None:
-        """Map the ring at `path`, making it if there is none.
+        """Map the ring at `path`, making it if there is none; its journal lies beside it.
 
         Args:
-            path: The Arrow file; its journal lies beside it.
-            schema: Dimensions of the rows.
+            path: The Arrow file.
+            schema: What the rows hold.
             capacity: Rows that can be sampled at a time, >= 2, closing rows included.
             run: Name of the run that the rows belong to. A ring that an earlier process of this run left, however it
                 ended, is taken up again with all its rows; any other, and every one without a name, counts as empty
@@ -54,7 +54,6 @@ class OnlineRing:
         try:
             self._mapped, self.columns = map_ring_file(self.path, schema, self.file_rows)
             self._rows = RingRows(self.columns, self.block_rows)
-            self._names = tuple(schema.columns)
             self._is_clean = self.created
             self.contents, self.recoveries = RingContents(), 0
             # Row numbers of the transitions, oldest first, themselves in a ring: appended and evicted in order.
@@ -69,16 +68,6 @@ class OnlineRing:
         except BaseException:
             self._lock.close()
             raise
-
-    @property
-    def rows_written(self) -> int:
-        """Rows ever inserted."""
-        return self.contents.rows_written
-
-    @property
-    def num_rows(self) -> int:
-        """Rows that count now."""
-        return self.contents.rows_written - self.contents.oldest
 
     def transition_rows(self, indices: np.ndarray) -> np.ndarray:
         """Return the file positions of the transitions at `indices` in [0, num_transitions), oldest first."""
@@ -105,13 +94,17 @@ class OnlineRing:
         insert = Insert(first, count, worker, incarnation, sequence, self.contents.env_steps + len(transitions))
         numbers = np.arange(first + 1, first + count + 1)
         self._rows.write("sequence", first, -numbers)  # before the journal: no mark there is another insert's
-        self._journal.note_insert(insert)
+        self._journal.note(INSERT, *insert)
         self._evict(max(self.contents.oldest, first + count - self.capacity))
-        for name in self._names:
-            self._rows.write(name, first, rows[name])
+        for name, values in rows.items():
+            self._rows.write(name, first, values)
         self._rows.write("sequence", first, numbers)
         self.contents.take(insert)
-        self._seal_blocks(first)
+        blocks = self.contents.blocks
+        for block in range(first // self.block_rows, (first + count) // self.block_rows):
+            blocks[block] = self._rows.block_checksum(block)
+            blocks.pop(block - self._num_blocks, None)
+            self._journal.note(BLOCK, block, blocks[block])
         self._enqueue(transitions)
         return self.contents.env_steps
 
@@ -120,24 +113,16 @@ class OnlineRing:
         self._mapped.flush()
         written, oldest = self.contents.rows_written, self.contents.oldest
         first, tail = oldest // self.block_rows, written // self.block_rows
-        return {
-            "capacity": self.capacity,
-            "file_rows": self.file_rows,
-            "rows_written": written,
-            "oldest": oldest,
-            "blocks": {str(block): crc for block, crc in self.contents.blocks.items() if block >= first},
-            "tail_crc32": self._rows.checksum(tail * self.block_rows, written),
-        }
+        blocks = {str(block): crc for block, crc in self.contents.blocks.items() if block >= first}
+        sizes = {"capacity": self.capacity, "file_rows": self.file_rows, "rows_written": written, "oldest": oldest}
+        return {**sizes, "blocks": blocks, "tail_crc32": self._rows.checksum(tail * self.block_rows, written)}
 
     def load_state(
         self, state: dict[str, Any], *, env_steps: int = 0, last_sequence: dict[tuple[int, int], int] | None = None
     ) -> int:
         """Go back to the rows that `state` names; later rows are dropped.
 
-        Args:
-            state: From `state`.
-            env_steps: Transitions inserted until then.
-            last_sequence: Last insert of each (worker, incarnation) until then.
+        `env_steps` were inserted until then, and `last_sequence` was the last insert of each (worker, incarnation).
 
         Returns:
             Rows that were overwritten since the state was taken and are therefore gone (0: restored exactly).
@@ -170,7 +155,7 @@ class OnlineRing:
     def close(self) -> None:
         """Flush and give up the file; the ring cannot be used afterwards."""
         self._mapped.flush()
-        self.columns = self._rows.columns = {}
+        self.columns.clear()
         self._journal.close()
         self._lock.close()
 
@@ -185,13 +170,6 @@ class OnlineRing:
         slots = (self._queue_start + self.num_transitions + np.arange(len(rows))) % self.capacity
         self._queue[slots] = rows
         self.num_transitions += len(rows)
-
-    def _seal_blocks(self, first: int) -> None:
-        blocks = self.contents.blocks
-        for block in range(first // self.block_rows, self.rows_written // self.block_rows):
-            blocks[block] = self._rows.block_checksum(block)
-            blocks.pop(block - self._num_blocks, None)
-            self._journal.note_block(block, blocks[block])
 
     def _hold(self, contents: RingContents) -> None:
         """Hold exactly the rows of `contents`: in the journal first, so that a kill in between loses nothing."""

@@ -5,10 +5,10 @@ experiment. Space is reserved when the file is made: a full disk is an error at 
 """
 
 import fcntl
-import io
 import os
 import shutil
 import time
+from io import FileIO
 from pathlib import Path
 from typing import IO, Any
 
@@ -50,40 +50,28 @@ def create_ring_file(path: Path, schema: Schema, num_rows: int) -> None:
 
 
 def _write_empty(path: Path, layout: ColumnLayout, sizes: dict[str, int], num_rows: int) -> None:
-    with path.open("wb+") as stream:
+    with _FileWithHoles(path, "w+") as stream:
         stream.truncate(max(sizes.values()))
         zeros = np.memmap(path, dtype=np.uint8, mode="r")  # stands in for every column; holes take no memory
         buffers = {name: pa.py_buffer(zeros[:size]) for name, size in sizes.items()}
         batch = record_batch(layout, buffers, num_rows)
-        with pa.ipc.new_file(pa.PythonFile(_HoleSink(stream), mode="w"), batch.schema) as writer:
+        with pa.ipc.new_file(pa.PythonFile(stream, mode="w"), batch.schema) as writer:
             writer.write_batch(batch)
         length = stream.tell()
         stream.truncate(length)
-        stream.flush()
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(stream.fileno(), 0, length)
 
 
-class _HoleSink(io.RawIOBase):
-    """A sink for Arrow's writer that keeps its metadata and skips over the (all-zero) column buffers."""
-
-    def __init__(self, stream: IO[bytes]) -> None:
-        self._stream = stream
+class _FileWithHoles(FileIO):
+    """A file in which Arrow's writer leaves its metadata, and a hole for each of the (all-zero) column buffers."""
 
     def write(self, data: Any) -> int:
         """Write metadata; move past a column's buffer."""
         if not isinstance(data, pa.Buffer):
-            return self._stream.write(data)
-        self._stream.seek(data.size, os.SEEK_CUR)
+            return super().write(data)
+        self.seek(data.size, os.SEEK_CUR)
         return int(data.size)
-
-    def tell(self) -> int:
-        """Return the position."""
-        return self._stream.tell()
-
-    def writable(self) -> bool:
-        """Answer Arrow: yes."""
-        return True
 
 
 def lock_ring_file(path: Path) -> IO[bytes]:
@@ -93,16 +81,15 @@ def lock_ring_file(path: Path) -> IO[bytes]:
     while True:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return stream
         except BlockingIOError as error:
-            if time.monotonic() < deadline:
-                time.sleep(0.05)
-                continue
-            stream.close()
-            remedy = "close it (or end the run that owns it) first"
-            raise DatasetError(f"{path}: another replay is writing to this ring; {remedy}") from error
-        except OSError:
-            pass  # some network file systems have no locks; a single writer is then up to the user
-        return stream
+            if time.monotonic() >= deadline:
+                stream.close()
+                remedy = "close it (or end the run that owns it) first"
+                raise DatasetError(f"{path}: another replay is writing to this ring; {remedy}") from error
+        except OSError:  # some network file systems have no locks; a single writer is then up to the user
+            return stream
+        time.sleep(0.05)
 
 
 def map_ring_file(path: Path, schema: Schema, num_rows: int) -> tuple[np.memmap, Rows]:

@@ -87,8 +87,10 @@ def test_ring_is_a_feather_file_at_any_time(tmp_path: Path) -> None:
         assert table.num_rows == ring.file_rows
         sequence = np.sort(table["sequence"].to_numpy())
         newest = sequence[sequence > 0]
-        np.testing.assert_array_equal(newest, np.arange(ring.rows_written - len(newest), ring.rows_written) + 1)
-        assert len(newest) == min(ring.rows_written, ring.file_rows) == min(count * 11, ring.file_rows)
+        np.testing.assert_array_equal(
+            newest, np.arange(ring.contents.rows_written - len(newest), ring.contents.rows_written) + 1
+        )
+        assert len(newest) == min(ring.contents.rows_written, ring.file_rows) == min(count * 11, ring.file_rows)
         append(ring, random_trajectory(random, 10))
     with pa.ipc.open_file(path) as reader:
         reader.get_batch(0).validate(full=True)
