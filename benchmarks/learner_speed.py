@@ -28,6 +28,7 @@ from torch import Tensor
 from benchmarks.plain_learner import PlainLearner
 from dipole_ray.agents.config import PRESETS, AgentConfig
 from dipole_ray.agents.dipole import DipoleAgent
+from dipole_ray.columns import Schema
 from dipole_ray.evaluation.cells import method_name
 
 Batch = dict[str, Tensor]
@@ -54,9 +55,9 @@ def random_batches(agent: DipoleAgent, count: int) -> list[Batch]:
     ]
 
 
-def check_same_maths(config: AgentConfig, dims: tuple[int, int], device: str) -> float:
+def check_same_maths(config: AgentConfig, schema: Schema, device: str) -> float:
     """Return the largest relative difference of any loss over five updates; raise SystemExit if it is not rounding."""
-    agent = DipoleAgent(config, *dims, seed=0, device=device)
+    agent = DipoleAgent(config, schema, seed=0, device=device)
     plain = PlainLearner(agent)
     generator = torch.Generator(device)
     generator.set_state(agent.generator.get_state())
@@ -147,10 +148,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Return the whole result of one run."""
     torch.set_num_threads(options.threads)
     config = AgentConfig.preset(options.preset)
-    dims = (options.observation_dim, options.action_dim)
-    difference = check_same_maths(config, dims, options.device)
-    agent = DipoleAgent(config, *dims, seed=0, device=options.device)
-    reporting = DipoleAgent(config, *dims, seed=0, device=options.device)
+    schema = Schema(options.observation_dim, options.action_dim)
+    difference = check_same_maths(config, schema, options.device)
+    agent = DipoleAgent(config, schema, seed=0, device=options.device)
+    reporting = DipoleAgent(config, schema, seed=0, device=options.device)
     plain, generator = PlainLearner(agent), torch.Generator(options.device).manual_seed(0)
     batches = random_batches(agent, 8)
     sides: dict[str, Callable[[Batch], object]] = {
@@ -169,8 +170,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "machine": machine(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "preset": options.preset,
-        "observation_dim": dims[0],
-        "action_dim": dims[1],
+        **schema.to_json(),
         "threads": options.threads,
         "device": options.device,
         "seconds_per_side_and_round": options.seconds,

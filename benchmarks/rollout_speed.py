@@ -22,9 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from dipole_ray.agents.agent import Agent
+from dipole_ray.agents.agent import Agent, make_agent
 from dipole_ray.agents.config import PRESETS, AgentConfig
-from dipole_ray.agents.make import make_agent
 from dipole_ray.envs.acting import ActingLoop, Episode
 from dipole_ray.envs.make import EnvConfig, env_dims, make_env
 
@@ -80,8 +79,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    dims = env_dims(args.env)
-    agent = make_agent(AgentConfig.preset(args.preset), dims.observation_dim, dims.action_dim, seed=0)
+    schema = env_dims(args.env).schema
+    agent = make_agent(AgentConfig.preset(args.preset), schema, seed=0)
     rows = [
         measure(agent, args.env, envs, candidates, args.rounds, args.steps)
         for envs in args.envs
@@ -93,8 +92,7 @@ def main() -> None:
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "preset": args.preset,
         "env": args.env,
-        "observation_dim": dims.observation_dim,
-        "action_dim": dims.action_dim,
+        **schema.to_json(),
         "rows": rows,
     }
     text = json.dumps(report, indent=1)

@@ -25,8 +25,9 @@ from benchmarks.learner_speed import random_batches
 from benchmarks.record import write_record
 from dipole_ray.agents.config import AgentConfig
 from dipole_ray.agents.dipole import DipoleAgent
+from dipole_ray.columns import Schema
 
-DIMS = (28, 5)  # cube-single
+SCHEMA = Schema(28, 5)  # cube-single
 SIZES = {"2 x 128": (128, 128), "3 x 512": (512, 512, 512)}
 LEARNERS: dict[str, dict[str, Any]] = {
     "one network (IFQL)": {"weight_scheme": "bc", "bootstrap": "value"},
@@ -65,7 +66,7 @@ def ratios(rates: dict[str, list[float]], base: str) -> dict[str, dict[str, floa
 def learning(size: tuple[int, ...], rounds: int, seconds: float, device: str) -> dict[str, dict[str, float]]:
     """Return the cost of an update of every learner."""
     agents = {
-        name: DipoleAgent(AgentConfig(hidden_dims=size, **settings), *DIMS, seed=0, device=device)
+        name: DipoleAgent(AgentConfig(hidden_dims=size, **settings), SCHEMA, seed=0, device=device)
         for name, settings in LEARNERS.items()
     }
     batches = random_batches(agents[BASE], 1)
@@ -78,10 +79,10 @@ def learning(size: tuple[int, ...], rounds: int, seconds: float, device: str) ->
 
 def acting(size: tuple[int, ...], rounds: int, seconds: float, device: str) -> list[dict[str, Any]]:
     """Return the milliseconds of an action through one field (omega 0) and through two (omega 1)."""
-    agent = DipoleAgent(AgentConfig(hidden_dims=size), *DIMS, seed=0, device=device)
+    agent = DipoleAgent(AgentConfig(hidden_dims=size), SCHEMA, seed=0, device=device)
     lines = []
     for rows, candidates in itertools.product(ROWS, CANDIDATES):
-        observations = np.random.default_rng(0).normal(size=(rows, DIMS[0])).astype(np.float32)
+        observations = np.random.default_rng(0).normal(size=(rows, SCHEMA.observation_dim)).astype(np.float32)
         rates: dict[str, list[float]] = {"one": [], "two": []}
         for _ in range(rounds):
             for name, omega in (("one", 0.0), ("two", 1.0)):
@@ -136,7 +137,7 @@ def main() -> None:
         for name, size in SIZES.items()
     }
     command = f"python -m benchmarks.two_networks --rounds {args.rounds} --threads {args.threads}"
-    about = {"device": args.device, "threads": args.threads, "rounds": args.rounds, "dims": DIMS}
+    about = {"device": args.device, "threads": args.threads, "rounds": args.rounds, **SCHEMA.to_json()}
     tables = markdown(results)
     write_record(args.out, "two_networks", command, {**about, "results": results}, "What two networks cost", tables)
     print(tables)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dipole_ray.agents.dipole import AgentConfig, DipoleAgent
+from dipole_ray.columns import Schema
 from dipole_ray.envs.make import EnvConfig, make_env
 from dipole_ray.errors import ConfigError, NonFiniteError
 from dipole_ray.evaluation.cells import Cell, EvalConfig, PolicyName, cells_of, grid
@@ -23,7 +24,7 @@ SHORT_MAZE = EnvConfig(id=MAZE, max_episode_steps=25)
 
 
 def pendulum_agent(seed: int = 0) -> DipoleAgent:
-    return DipoleAgent(AgentConfig.preset("small", train_bc=True), 3, 1, seed=seed)
+    return DipoleAgent(AgentConfig.preset("small", train_bc=True), Schema(3, 1), seed=seed)
 
 
 def same(first: CellResult, second: CellResult) -> bool:
@@ -48,7 +49,7 @@ def test_a_cell_is_bitwise_repeatable_whatever_was_drawn_before(cell: Cell) -> N
 
 
 def test_used_environments_give_what_fresh_ones_do() -> None:
-    agent = DipoleAgent(AgentConfig.preset("small"), 2, 2, seed=0)
+    agent = DipoleAgent(AgentConfig.preset("small"), Schema(2, 2), seed=0)
     fresh = evaluate_cell(agent, SHORT_MAZE, Cell(), episodes=5, seed=1, num_envs=3, trajectories=5)
     envs = [make_env(SHORT_MAZE) for _ in range(3)]
     evaluate_cell(agent, envs, Cell("guided", 0.0, 2), episodes=4, seed=2)
@@ -57,7 +58,7 @@ def test_used_environments_give_what_fresh_ones_do() -> None:
 
 
 def test_every_cell_starts_from_the_same_states_and_differs_in_its_noise() -> None:
-    agent = DipoleAgent(AgentConfig.preset("small", train_bc=True), 2, 2, seed=0)
+    agent = DipoleAgent(AgentConfig.preset("small", train_bc=True), Schema(2, 2), seed=0)
     cells = grid(EvalConfig(omegas=(0.0, 1.0), candidates=(1, 2)), agent.policy.has_bc)
     assert len(cells) == 6
     results = [evaluate_cell(agent, SHORT_MAZE, cell, episodes=4, seed=0, num_envs=2, trajectories=4) for cell in cells]

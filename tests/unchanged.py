@@ -111,8 +111,9 @@ def record_agents(folder: Path) -> Iterator[tuple[str, Any]]:
     import torch
 
     from dipole_ray import AgentConfig
+    from dipole_ray.agents.agent import make_agent
     from dipole_ray.agents.config import PRESETS
-    from dipole_ray.agents.make import make_agent
+    from dipole_ray.columns import Schema
 
     torch.set_num_threads(1)
     cases: dict[str, dict[str, Any]] = {name: {"preset": name} for name in PRESETS}
@@ -121,7 +122,7 @@ def record_agents(folder: Path) -> Iterator[tuple[str, Any]]:
     for name, settings in cases.items():
         changes = dict(settings)
         config = AgentConfig.preset(changes.pop("preset", "paper"), **{"batch_size": 32, **changes})
-        agent = make_agent(config, 5, 3, 7)
+        agent = make_agent(config, Schema(5, 3), seed=7)
         random = np.random.default_rng(1)
         if config.observation_normalization == "dataset":
             agent.fit_observations(random.normal(size=5), random.uniform(0.5, 2, size=5))

@@ -23,8 +23,9 @@ from torch import Tensor
 from dipole_ray.agents import flow
 from dipole_ray.agents.config import AgentConfig
 from dipole_ray.agents.dipole import DipoleAgent
+from dipole_ray.columns import Schema
 
-DIMS = (28, 5)
+SCHEMA = Schema(28, 5)
 Batch = dict[str, Tensor]
 
 
@@ -32,11 +33,11 @@ def random_batches(count: int, rows: int, device: str) -> list[Batch]:
     """Return batches in the layout of the replay."""
     rng = np.random.default_rng(0)
     columns = {
-        "observations": lambda: rng.normal(size=(rows, DIMS[0])),
-        "actions": lambda: rng.uniform(-1, 1, size=(rows, DIMS[1])),
+        "observations": lambda: rng.normal(size=(rows, SCHEMA.observation_dim)),
+        "actions": lambda: rng.uniform(-1, 1, size=(rows, SCHEMA.action_dim)),
         "rewards": lambda: -rng.integers(0, 2, size=rows),
         "masks": lambda: rng.random(rows) > 0.1,
-        "next_observations": lambda: rng.normal(size=(rows, DIMS[0])),
+        "next_observations": lambda: rng.normal(size=(rows, SCHEMA.observation_dim)),
         "discounts": lambda: np.full(rows, 0.995),
     }
     return [
@@ -50,7 +51,7 @@ def with_noise_of_the_cpu(agent: DipoleAgent, seed: int) -> DipoleAgent:
     source = torch.Generator().manual_seed(seed)
 
     def noise(rows: int, *candidates: int) -> Tensor:
-        return torch.randn((rows, *candidates, DIMS[1]), generator=source).to(agent.device)
+        return torch.randn((rows, *candidates, SCHEMA.action_dim), generator=source).to(agent.device)
 
     def path(actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         drawn, t = noise(len(actions)), torch.rand(len(actions), 1, generator=source).to(agent.device)
@@ -63,7 +64,7 @@ def with_noise_of_the_cpu(agent: DipoleAgent, seed: int) -> DipoleAgent:
 def difference_from_cpu(config: AgentConfig, updates: int = 20) -> float:
     """Return the largest relative difference of a loss between the CPU and the GPU."""
     agents = [
-        with_noise_of_the_cpu(DipoleAgent(config, *DIMS, seed=0, device=device), seed=1) for device in ("cpu", "cuda")
+        with_noise_of_the_cpu(DipoleAgent(config, SCHEMA, seed=0, device=device), seed=1) for device in ("cpu", "cuda")
     ]
     worst = 0.0
     for batch in random_batches(updates, config.batch_size, "cpu"):
@@ -122,7 +123,7 @@ def measure_updates(bootstrap: str) -> dict[str, Any]:
     host = [{name: column.numpy() for name, column in batch.items()} for batch in on_host]
     for precision in ("float32", "tf32"):
         torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-        agent = DipoleAgent(config, *DIMS, seed=0, device="cuda")
+        agent = DipoleAgent(config, SCHEMA, seed=0, device="cuda")
         update = agent.update
         result[precision] = {
             "rows_on_device": rate(lambda i, update=update: update(on_device[i % 8], diagnostics=False)),
@@ -135,10 +136,10 @@ def measure_updates(bootstrap: str) -> dict[str, Any]:
 
 def measure_acting() -> dict[str, Any]:
     """Return latencies of acting at the paper's size, and of publishing a policy."""
-    agent = DipoleAgent(AgentConfig.preset("paper"), *DIMS, seed=0, device="cuda")
+    agent = DipoleAgent(AgentConfig.preset("paper"), SCHEMA, seed=0, device="cuda")
     policy, result = agent.policy, {}
     for states, candidates in ((1, 1), (1, 32), (50, 32)):
-        observations = np.zeros((states, DIMS[0]), np.float32)
+        observations = np.zeros((states, SCHEMA.observation_dim), np.float32)
         for omega in (0.0, 1.0):
             options = {"omega": omega, "num_candidates": candidates}
             result[f"{states} states, {candidates} candidates, omega {omega:g}"] = latencies(
@@ -160,7 +161,7 @@ def main() -> None:
         "gpu": gpu,
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda},
         "commit": commit or None,
-        "sizes": {"hidden_dims": [512] * 3, "batch_size": 256, "observation_dim": DIMS[0], "action_dim": DIMS[1]},
+        "sizes": {"hidden_dims": [512] * 3, "batch_size": 256, **SCHEMA.to_json()},
         "updates": {bootstrap: measure_updates(bootstrap) for bootstrap in ("value", "policy")},
         "latency_ms": measure_acting(),
     }

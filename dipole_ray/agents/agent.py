@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import reduce
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Required, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from dipole_ray.agents.fields import MakeFields, StackedFields
 from dipole_ray.agents.networks import Sizes, StackedMLP
 from dipole_ray.agents.policy import Policy
 from dipole_ray.agents.roles import Networks
+from dipole_ray.columns import Schema
 from dipole_ray.errors import ConfigError, NonFiniteError
 
 Batch = Mapping[str, np.ndarray | Tensor]
@@ -28,6 +29,17 @@ Losses = tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]
 MAX_CONSECUTIVE_SKIPS = 10
 COUNTERS = ("learner_steps", "skipped_updates", "consecutive_skips")
 COLUMNS = ("observations", "actions", "rewards", "masks", "next_observations", "discounts", "is_offline")
+
+
+class Options(TypedDict, total=False):
+    """What an agent and a policy are drawn with, beside config and schema."""
+
+    seed: Required[int]
+    """Of the networks and of all noise."""
+    device: str | torch.device
+    """Where they compute; `cpu` by default."""
+    make_fields: MakeFields
+    """Returns the untrained velocity fields; `StackedFields` by default."""
 
 
 class Agent(ABC):
@@ -55,34 +67,27 @@ class Agent(ABC):
     statistics: ClassVar[tuple[str, ...]] = ()
     steepeners: ClassVar[tuple[str, ...]] = ("learning_rate",)
 
+    def __init_subclass__(cls) -> None:
+        if "algorithm" in vars(cls):
+            AGENTS[cls.algorithm] = cls
+
     def __init__(
-        self,
-        config: AgentConfig,
-        observation_dim: int,
-        action_dim: int,
-        seed: int,
-        device: str | torch.device = "cpu",
-        failure_directory: Path | None = None,
-        make_fields: MakeFields = StackedFields,
+        self, config: AgentConfig, schema: Schema, failure_directory: Path | None = None, **options: Unpack[Options]
     ) -> None:
         if config.algorithm != self.algorithm:
             raise ConfigError(
                 f"agent.algorithm: found '{config.algorithm}', but {type(self).__name__} is '{self.algorithm}'; "
-                "build it with dipole_ray.agents.make.make_agent"
+                "build it with dipole_ray.agents.agent.make_agent"
             )
         self.config = config
-        self.device = torch.device(device)
         self.failure_directory = failure_directory
         self.data_parallel = DataParallel()
         self.learner_steps = 0
         self.skipped_updates = 0
         self.consecutive_skips = 0
-        networks, noise_seed = self.draw(config, observation_dim, action_dim, seed, make_fields)
-        self.networks = networks.to(self.device)
-        self.policy = self.policy_class(config, self.networks, noise_seed, self.device)
-        self.sizes = self.policy.sizes
-        self.generator = self.policy.generator
-        self.sample_actions = self.policy.sample_actions
+        self.networks, self.policy = self.draw(config, schema, **options)
+        self.device, self.sizes = self.policy.device, self.policy.sizes
+        self.generator, self.sample_actions = self.policy.generator, self.policy.sample_actions
         self._statistics = {name: torch.zeros((), device=self.device) for name in self.statistics}
         self._parameters = list(self.networks.trained_parameters().values())
         self._critic_parameters: list[Tensor] = list(self.networks.critic.parameters())
@@ -91,13 +96,22 @@ class Agent(ABC):
 
     @classmethod
     def draw(
-        cls, config: AgentConfig, observation_dim: int, action_dim: int, seed: int, make_fields: MakeFields
-    ) -> tuple[Networks, int]:
-        """Return the untrained networks and the seed of the noise; drawn on the CPU, they are the same on every device.
+        cls,
+        config: AgentConfig,
+        schema: Schema,
+        *,
+        seed: int,
+        device: str | torch.device = "cpu",
+        make_fields: MakeFields = StackedFields,
+    ) -> tuple[Networks, Policy]:
+        """Return untrained networks and the policy that acts with them; drawn on the CPU, so the same on every device.
 
         A policy is drawn with what only a learner needs and drops it: so one seed means the same policy to both.
+
+        Raises:
+            ConfigError: If observations or actions are no flat vectors, which stacked MLPs take alone.
         """
-        sizes = Sizes(observation_dim, action_dim, config.hidden_dims, config.num_critics)
+        sizes = Sizes(schema.observation_dim, schema.action_dim, config.hidden_dims, config.num_critics)
         generator = torch.Generator().manual_seed(seed)
 
         def mlp(members: int, input_dim: int) -> StackedMLP:
@@ -110,7 +124,8 @@ class Agent(ABC):
         if cls.has_value:
             roles["value"] = mlp(1, sizes.observation_dim)
         roles |= cls.policy_class.draw_actor(config, make_fields, sizes, generator)
-        return Networks(sizes, roles), int(torch.randint(2**62, (1,), generator=generator).item())
+        networks = Networks(sizes, roles).to(device)
+        return networks, cls.policy_class(config, networks, int(torch.randint(2**62, (1,), generator=generator).item()))
 
     @abstractmethod
     def _losses(self, batch: dict[str, Tensor], diagnostics: bool) -> Losses:
@@ -281,3 +296,17 @@ class Agent(ABC):
         adam = state.adam_tensors(self.optimizer, self.networks.trained_parameters())
         parts = {"networks": self.networks.state_dict(), "optimizer": adam, "statistics": self._statistics}
         return {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+
+
+AGENTS: dict[str, type[Agent]] = {}
+"""The agents by the value of `config.algorithm`; a class enters itself."""
+
+
+def make_agent(config: AgentConfig, schema: Schema, **options: Unpack[Options]) -> Agent:
+    """Return the untrained agent of `config.algorithm`."""
+    return AGENTS[config.algorithm](config, schema, **options)
+
+
+def make_policy(config: AgentConfig, schema: Schema, **options: Unpack[Options]) -> Policy:
+    """Return the policy that `make_agent` would train, with the same networks and noise but nothing that learns."""
+    return AGENTS[config.algorithm].draw(config, schema, **options)[1]

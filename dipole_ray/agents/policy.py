@@ -40,11 +40,11 @@ class Policy(ABC):
     has_mode: ClassVar[bool] = False
     bc_remedy: ClassVar[str] = "set agent.algorithm=dipole"
 
-    def __init__(self, config: AgentConfig, networks: Networks, noise_seed: int, device: str | torch.device) -> None:
+    def __init__(self, config: AgentConfig, networks: Networks, noise_seed: int) -> None:
         self.config = config
         self.sizes = networks.sizes
-        self.device = torch.device(device)
-        self.networks = networks.only(self.roles).to(self.device)
+        self.device = networks.observation_mean.device
+        self.networks = networks.only(self.roles)
         self.generator = torch.Generator(self.device).manual_seed(noise_seed)
         self.is_fitted = False
 

@@ -47,7 +47,7 @@ class Replay:
 
         data = open_dataset(path)
         replay = Replay(schema=data.schema, offline=[path], n_step=1, discount=0.99)
-        agent = DipoleAgent(AgentConfig(), data.schema.observation_dim, data.schema.action_dim, seed=0)
+        agent = DipoleAgent(AgentConfig(), data.schema, seed=0)
         for _ in range(10_000):
             agent.update(replay.sample(256))
     """

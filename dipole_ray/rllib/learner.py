@@ -20,9 +20,9 @@ from ray.rllib.utils.actor_manager import FaultAwareApply
 from ray.rllib.utils.framework import get_device
 from torch import Tensor
 
-from dipole_ray.agents.agent import Agent
+from dipole_ray.agents.agent import Agent, make_agent
 from dipole_ray.agents.data_parallel import DataParallel
-from dipole_ray.agents.make import make_agent
+from dipole_ray.columns import Schema
 
 JOIN_TIMEOUT = timedelta(minutes=30)
 """Longest wait of a learner for the others, at the start and in each exchange."""
@@ -61,9 +61,9 @@ class DIPOLELearner(FaultAwareApply):
         """Build the agent on this learner's device; the first of `size` learners waits at `address` for the others."""
         torch.set_num_threads(self.config.learner_num_threads)
         device = get_device(self.config, self.config.num_gpus_per_learner)
-        (observation_dim,), (action_dim,) = self.config.observation_space.shape, self.config.action_space.shape
+        schema = Schema(*self.config.observation_space.shape, *self.config.action_space.shape)
         agent, seed = self.config.agent_settings(), self.config.seed or 0
-        self.agent = make_agent(agent, observation_dim, action_dim, seed=seed, device=device)
+        self.agent = make_agent(agent, schema, seed=seed, device=device)
         if size > 1:
             backend = "gloo" if torch.device(device).type == "cpu" else "nccl"
             torch.distributed.init_process_group(

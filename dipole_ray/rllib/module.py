@@ -2,13 +2,13 @@
 
 from typing import Any
 
-import numpy as np
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.torch import TorchRLModule
 
+from dipole_ray.agents.agent import make_policy
 from dipole_ray.agents.config import AgentConfig
-from dipole_ray.agents.make import make_policy
 from dipole_ray.agents.policy import Policy
+from dipole_ray.columns import Schema
 
 
 class DIPOLERLModule(TorchRLModule):
@@ -19,8 +19,8 @@ class DIPOLERLModule(TorchRLModule):
     def setup(self) -> None:
         """Build the policy that the learner of the same seed begins with."""
         config: AgentConfig = self.model_config["agent"]
-        dims = (int(np.prod(self.observation_space.shape)), int(np.prod(self.action_space.shape)))
-        self.policy = make_policy(config, *dims, seed=self.model_config["seed"])
+        schema = Schema(*self.observation_space.shape, *self.action_space.shape)
+        self.policy = make_policy(config, schema, seed=self.model_config["seed"])
         self.networks = self.policy.networks
 
     def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:

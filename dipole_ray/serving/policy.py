@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 
 from dipole_ray import settings
+from dipole_ray.agents.agent import make_policy
 from dipole_ray.agents.config import AgentConfig
-from dipole_ray.agents.make import make_policy
 from dipole_ray.agents.policy import Policy
+from dipole_ray.columns import Schema
 from dipole_ray.envs.make import EnvConfig
-from dipole_ray.errors import CheckpointError
+from dipole_ray.errors import CheckpointError, ConfigError
 from dipole_ray.files.checkpoint import entries_of, newest_valid, read_checkpoint
 
 
@@ -38,20 +39,23 @@ def load_policy(run: Path, device: str | torch.device = "cpu") -> TrainedPolicy:
     checkpoint = read_checkpoint(path)
     metadata = checkpoint.metadata
     with entries_of(checkpoint):
-        plain, dims = metadata["algorithm"], (int(metadata["observation_dim"]), int(metadata["action_dim"]))
-        env_steps = int(metadata["env_steps"])
+        plain, env_steps = metadata["algorithm"], int(metadata["env_steps"])
         config = settings.from_mapping(AgentConfig, plain["agent"], "agent")
         env = settings.from_mapping(EnvConfig, plain["env"], "env")
         state = checkpoint.tensors["agent"]
+        try:
+            schema = Schema.from_json(metadata)
+        except ConfigError as error:
+            raise CheckpointError(f"{checkpoint.path}: {error}") from None
     # Before any memory is taken for networks that the file cannot hold.
-    widths = (sum(dims), *config.hidden_dims)
+    widths = (schema.observation_dim + schema.action_dim, *config.hidden_dims)
     weights = config.num_critics * sum(before * after for before, after in pairwise(widths))
-    if min(dims) < 1 or weights > sum(tensor.numel() for tensor in state.values()):
+    if weights > sum(tensor.numel() for tensor in state.values()):
         raise CheckpointError(
             f"{checkpoint.path}: its settings describe networks of at least {weights} weights, which it does not hold; "
             "use another checkpoint"
         )
-    policy = make_policy(config, *dims, seed=0, device=device)
+    policy = make_policy(config, schema, seed=0, device=device)
     policy.load_agent_state(state)
     return TrainedPolicy(
         policy=policy, env=env, path=checkpoint.path, learner_steps=checkpoint.learner_steps, env_steps=env_steps

@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dipole_ray.agents import make
+from dipole_ray.agents import agent as agents
 from dipole_ray.agents.agent import Agent
 from dipole_ray.agents.config import AgentConfig
+from dipole_ray.columns import Schema
 
 OBSERVATION_DIM, ACTION_DIM, ROWS = 5, 2, 32
+SCHEMA = Schema(OBSERVATION_DIM, ACTION_DIM)
 DEVICE = os.environ.get("DIPOLE_TEST_DEVICE", "cpu")  # `cuda` runs the same promises on a GPU
 
 Batch = dict[str, np.ndarray]
@@ -39,7 +41,7 @@ def make_batch(seed: int, rows: int = ROWS, discount: float = 0.995) -> Batch:
 
 def make_agent(config: AgentConfig, seed: int = 0, **options: Any) -> Any:
     """Return the config's agent for the batches of `make_batch`; typed loosely, for tests that look inside."""
-    return make.make_agent(config, OBSERVATION_DIM, ACTION_DIM, seed, **{"device": DEVICE, **options})
+    return agents.make_agent(config, SCHEMA, seed=seed, **{"device": DEVICE, **options})
 
 
 def assert_same(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:

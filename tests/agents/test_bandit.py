@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from dipole_ray.agents.agent import Agent
+from dipole_ray.agents.agent import Agent, make_agent
 from dipole_ray.agents.config import AgentConfig
-from dipole_ray.agents.make import make_agent
+from dipole_ray.columns import Schema
 from dipole_ray.errors import NonFiniteError
 
 ROWS = 128
@@ -50,7 +50,7 @@ def bandit_batch(rng: np.random.Generator) -> dict[str, np.ndarray]:
 
 def train(config: AgentConfig, updates: int) -> tuple[Agent, list[float]]:
     """Return the trained agent and its first policy loss at every update."""
-    agent, rng = make_agent(config, 1, 1, seed=0), np.random.default_rng(0)
+    agent, rng = make_agent(config, Schema(1, 1), seed=0), np.random.default_rng(0)
     history = []
     for _ in range(updates):
         metrics = agent.update(bandit_batch(rng), diagnostics=False)

@@ -16,7 +16,16 @@ from dipole_ray.agents import flow
 from dipole_ray.agents.data_parallel import DataParallel
 from dipole_ray.agents.dipole import DipoleAgent
 from dipole_ray.errors import CheckpointError, ConfigError, NonFiniteError
-from tests.agents.battery import ACTION_DIM, OBSERVATION_DIM, ROWS, assert_same, make_agent, make_batch, tiny_config
+from tests.agents.battery import (
+    ACTION_DIM,
+    OBSERVATION_DIM,
+    ROWS,
+    SCHEMA,
+    assert_same,
+    make_agent,
+    make_batch,
+    tiny_config,
+)
 
 COUNTERS_AND_NOISE = {"learner_steps", "skipped_updates", "consecutive_skips", "generator"}
 
@@ -168,7 +177,7 @@ def test_exploding_gradients_are_skipped_too() -> None:
 
 
 def test_ten_skips_in_a_row_are_an_error_with_the_batch_saved(tmp_path: Path) -> None:
-    agent = DipoleAgent(tiny_config(), OBSERVATION_DIM, ACTION_DIM, seed=0, failure_directory=tmp_path / "failures")
+    agent = DipoleAgent(tiny_config(), SCHEMA, seed=0, failure_directory=tmp_path / "failures")
     batch = make_batch(1)
     batch["rewards"][5] = math.nan
     for _ in range(9):

@@ -15,8 +15,7 @@ from dipole_ray.agents.agent import MAX_CONSECUTIVE_SKIPS
 from dipole_ray.agents.dipole import DipoleAgent
 from dipole_ray.errors import CheckpointError, NonFiniteError
 from tests.agents.battery import (
-    ACTION_DIM,
-    OBSERVATION_DIM,
+    SCHEMA,
     assert_same,
     make_agent,
     make_batch,
@@ -64,7 +63,7 @@ def test_an_explosion_changes_no_tensor_and_ends_after_ten_updates_with_the_batc
     settings: dict[str, Any], tmp_path: Path
 ) -> None:
     config = tiny_config(**settings)
-    agent = DipoleAgent(config, OBSERVATION_DIM, ACTION_DIM, seed=0, failure_directory=tmp_path / "failures")
+    agent = DipoleAgent(config, SCHEMA, seed=0, failure_directory=tmp_path / "failures")
     error: NonFiniteError | None = None
     step = 0
     while error is None:
@@ -91,7 +90,7 @@ def test_an_explosion_changes_no_tensor_and_ends_after_ten_updates_with_the_batc
 def test_a_batch_that_cannot_be_saved_does_not_hide_the_error(tmp_path: Path) -> None:
     (tmp_path / "failures").write_text("in the way")
     config = tiny_config(reward_scale=1e25)
-    agent = DipoleAgent(config, OBSERVATION_DIM, ACTION_DIM, seed=0, failure_directory=tmp_path / "failures")
+    agent = DipoleAgent(config, SCHEMA, seed=0, failure_directory=tmp_path / "failures")
     with pytest.raises(NonFiniteError, match=r"10 updates in a row.*could not be saved in .*failures"):
         for step in range(10):
             agent.update(make_batch(step))

@@ -11,15 +11,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dipole_ray.agents.agent import make_agent, make_policy
 from dipole_ray.agents.dipole import DipoleAgent
 from dipole_ray.agents.fields import StackedFields, VelocityField
-from dipole_ray.agents.make import make_agent, make_policy
 from dipole_ray.agents.networks import Sizes
+from dipole_ray.columns import Column, Schema
+from dipole_ray.errors import ConfigError
 from tests.agents.battery import assert_same
 from tests.agents.test_bandit import assert_greediness_pays, bandit_batch, bandit_config
 
 NAMES = ("positive", "negative", "bc")
 WIDTH = 32
+SCHEMA = Schema(1, 1)
 
 
 class TransformerFields(nn.Module):
@@ -88,7 +91,7 @@ def test_sampling_equals_the_training_pass_for_any_choice_of_fields_and_times(ma
 def trained() -> DipoleAgent:
     """Return a DIPOLE on the bandit whose fields are a transformer."""
     config = bandit_config(train_bc=True)
-    agent, rng = DipoleAgent(config, 1, 1, seed=0, make_fields=TransformerFields), np.random.default_rng(0)
+    agent, rng = DipoleAgent(config, SCHEMA, seed=0, make_fields=TransformerFields), np.random.default_rng(0)
     for _ in range(2000):
         agent.update(bandit_batch(rng), diagnostics=False)
     return agent
@@ -101,7 +104,7 @@ def test_a_transformer_behind_the_protocol_learns_the_bandit() -> None:
 def test_a_frozen_backbone_is_neither_trained_nor_given_moments_and_is_asked_once_a_state() -> None:
     agent = trained()
     fields: Any = agent.networks.fields
-    fresh: Any = make_policy(agent.config, 1, 1, 0, make_fields=TransformerFields).networks.fields
+    fresh: Any = make_policy(agent.config, SCHEMA, seed=0, make_fields=TransformerFields).networks.fields
     assert_same(fields.backbone.state_dict(), fresh.backbone.state_dict())
     assert not any("backbone" in name for name in agent.networks.trained_parameters())
     assert not any("backbone" in name for name in agent.state_dict() if name.startswith("optimizer."))
@@ -114,9 +117,9 @@ def test_a_frozen_backbone_is_neither_trained_nor_given_moments_and_is_asked_onc
 def test_a_transformer_is_saved_and_published_as_the_stacked_networks_are() -> None:
     agent, rng, observations = trained(), np.random.default_rng(1), np.zeros((7, 1), np.float32)
     saved = agent.state_dict()
-    resumed = make_agent(agent.config, 1, 1, seed=9, make_fields=TransformerFields)
+    resumed = make_agent(agent.config, SCHEMA, seed=9, make_fields=TransformerFields)
     resumed.load_state_dict(saved)
-    worker = make_policy(agent.config, 1, 1, 9, make_fields=TransformerFields)
+    worker = make_policy(agent.config, SCHEMA, seed=9, make_fields=TransformerFields)
     worker.load_agent_state(saved)
     acted = [one.sample_actions(observations) for one in (agent, resumed, worker)]
     assert torch.equal(acted[0], acted[1]) and torch.equal(acted[0], acted[2])
@@ -135,4 +138,9 @@ def test_networks_that_are_no_modules_are_refused() -> None:
         return Plain()
 
     with pytest.raises(TypeError, match=r"networks\.fields: found Plain; make it a torch\.nn\.Module"):
-        DipoleAgent(bandit_config(), 1, 1, seed=0, make_fields=make)
+        DipoleAgent(bandit_config(), SCHEMA, seed=0, make_fields=make)
+
+
+def test_stacked_networks_refuse_what_is_no_flat_vector_in_one_sentence() -> None:
+    with pytest.raises(ConfigError, match=r"uint8 \(8, 8, 3\).*where flat vectors of float32 are needed"):
+        make_agent(bandit_config(), Schema(Column((8, 8, 3), "uint8"), 1), seed=0)

@@ -11,7 +11,7 @@ from torch import Tensor
 from dipole_ray.agents.dipole import DipoleAgent
 from dipole_ray.agents.fql import FqlAgent
 from dipole_ray.errors import ConfigError, NonFiniteError
-from tests.agents.battery import ACTION_DIM, OBSERVATION_DIM, ROWS, assert_same, make_agent, make_batch, tiny_config
+from tests.agents.battery import ACTION_DIM, ROWS, SCHEMA, assert_same, make_agent, make_batch, tiny_config
 
 
 def trained(**changes: object) -> FqlAgent:
@@ -143,9 +143,9 @@ def test_what_fql_does_not_have_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"algorithm 'fql' has nothing to guide.*agent\.algorithm=dipole"):
         agent.sample_actions(make_batch(0)["observations"], omega=1.0)
     with pytest.raises(ConfigError, match="FqlAgent is 'fql'"):
-        FqlAgent(tiny_config(), OBSERVATION_DIM, ACTION_DIM, seed=0)
-    with pytest.raises(ConfigError, match=r"agents\.make\.make_agent"):
-        DipoleAgent(tiny_config("fql"), OBSERVATION_DIM, ACTION_DIM, seed=0)
+        FqlAgent(tiny_config(), SCHEMA, seed=0)
+    with pytest.raises(ConfigError, match=r"agents\.agent\.make_agent"):
+        DipoleAgent(tiny_config("fql"), SCHEMA, seed=0)
 
 
 def test_a_step_that_is_not_finite_changes_nothing_and_ten_are_an_error() -> None:

@@ -11,16 +11,17 @@ import torch
 from torch import Tensor
 
 from dipole_ray import DIPOLEConfig
-from dipole_ray.agents import make
+from dipole_ray.agents import agent as agents
+from dipole_ray.agents.agent import make_policy
 from dipole_ray.agents.config import PRESETS, AgentConfig
-from dipole_ray.agents.make import make_policy
 from dipole_ray.agents.policy import Policy
 from dipole_ray.cli import main
+from dipole_ray.columns import Schema
 from dipole_ray.rllib.env_runner import DIPOLEEnvRunner
 from dipole_ray.rllib.module import DIPOLERLModule
 from dipole_ray.serving.policy import load_policy
 from dipole_ray.settings import to_mapping
-from tests.agents.battery import ACTION_DIM, OBSERVATION_DIM, assert_same, make_agent, make_batch, tiny_config
+from tests.agents.battery import SCHEMA, assert_same, make_agent, make_batch, tiny_config
 from tests.cli.test_evaluate_cli import saved_run
 
 ACTORS = {"dipole": {"fields"}, "fql": {"fields", "policy"}, "iql": {"policy", "policy_log_std"}}
@@ -54,7 +55,7 @@ def assert_only_acts(policy: Policy, config: AgentConfig, new_tensors: float) ->
 def test_a_policy_has_nothing_that_learns_and_one_seed_means_the_same_policy_to_both(preset: str) -> None:
     config = tiny_config(preset)
     tensors = Tensors()
-    policy = make_policy(config, OBSERVATION_DIM, ACTION_DIM, 0)
+    policy = make_policy(config, SCHEMA, seed=0)
     assert_only_acts(policy, config, tensors.new())
     agent, observations = make_agent(config), make_batch(99)["observations"]
     assert_same(policy.policy_state(), agent.policy.policy_state())
@@ -74,7 +75,7 @@ def test_a_checkpoints_policy_has_nothing_that_learns_and_goes_on_with_the_agent
     agent, observations = make_agent(config, 8), make_batch(99)["observations"]
     for step in range(3):
         agent.update(make_batch(step))
-    taken = make_policy(config, OBSERVATION_DIM, ACTION_DIM, 1)
+    taken = make_policy(config, SCHEMA, seed=1)
     taken.load_agent_state(agent.state_dict())
     assert torch.equal(taken.sample_actions(observations), agent.sample_actions(observations))
 
@@ -111,11 +112,11 @@ def test_a_rollout_worker_holds_nothing_that_learns_and_takes_published_weights(
     assert isinstance(module, DIPOLERLModule)
     assert_only_acts(module.policy, settings, tensors.new())
     assert len(module.state_dict()) == len(module.policy.networks.state_dict())
-    publisher = make_policy(settings, 3, 1, 9)
+    publisher = make_policy(settings, Schema(3, 1), seed=9)
     runner.set_policy(1, publisher.policy_state())
     assert_same(module.policy.policy_state(), publisher.policy_state())
     # RLlib's way to broadcast: the learner sends more than the worker takes.
-    agent = make.make_agent(settings, 3, 1, seed=4)
+    agent = agents.make_agent(settings, Schema(3, 1), seed=4)
     sent = {f"networks.{name}": tensor.numpy() for name, tensor in agent.networks.state_dict().items()}
     runner.set_state({"rl_module": {"default_policy": sent}})
     assert_same(module.policy.policy_state(), agent.policy.policy_state())

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from dipole_ray.agents.agent import make_agent
 from dipole_ray.agents.config import AgentConfig
-from dipole_ray.agents.make import make_agent
 from dipole_ray.cli import main
+from dipole_ray.columns import Schema
 from dipole_ray.files.checkpoint import write_checkpoint
 from dipole_ray.serving.policy import load_policy
 from dipole_ray.settings import to_mapping
@@ -17,7 +18,7 @@ from dipole_ray.settings import to_mapping
 
 def saved_run(folder: Path, config: AgentConfig) -> Path:
     """Write the checkpoint of a fresh agent for Pendulum as a run's."""
-    agent = make_agent(config, 3, 1, seed=0)
+    agent = make_agent(config, Schema(3, 1), seed=0)
     metadata = {
         "algorithm": {"agent": to_mapping(config), "env": {"id": "Pendulum-v1", "max_episode_steps": 20}},
         "observation_dim": 3,
@@ -107,5 +108,5 @@ def test_policy_without_ray(tmp_path: Path) -> None:
     config = small(omega=1.0)
     policy = load_policy(saved_run(tmp_path / "run", config))
     assert policy.policy.config == config and policy.learner_steps == 7 and policy.env.id == "Pendulum-v1"
-    saved = make_agent(config, 3, 1, seed=0).policy.policy_state()
+    saved = make_agent(config, Schema(3, 1), seed=0).policy.policy_state()
     assert all((tensor == saved[name]).all() for name, tensor in policy.policy.policy_state().items())
