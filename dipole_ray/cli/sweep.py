@@ -66,7 +66,7 @@ def run_sweep_command(arguments: argparse.Namespace) -> int:
 
 def _finish(result: Any, words: str) -> int:
     """Print the leaderboard, the files and the next commands; status 130 after Ctrl-C, 1 if every trial failed."""
-    from dipole_ray.sweep.leaderboard import table
+    from dipole_ray.sweep.result import table
     from dipole_ray.tables import print_table
 
     if result.board:
@@ -84,5 +84,5 @@ def _finish(result: Any, words: str) -> int:
     if best in result.files:
         print("\nnext:")
         print(f"  dipole train {best}")
-        print(f"  dipole evaluate {result.folder}/trials/{result.board[0].trial}")
+        print(f"  dipole evaluate {result.folder}/trials/{result.board[0]['trial']}")
     return 0 if result.board else 1

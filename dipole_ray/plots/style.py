@@ -105,6 +105,11 @@ def thousands(number: float) -> str:
     return f"{number:,.0f}".replace(",", "\u2009")
 
 
+def is_wide(values: Sequence[float]) -> bool:
+    """Tell whether numbers are better read on a logarithmic axis."""
+    return min(values) > 0 and max(values) / min(values) > 20
+
+
 def count_along_x(axes: Axes) -> None:
     """Label the x axis with whole numbers."""
     axes.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: thousands(value)))

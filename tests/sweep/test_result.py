@@ -13,13 +13,11 @@ import pytest
 from matplotlib.image import imread
 from rich.console import Console
 
-from dipole_ray.plots.parallel import Line, draw_parallel
-from dipole_ray.plots.surface import Point, _means, _rows, draw_surface
+from dipole_ray.plots.sweep import Line, Point, draw_parallel, draw_surface, surface_of
 from dipole_ray.runs.config import load
-from dipole_ray.sweep.leaderboard import standings, table
 from dipole_ray.sweep.plan import Plan
 from dipole_ray.sweep.records import TRIAL_FILE, SweepRecords
-from dipole_ray.sweep.result import write_result
+from dipole_ray.sweep.result import leaderboard, table, write_result
 from dipole_ray.sweep.scoring import best_row
 from tests.sweep.small import small_plan
 
@@ -88,9 +86,9 @@ def ended(tmp_path: Path) -> tuple[Plan, SweepRecords]:
 
 
 def test_order_is_by_the_selecting_episodes_alone(ended: tuple[Plan, SweepRecords]) -> None:
-    board = standings(*ended)
-    assert [item.trial for item in board] == ["trial-001", "trial-000", "trial-002"]
-    assert (board[0].best["return"], board[0].report and board[0].report["return"]) == (-10.0, -40.0)
+    board = leaderboard(*ended)
+    assert [item["trial"] for item in board] == ["trial-001", "trial-000", "trial-002"]
+    assert (board[0]["selected"]["value"], board[0]["reported"]["value"]) == (-10.0, -40.0)
 
 
 def test_files_hold_both_numbers(ended: tuple[Plan, SweepRecords]) -> None:
@@ -123,7 +121,7 @@ def test_best_config_is_one_that_train_takes(ended: tuple[Plan, SweepRecords]) -
 def test_the_table_says_what_to_quote(ended: tuple[Plan, SweepRecords]) -> None:
     plan, _ = ended
     console = Console(width=140, record=True, no_color=True, file=io.StringIO())
-    console.print(table(plan, standings(*ended)))
+    console.print(table(plan, leaderboard(*ended)))
     text = console.export_text()
     assert "-10.0 [-11.0, -9.0]" in text and "-40.0 [-41.0, -39.0]" in text and "stopped at rung 1" in text
     assert "mean [interval] of 2 episodes" in text and "quote these" in text
@@ -138,14 +136,13 @@ def test_ties_go_to_return_then_to_the_cheaper_cell(tmp_path: Path) -> None:
 
 def test_surfaces_average_trials_and_share_rows_where_values_are_many(tmp_path: Path) -> None:
     twice = [Point(1.0, 0.0, 1, 2.0), Point(1.0, 0.0, 1, 4.0), Point(3.0, 1.0, 1, 7.0)]
-    names, row_of = _rows(twice)
-    assert names == ["1", "3"]
-    means = _means(twice, row_of, [0.0, 1.0], 2)
-    assert means[0, 0] == 3.0 and means[1, 1] == 7.0 and np.isnan(means[0, 1])
+    names, omegas, counts, means = surface_of(twice)
+    assert (names, omegas, counts) == (["1", "3"], [0.0, 1.0], [1])
+    assert means[0, 0, 0] == 3.0 and means[0, 1, 1] == 7.0 and np.isnan(means[0, 0, 1])
     many = [Point(float(value), 0.0, 1, float(value)) for value in range(40)]
-    names, row_of = _rows(many)
+    names, _, _, means = surface_of(many)
     assert len(names) == 8 and names[0] == "0\u20134"
-    assert _means(many, row_of, [0.0], 8)[0, 0] == 2.0
+    assert means[0, 0, 0] == 2.0
     assert draw_surface(many + twice, tmp_path / "s.png", setting="beta", label="return").stat().st_size > 5000
     words = [Point(word, 0.0, count, 1.0) for word in ("exp", "dipole") for count in (1, 16)]
     assert draw_surface(words, tmp_path / "w.png", setting="weight_scheme", label="return", mode="min").exists()
