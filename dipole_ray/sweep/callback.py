@@ -10,7 +10,6 @@ from ray.tune import Callback
 from dipole_ray.progress import Progress
 from dipole_ray.sweep.plan import Plan
 from dipole_ray.sweep.records import SweepRecords, TrialRecord, TrialStatus
-from dipole_ray.sweep.scoring import gain
 from dipole_ray.sweep.trainable import values_of
 from dipole_ray.tracking.tracker import Tracker
 
@@ -80,7 +79,7 @@ class SweepCallback(Callback):
 
     def _best(self) -> float | None:
         scores = [record.score for record in self._records.trials.values() if record.score is not None]
-        return max(scores, key=lambda score: gain(score, self._plan.sweep), default=None)
+        return max(scores, key=self._plan.sweep.gain, default=None)
 
     def _log(self) -> None:
         """Log the sweep as a whole; its steps are the updates and environment steps of all trials together."""

@@ -1,10 +1,12 @@
 """The settings of a sweep (`sweep:`), beside its search space (`space:`) and the run that it varies (`run:`)."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from dipole_ray.errors import ConfigError
+from dipole_ray.evaluation.report import Row
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,3 +148,28 @@ class SweepConfig:
             found = f"sweep.asha.grace_rungs is {self.asha.grace_rungs} of {self.rungs} rungs"
             remedy = "lower it, raise sweep.rungs, or set sweep.scheduler=none"
             raise ConfigError(f"{found}, so nothing is ever stopped: {remedy}")
+
+    def measure(self, row: Row) -> str:
+        """Return what is compared in this task: a `score` is the success rate where there is one, else the return."""
+        if self.metric == "score":
+            return "return" if row["success"] is None else "success"
+        if self.metric == "success" and row["success"] is None:
+            what = "sweep.metric is 'success', which this environment does not define"
+            raise ConfigError(f"{what}: set sweep.metric=return")
+        return self.metric
+
+    def score(self, row: Row) -> float:
+        """Return the compared number of a row."""
+        return float(row[self.measure(row)])  # type: ignore[literal-required]
+
+    def gain(self, score: float) -> float:
+        """Return a score so that more is better."""
+        return score if self.mode == "max" else -score
+
+    def best(self, rows: Sequence[Row]) -> Row:
+        """Return the best cell: ties go to the higher return, then to the cheaper and less greedy one."""
+
+        def rank(row: Row) -> tuple[float, float, int, float]:
+            return -self.gain(self.score(row)), -row["return"], row["candidates"], abs(row["omega"] or 0.0)
+
+        return min(rows, key=rank)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import yaml
+from ray import tune
 
 from dipole_ray import settings
 from dipole_ray.envs.make import env_dims
@@ -17,10 +18,13 @@ from dipole_ray.files.storage import require_lasting
 from dipole_ray.parallel import ray_session
 from dipole_ray.progress import Progress
 from dipole_ray.runs.build import prepare_datasets
+from dipole_ray.sweep.callback import SweepCallback
 from dipole_ray.sweep.plan import Plan
 from dipole_ray.sweep.records import SweepRecords
 from dipole_ray.sweep.result import SweepResult, write_result
 from dipole_ray.sweep.tracking import deliver_trials, sweep_tracker
+from dipole_ray.sweep.trainable import SweepTrial, name_of, require_placeable
+from dipole_ray.sweep.tuning import scheduler_of, search_of
 from dipole_ray.tracking.mlflow_feed import redacted
 from dipole_ray.tracking.tracker import Tracker
 
@@ -37,8 +41,12 @@ TUNE_ENVIRONMENT = {
 
 def run_sweep(plan: Plan) -> SweepResult:
     """Run what is left of a sweep and report all of it; after any DipoleError the same call goes on from there."""
-    env_dims(plan.run_config({}).env)  # what can be refused is refused before a folder is made and Ray started
-    _require_lasting_places(plan)
+    # What can be refused is refused before a folder is made and Ray started.
+    env_dims(plan.run_config({}).env)
+    require_lasting(plan.folder.parent, "folder")
+    for data in [plan.run_config(values).data for values in [{}, *plan.trials()]]:
+        if data.path is not None:
+            require_lasting(Path(data.path), "data.path")
     plan = _with_tracking(plan)
     records = SweepRecords.open(plan.folder, plan.to_mapping())
     is_new = not records.trials
@@ -50,7 +58,9 @@ def run_sweep(plan: Plan) -> SweepResult:
     with contextlib.ExitStack() as stack:
         if left:
             stack.enter_context(ray_session())
-            _check(plan, records)
+            trials = [(record.id, record.values) for record in records.unfinished()] or [("a trial", {})]
+            require_placeable(plan, trials)
+            prepare_datasets(plan.run_config(values) for _, values in trials)  # before trials ask for them at once
         stack.enter_context(FolderLock(records.folder, LOCK_WAIT_S))
         if not is_new:  # another process may have gone on with it until just now
             records = SweepRecords.open(plan.folder, plan.to_mapping())
@@ -68,19 +78,13 @@ def run_sweep(plan: Plan) -> SweepResult:
 
 def _train(plan: Plan, records: SweepRecords, tracker: Tracker) -> bool:
     """Have Tune run the trials that are left; return whether it came to its end, and not to Ctrl-C."""
-    from ray import tune
-
-    from dipole_ray.sweep.callback import SweepCallback
-    from dipole_ray.sweep.schedulers import scheduler_of
-    from dipole_ray.sweep.search import search_of
-    from dipole_ray.sweep.trainable import SweepTrial, name_of
-
     session = records.folder / "tune"
     shutil.rmtree(session, ignore_errors=True)  # of an earlier session: nothing in it is ever read
     with Progress(plan.sweep.name, plan.num_trials * plan.sweep.rungs, "rungs") as progress:
         space, search = search_of(plan, records)
-        scheduler = scheduler_of(plan, records)
-        tune_config = tune.TuneConfig(scheduler=scheduler, trial_name_creator=name_of, reuse_actors=True, **search)
+        tune_config = tune.TuneConfig(
+            scheduler=scheduler_of(plan, records), trial_name_creator=name_of, reuse_actors=True, **search
+        )
         run_config = tune.RunConfig(
             name="session",
             storage_path=str(session),
@@ -97,31 +101,11 @@ def _train(plan: Plan, records: SweepRecords, tracker: Tracker) -> bool:
     return not records.having("planned") and len(records.trials) == plan.num_trials
 
 
-def _require_lasting_places(plan: Plan) -> None:
-    """Refuse results and data in a job's copy of the working directory."""
-    require_lasting(plan.folder.parent, "folder")
-    for values in [{}, *plan.trials()]:
-        data = plan.run_config(values).data.path
-        if data is not None:
-            require_lasting(Path(data), "data.path")
-
-
-def _check(plan: Plan, records: SweepRecords) -> None:
-    """Refuse what would fail in every trial, and make the datasets before trials ask for them at once."""
-    from dipole_ray.sweep.trainable import require_placeable
-
-    trials = [(record.id, record.values) for record in records.unfinished()] or [("a trial", {})]
-    require_placeable(plan, trials)
-    prepare_datasets(plan.run_config(values) for _, values in trials)
-
-
 def _with_tracking(plan: Plan) -> Plan:
     """Return the plan with MLflow's address settled for all trials; one with a password stays in the environment."""
-    config = plan.run_config({})
-    if not config.tracking.mlflow:
-        return plan
-    uri = config.tracking.resolve_uri(plan.folder.parent)
-    if redacted(uri) != uri:
+    tracking = plan.run_config({}).tracking
+    uri = tracking.resolve_uri(plan.folder.parent)
+    if not tracking.mlflow or redacted(uri) != uri:
         return plan
     return replace(plan, run=settings.merge(plan.run, {"tracking": {"tracking_uri": uri}}))
 
@@ -129,7 +113,6 @@ def _with_tracking(plan: Plan) -> Plan:
 def _write_plan(folder: Path, plan: Plan) -> None:
     """Write the plan as a file that `dipole sweep` takes."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / PLAN_FILE, yaml.safe_dump(plan.to_mapping(), sort_keys=False))
     except OSError as error:
         why = f"cannot be written ({error.strerror})"

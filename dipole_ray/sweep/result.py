@@ -1,6 +1,7 @@
 """What a sweep leaves behind: leaderboard, pictures, and the best config as a file that `dipole train` takes."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from dipole_ray.files.durable import write_text
 from dipole_ray.plots.sweep import Line, Point, draw_parallel, draw_surface
 from dipole_ray.sweep.plan import Plan
 from dipole_ray.sweep.records import SweepRecords, TrialRecord
-from dipole_ray.sweep.scoring import gain, interval_of, measure_of, metric_of
 from dipole_ray.tables import DASH, terminal_table, with_interval
 
 BEST_FILE = "best.yaml"
@@ -57,23 +57,24 @@ def leaderboard(plan: Plan, records: SweepRecords) -> Board:
     The order is by the selecting episodes alone, as the choice was: ordering by the reporting ones would select on
     them too. Each has the scores of its last rung, and in `rows` the whole grid on the selecting episodes.
     """
-    grid, metric = plan.sweep.evaluation, plan.sweep.metric
+    sweep, grid = plan.sweep, plan.sweep.evaluation
 
     def order(item: tuple[TrialRecord, dict[str, Any]]) -> tuple[bool, float, float, str]:
         record, best = item[0], item[1]["best"]
-        return record.status != "done", -gain(metric_of(best, metric), plan.sweep), -best["return"], record.id
+        return record.status != "done", -sweep.gain(sweep.score(best)), -best["return"], record.id
 
     def scored(row: Row | None, seed: int) -> dict[str, Any] | None:
         if row is None:  # only trials that reached the last rung are reported
             return None
-        low, high = interval_of(row, metric)
-        return {"value": metric_of(row, metric), "low": low, "high": high, "episodes": row["episodes"], "seed": seed}
+        numbers: Mapping[str, Any] = row
+        low, high = (numbers[f"{sweep.measure(row)}_{end}"] for end in ("low", "high"))
+        return {"value": sweep.score(row), "low": low, "high": high, "episodes": row["episodes"], "seed": seed}
 
     found = [(record, last) for record in records.trials.values() for last in records.results(record.id)[-1:]]
     board = []
     for rank, (record, last) in enumerate(sorted(found, key=order), start=1):
         best, trial = last["best"], {"rank": rank, "trial": record.id, "status": record.status}
-        cell = {"omega": best["omega"], "candidates": best["candidates"], "metric": measure_of(best, metric)}
+        cell = {"omega": best["omega"], "candidates": best["candidates"], "metric": sweep.measure(best)}
         scores = {"selected": scored(best, grid.select_seed), "reported": scored(last["report"], grid.report_seed)}
         trial |= {"rung": int(last["rung"]), "values": record.values}
         board.append({**trial, **cell, **scores, "run_id": record.run_id, "rows": last["rows"]})
@@ -148,7 +149,7 @@ def _draw(plan: Plan, folder: Path, board: Board) -> list[Path]:
     whole = [item for item in board if item["status"] == "done"] or board
     for key in plan.space:
         points = [
-            Point(item["values"][key], row["omega"], row["candidates"], metric_of(row, plan.sweep.metric))
+            Point(item["values"][key], row["omega"], row["candidates"], plan.sweep.score(row))
             for item in whole
             for row in item["rows"]
             if row["omega"] is not None

@@ -26,20 +26,19 @@ _log = logging.getLogger(__name__)
 
 def sweep_tracker(plan: Plan, records: SweepRecords) -> Tracker:
     """Return the sweep's own tracker."""
-    folder, tags = records.folder, {**_tags(plan), "config_digest": plan.digest()}
-    config, plain, key = plan.run_config({}).tracking, plan.to_mapping(), records.run_key
-    return Tracker(folder, config, run_name=folder.name, parameters=plain, tags=tags, resume=True, run_key=key)
+    folder, where = records.folder, plan.run_config({}).tracking
+    tags = {**_tags(plan), "config_digest": plan.digest()}
+    own: Any = {"run_name": folder.name, "parameters": plan.to_mapping(), "run_key": records.run_key}
+    return Tracker(folder, where, tags=tags, resume=True, **own)
 
 
 def trial_tracker(
     plan: Plan, config: RunConfig, folder: Path, run_key: str | None, state: dict[str, Any] | None
 ) -> Tracker:
     """Return the tracker of a trial, below the sweep's run, which has the key `run_key`; `state` as for `Tracker`."""
-    name, tags = f"{plan.sweep.name}/{folder.name}", {**_tags(plan), "dipole.trial": folder.name}
-    where, plain = config.tracking, config.to_mapping()
-    return Tracker(
-        folder, where, run_name=name, parameters=plain, tags=tags, resume=True, state=state, parent_key=run_key
-    )
+    tags = {**_tags(plan), "dipole.trial": folder.name}
+    own: Any = {"run_name": f"{plan.sweep.name}/{folder.name}", "parameters": config.to_mapping()}
+    return Tracker(folder, config.tracking, tags=tags, resume=True, state=state, parent_key=run_key, **own)
 
 
 def _tags(plan: Plan) -> dict[str, str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from dipole_ray.data.segment import verified_once
 from dipole_ray.evaluation import report
-from dipole_ray.evaluation.cells import cells_of
+from dipole_ray.evaluation.cells import Cell, cells_of
 from dipole_ray.evaluation.report import Row
 from dipole_ray.evaluation.table import cell_metrics, row_metrics
 from dipole_ray.files.checkpoint import Checkpoint, newest_valid, read_checkpoint
@@ -23,7 +23,6 @@ from dipole_ray.runs.prepare import prepare_dataset
 from dipole_ray.runs.session import CHECKPOINTS, LOCK_WAIT_S, Session, write_config
 from dipole_ray.sweep.plan import Plan
 from dipole_ray.sweep.records import TRIAL_FILE
-from dipole_ray.sweep.scoring import best_row, cell_of, metric_of
 from dipole_ray.sweep.space import Values
 from dipole_ray.sweep.tracking import trial_tracker
 from dipole_ray.tracking.tracker import Status, Tracker
@@ -136,12 +135,12 @@ class TrialRun(Session):
         self.rung += 1
         cells = cells_of(self.config.evaluation, self.config.agent)
         rows = self.rows(self.play(cells, grid.select_episodes, seed=grid.select_seed))
-        best, reported = best_row(rows, sweep), None
+        best, reported = sweep.best(rows), None
         if self.is_finished:
-            reported = self.rows(self.play([cell_of(best)], grid.report_episodes, seed=grid.report_seed))[0]
+            reported = self.rows(self.play([_cell_of(best)], grid.report_episodes, seed=grid.report_seed))[0]
         learner_steps, env_steps = self.steps
         result: dict[str, Any] = {"rung": self.rung, "learner_steps": learner_steps, "env_steps": env_steps}
-        result |= {"values": dict(self.values), "score": metric_of(best, sweep.metric)}
+        result |= {"values": dict(self.values), "score": sweep.score(best)}
         self.results.append({**result, "best": best, "rows": rows, "report": reported})
         self.algorithm.note_score(best)
         self.log(self._metrics(rows, best, reported))
@@ -152,7 +151,7 @@ class TrialRun(Session):
         metrics: dict[str, float] = {"sweep/rung": float(self.rung), "sweep/score": self.results[-1]["score"]}
         measures = ["return", "success", *(["length"] if self.plan.sweep.metric == "length" else [])]
         for row in rows:
-            metrics |= cell_metrics(cell_of(row), row, measures)
+            metrics |= cell_metrics(_cell_of(row), row, measures)
         metrics |= row_metrics("eval", best, without=GIVEN)
         metrics["sweep/best_candidates"] = float(best["candidates"])
         if best["omega"] is not None:
@@ -181,3 +180,8 @@ class TrialRun(Session):
         notes = {"trial": self.trial, "values": self.values, "rung": self.rung, "finished": self.is_finished}
         notes |= {"checkpoint": str(self.newest), "run_id": self.tracker.run_id}
         write_json(self.folder / TRIAL_FILE, {**notes, "copied": self.copied, "results": self.results})
+
+
+def _cell_of(row: Row) -> Cell:
+    """Return the cell that a row is about."""
+    return Cell("bc" if row["omega"] is None else "guided", row["omega"], row["candidates"])

@@ -18,7 +18,6 @@ from dipole_ray.runs.config import load
 from dipole_ray.sweep.plan import Plan
 from dipole_ray.sweep.records import TRIAL_FILE, SweepRecords
 from dipole_ray.sweep.result import leaderboard, table, write_result
-from dipole_ray.sweep.scoring import best_row
 from tests.sweep.small import small_plan
 
 SPACE = {"agent.beta": {"grid": [1.0, 5.0, 20.0]}}
@@ -49,7 +48,7 @@ def row(omega: float, candidates: int, success: float | None, mean: float, episo
 def write_trial(records: SweepRecords, values: dict[str, Any], rows: list[Any], report: Any, *, rung: int = 2) -> None:
     """Add a trial that ended at `rung` with these rows."""
     record = records.add(values)
-    best = best_row(rows, records_plan(records).sweep)
+    best = records_plan(records).sweep.best(rows)
     results = [{"rung": rung, "score": best["return"], "best": best, "rows": rows, "report": report}]
     record.status = "done" if rung == 2 else "stopped"
     folder = records.trial_folder(record.id)
@@ -130,7 +129,7 @@ def test_the_table_says_what_to_quote(ended: tuple[Plan, SweepRecords]) -> None:
 def test_ties_go_to_return_then_to_the_cheaper_cell(tmp_path: Path) -> None:
     sweep = small_plan(tmp_path, tmp_path).sweep
     rows: list[Any] = [row(2.0, 16, 1.0, -5.0), row(1.0, 1, 1.0, -5.0), row(0.5, 1, 1.0, -9.0), row(0.0, 1, 0.9, 0.0)]
-    best = best_row(rows, sweep)
+    best = sweep.best(rows)
     assert (best["omega"], best["candidates"]) == (1.0, 1)
 
 

@@ -10,8 +10,7 @@ from typing import Any
 from ray.tune.schedulers import TrialScheduler
 
 from dipole_ray.sweep.records import TRIAL_FILE, SweepRecords
-from dipole_ray.sweep.schedulers import ContinuedASHA, scheduler_of
-from dipole_ray.sweep.search import ContinuedOptuna
+from dipole_ray.sweep.tuning import ContinuedASHA, ContinuedOptuna, scheduler_of
 from tests.sweep.small import PBT, POPULATION, small_plan
 
 ASHA = {"scheduler": "asha", "rungs": 4, "asha": {"grace_rungs": 1, "reduction_factor": 2.0}}

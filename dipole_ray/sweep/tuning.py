@@ -1,16 +1,20 @@
-"""Which trials come: those that are not finished, and what Optuna proposes."""
+"""Tune's search and scheduler, made to go on where an earlier session ended: who comes, is stopped, or is replaced."""
 
 import logging
 from collections.abc import Mapping
 from typing import Any
 
 from ray import tune
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
 from ray.tune.search import ConcurrencyLimiter, Searcher
 
+from dipole_ray.rllib.privates import asha_rungs
 from dipole_ray.sweep.plan import Plan
 from dipole_ray.sweep.records import ENDED, SweepRecords
 from dipole_ray.sweep.space import Domain
 from dipole_ray.sweep.trainable import SWEEP, TRIAL
+
+RUNG = "rung"  # what counts as time: a trial that is continued counts on, where Tune's own count would begin anew
 
 
 def search_of(plan: Plan, records: SweepRecords) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -29,15 +33,25 @@ def search_of(plan: Plan, records: SweepRecords) -> tuple[dict[str, Any], dict[s
 
 
 class ContinuedOptuna(Searcher):
-    """Asks Optuna for trials, after those that an earlier start left unfinished."""
+    """Asks Optuna's TPE sampler, which knows all trials that have ended, after those that were left unfinished."""
 
     def __init__(self, plan: Plan, records: SweepRecords) -> None:
+        import optuna
+        from ray.tune.search.optuna import OptunaSearch
+
         super().__init__(metric="score", mode=plan.sweep.mode)
         self._plan, self._records = plan, records
         self._waiting = records.unfinished()
-        self._optuna = _optuna(plan, records)
         self._asked: dict[str, str] = {}  # name of each trial given to Tune, by Tune's id
         self._proposed: set[str] = set()  # Tune's ids of what Optuna proposed in this session, and so knows already
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        logging.getLogger("ray.tune.search.optuna").setLevel(logging.ERROR)
+        # Another seed in each session: the same one would propose the first trials again.
+        seed = plan.sweep.seed + 1000 * len(records.trials)
+        self._optuna = OptunaSearch(tune_space(plan.space), metric="score", mode=plan.sweep.mode, seed=seed)
+        for record in records.having(*ENDED):
+            if record.score is not None:
+                self._optuna.add_evaluated_point(record.values, record.score)
 
     @property
     def num_left(self) -> int:
@@ -68,9 +82,6 @@ class ContinuedOptuna(Searcher):
         elif trial is not None and result is not None and not error:
             self._optuna.add_evaluated_point(self._records.trials[trial].values, result["score"])
 
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Ignore what is no final result."""
-
     def save(self, checkpoint_path: str) -> None:
         """Write nothing: the records have everything."""
 
@@ -87,17 +98,51 @@ def tune_space(space: Mapping[str, Domain]) -> dict[str, Any]:
     }
 
 
-def _optuna(plan: Plan, records: SweepRecords) -> Searcher:
-    """Return Optuna's TPE sampler, knowing all trials that have ended."""
-    import optuna
-    from ray.tune.search.optuna import OptunaSearch
+class ContinuedASHA(ASHAScheduler):
+    """ASHA that compares with the results of earlier sessions too."""
 
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    logging.getLogger("ray.tune.search.optuna").setLevel(logging.ERROR)
-    # Another seed in each session: the same one would propose the first trials again.
-    seed = plan.sweep.seed + 1000 * len(records.trials)
-    search = OptunaSearch(tune_space(plan.space), metric="score", mode=plan.sweep.mode, seed=seed)
-    for record in records.having(*ENDED):
-        if record.score is not None:
-            search.add_evaluated_point(record.values, record.score)
-    return search
+    def remember(self, trial: str, rung: int, score: float) -> None:
+        """Take a result of an earlier session; higher scores are better here."""
+        for milestone, recorded in asha_rungs(self):
+            if rung >= milestone and trial not in recorded:
+                recorded[trial] = score
+                break
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """Give what is remembered of a trial to its successor, or it would be compared with itself."""
+        super().on_trial_add(tune_controller, trial)
+        for _, recorded in asha_rungs(self):
+            if trial.config[TRIAL] in recorded:
+                recorded[trial.trial_id] = recorded.pop(trial.config[TRIAL])
+
+
+def scheduler_of(plan: Plan, records: SweepRecords) -> TrialScheduler:
+    """Return the scheduler that the plan names."""
+    sweep, space = plan.sweep, plan.space
+    if sweep.scheduler == "asha":
+        grace, factor = sweep.asha.grace_rungs, sweep.asha.reduction_factor
+        settings = {"max_t": sweep.rungs, "grace_period": grace, "reduction_factor": factor}
+        asha = ContinuedASHA(RUNG, metric="score", mode=sweep.mode, **settings)
+        for trial in records.trials:
+            for result in records.results(trial):
+                asha.remember(trial, int(result["rung"]), sweep.gain(float(result["score"])))
+        return asha
+    if sweep.scheduler == "none":
+        return FIFOScheduler()
+
+    def within(config: dict[str, Any]) -> dict[str, Any]:
+        """Keep mutated values in their ranges: an expectile of 0.9 times 1.2 is none."""
+        return {key: space[key].clip(value) if key in space else value for key, value in config.items()}
+
+    lists = {key: list(domain.values) for key, domain in space.items() if domain.is_list}
+    return PopulationBasedTraining(
+        RUNG,
+        metric="score",
+        mode=sweep.mode,
+        perturbation_interval=sweep.pbt.interval_rungs,
+        hyperparam_mutations={**tune_space(space), **lists},
+        quantile_fraction=sweep.pbt.quantile,
+        resample_probability=sweep.pbt.resample_probability,
+        custom_explore_fn=within,
+        log_config=False,
+    )
