@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dipole_ray.bench.data import require_same_data
-from dipole_ray.bench.job import FAILED, Job, located, progress_of, stored, train, without_result
+from dipole_ray.bench.job import FAILED, Job, located, require_same_data, train
 from dipole_ray.bench.result import DIVERGED, FINISHED
 from dipole_ray.bench.suite import Suite
 from dipole_ray.envs.make import env_dims
@@ -41,17 +40,16 @@ def run_suite(suite: Suite, only: Mapping[str, Sequence[str]] | None = None) -> 
     """
     jobs = suite.jobs(only)
     require_lasting(suite.folder, "folder")
-    results = [stored(job) for job in jobs]
-    every = suite.jobs()  # also those that are not asked for now: one report shows them all
-    configs, done = [job.config for job in every], [stored(job) for job in every]
-    require_same_data(configs, done)
+    results = [job.stored() for job in jobs]
+    every = [(job, job.stored()) for job in suite.jobs()]  # those not asked for now too: one report shows them all
+    require_same_data(every)
     left = [job for job, result in zip(jobs, results, strict=True) if result is None]
     for env in {job.config.env for job in left}:
         env_dims(env)  # what can be refused is refused before data is made and Ray started
     if left:
         with ray_session():
             prepare_datasets(located(job.config) for job in left)
-            require_same_data(configs, done)  # once more: what was converted just now could not be compared before
+            require_same_data(every)  # once more: what was converted just now could not be compared before
             results = map_tasks(
                 train,
                 jobs,
@@ -60,9 +58,9 @@ def run_suite(suite: Suite, only: Mapping[str, Sequence[str]] | None = None) -> 
                 num_gpus=suite.config.resources.gpus,
                 unit="updates",
                 size=lambda job: max(1, job.updates),
-                part=progress_of,
-                saved=stored,
-                lost=lambda job, words: without_result(job, FAILED, f"{words}: {REMEDY}"),
+                part=Job.progress,
+                saved=Job.stored,
+                lost=lambda job, words: job.without_result(FAILED, f"{words}: {REMEDY}"),
             )
     return SuiteResult([(job, result) for job, result in zip(jobs, results, strict=True) if result is not None])
 
@@ -71,7 +69,7 @@ def progress_by_method(suite: Suite) -> dict[str, Counter[str]]:
     """Return by method and task how many runs are finished, diverged, begun and not begun; starts nothing."""
     found: dict[str, Counter[str]] = {}
     for job in suite.jobs():
-        result = stored(job)
-        status = ("begun" if progress_of(job) else "not begun") if result is None else result["status"]
+        result = job.stored()
+        status = ("begun" if job.progress() else "not begun") if result is None else result["status"]
         found.setdefault(f"{job.method} on {job.task}", Counter())[status] += 1
     return found

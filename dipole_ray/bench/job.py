@@ -8,20 +8,23 @@ setting makes another run and never passes for the old one.
 import json
 import os
 import traceback
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from dipole_ray import settings
-from dipole_ray.bench.data import data_of
 from dipole_ray.bench.result import DIVERGED, FINISHED, RESULT_FILE, read_result, result_of
+from dipole_ray.data.dataset import read_manifest
 from dipole_ray.errors import ConfigError, EnvironmentFault, FolderTaken, NonFiniteError
 from dipole_ray.files.durable import write_json
 from dipole_ray.files.lock import FolderLock
 from dipole_ray.files.provenance import digest
 from dipole_ray.files.resume import config_differences
+from dipole_ray.runs.build import data_key
 from dipole_ray.runs.config import RunConfig, load
+from dipole_ray.runs.prepare import find_dataset
 from dipole_ray.runs.run import train_in
 from dipole_ray.runs.session import LOCK_WAIT_S, RUN_FILE
 from dipole_ray.tracking.metrics_file import METRICS_FILE
@@ -65,6 +68,34 @@ class Job:
         training = self.config.training
         return training.offline_learner_steps + int(training.online_env_steps * training.updates_per_env_step)
 
+    def stored(self) -> dict[str, Any] | None:
+        """Return the result of a run that is over, or None; ConfigError if its defaults were others than today's."""
+        result = read_result(self.folder)
+        if result is None:
+            return None
+        kept, current = (_shaping(config) for config in (load(self.folder / RUN_FILE), located(self.config)))
+        changed = [item for item in config_differences(kept, current) if item.key != "data.path"]
+        if changed:
+            raise ConfigError(
+                f"{self.folder} was run when a default was another one ({'; '.join(map(str, changed))}): set the old "
+                "value in the suite, or move the folder away to run it again"
+            )
+        return result
+
+    def progress(self) -> int:
+        """Return the updates that an unfinished run has done, from the last line of its metrics."""
+        try:
+            with (self.folder / METRICS_FILE).open("rb") as stream:
+                stream.seek(max(0, stream.seek(0, os.SEEK_END) - _TAIL_BYTES))
+                lines = stream.read().split(b"\n")[:-1]
+            return int(json.loads(lines[-1])["learner_steps"])
+        except (OSError, ValueError, KeyError, IndexError):
+            return 0
+
+    def without_result(self, status: str, error: str) -> dict[str, Any]:
+        """Return what stands for the result of a run that has none."""
+        return {"status": status, "error": error}
+
 
 def _shaping(config: RunConfig) -> dict[str, Any]:
     """Return the flat settings that shape a result."""
@@ -72,41 +103,9 @@ def _shaping(config: RunConfig) -> dict[str, Any]:
     return {key: value for key, value in flat.items() if not any(f"{key}.".startswith(f"{at}.") for at in PLACES)}
 
 
-# Defaults of the sections of a run, those of today: `stored` refuses a result that was made with others.
-_DEFAULTS = settings.flatten(
-    {
-        field.name: settings.to_mapping(field.default_factory())
-        for field in fields(RunConfig)
-        if field.default_factory != MISSING
-    }
-)
-"""Defaults of the sections of a run."""
-
-
-def stored(job: Job) -> dict[str, Any] | None:
-    """Return the result of a run that is over, or None; ConfigError if it was made with other defaults than today's."""
-    result = read_result(job.folder)
-    if result is None:
-        return None
-    kept, current = (_shaping(config) for config in (load(job.folder / RUN_FILE), located(job.config)))
-    changed = [item for item in config_differences(kept, current) if item.key != "data.path"]
-    if changed:
-        raise ConfigError(
-            f"{job.folder} was run when a default was another one ({'; '.join(map(str, changed))}): set the old value "
-            "in the suite, or move the folder away to run it again"
-        )
-    return result
-
-
-def progress_of(job: Job) -> int:
-    """Return the updates that an unfinished run has done, from the last line of its metrics."""
-    try:
-        with (job.folder / METRICS_FILE).open("rb") as stream:
-            stream.seek(max(0, stream.seek(0, os.SEEK_END) - _TAIL_BYTES))
-            lines = stream.read().split(b"\n")[:-1]
-        return int(json.loads(lines[-1])["learner_steps"])
-    except (OSError, ValueError, KeyError, IndexError):
-        return 0
+# Defaults of the sections of a run, those of today: `Job.stored` refuses a result that was made with others.
+_SECTIONS = {field.name: field.default_factory for field in fields(RunConfig) if field.default_factory is not MISSING}
+_DEFAULTS = settings.flatten({name: settings.to_mapping(section()) for name, section in _SECTIONS.items()})
 
 
 def train(job: Job) -> dict[str, Any]:
@@ -116,18 +115,13 @@ def train(job: Job) -> dict[str, Any]:
     """
     try:
         with FolderLock(job.folder, LOCK_WAIT_S):
-            return stored(job) or _train(job)  # another command may have come to it first
+            return job.stored() or _train(job)  # another command may have come to it first
     except FolderTaken as error:  # not ours: nothing is written there
-        return without_result(job, ELSEWHERE, str(error))
+        return job.without_result(ELSEWHERE, str(error))
     except Exception as error:  # one broken run does not end the others
         with suppress(OSError):
             (job.folder / ERROR_FILE).write_text(traceback.format_exc())
-        return without_result(job, FAILED, f"{type(error).__name__}: {error}")
-
-
-def without_result(job: Job, status: str, error: str) -> dict[str, Any]:
-    """Return what stands for the result of a run that has none."""
-    return {"status": status, "error": error, "job": str(job)}
+        return job.without_result(FAILED, f"{type(error).__name__}: {error}")
 
 
 def _train(job: Job) -> dict[str, Any]:
@@ -150,6 +144,39 @@ def _train(job: Job) -> dict[str, Any]:
 
 def located(config: RunConfig) -> RunConfig:
     """Return the config with its places absolute, for Ray's workers have a working directory of their own."""
-    data = config.data
-    path = None if data.path is None else str(Path(data.path).expanduser().resolve())
-    return replace(config, data=replace(data, path=path, cache=str(Path(data.cache).expanduser().resolve())))
+    named = {name: getattr(config.data, name) for name in ("path", "cache")}
+    places: Any = {name: str(Path(place).expanduser().resolve()) for name, place in named.items() if place is not None}
+    return replace(config, data=replace(config.data, **places))
+
+
+def data_of(config: RunConfig) -> str | None:
+    """Return size and digest of a run's dataset as it stands, from the checksums in its manifest; None without one.
+
+    Data made again at the same place is other data, which no setting tells.
+    """
+    folder = find_dataset(config.data, config.env)
+    if folder is None:
+        return None
+    manifest = read_manifest(folder)
+    content = digest([[entry.rows, entry.crc32] for entry in manifest.files], digits=12)
+    return f"{manifest.num_transitions} transitions, {content}"
+
+
+def require_same_data(found: Sequence[tuple[Job, Mapping[str, Any] | None]], *, current: bool = True) -> None:
+    """Raise ConfigError where results that would stand side by side were trained on different data.
+
+    Where `current`, the data that stands there now, which further runs would be trained on, is compared too. Results
+    of earlier versions do not say what they were trained on, and pass.
+    """
+    configs = {data_key(job.config): job.config for job, _ in found}
+    trained: dict[str, dict[str, str]] = {key: {} for key in configs}  # by data, with the first run on it
+    for job, result in found:
+        if result is not None and result.get("data"):
+            trained[data_key(job.config)].setdefault(result["data"], str(job))
+    for key, seen in trained.items():
+        if seen and current and (now := data_of(configs[key])) is not None:
+            seen.setdefault(now, "what is there now")
+        if len(seen) > 1:
+            names = "; ".join(f"{who}: {data}" for data, who in seen.items())
+            remedy = "Bring the old data back, or choose another suite.name for runs on the new, or move the old "
+            raise ConfigError(f"results of different data would be mixed: {names}. {remedy}results away")

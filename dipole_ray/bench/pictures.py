@@ -103,9 +103,8 @@ class _Pictures:
             for count in self.scores.candidates():
                 lines, switch = [], None
                 for method in self.scores.methods:
-                    key = self.scores.named_key(task, method, count)
-                    curves = {} if key is None else self.scores.curve(task, method, key)
-                    points = pd.DataFrame(itertools.chain(*curves.values()), columns=Point._fields)
+                    curves = self.scores.curve(task, method, count).values()
+                    points = pd.DataFrame(itertools.chain(*curves), columns=Point._fields)
                     ends = points.groupby("phase")["learner_steps"].max()
                     if len(ends) > 1:  # it went online, where its offline phase ended
                         switch = float(ends["offline"])

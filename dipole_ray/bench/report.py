@@ -16,8 +16,7 @@ from typing import Any
 from dipole_ray import settings
 from dipole_ray.bench import tables
 from dipole_ray.bench.config import MethodConfig, SuiteConfig, TaskConfig
-from dipole_ray.bench.data import require_same_data
-from dipole_ray.bench.job import stored
+from dipole_ray.bench.job import require_same_data
 from dipole_ray.bench.pictures import draw
 from dipole_ray.bench.scores import Scores
 from dipole_ray.bench.suite import Suite, load_suite, published
@@ -69,10 +68,8 @@ def write_report(source: str, overrides: Sequence[str], out: Path) -> list[Path]
 
 def collect(suite: Suite, source: str) -> dict[str, Any]:
     """Return everything that a report is made of, from the runs that have a result."""
-    jobs = suite.jobs()
-    found = [stored(job) for job in jobs]
-    require_same_data([job.config for job in jobs], found, current=False)
-    results = [result for result in found if result is not None]
+    found = [(job, job.stored()) for job in suite.jobs()]
+    require_same_data(found, current=False)
     table = suite.config.paper
     # Places on one machine's disk are nobody else's.
     shaping = [word for word in suite.overrides if word.partition("=")[0] not in ("folder", "data.path", "data.cache")]
@@ -83,14 +80,14 @@ def collect(suite: Suite, source: str) -> dict[str, Any]:
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "versions": package_versions(),
         "commit": git_commit(),
-        "planned": len(jobs),
+        "planned": len(found),
         "suite": settings.to_mapping(suite.config),
         "tasks": {name: settings.to_mapping(task) for name, task in suite.tasks.items()},
         "methods": {name: settings.to_mapping(method) for name, method in suite.methods.items()},
         "file": _finite(suite.mapping),
-        "episodes": jobs[0].config.evaluation.episodes,
+        "episodes": found[0][0].config.evaluation.episodes,
         "paper": published(table) if table is not None else None,
-        "runs": results,
+        "runs": [result for _, result in found if result is not None],
     }
 
 

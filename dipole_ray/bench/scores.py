@@ -86,8 +86,8 @@ class Scores:
         return found
 
     def pairs(self) -> Iterator[tuple[str, str]]:
-        """Return every task with every method."""
-        return product(self.tasks, self.methods)
+        """Return every task with every method that has runs on it."""
+        return ((task, method) for task, method in product(self.tasks, self.methods) if self.results(task, method))
 
     # ---- ways of acting ----
 
@@ -102,21 +102,21 @@ class Scores:
         }
         return dict(sorted(cells.items(), key=lambda item: (item[1]["candidates"], item[1]["omega"] or 0.0)))
 
-    def own_cell(self, task: str, method: str) -> Mapping[str, Any] | None:
-        """Return the cell that was named before the run, for a method that has one."""
-        runs = self.results(task, method).values()
-        return next((run["cells"][run["chosen"]] for run in runs), None)
+    def own_cell(self, task: str, method: str) -> Mapping[str, Any]:
+        """Return the cell that was named before the runs, of which there must be one."""
+        run = next(iter(self.results(task, method).values()))
+        cell: Mapping[str, Any] = run["cells"][run["chosen"]]
+        return cell
 
     def candidates(self) -> list[int]:
         """Return the numbers of candidates that anything was evaluated with."""
         return sorted({cell["candidates"] for pair in self.pairs() for cell in self.cells(*pair).values()})
 
-    def own_candidates(self, task: str, method: str) -> int | None:
+    def own_candidates(self, task: str, method: str) -> int:
         """Return the number of candidates that a method acts with by itself; the most that it shows, if not that."""
-        own, shown = self.own_cell(task, method), {cell["candidates"] for cell in self.cells(task, method).values()}
-        if own is None:
-            return None
-        return int(own["candidates"] if own["candidates"] in shown or not shown else max(shown))
+        own = int(self.own_cell(task, method)["candidates"])
+        shown = {int(cell["candidates"]) for cell in self.cells(task, method).values()}
+        return own if own in shown or not shown else max(shown)
 
     def omegas(self, task: str, method: str, candidates: int) -> dict[float, str]:
         """Return the keys of the guided cells with so many candidates, by omega."""
@@ -126,11 +126,10 @@ class Scores:
 
     def named_key(self, task: str, method: str, candidates: int | None) -> str | None:
         """Return the cell of the omega named beforehand with so many candidates, None where it was not evaluated."""
-        own, omega = self.own_cell(task, method), self.methods[method].omega
-        if own is None:
+        if not self.results(task, method):
             return None
-        candidates = self.own_candidates(task, method) if candidates is None else candidates
-        named = own["policy"], own["omega"] if omega is None else omega, candidates
+        own, omega = self.own_cell(task, method), self.methods[method].omega
+        named = own["policy"], own["omega"] if omega is None else omega, candidates or self.own_candidates(task, method)
         cells = self.cells(task, method).items()
         return next((k for k, cell in cells if (cell["policy"], cell["omega"], cell["candidates"]) == named), None)
 
@@ -141,9 +140,12 @@ class Scores:
         number = scores[self.config.metric]
         return None if number is None else float(number) * (100.0 if self.config.metric == "success" else 1.0)
 
-    def curve(self, task: str, method: str, key: str) -> dict[int, list[Point]]:
-        """Return the evaluations of a cell by seed; those that a diverged run did not come to count with the worst."""
+    def curve(self, task: str, method: str, candidates: int) -> dict[int, list[Point]]:
+        """Return the evaluations of the named omega by seed; a diverged run's missing ones count with the worst."""
         found: dict[int, list[Point]] = {}
+        key = self.named_key(task, method, candidates)
+        if key is None:
+            return found
         for seed, run in self.results(task, method).items():
             scores = [(item, self._value(item["scores"][key])) for item in run["evaluations"]]
             found[seed] = [Point(*_when(item), score) for item, score in scores if score is not None]
@@ -238,8 +240,7 @@ class Scores:
 
     def compared_ways(self) -> list[Way]:
         """Return the ways in which methods are compared: each with its own candidates where these differ, and all."""
-        owns = {self.own_candidates(*pair) for pair in self.pairs()} - {None}
-        own = [Way("named", None)] if len(owns) > 1 else []
+        own = [Way("named", None)] if len({self.own_candidates(*pair) for pair in self.pairs()}) > 1 else []
         return own + [way for way in self.ways() if way.choice == "named"]
 
     def phases(self) -> list[str]:

@@ -36,11 +36,6 @@ class Suite:
     overrides: tuple[str, ...] = ()  # `key=value` of a run, on top of everything
 
     @property
-    def baseline(self) -> str:
-        """The method that the others are compared with."""
-        return self.config.baseline or next(iter(self.methods))
-
-    @property
     def folder(self) -> Path:
         """Folder of all runs."""
         task = next(iter(self.tasks))

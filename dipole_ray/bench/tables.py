@@ -35,12 +35,11 @@ def score_table(scores: Scores, phase: str) -> list[str]:
     ways = scores.ways()
     rows = []
     for task, method in scores.pairs():
-        results = scores.results(task, method)
-        if results:
-            cells = [_shown(mean, [scores.of(task, method, way, phase)]) for way in ways]
-            lost = sum(run["status"] == DIVERGED for run in results.values())
-            seeds = f"{len(results)}" + (f", {lost} diverged" if lost else "")
-            rows.append([task, scores.label(method), _named_omega(scores, task, method), *cells, seeds])
+        results = scores.results(task, method).values()
+        cells = [_shown(mean, [scores.of(task, method, way, phase)]) for way in ways]
+        lost = sum(run["status"] == DIVERGED for run in results)
+        seeds = f"{len(results)}, {lost} diverged" if lost else str(len(results))
+        rows.append([task, scores.label(method), _named_omega(scores, task, method), *cells, seeds])
     return markdown_table(["task", "method", "omega", *map(str, ways), "seeds"], rows, words=2)
 
 
@@ -74,8 +73,8 @@ def _compared(scores: Scores, method: str, way: Way, phase: str, tasks: Sequence
     alone = scores.compared([method], way, phase, tasks)
     if alone is None:
         return None
-    counts = {way.candidates or scores.own_candidates(task, method) for task in tasks}
-    row = [scores.label(method), ", ".join(map(str, sorted(filter(None, counts))))]
+    counts = sorted({way.candidates or scores.own_candidates(task, method) for task in tasks})
+    row = [scores.label(method), ", ".join(map(str, counts))]
     row += [_shown(mean, *alone), _shown(interquartile_mean, *alone)]
     is_same = scores.is_baseline(method, way, tasks)
     both = None if is_same else scores.compared([method, scores.baseline], way, phase, tasks)
@@ -121,9 +120,7 @@ def switch_table(scores: Scores) -> list[str]:
     rows = []
     for task, method in scores.pairs():
         for candidates in scores.candidates():
-            key = scores.named_key(task, method, candidates)
-            curves = {} if key is None else scores.curve(task, method, key)
-            runs = scores.results(task, method)
+            curves, runs = scores.curve(task, method, candidates), scores.results(task, method)
             came = [curve for seed, curve in curves.items() if ended_in(runs[seed]) == "online"]
             found = [row for curve in came if (row := switch_of(curve, scores.config.evaluations))]
             if found:
@@ -156,7 +153,7 @@ def training_table(scores: Scores) -> list[str]:
     rows = []
     for task, method in scores.pairs():
         runs = list(scores.results(task, method).values())
-        if runs and scores.methods[method].runs_of is None:  # else its training is the other's
+        if scores.methods[method].runs_of is None:  # else its training is the other's
             last = [run["diagnostics"] for run in runs]
             values = [_median([series.get(key, {}).get(kind) for series in last]) for _, key, kind in _TRAINING]
             rate = _median([run["updates_per_s"] for run in runs])
@@ -182,13 +179,10 @@ def _median(values: Sequence[float | None]) -> str:
 
 
 def _named_omega(scores: Scores, task: str, method: str) -> str:
-    shown = scores.methods[method].omega
-    if shown is not None:
-        return f"{shown:g}"
-    own = scores.own_cell(task, method)
-    if own is not None and (len(scores.omegas(task, method, own["candidates"])) > 1 or own["omega"]):
-        return f"{own['omega']:g}"
-    return DASH
+    shown, own = scores.methods[method].omega, scores.own_cell(task, method)
+    if shown is None and (len(scores.omegas(task, method, own["candidates"])) > 1 or own["omega"]):
+        shown = own["omega"]
+    return DASH if shown is None else f"{shown:g}"
 
 
 def _shown(

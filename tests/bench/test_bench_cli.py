@@ -25,8 +25,7 @@ import yaml
 
 from dipole_ray.bench import job as job_module
 from dipole_ray.bench.checks import planned_evaluations
-from dipole_ray.bench.data import data_of
-from dipole_ray.bench.job import Job, train
+from dipole_ray.bench.job import Job, data_of, train
 from dipole_ray.bench.report import read_report, scores_of
 from dipole_ray.bench.suite import load_suite
 from dipole_ray.cli import main

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 import yaml
 
-from dipole_ray.bench.data import data_of, require_same_data
 from dipole_ray.bench.driver import run_suite
-from dipole_ray.bench.job import Job, located
+from dipole_ray.bench.job import Job, data_of, located, require_same_data
 from dipole_ray.bench.report import collect as collect_results
 from dipole_ray.bench.suite import Suite, from_mapping
 from dipole_ray.collect import collect
@@ -98,4 +97,4 @@ def test_data_that_is_converted_is_known_once_it_was(tmp_path: Path) -> None:
     assert None not in found and found[0] == found[2] != found[1]
     trained = result("maze", "m", 0, {(None, 1): [0.4]}, chosen=(None, 1)) | {"data": found[1]}
     with pytest.raises(ConfigError, match="results of different data would be mixed"):
-        require_same_data([config], [trained])
+        require_same_data([(Job(task="maze", method="m", seed=0, config=config), trained)])

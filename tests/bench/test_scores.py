@@ -213,7 +213,7 @@ def test_a_diverged_seed_stays_in_the_learning_curve() -> None:
     """Else the curve of the survivors would pass for the method's."""
     lost = run(1, {(1.0, 1): [0.5, 0.9]}, status="diverged")
     found = scores_of([run(0, {(1.0, 1): [0.1, 0.2, 0.3, 0.4, 0.5]}), lost])
-    curve = found.curve("maze", "dipole", key_of(1.0, 1))[1]
+    curve = found.curve("maze", "dipole", 1)[1]
     assert [(point.learner_steps, point.score) for point in curve] == [
         *((100, 50.0), (200, 90.0)),
         *((300, 0.0), (400, 0.0), (500, 0.0)),
@@ -226,7 +226,7 @@ def test_a_diverged_seed_is_carried_on_as_far_as_its_own_method_goes() -> None:
     lost = run(1, {(1.0, 1): [0.5]}, status="diverged", phase="offline")
     short = run(0, {(1.0, 1): [0.5] * 2}, points=OFFLINE[:2])
     found = scores_of([short, lost, other])
-    assert [point.learner_steps for point in found.curve("maze", "dipole", key_of(1.0, 1))[1]] == [100, 200]
+    assert [point.learner_steps for point in found.curve("maze", "dipole", 1)[1]] == [100, 200]
 
 
 def test_the_baseline_is_not_compared_with_itself_where_its_omega_differs_by_task() -> None:

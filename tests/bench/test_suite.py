@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from dipole_ray.bench.job import Job, located, stored
+from dipole_ray.bench.job import Job, located
 from dipole_ray.bench.scores import Way
 from dipole_ray.bench.suite import SUITES, Suite, from_mapping, load_suite, published, suites
 from dipole_ray.data.download.catalogue import dataset_names
@@ -158,16 +158,16 @@ def test_the_digest_knows_what_shapes_a_result_and_nothing_else() -> None:
 def test_a_result_made_with_another_default_is_not_taken(tmp_path: Path) -> None:
     """A setting that stands at its default enters no digest, so a later version's other default must be noticed."""
     one = job(base={"folder": str(tmp_path)})
-    assert stored(one) is None
+    assert one.stored() is None
     mapping = located(one.config).to_mapping()
     one.folder.mkdir(parents=True)
     (one.folder / "result.json").write_text('{"format": 1, "status": "finished"}')
     (one.folder / "run.yaml").write_text(yaml.safe_dump(mapping))
-    assert stored(one) == {"format": 1, "status": "finished"}
+    assert one.stored() == {"format": 1, "status": "finished"}
     mapping["agent"]["rho"] = 0.7
     (one.folder / "run.yaml").write_text(yaml.safe_dump(mapping))
     with pytest.raises(ConfigError, match=r"agent\.rho: 0\.7 -> 0\.5"):
-        stored(one)
+        one.stored()
 
 
 @pytest.mark.parametrize("name", suites())
