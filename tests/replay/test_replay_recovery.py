@@ -51,8 +51,9 @@ def same(replay: Replay, model: Model, missing: int = 0) -> bool:
     if not model.pieces:
         return replay.num_online == 0
     rows = concatenate(model.pieces)
-    assert ring.num_rows >= min(CAPACITY, len(rows["remaining"])) - missing
-    assert_same(ring_windows(ring), model_windows(rows, ring.num_rows))
+    held = ring.contents.rows_written - ring.contents.oldest
+    assert held >= min(CAPACITY, len(rows["remaining"])) - missing
+    assert_same(ring_windows(ring), model_windows(rows, held))
     return True
 
 
