@@ -29,15 +29,13 @@ from dipole_ray.files.checkpoint import Checkpoint, entries_of, read_checkpoint,
 from dipole_ray.files.resume import guard_resume, version_differences, warn_of
 from dipole_ray.replay.update_ratio import UpdateRatio
 from dipole_ray.rllib.config import DIPOLEConfig
-from dipole_ray.rllib.experience import Experience
-from dipole_ray.rllib.fragment import FragmentReport
+from dipole_ray.rllib.experience import Experience, FragmentReport
 from dipole_ray.rllib.learner import UpdateReport
-from dipole_ray.rllib.learner_client import LearnerClient, LearnerDied
+from dipole_ray.rllib.learner_client import AGENT_FILE, LearnerClient, LearnerDied
 from dipole_ray.rllib.metrics import RecentEpisodes, fragment_metrics, update_metrics
-from dipole_ray.rllib.placement import SpreadEnvRunnerGroup, learner_resources, require_room, worker_resources
+from dipole_ray.rllib.placement import SpreadEnvRunnerGroup, learners_of, require_room, workers_of
 from dipole_ray.rllib.privates import env_runner_groups_are
-from dipole_ray.rllib.recovery import AGENT_FILE, replace_learner
-from dipole_ray.rllib.replay_actor import ReplayClient, copy_ring, open_replay
+from dipole_ray.rllib.replay_actor import copy_ring, open_replay
 from dipole_ray.rllib.rollouts import Rollouts
 
 ROLLOUT_FILE = "rollout"
@@ -57,24 +55,21 @@ class DIPOLE(Algorithm):
 
     def setup(self, config: Any) -> None:
         """Build workers and learner as RLlib does, then open the replay beside them."""
-        workers = ("rollout workers", self.config.num_env_runners, worker_resources(self.config))
-        require_room([workers, ("learner", self.config.num_learners, learner_resources(self.config))])
+        require_room([workers_of(self.config), learners_of(self.config)])
         with env_runner_groups_are(SpreadEnvRunnerGroup):
             super().setup(config)
         self._training = self.config.training_settings()
         self._agent = self.config.agent_settings()
-        self._dims = env_dims(self.config.env_settings())
         self._update_ratio = UpdateRatio(self._training.updates_per_env_step)
-        self.learner_steps = 0
-        self.env_steps = 0
+        self.learner_steps = self.env_steps = 0
         self.score = -math.inf
         self.recent = RecentEpisodes()
         self.group_metrics: dict[str, float] = {}
-        self.replay = self._open_replay()
+        self.replay = open_replay(self.config, self.offline_data, self.replay_directory)
         self.learner: LearnerClient = self.learner_group
         self.learner_restarts = self.lost_updates = 0
+        # The checkpoint, written or restored last, that a learner goes back to when its process dies.
         self.restart_point: Path | None = None
-        """The checkpoint, written or restored last, that a learner goes back to when its process dies."""
         self._with_learner(self._begin_learning)
         self.experience = self.make_experience(self.env_runner_group)
 
@@ -84,6 +79,11 @@ class DIPOLE(Algorithm):
         A subclass may bring another one: neither the loop nor replay and learner know the difference.
         """
         return Rollouts(group, self.config)
+
+    @property
+    def replay_directory(self) -> Path:
+        """Folder of the online ring: the run's own, or the trial's."""
+        return Path(self.config.replay_directory or Path(self.logdir) / "replay")
 
     def _begin_learning(self) -> None:
         """Give a learner with fresh networks what it needs before its first update, and publish its weights."""
@@ -173,8 +173,8 @@ class DIPOLE(Algorithm):
 
     def _replace_learner(self, death: LearnerDied) -> None:
         """Go on with another learner and count the updates that are lost."""
-        made, point = self.learner_steps, self.restart_point
-        self.learner_steps = replace_learner(self.learner, death, point, made, self._begin_learning)
+        made = self.learner_steps
+        self.learner_steps = self.learner.replace(death, self.restart_point, made, self._begin_learning)
         self.learner_restarts += 1
         self.lost_updates += made - self.learner_steps
 
@@ -206,16 +206,6 @@ class DIPOLE(Algorithm):
         for key, value in rllibs.items():  # window=1: the last value as it is, no mean over iterations
             self.metrics.log_value(key, value, window=1)
 
-    # ---- the replay ----
-
-    @property
-    def replay_directory(self) -> Path:
-        """Folder of the online ring: the run's own, or the trial's."""
-        return Path(self.config.replay_directory or Path(self.logdir) / "replay")
-
-    def _open_replay(self) -> ReplayClient:
-        return open_replay(self.config, self.offline_data, self.replay_directory)
-
     # ---- checkpoints: our own format (safetensors and JSON) behind RLlib's calls ----
 
     def checkpoint_contents(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
@@ -223,7 +213,7 @@ class DIPOLE(Algorithm):
         tensors = {AGENT_FILE: self._with_learner(self.learner.agent_state)}
         metadata: dict[str, Any] = {
             "algorithm": self.config.to_plain(),
-            **self._dims.schema.to_json(),
+            **env_dims(self.config.env_settings()).schema.to_json(),
             "learner_steps": self.learner_steps,
             "env_steps": self.env_steps,
             "num_episodes": self.recent.count,
@@ -252,7 +242,7 @@ class DIPOLE(Algorithm):
             self.set_state({TRAINING_ITERATION: int(metadata["iteration"])})
             self._update_ratio.load_state(metadata["limiter"])
             if copy_ring(self.replay, Path(metadata["replay_directory"]), self.replay_directory):
-                self.replay = self._open_replay()
+                self.replay = open_replay(self.config, self.offline_data, self.replay_directory)
             self.replay.load_state(metadata["replay"])
             self.learner.continue_versions(int(metadata["policy_version"]))
             tensors = checkpoint.tensors.get(ROLLOUT_FILE)

@@ -23,9 +23,9 @@ from dipole_ray.envs.make import EnvConfig, env_dims
 from dipole_ray.errors import ConfigError
 from dipole_ray.evaluation.cells import EvalConfig
 from dipole_ray.rllib.evaluate import evaluate_grid
-from dipole_ray.rllib.offline_data import ArrowOfflineData
 from dipole_ray.rllib.placement import workers_beside_driver
 from dipole_ray.rllib.privates import is_frozen, sync_no_states, translated
+from dipole_ray.rllib.replay_actor import ArrowOfflineData
 from dipole_ray.rllib.rllib_keys import FILLED, KEPT, REFUSED, RENAMED, Empty
 from dipole_ray.rllib.sections import RolloutConfig, TrainingConfig, require_equal_shares
 

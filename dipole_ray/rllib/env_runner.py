@@ -21,7 +21,7 @@ from dipole_ray.envs.make import EnvConfig, make_env
 from dipole_ray.errors import ConfigError
 from dipole_ray.evaluation.cells import Cell
 from dipole_ray.evaluation.play import CellResult, evaluate_cell
-from dipole_ray.rllib.fragment import FragmentRecorder, FragmentReport
+from dipole_ray.rllib.experience import FragmentRecorder, FragmentReport
 from dipole_ray.rllib.heartbeat import Heartbeat, Watched
 from dipole_ray.rllib.module import DIPOLERLModule
 
@@ -78,10 +78,6 @@ class DIPOLEEnvRunner(EnvRunner):
         """Collect at least `num_timesteps` environment steps and return their rows."""
         wanted = num_timesteps or self.num_envs * self.config.get_rollout_fragment_length()
         return self.collect(-(-wanted // self.num_envs)).rows
-
-    def get_metrics(self) -> dict[str, Any]:
-        """Return nothing: reports carry this worker's numbers to the algorithm."""
-        return {}
 
     def get_state(self, components: Any = None, **kwargs: Any) -> dict[str, Any]:
         """Return the module's weights under RLlib's key."""
@@ -152,7 +148,8 @@ class DIPOLEEnvRunner(EnvRunner):
         if not self.worker_index:
             self._incarnation = life  # or the replay would take its inserts for those of the run's beginning
         self._num_episodes = [0] * self.num_envs
-        self._drop_episodes()
+        if self._loop is not None:
+            self._loop.episodes.clear()
         self._generator.manual_seed(self._derived_seed(0, 0))
 
     def rollout_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -173,7 +170,8 @@ class DIPOLEEnvRunner(EnvRunner):
                 f"the checkpoint holds {saved} running environments, this run has {self.num_envs}: resume with "
                 f"rollout.envs_per_worker={saved}"
             )
-        self._drop_episodes()
+        if self._loop is not None:
+            self._loop.episodes.clear()
         if state["seeds"]:
             arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
             self._acting_loop().load_state(arrays, [int(seed) for seed in state["seeds"]])
@@ -190,10 +188,6 @@ class DIPOLEEnvRunner(EnvRunner):
             self.make_env()
         assert self._loop is not None
         return self._loop
-
-    def _drop_episodes(self) -> None:
-        if self._loop is not None:
-            self._loop.episodes.clear()
 
     def _act(self, observations: np.ndarray) -> np.ndarray:
         """Draw actions by the guided policy at the configured omega and candidates."""

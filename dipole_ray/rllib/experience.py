@@ -6,17 +6,44 @@ reward is the given advantage, is known to the source alone.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 from torch import Tensor
 
+from dipole_ray.data.schema import Rows, close_trajectory, concatenate
+from dipole_ray.envs.acting import Episode, Steps
 from dipole_ray.evaluation.cells import Cell
 from dipole_ray.evaluation.play import CellResult
-from dipole_ray.rllib.fragment import FragmentReport
-from dipole_ray.rllib.learner_client import PublishedPolicy
 
 SourceState = tuple[dict[str, Tensor], dict[str, Any]]
 """Tensors, and JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedPolicy:
+    """The weights rollout workers act with."""
+
+    version: int  # counts publications; it never goes back, also when the learner restarts from a checkpoint
+    state: Any  # the tensors, or a reference to them in Ray's object store
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FragmentReport:
+    """The trajectory pieces that one worker gathered between two deliveries, and what it did meanwhile."""
+
+    rows: Rows  # no reference to them: it would die with the worker, before the replay has read them
+    worker: int
+    incarnation: int  # which life of the worker: it differs after a restart
+    sequence: int  # number of the fragment within the incarnation
+    env_steps: int  # transitions in the rows
+    dropped_env_steps: int  # those thrown away because an environment gave non-finite numbers
+    returns: list[float]  # undiscounted, of the episodes that ended
+    lengths: list[int]  # steps of those episodes
+    successes: list[float]  # of those whose task defines success
+    policy_version: int  # the policy that acted
+    busy_s: float  # seconds this worker computed
 
 
 class Experience(Protocol):
@@ -25,28 +52,58 @@ class Experience(Protocol):
     @property
     def num_workers(self) -> int:
         """Workers that can be asked now, against which their waiting is measured."""
-        ...
 
     def gather(self, policy: Callable[[], PublishedPolicy]) -> Iterator[FragmentReport]:
         """Yield fragments without end; an idle worker acts with `policy()` next, also while one is being used."""
-        ...
 
     def evaluate(self, cells: Sequence[Cell], policy: PublishedPolicy, **how: Any) -> Iterator[CellResult]:
         """Yield the result of each cell as it is finished, not in order; `how` is `evaluate_cell`'s."""
-        ...
 
     def metrics(self) -> dict[str, float]:
         """Return the state of the workers as `rollout/name`s."""
-        ...
 
     def state(self) -> SourceState | None:
         """Return what `restore` continues from exactly; None where it can only begin anew."""
-        ...
 
     def restore(self, state: SourceState | None, life: int) -> None:
         """Continue from `state`, or begin anew with random numbers that no earlier `life` of the run had."""
-        ...
 
     def stop(self) -> None:
         """End the workers; one that does not answer is not waited for."""
-        ...
+
+
+class FragmentRecorder:
+    """Trajectory pieces being recorded, one open piece per environment."""
+
+    def __init__(self, num_envs: int) -> None:
+        self._open: list[list[tuple[np.ndarray, np.ndarray, np.floating[Any], bool]]] = [[] for _ in range(num_envs)]
+        self._closed: list[Rows] = []
+        self.ended: list[Episode] = []  # those that ended whole
+        self.dropped = 0  # broken steps, which are left out
+
+    def add(self, steps: Steps) -> None:
+        """Record one step of every environment, and close the pieces of those whose episode is over."""
+        for row, i in enumerate(steps.indices):
+            if steps.broken[row]:  # the step is left out: the piece ends where it began
+                self._close(i, steps.observations[row])
+                self.dropped += 1
+                continue
+            mask = not steps.terminated[row]  # a time limit is no end: the value of the last state still counts
+            self._open[i].append((steps.observations[row], steps.actions[row], steps.rewards[row], mask))
+            if steps.done[row]:
+                self._close(i, steps.next_observations[row])
+                self.ended.append(steps.episodes[row])
+
+    def finish(self, observations: np.ndarray) -> Rows:
+        """Close every open piece where its environment stands, (N, O), and return all rows, if any was kept."""
+        for i, observation in enumerate(observations):
+            self._close(i, observation)
+        return concatenate(self._closed) if self._closed else {}
+
+    def _close(self, i: int, last_observation: np.ndarray) -> None:
+        """End environment `i`'s piece, if it has one, with its last observation."""
+        piece, self._open[i] = self._open[i], []
+        if piece:
+            observations, actions, rewards, masks = (np.asarray(one, np.float32) for one in zip(*piece, strict=True))
+            observations = np.append(observations, [last_observation], axis=0)
+            self._closed.append(close_trajectory(observations, actions, rewards, masks))

@@ -16,8 +16,7 @@ import ray
 
 from dipole_ray.rllib.privates import read_beat, write_beat
 
-BEATS = 20
-"""Notes, and readings, within one deadline: a silence is known to a tenth of it."""
+BEATS = 20  # notes, and readings, within one deadline: a silence is known to a tenth of it
 
 
 class Heartbeat:
@@ -25,9 +24,7 @@ class Heartbeat:
 
     def __init__(self, actor: str, stall_s: float) -> None:
         """Beat for the actor with the id `actor`, often enough for a deadline of `stall_s`."""
-        self._actor = actor
-        self._every_s = stall_s / BEATS
-        self._next = 0.0
+        self._actor, self._every_s, self._next = actor, stall_s / BEATS, 0.0
 
     def beat(self) -> None:
         """Note that this worker lives, unless it just did: 0.3 ms a note."""

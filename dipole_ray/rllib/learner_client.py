@@ -3,14 +3,17 @@
 RLlib and its users find it as `algo.learner_group`. Several learners get every call, with the same reference to its
 batches, and hold the same state after it; what is read is read from the first.
 
-A learner's process may die at any call. Every wait for it then raises `LearnerDied`; `start_again` replaces all
-learners by others, which have the first weights until they are given a state (see `recovery.py`).
+A learner's process may die at any call. Every wait for it then raises `LearnerDied`, and `replace` goes on with other
+learners, from the run's newest valid checkpoint or from the first weights. Only the learner goes back: the replay
+keeps every row, the workers go on acting with the policy last published, and the environment steps stay counted.
+Updates made after the checkpoint are lost: offline they are made again, because the phase ends at a number of updates;
+online they are not owed again, so that no burst of updates follows.
 """
 
+import logging
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,32 +21,26 @@ import ray
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.core.learner.learner_group import LearnerGroup
-from ray.rllib.utils.actor_manager import FaultTolerantActorManager, RemoteCallResults, ResultOrError
 from torch import Tensor
 
 from dipole_ray.agents.data_parallel import RankLost
-from dipole_ray.errors import ConfigError
+from dipole_ray.errors import CheckpointError, ConfigError, ResourcesUnavailable
+from dipole_ray.files.checkpoint import Checkpoint, newest_valid, read_checkpoint, steps_of
+from dipole_ray.rllib.experience import PublishedPolicy
 from dipole_ray.rllib.learner import DIPOLELearner, UpdateReport
-from dipole_ray.rllib.placement import learner_resources, node_for_learners, require_room
+from dipole_ray.rllib.placement import learners_of, node_for_learners, require_room
 from dipole_ray.rllib.privates import give_learners, prefer_node
-from dipole_ray.rllib.waiting import wait_for, wait_for_all
+from dipole_ray.rllib.waiting import wait_for
 
-IN_FLIGHT = 2
-"""Calls queued at the learner: one computing, one waiting with its batches, so that it never idles on the driver."""
+logger = logging.getLogger(__name__)
+
+IN_FLIGHT = 2  # calls queued at the learner: one computing, one waiting with its batches, so that it never idles
+MAX_DEATHS = 5  # learners lost without one finished update between them, after which the run ends
+AGENT_FILE = "agent"  # of a checkpoint
 
 
 class LearnerDied(Exception):
     """A learner's process is gone, and with it every update since the last checkpoint."""
-
-
-@dataclass(frozen=True, slots=True)
-class PublishedPolicy:
-    """The weights rollout workers act with."""
-
-    version: int
-    """Counts publications; it never goes back, also when the learner restarts from a checkpoint."""
-    state: Any
-    """The tensors, or a reference to them in Ray's object store."""
 
 
 def _refuse(sentence: str) -> Callable[..., Any]:
@@ -63,19 +60,15 @@ class LearnerClient(LearnerGroup):
         self.config = config
         self._batch_size = config.agent_settings().batch_size
         self._pending: deque[tuple[list[Any], Any]] = deque()
-        self.policy = PublishedPolicy(0, None)
-        """What was published last."""
-        self.deaths_in_a_row = 0
-        """Learners lost since the last one that finished an update."""
-        self.learners: list[Any] = []
-        """The one learner of this process, or the actors."""
+        self.policy = PublishedPolicy(0, None)  # what was published last
+        self._deaths_in_a_row = 0  # learners lost since the last one that finished an update
+        self.learners: list[Any] = []  # the one of this process, or the actors
         self._start()
-        give_learners(self, self.learners)
 
     def submit(self, batches: Any, *, publish: bool) -> list[UpdateReport]:
         """Queue one call on batches or a reference to them; return the reports of calls that it waited for."""
         if not self.is_remote:
-            here = wait_for(batches, "the replay: sample") if isinstance(batches, ray.ObjectRef) else batches
+            here = wait_for([batches], "the replay: sample")[0] if isinstance(batches, ray.ObjectRef) else batches
             report, state = self.learners[0].update_on(here, self._batch_size, publish)
             self._set_policy(state)
             return [report]
@@ -113,19 +106,50 @@ class LearnerClient(LearnerGroup):
         """Continue exactly from a state returned by `agent_state`, and publish its weights."""
         self._load("load_agent_state", state)
 
-    def start_again(self) -> None:
-        """Replace all learners by new ones, and forget the calls in flight.
+    # ---- a learner that dies ----
 
-        One that lives on is of no use without the dead one, and may wait for it for ever: it is killed. Rollout
-        workers go on acting with the published policy.
+    def replace(self, death: LearnerDied, newest: Path | None, steps: int, begin: Callable[[], None]) -> int:
+        """Start other learners from the newest valid checkpoint, and return the updates that they have made.
+
+        One warning names what is lost of the `steps` so far. `newest` is the checkpoint written or restored last;
+        without one, `begin` prepares learners with the first weights.
 
         Raises:
-            LearnerDied: One of the new ones died during its start.
-            ResourcesUnavailable: No node has room for them within a minute.
+            CheckpointError: The run has saved before, and none of its checkpoints is left and whole.
+            ResourcesUnavailable: Learners die one after the other, or no node has room for them within a minute.
         """
-        self.deaths_in_a_row += 1
+        while self._deaths_in_a_row < MAX_DEATHS:
+            checkpoint = None if newest is None else _valid_checkpoint(newest)
+            saved_steps, source = 0, "its first weights (no checkpoint was written yet)"
+            if checkpoint is not None:
+                saved_steps, source = checkpoint.learner_steps, str(checkpoint.path)
+            logger.warning(
+                "the learner died (%s); another starts from %s: %d updates are lost", death, source, steps - saved_steps
+            )
+            try:
+                self.start_again()
+                if checkpoint is None:
+                    begin()
+                else:
+                    self.load_agent_state(checkpoint.tensors[AGENT_FILE])
+            except LearnerDied as next_death:
+                death = next_death
+            else:
+                return saved_steps
+        raise ResourcesUnavailable(
+            f"the learner's process was lost {MAX_DEATHS} times without one update in between, the last time with: "
+            f"{death}; usually memory ran out: lower agent.batch_size or training.learner_steps_per_call, or give "
+            "the run a larger machine, then go on with --resume"
+        )
+
+    def start_again(self) -> None:
+        """Replace all learners by new ones, with the first weights, and forget the calls in flight.
+
+        One that lives on is of no use without the dead one, and may wait for it for ever: it is killed.
+        """
+        self._deaths_in_a_row += 1
         self.shutdown()
-        require_room([("learner", self.config.num_learners, learner_resources(self.config))])
+        require_room([learners_of(self.config)])
         try:
             self._start()
         except (ray.exceptions.RayActorError, RuntimeError) as error:  # of torch, where it could not reach the others
@@ -135,20 +159,6 @@ class LearnerClient(LearnerGroup):
 
     def __del__(self) -> None:
         """Do nothing: RLlib's group would end learners that it never started."""
-
-    def __len__(self) -> int:
-        """Return how many learner actors there are."""
-        return int(self.config.num_learners)
-
-    def foreach_learner(self, func: Callable[..., Any], **how: Any) -> RemoteCallResults:
-        """Call `func` with every learner; `how` is RLlib's, and whatever else `func` takes."""
-        if self.is_remote:
-            names = ("healthy_only", "remote_actor_ids", "timeout_seconds", "return_obj_refs", "mark_healthy")
-            rllibs = {name: how.pop(name) for name in names if name in how}
-            return FaultTolerantActorManager(self.learners).foreach_actor(partial(func, **how), **rllibs)
-        results = RemoteCallResults()
-        results.add_result(None, ResultOrError(result=func(self.learners[0], **how)), None)
-        return results
 
     def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
         """Return the networks as RLlib names them and, unless `components` asks for less, the agent's whole state."""
@@ -185,28 +195,28 @@ class LearnerClient(LearnerGroup):
     # ---- inside ----
 
     def _start(self) -> None:
-        """Start the learners and have them build their agents; several do so together."""
-        learner_class, size = self.config.learner_class, self.config.num_learners
+        """Start the learners, beside this process if they fit, and have them build their agents together."""
         if not self.is_remote:
-            self.learners = [learner_class(self.config)]
+            self.learners = [self.config.learner_class(self.config)]
             self.learners[0].build()
-            return
-        resources = learner_resources(self.config)
-        options = {"num_cpus": resources.pop("CPU"), "num_gpus": resources.pop("GPU"), "resources": resources}
-        node = node_for_learners(self.config)
-        if node is not None:
-            options["scheduling_strategy"] = prefer_node(node)
-        actor_class, config = ray.remote(**options)(learner_class), ray.put(self.config)
-        self.learners = [actor_class.remote(config) for _ in range(size)]
-        address = wait_for(self.learners[0].address.remote(), "the learner: start") if size > 1 else None
-        builds = [learner.build.remote(rank, size, address) for rank, learner in enumerate(self.learners)]
-        wait_for_all(builds, "the learner: build")
+        else:
+            _, size, resources = learners_of(self.config)
+            options = {"num_cpus": resources.pop("CPU"), "num_gpus": resources.pop("GPU"), "resources": resources}
+            node = node_for_learners(self.config)
+            if node is not None:
+                options["scheduling_strategy"] = prefer_node(node)
+            actor_class, config = ray.remote(**options)(self.config.learner_class), ray.put(self.config)
+            self.learners = [actor_class.remote(config) for _ in range(size)]
+            address = wait_for([self.learners[0].address.remote()], "the learner: start")[0] if size > 1 else None
+            builds = [learner.build.remote(rank, size, address) for rank, learner in enumerate(self.learners)]
+            wait_for(builds, "the learner: build")
+        give_learners(self, self.learners)
 
     def _finish_oldest(self) -> UpdateReport:
         """Wait for the oldest call; its weights become the published policy."""
         report_refs, policy_ref = self._pending.popleft()
         report: UpdateReport = _answers(report_refs, "update")[0]
-        self.deaths_in_a_row = 0
+        self._deaths_in_a_row = 0
         self._set_policy(policy_ref)
         return report
 
@@ -230,6 +240,14 @@ class LearnerClient(LearnerGroup):
 def _answers(references: list[Any], method: str) -> list[Any]:
     """Return the learners' answers; never silent for long."""
     try:
-        return wait_for_all(references, f"the learner: {method}")
+        return wait_for(references, f"the learner: {method}")
     except (ray.exceptions.RayActorError, RankLost) as error:
         raise LearnerDied(str(error).splitlines()[0]) from None
+
+
+def _valid_checkpoint(newest: Path) -> Checkpoint:
+    """Return the checkpoint to go back to: `newest`, or where it is damaged the one before it."""
+    path = newest_valid(newest.parent, not_after=steps_of(newest))
+    if path is None:
+        raise CheckpointError(f"{newest}: the learner died, and no valid checkpoint is left to go back to; train anew")
+    return read_checkpoint(path)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from dipole_ray.rllib.fragment import FragmentReport
+from dipole_ray.rllib.experience import FragmentReport
 from dipole_ray.rllib.learner import UpdateReport
 
 RECENT_EPISODES = 100

@@ -20,16 +20,28 @@ from dipole_ray.rllib.privates import PlacedEnvRunnerGroup, free_resources_by_no
 
 logger = logging.getLogger(__name__)
 
-WAIT_S = 60.0
-"""Time that a growing cluster has to bring the missing node, and that dead actors have to give theirs back."""
+WAIT_S = 60.0  # for a growing cluster to bring the missing node, and for dead actors to give theirs back
 POLL_S = 0.5
 
 Resources = Mapping[str, float]
-Actors = Sequence[tuple[str, int, Resources]]
+Actors = tuple[str, int, Resources]
 """What is to run together: a name for messages, how many, and the resources of each."""
 
 
-def require_room(actors: Actors, wait_s: float = WAIT_S) -> None:
+def learners_of(config: AlgorithmConfig) -> tuple[str, int, dict[str, float]]:
+    """Return the learner actors of a run; each reserves what it does by RLlib's rules."""
+    gpus = max(0, config.num_gpus_per_learner)
+    cpus = int(not gpus) if config.num_cpus_per_learner == "auto" else config.num_cpus_per_learner
+    return "learner", config.num_learners, {"CPU": cpus, "GPU": gpus, **(config.custom_resources_per_learner or {})}
+
+
+def workers_of(config: AlgorithmConfig) -> Actors:
+    """Return the rollout workers of a run."""
+    amounts = {"CPU": config.num_cpus_per_env_runner, "GPU": config.num_gpus_per_env_runner}
+    return "rollout workers", config.num_env_runners, {**amounts, **(config.custom_resources_per_env_runner or {})}
+
+
+def require_room(actors: Sequence[Actors], wait_s: float = WAIT_S) -> None:
     """Return once the cluster's free resources hold all `actors`; inside Tune the trial's own placement decides.
 
     A program that never started Ray gets one made for its machine later, where RLlib asks for it.
@@ -40,7 +52,7 @@ def require_room(actors: Actors, wait_s: float = WAIT_S) -> None:
     if not _is_ours_to_decide():
         return
     start, told = time.monotonic(), False
-    while (unplaced := _first_unplaced(actors, free := free_by_node())) is not None:
+    while (unplaced := _first_unplaced(actors, free := free_resources_by_node())) is not None:
         text = f"no room on the cluster for the {unplaced}: {_arithmetic(actors, free, 'free')}"
         if time.monotonic() - start >= wait_s:
             raise ResourcesUnavailable(f"{text}; ask for less, free resources, or add a node to the cluster")
@@ -50,7 +62,7 @@ def require_room(actors: Actors, wait_s: float = WAIT_S) -> None:
         time.sleep(POLL_S)
 
 
-def require_capacity(actors: Actors, what: str) -> None:
+def require_capacity(actors: Sequence[Actors], what: str) -> None:
     """Raise ResourcesUnavailable where `what` could never be placed, even if the cluster had nothing else to do."""
     nodes = {node["NodeID"]: dict(node["Resources"]) for node in ray.nodes() if node["Alive"]}
     if _first_unplaced(actors, nodes) is not None:
@@ -60,53 +72,13 @@ def require_capacity(actors: Actors, what: str) -> None:
         )
 
 
-def _first_unplaced(actors: Actors, nodes: Mapping[str, Resources]) -> str | None:
-    """Return the name of the first actor that finds no node when all are placed one after the other, or None."""
-    free = {node: dict(resources) for node, resources in nodes.items()}
-    wanted = ((name, needed) for name, count, needed in actors for _ in range(count))
-    return next((name for name, needed in wanted if take(free, needed) is None), None)
-
-
-def take(
-    free: Mapping[str, dict[str, float]], needed: Resources, order: Callable[[str], Any] = lambda node: 0
-) -> str | None:
-    """Take `needed` from the first node, in `order`, that has it, and return the node; None if none has."""
-    fitting = [node for node, has in free.items() if all(has.get(k, 0.0) >= v - 1e-9 for k, v in needed.items())]
-    node = min(fitting, key=order, default=None)
-    if node is not None:
-        for resource, amount in needed.items():
-            free[node][resource] = free[node].get(resource, 0.0) - amount
-    return node
-
-
-def learner_resources(config: AlgorithmConfig) -> dict[str, float]:
-    """Return what one learner actor reserves, by RLlib's rules."""
-    gpus = max(0, config.num_gpus_per_learner)
-    automatic = 0 if gpus else 1
-    cpus = automatic if config.num_cpus_per_learner == "auto" else config.num_cpus_per_learner
-    return {"CPU": cpus, "GPU": gpus, **(config.custom_resources_per_learner or {})}
-
-
-def worker_resources(config: AlgorithmConfig) -> dict[str, float]:
-    """Return what one rollout worker reserves."""
-    amounts = {"CPU": config.num_cpus_per_env_runner, "GPU": config.num_gpus_per_env_runner}
-    return {**amounts, **(config.custom_resources_per_env_runner or {})}
-
-
-def free_by_node() -> dict[str, dict[str, float]]:
-    """Return the free resources of every living node."""
-    living = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-    return {node: resources for node, resources in free_resources_by_node().items() if node in living}
-
-
 def node_for_learners(config: AlgorithmConfig) -> str | None:
     """Return this node if it has room for all learners, None where Ray shall find a place."""
     if not _is_ours_to_decide():
         return None
     here = ray.get_runtime_context().get_node_id()
-    room = {here: free_by_node().get(here, {})}  # of which `take` takes a learner's share at a time
-    needed = learner_resources(config)
-    return here if all(take(room, needed) for _ in range(config.num_learners)) else None
+    room = {node: free for node, free in free_resources_by_node().items() if node == here}
+    return here if _first_unplaced([learners_of(config)], room) is None else None
 
 
 def nodes_for_workers(config: AlgorithmConfig) -> list[str]:
@@ -116,13 +88,14 @@ def nodes_for_workers(config: AlgorithmConfig) -> list[str]:
     """
     if not _is_ours_to_decide():
         return []
-    here = ray.get_runtime_context().get_node_id()
-    free = free_by_node()
-    for _ in range(config.num_learners):
-        take(free, learner_resources(config), lambda node: node != here)
+    here, free = ray.get_runtime_context().get_node_id(), free_resources_by_node()
+    _, num_learners, learner = learners_of(config)
+    for _ in range(num_learners):
+        _take(free, learner, lambda node: node != here)
+    _, num_workers, worker = workers_of(config)
     nodes: list[str] = []
-    for _ in range(config.num_env_runners):
-        node = take(free, worker_resources(config), lambda node: (node == here, nodes.count(node)))
+    for _ in range(num_workers):
+        node = _take(free, worker, lambda node: (node == here, nodes.count(node)))
         if node is None:
             break
         nodes.append(node)
@@ -147,7 +120,26 @@ def _is_ours_to_decide() -> bool:
     return ray.is_initialized() and get_current_placement_group() is None
 
 
-def _arithmetic(actors: Actors, nodes: Mapping[str, Resources], word: str) -> str:
+def _first_unplaced(actors: Sequence[Actors], nodes: Mapping[str, Resources]) -> str | None:
+    """Return the name of the first actor that finds no node when all are placed one after the other, or None."""
+    free = {node: dict(resources) for node, resources in nodes.items()}
+    wanted = ((name, needed) for name, count, needed in actors for _ in range(count))
+    return next((name for name, needed in wanted if _take(free, needed) is None), None)
+
+
+def _take(
+    free: Mapping[str, dict[str, float]], needed: Resources, order: Callable[[str], Any] = lambda node: 0
+) -> str | None:
+    """Take `needed` from the first node, in `order`, that has it, and return the node; None if none has."""
+    fitting = [node for node, has in free.items() if all(has.get(k, 0.0) >= v - 1e-9 for k, v in needed.items())]
+    node = min(fitting, key=order, default=None)
+    if node is not None:
+        for resource, amount in needed.items():
+            free[node][resource] = free[node].get(resource, 0.0) - amount
+    return node
+
+
+def _arithmetic(actors: Sequence[Actors], nodes: Mapping[str, Resources], word: str) -> str:
     """Return the resources needed, and those of the nodes, in words."""
     needed = " + ".join(f"{count} {name} of {_text(resources)}" for name, count, resources in actors)
     names = sorted({resource for _, _, resources in actors for resource in resources})

@@ -17,13 +17,14 @@ from ray.rllib.utils.actor_manager import FaultTolerantActorManager
 from ray.tune.schedulers import ASHAScheduler
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-BEATS = "dipole_ray.heartbeat"
-"""Namespace of the heartbeats in the cluster's key-value store."""
+BEATS = "dipole_ray.heartbeat"  # namespace in the cluster's key-value store
 
 
 def free_resources_by_node() -> dict[str, dict[str, float]]:
-    """Return the free resources of each node: `ray.available_resources` has their sum only."""
-    return dict(ray._private.state.available_resources_per_node())
+    """Return the free resources of each living node: `ray.available_resources` has their sum only."""
+    living = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    free = ray._private.state.available_resources_per_node()
+    return {node: dict(resources) for node, resources in free.items() if node in living}
 
 
 def prefer_node(node: str) -> NodeAffinitySchedulingStrategy:
@@ -81,8 +82,7 @@ class PlacedEnvRunnerGroup(EnvRunnerGroup):
 @contextmanager
 def env_runner_groups_are(group: type[EnvRunnerGroup]) -> Iterator[None]:
     """Have RLlib's `Algorithm.setup` make its groups of this class: it names its own and has no hook."""
-    before = rllib_algorithm.EnvRunnerGroup
-    rllib_algorithm.EnvRunnerGroup = group
+    before, rllib_algorithm.EnvRunnerGroup = rllib_algorithm.EnvRunnerGroup, group
     try:
         yield
     finally:
@@ -90,8 +90,9 @@ def env_runner_groups_are(group: type[EnvRunnerGroup]) -> Iterator[None]:
 
 
 def give_learners(group: LearnerGroup, learners: Sequence[Any]) -> None:
-    """Set what `Algorithm.setup` hands to the offline data: it knows no learners but those that RLlib started."""
+    """Set whom RLlib's group calls, and hands to the offline data: it knows no learners but those that it started."""
     group._workers, group._learner = list(learners), learners[0]
+    group._worker_manager = FaultTolerantActorManager(group._workers) if group.is_remote else None
 
 
 def translated(config: AlgorithmConfig, key: str) -> str:

@@ -16,17 +16,43 @@ from uuid import uuid4
 import numpy as np
 import ray
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.offline.offline_data import OfflineData
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dipole_ray.columns import require_fit
+from dipole_ray.data.dataset import read_manifest
 from dipole_ray.envs.make import env_dims
 from dipole_ray.errors import ConfigError, DatasetError
 from dipole_ray.replay.replay import Replay
-from dipole_ray.rllib.offline_data import ArrowOfflineData
 from dipole_ray.rllib.sections import TrainingConfig
 from dipole_ray.rllib.waiting import wait_for
 
 RING_FILE = "online.arrow"
+
+
+class ArrowOfflineData(OfflineData):
+    """The datasets named by `input_`, as `DIPOLEConfig.offline_data` takes them; the replay verifies and samples them.
+
+    RLlib's own class turns every row into a Python episode (36 k rows per CPU-second against 11 M for a gather).
+    """
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+        inputs = config.input_ if isinstance(config.input_, list) else [config.input_]
+        self.paths = tuple(str(Path(path).expanduser().resolve()) for path in inputs)
+        schemas = [read_manifest(Path(path)).schema for path in self.paths]
+        self.schema = schemas[0]
+        for path, schema in zip(self.paths, schemas, strict=True):
+            remedy = "datasets of one run must have the same observations and actions"
+            require_fit(schema.as_seen, self.schema.as_seen, what=path, whom=self.paths[0], remedy=remedy)
+        self.replay: Any = None
+
+    def sample(self, num_samples: int, return_iterator: bool = False, num_shards: int = 0) -> dict[str, np.ndarray]:
+        """Return `num_samples` transitions drawn by the algorithm's replay."""
+        if return_iterator or num_shards > 1:
+            raise DatasetError("DIPOLE samples whole batches, without iterators or shards: call sample(num_samples)")
+        batch: Any = self.replay.sample(num_samples, 1)
+        return dict(ray.get(batch)) if isinstance(batch, ray.ObjectRef) else batch
 
 
 class ReplayClient:
@@ -90,7 +116,7 @@ class ReplayClient:
     def _call(self, method: str, *args: Any) -> Any:
         """Call the replay and wait for its answer."""
         bound = getattr(self._replay, method)
-        return wait_for(bound.remote(*args), f"the replay: {method}") if self._remote else bound(*args)
+        return wait_for([bound.remote(*args)], f"the replay: {method}")[0] if self._remote else bound(*args)
 
 
 def _start(settings: dict[str, Any]) -> Any:

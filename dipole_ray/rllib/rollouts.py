@@ -8,7 +8,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import ray
@@ -17,10 +16,7 @@ from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 from dipole_ray.evaluation.cells import Cell
 from dipole_ray.evaluation.play import CellResult
-from dipole_ray.rllib.env_runner import DIPOLEEnvRunner
-from dipole_ray.rllib.experience import SourceState
-from dipole_ray.rllib.fragment import FragmentReport, WorkerFailure
-from dipole_ray.rllib.learner_client import PublishedPolicy
+from dipole_ray.rllib.experience import FragmentReport, PublishedPolicy, SourceState
 from dipole_ray.rllib.workers import Workers
 
 logger = logging.getLogger(__name__)
@@ -33,26 +29,22 @@ class Rollouts:
     """Experience of stepped environments: fragments and evaluation cells of the workers of an RLlib EnvRunnerGroup."""
 
     def __init__(self, group: EnvRunnerGroup, config: AlgorithmConfig) -> None:
-        self._group = group
+        self._local = group.local_env_runner
         self._fragment_steps = int(config.get_rollout_fragment_length())
         self.workers = Workers(group, env_id=str(config.env), stall_s=config.env_runner_stall_s)
+        self._is_remote = len(self.workers) > 0  # else the training process is the only worker
         self._num_evaluations = self._num_lives = 0
+        # Answers that nobody has taken yet, by tag; one under any other tag comes too late and is dropped.
         self._unread: dict[str, deque[Any]] = {}
-        """Answers that nobody has taken yet, by tag; an answer under any other tag comes too late and is dropped."""
 
     @property
     def num_workers(self) -> int:
         """Rollout workers that can be asked now; the training process itself counts when there are no others."""
-        return len(self.workers.usable()) if self.is_remote else 1
-
-    @property
-    def is_remote(self) -> bool:
-        """Whether the workers are actors of their own."""
-        return len(self.workers) > 0
+        return len(self.workers.usable()) if self._is_remote else 1
 
     def metrics(self) -> dict[str, float]:
         """Return the state of the workers as `rollout/name`s; nothing when the training process is the worker."""
-        if not self.is_remote:
+        if not self._is_remote:
             return {}
         return {
             "rollout/workers": float(self.num_workers),
@@ -62,18 +54,18 @@ class Rollouts:
 
     def state(self) -> SourceState | None:
         """Return the running episodes of the training process; those of other workers are not kept."""
-        return None if self.is_remote else self._group.local_env_runner.rollout_state()
+        return None if self._is_remote else self._local.rollout_state()
 
     def restore(self, state: SourceState | None, life: int) -> None:
         """Live the saved episodes again, or start new ones everywhere and drop what nobody has taken yet."""
-        if self.is_remote:
+        if self._is_remote:
             self.workers.tell(lambda worker: worker.begin_life(life))
             self._unread.pop(self._collect, None)
             self._num_lives += 1  # so that what is still being collected comes under a tag of the past
         elif state is not None:
-            self._group.local_env_runner.load_rollout_state(*state)
+            self._local.load_rollout_state(*state)
         else:  # the checkpoint comes from remote workers
-            self._group.local_env_runner.begin_life(life)
+            self._local.begin_life(life)
 
     def stop(self) -> None:
         """Close the environments and end the workers."""
@@ -81,18 +73,25 @@ class Rollouts:
 
     def gather(self, policy: Callable[[], PublishedPolicy]) -> Iterator[FragmentReport]:
         """Yield fragments without end; remote workers go on collecting while one is being used."""
-        if self.is_remote:
-            yield from self._answers(self._collect, lambda: self._request(policy()))
+
+        def request() -> None:
+            if idle := self.workers.idle(self._collect):
+                newest = policy()
+                how = {"num_steps": self._fragment_steps, "version": newest.version, "policy": _share(newest)}
+                self.workers.ask(idle, self._collect, "collect", **how)
+
+        if self._is_remote:
+            yield from self._answers(self._collect, request)
         while True:
             newest = policy()
-            yield self._group.local_env_runner.collect(self._fragment_steps, newest.version, newest.state)
+            yield self._local.collect(self._fragment_steps, newest.version, newest.state)
 
     def evaluate(self, cells: Sequence[Cell], policy: PublishedPolicy, **how: Any) -> Iterator[CellResult]:
         """Yield the result of each cell, played by one worker, as it is finished."""
         how = {**how, "version": policy.version}
-        if not self.is_remote:
+        if not self._is_remote:
             for cell in cells:
-                yield self._group.local_env_runner.evaluate(cell, policy=policy.state, **how)
+                yield self._local.evaluate(cell, policy=policy.state, **how)
             return
         shared = _share(policy)
         self._num_evaluations += 1
@@ -102,14 +101,12 @@ class Rollouts:
         assigned: dict[int, Cell] = {}
 
         def hand_out() -> None:
-            busy = self.workers.busy(tag)
             taken = finished | {result.cell for result in self._unread[tag]}
-            taken |= {assigned[worker] for worker in busy}  # the cell of a worker that died is not among them
+            taken |= {assigned[worker] for worker in self.workers.busy(tag)}  # not the cell of a worker that died
             waiting = [cell for cell in cells if cell not in taken]
-            idle = [worker for worker in self.workers.usable() if worker not in busy]
-            for worker, cell in zip(idle, waiting, strict=False):
+            for worker, cell in zip(self.workers.idle(tag), waiting, strict=False):
                 assigned[worker] = cell
-                self.workers.ask([worker], partial(_answer, method="evaluate", cell=cell, policy=shared, **how), tag)
+                self.workers.ask([worker], tag, "evaluate", cell=cell, policy=shared, **how)
 
         try:
             for result in self._answers(tag, hand_out):
@@ -139,14 +136,6 @@ class Rollouts:
                 logger.warning(text, tag, time.monotonic() - last, *counts)
                 last = time.monotonic()
 
-    def _request(self, policy: PublishedPolicy) -> None:
-        """Ask every idle usable worker for a fragment, acting with `policy`."""
-        busy = self.workers.busy(self._collect)
-        idle = [worker for worker in self.workers.usable() if worker not in busy]
-        if idle:
-            how = {"num_steps": self._fragment_steps, "version": policy.version, "policy": _share(policy)}
-            self.workers.ask(idle, partial(_answer, method="collect", **how), self._collect)
-
     @property
     def _collect(self) -> str:
         """Tag of the requests for fragments, another in every life."""
@@ -156,12 +145,3 @@ class Rollouts:
 def _share(policy: PublishedPolicy) -> Any:
     """Return a reference to the policy's tensors, put into the object store once for all workers."""
     return policy.state if isinstance(policy.state, ray.ObjectRef) else ray.put(policy.state)
-
-
-def _answer(worker: DIPOLEEnvRunner, *, method: str, **how: Any) -> Any:
-    """Call a method in the worker; whatever an environment raises comes back as a value."""
-    try:
-        return getattr(worker, method)(**how)
-    except Exception as error:  # any environment's any error
-        worker.stop()
-        return WorkerFailure(error=f"{type(error).__name__}: {error}")

@@ -9,16 +9,10 @@ import ray
 
 logger = logging.getLogger(__name__)
 
-SILENCE_S = 60.0
-"""Longest wait without a word."""
+SILENCE_S = 60.0  # longest wait without a word
 
 
-def wait_for(reference: Any, what: str) -> Any:
-    """Return the value of `reference`, as `wait_for_all` does."""
-    return wait_for_all([reference], what)[0]
-
-
-def wait_for_all(references: Sequence[Any], what: str) -> list[Any]:
+def wait_for(references: Sequence[Any], what: str) -> list[Any]:
     """Return the values of `references`, with a warning for every minute that none of them comes.
 
     The first failure is raised at once: where actors work together, the others may wait for the failed one for ever.

@@ -7,6 +7,8 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
@@ -14,19 +16,16 @@ from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 from dipole_ray.errors import EnvironmentUnavailable
 from dipole_ray.rllib.env_runner import DIPOLEEnvRunner
-from dipole_ray.rllib.fragment import WorkerFailure
 from dipole_ray.rllib.heartbeat import Watchdog
 from dipole_ray.rllib.privates import actor_id, manager_of, requests_in_flight
 
 logger = logging.getLogger(__name__)
 
-MAX_FAILURES = 5
-"""Failures in a row after which a worker is asked no more."""
+MAX_FAILURES = 5  # in a row, after which a worker is asked no more
 MAX_PAUSE_S = 60.0
 PING_EVERY_S = 0.5
 STOP_S = 10.0
-NAMED_WITHIN = 0.9
-"""Part of the deadline after which a silent worker is replaced: named within the deadline, not after it."""
+NAMED_WITHIN = 0.9  # of the deadline, after which a silent worker is replaced: named within the deadline, not after it
 PING = "ping"
 
 
@@ -40,15 +39,13 @@ class Workers:
 
     def __init__(self, group: EnvRunnerGroup, *, env_id: str, stall_s: float) -> None:
         self._manager = manager_of(group)
-        self._env_id = env_id
-        self._stall_s = stall_s
+        self._env_id, self._stall_s = env_id, stall_s
         self._watchdog = Watchdog(stall_s)
         self._asked: dict[int, float] = {}
         self._in_a_row: Counter[int] = Counter()
         self._rests_until: dict[int, float] = {}
         self._next_ping = 0.0
-        self.num_failures = 0
-        """Failures of all workers so far."""
+        self.num_failures = 0  # of all workers so far
 
     def __len__(self) -> int:
         return int(self._manager.num_actors())
@@ -65,22 +62,28 @@ class Workers:
 
     def usable(self) -> list[int]:
         """Return the healthy workers that are neither retired nor resting after a failure."""
-        resting = {worker for worker, until in self._rests_until.items() if until > time.monotonic()}
-        healthy = self._manager.healthy_actor_ids()
-        return [worker for worker in healthy if self._in_a_row[worker] < MAX_FAILURES and worker not in resting]
+        now, healthy = time.monotonic(), self._manager.healthy_actor_ids()
+        rested = [worker for worker in healthy if self._rests_until.get(worker, now) <= now]
+        return [worker for worker in rested if self._in_a_row[worker] < MAX_FAILURES]
 
     def busy(self, tag: str) -> set[int]:
         """Return the workers that have not answered a request with `tag` yet."""
         return {worker for request_tag, worker in self._in_flight.values() if request_tag == tag}
 
-    def ask(self, workers: Sequence[int], call: Callable[[DIPOLEEnvRunner], Any], tag: str) -> None:
-        """Send `call` to each of `workers`; it must return a WorkerFailure instead of raising."""
+    def idle(self, tag: str) -> list[int]:
+        """Return the usable workers that owe no answer to a request with `tag`."""
+        busy = self.busy(tag)
+        return [worker for worker in self.usable() if worker not in busy]
+
+    def ask(self, workers: Sequence[int], tag: str, method: str, **how: Any) -> None:
+        """Call `method` of each of `workers` with `how`; its answer comes under `tag`."""
         owing = {worker for _, worker in self._in_flight.values()}
         for worker in workers:
             if worker not in owing:
                 self._asked[worker] = time.monotonic()
             self._watchdog.reset(self._actor_id(worker))
         if workers:  # RLlib takes an empty list for all of them
+            call = partial(_answer, method=method, **how)
             self._manager.foreach_actor_async(call, tag=tag, remote_actor_ids=list(workers))
 
     def tell(self, call: Callable[[DIPOLEEnvRunner], Any]) -> None:
@@ -101,7 +104,7 @@ class Workers:
             if not result.ok:
                 logger.warning("rollout worker %d died when asked to %s; Ray starts it again", worker, result.tag)
                 self._note_failure(worker, f"its process died ({type(answer).__name__})")
-            elif isinstance(answer, WorkerFailure):
+            elif isinstance(answer, _Failure):
                 self._note_failure(worker, answer.error)
             else:
                 self._in_a_row[worker] = 0
@@ -117,7 +120,6 @@ class Workers:
 
     @property
     def _in_flight(self) -> dict[Any, tuple[str, int]]:
-        """Tag and worker by reference of the answer."""
         return requests_in_flight(self._manager)
 
     def _actor_id(self, worker: int) -> str:
@@ -170,3 +172,19 @@ class Workers:
         away = {*self._manager.actor_ids()} - {*self._manager.healthy_actor_ids()} - self.busy(PING)
         if away:
             self._manager.foreach_actor_async("ping", tag=PING, healthy_only=False, remote_actor_ids=sorted(away))
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """What a worker answers when its environment or policy raised: left to RLlib, the actor would end in silence."""
+
+    error: str  # type and message
+
+
+def _answer(worker: DIPOLEEnvRunner, *, method: str, **how: Any) -> Any:
+    """Call a method in the worker; whatever an environment raises comes back as a value."""
+    try:
+        return getattr(worker, method)(**how)
+    except Exception as error:  # any environment's any error
+        worker.stop()
+        return _Failure(f"{type(error).__name__}: {error}")

@@ -43,7 +43,7 @@ VERSION = "rollout/policy_version"
 
 Death = tuple[str, int]
 """What is about to be called, and for which time in its process, when the kill comes."""
-UPDATE, ENV_STEP = "dipole_ray.agents.dipole:DipoleAgent.update", "dipole_ray.rllib.fragment:FragmentRecorder.add"
+UPDATE, ENV_STEP = "dipole_ray.agents.dipole:DipoleAgent.update", "dipole_ray.rllib.experience:FragmentRecorder.add"
 BOUNDARIES: tuple[tuple[str, Death], ...] = (
     ("at the start", ("dipole_ray.runs.run:Run.train", 1)),
     ("offline, before the first checkpoint", (UPDATE, 30)),

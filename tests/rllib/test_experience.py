@@ -17,9 +17,7 @@ from dipole_ray.data.schema import close_trajectory, concatenate
 from dipole_ray.evaluation.cells import Cell
 from dipole_ray.evaluation.play import CellResult
 from dipole_ray.files.checkpoint import read_checkpoint
-from dipole_ray.rllib.experience import Experience, SourceState
-from dipole_ray.rllib.fragment import FragmentReport
-from dipole_ray.rllib.learner_client import PublishedPolicy
+from dipole_ray.rllib.experience import Experience, FragmentReport, PublishedPolicy, SourceState
 from tests.rllib.small import assert_same_tensors, config, train_until
 
 pytestmark = pytest.mark.usefixtures("cluster")
