@@ -8,7 +8,6 @@ workers that owe an answer: a worker inside a call could not be asked.
 
 import contextlib
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import gymnasium
@@ -56,36 +55,29 @@ class Watched(gymnasium.Wrapper[Any, Any, Any, Any]):
         return result
 
 
-@dataclass(slots=True)
-class _Heard:
-    """What the driver knows of one worker, by the driver's clock alone: the clocks of two machines may differ."""
+class Silence:
+    """The driver's side: for how long one worker has been silent.
 
-    last: float  # the worker lived at this time or later
-    read: float  # when its note was read last
-    beat: bytes | None = None
+    It is known by the driver's clock alone: the clocks of two machines may differ.
+    """
 
+    def __init__(self, actor: str, stall_s: float) -> None:
+        """Listen to the actor with the id `actor`, often enough for a deadline of `stall_s`."""
+        self._actor, self._every_s = actor, stall_s / BEATS
+        self._beat: bytes | None = None
+        self.reset()
 
-class Watchdog:
-    """The driver's side: for how long each worker has been silent."""
+    def reset(self) -> None:
+        """Count from now: the worker is being asked for something."""
+        self._heard = self._read = time.monotonic()  # it lived then or later; its note was read then
 
-    def __init__(self, stall_s: float) -> None:
-        self._every_s = stall_s / BEATS
-        self._heard: dict[str, _Heard] = {}
-
-    def reset(self, actor: str) -> None:
-        """Count the silence from now: the worker is being asked for something."""
-        now = time.monotonic()
-        heard = self._heard.setdefault(actor, _Heard(now, now))
-        heard.last = heard.read = now
-
-    def silence_s(self, actor: str) -> float:
+    def seconds(self) -> float:
         """Return the seconds since the worker's last heartbeat, at most a tenth of the deadline too many."""
         now = time.monotonic()
-        heard = self._heard[actor]
-        if now - heard.read >= self._every_s:
-            beat = read_beat(actor)
-            if beat != heard.beat:
+        if now - self._read >= self._every_s:
+            beat = read_beat(self._actor)
+            if beat != self._beat:
                 # It beat after the reading before; if that is long ago, nobody was waiting for it then.
-                heard.beat, heard.last = beat, max(heard.read, now - 2 * self._every_s)
-            heard.read = now
-        return now - heard.last
+                self._beat, self._heard = beat, max(self._read, now - 2 * self._every_s)
+            self._read = now
+        return now - self._heard

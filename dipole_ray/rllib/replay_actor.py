@@ -1,4 +1,4 @@
-"""The replay behind one face, in this process or in an actor of its own.
+"""The replay in an actor of its own, behind the face that it has in this process, and the datasets that it samples.
 
 The actor is the ring's only writer. Fragments come to it by way of the driver, which then owns
 their rows and can hand them in again whoever dies; batches leave it as references that the driver only passes on.
@@ -56,13 +56,15 @@ class ArrowOfflineData(OfflineData):
 
 
 class ReplayClient:
-    """The driver's side: the same calls whether the replay lives here or in an actor."""
+    """The driver's side of the actor: what a run calls of a `Replay`."""
 
-    def __init__(self, *, remote: bool, **settings: Any) -> None:
-        """Open a replay with the settings of `Replay`; one in an actor (`remote`) has a `run` of its own."""
-        self._remote = remote
+    def __init__(self, **settings: Any) -> None:
+        """Open a replay with the settings of `Replay`, but a `run` of its own, on this node, where the ring is."""
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        # num_cpus=0: inside Tune every bundle is spoken for, and a gather is not worth a core.
+        actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)(Replay)
+        self._replay = actor.remote(**settings, run=uuid4().hex)
         self._env_steps = 0
-        self._replay: Any = _start(settings) if remote else Replay(**settings)
         self._call("sizes")  # opening errors surface here
 
     def insert(self, rows: Any, worker: int, incarnation: int, sequence: int) -> int:
@@ -83,9 +85,8 @@ class ReplayClient:
         return total
 
     def sample(self, batch_size: int, num_batches: int) -> Any:
-        """Return batches, or at once a reference to batches being gathered."""
-        method = self._replay.sample
-        return method.remote(batch_size, num_batches) if self._remote else method(batch_size, num_batches)
+        """Return at once a reference to batches being gathered."""
+        return self._replay.sample.remote(batch_size, num_batches)
 
     def sizes(self) -> dict[str, int]:
         """Return how many offline and online transitions can be sampled."""
@@ -110,31 +111,21 @@ class ReplayClient:
         try:
             self._call("close")
         finally:
-            if self._remote:
-                ray.kill(self._replay)
+            ray.kill(self._replay)
 
     def _call(self, method: str, *args: Any) -> Any:
         """Call the replay and wait for its answer."""
-        bound = getattr(self._replay, method)
-        return wait_for([bound.remote(*args)], f"the replay: {method}")[0] if self._remote else bound(*args)
+        return wait_for([getattr(self._replay, method).remote(*args)], f"the replay: {method}")[0]
 
 
-def _start(settings: dict[str, Any]) -> Any:
-    """Start the actor on this node, where the ring's file is, and have Ray restart it there."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    # num_cpus=0: inside Tune every bundle is spoken for, and a gather is not worth a core.
-    actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)(Replay)
-    return actor.remote(**settings, run=uuid4().hex)
-
-
-def open_replay(config: AlgorithmConfig, data: ArrowOfflineData | None, directory: Path) -> ReplayClient:
+def open_replay(config: AlgorithmConfig, data: ArrowOfflineData | None, directory: Path) -> Replay | ReplayClient:
     """Open files and ring, in an actor when anything else is remote; ConfigError where the data do not fit."""
     training, agent, dims = config.training_settings(), config.agent_settings(), env_dims(config.env_settings())
     if data is not None:
         whom, remedy = f"'{config.env}'", "give the environment the data was collected in"
         require_fit(data.schema, dims.schema, what=data.paths[0], whom=whom, remedy=remedy, error=ConfigError)
-    replay = ReplayClient(
-        remote=config.num_env_runners > 0 or config.num_learners > 0,
+    is_remote = config.num_env_runners > 0 or config.num_learners > 0
+    replay = (ReplayClient if is_remote else Replay)(
         schema=dims.schema,
         offline=() if data is None else data.paths,
         online=directory / RING_FILE if training.online_env_steps else None,
@@ -149,7 +140,7 @@ def open_replay(config: AlgorithmConfig, data: ArrowOfflineData | None, director
     return replay
 
 
-def copy_ring(replay: ReplayClient, source: Path, target: Path) -> bool:
+def copy_ring(replay: Replay | ReplayClient, source: Path, target: Path) -> bool:
     """Close `replay` and copy another ring from `source` over its own; False, and nothing done, where there is none."""
     ring, own = source / RING_FILE, target / RING_FILE
     if ring.resolve() == own.resolve() or not ring.exists() or not own.exists():

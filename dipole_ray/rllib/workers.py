@@ -16,7 +16,7 @@ from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 from dipole_ray.errors import EnvironmentUnavailable
 from dipole_ray.rllib.env_runner import DIPOLEEnvRunner
-from dipole_ray.rllib.heartbeat import Watchdog
+from dipole_ray.rllib.heartbeat import Silence
 from dipole_ray.rllib.privates import actor_id, manager_of, requests_in_flight
 
 logger = logging.getLogger(__name__)
@@ -40,8 +40,8 @@ class Workers:
     def __init__(self, group: EnvRunnerGroup, *, env_id: str, stall_s: float) -> None:
         self._manager = manager_of(group)
         self._env_id, self._stall_s = env_id, stall_s
-        self._watchdog = Watchdog(stall_s)
-        self._asked: dict[int, float] = {}
+        self._silences = {i: Silence(actor_id(actor), stall_s) for i, actor in self._manager.actors().items()}
+        self._asked: dict[int, float] = {}  # when
         self._in_a_row: Counter[int] = Counter()
         self._rests_until: dict[int, float] = {}
         self._next_ping = 0.0
@@ -81,7 +81,7 @@ class Workers:
         for worker in workers:
             if worker not in owing:
                 self._asked[worker] = time.monotonic()
-            self._watchdog.reset(self._actor_id(worker))
+            self._silences[worker].reset()
         if workers:  # RLlib takes an empty list for all of them
             call = partial(_answer, method=method, **how)
             self._manager.foreach_actor_async(call, tag=tag, remote_actor_ids=list(workers))
@@ -122,9 +122,6 @@ class Workers:
     def _in_flight(self) -> dict[Any, tuple[str, int]]:
         return requests_in_flight(self._manager)
 
-    def _actor_id(self, worker: int) -> str:
-        return actor_id(self._manager.actors()[worker])
-
     def _note_failure(self, worker: int, error: str) -> None:
         """Let the worker rest, or retire it; raise once no worker is left."""
         self.num_failures += 1
@@ -150,7 +147,7 @@ class Workers:
         """End the process of every worker of which nothing was heard for too long; Ray starts it again."""
         owing = {worker: tag for tag, worker in self._in_flight.values() if worker in self._asked and tag != PING}
         for worker, tag in owing.items():
-            silence_s = self._watchdog.silence_s(self._actor_id(worker))
+            silence_s = self._silences[worker].seconds()
             # Doubled, so that an environment which is only slow to build is not ended for ever.
             if silence_s < NAMED_WITHIN * self._stall_s * 2 ** self._in_a_row[worker]:
                 continue

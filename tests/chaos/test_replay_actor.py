@@ -49,7 +49,7 @@ class Wide:
 
     def __init__(self, path: Path) -> None:
         self.path, self.inserted = path, 0
-        self.replay = ReplayClient(schema=SCHEMA, online=path, capacity=CAPACITY, remote=True)
+        self.replay = ReplayClient(schema=SCHEMA, online=path, capacity=CAPACITY)
         table = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
         self.marks = table.column("sequence").to_numpy()
         self.rewards, self.remaining = table.column("rewards").to_numpy(), table.column("remaining").to_numpy()

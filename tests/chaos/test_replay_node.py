@@ -31,8 +31,7 @@ def test_the_replay_stays_with_its_file(tmp_path: Path) -> None:
     try:
         here = ray.get_runtime_context().get_node_id()
         replays = [
-            ReplayClient(schema=Schema(3, 2), online=tmp_path / f"{number}.arrow", capacity=100, remote=True)
-            for number in range(5)
+            ReplayClient(schema=Schema(3, 2), online=tmp_path / f"{number}.arrow", capacity=100) for number in range(5)
         ]
         assert [node_of(replay) for replay in replays] == [here] * 5
         last = replays[-1]
