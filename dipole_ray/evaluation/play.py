@@ -48,17 +48,15 @@ class CellResult:
     """What the episodes of one cell gave; N episodes, in the order of their seeds."""
 
     cell: Cell
-    returns: NDArray[np.float64]
-    """Undiscounted sums of rewards, (N,)."""
-    successes: NDArray[np.bool_] | None
-    """Whether the episode succeeded at any step, (N,); None where the task defines no success."""
-    lengths: NDArray[np.int64]
-    """Environment steps, (N,)."""
+    returns: NDArray[np.float64]  # undiscounted sums of rewards, (N,)
+    successes: (
+        NDArray[np.bool_] | None
+    )  # whether it succeeded at any step, (N,); None where the task defines no success
+    lengths: NDArray[np.int64]  # environment steps, (N,)
     paths: tuple[NDArray[np.float32], ...]
     maze: Maze | None
     """Positions (T + 1, 2) in metres of the first episodes, and the floor plan; nothing outside mazes."""
-    action_bound_fraction: float
-    """Share of action components at the bound, |a| >= 1 - 1e-6, in [0, 1]."""
+    action_bound_fraction: float  # share of action components at the bound, |a| >= 1 - 1e-6, in [0, 1]
 
     def trajectories(self, phase: str) -> list[Trajectory]:
         """Return the recorded paths, labelled for `write_trajectories`."""

@@ -2,15 +2,14 @@
 
 Episodes: Wilson's interval for a proportion (success) stays inside [0, 1] and does not shrink to a point when every
 episode succeeds. The bootstrap for a mean (return, length) is bias-corrected and accelerated (BCa), because returns
-of tasks with success or failure are skewed. scipy has both; ours are not replaced by them, because they differ in the
-last bit, by which a recorded evaluation would no longer equal its repetition.
+of tasks with success or failure are skewed. scipy's differ in the last bit, by which a recorded evaluation would no
+longer equal its repetition.
 
-Runs (Agarwal et al., NeurIPS 2021): a method's scores are one array a task, with a score a seed. Every task keeps its
-number of seeds in a resample (strata), so that an interval says what other seeds would have given on the same tasks.
-Runs of one seed begin with the same networks, see the same batches and meet the same episodes, so a difference of two
-methods is resampled seed by seed (`paired`): what both owe to the seed is no doubt about the difference. Estimates
-equal the `rliable` package's; where tasks differ in their number of seeds, which that package does not take, every
-task weighs the same in a mean and every run the same in an IQM.
+Runs (Agarwal et al., NeurIPS 2021): every task keeps its number of seeds in a resample (strata), so that an interval
+says what other seeds would have given on the same tasks. Runs of one seed begin with the same networks, see the same
+batches and meet the same episodes, so a difference of two methods is resampled seed by seed (`paired`): what both owe
+to the seed is no doubt about the difference. Estimates equal the `rliable` package's; where tasks differ in their
+number of seeds, which that package does not take, every task weighs the same in a mean and every run in an IQM.
 """
 
 import math
@@ -23,8 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from dipole_ray.errors import ConfigError, NonFiniteError
 
-RESAMPLES = 10_000
-"""They settle the ends to about 1 % of the width."""
+RESAMPLES = 10_000  # they settle the ends to about 1 % of the width
 Numbers = NDArray[np.float64]
 Samples = Sequence[Numbers]
 """Scores of one method: an array (seeds,) a task; inside a statistic (resamples, seeds)."""

@@ -1,7 +1,7 @@
 """The paths of evaluation episodes through a maze, and the file that keeps them for the pictures.
 
-`evaluation-paths.npz` holds all that the maze picture needs, so that drawing it again needs no environment and no
-policy. Paths of different lengths are stored end to end, with one entry a path in every other column.
+`evaluation-paths.npz` holds all that the maze picture needs: drawing it again takes no environment and no policy.
+Paths of different lengths are stored end to end, with one entry a path in every other column.
 """
 
 import zlib
@@ -28,33 +28,25 @@ _LABELS = {"phase": np.str_, "policy": np.str_, "omega": np.float64, "candidates
 class Maze:
     """The floor plan of an OGBench maze task."""
 
-    walls: NDArray[np.bool_]
-    """True where a cell is a wall, shape (rows, columns); row i spans y, column j spans x."""
-    unit: float
-    """Side of a cell, metres, as all lengths are."""
-    offset_x: float
-    offset_y: float
-    """Column 0 is centred at x = -offset_x, row 0 at y = -offset_y."""
-    start: tuple[float, float]
+    walls: NDArray[np.bool_]  # True where a cell is a wall, shape (rows, columns); row i spans y, column j spans x
+    unit: float  # side of a cell, metres, as all lengths are
+    offset_x: float  # column 0 is centred at x = -offset_x
+    offset_y: float  # row 0 at y = -offset_y
+    start: tuple[float, float]  # centre of the cell
     goal: tuple[float, float]
-    """Centres of the two cells."""
-    goal_radius: float
-    """Distance to the goal that counts as success."""
+    goal_radius: float  # distance to the goal that counts as success
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trajectory:
     """One recorded episode and the cell of the evaluation grid it belongs to."""
 
-    phase: str
-    """When it was evaluated: `offline` or `online`."""
-    policy: str
+    phase: str  # when it was evaluated: `offline` or `online`
+    policy: str  # this and the next two as in `cells.Cell`
     omega: float | None
     candidates: int
-    """The three as in `cells.Cell`."""
     success: bool
-    positions: NDArray[np.float32]
-    """Positions from reset to the last state, shape (T + 1, 2), metres."""
+    positions: NDArray[np.float32]  # from reset to the last state, shape (T + 1, 2), metres
 
 
 def maze_of(env: Any) -> Maze | None:

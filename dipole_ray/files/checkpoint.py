@@ -68,12 +68,9 @@ class Checkpoint:
 
     path: Path
     learner_steps: int
-    tensors: dict[str, dict[str, Tensor]]
-    """Flat tensors by file name without suffix, on the CPU, not shared with anything."""
-    metadata: dict[str, Any]
-    """The writer's own JSON values."""
-    versions: dict[str, str]
-    """Package versions at the time of writing."""
+    tensors: dict[str, dict[str, Tensor]]  # by file name without suffix, on the CPU, not shared with anything
+    metadata: dict[str, Any]  # the writer's own JSON values
+    versions: dict[str, str]  # of packages at the time of writing
 
 
 def write_checkpoint(directory: Path, learner_steps: int, tensors: Tensors, metadata: Mapping[str, Any]) -> Path:
@@ -159,8 +156,8 @@ def newest_valid(directory: Path, *, not_after: int | None = None) -> Path | Non
     return None
 
 
-def prune(newest: Path, keep: int) -> list[Path]:
-    """Remove all checkpoints but `newest`, just written, and the `keep - 1` before it, and return those removed.
+def prune(newest: Path, keep: int) -> None:
+    """Remove all checkpoints but `newest`, just written, and the `keep - 1` before it.
 
     Later ones go too: the run has gone back behind them, and a resume must not take them for its newest.
 
@@ -169,15 +166,13 @@ def prune(newest: Path, keep: int) -> list[Path]:
     """
     found = _checkpoints(newest.parent)
     kept = [path for path in found if steps_of(path) <= steps_of(newest)][:keep]
-    removed = [path for path in found if path not in kept]
     try:
-        for path in removed:
+        for path in [path for path in found if path not in kept]:
             # Renamed first, so that a kill in the middle leaves no half-removed folder that looks like a checkpoint.
             path.rename(path.with_name(f"{_REMOVING}{steps_of(path):09d}"))
             _remove(newest.parent, _REMOVING)
     except OSError as error:
         raise CheckpointError(f"{newest.parent}: old checkpoints could not be removed ({error.strerror})") from error
-    return removed
 
 
 def _checkpoints(directory: Path) -> list[Path]:

@@ -1,13 +1,11 @@
 """One writer a folder: a lock that ends with the process that holds it, however that ends."""
 
-from __future__ import annotations
-
 import errno
 import logging
 import os
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -15,16 +13,15 @@ from filelock import FileLock, Timeout
 from dipole_ray.errors import ConfigError, FolderTaken
 
 LOCK = ".lock"
-POLL_S, PATIENCE_S, SILENCE_S = 0.2, 1.0, 30.0
-"""Between two tries; before the first word about the wait; between two of them."""
+POLL_S, PATIENCE_S, SILENCE_S = 0.2, 1.0, 30.0  # between two tries; before the first word; between two of them
 
+# What a file system answers that locks no files, such as NFS without its lock service.
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-"""What a file system answers that locks no files, such as NFS without its lock service."""
 _log = logging.getLogger(__name__)
 Say = Callable[[str], None]
 
 
-class FolderLock:
+class FolderLock(AbstractContextManager["FolderLock"]):
     """Holds `folder/.lock`, which is gone when nobody does: two writers would mix two runs, or two imports."""
 
     def __init__(self, folder: Path, wait_s: float, name: str = LOCK, say: Say = _log.warning) -> None:
@@ -44,8 +41,8 @@ class FolderLock:
         told = start + PATIENCE_S - SILENCE_S
         while not self._taken():
             if time.monotonic() - start >= wait_s:
-                holder = f"process {self._holder()}"
-                raise FolderTaken(f"{folder}: another process writes there ({holder}); wait for it or end it")
+                found = f"another process writes there (process {self._holder()})"
+                raise FolderTaken(f"{folder}: {found}; wait for it or end it")
             if time.monotonic() - told >= SILENCE_S:
                 what = folder if name == LOCK else folder / name.removeprefix(".").removesuffix(LOCK)
                 say(f"{what}: waiting for process {self._holder()}, which writes there")
@@ -59,9 +56,6 @@ class FolderLock:
             with suppress(OSError):  # while it is held: whoever waits sees that the file is no longer the one
                 self._path.unlink()
             self._lock.release()
-
-    def __enter__(self) -> FolderLock:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.release()

@@ -28,20 +28,19 @@ def package_versions() -> dict[str, str]:
 @cache
 def git_commit() -> str | None:
     """Return the commit of the source tree, with `+changes` if tracked files differ; None outside a git checkout."""
-    root = Path(__file__).resolve().parent
     try:
-        commit = _git(root, "rev-parse", "HEAD")
-        tracked = _git(root, "ls-files", "--error-unmatch", str(Path(__file__).resolve()))
-        changes = _git(root, "status", "--porcelain", "--untracked-files=no")
+        commit = _git("rev-parse", "HEAD")
+        tracked = _git("ls-files", "--error-unmatch", str(Path(__file__).resolve()))
+        changes = _git("status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.SubprocessError):
         return None
     # An installed copy may lie inside somebody else's repository, whose commit says nothing about it.
     return (f"{commit}+changes" if changes else commit) if tracked else None
 
 
-def _git(folder: Path, *arguments: str) -> str:
-    """Return what a git command prints."""
-    command = ["git", "-C", str(folder), *arguments]  # `git` from the user's PATH is meant
+def _git(*arguments: str) -> str:
+    """Return what a git command prints in this folder."""
+    command = ["git", "-C", str(Path(__file__).resolve().parent), *arguments]  # `git` from the user's PATH is meant
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
 

@@ -20,8 +20,7 @@ _log = logging.getLogger(__name__)
 class Difference(NamedTuple):
     """One setting or package that is not what the saved run had."""
 
-    key: str
-    """Dotted key of a setting, or `version of` a package."""
+    key: str  # dotted key of a setting, or `version of` a package
     saved: Any
     current: Any
 
@@ -47,18 +46,13 @@ def version_differences(saved: Mapping[str, str]) -> list[Difference]:
 def guard_resume(saved: Mapping[str, Any], current: Mapping[str, Any], fixed: Collection[str]) -> list[Difference]:
     """Return what changed if a checkpoint can be continued with it; the caller then says so with `warn_of`.
 
-    `fixed` are the dotted keys, or sections, that a checkpoint cannot be continued without, such as `env.id`.
-
-    Raises:
-        ConfigError: Names every setting under `fixed` that differs.
+    A ConfigError names every difference under `fixed`, the dotted keys or sections that must not change, as `env.id`.
     """
     differences = config_differences(saved, current)
-    refused = [item for item in differences if any(item.key == key or item.key.startswith(f"{key}.") for key in fixed)]
+    refused = [item for item in differences if any(f"{item.key}.".startswith(f"{key}.") for key in fixed)]
     if refused:
-        raise ConfigError(
-            f"the checkpoint cannot be continued with other settings: {'; '.join(map(str, refused))}; "
-            "put them back to the saved values, or start a new run"
-        )
+        found = f"the checkpoint cannot be continued with other settings: {'; '.join(map(str, refused))}"
+        raise ConfigError(f"{found}; put them back to the saved values, or start a new run")
     return differences
 
 

@@ -16,23 +16,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from dipole_ray.errors import CheckpointError, ConfigError
+from dipole_ray.files.checkpoint import Tensors
 from dipole_ray.files.durable import format_bytes
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 60.0
-SILENCE_S = 60.0
-"""Longest wait without a word."""
-SLICE_S = 0.1
-"""How soon Ctrl-C is seen."""
+SILENCE_S = 60.0  # longest wait without a word
+SLICE_S = 0.1  # how soon Ctrl-C is seen
+# Refusals of a disk that somebody can mend while the run waits; a missing folder, say, is none of them.
 PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM}
 PASSING |= {errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENOTCONN, errno.EBUSY}  # of a network's disk
-"""Refusals of a disk that somebody can mend while the run waits; a missing folder, say, is none of them."""
-
-JOB_COPIES = "working_dir_files"
-"""Ray's folder for them, under `/tmp/ray/session_.../runtime_resources`."""
-
+JOB_COPIES = "working_dir_files"  # Ray's folder for them, under `/tmp/ray/session_.../runtime_resources`
 PAUSED = (
     "%s. Training is paused, without new rows and updates: free space or make the folder writable, and it goes on by "
     "itself. It waits for up to %g minutes (checkpoint.retry_minutes); Ctrl-C ends the run instead"
@@ -42,10 +36,9 @@ _log = logging.getLogger(__name__)
 
 
 def require_lasting(place: Path, key: str) -> None:
-    """Refuse a place in the copy of the working directory that `ray job submit --working-dir` makes.
+    """Raise ConfigError for a place in the copy of the working directory that `ray job submit --working-dir` makes.
 
-    The setting `key` names it: a folder of results, or data that other nodes read. Ray deletes it some time after the
-    job, and other nodes have it elsewhere.
+    The setting `key` names it: a folder of results, or data that other nodes read, which have that copy elsewhere.
     """
     if JOB_COPIES in (found := place.expanduser().resolve()).parts:
         raise ConfigError(
@@ -74,7 +67,11 @@ def persist(write: Callable[[], object], *, retry_minutes: float, interrupted: S
                 refusal = error if isinstance(error, OSError) else error.__cause__
                 if not isinstance(refusal, OSError) or refusal.errno not in PASSING:  # a bug, say: waiting helps nobody
                     raise
-                ours = _in_words(error) if isinstance(error, OSError) else error
+                ours: Exception = error
+                if isinstance(error, OSError):
+                    found = f"{error.filename or 'the run folder'}: cannot be written ({error.strerror or error})"
+                    remedy = "free space or make the folder writable, then go on with 'dipole train --resume'"
+                    ours = CheckpointError(f"{found}; {remedy}")
                 if time.monotonic() - start >= 60 * retry_minutes:
                     raise ours from refusal
             if not is_paused:
@@ -92,7 +89,7 @@ def persist(write: Callable[[], object], *, retry_minutes: float, interrupted: S
         _log.warning("the disk took the write; training goes on after %.0f s", time.monotonic() - start)
 
 
-def checkpoint_bytes(tensors: Mapping[str, Mapping[str, Tensor]], metadata: Mapping[str, Any]) -> int:
+def checkpoint_bytes(tensors: Tensors, metadata: Mapping[str, Any]) -> int:
     """Return about how many bytes a checkpoint of this content takes."""
     return sum(tensor.nbytes for flat in tensors.values() for tensor in flat.values()) + len(json.dumps(metadata))
 
@@ -107,14 +104,6 @@ def require_room(folder: Path, checkpoint_bytes: int, num_checkpoints: int) -> N
             f"{format_bytes(free)} ({free} bytes) free; free space, lower checkpoint.keep, or choose another disk "
             "with folder=PATH"
         )
-
-
-def _in_words(error: OSError) -> CheckpointError:
-    """Return a plain error of the operating system as one of ours."""
-    return CheckpointError(
-        f"{error.filename or 'the run folder'}: cannot be written ({error.strerror or error}); free space or make the "
-        "folder writable, then go on with 'dipole train --resume'"
-    )
 
 
 @contextlib.contextmanager

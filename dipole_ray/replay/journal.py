@@ -53,20 +53,9 @@ class RingContents:
     last_sequence: dict[tuple[int, int], int] = field(default_factory=dict)  # (worker, incarnation), in order heard
     blocks: dict[int, int] = field(default_factory=dict)  # CRC-32 of each full block
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the contents as a JSON object."""
-        return {**asdict(self), "last_sequence": self.senders(), "blocks": list(self.blocks.items())}
-
     def senders(self) -> list[list[int]]:
         """Return [worker, incarnation, last sequence] of each sender, in order heard."""
         return [[*sender, sequence] for sender, sequence in self.last_sequence.items()]
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> RingContents:
-        """Rebuild the contents from an object that holds at least `to_json`'s."""
-        written, oldest, env_steps = (int(value[name]) for name in ("rows_written", "oldest", "env_steps"))
-        blocks = {int(block): int(crc) for block, crc in value["blocks"]}
-        return cls(written, oldest, env_steps, by_sender(value["last_sequence"]), blocks)
 
     def take(self, insert: Insert) -> None:
         """Count an insert whose rows are all there."""
@@ -133,7 +122,8 @@ class Journal:
     def rewrite(self, contents: RingContents, recoveries: int) -> None:
         """Replace all records by `contents`, at one stroke; no insert may be under way."""
         turn = self._turn + 1
-        base = {"turn": turn, "run": self._run, "recoveries": recoveries, **contents.to_json()}
+        base = {"turn": turn, "run": self._run, "recoveries": recoveries, **asdict(contents)}
+        base |= {"last_sequence": contents.senders(), "blocks": list(contents.blocks.items())}
         text = json.dumps(base).encode()
         start = turn % 2 * self._half
         self._map[start : start + self._half] = bytes(self._half)
@@ -146,8 +136,8 @@ class Journal:
     def note(self, kind: int, *numbers: int) -> None:
         """Append a record: of an insert that is about to be written, or of a block that is full."""
         body = _RECORD.pack(kind, *numbers, *[0] * (_NUMBERS - len(numbers)))
-        place, self._next = self._next, self._next + _SIZE
-        self._map[place : self._next] = zlib.crc32(body).to_bytes(4, "little") + body
+        self._map[self._next : self._next + _SIZE] = zlib.crc32(body).to_bytes(4, "little") + body
+        self._next += _SIZE
 
     def read(self, run: str) -> Found | None:
         """Return what the journal holds, or None if it is not of the run `run`."""
@@ -156,7 +146,8 @@ class Journal:
         if base is None or base["run"] != run:
             return None
         self._run, self._turn, self._next = run, base["turn"], base["end"]
-        contents = RingContents.from_json(base)
+        senders, blocks = by_sender(base["last_sequence"]), dict(base["blocks"])
+        contents = RingContents(base["rows_written"], base["oldest"], base["env_steps"], senders, blocks)
         return Found(contents, *self._read_records(contents), int(base["recoveries"]))
 
     def _read_base(self, half: int) -> dict[str, Any] | None:
@@ -164,9 +155,8 @@ class Journal:
         checksum, length = _BASE.unpack_from(self._map, start)
         begin = start + _BASE.size
         text = self._map[begin : min(begin + length, start + self._half)]
-        if not length or zlib.crc32(text, length) != checksum:
-            return None
-        return {**json.loads(text), "end": begin + length}
+        is_whole = length and zlib.crc32(text, length) == checksum
+        return {**json.loads(text), "end": begin + length} if is_whole else None
 
     def _read_records(self, contents: RingContents) -> tuple[Insert | None, bool]:
         """Count the records into `contents`, all but the last insert; return that, and whether the end is torn."""

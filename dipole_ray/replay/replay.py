@@ -36,8 +36,9 @@ _log = logging.getLogger(__name__)
 def check_fraction(offline_fraction: float | None) -> None:
     """Raise ConfigError unless `offline_fraction` is None or in [0, 1]."""
     if offline_fraction is not None and not 0.0 <= offline_fraction <= 1.0:
-        remedy = "must lie in [0, 1], or be null for the union's own shares"
-        raise ConfigError(f"offline_fraction={offline_fraction} {remedy}")
+        raise ConfigError(
+            f"offline_fraction={offline_fraction} must lie in [0, 1], or be null for the union's own shares"
+        )
 
 
 class Replay:
@@ -148,14 +149,10 @@ class Replay:
         return {"offline": self.num_offline, "online": self.num_online}
 
     def insert(self, rows: Rows, worker: int, incarnation: int, sequence: int) -> int:
-        """Add rows of whole trajectories or closed pieces to the online ring, all of them or none.
+        """Add rows, as `close_trajectory` makes them, to the online ring, all of them or none.
 
-        Args:
-            rows: As `schema.close_trajectory` makes them.
-            worker: Who sends them.
-            incarnation: How often that worker was restarted.
-            sequence: Increases per worker and incarnation. A number seen before (a retry) is ignored; the 1024
-                incarnations heard last are remembered.
+        The `sequence` increases with the inserts of a worker in one incarnation, its life between two restarts. A
+        number seen before (a retry) is ignored; the 1024 incarnations heard last are remembered.
 
         Returns:
             Transitions ever inserted into this replay: an answer that a retry gives as well.
@@ -177,11 +174,8 @@ class Replay:
     ) -> dict[str, Any]:
         """Draw batches of B transitions uniformly with replacement; asking for many at once is much faster.
 
-        Args:
-            batch_size: B.
-            num_batches: Batches in one call.
-            offline_fraction: Share of offline transitions per batch: exactly round(fraction * B) of them, first in the
-                batch. None draws from the union. Left out: as configured, and offline only while the ring is empty.
+        In each batch `offline_fraction` of B, rounded, are offline transitions, which come first; None draws from the
+        union. Left out: as configured, and offline only while the ring is empty.
 
         Returns:
             Arrays with leading dimension num_batches * B: observations and next_observations (dicts of arrays where the

@@ -33,13 +33,9 @@ class OnlineRing:
     def __init__(self, path: Path, schema: Schema, capacity: int, run: str | None = None) -> None:
         """Map the ring at `path`, making it if there is none; its journal lies beside it.
 
-        Args:
-            path: The Arrow file.
-            schema: What the rows hold.
-            capacity: Rows that can be sampled at a time, >= 2, closing rows included.
-            run: Name of the run that the rows belong to. A ring that an earlier process of this run left, however it
-                ended, is taken up again with all its rows; any other, and every one without a name, counts as empty
-                until `load_state`.
+        `capacity` rows can be sampled at a time, closing rows included. A ring that an earlier process of the same
+        `run` left, however it ended, is taken up again with all its rows; any other, and every one without a name,
+        counts as empty until `load_state`.
         """
         if capacity < 2:
             raise ConfigError(f"capacity={capacity} rows cannot hold a transition and its closing row; use 2 or more")
@@ -174,11 +170,12 @@ class OnlineRing:
     def _hold(self, contents: RingContents) -> None:
         """Hold exactly the rows of `contents`: in the journal first, so that a kill in between loses nothing."""
         self._journal.rewrite(contents, self.recoveries)
-        self.contents = contents
-        self._rows.forget_after(contents.rows_written)
+        self.contents, marks = contents, self._rows.marks
+        marks[(marks > contents.rows_written) | (marks < 0)] = 0  # of later rows, and of those being overwritten
         self._is_clean = True
         self._queue_start = self.num_transitions = 0
-        self._enqueue(self._rows.transitions(contents.oldest, contents.rows_written))
+        rows = np.arange(contents.oldest, contents.rows_written)
+        self._enqueue(rows[self.columns["remaining"][rows % self.file_rows] > 0])
 
     def _recover(self, found: Found) -> None:
         """Take up what an earlier process of this run acknowledged; quarantine what is damaged."""

@@ -36,11 +36,6 @@ class RingRows:
         rows = np.arange(first, first + count)
         return bool((self.marks[rows % self.length] == rows + 1).all())
 
-    def transitions(self, first: int, end: int) -> np.ndarray:
-        """Return which of the rows [first, end) are transitions."""
-        rows = np.arange(first, end)
-        return rows[self.columns["remaining"][rows % self.length] > 0]
-
     def checksum(self, first: int, end: int) -> int:
         """Return the CRC-32 over all columns of rows [first, end), which lie in one block."""
         start, checksum = first % self.length, 0
@@ -52,15 +47,10 @@ class RingRows:
         """Return the CRC-32 of a full block."""
         return self.checksum(block * self.block_rows, (block + 1) * self.block_rows)
 
-    def forget_after(self, written: int) -> None:
-        """Take back the marks of all rows from `written` on, and of those that were being overwritten."""
-        self.marks[(self.marks > written) | (self.marks < 0)] = 0
-
     def inspect(self, oldest: int, written: int, blocks: dict[int, int], tail_crc32: int) -> tuple[int, list[Damage]]:
         """Check rows [oldest, written) by the CRC-32 of their full blocks and of the rows after these, `tail_crc32`.
 
-        Returns:
-            The first row from which on none was overwritten by later ones, and what is damaged.
+        Return the first row from which on none was overwritten by later ones, and what is damaged.
         """
         kept, size = oldest, self.block_rows
         damaged = []

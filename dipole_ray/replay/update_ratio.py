@@ -13,9 +13,8 @@ class UpdateRatio:
     """Says how many gradient updates the environment steps taken so far have paid for.
 
     After `env_steps` steps and all due updates, exactly `floor(ratio * env_steps)` updates were done: the ratio is a
-    fraction, so no rounding accumulates. After a restart the steps of the past are never billed: with another ratio
-    it counts from there on, and updates that were owed are forgiven, so there is no burst of updates after a resume.
-    (The training loop pays before it saves: its checkpoints owe nothing.)
+    fraction, so no rounding accumulates. There is no burst of updates after a resume: with another ratio it counts
+    from there on, and owed updates are forgiven (the training loop pays before it saves: its checkpoints owe nothing).
     """
 
     def __init__(self, updates_per_env_step: float | Fraction) -> None:
@@ -23,9 +22,8 @@ class UpdateRatio:
         given = f"updates_per_env_step={updates_per_env_step}"
         if not math.isfinite(updates_per_env_step) or updates_per_env_step < 0:
             raise ConfigError(f"{given} must be finite and >= 0; 1.0 is a good start")
-        exact = isinstance(updates_per_env_step, Fraction)
-        ratio = Fraction(updates_per_env_step)
-        self.ratio = ratio if exact else ratio.limit_denominator(_MAX_DENOMINATOR)
+        is_exact, ratio = isinstance(updates_per_env_step, Fraction), Fraction(updates_per_env_step)
+        self.ratio = ratio if is_exact else ratio.limit_denominator(_MAX_DENOMINATOR)
         if updates_per_env_step > 0 and self.ratio == 0:
             raise ConfigError(f"{given} is below 1/{_MAX_DENOMINATOR}; use 0 for no updates")
         self.updates_done = self.env_steps = 0
@@ -45,12 +43,8 @@ class UpdateRatio:
 
     def state(self) -> dict[str, Any]:
         """Return what `load_state` needs, as JSON."""
-        return {
-            "ratio": [self.ratio.numerator, self.ratio.denominator],
-            "updates_done": self.updates_done,
-            "env_steps": self.env_steps,
-            "base": [self._base_env_steps, self._base_updates],
-        }
+        counts = {"updates_done": self.updates_done, "env_steps": self.env_steps}
+        return {"ratio": self.ratio.as_integer_ratio(), **counts, "base": (self._base_env_steps, self._base_updates)}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from `state`, with this object's own ratio from there on."""
@@ -59,8 +53,9 @@ class UpdateRatio:
             self.updates_done, self.env_steps = int(state["updates_done"]), int(state["env_steps"])
             self._base_env_steps, self._base_updates = (int(value) for value in state["base"])
         except (KeyError, TypeError, ValueError) as error:
-            found = f"update ratio: incomplete state ({error!r})"
-            raise CheckpointError(f"{found}; resume from another checkpoint") from error
+            raise CheckpointError(
+                f"update ratio: incomplete state ({error!r}); resume from another checkpoint"
+            ) from error
         if stored != self.ratio:
             self._base_env_steps, self._base_updates = self.env_steps, self.updates_done
         self._base_updates -= self.due(self.env_steps)
