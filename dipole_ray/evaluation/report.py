@@ -82,11 +82,11 @@ def print_table(
     places = [(phase, row["candidates"]) for phase, row in found]
     ruled = [index for index, (place, following) in enumerate(pairwise(places)) if place != following]
     marked = [index for index, row in enumerate(rows) if is_chosen(row, chosen)]
-    cells = [
-        # The arrow reads where there is no colour, too.
-        ["" if index and found[index - 1][0] == phase else phase, *_cells(row, measures), "<" * (index in marked)]
-        for index, (phase, row) in enumerate(found)
-    ]
+    cells = []
+    for index, (phase, row) in enumerate(found):
+        label = "" if index and found[index - 1][0] == phase else phase
+        arrow = "<" if index in marked else ""  # reads where there is no colour, too
+        cells.append([label, *_cells(row, measures), arrow])
     head, numbers = ["phase", "method", "omega", "cand.", *measures, ""], range(2, 4 + len(measures))
     caption = _caption(rows, chosen if marked else None)
     made = tables.terminal_table(head, cells, numbers=numbers, marked=marked, ruled=ruled, title=title, caption=caption)
