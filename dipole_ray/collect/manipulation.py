@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dipole_ray.collect.episode import Collector, Columns, Recorder, env_seed, open_ogbench
-from dipole_ray.envs.random_state import PrivateGlobalRandom
+from dipole_ray.envs.standard import PrivateGlobalRandom
 from dipole_ray.errors import EnvironmentUnavailable
 
 PLAN_NOISE = {"noise": 0.1, "noise_smoothing": 0.5}

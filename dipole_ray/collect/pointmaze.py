@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from dipole_ray.collect.episode import Collector, Columns, Recorder, env_seed, open_ogbench
-from dipole_ray.envs.random_state import PrivateGlobalRandom
+from dipole_ray.envs.standard import PrivateGlobalRandom
 
 ACTION_NOISE = 0.5  # standard deviation of the Gaussian noise on each action, as in OGBench's own point maze data
 

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,10 @@ import gymnasium
 import numpy as np
 
 from dipole_ray.columns import Schema
-from dipole_ray.envs.dm_suite import SuiteEnv
-from dipole_ray.envs.exorl.env import ExorlEnv
+from dipole_ray.envs.control import ControlEnv
 from dipole_ray.envs.gl import disable_rendering_by_default, enable_rendering
 from dipole_ray.envs.registry import family
-from dipole_ray.envs.standard import GlobalDraws, StandardEnv
+from dipole_ray.envs.standard import StandardEnv
 from dipole_ray.errors import ConfigError, EnvironmentUnavailable
 
 
@@ -92,12 +91,14 @@ def make_env(config: EnvConfig | str, render: bool = False) -> StandardEnv:
         enable_rendering()
     else:
         disable_rendering_by_default()
-    kind = family(config.id)
+    kind, limit = family(config.id), config.max_episode_steps
     if kind == "ogbench":
-        return _make_ogbench(config)
-    if kind == "exorl":
-        return StandardEnv(ExorlEnv(config.id, config.max_episode_steps))
-    env = SuiteEnv(config.id, config.max_episode_steps) if kind == "dm_control" else _make_gymnasium(config, render)
+        import ogbench
+
+        options = _given(success_timing=config.success_timing, max_episode_steps=limit)
+        build = partial(ogbench.make_env_and_datasets, config.id, env_only=True, **options)
+        return standard_ogbench(build, config.id)
+    env = _make_gymnasium(config, render) if kind == "gymnasium" else ControlEnv(config.id, limit)
     problem = _problem(env)
     if problem is not None:
         env.close()
@@ -106,31 +107,22 @@ def make_env(config: EnvConfig | str, render: bool = False) -> StandardEnv:
 
 
 @lru_cache(maxsize=64)
-def _dims(config: EnvConfig) -> EnvDims:
-    with closing(make_env(config)) as env:
-        assert env.observation_space.shape is not None and env.action_space.shape is not None
-        env.reset(seed=0)
-        info = env.step(np.zeros(env.action_space.shape, np.float32))[4]
-        limit = _step_limit(env)
-        assert limit is not None
-        return EnvDims(
-            schema=Schema(env.observation_space.shape[0], env.action_space.shape[0]),
-            max_episode_steps=limit,
-            has_success="success" in info,
-            action_bounds=env.inner_action_bounds,
-        )
-
-
 def env_dims(config: EnvConfig | str) -> EnvDims:
     """Return the sizes of an environment, found by building and stepping it once per process."""
-    return _dims(EnvConfig(id=config) if isinstance(config, str) else config)
-
-
-def _make_ogbench(config: EnvConfig) -> StandardEnv:
-    import ogbench
-
-    kwargs = _given(success_timing=config.success_timing, max_episode_steps=config.max_episode_steps)
-    return standard_ogbench(lambda: ogbench.make_env_and_datasets(config.id, env_only=True, **kwargs), config.id)
+    if isinstance(config, str):
+        return env_dims(EnvConfig(id=config))
+    with closing(make_env(config)) as env:
+        (observation_dim,), (action_dim,) = env.observation_space.shape or (), env.action_space.shape or ()
+        env.reset(seed=0)
+        info = env.step(np.zeros(action_dim, np.float32))[4]
+        assert env.spec is not None and env.spec.max_episode_steps is not None
+        bounds = env.inner_action_space.low.tolist(), env.inner_action_space.high.tolist()
+        return EnvDims(
+            schema=Schema(observation_dim, action_dim),
+            max_episode_steps=env.spec.max_episode_steps,
+            has_success="success" in info,
+            action_bounds=(tuple(bounds[0]), tuple(bounds[1])),
+        )
 
 
 def standard_ogbench(build: Callable[[], gymnasium.Env], env_id: str) -> StandardEnv:
@@ -144,7 +136,8 @@ def standard_ogbench(build: Callable[[], gymnasium.Env], env_id: str) -> Standar
         if path is not None and Path(path).parent == Path(tempfile.gettempdir()):
             _close_descriptors(Path(path))
             Path(path).unlink(missing_ok=True)
-        return StandardEnv(env, _ogbench_global_draws(env_id))
+        is_maze = "maze" in env_id or "soccer" in env_id
+        return StandardEnv(env, "step" if "teleport" in env_id else "reset" if is_maze else "never")
 
 
 def _close_descriptors(path: Path) -> None:
@@ -153,12 +146,6 @@ def _close_descriptors(path: Path) -> None:
         with suppress(OSError):  # the listing's own descriptor is gone by now
             if entry.readlink() == path:
                 os.close(int(entry.name))
-
-
-def _ogbench_global_draws(env_id: str) -> GlobalDraws:
-    if "teleport" in env_id:
-        return "step"
-    return "reset" if "maze" in env_id or "soccer" in env_id else "never"
 
 
 def _given(**kwargs: Any) -> dict[str, Any]:
@@ -187,12 +174,6 @@ def _problem(env: gymnasium.Env) -> str | None:
             )
         if name == "action" and not space.is_bounded():
             return "has unbounded actions; register a version whose action space has finite bounds"
-    if _step_limit(env) is None:
+    if env.spec is None or env.spec.max_episode_steps is None:
         return "has no time limit, so an episode may never end; set env.max_episode_steps"
     return None
-
-
-def _step_limit(env: gymnasium.Env) -> int | None:
-    if isinstance(env.unwrapped, SuiteEnv | ExorlEnv):
-        return env.unwrapped.max_episode_steps
-    return None if env.spec is None else env.spec.max_episode_steps

@@ -2,17 +2,13 @@
 
 import difflib
 import importlib
-from typing import Any, Literal
 
 import gymnasium
 
-from dipole_ray.envs import dm_suite
-from dipole_ray.envs.exorl import tasks as exorl
+from dipole_ray.envs.control import suite_ids
+from dipole_ray.envs.exorl.tasks import task_ids
 from dipole_ray.envs.gl import disable_rendering_by_default
 from dipole_ray.errors import ConfigError
-
-Family = Literal["ogbench", "dm_control", "exorl", "gymnasium"]
-_WITH_PREFIX: dict[Family, Any] = {"dm_control": dm_suite, "exorl": exorl}
 
 DATASET_TYPES = {
     "pointmaze": ("navigate", "stitch"),
@@ -44,28 +40,29 @@ def ogbench_ids() -> list[str]:
     return ids
 
 
-def family(env_id: str) -> Family:
-    """Return the family of `env_id`.
+_LISTED = {"ogbench": ogbench_ids, "dm_control": suite_ids, "exorl": task_ids}
+"""The ids of the families that list theirs; those of the last two begin with the family and a slash."""
+
+
+def family(env_id: str) -> str:
+    """Return the family of `env_id`: `ogbench`, `dm_control`, `exorl` or `gymnasium`.
 
     Raises:
         ConfigError: If no environment has this id (names the nearest ones), if it is one of OGBench's
             goal-conditioned ones, or if it observes images.
     """
-    for name, tasks in _WITH_PREFIX.items():
-        if env_id.startswith(tasks.PREFIX):
-            disable_rendering_by_default()  # listing the suite's tasks imports MuJoCo
-            if env_id in tasks.task_ids():
-                return name
-            raise _unknown(env_id, tasks.task_ids())
-    if "singletask" in env_id.split("-"):
-        if env_id in ogbench_ids():
-            return "ogbench"
+    name = "ogbench" if "singletask" in env_id.split("-") else env_id.partition("/")[0]
+    if name in _LISTED:
+        disable_rendering_by_default()  # listing the suite's tasks imports MuJoCo
+        ids = _LISTED[name]()
+        if env_id in ids:
+            return name
         if env_id.startswith("visual-"):
             raise ConfigError(
                 f"environment '{env_id}' observes images, and this agent takes state vectors; use "
                 f"'{env_id.removeprefix('visual-')}'"
             )
-        raise _unknown(env_id, ogbench_ids())
+        raise _unknown(env_id, ids)
     if _in_gymnasium(env_id):
         entry = str(gymnasium.spec(env_id.rpartition(":")[2]).entry_point)
         if entry.startswith("ogbench."):
@@ -74,7 +71,7 @@ def family(env_id: str) -> Family:
                 f"policy can solve it; take one of its tasks{_nearest(env_id, ogbench_ids())}"
             )
         return "gymnasium"
-    raise _unknown(env_id, [*gymnasium.registry, *ogbench_ids(), *dm_suite.task_ids(), *exorl.task_ids()])
+    raise _unknown(env_id, [*gymnasium.registry, *ogbench_ids(), *suite_ids(), *task_ids()])
 
 
 def _in_gymnasium(env_id: str) -> bool:

@@ -1,16 +1,44 @@
 """The one shape in which every environment reaches the rest of the package."""
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import gymnasium
 import numpy as np
 
-from dipole_ray.envs.random_state import PrivateGlobalRandom
 from dipole_ray.errors import EnvironmentUnavailable, NonFiniteError
 
 GlobalDraws = Literal["never", "reset", "step"]
 """Where an environment draws from numpy's global stream: nowhere, in reset only, or in reset and step."""
+
+
+class PrivateGlobalRandom:
+    """A stream that stands in for numpy's global one while a block runs, and is put away afterwards.
+
+    OGBench places mazes' starts, goals and teleports, and plans its oracles, with `numpy.random.*`. Left alone, two
+    environments in one process would disturb each other's episodes, and a restarted run could not replay one. The
+    process's own stream is left as it was found. Swapping costs about 0.1 ms, so it is done only around calls that are
+    known to draw. Blocks of different instances nest; threads do not mix.
+    """
+
+    def __init__(self, seed: int | np.random.SeedSequence | None = None) -> None:
+        self.seed(seed)
+
+    def seed(self, seed: int | np.random.SeedSequence | None) -> None:
+        """Start the stream anew from `seed` (any non-negative integer); None takes entropy from the system."""
+        self._state = np.random.RandomState(np.random.MT19937(seed)).get_state(legacy=False)
+
+    @contextmanager
+    def swapped_in(self) -> Iterator[None]:
+        """Run the block with this stream as numpy's global one; keep where it got to, also when the block fails."""
+        outer = np.random.get_state(legacy=False)
+        np.random.set_state(self._state)
+        try:
+            yield
+        finally:
+            self._state = np.random.get_state(legacy=False)
+            np.random.set_state(outer)
 
 
 class StandardEnv(gymnasium.Wrapper):
@@ -31,22 +59,16 @@ class StandardEnv(gymnasium.Wrapper):
         if not isinstance(env.unwrapped.__dict__.get("action_space"), gymnasium.spaces.Space):
             inner = _pin_action_space(env.unwrapped)
         assert isinstance(inner, gymnasium.spaces.Box)
-        self._inner_action_space = inner
+        self.inner_action_space = inner
+        """Actions of the wrapped environment."""
         self._centre = (inner.high + inner.low) / 2
         self._half_range = (inner.high - inner.low) / 2
         self._is_unit_range = bool(np.all(inner.low == -1.0) and np.all(inner.high == 1.0))
         self._global_draws = global_draws
         self._global_random = PrivateGlobalRandom()
-        self._has_plain_model = False
         assert env.observation_space.shape is not None
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, env.observation_space.shape, np.float32)
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, inner.shape, np.float32)
-
-    @property
-    def inner_action_bounds(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Least and greatest actions of the wrapped environment, (A,) each."""
-        space = self._inner_action_space
-        return tuple(space.low.tolist()), tuple(space.high.tolist())
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -54,7 +76,7 @@ class StandardEnv(gymnasium.Wrapper):
         """Start an episode; returns the observation, float32 (O,), and the environment's info."""
         if seed is not None:
             self._global_random.seed(seed)
-            self._inner_action_space.seed(seed)
+            self.inner_action_space.seed(seed)
         with nullcontext() if self._global_draws == "never" else self._global_random.swapped_in():
             observation, info = self.env.reset(seed=seed, options=options)
         return np.asarray(observation, np.float32), info
@@ -84,12 +106,10 @@ class StandardEnv(gymnasium.Wrapper):
         Raises:
             EnvironmentUnavailable: If a library that draws this environment is missing.
         """
-        if not self._has_plain_model:
-            vis = getattr(getattr(self.unwrapped, "model", None), "vis", None)
-            if vis is not None:
-                # Drawing in software gets 10 to 30 times faster; it counts only before the first rendering context.
-                vis.quality.shadowsize = vis.quality.offsamples = 0
-            self._has_plain_model = True
+        vis = getattr(getattr(self.unwrapped, "model", None), "vis", None)
+        if vis is not None:
+            # Drawing in software gets 10 to 30 times faster; it counts only before the first rendering context.
+            vis.quality.shadowsize = vis.quality.offsamples = 0
         try:
             return np.asarray(self.env.render())
         except gymnasium.error.DependencyNotInstalled as error:

@@ -18,7 +18,7 @@ from dipole_ray.data.schema import ACTION_LIMIT, concatenate
 from dipole_ray.data.sources.exorl import find_episodes
 from dipole_ray.data.sources.formats import dataset_kind
 from dipole_ray.data.sources.reading import ImportReport, Reading
-from dipole_ray.envs.exorl.relabel import exorl_rewards
+from dipole_ray.envs.exorl.rewards import exorl_rewards
 from dipole_ray.envs.make import EnvConfig
 from dipole_ray.errors import ConfigError, DatasetError
 from dipole_ray.runs.config import DataConfig

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dipole_ray.envs.exorl import rewards
-from dipole_ray.envs.exorl.relabel import exorl_rewards
+from dipole_ray.envs.exorl.rewards import exorl_rewards, reward_of
 from dipole_ray.envs.exorl.tasks import DOMAINS, TARGETS, domain_of, task_ids
 from dipole_ray.envs.make import EnvConfig, env_dims, make_env
 from dipole_ray.errors import ConfigError, DatasetError
@@ -51,11 +51,11 @@ def test_jacos_reward_is_full_within_five_centimetres_of_its_target(target: str)
     states, reward = play(f"exorl/jaco-{target}", seed=0, steps=100)
     env = make_env(f"exorl/jaco-{target}")
     env.reset(seed=0)
-    simulation = env.unwrapped._simulation
+    simulation = env.unwrapped.simulation
     hands = []
     for state in states:
-        simulation.reward_of(state)
-        hands.append(simulation.physics.bind(simulation.env.task.hand.tool_center_point).xpos.copy())
+        reward_of(simulation, state)
+        hands.append(simulation.physics.bind(simulation.task.hand.tool_center_point).xpos.copy())
     x, y = ("left", "right").index(target.split("_")[2]), ("bottom", "top").index(target.split("_")[1])
     goal = [0.18 * x - 0.09, 0.18 * y - 0.09, 0.001]
     distances = np.linalg.norm(np.array(hands) - goal, axis=1)
@@ -68,9 +68,9 @@ def test_running_backward_is_rewarded_linearly_up_to_ten_metres_per_second() -> 
     assert ((forward > 0) != (backward > 0)).all() and 0 < backward.max() < 1
     env = make_env("exorl/cheetah-run")
     env.reset(seed=0)
-    simulation = env.unwrapped._simulation
+    simulation = env.unwrapped.simulation
     for state, reward in zip(states[:20], backward, strict=False):
-        simulation.reward_of(state)
+        reward_of(simulation, state)
         assert reward == pytest.approx(max(0.0, -simulation.physics.speed() / 10))
 
 
@@ -93,7 +93,7 @@ def test_the_unit_range_of_actions_spans_jacos_own() -> None:
     for action in (np.full(9, 0.5), np.full(9, 0.5) * inner.high):
         env.reset(seed=0)
         (env if not states else env.unwrapped).step(action.astype(np.float32))
-        states.append(env.unwrapped._simulation.physics.state())
+        states.append(env.unwrapped.simulation.physics.state())
     np.testing.assert_allclose(states[0], states[1], atol=1e-6)
 
 

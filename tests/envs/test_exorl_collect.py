@@ -16,7 +16,7 @@ from dipole_ray.collect.exorl import collect_exorl
 from dipole_ray.collect.rnd import Explorer, ExplorerConfig, RunningMoments
 from dipole_ray.data.sources.exorl import find_episodes
 from dipole_ray.envs.exorl import rewards
-from dipole_ray.envs.exorl.rewards import label_episodes, rewards_of
+from dipole_ray.envs.exorl.rewards import label_episodes, reward_of, rewards_of
 from dipole_ray.envs.exorl.tasks import DOMAINS
 from dipole_ray.envs.make import make_env
 from dipole_ray.errors import ConfigError, DatasetError
@@ -57,8 +57,8 @@ def test_random_episodes_hold_what_happened_and_do_not_depend_on_the_blocks(tmp_
     assert -1 <= episode["action"].min() < -0.99 and 0.99 < episode["action"].max() <= 1
     env = make_env("exorl/jaco-reach_top_left")
     env.reset(seed=0)
-    env.unwrapped._simulation.reward_of(episode["physics"][7])
-    assert np.float32(env.unwrapped._simulation.reward_of(episode["physics"][7])) == episode["reward"][7]
+    reward_of(env.unwrapped.simulation, episode["physics"][7])
+    assert np.float32(reward_of(env.unwrapped.simulation, episode["physics"][7])) == episode["reward"][7]
     (tmp_path / "b/jaco/random/buffer").mkdir(parents=True)
     again = collect_exorl("jaco", "random", 250, 3, tmp_path / "b", progress=False)
     again = collect_exorl("jaco", "random", 750, 3, tmp_path / "b", progress=False)

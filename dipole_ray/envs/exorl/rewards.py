@@ -1,27 +1,80 @@
-"""The rewards of one task for all episodes of a folder: computed in parallel, kept on the disk, never twice.
+"""The reward of any task of a domain for states that were recorded under another one, exactly as a step gives it.
 
-They are kept beside, not in, the episodes: one small file for some episodes, under a digest of the recorded states, the
-task, and the versions that could change a bit of them.
+Those of a folder's episodes are computed in parallel, and kept on the disk beside them: one small file for some
+episodes, under a digest of the recorded states, the task, and the versions that could change a bit of them.
 """
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from dipole_ray.data.sources.exorl import episode_steps, physics_digest, read_arrays
-from dipole_ray.envs.exorl.relabel import exorl_rewards
-from dipole_ray.envs.exorl.tasks import PREFIX, domain_of
-from dipole_ray.errors import DatasetError
+from dipole_ray.envs.exorl.tasks import PREFIX, domain_of, load, task_ids
+from dipole_ray.envs.gl import disable_rendering_by_default
+from dipole_ray.errors import ConfigError, DatasetError
 from dipole_ray.files.durable import replacing
 from dipole_ray.files.lock import FolderLock
 from dipole_ray.parallel import map_tasks
 
 RULES = 1  # version of this package's own part in the rewards
 BLOCK_STEPS = 20_000  # of one Ray task and one file: seconds of work
+LARGEST_STATE = 1e6  # magnitude in a state that is handed to MuJoCo; real ones stay below a few hundred
+
+
+@lru_cache(maxsize=2)
+def _simulation(env_id: str) -> Any:
+    """Return the task's simulation, built once in a process: jaco's takes half a second."""
+    disable_rendering_by_default()
+    simulation = load(env_id)
+    simulation.reset()  # jaco's target is put in its place here
+    return simulation
+
+
+def exorl_rewards(env_id: str, physics: np.ndarray) -> np.ndarray:
+    """Return the reward of reaching each state.
+
+    Args:
+        env_id: For example `exorl/walker-run`.
+        physics: (N, P) float64, as in `info["physics"]` or an episode's file.
+
+    Returns:
+        (N,) float64, bitwise what the environment's own steps into these states give; NaN where a state is not finite
+        or none that the simulation could be in.
+
+    Raises:
+        ConfigError: If `env_id` is no ExORL task.
+        DatasetError: If the states are not of this domain.
+    """
+    if env_id not in task_ids():
+        raise ConfigError(f"'{env_id}' is no ExORL task: only those ({PREFIX}walker-walk, ...) reward recorded states")
+    expected = domain_of(env_id).physics_dim
+    if physics.ndim != 2 or physics.shape[1] != expected or physics.dtype != np.float64:
+        raise DatasetError(
+            f"cannot label states for '{env_id}': array 'physics' is {physics.dtype} of shape {physics.shape}, "
+            f"expected float64 (rows, {expected}); the episodes are of another domain: name theirs with --env"
+        )
+    simulation = _simulation(env_id)
+    from dm_control.rl.control import PhysicsError
+
+    rewards = np.full(len(physics), np.nan)
+    for row in np.flatnonzero((np.abs(physics) < LARGEST_STATE).all(axis=1)):  # a comparison with NaN is false
+        with suppress(PhysicsError):
+            rewards[row] = reward_of(simulation, physics[row])
+    return rewards
+
+
+def reward_of(simulation: Any, state: np.ndarray) -> float:
+    """Return the reward of reaching a state (P,), in which the simulation stands afterwards."""
+    with simulation.physics.reset_context():
+        simulation.physics.set_state(state)
+    return float(simulation.task.get_reward(simulation.physics))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,8 +103,7 @@ def label_episodes(
         env_id: The task, for example `exorl/walker-run`.
         files: The episodes, in order; Ray's workers must find them under the same paths.
         cache: Folder that keeps what was computed.
-        num_workers: Ray tasks at a time; 1 works in this process. None: the whole cluster, or this process if the work
-            takes but a few seconds.
+        num_workers: Ray tasks at a time; 1 works in this process. None: as many as the work is worth.
         progress: Whether to show progress.
 
     Raises:
@@ -106,6 +158,7 @@ def _label_episode(env_id: str, file: Path) -> np.ndarray:
 
 
 def _plan(env_id: str, files: Sequence[Path], folder: Path) -> list[Block]:
+    # A block is full with the episode that reaches its number of steps.
     groups: list[list[Path]] = []
     steps = BLOCK_STEPS
     for file in files:

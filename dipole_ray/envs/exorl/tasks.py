@@ -65,33 +65,10 @@ def primary_task(domain: str) -> str:
     return f"{PREFIX}{domain}-{DOMAINS[domain].tasks[0]}"
 
 
-class Simulation:
-    """The dm_control environment of one task, without a time limit."""
-
-    def __init__(self, env_id: str) -> None:
-        """Load the task `env_id`; reset before anything else."""
-        domain, _, task = env_id.removeprefix(PREFIX).partition("-")
-        self._is_arm = domain == "jaco"
-        self.env = _jaco(task) if self._is_arm else _suite(domain, task)
-
-    @property
-    def physics(self) -> Any:
-        """The simulation itself."""
-        return self.env.physics
-
-    def seed(self, seed: int) -> None:
-        """Start the stream from which starts are drawn anew."""
-        stream = np.random.RandomState(np.random.MT19937(seed))
-        if self._is_arm:
-            self.env._random_state = stream
-        else:
-            self.env.task._random = stream
-
-    def reward_of(self, state: np.ndarray) -> float:
-        """Return the reward of reaching a state of the physics, exactly as a step that leads there gives it."""
-        with self.physics.reset_context():
-            self.physics.set_state(state)
-        return float(self.env.task.get_reward(self.physics))
+def load(env_id: str) -> Any:
+    """Load the dm_control environment of a task, without a time limit; reset it before anything else."""
+    domain, _, task = env_id.removeprefix(PREFIX).partition("-")
+    return _jaco(task) if domain == "jaco" else _suite(domain, task)
 
 
 def _suite(domain: str, task: str) -> Any:
