@@ -6,14 +6,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from dipole_ray.collect.episode import write_columns
 from dipole_ray.collect.registry import PENDULUM, recipe
 from dipole_ray.collect.request import check_numbers, read_record, request_in_words, versions, writing
 from dipole_ray.collect.shards import Shard, keep, plan, play, read
 from dipole_ray.columns import Schema
 from dipole_ray.data.dataset import MANIFEST, read_manifest, write_dataset
-from dipole_ray.data.schema import close_trajectory
+from dipole_ray.data.schema import concatenate
 from dipole_ray.errors import DatasetError
 from dipole_ray.files.durable import commit_file, write_json
 from dipole_ray.parallel import map_tasks
@@ -107,9 +106,7 @@ def _write_pair(shards: list[Shard], work: Path, targets: list[Path], record: di
     """Write OGBench's two files, then the side file that says they are complete."""
     for split, target in zip(("train", "val"), targets, strict=True):
         episodes = [part for shard in shards if shard.split == split for part in read(work / shard.file_name)]
-        columns: dict[str, Any] = {key: np.concatenate([part[key] for part in episodes]) for key in episodes[0]}
-        with (work / target.name).open("wb") as file:
-            np.savez_compressed(file, **columns)
+        write_columns(work / target.name, concatenate(episodes))
     side = targets[0].with_suffix(".json")
     side.unlink(missing_ok=True)  # while it is gone, the files count as another request's
     for target in targets:
@@ -122,11 +119,7 @@ def _write_folder(shards: list[Shard], work: Path, targets: list[Path], record: 
     """Write a dataset folder of this package; its manifest carries the record."""
     first = read(work / shards[0].file_name)[0]
     schema = Schema(first["observations"].shape[1], first["actions"].shape[1])
-    rows = (
-        close_trajectory(part["observations"], part["actions"], part["rewards"], part["masks"])
-        for shard in shards
-        for part in read(work / shard.file_name)
-    )
+    rows = (part for shard in shards for part in read(work / shard.file_name))
     write_dataset(targets[0], rows, schema, record, overwrite=True)
 
 

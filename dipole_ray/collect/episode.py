@@ -1,16 +1,20 @@
-"""What the collectors share: a seeded environment, and the columns of one episode.
+"""What the collectors share: a seeded environment, the episode loop in OGBench's scenes, and the files of columns.
 
 Shapes: `T` transitions of an episode, `O` observation, `A` action, `P` joint positions, `V` joint velocities.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 
 from dipole_ray.envs.make import standard_ogbench
 from dipole_ray.envs.registry import load_ogbench
-from dipole_ray.envs.standard import StandardEnv
+from dipole_ray.envs.standard import PrivateGlobalRandom, StandardEnv
+from dipole_ray.files.durable import replacing
 
 Columns = dict[str, np.ndarray]
 
@@ -30,43 +34,62 @@ class Collector(ABC):
         self._env.close()
 
 
-class Recorder:
-    """Gathers the T+1 rows of an OGBench episode: every state, its action, and the joints the tasks are judged by."""
+class OgbenchCollector(Collector):
+    """Plays episodes in one of OGBench's goal-conditioned environments; a subclass says how they begin and go on."""
 
-    def __init__(self, env: StandardEnv) -> None:
-        self._simulation: Any = env.unwrapped
-        self._has_buttons = hasattr(self._simulation, "_cur_button_states")
-        self._rows: dict[str, list[np.ndarray]] = {}
+    def __init__(self, env_id: str, **options: Any) -> None:
+        """Open `env_id`, for example `pointmaze-medium-v0`, with OGBench's own `options`."""
+        load_ogbench()
+        options |= {"disable_env_checker": True, "terminate_at_goal": False}
+        super().__init__(standard_ogbench(lambda: gymnasium.make(env_id, **options), env_id))
+        self._simulation: Any = self._env.unwrapped
 
-    def add(self, observation: np.ndarray, action: np.ndarray) -> None:
-        """Add the current state, before `action` is taken in it."""
-        data = self._simulation.data
+    def episode(self, seed: np.random.SeedSequence, num_transitions: int) -> Columns:
+        """Return T+1 rows in OGBench's types: each state, its action, and the joints by which tasks are judged.
+
+        `terminals` marks the last row, which yields no transition.
+        """
+        rng = np.random.default_rng(seed)
+        rows: dict[str, list[np.ndarray]] = {}
+        with PrivateGlobalRandom(seed).swapped_in():
+            observation, info = self._begin(rng, env_seed(seed))
+            for step in range(num_transitions + 1):
+                action = self._action(rng, observation, info)
+                for name, value in self._row(observation, action).items():
+                    rows.setdefault(name, []).append(value)
+                if step < num_transitions:
+                    observation, _, _, _, info = self._env.step(action)
+                    info = self._go_on(rng, observation, info)
+        types = {"button_states": np.int64}
+        columns = {name: np.asarray(values, types.get(name, np.float32)) for name, values in rows.items()}
+        # Also where time ran out: OGBench's word for the end of a trajectory.
+        return columns | {"terminals": np.arange(num_transitions + 1) == num_transitions}
+
+    def _row(self, observation: np.ndarray, action: np.ndarray) -> Columns:
+        """Return the current state, before `action` is taken in it."""
+        data, buttons = self._simulation.data, getattr(self._simulation, "_cur_button_states", None)
         row = {"observations": observation, "actions": action, "qpos": data.qpos.copy(), "qvel": data.qvel.copy()}
-        if self._has_buttons:
-            row["button_states"] = self._simulation._cur_button_states.copy()
-        for name, value in row.items():
-            self._rows.setdefault(name, []).append(value)
+        return row if buttons is None else row | {"button_states": buttons.copy()}
 
-    def columns(self) -> Columns:
-        """Return the episode in OGBench's types: `terminals` marks the last row, which yields no transition."""
-        columns = {
-            name: np.asarray(rows, np.int64 if name == "button_states" else np.float32)
-            for name, rows in self._rows.items()
-        }
-        columns["terminals"] = np.zeros(len(columns["observations"]), bool)
-        columns["terminals"][-1] = True  # also where time ran out: OGBench's word for the end of a trajectory
-        return columns
+    @abstractmethod
+    def _begin(self, rng: np.random.Generator, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
+        """Reset the environment with `seed` to the start of an episode; return its observation and info."""
 
+    @abstractmethod
+    def _action(self, rng: np.random.Generator, observation: np.ndarray, info: dict[str, Any]) -> np.ndarray:
+        """Return the action in the current state, float32 (A,) in [-1, 1]."""
 
-def open_ogbench(env_id: str, **kwargs: Any) -> StandardEnv:
-    """Build the goal-conditioned OGBench environment `env_id`, in which data is collected."""
-    load_ogbench()
-    import gymnasium
-
-    kwargs |= {"disable_env_checker": True, "terminate_at_goal": False}
-    return standard_ogbench(lambda: gymnasium.make(env_id, **kwargs), env_id)
+    @abstractmethod
+    def _go_on(self, rng: np.random.Generator, observation: np.ndarray, info: dict[str, Any]) -> dict[str, Any]:
+        """Set the next goal where a step has reached the last one; return the info that is valid from then on."""
 
 
 def env_seed(seed: np.random.SeedSequence) -> int:
     """Return the reset seed that belongs to `seed`."""
     return int(seed.generate_state(1)[0])
+
+
+def write_columns(path: Path, columns: Mapping[str, np.ndarray]) -> None:
+    """Write an npz archive, whole or not at all."""
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **columns)  # type: ignore[arg-type]  # numpy knows one more keyword, a bool

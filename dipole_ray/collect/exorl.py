@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from dipole_ray.collect.episode import Columns
-from dipole_ray.collect.exorl_episode import Recorder, episode_file, episode_seed, write_episode
+from dipole_ray.collect.episode import Columns, write_columns
+from dipole_ray.collect.exorl_episode import episode_file, episode_seed, play_episode
 from dipole_ray.collect.request import check_numbers, read_record, request_in_words, versions, writing
 from dipole_ray.envs.exorl.tasks import DOMAINS, Domain, primary_task
 from dipole_ray.envs.make import make_env
+from dipole_ray.envs.standard import StandardEnv
 from dipole_ray.errors import ConfigError, DatasetError
 from dipole_ray.files.durable import write_json
 from dipole_ray.parallel import map_tasks
@@ -75,10 +76,11 @@ def collect_exorl(
     with writing(folder, f"{domain} into {folder}", "episodes"):
         if overwrite and folder.exists():
             shutil.rmtree(folder)
-        made_with = _claim(folder, request, versions(*PACKAGES[algorithm]))
+        installed = versions(*PACKAGES[algorithm])
+        made_with = _claim(folder, request, installed)
         if all(map(Path.exists, wanted)):  # by a process that this one waited for
             return folder
-        _check_versions(folder, made_with)
+        _check_versions(folder, made_with, installed)
         if algorithm == "random":
             _collect_random(task, count, seed, folder, num_workers, progress)
         else:
@@ -120,14 +122,13 @@ def _claim(folder: Path, request: dict[str, Any], installed: dict[str, str]) -> 
     return made_with if isinstance(made_with, dict) else {}
 
 
-def _check_versions(folder: Path, made_with: dict[str, Any]) -> None:
+def _check_versions(folder: Path, made_with: dict[str, Any], installed: dict[str, str]) -> None:
     """Refuse to go on with episodes that another simulation, or another network library, began."""
-    told = [package for package in ("mujoco", "dm_control", "torch") if package in made_with]
-    for package, installed in versions(*told).items():
-        began = made_with[package]
-        if began != installed:
+    for package in ("mujoco", "dm_control", "torch"):
+        began = made_with.get(package)
+        if began is not None and began != installed[package]:
             raise DatasetError(
-                f"{folder}: its episodes were made with {package} {began}, installed is {installed}; "
+                f"{folder}: its episodes were made with {package} {began}, installed is {installed[package]}; "
                 f"both would be mixed: install {package}=={began}, choose another folder, or overwrite them"
             )
 
@@ -146,16 +147,13 @@ class Block:
 
 def play_uniform(block: Block) -> list[Columns]:
     """Play the episodes of `block`; each depends on the seed and its own number alone."""
-    domain, episodes = block.domain, []
-    with closing(make_env(primary_task(domain.name))) as env:
-        for index in block.episodes:
-            seed = episode_seed(block.seed, index)
-            recorder = Recorder(env, seed)
-            actions = np.random.default_rng(seed).uniform(-1.0, 1.0, (domain.episode_steps, domain.action_dim))
-            for action in actions.astype(np.float32):
-                recorder.step(action)
-            episodes.append(recorder.columns())
-    return episodes
+    with closing(make_env(primary_task(block.domain.name))) as env:
+        return [_play_uniform(env, block.domain, episode_seed(block.seed, index)) for index in block.episodes]
+
+
+def _play_uniform(env: StandardEnv, domain: Domain, seed: np.random.SeedSequence) -> Columns:
+    rng, size = np.random.default_rng(seed), domain.action_dim
+    return play_episode(env, seed, domain.episode_steps, lambda *_: rng.uniform(-1.0, 1.0, size).astype(np.float32))
 
 
 def _collect_random(
@@ -170,7 +168,7 @@ def _collect_random(
 
     def save(block: Block, episodes: list[Columns]) -> None:
         for path, columns in zip(files(block), episodes, strict=True):
-            write_episode(path, columns)
+            write_columns(path, columns)
 
     map_tasks(
         play_uniform,

@@ -1,6 +1,6 @@
 """A run of the explorer: episode after episode, each on the disk with the explorer's state before the next begins."""
 
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +10,14 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from dipole_ray.agents.state import restore_generator
-from dipole_ray.collect.episode import Columns
-from dipole_ray.collect.exorl_episode import Recorder, episode_file, episode_seed, write_episode
+from dipole_ray.collect.episode import Columns, write_columns
+from dipole_ray.collect.exorl_episode import episode_file, episode_seed, play_episode
 from dipole_ray.collect.rnd import Explorer, ExplorerConfig
+from dipole_ray.data.sources.exorl import read_arrays
+from dipole_ray.data.sources.npz import read_headers
 from dipole_ray.envs.exorl.tasks import Domain, primary_task
 from dipole_ray.envs.make import make_env
+from dipole_ray.envs.standard import StandardEnv
 from dipole_ray.errors import CheckpointError, DatasetError
 from dipole_ray.files.durable import replacing
 from dipole_ray.progress import Progress
@@ -62,40 +65,42 @@ def explore(
     explorer = Explorer(domain.observation_dim, domain.action_dim, seed, config or ExplorerConfig())
     experience = Experience(domain, count)
     _restore(explorer, experience, folder)
-    env = make_env(primary_task(domain.name))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the networks are small, and several seeds may run side by side
-    total, before = count * domain.episode_steps, experience.episodes * domain.episode_steps
+    steps = domain.episode_steps
+    total, before = count * steps, experience.episodes * steps
     bar = Progress(f"explore {domain.name}", total, "steps", completed=before) if progress else None
     try:
-        with bar or nullcontext():
+        with closing(make_env(primary_task(domain.name))) as env, bar or nullcontext():
             for index in range(experience.episodes, count):
-                columns = _episode(explorer, experience, Recorder(env, episode_seed(seed, index)), bar)
-                write_episode(episode_file(folder, index, domain.episode_steps), columns)
+                columns = _episode(explorer, experience, env, episode_seed(seed, index), bar)
+                write_columns(episode_file(folder, index, steps), columns)
                 experience.add(columns)
                 # Killed in between, the next run plays this episode again, with the same result.
                 _save(explorer, index + 1, folder)
     finally:
         torch.set_num_threads(threads)
-        env.close()
 
 
-def _episode(explorer: Explorer, experience: Experience, recorder: Recorder, bar: Progress | None) -> Columns:
+def _episode(
+    explorer: Explorer, experience: Experience, env: StandardEnv, seed: np.random.SeedSequence, bar: Progress | None
+) -> Columns:
     config, domain = explorer.config, experience.domain
     is_seeding = experience.episodes * domain.episode_steps < config.seed_steps
     errors: list[float] = []
-    for step in range(domain.episode_steps):
-        if is_seeding:
-            action = torch.rand(domain.action_dim, generator=explorer.generator) * 2.0 - 1.0
-        else:
-            action = explorer.act(torch.from_numpy(recorder.observation))
-            if step % config.update_every == 0:
-                batch = experience.sample(config.batch_size, config.n_step, explorer.generator)
-                errors.append(explorer.update(*batch))
-        recorder.step(action.numpy())
-        if bar is not None and (step + 1) % 50 == 0:  # drawing the bar at every step would take time
+
+    def act(step: int, observation: np.ndarray) -> np.ndarray:
+        if bar is not None and step % 50 == 49:  # drawing the bar at every step would take time
             bar.advance(50)
-    columns = recorder.columns()
+        if is_seeding:
+            return (torch.rand(domain.action_dim, generator=explorer.generator) * 2.0 - 1.0).numpy()
+        action = explorer.act(torch.from_numpy(observation))
+        if step % config.update_every == 0:
+            batch = experience.sample(config.batch_size, config.n_step, explorer.generator)
+            errors.append(explorer.update(*batch))
+        return action.numpy()
+
+    columns = play_episode(env, seed, domain.episode_steps, act)
     if bar is not None:
         novelty = float(np.mean(errors)) if errors else None
         bar.advance(domain.episode_steps % 50, episode_return=float(columns["reward"].sum()), novelty=novelty)
@@ -128,13 +133,10 @@ def _restore(explorer: Explorer, experience: Experience, folder: Path) -> None:
 
 
 def _read_back(path: Path, domain: Domain, again: str) -> Columns:
-    from dipole_ray.data.sources.npz import read_headers, stream_arrays
-
     headers = read_headers(path)
     dims = {"observation": domain.observation_dim, "action": domain.action_dim}
     for name, dim in dims.items():
         found, expected = headers[name].shape if name in headers else None, (domain.episode_steps + 1, dim)
         if found != expected:
             raise DatasetError(f"{path}: array '{name}' has shape {found}, expected {expected}; {again}")
-    chunks = list(stream_arrays(path, headers, list(dims)))
-    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in dims}
+    return read_arrays(path, list(dims))

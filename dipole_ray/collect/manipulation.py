@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dipole_ray.collect.episode import Collector, Columns, Recorder, env_seed, open_ogbench
-from dipole_ray.envs.standard import PrivateGlobalRandom
+from dipole_ray.collect.episode import Columns, OgbenchCollector
 from dipole_ray.errors import EnvironmentUnavailable
 
 PLAN_NOISE = {"noise": 0.1, "noise_smoothing": 0.5}
@@ -24,16 +23,15 @@ P_STACK = {"single": (0, 0), "double": (0, 0.25), "triple": (0.05, 0.35), "quadr
 MAX_ATTEMPTS = 50  # before giving up on a healthy episode; about one in a hundred scenes loses its cube
 
 
-class ManipulationCollector(Collector):
+class ManipulationCollector(OgbenchCollector):
     """Plays one sub-task after another with OGBench's oracles."""
 
     def __init__(self, env_id: str, kind: str) -> None:
         """Open `env_id`, for example `cube-single-v0`; `kind` is `play` or `noisy`."""
-        super().__init__(open_ogbench(env_id, mode="data_collection", visualize_info=False))
+        super().__init__(env_id, mode="data_collection", visualize_info=False)
         self._domain, self._variant, *_ = env_id.split("-")
         self._is_noisy = kind == "noisy"
-        self._random_action_fraction = (0.2 if self._domain == "puzzle" else 0.1) if self._is_noisy else 0.0
-        self._arm: Any = self._env.unwrapped
+        self._random_action_fraction = 0.2 if self._domain == "puzzle" else 0.1  # of noisy data
         self._oracles = _oracles(self._env, self._domain, self._is_noisy)
 
     def episode(self, seed: np.random.SeedSequence, num_transitions: int) -> Columns:
@@ -43,7 +41,7 @@ class ManipulationCollector(Collector):
             EnvironmentUnavailable: If the simulation loses the cube again and again.
         """
         for attempt in seed.spawn(MAX_ATTEMPTS):
-            columns = self._attempt(attempt, num_transitions)
+            columns = super().episode(attempt, num_transitions)
             if self._domain != "scene" or _cube_stays_visible(columns["qpos"]):
                 return columns
         raise EnvironmentUnavailable(
@@ -51,35 +49,29 @@ class ManipulationCollector(Collector):
             "version that dipole_ray asks for (>=3.1.6,<3.5)"
         )
 
-    def _attempt(self, seed: np.random.SeedSequence, num_transitions: int) -> Columns:
-        rng = np.random.default_rng(seed)
-        with PrivateGlobalRandom(seed).swapped_in():
-            observation, info = self._env.reset(seed=env_seed(seed))
-            p_stack = rng.uniform(*P_STACK[self._variant]) if self._domain == "cube" else 0.5
-            noise = rng.uniform(0.0, MAX_ACTION_NOISE) * ACTION_NOISE_SHAPE
-            oracle = self._oracles[info["privileged/target_task"]]
-            oracle.reset(observation, info)
-            recorder = Recorder(self._env)
-            for step in range(num_transitions + 1):
-                action = self._action(rng, oracle, observation, info, noise)
-                recorder.add(observation, action)
-                if step == num_transitions:
-                    break
-                observation, _, _, _, info = self._env.step(action)
-                if oracle.done:
-                    _, info = self._arm.set_new_target(p_stack=p_stack)
-                    oracle = self._oracles[info["privileged/target_task"]]
-                    oracle.reset(observation, info)
-        return recorder.columns()
+    def _begin(self, rng: np.random.Generator, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
+        observation, info = self._env.reset(seed=seed)
+        self._p_stack = rng.uniform(*P_STACK[self._variant]) if self._domain == "cube" else 0.5
+        self._noise = rng.uniform(0.0, MAX_ACTION_NOISE) * ACTION_NOISE_SHAPE
+        self._take_sub_task(observation, info)
+        return observation, info
 
-    def _action(
-        self, rng: np.random.Generator, oracle: Any, observation: np.ndarray, info: dict[str, Any], noise: np.ndarray
-    ) -> np.ndarray:
+    def _go_on(self, rng: np.random.Generator, observation: np.ndarray, info: dict[str, Any]) -> dict[str, Any]:
+        if self._oracle.done:
+            _, info = self._simulation.set_new_target(p_stack=self._p_stack)
+            self._take_sub_task(observation, info)
+        return info
+
+    def _take_sub_task(self, observation: np.ndarray, info: dict[str, Any]) -> None:
+        self._oracle = self._oracles[info["privileged/target_task"]]
+        self._oracle.reset(observation, info)
+
+    def _action(self, rng: np.random.Generator, observation: np.ndarray, info: dict[str, Any]) -> np.ndarray:
         if self._is_noisy and rng.random() < self._random_action_fraction:
             return rng.uniform(-1.0, 1.0, 5).astype(np.float32)
-        action: np.ndarray = np.asarray(oracle.select_action(observation, info))
+        action: np.ndarray = np.asarray(self._oracle.select_action(observation, info))
         if self._is_noisy:
-            action = action + rng.normal(0.0, noise)
+            action = action + rng.normal(0.0, self._noise)
         clipped: np.ndarray = np.clip(action, -1.0, 1.0)
         return clipped.astype(np.float32)
 

@@ -3,6 +3,7 @@
 import numpy as np
 
 from dipole_ray.collect.episode import Collector, Columns, env_seed
+from dipole_ray.data.schema import close_trajectory
 from dipole_ray.envs.make import make_env
 
 # Torque in N m per unit of missing energy (per unit of inertia): above 0.1 it is nearly always the largest.
@@ -35,7 +36,7 @@ class PendulumCollector(Collector):
         super().__init__(make_env("Pendulum-v1"))
 
     def episode(self, seed: np.random.SeedSequence, num_transitions: int) -> Columns:
-        """Return one episode: observations (T+1, 3), actions (T, 1), rewards and masks (T,)."""
+        """Return one episode, T+1 rows as a dataset holds them."""
         rng = np.random.default_rng(seed)
         overruled_fraction = rng.uniform(*OVERRULED_FRACTION)
         observations = np.empty((num_transitions + 1, 3), np.float32)
@@ -50,5 +51,4 @@ class PendulumCollector(Collector):
             actions[step] = np.clip(action + rng.normal(0.0, ACTION_NOISE), -1.0, 1.0)
             observations[step + 1], rewards[step], _, _, _ = self._env.step(actions[step])
         # Pendulum never terminates: every step may be bootstrapped.
-        masks = np.ones(num_transitions, np.float32)
-        return {"observations": observations, "actions": actions, "rewards": rewards, "masks": masks}
+        return close_trajectory(observations, actions, rewards, np.ones(num_transitions, np.float32))

@@ -4,15 +4,14 @@ from typing import Any
 
 import numpy as np
 
-from dipole_ray.collect.episode import Collector, Columns, Recorder, env_seed, open_ogbench
-from dipole_ray.envs.standard import PrivateGlobalRandom
+from dipole_ray.collect.episode import OgbenchCollector
 
 ACTION_NOISE = 0.5  # standard deviation of the Gaussian noise on each action, as in OGBench's own point maze data
 
 Cell = tuple[int, int]
 
 
-class PointmazeCollector(Collector):
+class PointmazeCollector(OgbenchCollector):
     """Walks towards the maze oracle's next cell and takes a new goal whenever one is reached.
 
     Starts are drawn from all free cells and goals from those that are not mere corridor, as in OGBench's own data.
@@ -20,50 +19,40 @@ class PointmazeCollector(Collector):
     """
 
     def __init__(self, env_id: str) -> None:
-        """Open the maze `env_id`, for example `pointmaze-medium-v0`."""
-        super().__init__(open_ogbench(env_id))
-        maze: Any = self._env.unwrapped
-        self._maze, walls = maze, maze.maze_map
+        super().__init__(env_id)
+        walls = self._simulation.maze_map
         self._cells: list[Cell] = [(int(i), int(j)) for i, j in np.argwhere(walls == 0)]
         self._vertices = [cell for cell in self._cells if not _is_corridor(walls, cell)]
         self._next_cell: dict[tuple[Cell, Cell], np.ndarray] = {}
 
-    def episode(self, seed: np.random.SeedSequence, num_transitions: int) -> Columns:
-        """Return one episode of `num_transitions`, T+1 rows."""
-        rng = np.random.default_rng(seed)
-        with PrivateGlobalRandom(seed).swapped_in():
-            task = {"init_ij": self._draw(rng, self._cells), "goal_ij": self._draw(rng, self._vertices)}
-            observation, _ = self._env.reset(seed=env_seed(seed), options={"task_info": task})
-            recorder = Recorder(self._env)
-            for step in range(num_transitions + 1):
-                action = self._action(rng)
-                recorder.add(observation, action)
-                if step == num_transitions:
-                    break
-                observation, _, _, _, info = self._env.step(action)
-                if info["success"]:
-                    # As the maze itself does at a reset, which would also move the agent.
-                    goal_xy = self._maze.ij_to_xy(self._draw(rng, self._vertices))
-                    self._maze.set_goal(goal_xy=self._maze.add_noise(goal_xy))
-        return recorder.columns()
+    def _begin(self, rng: np.random.Generator, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
+        task = {"init_ij": _draw(rng, self._cells), "goal_ij": _draw(rng, self._vertices)}
+        return self._env.reset(seed=seed, options={"task_info": task})
 
-    def _action(self, rng: np.random.Generator) -> np.ndarray:
-        position = self._maze.get_xy()
-        offset = self._subgoal(position, self._maze.cur_goal_xy) - position
+    def _action(self, rng: np.random.Generator, observation: np.ndarray, info: dict[str, Any]) -> np.ndarray:
+        position = self._simulation.get_xy()
+        offset = self._subgoal(position, self._simulation.cur_goal_xy) - position
         direction = offset / (np.linalg.norm(offset) + 1e-6)
         action: np.ndarray = np.clip(direction + rng.normal(0.0, ACTION_NOISE, 2), -1.0, 1.0)
         return action.astype(np.float32)
 
+    def _go_on(self, rng: np.random.Generator, observation: np.ndarray, info: dict[str, Any]) -> dict[str, Any]:
+        if info["success"]:
+            # As the maze itself does at a reset, which would also move the agent.
+            goal_xy = self._simulation.ij_to_xy(_draw(rng, self._vertices))
+            self._simulation.set_goal(goal_xy=self._simulation.add_noise(goal_xy))
+        return info
+
     def _subgoal(self, position: np.ndarray, goal: np.ndarray) -> np.ndarray:
         """Return the centre of the next cell on the way; the oracle's search is done once per pair of cells."""
-        key = (self._maze.xy_to_ij(position), self._maze.xy_to_ij(goal))
+        key = (self._simulation.xy_to_ij(position), self._simulation.xy_to_ij(goal))
         if key not in self._next_cell:
-            self._next_cell[key] = self._maze.get_oracle_subgoal(position, goal)[0]
+            self._next_cell[key] = self._simulation.get_oracle_subgoal(position, goal)[0]
         return self._next_cell[key]
 
-    @staticmethod
-    def _draw(rng: np.random.Generator, cells: list[Cell]) -> Cell:
-        return cells[int(rng.integers(len(cells)))]
+
+def _draw(rng: np.random.Generator, cells: list[Cell]) -> Cell:
+    return cells[int(rng.integers(len(cells)))]
 
 
 def _is_corridor(walls: np.ndarray, cell: Cell) -> bool:

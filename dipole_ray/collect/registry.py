@@ -1,7 +1,6 @@
 """Which datasets can be collected here, and by what."""
 
 import difflib
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -26,9 +25,37 @@ class Recipe:
     validation_share: int = 10  # one transition in this many more goes into the validation file; 0 for none
 
 
-def collector_names() -> list[str]:
-    """Return the name of every dataset that `collect` can make."""
-    return list(_recipes())
+_SCENES = (
+    *(f"cube-{number}" for number in ("single", "double", "triple", "quadruple", "octuple")),
+    "scene",
+    *(f"puzzle-{board}" for board in ("3x3", "4x4", "4x5", "4x6")),
+)
+# How each dataset that there is a collector for is made, by its name.
+RECIPES = {
+    f"pointmaze-{size}-navigate-v0": Recipe(
+        collector="pointmaze-navigate-1",
+        open=partial(PointmazeCollector, f"pointmaze-{size}-v0"),
+        episode_steps=2000 if size == "giant" else 1000,
+        transitions_per_s=8000.0,
+    )
+    for size in ("medium", "large", "giant", "teleport")
+}
+RECIPES |= {
+    f"{scene}-{kind}-v0": Recipe(
+        collector=f"manipulation-{kind}-1",
+        open=partial(ManipulationCollector, f"{scene}-v0", kind),
+        transitions_per_s=500.0,
+    )
+    for scene in _SCENES
+    for kind in ("play", "noisy")
+}
+RECIPES[PENDULUM] = Recipe(
+    collector="pendulum-mixed-1",
+    open=PendulumCollector,
+    episode_steps=200,
+    transitions_per_s=30_000.0,
+    validation_share=0,
+)
 
 
 def recipe(name: str) -> Recipe:
@@ -37,9 +64,8 @@ def recipe(name: str) -> Recipe:
     Raises:
         ConfigError: If there is none; says whether it has to be downloaded, or names the nearest valid ones.
     """
-    recipes = _recipes()
-    if name in recipes:
-        return recipes[name]
+    if name in RECIPES:
+        return RECIPES[name]
     if name.startswith(("antmaze", "humanoidmaze", "antsoccer")):
         raise ConfigError(
             f"cannot collect '{name}': its walkers need trained experts; download OGBench's own files instead: "
@@ -58,32 +84,5 @@ def recipe(name: str) -> Recipe:
             f"cannot collect '{name}': data is collected without a task, and labelled for one when it is read; "
             f"collect '{dataset}'"
         )
-    near = difflib.get_close_matches(name, list(recipes), n=3, cutoff=0.4) or sorted(recipes)
+    near = difflib.get_close_matches(name, list(RECIPES), n=3, cutoff=0.4) or sorted(RECIPES)
     raise ConfigError(f"no collector for '{name}'; there are collectors for " + ", ".join(f"'{n}'" for n in near))
-
-
-def _recipes() -> dict[str, Recipe]:
-    recipes = {}
-    for size in ("medium", "large", "giant", "teleport"):
-        recipes[f"pointmaze-{size}-navigate-v0"] = Recipe(
-            collector="pointmaze-navigate-1",
-            open=partial(PointmazeCollector, f"pointmaze-{size}-v0"),
-            episode_steps=2000 if size == "giant" else 1000,
-            transitions_per_s=8000.0,
-        )
-    cubes = ("single", "double", "triple", "quadruple", "octuple")
-    boards = ("3x3", "4x4", "4x5", "4x6")
-    scenes = (*(f"cube-{n}" for n in cubes), "scene", *(f"puzzle-{n}" for n in boards))
-    for scene, kind in itertools.product(scenes, ("play", "noisy")):
-        collector = partial(ManipulationCollector, f"{scene}-v0", kind)
-        recipes[f"{scene}-{kind}-v0"] = Recipe(
-            collector=f"manipulation-{kind}-1", open=collector, transitions_per_s=500.0
-        )
-    recipes[PENDULUM] = Recipe(
-        collector="pendulum-mixed-1",
-        open=PendulumCollector,
-        episode_steps=200,
-        transitions_per_s=30_000.0,
-        validation_share=0,
-    )
-    return recipes

@@ -7,13 +7,11 @@ same for any number of workers and after any interruption.
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from dipole_ray.collect.episode import Columns
+from dipole_ray.collect.episode import Columns, write_columns
 from dipole_ray.collect.registry import recipe
-from dipole_ray.files.durable import replacing
 
 SHARD_TRANSITIONS = 10_000  # of a full shard: seconds to half a minute of work
 _SPLITS = ("train", "val")
@@ -68,11 +66,8 @@ def play(shard: Shard) -> list[Columns]:
 
 def keep(shard: Shard, episodes: list[Columns], folder: Path) -> None:
     """Write the episodes of `shard` to its file in `folder`, whole or not at all."""
-    arrays: dict[str, Any] = {}
-    for number, columns in enumerate(episodes):
-        arrays |= {f"{number}/{name}": column for name, column in columns.items()}
-    with replacing(folder / shard.file_name) as temporary, temporary.open("wb") as file:
-        np.savez(file, **arrays)
+    arrays = {f"{i}/{name}": column for i, columns in enumerate(episodes) for name, column in columns.items()}
+    write_columns(folder / shard.file_name, arrays)
 
 
 def read(path: Path) -> list[Columns]:

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import ray
 
-from dipole_ray.collect import collect, collector_names, dataset, shards
+from dipole_ray.collect import collect, dataset, shards
 from dipole_ray.collect.episode import Columns
 from dipole_ray.collect.manipulation import ManipulationCollector
+from dipole_ray.collect.registry import RECIPES
 from dipole_ray.data.dataset import open_dataset
 from dipole_ray.errors import ConfigError, DatasetError
 
@@ -185,5 +186,6 @@ def test_impossible_requests_leave_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_each_scripted_family_has_collectors() -> None:
-    names = set(collector_names())
-    assert {"pointmaze-giant-navigate-v0", "cube-triple-noisy-v0", "scene-play-v0", "puzzle-4x4-noisy-v0"} <= names
+    assert {"pointmaze-giant-navigate-v0", "cube-triple-noisy-v0", "scene-play-v0", "puzzle-4x4-noisy-v0"} <= set(
+        RECIPES
+    )

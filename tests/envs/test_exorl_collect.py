@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from dipole_ray.envs.exorl import rewards
 from dipole_ray.envs.exorl.rewards import label_episodes, reward_of, rewards_of
 from dipole_ray.envs.exorl.tasks import DOMAINS
 from dipole_ray.envs.make import make_env
+from dipole_ray.envs.standard import StandardEnv
 from dipole_ray.errors import ConfigError, DatasetError
 from dipole_ray.parallel import ray_session
 
@@ -92,15 +94,15 @@ def test_a_continued_exploration_equals_the_uninterrupted_one(tmp_path: Path, mo
     explore(tmp_path / "whole", 4)
     parts = tmp_path / "parts"
     explore(parts, 2)
-    step, steps = exploration.Recorder.step, iter(range(100))
+    step, steps = StandardEnv.step, iter(range(100))
 
-    def interrupted(recorder: exploration.Recorder, action: np.ndarray) -> np.ndarray:
+    def interrupted(env: StandardEnv, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         if next(steps, None) is None:
             raise KeyboardInterrupt
-        return step(recorder, action)
+        return step(env, action)
 
     with monkeypatch.context() as patch:
-        patch.setattr(exploration.Recorder, "step", interrupted)
+        patch.setattr(StandardEnv, "step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             explore(parts, 4)
     assert len(list((parts / "buffer").iterdir())) == 2
