@@ -3,12 +3,13 @@
 import hashlib
 import json
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from dipole_ray.collect.episode import write_columns
 from dipole_ray.collect.registry import PENDULUM, recipe
-from dipole_ray.collect.request import check_numbers, read_record, request_in_words, versions, writing
+from dipole_ray.collect.request import check_numbers, read_record, request_in_words, writing
 from dipole_ray.collect.shards import Shard, keep, plan, play, read
 from dipole_ray.columns import Schema
 from dipole_ray.data.dataset import MANIFEST, read_manifest, write_dataset
@@ -76,7 +77,9 @@ def collect(
         shards = plan(name, transitions, seed)
         _play_all(shards, work, num_workers, progress)
         write = _write_folder if name == PENDULUM else _write_pair
-        write(shards, work, targets, {"request": request, "versions": versions(*PACKAGES)})
+        write(
+            shards, work, targets, {"request": request, "versions": {package: version(package) for package in PACKAGES}}
+        )
         shutil.rmtree(work)
     return targets
 

@@ -1,10 +1,10 @@
-"""What the collectors share: a seeded environment, the episode loop in OGBench's scenes, and the files of columns.
+"""What the collectors share: the episode loops in OGBench's and in ExORL's environments, and the files of columns.
 
 Shapes: `T` transitions of an episode, `O` observation, `A` action, `P` joint positions, `V` joint velocities.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,36 @@ class OgbenchCollector(Collector):
     @abstractmethod
     def _go_on(self, rng: np.random.Generator, observation: np.ndarray, info: dict[str, Any]) -> dict[str, Any]:
         """Set the next goal where a step has reached the last one; return the info that is valid from then on."""
+
+
+def play_exorl(
+    env: StandardEnv, seed: np.random.SeedSequence, steps: int, act: Callable[[int, np.ndarray], np.ndarray]
+) -> Columns:
+    """Play an episode of one of ExORL's tasks; return its T+1 rows in ExORL's types.
+
+    `act` returns the action (A,) in [-1, 1] of a step's number and observation (O,).
+    """
+    observation, info = env.reset(seed=env_seed(seed))
+    assert env.action_space.shape is not None
+    # Row 0 is the start, which no action led to.
+    rows = [(observation, np.zeros(env.action_space.shape, np.float32), 0.0, info["physics"])]
+    for step in range(steps):
+        action = act(step, observation)
+        observation, reward, _, _, info = env.step(action)
+        rows.append((observation, action, reward, info["physics"]))
+    observations, actions, rewards, physics = zip(*rows, strict=True)
+    return {
+        "observation": np.asarray(observations, np.float32),
+        "action": np.asarray(actions, np.float32),
+        "reward": np.asarray(rewards, np.float32)[:, None],
+        "discount": np.ones((len(rewards), 1), np.float32),
+        "physics": np.asarray(physics, np.float64),
+    }
+
+
+def exorl_file(folder: Path, index: int, steps: int) -> Path:
+    """Return the place of an episode among ExORL's."""
+    return folder / "buffer" / f"episode_{index:06d}_{steps}.npz"
 
 
 def env_seed(seed: np.random.SeedSequence) -> int:

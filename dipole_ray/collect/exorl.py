@@ -9,14 +9,14 @@ import difflib
 import shutil
 from contextlib import closing
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dipole_ray.collect.episode import Columns, write_columns
-from dipole_ray.collect.exorl_episode import episode_file, episode_seed, play_episode
-from dipole_ray.collect.request import check_numbers, read_record, request_in_words, versions, writing
+from dipole_ray.collect.episode import Columns, exorl_file, play_exorl, write_columns
+from dipole_ray.collect.request import check_numbers, read_record, request_in_words, writing
 from dipole_ray.envs.exorl.tasks import DOMAINS, Domain, primary_task
 from dipole_ray.envs.make import make_env
 from dipole_ray.envs.standard import StandardEnv
@@ -70,13 +70,13 @@ def collect_exorl(
     folder = Path(out) / domain / algorithm
     request = {"domain": domain, "collector": ALGORITHMS[algorithm], "seed": seed}
     count = -(-steps // task.episode_steps)
-    wanted = [episode_file(folder, index, task.episode_steps) for index in range(count)]
+    wanted = [exorl_file(folder, index, task.episode_steps) for index in range(count)]
     if not overwrite and read_record(folder / RECORD).get("request") == request and all(map(Path.exists, wanted)):
         return folder
     with writing(folder, f"{domain} into {folder}", "episodes"):
         if overwrite and folder.exists():
             shutil.rmtree(folder)
-        installed = versions(*PACKAGES[algorithm])
+        installed = {package: version(package) for package in PACKAGES[algorithm]}
         made_with = _claim(folder, request, installed)
         if all(map(Path.exists, wanted)):  # by a process that this one waited for
             return folder
@@ -148,12 +148,13 @@ class Block:
 def play_uniform(block: Block) -> list[Columns]:
     """Play the episodes of `block`; each depends on the seed and its own number alone."""
     with closing(make_env(primary_task(block.domain.name))) as env:
-        return [_play_uniform(env, block.domain, episode_seed(block.seed, index)) for index in block.episodes]
+        return [_play_uniform(env, block.domain, block.seed, index) for index in block.episodes]
 
 
-def _play_uniform(env: StandardEnv, domain: Domain, seed: np.random.SeedSequence) -> Columns:
-    rng, size = np.random.default_rng(seed), domain.action_dim
-    return play_episode(env, seed, domain.episode_steps, lambda *_: rng.uniform(-1.0, 1.0, size).astype(np.float32))
+def _play_uniform(env: StandardEnv, domain: Domain, seed: int, index: int) -> Columns:
+    start = np.random.SeedSequence(seed, spawn_key=(index,))
+    rng = np.random.default_rng(start)
+    return play_exorl(env, start, domain.episode_steps, lambda *_: rng.uniform(-1.0, 1.0, domain.action_dim))
 
 
 def _collect_random(
@@ -164,11 +165,7 @@ def _collect_random(
     numbers = [range(first, min(first + size, count)) for first in range(0, count, size)]
 
     def files(block: Block) -> list[Path]:
-        return [episode_file(folder, index, steps) for index in block.episodes]
-
-    def save(block: Block, episodes: list[Columns]) -> None:
-        for path, columns in zip(files(block), episodes, strict=True):
-            write_columns(path, columns)
+        return [exorl_file(folder, index, steps) for index in block.episodes]
 
     map_tasks(
         play_uniform,
@@ -179,7 +176,7 @@ def _collect_random(
         local=num_workers == 1,
         size=lambda block: len(block.episodes) * steps,
         rate=domain.steps_per_s,
-        saved=lambda block: all(path.exists() for path in files(block)) or None,
-        save=save,
+        saved=lambda block: all(map(Path.exists, files(block))) or None,
+        save=lambda block, episodes: list(map(write_columns, files(block), episodes)),
         progress=progress,
     )

@@ -10,8 +10,7 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from dipole_ray.agents.state import restore_generator
-from dipole_ray.collect.episode import Columns, write_columns
-from dipole_ray.collect.exorl_episode import episode_file, episode_seed, play_episode
+from dipole_ray.collect.episode import Columns, exorl_file, play_exorl, write_columns
 from dipole_ray.collect.rnd import Explorer, ExplorerConfig
 from dipole_ray.data.sources.exorl import read_arrays
 from dipole_ray.data.sources.npz import read_headers
@@ -73,8 +72,9 @@ def explore(
     try:
         with closing(make_env(primary_task(domain.name))) as env, bar or nullcontext():
             for index in range(experience.episodes, count):
-                columns = _episode(explorer, experience, env, episode_seed(seed, index), bar)
-                write_columns(episode_file(folder, index, steps), columns)
+                start = np.random.SeedSequence(seed, spawn_key=(index,))
+                columns = _episode(explorer, experience, env, start, bar)
+                write_columns(exorl_file(folder, index, steps), columns)
                 experience.add(columns)
                 # Killed in between, the next run plays this episode again, with the same result.
                 _save(explorer, index + 1, folder)
@@ -100,7 +100,7 @@ def _episode(
             errors.append(explorer.update(*batch))
         return action.numpy()
 
-    columns = play_episode(env, seed, domain.episode_steps, act)
+    columns = play_exorl(env, seed, domain.episode_steps, act)
     if bar is not None:
         novelty = float(np.mean(errors)) if errors else None
         bar.advance(domain.episode_steps % 50, episode_return=float(columns["reward"].sum()), novelty=novelty)
@@ -129,7 +129,7 @@ def _restore(explorer: Explorer, experience: Experience, folder: Path) -> None:
         raise DatasetError(f"{path}: cannot be continued from ({error}); {again}") from error
     steps = experience.domain.episode_steps
     for index in range(min(episodes, experience.capacity)):
-        experience.add(_read_back(episode_file(folder, index, steps), experience.domain, again))
+        experience.add(_read_back(exorl_file(folder, index, steps), experience.domain, again))
 
 
 def _read_back(path: Path, domain: Domain, again: str) -> Columns:

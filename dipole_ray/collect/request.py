@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +51,3 @@ def request_in_words(record: dict[str, Any]) -> str:
     if not isinstance(request, dict):
         return "there is no record of them"
     return ", ".join(f"{key} {value}" for key, value in request.items() if key != "name")
-
-
-def versions(*packages: str) -> dict[str, str]:
-    """Return the installed version of each package."""
-    return {package: version(package) for package in packages}

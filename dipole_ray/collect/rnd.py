@@ -72,19 +72,6 @@ def _trunk(inputs: int, hidden_dim: int) -> list[nn.Module]:
     return [nn.Linear(inputs, hidden_dim), nn.LayerNorm(hidden_dim), nn.Tanh()]
 
 
-def _mlp(inputs: int, config: ExplorerConfig) -> nn.Sequential:
-    width = config.hidden_dim
-    hidden = [nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()]
-    return nn.Sequential(*hidden, nn.Linear(width, config.embedding_dim))
-
-
-def _actor(observation_dim: int, action_dim: int, width: int) -> nn.Sequential:
-    """Return a network from observation (B, O) to action (B, A) in [-1, 1]."""
-    head = [nn.Linear(width, width), nn.ReLU(), nn.Linear(width, action_dim), nn.Tanh()]
-    layers = nn.Sequential(*_trunk(observation_dim, width), *head)
-    return nn.Sequential(OrderedDict(layers=layers))  # `layers` is part of its tensors' names in a saved explorer
-
-
 class Critics(nn.Module):
     """Observation (B, O) and action (B, A) to two values (B, 2), which share their first layer."""
 
@@ -110,7 +97,14 @@ class Novelty(nn.Module):
         super().__init__()
         self.seen = RunningMoments(observation_dim)
         self.errors = RunningMoments(1)
-        self.predictor, self.target = (_mlp(observation_dim, config) for _ in range(2))
+        width = config.hidden_dim
+        self.predictor, self.target = (
+            nn.Sequential(
+                *(nn.Linear(observation_dim, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()),
+                nn.Linear(width, config.embedding_dim),
+            )
+            for _ in range(2)
+        )
         self.target.requires_grad_(False)
 
     def forward(self, observations: Tensor) -> Tensor:
@@ -120,32 +114,37 @@ class Novelty(nn.Module):
         return error
 
 
-class Explorer:
+class Explorer(nn.Module):
     """The networks, their optimisers and the stream of random numbers: everything that a continued run needs."""
 
     def __init__(self, observation_dim: int, action_dim: int, seed: int, config: ExplorerConfig) -> None:
         """Start an explorer that depends on its arguments alone."""
+        super().__init__()
         self.config = config
         self.generator = torch.Generator().manual_seed(seed)
-        self._action_dim = action_dim
-        self._actor = _actor(observation_dim, action_dim, config.hidden_dim)
-        self._critics = Critics(observation_dim, action_dim, config.hidden_dim)
-        self._novelty = Novelty(observation_dim, config)
-        for network in (self._actor, self._critics, self._novelty):
-            _orthogonal(network, self.generator)
-        self._target = copy.deepcopy(self._critics).requires_grad_(False)
-        trained = {"actor": self._actor, "critics": self._critics, "predictor": self._novelty.predictor}
-        self._parameters = {name: dict(network.named_parameters()) for name, network in trained.items()}
+        self._action_dim, width = action_dim, config.hidden_dim
+        # From observation (B, O) to action (B, A) in [-1, 1].
+        head = (nn.Linear(width, width), nn.ReLU(), nn.Linear(width, action_dim), nn.Tanh())
+        layers = nn.Sequential(*_trunk(observation_dim, width), *head)
+        self.actor = nn.Sequential(OrderedDict(layers=layers))  # `layers` is in the names of a saved explorer
+        self.critics = Critics(observation_dim, action_dim, width)
+        self.novelty = Novelty(observation_dim, config)
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 2:
+                nn.init.orthogonal_(parameter.data, generator=self.generator)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter.data)
+        self.target = copy.deepcopy(self.critics).requires_grad_(False)
+        self._trained = {"actor": self.actor, "critics": self.critics, "predictor": self.novelty.predictor}
         self._optimizers = {
-            name: make_adam(list(parameters.values()), config.learning_rate)
-            for name, parameters in self._parameters.items()
+            name: make_adam(list(network.parameters()), config.learning_rate) for name, network in self._trained.items()
         }
 
     @torch.no_grad()
     def act(self, observation: Tensor) -> Tensor:
         """Return a noisy action (A,) for an observation (O,)."""
         noise = torch.randn(self._action_dim, generator=self.generator) * self.config.noise
-        action: Tensor = (self._actor(observation[None])[0] + noise).clamp(-1.0, 1.0)
+        action: Tensor = (self.actor(observation[None])[0] + noise).clamp(-1.0, 1.0)
         return action
 
     def update(self, observations: Tensor, actions: Tensor, later: Tensor) -> float:
@@ -162,20 +161,20 @@ class Explorer:
         bonus, error = self._learn_to_predict(later)
         config = self.config
         with torch.no_grad():
-            values = self._target(later, self._noisy(self._actor(later))).amin(dim=1)
+            values = self.target(later, self._noisy(self.actor(later))).amin(dim=1)
             target = bonus + config.discount**config.n_step * values
-        loss = (self._critics(observations, actions) - target[:, None]).square().mean(dim=0).sum()
+        loss = (self.critics(observations, actions) - target[:, None]).square().mean(dim=0).sum()
         self._step("critics", loss)
-        chosen = self._noisy(self._actor(observations))
-        self._step("actor", -self._critics(observations, chosen).amin(dim=1).mean())
+        chosen = self._noisy(self.actor(observations))
+        self._step("actor", -self.critics(observations, chosen).amin(dim=1).mean())
         with torch.no_grad():
-            copies, learned = (list[Tensor](critics.parameters()) for critics in (self._target, self._critics))
+            copies, learned = (list[Tensor](critics.parameters()) for critics in (self.target, self.critics))
             torch._foreach_lerp_(copies, learned, weight=config.target_rate)
         return error
 
     def _learn_to_predict(self, observations: Tensor) -> tuple[Tensor, float]:
         """Return the bonus (B,) of each observation, in standard deviations of all errors, and the mean error."""
-        novelty = self._novelty
+        novelty = self.novelty
         novelty.seen.add(observations)
         errors = novelty(observations)
         self._step("predictor", errors.mean())
@@ -189,17 +188,17 @@ class Explorer:
 
     def _step(self, name: str, loss: Tensor) -> None:
         """Descend `loss` in the parameters of one network only."""
-        parameters = list(self._parameters[name].values())  # the actor's loss reaches the critics too
+        parameters = list(self._trained[name].parameters())  # the actor's loss reaches the critics too
         for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
             parameter.grad = gradient
         self._optimizers[name].step()
 
     def tensors(self) -> dict[str, Tensor]:
         """Return every live tensor by name."""
-        networks = {"actor": self._actor, "critics": self._critics, "target": self._target, "novelty": self._novelty}
-        found = {f"{name}.{key}": value for name, net in networks.items() for key, value in net.state_dict().items()}
+        found = dict(self.state_dict())
         for name, optimizer in self._optimizers.items():
-            found |= {f"adam.{name}.{key}": t for key, t in adam_tensors(optimizer, self._parameters[name]).items()}
+            moments = adam_tensors(optimizer, dict(self._trained[name].named_parameters()))
+            found |= {f"adam.{name}.{key}": tensor for key, tensor in moments.items()}
         return found
 
     def load(self, tensors: dict[str, Tensor]) -> None:
@@ -211,12 +210,3 @@ class Explorer:
         own = self.tensors()
         check_matches(own, tensors, "explorer")
         copy_into(own, tensors)
-
-
-def _orthogonal(network: nn.Module, generator: torch.Generator) -> None:
-    """Draw every matrix from `generator`; biases start at zero."""
-    for name, parameter in network.named_parameters():
-        if parameter.dim() == 2:
-            nn.init.orthogonal_(parameter.data, generator=generator)
-        elif name.endswith("bias"):
-            nn.init.zeros_(parameter.data)

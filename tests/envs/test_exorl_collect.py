@@ -134,7 +134,7 @@ def test_the_bonus_falls_where_states_were_seen_and_stays_where_not() -> None:
     for _ in range(300):
         last = explorer.update(seen, torch.zeros(256, 2), seen)
     with torch.no_grad():
-        elsewhere = float(explorer._novelty(unseen).mean())
+        elsewhere = float(explorer.novelty(unseen).mean())
     assert last < 0.1 * first and elsewhere > 5 * last
 
 
