@@ -1,16 +1,24 @@
-"""Collecting a dataset: shards in parallel, then the files, all of them or none."""
+"""Collecting a dataset: shards of whole episodes in parallel, then the files, all of them or none.
+
+A shard is fixed by the request alone, and an episode by the request's seed and its own number, so the rows are the
+same for any number of workers and after any interruption.
+"""
 
 import hashlib
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from dipole_ray.collect.episode import write_columns
+import numpy as np
+
+from dipole_ray.collect.episode import Columns, write_columns
 from dipole_ray.collect.registry import PENDULUM, recipe
 from dipole_ray.collect.request import check_numbers, read_record, request_in_words, writing
-from dipole_ray.collect.shards import Shard, keep, plan, play, read
 from dipole_ray.columns import Schema
 from dipole_ray.data.dataset import MANIFEST, read_manifest, write_dataset
 from dipole_ray.data.schema import concatenate
@@ -18,7 +26,56 @@ from dipole_ray.errors import DatasetError
 from dipole_ray.files.durable import commit_file, write_json
 from dipole_ray.parallel import map_tasks
 
+SHARD_TRANSITIONS = 10_000  # of a full shard: seconds to half a minute of work
+_SPLITS = ("train", "val")
 PACKAGES = ("ogbench", "mujoco", "gymnasium", "numpy")  # whose versions are written down
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shard:
+    """Some consecutive episodes of one split."""
+
+    name: str  # of the dataset
+    split: str  # `train` or `val`
+    first_episode: int  # its number within the split
+    lengths: tuple[int, ...]  # transitions of each episode
+    seed: int  # of the request
+
+    def __str__(self) -> str:
+        last = self.first_episode + len(self.lengths) - 1
+        return f"{self.name} {self.split} episodes {self.first_episode}-{last}"
+
+    @property
+    def file_name(self) -> str:
+        """Name of the file that keeps it."""
+        return f"{self.split}-{self.first_episode:06d}.npz"
+
+
+def plan(name: str, transitions: int, seed: int) -> list[Shard]:
+    """Return the shards of a request in order, the validation split last; its last episode may be shorter."""
+    how = recipe(name)
+    totals = {"train": transitions}
+    if how.validation_share:
+        totals["val"] = max(1, transitions // how.validation_share)
+    block = max(1, SHARD_TRANSITIONS // how.episode_steps)
+    shards = []
+    for split, total in totals.items():
+        full, rest = divmod(total, how.episode_steps)
+        lengths = (how.episode_steps,) * full + (rest,) * (rest > 0)
+        for first in range(0, len(lengths), block):
+            some = lengths[first : first + block]
+            shards.append(Shard(name=name, split=split, first_episode=first, lengths=some, seed=seed))
+    return shards
+
+
+def play(shard: Shard) -> list[Columns]:
+    """Play the episodes of `shard` in an environment of its own."""
+    episodes = []
+    with closing(recipe(shard.name).open()) as collector:
+        for number, length in enumerate(shard.lengths, shard.first_episode):
+            seed = np.random.SeedSequence(shard.seed, spawn_key=(_SPLITS.index(shard.split), number))
+            episodes.append(collector.episode(seed, length))
+    return episodes
 
 
 def collect(
@@ -39,11 +96,10 @@ def collect(
         name: An OGBench dataset such as `pointmaze-medium-navigate-v0`, written as OGBench's pair `{name}.npz` and
             `{name}-val.npz` (a tenth more) with `{name}.json` beside it; or `Pendulum-v1`, written as a dataset
             folder of this package.
-        transitions: Transitions of the training file, >= 1.
-        seed: Seed, >= 0.
-        out: Folder to write into; made if needed.
-        num_workers: Ray tasks at a time; 1 collects in this process. None: the whole cluster, or this process if
-            the work takes but a few seconds.
+        transitions: At least 1, in the training file.
+        seed: At least 0.
+        out: Folder to write into.
+        num_workers: Ray tasks at a time; 1 collects in this process. None: what the work is worth.
         progress: Whether to show progress.
         overwrite: Whether to replace files of that name that were made by another request.
 
@@ -76,10 +132,9 @@ def collect(
         work.mkdir(parents=True, exist_ok=True)
         shards = plan(name, transitions, seed)
         _play_all(shards, work, num_workers, progress)
+        record = {"request": request, "versions": {package: version(package) for package in PACKAGES}}
         write = _write_folder if name == PENDULUM else _write_pair
-        write(
-            shards, work, targets, {"request": request, "versions": {package: version(package) for package in PACKAGES}}
-        )
+        write(shards, work, targets, record)
         shutil.rmtree(work)
     return targets
 
@@ -100,16 +155,32 @@ def _play_all(shards: list[Shard], work: Path, num_workers: int | None, progress
         size=lambda shard: sum(shard.lengths),
         rate=recipe(shards[0].name).transitions_per_s,
         saved=lambda shard: (work / shard.file_name).exists() or None,
-        save=lambda shard, episodes: keep(shard, episodes, work),
+        save=lambda shard, episodes: _keep(shard, episodes, work),
         progress=progress,
     )
 
 
+def _keep(shard: Shard, episodes: list[Columns], work: Path) -> None:
+    arrays = {f"{i}/{name}": column for i, columns in enumerate(episodes) for name, column in columns.items()}
+    write_columns(work / shard.file_name, arrays)
+
+
+def _episodes(shards: list[Shard], work: Path, split: str) -> Iterator[Columns]:
+    """Yield the kept episodes of one split, in order."""
+    for shard in shards:
+        if shard.split == split:
+            episodes: dict[str, Columns] = {}
+            with np.load(work / shard.file_name, allow_pickle=False) as file:
+                for key in file.files:
+                    number, _, name = key.partition("/")
+                    episodes.setdefault(number, {})[name] = file[key]
+            yield from episodes.values()
+
+
 def _write_pair(shards: list[Shard], work: Path, targets: list[Path], record: dict[str, Any]) -> None:
     """Write OGBench's two files, then the side file that says they are complete."""
-    for split, target in zip(("train", "val"), targets, strict=True):
-        episodes = [part for shard in shards if shard.split == split for part in read(work / shard.file_name)]
-        write_columns(work / target.name, concatenate(episodes))
+    for split, target in zip(_SPLITS, targets, strict=True):
+        write_columns(work / target.name, concatenate(list(_episodes(shards, work, split))))
     side = targets[0].with_suffix(".json")
     side.unlink(missing_ok=True)  # while it is gone, the files count as another request's
     for target in targets:
@@ -120,10 +191,9 @@ def _write_pair(shards: list[Shard], work: Path, targets: list[Path], record: di
 
 def _write_folder(shards: list[Shard], work: Path, targets: list[Path], record: dict[str, Any]) -> None:
     """Write a dataset folder of this package; its manifest carries the record."""
-    first = read(work / shards[0].file_name)[0]
+    first = next(_episodes(shards, work, "train"))
     schema = Schema(first["observations"].shape[1], first["actions"].shape[1])
-    rows = (part for shard in shards for part in read(work / shard.file_name))
-    write_dataset(targets[0], rows, schema, record, overwrite=True)
+    write_dataset(targets[0], _episodes(shards, work, "train"), schema, record, overwrite=True)
 
 
 def _is_fulfilled(request: dict[str, Any], out: Path, targets: list[Path]) -> bool:
@@ -136,7 +206,6 @@ def _is_fulfilled(request: dict[str, Any], out: Path, targets: list[Path]) -> bo
 
 
 def _record(out: Path, name: str) -> dict[str, Any]:
-    """Return what is written down about the dataset `name` in `out`."""
     if (out / name / MANIFEST).is_file():
         return read_manifest(out / name).source
     return read_record(out / f"{name}.json")

@@ -13,7 +13,7 @@ import numpy as np
 
 from dipole_ray.envs.make import standard_ogbench
 from dipole_ray.envs.registry import load_ogbench
-from dipole_ray.envs.standard import PrivateGlobalRandom, StandardEnv
+from dipole_ray.envs.standard import Info, PrivateGlobalRandom, StandardEnv
 from dipole_ray.files.durable import replacing
 
 Columns = dict[str, np.ndarray]
@@ -72,15 +72,15 @@ class OgbenchCollector(Collector):
         return row if buttons is None else row | {"button_states": buttons.copy()}
 
     @abstractmethod
-    def _begin(self, rng: np.random.Generator, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
+    def _begin(self, rng: np.random.Generator, seed: int) -> tuple[np.ndarray, Info]:
         """Reset the environment with `seed` to the start of an episode; return its observation and info."""
 
     @abstractmethod
-    def _action(self, rng: np.random.Generator, observation: np.ndarray, info: dict[str, Any]) -> np.ndarray:
+    def _action(self, rng: np.random.Generator, observation: np.ndarray, info: Info) -> np.ndarray:
         """Return the action in the current state, float32 (A,) in [-1, 1]."""
 
     @abstractmethod
-    def _go_on(self, rng: np.random.Generator, observation: np.ndarray, info: dict[str, Any]) -> dict[str, Any]:
+    def _go_on(self, rng: np.random.Generator, observation: np.ndarray, info: Info) -> Info:
         """Set the next goal where a step has reached the last one; return the info that is valid from then on."""
 
 

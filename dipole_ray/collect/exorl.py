@@ -50,16 +50,12 @@ def collect_exorl(
     Args:
         domain: `walker`, `quadruped`, `cheetah` or `jaco`.
         algorithm: `random`, uniform noise, in parallel through Ray; or `rnd`, an explorer, in this process.
-        steps: Steps, >= 1; rounded up to whole episodes.
-        seed: Seed, >= 0.
-        out: Folder above `{domain}/{algorithm}`; made if needed.
-        num_workers: `random` only: Ray tasks at a time; 1 collects in this process. None: the whole cluster, or this
-            process if the work takes but a few seconds.
+        steps: At least 1; rounded up to whole episodes.
+        seed: At least 0.
+        out: Folder above `{domain}/{algorithm}`, which is returned.
+        num_workers: `random` only: Ray tasks at a time; 1 collects in this process. None: what the work is worth.
         progress: Whether to show progress.
         overwrite: Whether to start from the beginning, replacing whatever episodes are there.
-
-    Returns:
-        The folder `{out}/{domain}/{algorithm}`.
 
     Raises:
         ConfigError: If domain or algorithm is unknown, or a number is out of range.
@@ -82,7 +78,7 @@ def collect_exorl(
             return folder
         _check_versions(folder, made_with, installed)
         if algorithm == "random":
-            _collect_random(task, count, seed, folder, num_workers, progress)
+            _collect_random(task, seed, wanted, num_workers, progress)
         else:
             from dipole_ray.collect.exploration import explore  # loads torch
 
@@ -114,10 +110,8 @@ def _claim(folder: Path, request: dict[str, Any], installed: dict[str, str]) -> 
         write_json(folder / RECORD, {"request": request, "versions": installed})
     record = read_record(folder / RECORD)
     if record.get("request") != request:
-        raise DatasetError(
-            f"{folder} already holds other episodes ({request_in_words(record)}); choose another folder, or overwrite "
-            "them"
-        )
+        found = f"{folder} already holds other episodes ({request_in_words(record)})"
+        raise DatasetError(f"{found}; choose another folder, or overwrite them")
     made_with = record.get("versions")
     return made_with if isinstance(made_with, dict) else {}
 
@@ -125,12 +119,10 @@ def _claim(folder: Path, request: dict[str, Any], installed: dict[str, str]) -> 
 def _check_versions(folder: Path, made_with: dict[str, Any], installed: dict[str, str]) -> None:
     """Refuse to go on with episodes that another simulation, or another network library, began."""
     for package in ("mujoco", "dm_control", "torch"):
-        began = made_with.get(package)
-        if began is not None and began != installed[package]:
-            raise DatasetError(
-                f"{folder}: its episodes were made with {package} {began}, installed is {installed[package]}; "
-                f"both would be mixed: install {package}=={began}, choose another folder, or overwrite them"
-            )
+        began, here = made_with.get(package), installed.get(package)
+        if began is not None and began != here:
+            found = f"{folder}: its episodes were made with {package} {began}, installed is {here}; both would be mixed"
+            raise DatasetError(f"{found}: install {package}=={began}, choose another folder, or overwrite them")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -157,15 +149,16 @@ def _play_uniform(env: StandardEnv, domain: Domain, seed: int, index: int) -> Co
     return play_exorl(env, start, domain.episode_steps, lambda *_: rng.uniform(-1.0, 1.0, domain.action_dim))
 
 
-def _collect_random(
-    domain: Domain, count: int, seed: int, folder: Path, num_workers: int | None, progress: bool
-) -> None:
-    steps = domain.episode_steps
-    size = max(1, BLOCK_STEPS // steps)
-    numbers = [range(first, min(first + size, count)) for first in range(0, count, size)]
+def _collect_random(domain: Domain, seed: int, wanted: list[Path], num_workers: int | None, progress: bool) -> None:
+    size = max(1, BLOCK_STEPS // domain.episode_steps)
+    numbers = [range(len(wanted))[first : first + size] for first in range(0, len(wanted), size)]
 
     def files(block: Block) -> list[Path]:
-        return [exorl_file(folder, index, steps) for index in block.episodes]
+        return [wanted[index] for index in block.episodes]
+
+    def save(block: Block, episodes: list[Columns]) -> None:
+        for path, columns in zip(files(block), episodes, strict=True):
+            write_columns(path, columns)
 
     map_tasks(
         play_uniform,
@@ -174,9 +167,9 @@ def _collect_random(
         max_in_flight=num_workers,
         unit="steps",
         local=num_workers == 1,
-        size=lambda block: len(block.episodes) * steps,
+        size=lambda block: len(block.episodes) * domain.episode_steps,
         rate=domain.steps_per_s,
         saved=lambda block: all(map(Path.exists, files(block))) or None,
-        save=lambda block, episodes: list(map(write_columns, files(block), episodes)),
+        save=save,
         progress=progress,
     )

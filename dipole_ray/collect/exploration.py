@@ -67,8 +67,7 @@ def explore(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the networks are small, and several seeds may run side by side
     steps = domain.episode_steps
-    total, before = count * steps, experience.episodes * steps
-    bar = Progress(f"explore {domain.name}", total, "steps", completed=before) if progress else None
+    bar = Progress(f"explore {domain.name}", count * steps, completed=experience.episodes * steps) if progress else None
     try:
         with closing(make_env(primary_task(domain.name))) as env, bar or nullcontext():
             for index in range(experience.episodes, count):
@@ -127,16 +126,13 @@ def _restore(explorer: Explorer, experience: Experience, folder: Path) -> None:
         restore_generator(explorer.generator, generator)
     except (SafetensorError, KeyError, ValueError, CheckpointError) as error:
         raise DatasetError(f"{path}: cannot be continued from ({error}); {again}") from error
-    steps = experience.domain.episode_steps
-    for index in range(min(episodes, experience.capacity)):
-        experience.add(_read_back(exorl_file(folder, index, steps), experience.domain, again))
-
-
-def _read_back(path: Path, domain: Domain, again: str) -> Columns:
-    headers = read_headers(path)
+    domain = experience.domain
     dims = {"observation": domain.observation_dim, "action": domain.action_dim}
-    for name, dim in dims.items():
-        found, expected = headers[name].shape if name in headers else None, (domain.episode_steps + 1, dim)
-        if found != expected:
-            raise DatasetError(f"{path}: array '{name}' has shape {found}, expected {expected}; {again}")
-    return read_arrays(path, list(dims))
+    for index in range(min(episodes, experience.capacity)):
+        path = exorl_file(folder, index, domain.episode_steps)
+        headers = read_headers(path)
+        for name, dim in dims.items():
+            found, expected = headers[name].shape if name in headers else None, (domain.episode_steps + 1, dim)
+            if found != expected:
+                raise DatasetError(f"{path}: array '{name}' has shape {found}, expected {expected}; {again}")
+        experience.add(read_arrays(path, list(dims)))

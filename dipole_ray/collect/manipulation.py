@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dipole_ray.collect.episode import Columns, OgbenchCollector
+from dipole_ray.envs.standard import Info
 from dipole_ray.errors import EnvironmentUnavailable
 
 PLAN_NOISE = {"noise": 0.1, "noise_smoothing": 0.5}
@@ -49,24 +50,24 @@ class ManipulationCollector(OgbenchCollector):
             "version that dipole_ray asks for (>=3.1.6,<3.5)"
         )
 
-    def _begin(self, rng: np.random.Generator, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
+    def _begin(self, rng: np.random.Generator, seed: int) -> tuple[np.ndarray, Info]:
         observation, info = self._env.reset(seed=seed)
         self._p_stack = rng.uniform(*P_STACK[self._variant]) if self._domain == "cube" else 0.5
         self._noise = rng.uniform(0.0, MAX_ACTION_NOISE) * ACTION_NOISE_SHAPE
         self._take_sub_task(observation, info)
         return observation, info
 
-    def _go_on(self, rng: np.random.Generator, observation: np.ndarray, info: dict[str, Any]) -> dict[str, Any]:
+    def _go_on(self, rng: np.random.Generator, observation: np.ndarray, info: Info) -> Info:
         if self._oracle.done:
             _, info = self._simulation.set_new_target(p_stack=self._p_stack)
             self._take_sub_task(observation, info)
         return info
 
-    def _take_sub_task(self, observation: np.ndarray, info: dict[str, Any]) -> None:
+    def _take_sub_task(self, observation: np.ndarray, info: Info) -> None:
         self._oracle = self._oracles[info["privileged/target_task"]]
         self._oracle.reset(observation, info)
 
-    def _action(self, rng: np.random.Generator, observation: np.ndarray, info: dict[str, Any]) -> np.ndarray:
+    def _action(self, rng: np.random.Generator, observation: np.ndarray, info: Info) -> np.ndarray:
         if self._is_noisy and rng.random() < self._random_action_fraction:
             return rng.uniform(-1.0, 1.0, 5).astype(np.float32)
         action: np.ndarray = np.asarray(self._oracle.select_action(observation, info))
@@ -78,31 +79,22 @@ class ManipulationCollector(OgbenchCollector):
 
 def _oracles(env: Any, domain: str, is_noisy: bool) -> dict[str, Any]:
     """Return the oracle of each sub-task of `domain`."""
-    classes: dict[str, Any]
-    if is_noisy:
-        from ogbench.manipspace.oracles.markov import button_markov, cube_markov, drawer_markov, window_markov
-
-        settings: dict[str, Any] = {"min_norm": MIN_NORM}
-        classes = {
-            "cube": cube_markov.CubeMarkovOracle,
-            "button": button_markov.ButtonMarkovOracle,
-            "drawer": drawer_markov.DrawerMarkovOracle,
-            "window": window_markov.WindowMarkovOracle,
-        }
-    else:
-        from ogbench.manipspace.oracles.plan import button_plan, cube_plan, drawer_plan, window_plan
-
-        settings = dict(PLAN_NOISE)
-        classes = {
-            "cube": cube_plan.CubePlanOracle,
-            "button": button_plan.ButtonPlanOracle,
-            "drawer": drawer_plan.DrawerPlanOracle,
-            "window": window_plan.WindowPlanOracle,
-        }
+    settings: dict[str, Any] = {"min_norm": MIN_NORM} if is_noisy else dict(PLAN_NOISE)
     if domain == "puzzle":
         settings["gripper_always_closed"] = True  # nothing to grasp: the fingers stay closed to press with
-    tasks = {"cube": ["cube"], "puzzle": ["button"]}.get(domain, list(classes))
-    return {task: classes[task](env=env, **settings) for task in tasks}
+    if is_noisy:
+        from ogbench.manipspace.oracles.markov.button_markov import ButtonMarkovOracle as Button
+        from ogbench.manipspace.oracles.markov.cube_markov import CubeMarkovOracle as Cube
+        from ogbench.manipspace.oracles.markov.drawer_markov import DrawerMarkovOracle as Drawer
+        from ogbench.manipspace.oracles.markov.window_markov import WindowMarkovOracle as Window
+    else:
+        from ogbench.manipspace.oracles.plan.button_plan import ButtonPlanOracle as Button
+        from ogbench.manipspace.oracles.plan.cube_plan import CubePlanOracle as Cube
+        from ogbench.manipspace.oracles.plan.drawer_plan import DrawerPlanOracle as Drawer
+        from ogbench.manipspace.oracles.plan.window_plan import WindowPlanOracle as Window
+    oracles = {"cube": Cube, "button": Button, "drawer": Drawer, "window": Window}
+    tasks = {"cube": ["cube"], "puzzle": ["button"]}.get(domain, list(oracles))
+    return {task: oracles[task](env=env, **settings) for task in tasks}
 
 
 def _cube_stays_visible(qpos: np.ndarray) -> bool:

@@ -1,10 +1,9 @@
 """The `navigate` data of OGBench's point mazes: one goal after another, with a noisy hand on the wheel."""
 
-from typing import Any
-
 import numpy as np
 
 from dipole_ray.collect.episode import OgbenchCollector
+from dipole_ray.envs.standard import Info
 
 ACTION_NOISE = 0.5  # standard deviation of the Gaussian noise on each action, as in OGBench's own point maze data
 
@@ -25,18 +24,18 @@ class PointmazeCollector(OgbenchCollector):
         self._vertices = [cell for cell in self._cells if not _is_corridor(walls, cell)]
         self._next_cell: dict[tuple[Cell, Cell], np.ndarray] = {}
 
-    def _begin(self, rng: np.random.Generator, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
+    def _begin(self, rng: np.random.Generator, seed: int) -> tuple[np.ndarray, Info]:
         task = {"init_ij": _draw(rng, self._cells), "goal_ij": _draw(rng, self._vertices)}
         return self._env.reset(seed=seed, options={"task_info": task})
 
-    def _action(self, rng: np.random.Generator, observation: np.ndarray, info: dict[str, Any]) -> np.ndarray:
+    def _action(self, rng: np.random.Generator, observation: np.ndarray, info: Info) -> np.ndarray:
         position = self._simulation.get_xy()
         offset = self._subgoal(position, self._simulation.cur_goal_xy) - position
         direction = offset / (np.linalg.norm(offset) + 1e-6)
         action: np.ndarray = np.clip(direction + rng.normal(0.0, ACTION_NOISE, 2), -1.0, 1.0)
         return action.astype(np.float32)
 
-    def _go_on(self, rng: np.random.Generator, observation: np.ndarray, info: dict[str, Any]) -> dict[str, Any]:
+    def _go_on(self, rng: np.random.Generator, observation: np.ndarray, info: Info) -> Info:
         if info["success"]:
             # As the maze itself does at a reset, which would also move the agent.
             goal_xy = self._simulation.ij_to_xy(_draw(rng, self._vertices))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from dipole_ray.collect.episode import Collector
-from dipole_ray.collect.manipulation import ManipulationCollector
+from dipole_ray.collect.manipulation import P_STACK, ManipulationCollector
 from dipole_ray.collect.pendulum import PendulumCollector
 from dipole_ray.collect.pointmaze import PointmazeCollector
 from dipole_ray.errors import ConfigError
@@ -25,11 +25,7 @@ class Recipe:
     validation_share: int = 10  # one transition in this many more goes into the validation file; 0 for none
 
 
-_SCENES = (
-    *(f"cube-{number}" for number in ("single", "double", "triple", "quadruple", "octuple")),
-    "scene",
-    *(f"puzzle-{board}" for board in ("3x3", "4x4", "4x5", "4x6")),
-)
+_SCENES = (*(f"cube-{size}" for size in P_STACK), "scene", *(f"puzzle-{n}" for n in ("3x3", "4x4", "4x5", "4x6")))
 # How each dataset that there is a collector for is made, by its name.
 RECIPES = {
     f"pointmaze-{size}-navigate-v0": Recipe(
@@ -67,10 +63,8 @@ def recipe(name: str) -> Recipe:
     if name in RECIPES:
         return RECIPES[name]
     if name.startswith(("antmaze", "humanoidmaze", "antsoccer")):
-        raise ConfigError(
-            f"cannot collect '{name}': its walkers need trained experts; download OGBench's own files instead: "
-            f"dipole data download ogbench {name}"
-        )
+        remedy = f"download OGBench's own files instead: dipole data download ogbench {name}"
+        raise ConfigError(f"cannot collect '{name}': its walkers need trained experts; {remedy}")
     if name.startswith("exorl"):
         raise ConfigError(
             f"cannot collect '{name}' like this: its data is made once for all tasks of a domain; use 'dipole data "
@@ -80,9 +74,7 @@ def recipe(name: str) -> Recipe:
         raise ConfigError(f"cannot collect '{name}': it holds images, and this agent takes state vectors")
     if "singletask" in name:
         dataset = "-".join(word for word in name.split("-") if not word.startswith(("singletask", "task")))
-        raise ConfigError(
-            f"cannot collect '{name}': data is collected without a task, and labelled for one when it is read; "
-            f"collect '{dataset}'"
-        )
+        why = "data is collected without a task, and labelled for one when it is read"
+        raise ConfigError(f"cannot collect '{name}': {why}; collect '{dataset}'")
     near = difflib.get_close_matches(name, list(RECIPES), n=3, cutoff=0.4) or sorted(RECIPES)
     raise ConfigError(f"no collector for '{name}'; there are collectors for " + ", ".join(f"'{n}'" for n in near))

@@ -21,19 +21,14 @@ def check_numbers(what: str, **numbers: int | None) -> None:
 
 @contextmanager
 def writing(path: Path, what: str, parts: str) -> Iterator[None]:
-    """Hold the lock of `path` for the block, waiting for another process that has it.
-
-    Raises:
-        DatasetError: If the disk fails; says that the finished `parts` of `what` are kept.
-    """
+    """Hold the lock of `path` for the block, waiting for another process; say on a failing disk what is kept."""
     try:
         with FolderLock(path.parent, math.inf, f".{path.name}{LOCK}"):
             yield
     except OSError as error:
-        raise DatasetError(
-            f"cannot collect {what}: {error.strerror or error}; free space there or choose a folder that can be "
-            f"written. Finished {parts} are kept, and the same call goes on from them"
-        ) from error
+        remedy = "free space there or choose a folder that can be written"
+        kept = f"Finished {parts} are kept, and the same call goes on from them"
+        raise DatasetError(f"cannot collect {what}: {error.strerror or error}; {remedy}. {kept}") from error
 
 
 def read_record(path: Path) -> dict[str, Any]:

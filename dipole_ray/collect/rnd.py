@@ -47,15 +47,10 @@ class ExplorerConfig:
 class RunningMoments(nn.Module):
     """Mean and variance of everything seen so far, a vector (D,)."""
 
-    mean: Tensor
-    variance: Tensor
-    count: Tensor
-
     def __init__(self, size: int) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(size))
-        self.register_buffer("variance", torch.ones(size))
-        self.register_buffer("count", torch.tensor(1e-4))
+        self.mean, self.variance = nn.Buffer(torch.zeros(size)), nn.Buffer(torch.ones(size))
+        self.count = nn.Buffer(torch.tensor(1e-4))
 
     def add(self, values: Tensor) -> None:
         """Take `values` (B, D) into account."""
@@ -98,14 +93,9 @@ class Novelty(nn.Module):
         self.seen = RunningMoments(observation_dim)
         self.errors = RunningMoments(1)
         width = config.hidden_dim
-        self.predictor, self.target = (
-            nn.Sequential(
-                *(nn.Linear(observation_dim, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()),
-                nn.Linear(width, config.embedding_dim),
-            )
-            for _ in range(2)
-        )
-        self.target.requires_grad_(False)
+        hidden = (nn.Linear(observation_dim, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
+        self.predictor = nn.Sequential(*hidden, nn.Linear(width, config.embedding_dim))
+        self.target = copy.deepcopy(self.predictor).requires_grad_(False)  # drawn anew like all others
 
     def forward(self, observations: Tensor) -> Tensor:
         """Return the mean squared error (B,) of each prediction."""
@@ -148,15 +138,10 @@ class Explorer(nn.Module):
         return action
 
     def update(self, observations: Tensor, actions: Tensor, later: Tensor) -> float:
-        """Take one step of all optimisers.
+        """Take one step of all optimisers, and return the mean error of the predictions at `later`.
 
-        Args:
-            observations: (B, O).
-            actions: (B, A), taken there.
-            later: (B, O), where that and the actions after it led in `n_step` steps.
-
-        Returns:
-            The mean error of the predictions at `later`.
+        The actions (B, A) were taken at the observations (B, O); those and the actions after them led to `later`
+        (B, O) in `n_step` steps.
         """
         bonus, error = self._learn_to_predict(later)
         config = self.config

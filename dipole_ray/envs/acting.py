@@ -20,7 +20,6 @@ logger = logging.getLogger(__name__)
 
 Act = Callable[[np.ndarray], np.ndarray]
 """From observations (B, O) to actions (B, A), or to chunks (B, H, A) of actions to be taken one after another."""
-Floats = type[np.float32] | type[np.float64]
 
 MAX_BROKEN = 100
 """Steps and resets in a row with NaN or infinity after which an environment counts as broken for good."""
@@ -68,7 +67,6 @@ class Faults:
     """Counts steps and resets in a row that gave NaN or infinity: warns of the first, gives up at the hundredth."""
 
     def __init__(self, env_id: str, worker: int) -> None:
-        """Count for the environments of one rollout worker."""
         self._env_id, self._worker = env_id, worker
         self._in_a_row, self._has_warned = 0, False
 
@@ -81,17 +79,12 @@ class Faults:
         self._in_a_row = self._in_a_row + count if count else 0
         if count and not self._has_warned:
             self._has_warned = True
-            logger.warning(
-                "worker %d: environment '%s' gave NaN or infinity; such a step is left out (counted as "
-                "rollout/dropped_env_steps) and a new episode begins",
-                self._worker,
-                self._env_id,
-            )
+            consequence = "such a step is left out (counted as rollout/dropped_env_steps) and a new episode begins"
+            found = f"worker {self._worker}: environment '{self._env_id}' gave NaN or infinity"
+            logger.warning("%s; %s", found, consequence)
         if self._in_a_row >= MAX_BROKEN:
-            raise EnvironmentFault(
-                f"environment '{self._env_id}': {self._in_a_row} steps or resets in a row gave NaN or "
-                "infinity; repair it, or try it by hand with dipole_ray.envs.make.make_env"
-            )
+            found = f"environment '{self._env_id}': {self._in_a_row} steps or resets in a row gave NaN or infinity"
+            raise EnvironmentFault(f"{found}; repair it, or try it by hand with dipole_ray.envs.make.make_env")
 
 
 class ActingLoop:
@@ -104,7 +97,7 @@ class ActingLoop:
         next_episode: Callable[[int], Episode | None],
         *,
         faults: Faults | None = None,
-        precision: Floats = np.float64,
+        precision: type[np.float32] | type[np.float64] = np.float64,
     ) -> None:
         """Act in `envs`, none of which has an episode until `start`.
 

@@ -8,6 +8,7 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
 from dipole_ray.envs.exorl import tasks as exorl
+from dipole_ray.envs.standard import Info
 
 PREFIX = "dm_control/"
 
@@ -52,9 +53,7 @@ class ControlEnv(gymnasium.Env):
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float32)
         self.render_mode = "rgb_array"
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[np.ndarray, Info]:
         """Start an episode; `seed` starts the task's random stream anew."""
         super().reset(seed=seed, options=options)
         if seed is not None:
@@ -66,7 +65,7 @@ class ControlEnv(gymnasium.Env):
         self._steps = 0
         return self._observed(self.simulation.reset())
 
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, Info]:
         """Advance one control step with `action` in the task's own bounds."""
         step = self.simulation.step(action)
         self._steps += 1
@@ -74,7 +73,7 @@ class ControlEnv(gymnasium.Env):
         terminated = bool(step.last())  # by the task: dm_control itself knows no limit here
         return observation, float(step.reward), terminated, not terminated and self._steps >= self._limit, info
 
-    def _observed(self, step: Any) -> tuple[np.ndarray, dict[str, Any]]:
+    def _observed(self, step: Any) -> tuple[np.ndarray, Info]:
         """Return the observation in a `dm_env.TimeStep`, and the info beside it."""
         observation = np.concatenate([np.ravel(array) for array in step.observation.values()]).astype(np.float32)
         return observation, {"physics": self.simulation.physics.state()} if self._is_exorl else {}

@@ -41,10 +41,8 @@ class EnvConfig:
         if self.success_timing not in (None, "pre", "post"):
             raise ConfigError(f"env.success_timing is '{self.success_timing}'; use 'pre', 'post', or leave it out")
         if self.success_timing is not None and "singletask" not in self.id.split("-"):
-            raise ConfigError(
-                f"env.success_timing={self.success_timing} has no effect on '{self.id}': only OGBench's single tasks "
-                "know it; leave it out"
-            )
+            found = f"env.success_timing={self.success_timing} has no effect on '{self.id}'"
+            raise ConfigError(f"{found}: only OGBench's single tasks know it; leave it out")
         if self.max_episode_steps is not None and self.max_episode_steps < 1:
             raise ConfigError(f"env.max_episode_steps is {self.max_episode_steps}; it must be at least 1")
 
@@ -71,15 +69,9 @@ class EnvDims:
 
 
 def make_env(config: EnvConfig | str, render: bool = False) -> StandardEnv:
-    """Build an environment.
+    """Build an environment, given its config or just its id, in the shape that `StandardEnv` promises.
 
-    Args:
-        config: The environment, or just its id.
-        render: Whether `env.render()` shall return pictures, uint8 (height, width, 3).
-
-    Returns:
-        Observations float32 (O,), actions float32 (A,) in [-1, 1], float `info["success"]` where the task
-        defines success, and trajectories that depend on seed and actions alone (see `StandardEnv`).
+    With `render`, `env.render()` returns pictures, uint8 (height, width, 3).
 
     Raises:
         ConfigError: If the id is unknown, or the environment's spaces are not flat boxes.
@@ -158,13 +150,12 @@ def _make_gymnasium(config: EnvConfig, render: bool) -> gymnasium.Env:
     try:
         return gymnasium.make(config.id, **_given(max_episode_steps=config.max_episode_steps, render_mode=render_mode))
     except (gymnasium.error.Error, ImportError, AttributeError) as error:
-        message = f"environment '{config.id}' is registered, but cannot be built here: {error}"
-        raise EnvironmentUnavailable(message) from error
+        found = f"environment '{config.id}' is registered, but cannot be built here"
+        raise EnvironmentUnavailable(f"{found}: {error}") from error
 
 
 def _problem(env: gymnasium.Env) -> str | None:
-    spaces = {"observation": env.observation_space, "action": env.action_space}
-    for name, space in spaces.items():
+    for name, space in (("observation", env.observation_space), ("action", env.action_space)):
         if not isinstance(space, gymnasium.spaces.Box):
             return f"has a {type(space).__name__} {name} space; only a flat Box can be used: register a wrapped version"
         if len(space.shape) != 1 or not np.issubdtype(space.dtype, np.floating):

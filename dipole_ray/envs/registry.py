@@ -58,18 +58,15 @@ def family(env_id: str) -> str:
         if env_id in ids:
             return name
         if env_id.startswith("visual-"):
-            raise ConfigError(
-                f"environment '{env_id}' observes images, and this agent takes state vectors; use "
-                f"'{env_id.removeprefix('visual-')}'"
-            )
+            remedy = f"use '{env_id.removeprefix('visual-')}'"
+            raise ConfigError(f"environment '{env_id}' observes images, and this agent takes state vectors; {remedy}")
         raise _unknown(env_id, ids)
     if _in_gymnasium(env_id):
         entry = str(gymnasium.spec(env_id.rpartition(":")[2]).entry_point)
         if entry.startswith("ogbench."):
-            raise ConfigError(
-                f"environment '{env_id}' is goal-conditioned: its observation does not hold the goal, so no single "
-                f"policy can solve it; take one of its tasks{_nearest(env_id, ogbench_ids())}"
-            )
+            why = "its observation does not hold the goal, so no single policy can solve it"
+            remedy = f"take one of its tasks{_nearest(env_id, ogbench_ids())}"
+            raise ConfigError(f"environment '{env_id}' is goal-conditioned: {why}; {remedy}")
         return "gymnasium"
     raise _unknown(env_id, [*gymnasium.registry, *ogbench_ids(), *suite_ids(), *task_ids()])
 
@@ -81,10 +78,8 @@ def _in_gymnasium(env_id: str) -> bool:
         try:
             importlib.import_module(module)
         except ModuleNotFoundError as error:
-            raise ConfigError(
-                f"environment '{env_id}': cannot import '{module}' ({error}); install it, or put its folder on "
-                "PYTHONPATH"
-            ) from error
+            found = f"environment '{env_id}': cannot import '{module}' ({error})"
+            raise ConfigError(f"{found}; install it, or put its folder on PYTHONPATH") from error
     return name in gymnasium.registry
 
 

@@ -12,17 +12,11 @@ from dipole_ray.errors import ConfigError, DatasetError
 
 
 def ogbench_relabel(env_id: str, arrays: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rewards and masks of the single task `env_id` on the rows of an OGBench file.
+    """Return the rewards and masks, float32 (rows,) each, of the single task `env_id` on the rows of an OGBench file.
 
     The rule is `ogbench.relabel_utils.relabel_dataset` itself: r(s_t) is -1 until the goal and 0 at it in mazes, and
-    minus the number of unsolved sub-tasks in manipulation; the mask is 0 exactly where s_t solves the task.
-
-    Args:
-        env_id: For example `cube-single-play-singletask-task2-v0`.
-        arrays: `qpos` (rows, number of joint positions) and, for scene and puzzle, `button_states` (rows, buttons).
-
-    Returns:
-        Rewards float32 (rows,) and masks float32 (rows,).
+    minus the number of unsolved sub-tasks in manipulation; the mask is 0 exactly where s_t solves the task. It takes
+    `qpos` (rows, joint positions) and, for scene and puzzle, `button_states` (rows, buttons).
 
     Raises:
         ConfigError: If `env_id` is not an OGBench single task.
@@ -46,16 +40,12 @@ def _columns(env_id: str, arrays: Mapping[str, np.ndarray], simulation: Any) -> 
         widths["button_states"] = int(simulation._num_buttons)
     columns = {}
     for name, width in widths.items():
+        place = f"cannot label rows for '{env_id}': column '{name}'"
         if name not in arrays:
-            raise DatasetError(
-                f"cannot label rows for '{env_id}': column '{name}' is missing (found {sorted(arrays)}); use OGBench's "
-                "own file, or one that 'dipole data collect' wrote"
-            )
-        column = np.asarray(arrays[name])
+            remedy = "use OGBench's own file, or one that 'dipole data collect' wrote"
+            raise DatasetError(f"{place} is missing (found {sorted(arrays)}); {remedy}")
+        columns[name] = column = np.asarray(arrays[name])
         if column.ndim != 2 or column.shape[1] != width:
-            raise DatasetError(
-                f"cannot label rows for '{env_id}': column '{name}' has shape {column.shape}, expected "
-                f"(rows, {width}); the file was made in another environment"
-            )
-        columns[name] = column
+            why = "the file was made in another environment"
+            raise DatasetError(f"{place} has shape {column.shape}, expected (rows, {width}); {why}")
     return columns

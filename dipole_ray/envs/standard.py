@@ -9,6 +9,7 @@ import numpy as np
 
 from dipole_ray.errors import EnvironmentUnavailable, NonFiniteError
 
+Info = dict[str, Any]
 GlobalDraws = Literal["never", "reset", "step"]
 """Where an environment draws from numpy's global stream: nowhere, in reset only, or in reset and step."""
 
@@ -61,8 +62,7 @@ class StandardEnv(gymnasium.Wrapper):
         assert isinstance(inner, gymnasium.spaces.Box)
         self.inner_action_space = inner
         """Actions of the wrapped environment."""
-        self._centre = (inner.high + inner.low) / 2
-        self._half_range = (inner.high - inner.low) / 2
+        self._centre, self._half_range = (inner.high + inner.low) / 2, (inner.high - inner.low) / 2
         self._is_unit_range = bool(np.all(inner.low == -1.0) and np.all(inner.high == 1.0))
         self._global_draws = global_draws
         self._global_random = PrivateGlobalRandom()
@@ -70,9 +70,7 @@ class StandardEnv(gymnasium.Wrapper):
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, env.observation_space.shape, np.float32)
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, inner.shape, np.float32)
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[np.ndarray, Info]:
         """Start an episode; returns the observation, float32 (O,), and the environment's info."""
         if seed is not None:
             self._global_random.seed(seed)
@@ -81,7 +79,7 @@ class StandardEnv(gymnasium.Wrapper):
             observation, info = self.env.reset(seed=seed, options=options)
         return np.asarray(observation, np.float32), info
 
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, Info]:
         """Advance one step with `action`, float32 (A,); values beyond [-1, 1] are clipped.
 
         Raises:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import ray
 
-from dipole_ray.collect import collect, dataset, shards
+from dipole_ray.collect import collect, dataset
 from dipole_ray.collect.episode import Columns
 from dipole_ray.collect.manipulation import ManipulationCollector
 from dipole_ray.collect.registry import RECIPES
@@ -67,15 +67,15 @@ def test_another_seed_gives_other_data(reference: list[Path], tmp_path: Path) ->
 def test_workers_and_shards_make_no_difference_to_the_bytes(
     reference: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shards, "SHARD_TRANSITIONS", 4000)
+    monkeypatch.setattr(dataset, "SHARD_TRANSITIONS", 4000)
     files = collect(MAZE, TRANSITIONS, 3, tmp_path, num_workers=2, progress=False)
     assert contents(files) == contents(reference)
     assert not ray.is_initialized(), "the Ray that was started here was left running"
 
 
 COLLECT = """
-from dipole_ray.collect import collect, shards
-shards.SHARD_TRANSITIONS = 2000
+from dipole_ray.collect import collect, dataset
+dataset.SHARD_TRANSITIONS = 2000
 collect("{name}", {transitions}, 3, "{out}", num_workers=1)
 """
 
@@ -83,7 +83,7 @@ collect("{name}", {transitions}, 3, "{out}", num_workers=1)
 def test_a_killed_collection_goes_on_from_its_finished_shards(
     reference: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shards, "SHARD_TRANSITIONS", 2000)
+    monkeypatch.setattr(dataset, "SHARD_TRANSITIONS", 2000)
     code = COLLECT.format(name=MAZE, transitions=TRANSITIONS, out=tmp_path)
     child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
@@ -93,17 +93,17 @@ def test_a_killed_collection_goes_on_from_its_finished_shards(
     child.kill()
     child.wait()
     assert not list(tmp_path.glob("*.npz")), "files appeared before the collection was complete"
-    played: list[str] = []
+    played, play = list[str](), dataset.play
 
-    def play_and_note(shard: shards.Shard) -> list[Columns]:
+    def play_and_note(shard: dataset.Shard) -> list[Columns]:
         played.append(shard.file_name)
-        return shards.play(shard)
+        return play(shard)
 
     monkeypatch.setattr(dataset, "play", play_and_note)
     kept = sorted(tmp_path.glob(".*.partial/train-*.npz"))
     files = collect(MAZE, TRANSITIONS, 3, tmp_path, num_workers=1, progress=False)
     assert contents(files) == contents(reference)
-    planned = {shard.file_name for shard in shards.plan(MAZE, TRANSITIONS, 3)}
+    planned = {shard.file_name for shard in dataset.plan(MAZE, TRANSITIONS, 3)}
     assert set(played) == planned - {path.name for path in kept} and len(played) < len(planned)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
         [f"{MAZE}-val.npz", f"{MAZE}.json", f"{MAZE}.npz"]
@@ -186,6 +186,5 @@ def test_impossible_requests_leave_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_each_scripted_family_has_collectors() -> None:
-    assert {"pointmaze-giant-navigate-v0", "cube-triple-noisy-v0", "scene-play-v0", "puzzle-4x4-noisy-v0"} <= set(
-        RECIPES
-    )
+    names = {"pointmaze-giant-navigate-v0", "cube-triple-noisy-v0", "scene-play-v0", "puzzle-4x4-noisy-v0"}
+    assert names <= RECIPES.keys()

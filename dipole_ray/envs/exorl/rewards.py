@@ -38,15 +38,10 @@ def _simulation(env_id: str) -> Any:
 
 
 def exorl_rewards(env_id: str, physics: np.ndarray) -> np.ndarray:
-    """Return the reward of reaching each state.
+    """Return the reward (N,) of reaching each state, float64 (N, P) as in `info["physics"]` or an episode's file.
 
-    Args:
-        env_id: For example `exorl/walker-run`.
-        physics: (N, P) float64, as in `info["physics"]` or an episode's file.
-
-    Returns:
-        (N,) float64, bitwise what the environment's own steps into these states give; NaN where a state is not finite
-        or none that the simulation could be in.
+    It is bitwise what the environment's own steps into these states give; NaN where a state is not finite or none that
+    the simulation could be in.
 
     Raises:
         ConfigError: If `env_id` is no ExORL task.
@@ -103,7 +98,7 @@ def label_episodes(
         env_id: The task, for example `exorl/walker-run`.
         files: The episodes, in order; Ray's workers must find them under the same paths.
         cache: Folder that keeps what was computed.
-        num_workers: Ray tasks at a time; 1 works in this process. None: as many as the work is worth.
+        num_workers: Ray tasks at a time; 1 works in this process. None: what the work is worth.
         progress: Whether to show progress.
 
     Raises:
@@ -147,10 +142,8 @@ def label(block: Block) -> np.ndarray:
 
 def _label_episode(env_id: str, file: Path) -> np.ndarray:
     if not file.is_file():
-        raise DatasetError(
-            f"{file}: cannot be seen from here; a cluster's nodes need the episodes under the same path, or label them "
-            "in one process with --workers 1"
-        )
+        remedy = "need the episodes under the same path, or label them in one process with --workers 1"
+        raise DatasetError(f"{file}: cannot be seen from here; a cluster's nodes {remedy}")
     try:
         return exorl_rewards(env_id, read_arrays(file, ["physics"])["physics"][1:]).astype(np.float32)
     except DatasetError as error:
@@ -158,7 +151,6 @@ def _label_episode(env_id: str, file: Path) -> np.ndarray:
 
 
 def _plan(env_id: str, files: Sequence[Path], folder: Path) -> list[Block]:
-    # A block is full with the episode that reaches its number of steps.
     groups: list[list[Path]] = []
     steps = BLOCK_STEPS
     for file in files:
