@@ -11,10 +11,10 @@ import h5py
 import numpy as np
 import pytest
 
+from dipole_ray.columns import Schema
 from dipole_ray.data.dataset import open_dataset
 from dipole_ray.data.inspection.inspect import inspect_dataset
 from dipole_ray.data.schema import ACTION_LIMIT, Rows, concatenate
-from dipole_ray.data.sources import d4rl as d4rl_source
 from dipole_ray.data.sources import hdf5 as hdf5_source
 from dipole_ray.data.sources.formats import dataset_kind
 from dipole_ray.data.sources.reading import ImportReport
@@ -102,7 +102,7 @@ def test_transitions_are_those_of_qlearning_dataset(tmp_path: Path, compression:
     assert (report.unfollowed_transitions, report.rows_read, report.transitions) == (cut, sum(LENGTHS), len(expected))
     assert report.trajectories == len(LENGTHS) - 1, "the trajectory of one cut transition has none left"
     assert int((rows["masks"] == 0).sum()) == int(arrays["terminals"].sum())
-    assert d4rl_schema(path) == d4rl_source.Schema(3, 2) and dataset_kind(path) == "d4rl"
+    assert d4rl_schema(path) == Schema(3, 2) and dataset_kind(path) == "d4rl"
 
 
 def test_next_observations_keep_the_last_transition_before_a_timeout(tmp_path: Path) -> None:
@@ -163,8 +163,7 @@ def test_an_end_that_no_flag_marks_shows_in_next_observations(tmp_path: Path) ->
 def test_a_file_of_many_slices_gives_what_a_file_of_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arrays = d4rl_arrays(tuple(np.random.default_rng(1).integers(1, 400, 40)), observation_dim=11)
     whole = [read(write_d4rl(tmp_path / f"{kind}.hdf5", arrays, **options))[0] for kind, options in LAYOUTS.items()]
-    monkeypatch.setattr(d4rl_source, "SLICE_BYTES", 1)  # 1024 rows, the least
-    monkeypatch.setattr(hdf5_source, "SLICE_BYTES", 1)
+    monkeypatch.setattr(hdf5_source, "SLICE_BYTES", 1)  # 1024 rows, the least
     pieces = list(read_d4rl(tmp_path / "gzip.hdf5"))
     assert len(pieces) > 4 and all(piece["remaining"][-1] == 0 for piece in pieces)
     for rows in (*whole, *(read(tmp_path / f"{kind}.hdf5")[0] for kind in LAYOUTS)):

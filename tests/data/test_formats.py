@@ -34,7 +34,7 @@ def block(path: Path, steps: int = 1200, **changes: Any) -> Block:
         "masks": np.ones(steps, np.float32),
         "ends": np.isin(np.arange(steps), (steps // 2, steps - 1)),
     }
-    return Block(path=path, **(found | changes))
+    return Block(path=path, columns=found | changes)
 
 
 def format_of(make: Callable[[Path], Block], **row: Any) -> Format:
@@ -67,7 +67,7 @@ def test_a_format_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     assert prepared is not None and prepared.parent == tmp_path / "converted"
     imported, converted = (concatenate(list(open_dataset(p).iter_rows())) for p in (tmp_path / "out", prepared))
     assert all(np.array_equal(imported[name], converted[name]) for name in imported)
-    kept = np.delete(block(path).actions, (600, 1199), axis=0) / 2
+    kept = np.delete(block(path).columns["actions"], (600, 1199), axis=0) / 2
     np.testing.assert_allclose(imported["actions"][imported["remaining"] > 0], kept, atol=2e-5)
     assert np.abs(imported["actions"]).max() <= np.float32(ACTION_LIMIT)
 

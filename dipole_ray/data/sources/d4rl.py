@@ -10,13 +10,12 @@ environment's: the file has none. Everything under infos/ and metadata/ is ignor
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from dipole_ray.columns import Schema
 from dipole_ray.data.sources.guarantees import check_counts, is_followed, to_float32
-from dipole_ray.data.sources.hdf5 import SLICE_BYTES, Array, Group, child, child_names, open_hdf5, read_flags
+from dipole_ray.data.sources.hdf5 import Array, Group, child, child_names, open_hdf5, read_flags, slice_rows
 from dipole_ray.data.sources.npz import check_expansion
 from dipole_ray.data.sources.reading import Block, ImportReport, Reading, bad_array
 from dipole_ray.errors import DatasetError
@@ -37,16 +36,14 @@ def read(path: Path, reading: Reading, report: ImportReport) -> Iterator[Block]:
     with open_hdf5(path) as file:
         arrays = _checked_arrays(file, path)
         ends = _trajectory_ends(arrays, reading.max_episode_steps, path, report)
-        step = _slice_rows(arrays)
-        last_rows = np.flatnonzero(ends)
+        step, last_rows = slice_rows(arrays.values()), np.flatnonzero(ends)
         start = 0
         while start < len(ends):
-            stop = int(last_rows[min(int(np.searchsorted(last_rows, start + step - 1)), len(last_rows) - 1)]) + 1
-            found = {name: to_float32(array.read(start, stop)) for name, array in arrays.items()}
-            vectors: dict[str, Any] = {name: found.get(name) for name in _VECTORS}
-            rewards, masks = found["rewards"].reshape(-1), 1 - found["terminals"].reshape(-1)
-            report.rows_read += stop - start
-            yield Block(path=path, **vectors, rewards=rewards, masks=masks, ends=ends[start:stop], first_row=start)
+            stop = int(last_rows[np.searchsorted(last_rows, min(start + step, len(ends)) - 1)]) + 1
+            columns = {name: to_float32(array.read(start, stop)) for name, array in arrays.items()}
+            columns["rewards"] = columns["rewards"].reshape(-1)
+            columns |= {"masks": 1 - columns["terminals"].reshape(-1), "ends": ends[start:stop]}
+            yield Block(path=path, columns=columns, first_row=start)
             start = stop
     if not report.transitions and not report.dropped_transitions:
         what = "every row ends a trajectory (timeouts), and none has the observation it led to"
@@ -64,15 +61,10 @@ def _checked_arrays(file: Group, path: Path) -> dict[str, Array]:
     for name, array in arrays.items():
         wanted = arrays["observations"].shape[1] if name == "next_observations" else 1
         if name not in ("observations", "actions") and array.shape[1:] not in ((), (wanted,)):
-            raise bad_array(
-                path, name, f"has shape {array.shape}, expected (rows, {wanted})", "save it as it was recorded"
-            )
+            found = f"has shape {array.shape}, expected (rows, {wanted})"
+            raise bad_array(path, name, found, "save it as it was recorded")
     check_expansion(path, sum(array.num_bytes for array in arrays.values()), f"arrays {', '.join(names)}")
     return arrays
-
-
-def _slice_rows(arrays: dict[str, Array]) -> int:
-    return max(1024, SLICE_BYTES // sum(array.row_bytes for array in arrays.values()))
 
 
 def _trajectory_ends(arrays: dict[str, Array], limit: int | None, path: Path, report: ImportReport) -> np.ndarray:
@@ -93,11 +85,10 @@ def _trajectory_ends(arrays: dict[str, Array], limit: int | None, path: Path, re
             _cut(ends, limit)
             report.notes.append(f"no timeouts in the file: trajectories are cut after {limit} steps")
         elif "timeouts" not in arrays or not terminals.any():
-            found = (
-                f"{'holds no 1' if 'timeouts' in arrays else 'is missing'}, so it is not known where time limits cut"
-            )
+            found = "holds no 1" if "timeouts" in arrays else "is missing"
             remedy = "name the environment with --env, or its time limit with --max-episode-steps"
-            raise bad_array(path, "timeouts", f"{found} trajectories", remedy)
+            why = "so it is not known where time limits cut trajectories"
+            raise bad_array(path, "timeouts", f"{found}, {why}", remedy)
         else:
             report.notes.append("timeouts are all 0: trajectories end only where the task does")
     ends[-1] = True
@@ -107,13 +98,11 @@ def _trajectory_ends(arrays: dict[str, Array], limit: int | None, path: Path, re
 def _unfollowed(arrays: dict[str, Array]) -> np.ndarray:
     """Return (N,) bool: rows whose next observation is not the observation of the next row."""
     observations, following = arrays["observations"], arrays["next_observations"]
-    found = np.ones(observations.shape[0], bool)
-    step = _slice_rows(arrays)
+    found, step = np.zeros(observations.shape[0], bool), slice_rows(arrays.values())
     for start in range(0, len(found) - 1, step):
         stop = min(start + step, len(found) - 1)
         states = to_float32(observations.read(start + 1, stop + 1))
         found[start:stop] = ~is_followed(to_float32(following.read(start, stop)), states)
-    found[-1] = False
     return found
 
 

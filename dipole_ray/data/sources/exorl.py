@@ -148,16 +148,14 @@ def _episodes(
             raise DatasetError(f"{file}: {labels.shape} rewards for {steps} steps; label this episode again")
         if reading.non_finite == "refuse":
             _require_finite(file, {"observation": observations, "action": actions[1:], "physics": labels})
-        report.rows_read += steps + 1
-        yield Block(
-            path=file,
-            observations=observations,
-            actions=np.concatenate([actions[1:], np.zeros_like(actions[:1])]),
-            rewards=np.append(to_float32(labels), np.float32(0.0)),
-            masks=np.ones(steps + 1, np.float32),
-            closing=np.arange(steps + 1) == steps,
-            first_row=1,
-        )
+        columns = {
+            "observations": observations,
+            "actions": np.concatenate([actions[1:], np.zeros_like(actions[:1])]),
+            "rewards": np.append(to_float32(labels), np.float32(0.0)),
+            "masks": np.ones(steps + 1, np.float32),
+            "ends": np.arange(steps + 1) == steps,
+        }
+        yield Block(path=file, columns=columns, is_closed=True, first_row=1)
 
 
 def _require_finite(file: Path, arrays: Arrays) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from dipole_ray.data.schema import ACTION_LIMIT, ACTION_TOLERANCE, Rows, build_rows, concatenate
-from dipole_ray.data.sources.reading import DAMAGED, ActionBounds, Block, ImportReport
+from dipole_ray.data.sources.reading import DAMAGED, ActionBounds, Arrays, Block, ImportReport
 from dipole_ray.errors import DatasetError
 
 CHUNK_ROWS = 10_000  # rows of short episodes that are handed on together
@@ -24,14 +24,14 @@ def enforce(
     """Yield the rows of the trajectories that a reader found.
 
     Args:
-        blocks: The trajectories.
+        blocks: What it found.
         bounds: What becomes -1 and 1 in the actions; None: they are there already.
         drop: Whether transitions with a NaN or infinity are left out instead of refused.
         join: Whether blocks are single episodes, some of which are handed on together.
         report: Counts what happened.
     """
     held: list[Rows] = []
-    for block in blocks:
+    for block in _whole_trajectories(blocks, report):
         rows = _finish(block, bounds, drop, report)
         if rows is not None:
             held.append(rows)
@@ -42,16 +42,44 @@ def enforce(
         yield concatenate(held)
 
 
+def _whole_trajectories(blocks: Iterable[Block], report: ImportReport) -> Iterator[Block]:
+    """Yield the same rows in blocks that end where a trajectory does."""
+    held: list[Block] = []  # the rows of a trajectory that has not ended yet
+    for block in blocks:
+        ends = block.columns["ends"]
+        report.rows_read += len(ends)
+        count = int(np.flatnonzero(ends)[-1]) + 1 if ends.any() else 0
+        if count:
+            yield _joined([*held, _part(block, 0, count)])
+            held = []
+        if count < len(ends):
+            held.append(_part(block, count, len(ends)))
+    if held:
+        block = _joined(held)
+        block.columns["ends"] = np.arange(len(block.columns["ends"])) == len(block.columns["ends"]) - 1
+        yield block
+
+
+def _part(block: Block, start: int, stop: int) -> Block:
+    columns = {name: values[start:stop] for name, values in block.columns.items()}
+    return replace(block, columns=columns, first_row=block.first_row + start)
+
+
+def _joined(blocks: list[Block]) -> Block:
+    return replace(blocks[0], columns=concatenate([block.columns for block in blocks]))
+
+
 def _finish(block: Block, bounds: ActionBounds | None, drop: bool, report: ImportReport) -> Rows | None:
     """Return the rows of a block, or None if no transition is left."""
-    numbers = block.first_row + np.arange(len(block.rewards))
-    block.actions = _scaled(block.actions, bounds, block.path)
-    if block.ends is not None:
-        order, block = _closed(block, block.ends, report)
+    columns = {**block.columns, "actions": _scaled(block.columns["actions"], bounds, block.path)}
+    numbers = block.first_row + np.arange(len(columns["ends"]))
+    if not block.is_closed:
+        if "next_observations" in columns:
+            _check_following(block)
+        order, columns = _closed(columns, report)
         numbers = numbers[order]
-    assert block.closing is not None
-    kept = ~block.closing
-    bad, places = _non_finite(block, kept, numbers)
+    kept, masks = ~columns["ends"], columns["masks"]
+    bad, places = _non_finite(columns, kept, numbers)
     if bad.any():
         if not drop:
             found = f"{int(bad.sum())} transitions touch NaN or infinity, the first at {places[0]}"
@@ -60,52 +88,37 @@ def _finish(block: Block, bounds: ActionBounds | None, drop: bool, report: Impor
         report.dropped_transitions += int(bad.sum())
         named = [f"{block.place} {place}".lstrip() for place in places]
         report.non_finite += named[: MAX_NAMED - len(report.non_finite)]
-    fractional = np.flatnonzero(kept & (block.masks != 0) & (block.masks != 1))
+    fractional = np.flatnonzero(kept & (masks != 0) & (masks != 1))
     if len(fractional):
         row = fractional[0]
-        found = f"masks must be 0 (the task ended) or 1, row {numbers[row]} holds {block.masks[row]}"
+        found = f"masks must be 0 (the task ended) or 1, row {numbers[row]} holds {masks[row]}"
         raise DatasetError(f"{block.path}: {found}; store 1 - terminated as the mask")
-    check_actions(block.actions[kept], numbers[kept], block.path)
+    check_actions(columns["actions"][kept], numbers[kept], block.path)
     # A kept transition needs the row after it as its next observation: that row closes the piece unless it is kept too.
     used = kept | np.append(False, kept[:-1])
     report.transitions += int(kept.sum())
     report.trajectories += int((used & ~kept).sum())
     if not kept.any():
         return None
-    return build_rows(
-        block.observations[used],
-        np.clip(block.actions[used], -ACTION_LIMIT, ACTION_LIMIT),
-        block.rewards[used],
-        block.masks[used],
-        ~kept[used],
-    )
+    actions = np.clip(columns["actions"][used], -ACTION_LIMIT, ACTION_LIMIT)
+    return build_rows(columns["observations"][used], actions, columns["rewards"][used], masks[used], ~kept[used])
 
 
-def _closed(block: Block, ends: np.ndarray, report: ImportReport) -> tuple[np.ndarray, Block]:
-    """Return the block with a closing row a trajectory, its last or an added one, and of which original row each is.
+def _closed(columns: Arrays, report: ImportReport) -> tuple[np.ndarray, Arrays]:
+    """Return of which row each is, and the columns with a closing row a trajectory, its last or an added one.
 
     Where nobody knows what the last action led to, its row only closes the trajectory, unless the task ended with it:
     then its next observation is never used.
     """
-    following = block.next_observations
-    if following is not None:
-        _check_following(block, following, ends)
-    is_added = ends & (True if following is not None else block.masks == 0)
+    ends, following = columns["ends"], columns.get("next_observations")
+    is_added = ends & (True if following is not None else columns["masks"] == 0)
     order = np.repeat(np.arange(len(ends)), 1 + is_added)
     is_copy = np.append(False, order[1:] == order[:-1])
-    states = block.observations[order]
-    if following is not None:
-        states[is_copy] = following[ends]
     report.unfollowed_transitions += int((ends & ~is_added).sum())
-    return order, replace(
-        block,
-        observations=states,
-        actions=block.actions[order],
-        rewards=block.rewards[order],
-        masks=block.masks[order],
-        closing=is_copy | (ends & ~is_added)[order],
-        sources={} if following is None else {"next_observations": following[order]},
-    )
+    closed = {name: values[order] for name, values in columns.items()}
+    if following is not None:
+        closed["observations"][is_copy] = following[ends]
+    return order, {**closed, "ends": is_copy | (ends & ~is_added)[order]}
 
 
 def is_followed(following: np.ndarray, states: np.ndarray) -> np.ndarray:
@@ -113,10 +126,10 @@ def is_followed(following: np.ndarray, states: np.ndarray) -> np.ndarray:
     return np.asarray(np.isclose(following, states, rtol=1e-5, atol=1e-6, equal_nan=True).all(axis=1))
 
 
-def _check_following(block: Block, following: np.ndarray, ends: np.ndarray) -> None:
+def _check_following(block: Block) -> None:
     """Refuse a next observation that is not the next row's inside a trajectory; say how many and where."""
-    inner = np.flatnonzero(~ends[:-1])
-    after, state = following[inner], block.observations[inner + 1]
+    inner = np.flatnonzero(~block.columns["ends"][:-1])
+    after, state = block.columns["next_observations"][inner], block.columns["observations"][inner + 1]
     # Rows with NaN or infinity are refused or dropped as such.
     same = ~(finite_rows(after) & finite_rows(state)) | is_followed(after, state)
     if not same.all():
@@ -194,14 +207,12 @@ def finite_rows(values: np.ndarray) -> np.ndarray:
     return np.asarray(np.isfinite(values).all(axis=tuple(range(1, values.ndim))))
 
 
-def _non_finite(block: Block, moving: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, list[str]]:
+def _non_finite(columns: Arrays, moving: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """Return (N,) bool, the transitions that touch a non-finite number, and where the first of these numbers stand.
 
     A transition touches its own row and the observation of the next one; a closing row has only an observation.
     """
-    finite = {"observations": finite_rows(block.observations)}
-    others = {"actions": block.actions, "rewards": block.rewards, "masks": block.masks, **block.sources}
-    finite |= {name: finite_rows(values) | ~moving for name, values in others.items()}
+    finite = {name: finite_rows(values) | ((name != "observations") & ~moving) for name, values in columns.items()}
     own = np.logical_and.reduce(list(finite.values()))
     touched = moving & ~(own & np.append(finite["observations"][1:], True))
     matters = ~own & (touched | np.append(False, touched[:-1]))

@@ -7,7 +7,7 @@ opened, all of whose bytes are in this file, and compressed chunks are inflated 
 
 import math
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
@@ -24,7 +24,7 @@ from dipole_ray.files.durable import format_bytes
 
 Group: TypeAlias = h5py.Group
 
-SLICE_BYTES = 1 << 22  # what readers ask for at once
+SLICE_BYTES = 1 << 22  # what is read at once
 _MAX_BAND_BYTES = 1 << 25  # chunks that hold the same rows, taken together; h5py's own choice is below a few megabytes
 _GZIP, _SHUFFLE = h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE
 _PIPELINES = ((), (_GZIP,), (_SHUFFLE,), (_SHUFFLE, _GZIP))
@@ -208,10 +208,14 @@ class Array:
         return bad_array(self._path, self._where, found, remedy)
 
 
+def slice_rows(arrays: Iterable[Array]) -> int:
+    """Return the rows of some arrays to read at once."""
+    return max(1024, SLICE_BYTES // sum(array.row_bytes for array in arrays))
+
+
 def read_flags(array: Array, name: str, path: Path) -> np.ndarray:
     """Return a whole array as (N,) bool; raise DatasetError where it holds another number than 0 and 1."""
-    flags = np.empty(array.shape[0], bool)
-    step = max(1024, SLICE_BYTES // max(1, array.row_bytes))
+    flags, step = np.empty(array.shape[0], bool), slice_rows([array])
     for start in range(0, len(flags), step):
         values = array.read(start, min(start + step, len(flags))).reshape(-1)
         check_flags(values, f"'{name}'", path, start)

@@ -76,17 +76,16 @@ def read(path: Path, reading: Reading, report: ImportReport) -> Iterator[Block]:
         terminations = arrays["terminations"].reshape(-1) != 0
         ends = terminations | (arrays["truncations"].reshape(-1) != 0)
         ends[-1] = True
-        report.rows_read += len(observations)
-        yield Block(
-            path=where,
-            observations=observations[:-1],
-            next_observations=observations[1:],
-            actions=arrays["actions"],
-            rewards=to_float32(arrays["rewards"].reshape(-1)),
-            masks=1 - to_float32(terminations),
-            ends=ends,
-            place=name,
-        )
+        report.rows_read += 1  # the observation that the last step led to
+        columns = {
+            "observations": observations[:-1],
+            "actions": arrays["actions"],
+            "rewards": to_float32(arrays["rewards"].reshape(-1)),
+            "masks": 1 - to_float32(terminations),
+            "next_observations": observations[1:],
+            "ends": ends,
+        }
+        yield Block(path=where, columns=columns, place=name)
 
 
 def _check_episode(where: Path, arrays: Arrays, dims: tuple[int, int] | None) -> None:

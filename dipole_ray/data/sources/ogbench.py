@@ -37,7 +37,7 @@ def has_rewards(path: Path) -> bool:
 
 
 def read(path: Path, reading: Reading, report: ImportReport) -> Iterator[Block]:
-    """Yield whole trajectories, in blocks of some ten megabytes."""
+    """Yield the rows in blocks of some four megabytes."""
     headers = _checked_headers(path)
     relabel = reading.relabel
     if relabel is None and "rewards" not in headers:
@@ -50,17 +50,8 @@ def read(path: Path, reading: Reading, report: ImportReport) -> Iterator[Block]:
     names = [*_REQUIRED, *(name for name in labels if name in headers)]
     _check_rows(path, headers, names)
     _check_boundaries(path, headers)
-    held: list[Arrays] = []  # chunks of a trajectory that has not ended yet
     for arrays in stream_arrays(path, headers, names):
-        closing = np.flatnonzero(arrays["terminals"] != 0)
-        end = int(closing[-1]) + 1 if len(closing) else 0
-        whole = [*held, {name: values[:end] for name, values in arrays.items()}]
-        held = [{name: values[end:] for name, values in arrays.items()}] if end else [*held, arrays]
-        if end:
-            joined = {name: np.concatenate([part[name] for part in whole]) for name in names} if whole[1:] else whole[0]
-            block = _block(joined, relabel, path, report.rows_read)
-            report.rows_read += len(block.rewards)
-            yield block
+        yield _block(arrays, relabel, path, report.rows_read)
 
 
 def _no_rewards(arrays: Arrays) -> tuple[np.ndarray, np.ndarray]:
@@ -85,16 +76,9 @@ def _block(arrays: Arrays, relabel: Relabel | None, path: Path, first_row: int) 
     if rewards.shape != (count,) or masks.shape != (count,):
         found = f"rewards {rewards.shape} and masks {masks.shape} must be one number a row, ({count},)"
         raise DatasetError(f"{path}: {found}; flatten them or name the task with --env")
-    return Block(
-        path=path,
-        observations=arrays["observations"],
-        actions=arrays["actions"],
-        rewards=to_float32(rewards),
-        masks=to_float32(masks),
-        closing=arrays["terminals"] != 0,
-        first_row=first_row,
-        sources=sources,
-    )
+    columns = {name: arrays[name] for name in ("observations", "actions")}
+    columns |= {"rewards": to_float32(rewards), "masks": to_float32(masks), "ends": arrays["terminals"] != 0}
+    return Block(path=path, columns=columns | sources, is_closed=True, first_row=first_row)
 
 
 def _checked_headers(path: Path) -> dict[str, ArrayHeader]:

@@ -50,22 +50,22 @@ class ImportReport:
 
 @dataclass(kw_only=True, slots=True)
 class Block:
-    """Whole trajectories as a reader found them, N rows.
+    """Consecutive rows as a reader found them, by column; a trajectory may go on in the next block.
 
-    Either some rows are `closing`, or every row is a transition and `ends` says which are the last of a trajectory.
+    observations       float32 (N, O)
+    actions            (N, A), not yet brought to [-1, 1]
+    rewards            float32 (N,)
+    masks              float32 (N,), 0 where the task ended
+    ends               bool (N,), the last row of each trajectory; that of the data is one anyway
+    next_observations  float32 (N, O), where the original has them
+    others             (N, ...), of numbers that must be finite but are not stored
     """
 
     path: Path  # the original, for messages
-    observations: np.ndarray  # (N, O)
-    actions: np.ndarray  # (N, A), not yet brought to [-1, 1]; ignored in closing rows
-    rewards: np.ndarray  # (N,); ignored in closing rows
-    masks: np.ndarray  # (N,), 0 where the task ended; ignored in closing rows
-    closing: np.ndarray | None = None  # (N,) bool, rows that hold only a last observation; the last row is one
-    ends: np.ndarray | None = None  # (N,) bool, the last transition of each trajectory
-    next_observations: np.ndarray | None = None  # (N, O) of transitions, where the original has them
+    columns: Arrays
+    is_closed: bool = False  # whether the last row of a trajectory holds only its last observation
     first_row: int = 0  # number of the first row in the original, for messages
     place: str = ""  # what the rows are counted in, such as `episode_7`; empty where that is the whole original
-    sources: Arrays = field(default_factory=dict)  # further columns, (N, ...), that must be finite but are not stored
 
 
 def bad_array(path: Path | str, name: str, found: str, remedy: str) -> DatasetError:

@@ -8,13 +8,13 @@ its next observation is never used.
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dipole_ray.columns import Schema
+from dipole_ray.data.schema import concatenate
 from dipole_ray.data.sources.arrow_index import declared_bytes
 from dipole_ray.data.sources.guarantees import check_flags, is_followed, to_float32
 from dipole_ray.data.sources.mapping import TableMapping
@@ -64,25 +64,22 @@ def schema(path: Path, reading: Reading) -> Schema:
 
 
 def read(path: Path, reading: Reading, report: ImportReport) -> Iterator[Block]:
-    """Yield whole trajectories of a file, or of a folder whose files continue each other in order of their names."""
+    """Yield the rows of a file, or of a folder whose files continue each other in order of their names."""
     mapping = mapping_of(path, reading)
-    held: Arrays = {}
-    width = 0
+    width, last = 0, Arrays()  # the newest row: only the next one tells whether it ends a trajectory
     for batch in _batches(path, mapping):
-        found = _batch_arrays(batch, mapping, path, report.rows_read + _length(held))
-        width = width or found["observations"].shape[1] + found["actions"].shape[1]
-        if found["observations"].shape[1] + found["actions"].shape[1] != width:
-            what = f"vectors change their length near row {report.rows_read + _length(held)}"
+        first_row = report.rows_read + len(last.get("ends", ()))
+        rows = _batch_arrays(batch, mapping, path, first_row)
+        width = width or rows["observations"].shape[1] + rows["actions"].shape[1]
+        if rows["observations"].shape[1] + rows["actions"].shape[1] != width:
+            what = f"vectors change their length near row {first_row}"
             raise DatasetError(f"{path}: {what}; import tables of different environments one by one")
-        held = {name: np.concatenate([held[name], found[name]]) for name in found} if held else found
-        ends = _trajectory_ends(held, mapping, is_last=False)
-        if ends.any():
-            count = int(np.flatnonzero(ends)[-1]) + 1
-            whole = {name: values[:count] for name, values in held.items()}
-            held = {name: values[count:] for name, values in held.items()}
-            yield _block(whole, ends[:count], path, report)
-    if _length(held):
-        yield _block(held, _trajectory_ends(held, mapping, is_last=True), path, report)
+        rows = concatenate([last, rows]) if last else rows
+        _mark_ends(rows, mapping)
+        last = {name: values[-1:] for name, values in rows.items()}
+        yield _block({name: values[:-1] for name, values in rows.items()}, path, report)
+    if last:
+        yield _block({**last, "ends": np.ones(1, bool)}, path, report)
     if not report.rows_read:
         raise DatasetError(f"{path}: the table has no rows; nothing to import")
     if not report.transitions and not report.dropped_transitions:
@@ -91,35 +88,26 @@ def read(path: Path, reading: Reading, report: ImportReport) -> Iterator[Block]:
         raise DatasetError(f"{path}: {what}; map next_observations, or check the column that ends trajectories")
 
 
-def _block(arrays: Arrays, ends: np.ndarray, path: Path, report: ImportReport) -> Block:
-    names = ("observations", "actions", "rewards", "masks", "next_observations")
-    found: dict[str, Any] = {name: arrays.get(name) for name in names}
-    block = Block(path=path, **found, ends=ends, first_row=report.rows_read)
-    report.rows_read += len(ends)
-    return block
+def _block(rows: Arrays, path: Path, report: ImportReport) -> Block:
+    columns = {name: values for name, values in rows.items() if name != "episode"}
+    return Block(path=path, columns=columns, first_row=report.rows_read)
 
 
-def _trajectory_ends(arrays: Arrays, mapping: TableMapping, *, is_last: bool) -> np.ndarray:
-    """Return (N,) bool: the last row of each trajectory; of the newest row it may not be known yet."""
-    ends = arrays["ends"].copy()
+def _mark_ends(rows: Arrays, mapping: TableMapping) -> None:
+    """Mark, in place, the rows after which another trajectory begins."""
     if mapping.episode is not None:
-        ends[:-1] |= arrays["episode"][1:] != arrays["episode"][:-1]
+        rows["ends"][:-1] |= rows["episode"][1:] != rows["episode"][:-1]
     elif mapping.infers_boundaries:
-        ends[:-1] |= ~is_followed(arrays["next_observations"][:-1], arrays["observations"][1:])
-    if is_last:
-        ends[-1] = True
-    elif mapping.episode is not None:
-        # The next batch may go on with this episode's rows even after an end flag of another column.
-        ends[-1] = False
-    return ends
+        rows["ends"][:-1] |= ~is_followed(rows["next_observations"][:-1], rows["observations"][1:])
 
 
 def _batch_arrays(batch: pa.RecordBatch, mapping: TableMapping, path: Path, first_row: int) -> Arrays:
     columns = mapping.resolve(batch.schema.names, path)
     vectors = [name for name in ("observations", "actions", "next_observations") if name in columns]
     arrays: Arrays = {name: column_matrix(batch, columns[name], path, first_row) for name in vectors}
-    if arrays.get("next_observations", arrays["observations"]).shape != arrays["observations"].shape:
-        after, width = arrays["next_observations"].shape[1], arrays["observations"].shape[1]
+    following = arrays.pop("next_observations", arrays["observations"])
+    if following.shape != arrays["observations"].shape:
+        after, width = following.shape[1], arrays["observations"].shape[1]
         what = f"next_observations have {after} dimensions, observations {width}"
         raise DatasetError(f"{path}: {what}; map columns that fit together")
     flags: Arrays = {}
@@ -131,6 +119,8 @@ def _batch_arrays(batch: pa.RecordBatch, mapping: TableMapping, path: Path, firs
                 check_flags(flags[name], f"column '{columns[name][0]}'", path, first_row, where)
     arrays["rewards"] = flags["rewards"]
     arrays["masks"], arrays["ends"] = mapping.masks_and_ends(flags, batch.num_rows)
+    if "next_observations" in columns:
+        arrays["next_observations"] = following
     if "episode" in columns:
         arrays["episode"] = _episodes(batch, columns["episode"][0], path, first_row)
     return arrays
@@ -249,7 +239,3 @@ def _open_table(file: Path) -> pq.ParquetFile | pa.RecordBatchFileReader:
 
 def _names(table: pq.ParquetFile | pa.RecordBatchFileReader) -> list[str]:
     return list(table.schema_arrow.names if isinstance(table, pq.ParquetFile) else table.schema.names)
-
-
-def _length(arrays: Arrays) -> int:
-    return len(arrays["rewards"]) if arrays else 0
