@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -32,6 +33,7 @@ from dipole_ray.files.lock import LOCK, FolderLock
 FORMAT = "dipole-dataset"
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+_OURS = re.compile(r"(data|table)-.*\.arrow|\.(data|table)-.*\.arrow\.tmp|\.manifest\.json\.tmp")
 _RESTORE = "restore it or import the dataset again"
 SEGMENT_ROWS = 1_000_000  # rows after which a new file is begun: sampling is fastest from one file, so files are large
 
@@ -145,10 +147,8 @@ class OfflineDataset:
 def open_dataset(directory: Path | str, *, strict: bool = False) -> OfflineDataset:
     """Open a dataset written by `write_dataset`, verifying every file's length and checksum first.
 
-    Args:
-        directory: The folder.
-        strict: Refuse a dataset with a damaged file. Otherwise the rest is served, with one warning that names the
-            files and rows that are not.
+    A dataset with a damaged file is refused if `strict`. Otherwise the rest is served, with one warning that names the
+    files and rows that are not.
 
     Raises:
         DatasetError: If there is no (complete) dataset.
@@ -156,7 +156,14 @@ def open_dataset(directory: Path | str, *, strict: bool = False) -> OfflineDatas
     """
     directory = Path(directory)
     manifest = read_manifest(directory)
-    tables = _open_tables(directory, manifest)
+    remedy = restore_hint(directory, manifest.source)
+    try:
+        tables = {
+            name: open_segment(directory, manifest.tables[name], {name: column})[name]
+            for name, column in manifest.schema.tables.items()
+        }
+    except CorruptSegment as error:  # without all tables no row is of use
+        raise CorruptSegment(f"{error}; every row may refer to it: {remedy}") from error
     segments, damaged, first_row = list[Segment](), list[Quarantined](), 0
     for entry in manifest.files:
         try:
@@ -170,7 +177,6 @@ def open_dataset(directory: Path | str, *, strict: bool = False) -> OfflineDatas
         first_row += entry.rows
     if damaged:
         what = describe_damage(directory, damaged, manifest.files)
-        remedy = restore_hint(directory, manifest.source)
         if strict or not segments:
             raise CorruptSegment(f"{what}; {remedy}")
         warn_once(
@@ -178,18 +184,6 @@ def open_dataset(directory: Path | str, *, strict: bool = False) -> OfflineDatas
             f"them, {remedy}; to refuse a damaged dataset, set data.strict=true"
         )
     return OfflineDataset(directory, manifest, tuple(segments), tuple(damaged), tables)
-
-
-def _open_tables(directory: Path, manifest: Manifest) -> Rows:
-    """Verify and map the side tables; without all of them no row is of use."""
-    try:
-        return {
-            name: open_segment(directory, manifest.tables[name], {name: column})[name]
-            for name, column in manifest.schema.tables.items()
-        }
-    except CorruptSegment as error:
-        hint = restore_hint(directory, manifest.source)
-        raise CorruptSegment(f"{error}; every row may refer to it: {hint}") from error
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -307,7 +301,7 @@ def _check_target(directory: Path, overwrite: bool) -> None:
             raise DatasetError(f"{directory}: already holds a dataset; choose another folder or pass --overwrite")
         read_manifest(directory)  # somebody else's manifest.json is never replaced
         return
-    strangers = [entry.name for entry in directory.iterdir() if not _is_ours(entry) and entry.name != LOCK]
+    strangers = [entry.name for entry in directory.iterdir() if not (entry.name == LOCK or _OURS.fullmatch(entry.name))]
     if strangers:
         found = ", ".join(sorted(strangers)[:3])
         raise DatasetError(f"{directory}: holds other files ({found}); name a new or empty folder")
@@ -317,11 +311,6 @@ def _json_checksum(body: dict[str, Any]) -> str:
     """Return the CRC-32 of JSON values as a reader gets them, whatever their layout on the disk."""
     text = json.dumps(json.loads(json.dumps(body)), sort_keys=True, separators=(",", ":"))
     return f"{zlib.crc32(text.encode()):08x}"
-
-
-def _is_ours(path: Path) -> bool:
-    ours = ("data-*.arrow", ".data-*.arrow.tmp", "table-*.arrow", ".table-*.arrow.tmp", f".{MANIFEST}.tmp")
-    return any(path.match(pattern) for pattern in ours)
 
 
 def _segment_blocks(
@@ -345,11 +334,9 @@ def _segment_blocks(
 
 def _discard_unnamed(directory: Path) -> None:
     """Remove data files that the standing manifest (if any) does not name; whoever calls it holds the lock."""
-    kept: set[str] = set()
-    if (directory / MANIFEST).exists():
-        manifest = read_manifest(directory)
-        kept = {entry.name for entry in (*manifest.files, *manifest.tables.values())}
+    manifest = read_manifest(directory) if (directory / MANIFEST).exists() else None
+    kept = {entry.name for entry in (*manifest.files, *manifest.tables.values())} if manifest is not None else set()
     for path in directory.iterdir():
-        if _is_ours(path) and path.name not in kept:
+        if _OURS.fullmatch(path.name) and path.name not in kept:
             path.unlink()
     sync(directory)

@@ -57,9 +57,9 @@ def build_rows(
 
     Args:
         observations: (N, *O), several such arrays by name, or (N,) numbers in a side table.
-        actions: (N, *A); what a closing row holds is ignored.
-        rewards: (N,); likewise.
-        masks: (N,) of 0 and 1; likewise.
+        actions: (N, *A); what a closing row holds is ignored, here and in rewards and masks.
+        rewards: (N,).
+        masks: (N,) of 0 and 1.
         closing: (N,) bool, True on the last row of each trajectory.
         schema: Says the dtypes of observations; left out, they are float32.
     """

@@ -9,7 +9,6 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path, PurePosixPath
@@ -96,7 +95,8 @@ def published_checksum(base: str, path: str, timeout_s: float) -> Checksum | Non
 
 def _small_text(url: str, timeout_s: float) -> str:
     data, deadline = bytearray(), time.monotonic() + _MAX_SUMS_S
-    with closing(get(url, timeout_s)) as answer:
+    answer = get(url, timeout_s)
+    with answer.response:
         for chunk in answer.chunks():
             data += chunk
             if len(data) > _MAX_SUMS_BYTES:

@@ -8,7 +8,6 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,7 +102,7 @@ class _Transfer:
         if self.final.exists() and (found := self._existing()) is not None:
             return found
         failures = []
-        bases = sorted(bases, key=lambda base: not self.partial.is_from(address(base, self.file.path)))
+        bases = sorted(bases, key=lambda base: not self.partial.size_of(address(base, self.file.path)))
         for position, base in enumerate(bases, start=1):
             try:
                 return self._from_mirror(base, is_last=position == len(bases))
@@ -116,18 +115,18 @@ class _Transfer:
     def _existing(self) -> Downloaded | None:
         """Return the file that has the final name if it is sound; a wrong one is set aside, never deleted."""
         try:
-            digest, verified = self._verify(self.final, None, "no checksum of it is known")
+            found = self._verify(self.final, None, "no checksum of it is known")
         except WrongFile as error:
             aside = self.final.with_name(f"{self.final.name}.refused")
             self.final.replace(aside)
             self.say(f"{self.final}: {error}; set aside as {aside.name}, to be downloaded again")
             return None
-        return self._finish(digest, verified, None)
+        return self._finish(*found, None)
 
     def _from_mirror(self, base: str, is_last: bool) -> Downloaded:
         """Try one mirror until it has delivered the file, or has failed too often without getting further."""
         url = address(base, self.file.path)
-        failures, furthest = 0, self.partial.resume_point(url)[0]
+        failures, furthest = 0, self.partial.size_of(url)
         while True:
             try:
                 self._receive(url)
@@ -154,20 +153,26 @@ class _Transfer:
 
     def _receive(self, url: str) -> None:
         """Bring the partial file to its end, from where it stands if the server still has that version."""
-        start, validator = self.partial.resume_point(url)
+        start, origin = self.partial.size_of(url), self.partial.origin
         self.is_joined = start > 0
-        if self.partial.is_complete(url):
+        if start and origin is not None and origin.total == start:
             return
-        with closing(get(url, self.patience.timeout_s, start=start, validator=validator)) as answer:
+        validator = origin.validator if origin is not None else None
+        answer = get(url, self.patience.timeout_s, start=start, validator=validator)
+        with answer.response:
             if answer.start == 0:
                 if start:
                     self.say(f"{shown(url)}: the file is another one now, or cannot be continued; starting over")
                 self.is_joined = False
                 self.partial.begin(url, answer)
             count, total = answer.start, answer.total
-            self._check_space(0 if total is None else total - count)
+            needed, free = (total or count) - count, shutil.disk_usage(self.final.parent).free
+            if needed > free:
+                sizes = f"{format_bytes(needed)} are still to come and {format_bytes(free)} are free"
+                raise OSError(errno.ENOSPC, f"no space left on the disk: {sizes}")
             self.progress.begin(f"download {self.file.name}", total and total // 1000, count // 1000)
-            with self.partial.append() as stream:
+            # Unbuffered, so that a killed process has kept what it received.
+            with self.partial.path.open("ab", buffering=0) as stream:
                 for chunk in answer.chunks():
                     stream.write(chunk)
                     count += len(chunk)
@@ -176,8 +181,7 @@ class _Transfer:
     def _accept(self, base: str, url: str) -> Downloaded:
         """Verify what arrived and give it its final name."""
         published, doubt = (None, "") if self.pinned or self.recorded else self._published(base)
-        digest, verified = self._verify(self.partial.path, published, doubt)
-        return self._finish(digest, verified, shown(url))
+        return self._finish(*self._verify(self.partial.path, published, doubt), shown(url))
 
     def _published(self, base: str) -> tuple[Checksum | None, str]:
         """Return the mirror's own checksum, or why there is none."""
@@ -215,12 +219,6 @@ class _Transfer:
             commit_file(self.partial.path, self.final)
         self.partial.discard()
         return Downloaded(self.final, digest, self.final.stat().st_size, verified, url)
-
-    def _check_space(self, needed: int) -> None:
-        free = shutil.disk_usage(self.final.parent).free
-        if needed > free:
-            sizes = f"{format_bytes(needed)} are still to come and {format_bytes(free)} are free"
-            raise OSError(errno.ENOSPC, f"no space left on the disk: {sizes}")
 
     def _end_message(self, failures: list[str]) -> str:
         lines = [f"{self.file.name} could not be downloaded:", *(f"  {failure}" for failure in failures)]

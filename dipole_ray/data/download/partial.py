@@ -4,7 +4,6 @@ import os
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from dipole_ray.data.download.request import Answer, shown
 from dipole_ray.files.durable import read_json, write_json
@@ -35,17 +34,9 @@ class Partial:
         """Bytes that are there and of known origin."""
         return self.path.stat().st_size if self.origin is not None and self.path.exists() else 0
 
-    def is_from(self, url: str) -> bool:
-        """Whether there are bytes of `url`."""
-        return self.origin is not None and self.origin.url == shown(url) and self.size > 0
-
-    def is_complete(self, url: str) -> bool:
-        """Whether all bytes of `url` are there."""
-        return self.is_from(url) and self.origin is not None and self.origin.total == self.size
-
-    def resume_point(self, url: str) -> tuple[int, str | None]:
-        """Return from which byte on, and of which version, `url` is to be asked for."""
-        return (self.size, self.origin.validator) if self.origin is not None and self.is_from(url) else (0, None)
+    def size_of(self, url: str) -> int:
+        """Return how many bytes of `url` are there; none if what is there is of another."""
+        return self.size if self.origin is not None and self.origin.url == shown(url) else 0
 
     def begin(self, url: str, answer: Answer) -> None:
         """Drop what is there and note what comes now; in this order, so that never two versions are joined."""
@@ -53,10 +44,6 @@ class Partial:
             os.fsync(stream.fileno())
         self.origin = Origin(shown(url), answer.validator, answer.total, answer.sha256)
         write_json(self._about, asdict(self.origin))
-
-    def append(self) -> BinaryIO:
-        """Open the file for what follows; unbuffered, so that a killed process has kept what it received."""
-        return self.path.open("ab", buffering=0)
 
     def discard(self) -> None:
         """Remove everything."""

@@ -55,10 +55,6 @@ class Answer:
     sha256: str | None  # where the server names it in its headers, as Hugging Face does for large files
     timeout_s: float
 
-    def close(self) -> None:
-        """End the connection."""
-        self.response.close()
-
     def chunks(self) -> Iterator[bytes]:
         """Yield the body as it arrives; TransferError if it breaks, is silent for `timeout_s`, or ends too early."""
         position, body = self.start, self.response.raw
@@ -100,10 +96,10 @@ def get(url: str, timeout_s: float, *, start: int = 0, validator: str | None = N
         else:
             if answer.start == 0 or (answer.start == start and _is_version(answer.response.headers, validator)):
                 return answer
-            answer.close()
+            answer.response.close()
     answer = _ask(url, timeout_s, {})
     if answer.start:
-        answer.close()
+        answer.response.close()
         raise TransferError("sent a part of the file although all of it was asked for", retry=False)
     return answer
 
@@ -114,9 +110,18 @@ class _Session(requests.Session):
     def get_redirect_target(self, resp: requests.Response) -> str | None:
         """Return where an answer redirects to; TransferError where we do not go."""
         location: str | None = super().get_redirect_target(resp)
-        if location is not None:
-            resp.close()  # or its body would be read to the end, which may never come
-            _check_redirect(resp.url, location)
+        if location is None:
+            return None
+        resp.close()  # or its body would be read to the end, which may never come
+        target = location
+        with suppress(ValueError):
+            target = urljoin(resp.url, location)
+        if not is_web_address(target):
+            scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]*(?=:)", target)
+            kind = f"a {scheme[0]}: address" if scheme and scheme[0] not in ("http", "https") else "no valid address"
+            raise TransferError(f"redirects to {kind}, not followed", retry=False)
+        if urlsplit(resp.url).scheme == "https" and urlsplit(target).scheme == "http":
+            raise TransferError("redirects from https to plain http, not followed", retry=False)
         return location
 
 
@@ -141,19 +146,6 @@ def _ask(url: str, timeout_s: float, headers: Mapping[str, str]) -> Answer:
     return _answer(response, timeout_s)
 
 
-def _check_redirect(url: str, location: str) -> None:
-    """Refuse to go where a download may not be redirected to."""
-    target = location
-    with suppress(ValueError):
-        target = urljoin(url, location)
-    if not is_web_address(target):
-        scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]*(?=:)", target)
-        kind = f"a {scheme[0]}: address" if scheme and scheme[0] not in ("http", "https") else "no valid address"
-        raise TransferError(f"redirects to {kind}, not followed", retry=False)
-    if urlsplit(url).scheme == "https" and urlsplit(target).scheme == "http":
-        raise TransferError("redirects from https to plain http, not followed", retry=False)
-
-
 def _answer(response: requests.Response, timeout_s: float) -> Answer:
     """Read what the headers of an answer say, and refuse one that brings no file."""
     headers, start, total = response.headers, 0, response.raw.length_remaining
@@ -164,8 +156,10 @@ def _answer(response: requests.Response, timeout_s: float) -> Answer:
         found = _RANGE.fullmatch(headers.get("Content-Range", ""))
         start = int(found[1]) if found else -1
         total = int(found[2]) if found and found[2] != "*" else None
-    sums = [_linked_sha256(step.headers) for step in (*response.history, response)]
-    return Answer(response, start, total, _validator(headers), next(filter(None, sums), None), timeout_s)
+    # Hugging Face names the SHA-256 of a large file in the answer that redirects to its store.
+    named = [step.headers.get("X-Linked-ETag", "").strip('"') for step in (*response.history, response)]
+    sha256 = next(filter(_SHA256.fullmatch, named), None)
+    return Answer(response, start, total, _validator(headers), sha256, timeout_s)
 
 
 def _validator(headers: Mapping[str, str]) -> str | None:
@@ -186,12 +180,6 @@ def _is_version(headers: Mapping[str, str], validator: str) -> bool:
     return headers.get(name, validator if name == "Last-Modified" else None) == validator
 
 
-def _linked_sha256(headers: Mapping[str, str]) -> str | None:
-    """Return the SHA-256 that Hugging Face names for a large file, in the answer that redirects to its store."""
-    found = _SHA256.fullmatch(headers.get("X-Linked-ETag", "").strip('"'))
-    return found[0] if found else None
-
-
 def _refused(response: requests.Response) -> TransferError:
     """Return why an answer is not the file; some refusals are passing, and may say for how long."""
     status, encoding = response.status_code, response.headers.get("Content-Encoding", "identity")
@@ -199,12 +187,11 @@ def _refused(response: requests.Response) -> TransferError:
         what = f"HTTP {status}" if encoding == "identity" else f"content encoded as '{encoding}'"
         return TransferError(f"answered with {what}, not with the file", retry=False)
     passing = status >= 500 or status in _PASSING
-    what, after_s = f"HTTP {status} {http.client.responses.get(status, '')}".rstrip(), None
+    what = f"HTTP {status} {http.client.responses.get(status, '')}".rstrip()
     asked = response.headers.get("Retry-After", "")
-    if passing and asked.isdecimal():
-        after_s = float(asked)
-        if after_s > MAX_RETRY_AFTER_S:
-            return TransferError(f"{what}, to be asked again in {asked} s", retry=False, status=status)
+    after_s = float(asked) if passing and asked.isdecimal() else None
+    if after_s is not None and after_s > MAX_RETRY_AFTER_S:
+        return TransferError(f"{what}, to be asked again in {asked} s", retry=False, status=status)
     return TransferError(what, retry=passing, status=status, after_s=after_s)
 
 

@@ -67,21 +67,19 @@ def inspect_dataset(
         findings.append(Finding("info", what, path.name, "name a task with --env, here and when importing"))
     if summary.num_transitions:
         findings += judge(summary, report, has_rewards=labelled)
-        findings += _wrong_dimensions(path, summary, expected)
+        found = Schema(*(len(summary.ranges[name][0]) for name in ("observations", "actions")))
+        if expected is not None and expected != found:
+            here = f"observations have {found.observation_dim} and actions {found.action_dim} dimensions"
+            what = f"{here}, the environment has {expected.observation_dim} and {expected.action_dim}"
+            remedy = "name the environment that made this data with --env"
+            findings.append(Finding("error", what, path.name, remedy))
     elif not findings:
         findings.append(Finding("error", "no transitions", path.name, "check the source"))
     findings.sort(key=lambda finding: ("error", "warning", "info").index(finding.level))
-    figures = _figures(summary, report, labelled) if summary.num_transitions else {}
-    histograms = _histograms(summary, labelled) if summary.num_transitions else {}
+    has_any = summary.num_transitions > 0
+    figures = _figures(summary, report, labelled) if has_any else {}
+    histograms = _histograms(summary, labelled) if has_any else {}
     return Inspection(str(path), kind, worst(findings), tuple(findings), figures, histograms)
-
-
-def _wrong_dimensions(path: Path, summary: Summary, expected: Schema | None) -> Iterator[Finding]:
-    found = Schema(len(summary.observation_min), len(summary.action_min))
-    if expected is not None and expected != found:
-        here = f"observations have {found.observation_dim} and actions {found.action_dim} dimensions"
-        what = f"{here}, the environment has {expected.observation_dim} and {expected.action_dim}"
-        yield Finding("error", what, path.name, "name the environment that made this data with --env")
 
 
 def _dataset_rows(path: Path, findings: list[Finding]) -> Iterator[Rows]:
@@ -100,26 +98,28 @@ def _dataset_rows(path: Path, findings: list[Finding]) -> Iterator[Rows]:
 
 def _figures(summary: Summary, report: ImportReport, labelled: bool) -> dict[str, float]:
     lengths, returns = summary.figures("lengths"), summary.figures("returns")
+    (low, high), observation_dim = summary.ranges["actions"], len(summary.ranges["observations"][0])
     figures: dict[str, float] = {
         "transitions": summary.num_transitions,
         "trajectories": len(lengths),
-        "observation_dim": len(summary.observation_min),
-        "action_dim": len(summary.action_min),
-        "megabytes": summary.num_rows * 4 * (len(summary.observation_min) + len(summary.action_min) + 3) / 1e6,
+        "observation_dim": observation_dim,
+        "action_dim": len(low),
+        "megabytes": summary.num_rows * 4 * (observation_dim + len(low) + 3) / 1e6,
         "length_min": int(lengths.min()),
         "length_median": float(np.median(lengths)),
         "length_max": int(lengths.max()),
-        "action_min": float(summary.action_min.min()),
-        "action_max": float(summary.action_max.max()),
+        "action_min": float(low.min()),
+        "action_max": float(high.max()),
         "action_saturated_fraction": summary.num_saturated / max(1, int(summary.action_histogram.sum())),
-        "duplicate_transitions": summary.duplicate_transitions(),
-        "duplicate_trajectories": summary.duplicate_trajectories(),
+        "duplicate_transitions": summary.duplicates("transitions"),
+        "duplicate_trajectories": summary.duplicates("trajectories"),
         "dropped_transitions": report.dropped_transitions,
     }
     if labelled:
+        reward_min, reward_max = summary.ranges["rewards"]
         figures |= {
-            "reward_min": summary.reward_min,
-            "reward_max": summary.reward_max,
+            "reward_min": float(reward_min),
+            "reward_max": float(reward_max),
             "return_min": float(returns.min()),
             "return_median": float(np.median(returns)),
             "return_max": float(returns.max()),

@@ -4,6 +4,7 @@ Memory stays at some 25 bytes a transition and 30 a trajectory, whatever the dim
 """
 
 from collections import defaultdict
+from typing import Literal
 
 import numpy as np
 
@@ -17,13 +18,9 @@ class Summary:
     """Accumulates figures from chunks of whole trajectories; read the properties after the last `add`."""
 
     def __init__(self) -> None:
-        self.num_rows = 0
-        self.num_transitions = 0
-        self.num_masked = 0
-        self.num_saturated = 0
+        self.num_rows = self.num_transitions = self.num_masked = self.num_saturated = 0
         self.action_histogram = np.zeros(ACTION_BINS, dtype=np.int64)
-        self.reward_min, self.reward_max = np.inf, -np.inf
-        self.observation_min = self.observation_max = self.action_min = self.action_max = np.zeros(0)
+        self.ranges: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # least and greatest entries of each column
         self._scale = np.zeros(0)
         self._parts: defaultdict[str, list[np.ndarray]] = defaultdict(list)
 
@@ -32,18 +29,19 @@ class Summary:
         closing = rows["remaining"] == 0
         ends = np.flatnonzero(closing)
         starts = np.append(0, ends[:-1] + 1)
-        rewards, actions = rows["rewards"][~closing], rows["actions"][~closing]
+        moving = {name: rows[name][~closing] for name in ("actions", "rewards")}
+        for name, values in {**moving, "observations": rows["observations"]}.items():
+            low, high = self.ranges.get(name, (values[0], values[0]))
+            self.ranges[name] = np.minimum(low, values.min(axis=0)), np.maximum(high, values.max(axis=0))
         self.num_rows += len(closing)
-        self.num_transitions += len(rewards)
+        self.num_transitions += len(moving["rewards"])
         self.num_masked += int(np.count_nonzero(rows["masks"] == 0))
-        self.reward_min = min(self.reward_min, float(rewards.min()))
-        self.reward_max = max(self.reward_max, float(rewards.max()))
         self._parts["lengths"].append(ends - starts)
         self._parts["returns"].append(np.add.reduceat(rows["rewards"].astype(np.float64), starts))
         self._parts["terminated"].append(rows["masks"][ends - 1] == 0)
         self._parts["solved"].append(np.minimum.reduceat(rows["masks"], starts) == 0)
-        self._add_actions(actions)
-        self._add_observations(rows["observations"], closing)
+        self._add_actions(moving["actions"])
+        self._add_jumps(rows["observations"], np.flatnonzero(~closing))
         self._add_hashes(rows, closing, starts)
 
     def figures(self, name: str) -> np.ndarray:
@@ -54,32 +52,20 @@ class Summary:
         """
         return np.concatenate(self._parts[name])
 
-    def duplicate_transitions(self) -> int:
-        """Return how many transitions repeat an earlier (observation, action)."""
-        return _repeats(self.figures("row_hashes"))
-
-    def duplicate_trajectories(self) -> int:
-        """Return how many trajectories repeat an earlier one."""
-        return _repeats(self.figures("trajectory_hashes"))
+    def duplicates(self, what: Literal["transitions", "trajectories"]) -> int:
+        """Return how many trajectories, or transitions by their (observation, action), repeat an earlier one."""
+        hashes = self.figures(f"hashes of {what}")
+        return len(hashes) - len(np.unique(hashes))
 
     def _add_actions(self, actions: np.ndarray) -> None:
-        low, high = actions.min(axis=0), actions.max(axis=0)
-        is_first = not self.action_min.size
-        self.action_min = low if is_first else np.minimum(self.action_min, low)
-        self.action_max = high if is_first else np.maximum(self.action_max, high)
         self.num_saturated += int(np.count_nonzero(np.abs(actions) >= SATURATED))
         bins = ((np.clip(actions, -1.0, 1.0) + 1.0) * (ACTION_BINS / 2)).astype(np.int64)
         self.action_histogram += np.bincount(np.minimum(bins, ACTION_BINS - 1).reshape(-1), minlength=ACTION_BINS)
 
-    def _add_observations(self, observations: np.ndarray, closing: np.ndarray) -> None:
-        low, high = observations.min(axis=0), observations.max(axis=0)
+    def _add_jumps(self, observations: np.ndarray, moving: np.ndarray) -> None:
         if not self._scale.size:
             spread = observations.std(axis=0, dtype=np.float64)
             self._scale = np.where(spread > 0, spread, 1.0).astype(np.float32)
-            self.observation_min, self.observation_max = low, high
-        self.observation_min = np.minimum(self.observation_min, low)
-        self.observation_max = np.maximum(self.observation_max, high)
-        moving = np.flatnonzero(~closing)
         step = (observations[moving + 1] - observations[moving]) / self._scale
         self._parts["jumps"].append(np.sqrt(np.mean(step * step, axis=1)))
 
@@ -87,8 +73,8 @@ class Summary:
         hashes = _hash_rows(np.concatenate([rows["observations"], rows["actions"]], axis=1))
         place = np.arange(len(closing)) - np.repeat(starts, np.diff(np.append(starts, len(closing))))
         ordered = _mix(hashes + place.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
-        self._parts["trajectory_hashes"].append(np.add.reduceat(ordered, starts))
-        self._parts["row_hashes"].append(hashes[~closing])
+        self._parts["hashes of trajectories"].append(np.add.reduceat(ordered, starts))
+        self._parts["hashes of transitions"].append(hashes[~closing])
 
 
 def _hash_rows(values: np.ndarray) -> np.ndarray:
@@ -104,7 +90,3 @@ def _hash_rows(values: np.ndarray) -> np.ndarray:
 def _mix(values: np.ndarray) -> np.ndarray:
     mixed = (values ^ (values >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
     return np.asarray(mixed ^ (mixed >> np.uint64(32)))
-
-
-def _repeats(hashes: np.ndarray) -> int:
-    return len(hashes) - len(np.unique(hashes))

@@ -97,9 +97,10 @@ def _numbers(summary: Summary, report: ImportReport) -> Iterator[Finding]:
         yield _info(what, "last rows of trajectories that were cut", remedy)
     for note in report.notes:
         yield _info(note, "whole dataset", "check that this is what was recorded")
-    constant = np.flatnonzero(summary.observation_min == summary.observation_max)
+    low, high = summary.ranges["observations"]
+    constant = np.flatnonzero(low == high)
     if len(constant):
-        what = f"{len(constant)} of {len(summary.observation_min)} observation dimensions never change"
+        what = f"{len(constant)} of {len(low)} observation dimensions never change"
         yield _info(what, f"dimensions {_list(constant)}", "harmless; drop them if they carry no meaning online either")
 
 
@@ -108,18 +109,19 @@ def _actions(summary: Summary) -> Iterator[Finding]:
     if share > SATURATED_FRACTION:
         what, where = f"{share:.0%} of the action entries lie at -1 or 1", "actions"
         yield _warning(what, where, "check the scaling; clipped actions hide what the behaviour policy did")
-    constant = np.flatnonzero(summary.action_min == summary.action_max)
+    low, high = summary.ranges["actions"]
+    constant = np.flatnonzero(low == high)
     if len(constant):
-        what = f"{len(constant)} of {len(summary.action_min)} action dimensions never change"
+        what = f"{len(constant)} of {len(low)} action dimensions never change"
         yield _warning(what, f"dimensions {_list(constant)}", "the policy cannot learn to use them from this data")
-    largest = float(max(np.abs(summary.action_min).max(), np.abs(summary.action_max).max()))
-    if largest < 0.1 and len(constant) < len(summary.action_min):
+    largest = float(np.abs([low, high]).max())
+    if largest < 0.1 and len(constant) < len(low):
         what, where = f"no action is larger than {largest:.3g}", "actions"
         yield _warning(what, where, "rescale the actions so that the environment's limits are -1 and 1")
 
 
 def _duplicates(summary: Summary) -> Iterator[Finding]:
-    transitions, trajectories = summary.duplicate_transitions(), summary.duplicate_trajectories()
+    transitions, trajectories = summary.duplicates("transitions"), summary.duplicates("trajectories")
     if trajectories:
         what = f"{trajectories} of {len(summary.figures('lengths'))} trajectories are exact copies of others"
         remedy = "remove them, or know that they count twice (were files imported twice, or seeds repeated?)"
@@ -130,8 +132,9 @@ def _duplicates(summary: Summary) -> Iterator[Finding]:
 
 
 def _rewards(summary: Summary) -> Iterator[Finding]:
-    if summary.reward_min == summary.reward_max:
-        what = f"every reward is {summary.reward_min:g}"
+    low, high = summary.ranges["rewards"]
+    if low == high:
+        what = f"every reward is {low:g}"
         remedy = "no action is better than another here: choose another task, or collect data that reaches the goal"
         yield _warning(what, "rewards", remedy)
 

@@ -38,21 +38,16 @@ def find_episodes(path: Path) -> list[Path]:
         remedy = "name the folder of episode_000000_1000.npz and its kin, such as walker/rnd/buffer"
         raise DatasetError(f"{path}: holds no episodes; {remedy}")
     found = [sorted(file for file in folder.iterdir() if _NAME.fullmatch(file.name)) for folder in folders]
-    if len(found) > 1:
-        _check_one_domain(path, [files[0] for files in found])
-    return [file for files in found for file in files]
-
-
-def _check_one_domain(path: Path, files: list[Path]) -> None:
-    """Refuse folders, of which each has one file here, whose states, observations or actions differ in size."""
-    sizes = [[episode_headers(file)[name].shape[1] for name in _ARRAYS] for file in files]
-    for file, size in zip(files, sizes, strict=True):
+    firsts = [files[0] for files in found] if len(found) > 1 else []
+    sizes = [[episode_headers(file)[name].shape[1] for name in _ARRAYS] for file in firsts]
+    for file, size in zip(firsts, sizes, strict=True):
         if size != sizes[0]:
             raise DatasetError(
-                f"{path}: holds several folders of episodes, and not of one domain: {files[0].parent} has "
+                f"{path}: holds several folders of episodes, and not of one domain: {firsts[0].parent} has "
                 f"{sizes[0][0]} observations and {sizes[0][1]} actions, {file.parent} has {size[0]} and {size[1]}; "
                 "name one of them, or a folder above those of one domain"
             )
+    return [file for files in found for file in files]
 
 
 def _folders(path: Path) -> Iterator[Path]:
@@ -64,9 +59,7 @@ def _folders(path: Path) -> Iterator[Path]:
 
 def episode_steps(file: Path) -> int:
     """Return the steps of an episode as its file's name says; reading it checks them."""
-    match = _NAME.fullmatch(file.name)
-    assert match is not None
-    return int(match[2])
+    return int(file.stem.rpartition("_")[2])
 
 
 def schema(path: Path, reading: Reading) -> Schema:

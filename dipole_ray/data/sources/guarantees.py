@@ -55,9 +55,9 @@ def _whole_trajectories(blocks: Iterable[Block], report: ImportReport) -> Iterat
         if count < len(ends):
             held.append(_part(block, count, len(ends)))
     if held:
-        block = _joined(held)
-        block.columns["ends"] = np.arange(len(block.columns["ends"])) == len(block.columns["ends"]) - 1
-        yield block
+        last = _joined(held)
+        last.columns["ends"][-1] = True
+        yield last
 
 
 def _part(block: Block, start: int, stop: int) -> Block:

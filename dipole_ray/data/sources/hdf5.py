@@ -79,14 +79,9 @@ class Array:
     """One array of numbers, rows first, of which any rows can be read; fastest in order."""
 
     def __init__(self, path: Path, group: Group, name: str, dims: Sequence[int], kinds: str = "fiub") -> None:
-        """Check what the file says about an array, before any of it is read.
+        """Check what the file says of the array `name` in a group, before any of it is read.
 
-        Args:
-            path: The file, for messages.
-            group: Where the array lies, under `name`.
-            name: Its name there.
-            dims: Numbers of dimensions that it may have.
-            kinds: numpy's letters of the types that it may have.
+        It must have one of the numbers of dimensions `dims`, and a type of numpy's `kinds`.
         """
         found = child(path, group, name)
         self._path, self._where = path, _inside(group, name)
@@ -97,7 +92,10 @@ class Array:
             raise self._error(f"is a {type(found).__name__.lower()}, not an array", _REPACK)
         self._dataset = found
         self._check_type(kinds)
-        self._check_shape(dims)
+        self.shape: tuple[int, ...] = found.shape or ()
+        if len(self.shape) not in dims or 0 in self.shape[1:]:
+            expected = " or ".join("(rows,)" if count == 1 else "(rows, dim)" for count in dims)
+            raise self._error(f"has shape {found.shape}; expected {expected}", "flatten it before saving")
         self._check_storage()
         self._band: tuple[int, np.ndarray] | None = None
 
@@ -131,11 +129,8 @@ class Array:
         shape = (min(self._chunks[0], self.shape[0] - first), *self.shape[1:])
         band = np.empty(shape, self._dtype)
         for corner in product(*(range(0, size, step) for size, step in zip(shape, self._chunks, strict=True))):
-            place = tuple(
-                slice(low, min(low + step, size)) for low, step, size in zip(corner, self._chunks, shape, strict=True)
-            )
-            chunk = self._read_chunk((first, *corner[1:]))
-            band[place] = chunk[tuple(slice(0, part.stop - part.start) for part in place)]
+            place = band[tuple(slice(low, low + step) for low, step in zip(corner, self._chunks, strict=True))]
+            place[...] = self._read_chunk((first, *corner[1:]))[tuple(map(slice, place.shape))]
         return band
 
     def _read_chunk(self, corner: tuple[int, ...]) -> np.ndarray:
@@ -162,14 +157,10 @@ class Array:
         is_enumeration = h5py.check_enum_dtype(self._dtype) is not None
         if self._dtype.kind not in kinds or self._dtype.hasobject or is_enumeration:
             wanted = "float32 (pixel and discrete data are not supported)" if kinds == "f" else "numbers"
-            kind = "an enumeration" if is_enumeration else _describe(self._dtype)
+            info: Any = h5py.check_dtype(vlen=self._dtype) or h5py.check_dtype(ref=self._dtype)
+            kind = f"{self._dtype} (of {getattr(info, '__name__', info)})" if info is not None else str(self._dtype)
+            kind = "an enumeration" if is_enumeration else kind
             raise self._error(f"is of type {kind}", f"save it as {wanted}")
-
-    def _check_shape(self, dims: Sequence[int]) -> None:
-        self.shape: tuple[int, ...] = self._dataset.shape or ()
-        if len(self.shape) not in dims or 0 in self.shape[1:]:
-            expected = " or ".join("(rows,)" if count == 1 else "(rows, dim)" for count in dims)
-            raise self._error(f"has shape {self._dataset.shape}; expected {expected}", "flatten it before saving")
 
     def _check_storage(self) -> None:
         """Refuse an array whose numbers are elsewhere, were never written, or need somebody else's code."""
@@ -186,23 +177,18 @@ class Array:
         check_expansion(self._path, self.num_bytes, f"array '{self._where}'")
         if layout == h5py.h5d.CHUNKED:
             self._chunks: tuple[int, ...] = self._dataset.chunks
-            expected = math.prod(math.ceil(size / step) for size, step in zip(self.shape, self._chunks, strict=True))
-            written, unit = self._dataset.id.get_num_chunks(), "chunks"
-            self._check_chunks()
+            counts = [math.ceil(size / step) for size, step in zip(self.shape, self._chunks, strict=True)]
+            expected, written, unit = math.prod(counts), self._dataset.id.get_num_chunks(), "chunks"
+            band = self._dtype.itemsize * math.prod(self._chunks) * math.prod(counts[1:])
+            if band > _MAX_BAND_BYTES:
+                raise self._error(f"has chunks of {format_bytes(band)}", "save it again with h5py's chunks=True")
+            if self._filters and not h5py.h5t.py_create(self._dtype, logical=True).equal(self._dataset.id.get_type()):
+                raise self._error(f"is {self._dtype} in a form of its own", _REPACK)
         else:
             expected, written, unit = self.num_bytes, self._dataset.id.get_storage_size(), "bytes"
         if written != expected:
             what = f"says shape {self.shape} ({expected} {unit}) but {written} {unit} were written"
             raise self._error(what, "the file is damaged or its writer was interrupted, get it again")
-
-    def _check_chunks(self) -> None:
-        band = self._dtype.itemsize * self._chunks[0]
-        for size, step in zip(self.shape[1:], self._chunks[1:], strict=True):
-            band *= step * math.ceil(size / step)
-        if band > _MAX_BAND_BYTES:
-            raise self._error(f"has chunks of {format_bytes(band)}", "save it again with h5py's chunks=True")
-        if self._filters and not h5py.h5t.py_create(self._dtype, logical=True).equal(self._dataset.id.get_type()):
-            raise self._error(f"is {self._dtype} in a form of its own", _REPACK)
 
     def _error(self, found: str, remedy: str) -> DatasetError:
         return bad_array(self._path, self._where, found, remedy)
@@ -234,8 +220,3 @@ def _inflate(data: bytes, size: int) -> bytes:
 def _unshuffle(data: bytes, itemsize: int) -> bytes:
     """Undo HDF5's shuffle: the first bytes of all numbers, then their second bytes, and so on."""
     return np.frombuffer(data, np.uint8).reshape(itemsize, -1).T.tobytes()
-
-
-def _describe(dtype: np.dtype) -> str:
-    info: Any = h5py.check_dtype(vlen=dtype) or h5py.check_dtype(ref=dtype)
-    return f"{dtype} (of {getattr(info, '__name__', info)})" if info is not None else str(dtype)

@@ -59,19 +59,15 @@ def choices(_: Path, reading: Reading) -> dict[str, Any]:
 
 def schema(path: Path, reading: Reading) -> Schema:
     """Return the dimensions of the first episode; there is one, or the dataset was refused."""
-    return Schema(*_dims(next(_episodes(path, reading.observations))[2]))
-
-
-def _dims(arrays: Arrays) -> tuple[int, int]:
-    return arrays["observations"].shape[1], arrays["actions"].shape[1]
+    _, _, arrays = next(_episodes(path, reading.observations))
+    return Schema(arrays["observations"].shape[1], arrays["actions"].shape[1])
 
 
 def read(path: Path, reading: Reading, report: ImportReport) -> Iterator[Block]:
     """Yield the episodes one by one."""
     dims: tuple[int, int] | None = None
     for where, name, arrays in _episodes(path, reading.observations):
-        _check_episode(where, arrays, dims)
-        dims = _dims(arrays)
+        dims = _checked_dims(where, arrays, dims)
         observations = to_float32(arrays["observations"])
         terminations = arrays["terminations"].reshape(-1) != 0
         ends = terminations | (arrays["truncations"].reshape(-1) != 0)
@@ -88,7 +84,8 @@ def read(path: Path, reading: Reading, report: ImportReport) -> Iterator[Block]:
         yield Block(path=where, columns=columns, place=name)
 
 
-def _check_episode(where: Path, arrays: Arrays, dims: tuple[int, int] | None) -> None:
+def _checked_dims(where: Path, arrays: Arrays, dims: tuple[int, int] | None) -> tuple[int, int]:
+    """Return the dimensions of an episode, which must be those of the episodes before it."""
     steps = len(arrays["actions"])
     for name, values in arrays.items():
         needed = steps + (name == "observations")
@@ -101,10 +98,11 @@ def _check_episode(where: Path, arrays: Arrays, dims: tuple[int, int] | None) ->
             check_flags(values.reshape(-1), f"'{name}'", where)
     if not steps:
         raise DatasetError(f"{where}: an episode without steps; delete it with Minari and get the rest again")
-    found = _dims(arrays)
+    found = arrays["observations"].shape[1], arrays["actions"].shape[1]
     if dims not in (None, found):
         what = f"observations have {found[0]} and actions {found[1]} dimensions, earlier episodes {dims}"
         raise DatasetError(f"{where}: {what}; the dataset is damaged, get it again")
+    return found
 
 
 def _find(path: Path) -> Path | None:

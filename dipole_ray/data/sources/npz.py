@@ -7,7 +7,6 @@ Nothing is unpickled, nothing is extracted, sizes are checked before anything is
 import io
 import math
 import stat
-import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -29,6 +28,7 @@ _CHUNK_BYTES = 1 << 22
 _PART_BYTES = 1 << 20
 _MAX_HEADER_BYTES = 10_000
 _IS_ENCRYPTED = 1
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 # What zipfile, zlib and numpy raise on damage; NotImplementedError is zipfile's, of a compression it does not know.
 _BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError, NotImplementedError, RuntimeError)
 
@@ -83,22 +83,21 @@ def stream_arrays(path: Path, headers: dict[str, ArrayHeader], names: Sequence[s
         with ExitStack() as stack:
             archive = stack.enter_context(_open_archive(path))
             streams = {name: stack.enter_context(archive.open(f"{name}.npy")) for name in names}
-            whole = {}
-            for name, stream in streams.items():
-                header = _parse_header(stream)
-                if header.is_fortran:
-                    values = np.frombuffer(_read_exactly(stream, num_rows * header.row_bytes), dtype=header.dtype)
-                    whole[name] = values.reshape(header.shape[::-1]).T
+            for stream in streams.values():
+                _parse_header(stream)
+            whole = {
+                name: _read_numbers(streams[name], headers[name], headers[name].shape[::-1]).T
+                for name in names
+                if headers[name].is_fortran
+            }
             for start in range(0, num_rows, chunk_rows):
                 count = min(chunk_rows, num_rows - start)
-                chunk = {}
-                for name, header in ((name, headers[name]) for name in names):
-                    if name in whole:
-                        chunk[name] = whole[name][start : start + count]
-                    else:
-                        values = np.frombuffer(_read_exactly(streams[name], count * header.row_bytes), header.dtype)
-                        chunk[name] = values.reshape(count, *header.shape[1:])
-                yield chunk
+                yield {
+                    name: whole[name][start : start + count]
+                    if name in whole
+                    else _read_numbers(stream, headers[name], (count, *headers[name].shape[1:]))
+                    for name, stream in streams.items()
+                }
     except _BROKEN as error:
         raise incomplete(path, ".npz file", error) from error
 
@@ -130,18 +129,15 @@ def _check_members(path: Path, members: Sequence[zipfile.ZipInfo]) -> None:
         raise DatasetError(f"{path}: {found}; save one array a column with np.savez")
     for info in members:
         name = PurePosixPath(info.filename)
-        finding = None
-        if name.is_absolute() or ".." in name.parts or "\\" in info.filename:
-            finding = "points outside the archive"
-        elif stat.S_ISLNK(info.external_attr >> 16):
-            finding = "is a symbolic link"
-        elif info.filename in seen:
-            finding = "is there twice"
-        elif info.flag_bits & _IS_ENCRYPTED:
-            finding = "is encrypted"
-        elif info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        findings = {
+            "points outside the archive": name.is_absolute() or ".." in name.parts or "\\" in info.filename,
+            "is a symbolic link": stat.S_ISLNK(info.external_attr >> 16),
+            "is there twice": info.filename in seen,
+            "is encrypted": info.flag_bits & _IS_ENCRYPTED,
             # zipfile decompresses other methods a block at a time, and one block can hold gigabytes.
-            finding = f"is compressed by method {info.compress_type}"
+            f"is compressed by method {info.compress_type}": info.compress_type not in _METHODS,
+        }
+        finding = next((text for text, is_found in findings.items() if is_found), None)
         if finding is not None:
             remedy = "save it again with np.savez or np.savez_compressed"
             raise bad_array(path, info.filename, f"{finding}, which no .npz of numpy's has", remedy)
@@ -169,9 +165,8 @@ def _parse_header(stream: IO[bytes]) -> ArrayHeader:
     version = np.lib.format.read_magic(stream)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"npy version {version} is not supported")
-    field = "<H" if version == (1, 0) else "<I"
-    prefix = bytes(_read_exactly(stream, struct.calcsize(field)))
-    (length,) = struct.unpack(field, prefix)
+    prefix = bytes(_read_exactly(stream, 2 if version == (1, 0) else 4))
+    length = int.from_bytes(prefix, "little")
     if length > _MAX_HEADER_BYTES:  # numpy would read all of it first
         raise ValueError(f"a header of {length} bytes, at most {_MAX_HEADER_BYTES} are read")
     text = io.BytesIO(prefix + bytes(_read_exactly(stream, length)))
@@ -181,6 +176,11 @@ def _parse_header(stream: IO[bytes]) -> ArrayHeader:
     except Exception as error:  # numpy lets out whatever its parsers raise: TokenError, MemoryError, IndexError, ...
         raise ValueError(f"{type(error).__name__}: {str(error)[:200]}") from error
     return ArrayHeader(dtype=dtype, shape=shape, is_fortran=is_fortran and len(shape) > 1)
+
+
+def _read_numbers(stream: IO[bytes], header: ArrayHeader, shape: tuple[int, ...]) -> np.ndarray:
+    size = header.dtype.itemsize * math.prod(shape)
+    return np.frombuffer(_read_exactly(stream, size), header.dtype).reshape(shape)
 
 
 def _read_exactly(stream: IO[bytes], count: int) -> bytearray:

@@ -42,13 +42,17 @@ def read(path: Path, reading: Reading, report: ImportReport) -> Iterator[Block]:
     relabel = reading.relabel
     if relabel is None and "rewards" not in headers:
         if reading.needs_rewards:
-            raise DatasetError(
-                f"{path}: holds no rewards; name the task to label it for, such as --env {_task_example(path)}"
-            )
+            domain, _, kind = path.stem.removesuffix("-val").rpartition("-")
+            task = f"{domain}-singletask-{kind}" if domain else "pointmaze-medium-navigate-singletask-v0"
+            raise DatasetError(f"{path}: holds no rewards; name the task to label it for, such as --env {task}")
         relabel = _no_rewards
     labels = _STATE if relabel is not None else ("rewards", "masks")
     names = [*_REQUIRED, *(name for name in labels if name in headers)]
-    _check_rows(path, headers, names)
+    counts = {name: headers[name].shape[0] if headers[name].shape else 0 for name in names}
+    check_counts(counts, path, "get the file again or collect data with 'dipole data collect'")
+    for name in names:
+        if headers[name].dtype.kind not in "fiub":
+            raise bad_array(path, name, f"is of type {headers[name].dtype}", "save it as numbers")
     _check_boundaries(path, headers)
     for arrays in stream_arrays(path, headers, names):
         yield _block(arrays, relabel, path, report.rows_read)
@@ -56,7 +60,7 @@ def read(path: Path, reading: Reading, report: ImportReport) -> Iterator[Block]:
 
 def _no_rewards(arrays: Arrays) -> tuple[np.ndarray, np.ndarray]:
     count = len(arrays["observations"])
-    return np.zeros(count, dtype=np.float32), np.ones(count, dtype=np.float32)
+    return np.zeros(count, np.float32), np.ones(count, np.float32)
 
 
 def _block(arrays: Arrays, relabel: Relabel | None, path: Path, first_row: int) -> Block:
@@ -83,11 +87,11 @@ def _block(arrays: Arrays, relabel: Relabel | None, path: Path, first_row: int) 
 
 def _checked_headers(path: Path) -> dict[str, ArrayHeader]:
     headers = read_headers(path)
-    missing = [name for name in _REQUIRED if name not in headers]
-    if missing:
-        found = f"is missing (found {', '.join(sorted(headers)) or 'none'})"
-        remedy = "save other layouts as a table (--format table)"
-        raise bad_array(path, missing[0], f"{found}; an OGBench file has observations, actions and terminals", remedy)
+    for name in _REQUIRED:
+        if name not in headers:
+            found = f"is missing (found {', '.join(sorted(headers)) or 'none'})"
+            remedy = "save other layouts as a table (--format table)"
+            raise bad_array(path, name, f"{found}; an OGBench file has observations, actions and terminals", remedy)
     for name, dims in (("observations", 2), ("actions", 2), ("terminals", 1), ("rewards", 1), ("masks", 1)):
         header = headers.get(name)
         if header is None:
@@ -101,22 +105,14 @@ def _checked_headers(path: Path) -> dict[str, ArrayHeader]:
     return headers
 
 
-def _check_rows(path: Path, headers: dict[str, ArrayHeader], names: list[str]) -> None:
-    counts = {name: headers[name].shape[0] if headers[name].shape else 0 for name in names}
-    check_counts(counts, path, "get the file again or collect data with 'dipole data collect'")
-    for name in names:
-        if headers[name].dtype.kind not in "fiub":
-            raise bad_array(path, name, f"is of type {headers[name].dtype}", "save it as numbers")
-
-
 def _check_boundaries(path: Path, headers: dict[str, ArrayHeader]) -> None:
     """Check trajectory ends and the action range over the whole file, before anything is handed on."""
-    flags, actions = [], []
-    for chunk in stream_arrays(path, headers, ["terminals", "actions"]):
-        flags.append(chunk["terminals"])
-        # NaN and infinity are found, and refused or dropped, where the rows are read.
-        actions.append(np.nan_to_num(np.abs(chunk["actions"]), nan=0.0, posinf=0.0).max(axis=1))
-    terminals, magnitudes = np.concatenate(flags), np.concatenate(actions)
+    # NaN and infinity are found, and refused or dropped, where the rows are read.
+    parts = [
+        (chunk["terminals"], np.nan_to_num(np.abs(chunk["actions"]), nan=0.0, posinf=0.0).max(axis=1))
+        for chunk in stream_arrays(path, headers, ["terminals", "actions"])
+    ]
+    terminals, magnitudes = map(np.concatenate, zip(*parts, strict=True))
     check_flags(terminals, "terminals", path, where="on the last row of each trajectory")
     if not terminals.any():
         remedy = "set terminals to 1 on the last row of each trajectory"
@@ -132,8 +128,3 @@ def _check_boundaries(path: Path, headers: dict[str, ArrayHeader]) -> None:
         raise DatasetError(f"{path}: every row is terminal, so there is no transition; {remedy}")
     moving = np.flatnonzero(terminals == 0)
     check_actions(magnitudes[moving, None], moving, path)
-
-
-def _task_example(path: Path) -> str:
-    parts = path.stem.removesuffix("-val").rsplit("-", 1)
-    return "-singletask-".join(parts) if len(parts) == 2 else "pointmaze-medium-navigate-singletask-v0"

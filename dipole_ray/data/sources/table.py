@@ -5,8 +5,9 @@ time limit only closes it (nobody knows what its action led to); the last row of
 its next observation is never used.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -41,11 +42,7 @@ def table_files(path: Path) -> list[Path]:
 
 def table_columns(path: Path) -> list[str]:
     """Return the column names of the (first) table file."""
-    file = table_files(path)[0]
-    try:
-        return _names(_open_table(file))
-    except UnicodeDecodeError as error:
-        raise incomplete(file, "table", error) from error
+    return _open_table(table_files(path)[0])[1]
 
 
 def mapping_of(path: Path, reading: Reading) -> TableMapping:
@@ -111,12 +108,11 @@ def _batch_arrays(batch: pa.RecordBatch, mapping: TableMapping, path: Path, firs
         what = f"next_observations have {after} dimensions, observations {width}"
         raise DatasetError(f"{path}: {what}; map columns that fit together")
     flags: Arrays = {}
-    for name in ("rewards", "masks", "terminals", "timeouts"):
-        if name in columns:
-            flags[name] = column_vector(batch, columns[name][0], path, first_row)
-            if name in ("terminals", "timeouts"):
-                where = "on the last row of each trajectory"
-                check_flags(flags[name], f"column '{columns[name][0]}'", path, first_row, where)
+    for name in [name for name in ("rewards", "masks", "terminals", "timeouts") if name in columns]:
+        flags[name] = column_vector(batch, columns[name][0], path, first_row)
+        if name in ("terminals", "timeouts"):
+            where = "on the last row of each trajectory"
+            check_flags(flags[name], f"column '{columns[name][0]}'", path, first_row, where)
     arrays["rewards"] = flags["rewards"]
     arrays["masks"], arrays["ends"] = mapping.masks_and_ends(flags, batch.num_rows)
     if "next_observations" in columns:
@@ -140,16 +136,20 @@ def _episodes(batch: pa.RecordBatch, name: str, path: Path, first_row: int) -> n
     return values
 
 
+def is_list(kind: pa.DataType) -> bool:
+    """Return whether a column of this type holds vectors."""
+    return bool(pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind))
+
+
 def column_matrix(batch: pa.RecordBatch, names: tuple[str, ...], path: Path, first_row: int) -> np.ndarray:
     """Return (N, dim) float32 from one list column or several scalar columns."""
     column = batch.column(names[0])
-    is_list = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
-    if len(names) > 1 or not (is_list or pa.types.is_fixed_size_list(column.type)):
+    if len(names) > 1 or not is_list(column.type):
         return np.stack([column_vector(batch, name, path, first_row) for name in names], axis=1)
     _check_nulls(column, names[0], path, first_row)
     values = column.flatten()
     _check_nulls(values, names[0], path, first_row)
-    if is_list:
+    if not pa.types.is_fixed_size_list(column.type):
         lengths = np.diff(column.offsets.to_numpy())
         if len(other := np.flatnonzero(lengths != lengths[:1])):
             found = f"{lengths[other[0]]} values at row {first_row + other[0]} and {lengths[0]} at row {first_row}"
@@ -188,15 +188,15 @@ def _batches(path: Path, mapping: TableMapping) -> Iterator[pa.RecordBatch]:
         yield from read_batches(file, partial(_mapped, mapping, file))
 
 
-def _mapped(mapping: TableMapping, file: Path, available: list[str]) -> list[str]:
-    return [name for group in mapping.resolve(available, file).values() for name in group]
+def _mapped(mapping: TableMapping, file: Path, available: list[str]) -> Iterable[str]:
+    return chain(*mapping.resolve(available, file).values())
 
 
-def read_batches(file: Path, choose: Callable[[list[str]], Sequence[str]]) -> Iterator[pa.RecordBatch]:
+def read_batches(file: Path, choose: Callable[[list[str]], Iterable[str]]) -> Iterator[pa.RecordBatch]:
     """Yield the batches of one .parquet or else Arrow file that have rows, with the columns that `choose` chooses."""
     try:
-        table = _open_table(file)
-        names = list(dict.fromkeys(choose(_names(table))))
+        table, available = _open_table(file)
+        names = list(dict.fromkeys(choose(available)))
         if isinstance(table, pq.ParquetFile):
             _check_parquet(table, names, file)
             batches = table.iter_batches(batch_size=_BATCH_ROWS, columns=names, use_threads=False)
@@ -227,15 +227,14 @@ def _check_parquet(table: pq.ParquetFile, names: list[str], file: Path) -> None:
     check_expansion(file, declared, f"columns {', '.join(names[:8])}")
 
 
-def _open_table(file: Path) -> pq.ParquetFile | pa.RecordBatchFileReader:
+def _open_table(file: Path) -> tuple[pq.ParquetFile | pa.RecordBatchFileReader, list[str]]:
+    """Open a .parquet or else Arrow file; return it and the names of its columns."""
     try:
         # Nothing is read ahead and no thread decodes beside: what is held must not depend on how busy the machine is.
         if file.suffix == ".parquet":
-            return pq.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER_BYTES)
-        return pa.ipc.open_file(pa.OSFile(str(file)), options=pa.ipc.IpcReadOptions(use_threads=False))
+            table = pq.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER_BYTES)
+            return table, list(table.schema_arrow.names)
+        table = pa.ipc.open_file(pa.OSFile(str(file)), options=pa.ipc.IpcReadOptions(use_threads=False))
+        return table, list(table.schema.names)
     except _BROKEN as error:
         raise incomplete(file, "table", error) from error
-
-
-def _names(table: pq.ParquetFile | pa.RecordBatchFileReader) -> list[str]:
-    return list(table.schema_arrow.names if isinstance(table, pq.ParquetFile) else table.schema.names)
