@@ -5,6 +5,11 @@ prints such a message as one sentence; anything else is a defect of ours and kee
 """
 
 
+def first_line(error: object) -> str:
+    """Return the first line of an error or its text, at most 300 characters: those of libraries run over pages."""
+    return next(iter(str(error).strip().splitlines()), "")[:300]
+
+
 class DipoleError(Exception):
     """Base of all errors a user can cause and mend."""
 

@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from dipole_ray.cli import examine as doctor
-from dipole_ray.cli.doctor import add_doctor_parser
+from dipole_ray.cli import doctor
 
 
 def test_a_folder_that_cannot_be_written_fails_with_a_remedy(tmp_path: Path) -> None:
@@ -137,7 +136,7 @@ def test_a_cluster_that_does_not_answer_a_stranger_is_not_called_safe() -> None:
 @pytest.mark.slow
 def test_the_command_reports_everything_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     parser = argparse.ArgumentParser()
-    add_doctor_parser(parser.add_subparsers())
+    doctor.add_parser(parser.add_subparsers())
     args = parser.parse_args(["doctor", "--json", "--runs", str(tmp_path), "--cache", str(tmp_path)])
     status = args.run(args)
     findings = json.loads(capsys.readouterr().out)

@@ -84,7 +84,7 @@ def test_a_terminal_gets_a_bar_with_phase_count_and_fields() -> None:
     with Progress("offline", total=40, unit="updates", stream=stream, clock=clock) as progress:
         clock.now += 2
         progress.advance(20, loss=0.5)
-        progress.describe("online")
+        progress.begin("online", 40, 20)
         progress.update(40, success="[1/2]")
     shown = stream.getvalue()
     for part in ("offline", "online", "40/40", "updates/s", "loss=0.5", "success=[1/2]"):

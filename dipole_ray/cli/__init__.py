@@ -7,12 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from dipole_ray import __version__
-from dipole_ray.cli.bench import add_bench_parser
-from dipole_ray.cli.data import add_data_parser
-from dipole_ray.cli.doctor import add_doctor_parser
-from dipole_ray.cli.evaluate import add_evaluate_parser
-from dipole_ray.cli.sweep import add_sweep_parser
-from dipole_ray.cli.train import add_train_parser
+from dipole_ray.cli import bench, data, doctor, evaluate, sweep, train
 from dipole_ray.errors import DipoleError
 
 _DESCRIPTION = """\
@@ -34,12 +29,8 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="dipole", description=_DESCRIPTION, formatter_class=keeps_lines)
     top.add_argument("--version", action="version", version=f"dipole_ray {__version__}")
     subparsers = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    add_train_parser(subparsers)
-    add_evaluate_parser(subparsers)
-    add_sweep_parser(subparsers)
-    add_bench_parser(subparsers)
-    add_data_parser(subparsers)
-    add_doctor_parser(subparsers)
+    for command in (train, evaluate, sweep, bench, data, doctor):
+        command.add_parser(subparsers)
     return top
 
 

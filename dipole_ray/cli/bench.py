@@ -39,7 +39,7 @@ examples:
 """
 
 
-def add_bench_parser(subparsers: Any) -> None:
+def add_parser(subparsers: Any) -> None:
     """Add the subcommand to the parsers of `dipole`."""
     parser = subparsers.add_parser("bench", help="benchmarks: methods x tasks x seeds, tables and pictures")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")

@@ -1,9 +1,8 @@
 """`dipole data collect`: datasets made on the spot by seeded controllers and explorers."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
+from typing import Any
 
 from dipole_ray.cli.command import add_command
 from dipole_ray.errors import ConfigError
@@ -31,7 +30,7 @@ data.path=DIR take the episodes of all of them.
 """
 
 
-def add_collect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_collect(commands: Any) -> None:
     """Add `collect` to the commands of `dipole data`."""
     parser = add_command(commands, "collect", run_collect, COLLECT_HELP)
     names = "an OGBench dataset name or Pendulum-v1; or exorl and its domain: walker, quadruped, cheetah or jaco"

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+CACHE = Path("~/.cache/dipole_ray")  # where a run keeps what it converts too, unless data.cache says otherwise
+
 
 def add_command(
     commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str, **more: Any

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dipole_ray.cli.collect import add_collect
-from dipole_ray.cli.command import add_command
+from dipole_ray.cli.command import CACHE, add_command
 from dipole_ray.cli.download import add_download
-from dipole_ray.cli.source import add_source_options, check_options, name_a_task, reading_of
 from dipole_ray.errors import ConfigError, DatasetError
+
+if TYPE_CHECKING:
+    from dipole_ray.columns import Schema
+    from dipole_ray.data.sources.reading import Reading
 
 IMPORT_HELP = """\
 Turn data of OGBench, ExORL, D4RL or Minari, or any Parquet / Arrow / Feather table, into a dataset mapped from disk.
@@ -70,38 +74,40 @@ With --env the dimensions must be the environment's. Rewards of ExORL's episodes
 """
 
 
-def add_data_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `data` and its commands to the main parser; each sets `run`, a function of the parsed arguments."""
+def add_parser(subparsers: Any) -> None:
+    """Add the subcommand to the parsers of `dipole`."""
     parser = subparsers.add_parser("data", help="import, inspect, collect or download a dataset", description=__doc__)
-    commands = parser.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
-    _add_import(commands)
-    _add_inspect(commands)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    source = add_command(commands, "import", run_import, IMPORT_HELP)
+    what = "a file or folder in one of these formats; tables may be a folder"
+    source.add_argument("source", metavar="SRC", type=Path, help=what)
+    source.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the dataset")
+    source.add_argument("--env", metavar="ENV_ID", help="task that gives the rewards, and whose spaces must match")
+    formats = ("ogbench", "exorl", "d4rl", "minari", "table")
+    source.add_argument("--format", choices=formats, help="default: by what SRC is")
+    _add_options_of_formats(source)
+    dropped = "what to do with transitions that hold NaN or infinity (default: refuse)"
+    source.add_argument("--non-finite", choices=("refuse", "drop"), default="refuse", help=dropped)
+    source.add_argument("--overwrite", action="store_true", help="replace the dataset in DIR")
+    inspected = add_command(commands, "inspect", run_inspect, INSPECT_HELP)
+    inspected.add_argument("path", metavar="PATH", type=Path, help="a dataset folder, or what import takes")
+    task = "task that rewards OGBench's and ExORL's data, and whose spaces must match"
+    inspected.add_argument("--env", metavar="ENV_ID", help=task)
+    _add_options_of_formats(inspected)
+    inspected.add_argument("--json", metavar="FILE", type=Path, help="write the verdict as JSON as well")
+    inspected.add_argument("--plot", metavar="FILE", type=Path, help="draw returns, lengths and actions as a picture")
     add_collect(commands)
     add_download(commands)
 
 
-def _add_import(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = add_command(commands, "import", run_import, IMPORT_HELP)
-    source = "a file or folder in one of these formats; tables may be a folder"
-    parser.add_argument("source", metavar="SRC", type=Path, help=source)
-    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the dataset")
-    parser.add_argument("--env", metavar="ENV_ID", help="task that gives the rewards, and whose spaces must match")
-    formats = ("ogbench", "exorl", "d4rl", "minari", "table")
-    parser.add_argument("--format", choices=formats, help="default: by what SRC is")
-    add_source_options(parser)
-    dropped = "what to do with transitions that hold NaN or infinity (default: refuse)"
-    parser.add_argument("--non-finite", choices=("refuse", "drop"), default="refuse", help=dropped)
-    parser.add_argument("--overwrite", action="store_true", help="replace the dataset in DIR")
-
-
-def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = add_command(commands, "inspect", run_inspect, INSPECT_HELP)
-    parser.add_argument("path", metavar="PATH", type=Path, help="a dataset folder, or what import takes")
-    task = "task that rewards OGBench's and ExORL's data, and whose spaces must match"
-    parser.add_argument("--env", metavar="ENV_ID", help=task)
-    add_source_options(parser)
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write the verdict as JSON as well")
-    parser.add_argument("--plot", metavar="FILE", type=Path, help="draw returns, lengths and actions as a picture")
+def _add_options_of_formats(parser: argparse.ArgumentParser) -> None:
+    """Add the options that only some kinds of data know; `_check_options` refuses them elsewhere."""
+    columns = "table column(s) for one meaning, or the entries of Minari's dict observations; repeatable"
+    parser.add_argument("--map", metavar="MEANING=COLUMN", action="append", default=[], help=columns)
+    limit = "d4rl only: time limit of trajectories in a file without timeouts (default: that of --env)"
+    parser.add_argument("--max-episode-steps", metavar="N", type=int, help=limit)
+    parser.add_argument("--workers", metavar="W", type=int, help="exorl only: Ray tasks at a time (default: all cores)")
+    parser.add_argument("--cache", metavar="DIR", type=Path, help=f"exorl only: keeps rewards (default: {CACHE})")
 
 
 def run_import(args: argparse.Namespace) -> int:
@@ -116,12 +122,10 @@ def run_import(args: argparse.Namespace) -> int:
     kind = dataset_kind(args.source)
     if kind == DATASET:
         raise DatasetError(f"{args.source}: is a dataset already; train on it as it is, or import its original")
-    row = FORMATS[args.format or kind]
-    check_options(args, args.source, row.name)
+    row, report = FORMATS[args.format or kind], ImportReport()
+    reading, expected = _reading_of(args, args.source, row.name)
     if "labels" in row.takes and args.env is None:
-        raise ConfigError(f"{args.source}: ExORL's episodes are rewarded for a task; {name_a_task()}")
-    report = ImportReport()
-    reading, expected = reading_of(args, row.name)
+        raise ConfigError(f"{args.source}: ExORL's episodes are rewarded for a task; {_name_a_task()}")
     reading = replace(reading, non_finite=args.non_finite)
     schema = row.schema(args.source, reading)
     if expected is not None:
@@ -129,9 +133,9 @@ def run_import(args: argparse.Namespace) -> int:
         require_fit(schema, expected, what=args.source, whom=f"'{args.env}'", remedy=remedy)
     source = {"format": row.name, "file": row.remembered(args.source), "env": args.env, "non_finite": args.non_finite}
     source |= row.choices(args.source, reading)
-    rows = row.rows(args.source, reading, report)
     with Progress(f"import {args.source.name}", unit="transitions") as progress:
-        manifest = write_dataset(args.out, _counted(rows, progress), schema, source, overwrite=args.overwrite)
+        rows = _counted(row.rows(args.source, reading, report), progress)
+        manifest = write_dataset(args.out, rows, schema, source, overwrite=args.overwrite)
     places = ", ".join(report.non_finite) + (", ..." if len(report.non_finite) == MAX_NAMED else "")
     dropped = f", {report.dropped_transitions} dropped as not finite: {places}" if report.dropped_transitions else ""
     if report.unfollowed_transitions:
@@ -142,7 +146,7 @@ def run_import(args: argparse.Namespace) -> int:
         f"{args.out}: {manifest.num_transitions} transitions in {report.trajectories} trajectories{dropped}, "
         f"observations {schema.observation_text}, actions {schema.actions}\n"
         f"next: dipole data inspect {args.out}\n"
-        f"      dipole train data.path={args.out}" + (f" env.id={args.env}" if args.env else " env.id=ENV_ID")
+        f"      dipole train data.path={args.out} env.id={args.env or 'ENV_ID'}"
     )
     return 0
 
@@ -157,16 +161,13 @@ def run_inspect(args: argparse.Namespace) -> int:
     """Inspect a dataset, print the verdict, and write it where asked."""
     from dipole_ray.cli.inspect_report import plot_inspection, print_inspection
     from dipole_ray.data.inspection.inspect import inspect_dataset
-    from dipole_ray.data.sources.formats import FORMATS, dataset_kind
+    from dipole_ray.data.sources.formats import dataset_kind
     from dipole_ray.progress import Progress
 
-    kind = dataset_kind(args.path)
-    check_options(args, args.path, kind)
     progress = Progress(f"inspect {args.path.name}", unit="transitions")
-    with ExitStack() as stack:
-        reading, expected = reading_of(args, kind, lambda: stack.enter_context(progress))
-        if args.env is None or "labels" not in (FORMATS[kind].takes if kind in FORMATS else ()):
-            stack.enter_context(progress)  # otherwise after the labelling, which has a bar of its own
+    with ExitStack() as stack:  # for the bar comes after the labelling, which has one of its own
+        begin = partial(stack.enter_context, progress)
+        reading, expected = _reading_of(args, args.path, dataset_kind(args.path), begin)
         inspection = inspect_dataset(args.path, reading, expected=expected, on_transitions=progress.update)
     print_inspection(inspection)
     try:
@@ -178,3 +179,61 @@ def run_inspect(args: argparse.Namespace) -> int:
         found = f"{error.filename or args.plot}: cannot be written ({error.strerror or error})"
         raise ConfigError(f"{found}; choose another place for the output") from error
     return 1 if inspection.verdict == "error" else 0
+
+
+def _reading_of(
+    args: argparse.Namespace, path: Path, kind: str, begin: Callable[[], object] = lambda: None
+) -> tuple[Reading, Schema | None]:
+    """Return how data of this kind, a format or `dataset`, is read, and the dimensions that it must have.
+
+    `begin` is called when the reading may begin: at once, or when the rewards of ExORL's episodes are there.
+    """
+    from dipole_ray.data.sources.formats import FORMATS
+    from dipole_ray.data.sources.mapping import TableMapping
+    from dipole_ray.data.sources.minari import chosen_observations
+    from dipole_ray.data.sources.reading import Reading
+    from dipole_ray.envs.make import env_dims
+    from dipole_ray.runs.prepare import reading_for
+
+    takes = FORMATS[kind].takes if kind in FORMATS else frozenset()
+    _check_options(args, path, kind, takes)
+    reading, expected = Reading(), None
+    if args.env is not None:
+        dims, cache = env_dims(args.env), (args.cache or CACHE).expanduser()
+        reading, expected = reading_for(args.env, dims, cache, args.workers, begin), dims.schema
+    if args.env is None or "labels" not in takes:
+        begin()
+    return replace(
+        reading,
+        mapping=TableMapping.from_pairs(args.map) if args.map and "mapping" in takes else None,
+        observations=chosen_observations(args.map) if "observations" in takes else (),
+        max_episode_steps=args.max_episode_steps or reading.max_episode_steps,
+    ), expected
+
+
+def _check_options(args: argparse.Namespace, path: Path, kind: str, takes: frozenset[str]) -> None:
+    """Refuse options that have no effect on this kind of data, and environments that there are not."""
+    if args.map and not takes & {"mapping", "observations"}:
+        raise ConfigError(f"--map is for tables; {kind} data has fixed names: leave --map out")
+    if args.max_episode_steps is not None and ("max_episode_steps" not in takes or args.max_episode_steps < 1):
+        what = "it is the time limit, at least 1, of D4RL files without timeouts; leave it out"
+        raise ConfigError(f"--max-episode-steps {args.max_episode_steps} of {kind} data: {what}")
+    for option in [name for name in ("workers", "cache") if getattr(args, name) is not None]:
+        if "labels" not in takes:
+            raise ConfigError(f"--{option} is for rewarding ExORL's episodes, and this is {kind} data; leave it out")
+        if args.env is None:
+            raise ConfigError(f"--{option} is for rewarding {path} for a task; {_name_a_task()}")
+    if args.env is None:
+        return
+    from dipole_ray.envs.registry import family
+
+    if family(args.env) != "exorl" and "labels" in takes:
+        why = f"ExORL's episodes are rewarded for a task, and '{args.env}' is none of theirs"
+        raise ConfigError(f"{path}: {why}; {_name_a_task()}")
+
+
+def _name_a_task() -> str:
+    """Return what to do where a task of ExORL's is missing."""
+    from dipole_ray.envs.exorl.tasks import task_ids
+
+    return f"name one with --env: {', '.join(task_ids())}"

@@ -1,22 +1,15 @@
 """`dipole data download`: the datasets that OGBench and ExORL publish, from their hosts or from mirrors."""
 
-from __future__ import annotations
-
 import argparse
 import math
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from dipole_ray.cli.command import add_command
+from dipole_ray.cli.command import CACHE, add_command
 from dipole_ray.errors import ConfigError
-
-if TYPE_CHECKING:
-    from dipole_ray.data.download.catalogue import RemoteFile
-
-CACHE = Path("~/.cache/dipole_ray/downloads")
 
 DOWNLOAD_HELP = """\
 Download a dataset of OGBench or ExORL: continued after a break, verified before use, from mirrors if need be.
@@ -54,12 +47,12 @@ prints the SHA-256 for you to pin. A broken download stays as FILE.part, and the
 """
 
 
-def add_download(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_download(commands: Any) -> None:
     """Add `download` to the commands of `dipole data`."""
     parser = add_command(commands, "download", run_download, DOWNLOAD_HELP)
     parser.add_argument("source", choices=("ogbench", "exorl"), help="who publishes the dataset")
     parser.add_argument("name", metavar="NAME", help="a dataset, such as cube-single-play-v0 or walker/rnd")
-    folder = f"folder for the files (default: {CACHE}/ogbench or exorl)"
+    folder = f"folder for the files (default: {CACHE}/downloads/ogbench or exorl)"
     parser.add_argument("--out", metavar="DIR", type=Path, help=folder)
     mirror = "where a mirror has the files; repeatable"
     parser.add_argument("--base-url", metavar="URL", action="append", default=[], help=mirror)
@@ -82,8 +75,8 @@ def run_download(args: argparse.Namespace) -> int:
         raise ConfigError(f"{given}: use a positive timeout and retries of 0 or more")
     dataset = dataset_of(args.source, args.name)
     files, bases = remote_files(args.source, dataset), base_urls(args.source, args.base_url)
-    sums = _checksums(args.sha256, files)
-    folder: Path = (args.out or CACHE / args.source).expanduser()
+    sums = _checksums(args.sha256, [file.name for file in files])
+    folder: Path = (args.out or CACHE / "downloads" / args.source).expanduser()
     patience = Patience(timeout_s=args.timeout, retries=args.retries)
     if dataset != args.name:
         _say(f"{args.name} is learned from the dataset {dataset}: {' and '.join(file.name for file in files)}")
@@ -106,9 +99,9 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _checksums(words: Sequence[str], files: Sequence[RemoteFile]) -> dict[str, str]:
+def _checksums(words: Sequence[str], names: Sequence[str]) -> dict[str, str]:
     """Return the checksum of each file that was given one."""
-    names, found = [file.name for file in files], {}
+    found = {}
     for word in words:
         name, equals, text = word.rpartition("=")
         if not equals and len(names) > 1:

@@ -1,17 +1,11 @@
 """`dipole evaluate`: one checkpoint over a grid of omega and candidates; neither costs any training."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dipole_ray.cli.command import add_command
-
-if TYPE_CHECKING:
-    from dipole_ray.evaluation.cells import Cell
-    from dipole_ray.serving.policy import TrainedPolicy
 
 _EPILOG = """\
 examples:
@@ -25,7 +19,7 @@ episodes from the same states. BC rows are included where the run trained a beha
 """
 
 
-def add_evaluate_parser(subparsers: Any) -> None:
+def add_parser(subparsers: Any) -> None:
     """Add the subcommand to the parsers of `dipole`."""
     text = "Evaluate a trained policy."
     summary = "evaluate one checkpoint over a grid of omega and candidates"
@@ -49,9 +43,9 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     from dipole_ray.serving.policy import load_policy
     from dipole_ray.settings import from_mapping
 
-    asked = {"omegas": arguments.omega, "candidates": arguments.candidates}
-    given = {name: values for name, values in asked.items() if values is not None}
-    config = from_mapping(EvalConfig, {"episodes": arguments.episodes, "seed": arguments.seed, **given}, "evaluation")
+    given = {"episodes": arguments.episodes, "seed": arguments.seed}
+    given |= {"omegas": arguments.omega, "candidates": arguments.candidates}
+    config = from_mapping(EvalConfig, {key: value for key, value in given.items() if value is not None}, "evaluation")
     if arguments.json is not None and not arguments.json.resolve().parent.is_dir():
         raise ConfigError(f"--json {arguments.json}: the folder does not exist; make it first")
     trained = load_policy(arguments.policy)
@@ -63,16 +57,11 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         arguments.json.write_text(json.dumps(report.sort_rows(rows), indent=1) + "\n")
         print(f"rows      {arguments.json}")
     if arguments.videos:
-        _record(trained, [result.cell for result in results], arguments)
+        from dipole_ray.evaluation.video import record_run
+
+        for cell in [result.cell for result in results]:
+            name = f"{'bc' if cell.omega is None else f'omega-{cell.omega:g}'}-candidates-{cell.candidates}.mp4"
+            path = trained.path.parent.parent / "videos" / name
+            record_run(trained.path, cell, path, episodes=arguments.videos, seed=arguments.seed)
+            print(f"video     {path}")
     return 0
-
-
-def _record(trained: TrainedPolicy, cells: list[Cell], arguments: argparse.Namespace) -> None:
-    """Record videos of every cell into the run's folder."""
-    from dipole_ray.evaluation.video import record_run
-
-    folder = trained.path.parent.parent / "videos"
-    for cell in cells:
-        name = f"{'bc' if cell.omega is None else f'omega-{cell.omega:g}'}-candidates-{cell.candidates}.mp4"
-        path = record_run(trained.path, cell, folder / name, episodes=arguments.videos, seed=arguments.seed)
-        print(f"video     {path}")

@@ -34,7 +34,7 @@ The same command again continues a sweep that was stopped or killed, and deliver
 """
 
 
-def add_sweep_parser(subparsers: Any) -> None:
+def add_parser(subparsers: Any) -> None:
     """Add the subcommand to the parsers of `dipole`."""
     text = "Run trials over any setting with Ray Tune."
     summary = "try many settings; continue a sweep that was stopped"
@@ -82,7 +82,5 @@ def _finish(result: Any, words: str) -> int:
         return 130
     best = result.folder / "best.yaml"
     if best in result.files:
-        print("\nnext:")
-        print(f"  dipole train {best}")
-        print(f"  dipole evaluate {result.folder}/trials/{result.board[0]['trial']}")
+        print(f"\nnext:\n  dipole train {best}\n  dipole evaluate {result.folder}/trials/{result.board[0]['trial']}")
     return 0 if result.board else 1

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from dipole_ray.cli.command import add_command
+from dipole_ray.cli.command import add_command, print_files
 
 _EPILOG = """\
 examples:
@@ -19,7 +19,7 @@ To use a running Ray cluster, give --address or set RAY_ADDRESS.
 """
 
 
-def add_train_parser(subparsers: Any) -> None:
+def add_parser(subparsers: Any) -> None:
     """Add the subcommand to the parsers of `dipole`."""
     text = "Train DIPOLE from an offline dataset and fine-tune it online."
     summary = "train a policy: offline phase, online phase, evaluation"
@@ -48,9 +48,7 @@ def run_train(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"'{source}' and --resume: a resumed run has its own config; give only KEY=VALUE with it")
     if arguments.resume is None and source is None and not words:
         raise ConfigError(f"nothing to train: name a preset ({', '.join(presets())}), a YAML file, or KEY=VALUE")
-    if arguments.resume is not None:
-        return _finish(resume_run(arguments.resume, words))
-    return _finish(start_run(load(source, words)))
+    return _finish(start_run(load(source, words)) if arguments.resume is None else resume_run(arguments.resume, words))
 
 
 def _finish(run: Any) -> int:
@@ -64,8 +62,7 @@ def _finish(run: Any) -> int:
         print(f"\nstopped; continue with:\n  dipole train --resume {folder}")
         return 130
     print(f"\nrun       {folder}")
-    for picture in run.pictures:
-        print(f"picture   {picture}")
+    print_files(run.pictures)
     if run.tracker.view_command is not None:
         print(f"mlflow    {run.tracker.view_command}")
     print("\nnext:")

@@ -9,16 +9,17 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from dipole_ray.errors import first_line
 from dipole_ray.files.durable import read_json
 from dipole_ray.runs.config import RunConfig
 from dipole_ray.sweep.plan import Plan
 from dipole_ray.sweep.records import SweepRecords
 from dipole_ray.tracking.metrics_file import METRICS_FILE
 from dipole_ray.tracking.mlflow_feed import STATE_FILE, connect
-from dipole_ray.tracking.tracker import Status, Tracker
+from dipole_ray.tracking.tracker import RunStatus, Tracker
 
 # MLflow's status for a trial's; what was interrupted is KILLED too, until the sweep goes on.
-ENDINGS: dict[str, Status] = {"done": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
+ENDINGS: dict[str, RunStatus] = {"done": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 DELIVERY_S, DELIVERY_EACH_S = 30.0, 5.0  # longest wait for MLflow at the end of a sweep, and more for each trial
 
 _log = logging.getLogger(__name__)
@@ -71,9 +72,8 @@ def _deliver(plan: Plan, records: SweepRecords) -> None:
                 record.run_id = tracker.run_id
         records.save()
     except Exception as error:  # whatever a tracker does, the sweep ends well
-        first = (str(error).splitlines() or [""])[0][:200]
         said = "MLflow took not everything of the trials (%s: %s); their folders have it, and the same command again "
-        _log.warning(said + "delivers it", type(error).__name__, first)
+        _log.warning(said + "delivers it", type(error).__name__, first_line(error))
 
 
 def _is_open(client: Any, folder: Path) -> bool:

@@ -25,7 +25,7 @@ from dipole_ray.sweep.plan import Plan
 from dipole_ray.sweep.records import TRIAL_FILE
 from dipole_ray.sweep.space import Values
 from dipole_ray.sweep.tracking import trial_tracker
-from dipole_ray.tracking.tracker import Status, Tracker
+from dipole_ray.tracking.tracker import RunStatus, Tracker
 
 CLOSE_S = 5.0  # longest wait for MLflow at the end of a trial; the sweep delivers what is left
 GIVEN = ("omega", "confidence")  # what a row holds beside its measures
@@ -117,7 +117,7 @@ class TrialRun(Session):
         self.log({"sweep/copied_learner_steps": float(checkpoint.learner_steps)})
         self.save()
 
-    def close(self, status: Status = "KILLED") -> None:
+    def close(self, status: RunStatus = "KILLED") -> None:
         """End the algorithm's processes and the metrics, and let others write here; twice does nothing."""
         if self._is_closed:
             return

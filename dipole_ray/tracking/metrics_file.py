@@ -9,6 +9,7 @@ import json
 import logging
 import os
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,7 @@ class MetricsFile:
         content = path.read_bytes()
         if keep_bytes is not None and keep_bytes > len(content):
             _log.warning("%s is shorter than at the checkpoint (%d < %d bytes)", path, len(content), keep_bytes)
-        self.size = content.rfind(b"\n", 0, keep_bytes) + 1
-        """Bytes of whole lines."""
+        self.size = content.rfind(b"\n", 0, keep_bytes) + 1  # bytes of whole lines
         os.ftruncate(self._descriptor, self.size)
 
     def append(self, line: bytes) -> None:
@@ -48,9 +48,13 @@ class MetricsFile:
         was_failing = len(self._kept_back) > 1
         try:
             while self._kept_back:
-                self._write_whole(self._kept_back[0])
+                rest = memoryview(self._kept_back[0])
+                while rest:  # a disk that fills up takes a part of the line
+                    rest = rest[os.write(self._descriptor, rest) :]
                 self.size += len(self._kept_back.popleft())
         except OSError as error:
+            with suppress(OSError):
+                os.ftruncate(self._descriptor, self.size)
             if not was_failing:
                 _log.warning("%s: %s; metrics are kept in memory until it can be written", self._path, error.strerror)
 
@@ -72,23 +76,11 @@ class MetricsFile:
         """Write what was kept back if there is space now, and close; closing twice does nothing."""
         if self._descriptor < 0:
             return
-        if self._kept_back:
-            self.append(self._kept_back.pop())
+        self.sync()
         if self._kept_back:
             _log.warning("%s: the last %d lines could not be written", self._path, len(self._kept_back))
-        self.sync()
         os.close(self._descriptor)
         self._descriptor = -1
-
-    def _write_whole(self, line: bytes) -> None:
-        """Write a line, or leave the file as it was and raise OSError."""
-        try:
-            rest = memoryview(line)
-            while rest:  # a disk that fills up takes a part of the line
-                rest = rest[os.write(self._descriptor, rest) :]
-        except OSError:
-            os.ftruncate(self._descriptor, self.size)
-            raise
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:

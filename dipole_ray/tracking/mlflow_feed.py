@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
+from dipole_ray.errors import first_line
 from dipole_ray.files.durable import commit_file, read_json, write_json
 from dipole_ray.files.provenance import git_commit, package_versions
 from dipole_ray.settings import flatten
@@ -57,19 +58,13 @@ _log = logging.getLogger(__name__)
 class FeedState:
     """What must survive a restart of the process, stored in `mlflow.json`."""
 
-    tracking_uri: str
-    """Address without credentials."""
+    tracking_uri: str  # without credentials
     experiment: str
-    run_key: str
-    """A tag of the MLflow run, known before the run is made: a run whose creation was cut short is found by it."""
-    run_id: str | None = None
-    """MLflow's id of the run, once it is known."""
-    offset: int = 0
-    """Bytes of `metrics.jsonl` that are delivered."""
-    delivered: dict[str, int] = field(default_factory=dict)
-    """Last step delivered, by MLflow metric."""
-    artifacts: list[list[str]] = field(default_factory=list)
-    """Files and folders that wait to be sent, each with its folder in MLflow."""
+    run_key: str  # tag of the MLflow run, known before it is made: one whose creation was cut short is found by it
+    run_id: str | None = None  # MLflow's id of the run, once it is known
+    offset: int = 0  # bytes of `metrics.jsonl` that are delivered
+    delivered: dict[str, int] = field(default_factory=dict)  # last step delivered, by MLflow metric
+    artifacts: list[list[str]] = field(default_factory=list)  # what waits to be sent, each with its folder in MLflow
 
 
 class MlflowFeed:
@@ -89,52 +84,42 @@ class MlflowFeed:
         parent_key: str | None = None,
     ) -> None:
         """Start the thread, with the arguments of `Tracker` and the length that its file has after any cut."""
-        self.failures = 0
-        """Deliveries that failed so far."""
+        self.failures = 0  # deliveries that failed so far
+        self.wake = threading.Event()  # to be set where there is something new
         self._run_dir, self._uri = run_dir, uri
         self._experiment, self._run_name = experiment, run_name
         self._parameters = {_name(key): _text(value) for key, value in flatten(parameters).items()}
         self._tags, self._run_key, self._parent_key = dict(tags), run_key, parent_key
-        self._state = self._load_state(metrics_bytes)
-        self._client: MlflowClient | None = None
-        self._failing = 0
-        self._next_batch_s = 0.0
-        self._status = "FINISHED"
-        self._lock = threading.Lock()
-        self._wake, self._closing, self._given_up = threading.Event(), threading.Event(), threading.Event()
+        self.state = self._load_state(metrics_bytes)
+        self._client: MlflowClient  # with the id of the experiment, while the run is open
+        self._experiment_id, self._is_open = "", False
+        self._failing, self._next_batch_s = 0, 0.0
+        self._status, self._lock = "FINISHED", threading.Lock()
+        self._closing, self._given_up = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="mlflow-feed", daemon=True)
         self._thread.start()
-
-    @property
-    def run_id(self) -> str | None:
-        """MLflow's id of the run, once it is known."""
-        return self._state.run_id
-
-    def wake(self) -> None:
-        """Say that there are new lines."""
-        self._wake.set()
 
     def artifact(self, path: Path, folder: str) -> None:
         """Queue a file or folder."""
         with self._lock:
-            self._state.artifacts.append([str(path.resolve()), folder])
+            self.state.artifacts.append([str(path.resolve()), folder])
         try:
             self._save_state()
         except OSError as error:
             self._report(error)
-        self._wake.set()
+        self.wake.set()
 
     def close(self, status: str, timeout_s: float) -> None:
         """Deliver the rest, end the MLflow run with `status`, and warn of what is left after `timeout_s`."""
         self._status = status
         self._closing.set()
-        self._wake.set()
+        self.wake.set()
         self._thread.join(timeout_s)
         if self._thread.is_alive():
             self._given_up.set()
             with self._lock, (self._run_dir / METRICS_FILE).open("rb") as file:
-                file.seek(self._state.offset)
-                lines, artifacts = sum(1 for _ in file), len(self._state.artifacts)
+                file.seek(self.state.offset)
+                lines, artifacts = sum(1 for _ in file), len(self.state.artifacts)
             _log.warning(
                 f"MLflow at {redacted(self._uri)}: {lines} lines of metrics and {artifacts} artifacts were not "
                 f"delivered within {timeout_s:g} s; they are in {self._run_dir}, and the next "
@@ -145,28 +130,29 @@ class MlflowFeed:
         """Deliver whenever there is something new, at most once a second; pause longer after each failure."""
         while not self._given_up.is_set():
             closing = self._closing.is_set()  # read first: lines written before the closing are then seen below
-            self._wake.clear()
+            self.wake.clear()
             try:
                 self._deliver()
                 if closing and not self._given_up.is_set():
-                    self._end_run()
+                    if self.failures:
+                        self._find_run()  # which removes a twin
+                    self._client.set_terminated(self.state.run_id, self._status)
                     return
             except Exception as error:  # whatever a tracker does, training goes on
-                self._client = None  # look the run up again: the server may have lost it
+                self._is_open = False  # look the run up again: the server may have lost it
                 self._report(error)
                 pause_s = min(2.0 ** min(self._failing - 1, 10), MAX_PAUSE_S)
                 pause_s *= random.uniform(0.5, 1.0)  # not all the trials of a sweep at once, again and again
                 self._given_up.wait(1.0) if closing else self._closing.wait(pause_s)
                 continue
             self._failing = 0
-            self._wake.wait()
+            self.wake.wait()
             self._closing.wait(max(0.0, self._next_batch_s - time.monotonic()))
 
     def _deliver(self) -> None:
         """Bring everything that is new to MLflow; raises whatever MLflow raises."""
-        if self._client is None:
-            self._client = self._open_run()
-            self._save_state()
+        if not self._is_open:
+            self._open_run()
         from mlflow.entities import Metric  # not before `connect` has set what MLflow reads when it is imported
 
         for points, offset in self._batches():
@@ -174,79 +160,84 @@ class MlflowFeed:
                 return
             self._closing.wait(max(0.0, self._next_batch_s - time.monotonic()))
             if points:
-                self._client.log_batch(self._state.run_id, metrics=[Metric(*point) for point in points])
+                self._client.log_batch(self.state.run_id, metrics=[Metric(*point) for point in points])
             self._next_batch_s = time.monotonic() + BATCH_INTERVAL_S
             with self._lock:
-                self._state.offset = offset
-                self._state.delivered.update((name, step) for name, _, _, step in points)
+                self.state.offset = offset
+                self.state.delivered.update((name, step) for name, _, _, step in points)
             self._save_state()
-        while self._state.artifacts:
-            path, folder = self._state.artifacts[0]
+        while self.state.artifacts:
+            path, folder = self.state.artifacts[0]
             if Path(path).exists():
-                self._client.log_artifact(self._state.run_id, path, folder or None)
+                self._client.log_artifact(self.state.run_id, path, folder or None)
             else:
                 _log.warning("%s is gone and was not sent to MLflow", path)
             with self._lock:
-                self._state.artifacts.pop(0)
+                self.state.artifacts.pop(0)
             self._save_state()
 
-    def _open_run(self) -> MlflowClient:
+    def _open_run(self) -> None:
         """Find the MLflow run, or make it, and log its parameters and tags."""
-        client = connect(self._uri)
-        experiment_id = self._experiment_id(client)
+        self._client = connect(self._uri)
+        self._experiment_id = self._find_experiment()
         if self._parent_key is not None:
-            above = _runs_of(client, experiment_id, self._parent_key)
+            above = self._runs_of(self._parent_key)
             if not above:
                 raise LookupError("the run above this one is not there yet")  # so delivery is tried again
             self._tags[PARENT_TAG] = str(above[0].info.run_id)
-        run = self._find_run(client, experiment_id)
+        run = self._find_run()
         if run is None:
             self._save_state()  # the key first, so that a run made by a call that never returns is found again
             # The parent at once, or the run would stand alone for a while; the other tags follow with the parameters.
             first = {key: value for key, value in self._tags.items() if key == PARENT_TAG}
-            tags = {RUN_KEY_TAG: self._state.run_key, **first}
-            run = client.create_run(experiment_id, tags=tags, run_name=self._run_name)
+            tags = {RUN_KEY_TAG: self.state.run_key, **first}
+            run = self._client.create_run(self._experiment_id, tags=tags, run_name=self._run_name)
         elif run.info.status != "RUNNING":
-            client.update_run(run.info.run_id, status="RUNNING")
-        self._state.run_id = run.info.run_id
-        self._log_parameters(client, run)
+            self._client.update_run(run.info.run_id, status="RUNNING")
+        self.state.run_id = run.info.run_id
+        self._log_parameters(run)
         with self._lock:
             for latest in run.data._metric_objs:  # no public name has the step
-                self._state.delivered[latest.key] = max(latest.step, self._state.delivered.get(latest.key, -1))
-        return client
+                self.state.delivered[latest.key] = max(latest.step, self.state.delivered.get(latest.key, -1))
+        self._save_state()
+        self._is_open = True
 
-    def _experiment_id(self, client: MlflowClient) -> str:
+    def _find_experiment(self) -> str:
         """Return the experiment's id; make the experiment if it is missing."""
-        found = client.get_experiment_by_name(self._experiment)
+        found = self._client.get_experiment_by_name(self._experiment)
         if found is None:
             # Without a server in between, MLflow would put artifacts below the current folder, wherever that is.
             database = sqlite_file(self._uri)
             beside = None if database is None else (database.parent / "mlartifacts").as_uri()
             try:
-                return str(client.create_experiment(self._experiment, artifact_location=beside))
+                return str(self._client.create_experiment(self._experiment, artifact_location=beside))
             except Exception:
-                found = client.get_experiment_by_name(self._experiment)  # another run may have made it meanwhile
+                found = self._client.get_experiment_by_name(self._experiment)  # another run made it meanwhile?
                 if found is None:
                     raise
         return str(found.experiment_id)
 
-    def _find_run(self, client: MlflowClient, experiment_id: str) -> Run | None:
+    def _runs_of(self, run_key: str) -> list[Run]:
+        """Return the experiment's runs that bear a key."""
+        tag = f"tags.`{RUN_KEY_TAG}` = '{run_key}'"
+        return list(self._client.search_runs([self._experiment_id], filter_string=tag))
+
+    def _find_run(self) -> Run | None:
         """Return the MLflow run of this run folder; a deleted one is replaced, with everything delivered anew."""
-        runs = _runs_of(client, experiment_id, self._state.run_key)
-        known = self._state.run_id
+        runs, known = self._runs_of(self.state.run_key), self.state.run_id
         kept = next((run for run in runs if known in (None, run.info.run_id)), None)
         if kept is not None:
             for twin in runs:
                 if twin is not kept:  # made by a call that was given up and came through after all
-                    client.delete_run(twin.info.run_id)
+                    self._client.delete_run(twin.info.run_id)
             return kept
         if known is not None:
             _log.warning("the MLflow run %s is gone; a new one takes the whole history", known)
             with self._lock:
-                self._state = replace(self._fresh_state(), artifacts=self._state.artifacts)
+                self.state = replace(self._fresh_state(), artifacts=self.state.artifacts)
         return None
 
-    def _log_parameters(self, client: MlflowClient, run: Run) -> None:
+    def _log_parameters(self, run: Run) -> None:
         """Log parameters that are new; MLflow never changes one, so a different value becomes a tag."""
         from mlflow.entities import Param, RunTag
 
@@ -254,19 +245,18 @@ class MlflowFeed:
         new = [Param(name, value) for name, value in self._parameters.items() if name not in known]
         changed = {f"changed.{k}": v for k, v in self._parameters.items() if k in known and known[k] != v}
         versions = {f"version.{name}": version for name, version in package_versions().items()}
-        commit = git_commit()
-        source = {"mlflow.source.name": "dipole train", **({"mlflow.source.git.commit": commit} if commit else {})}
-        tags = [RunTag(_name(k), _text(v)) for k, v in {**versions, **source, **self._tags, **changed}.items()]
+        source = {"mlflow.source.name": "dipole train", "mlflow.source.git.commit": git_commit()}
+        every = {**versions, **source, **self._tags, **changed}
+        tags = [RunTag(_name(key), _text(value)) for key, value in every.items() if value is not None]
         for start in range(0, max(len(new), len(tags)), MAX_PARAMETERS):
             chunk = slice(start, start + MAX_PARAMETERS)
-            client.log_batch(run.info.run_id, params=new[chunk], tags=tags[chunk])
+            self._client.log_batch(run.info.run_id, params=new[chunk], tags=tags[chunk])
         self._next_batch_s = time.monotonic() + BATCH_INTERVAL_S
 
     def _batches(self) -> Iterator[tuple[list[tuple[str, float, int, int]], int]]:
         """Yield new points (metric, value, time in ms, step), as many as MLflow takes, and the offset after them."""
         points: list[tuple[str, float, int, int]] = []
-        seen = dict(self._state.delivered)
-        offset = self._state.offset
+        seen, offset = dict(self.state.delivered), self.state.offset
         with (self._run_dir / METRICS_FILE).open("rb") as file:
             file.seek(offset)
             for line in file:
@@ -282,22 +272,15 @@ class MlflowFeed:
                     points.append(point)
                     seen[point[0]] = point[3]
                 offset += len(line)
-        if offset != self._state.offset:
+        if offset != self.state.offset:
             yield points, offset
-
-    def _end_run(self) -> None:
-        """Set the run's final status."""
-        assert self._client is not None
-        if self.failures:
-            self._find_run(self._client, self._experiment_id(self._client))  # which removes a twin
-        self._client.set_terminated(self._state.run_id, self._status)
 
     def _report(self, error: Exception) -> None:
         """Count a failure, and warn of the first in a row."""
         self.failures += 1
         self._failing += 1
         if self._failing == 1:
-            reason = redacted(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}")
+            reason = redacted(f"{type(error).__name__}: {first_line(error)}")
             _log.warning(
                 f"MLflow at {redacted(self._uri)} takes no metrics ({reason}); training goes on, metrics.jsonl is "
                 "complete, and delivery is tried again"
@@ -328,7 +311,7 @@ class MlflowFeed:
     def _save_state(self) -> None:
         """Replace `mlflow.json` at once and for good."""
         with self._lock:
-            write_json(self._run_dir / STATE_FILE, asdict(self._state))
+            write_json(self._run_dir / STATE_FILE, asdict(self.state))
 
 
 def connect(uri: str) -> MlflowClient:
@@ -351,11 +334,6 @@ def connect(uri: str) -> MlflowClient:
     if database is not None and not database.exists():
         _make_database(database)
     return MlflowClient(tracking_uri=uri)
-
-
-def _runs_of(client: MlflowClient, experiment_id: str, run_key: str) -> list[Run]:
-    """Return the MLflow runs that bear a key."""
-    return list(client.search_runs([experiment_id], filter_string=f"tags.`{RUN_KEY_TAG}` = '{run_key}'"))
 
 
 def sqlite_file(uri: str) -> Path | None:

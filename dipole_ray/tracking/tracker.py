@@ -20,7 +20,7 @@ from dipole_ray.errors import ConfigError
 from dipole_ray.tracking.metrics_file import METRICS_FILE, MetricsFile
 from dipole_ray.tracking.mlflow_feed import MlflowFeed, redacted
 
-Status = Literal["FINISHED", "FAILED", "KILLED"]
+RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,20 +37,17 @@ class TrackingConfig:
     def __post_init__(self) -> None:
         """Reject an address that cannot be one."""
         if not self.experiment.strip():
-            raise ConfigError(
-                "tracking.experiment is empty: give a name, or turn MLflow off with tracking.mlflow=false"
-            )
+            remedy = "give a name, or turn MLflow off with tracking.mlflow=false"
+            raise ConfigError(f"tracking.experiment is empty: {remedy}")
         uri = self.tracking_uri
-        if uri is None:
-            return
-        if not uri.strip():
+        if uri is not None and not uri.strip():
             raise ConfigError("tracking.tracking_uri is empty: give an address, or null for the default")
-        if redacted(uri) != uri:
+        if uri is not None and redacted(uri) != uri:
             raise ConfigError(
                 f"tracking.tracking_uri ({redacted(uri)}) holds credentials, and a run's config is stored in many "
                 "places: set the address as MLFLOW_TRACKING_URI in the environment instead"
             )
-        if not self.mlflow:
+        if uri is not None and not self.mlflow:
             raise ConfigError("tracking.tracking_uri is set but tracking.mlflow is false: drop one of them")
 
     def resolve_uri(self, runs_dir: Path) -> str:
@@ -102,8 +99,7 @@ class Tracker:
             raise ConfigError(f"{path}: cannot be written ({error.strerror}); choose a folder that can") from error
         self._lock = threading.Lock()
         uri = config.resolve_uri(run_dir.parent)
-        self.uri = redacted(uri) if config.mlflow else None
-        """The MLflow address without credentials, or None where MLflow is off."""
+        self.uri = redacted(uri) if config.mlflow else None  # without credentials; None where MLflow is off
         self._feed: MlflowFeed | None = None
         if config.mlflow:
             self._feed = MlflowFeed(
@@ -143,7 +139,7 @@ class Tracker:
         with self._lock:
             self._file.append(json.dumps(line).encode() + b"\n")
         if self._feed is not None:
-            self._feed.wake()
+            self._feed.wake.set()
 
     @property
     def view_command(self) -> str | None:
@@ -157,7 +153,7 @@ class Tracker:
     @property
     def run_id(self) -> str | None:
         """MLflow's id of the run, once it is known."""
-        return None if self._feed is None else self._feed.run_id
+        return None if self._feed is None else self._feed.state.run_id
 
     def sync(self) -> dict[str, Any]:
         """Flush all lines to the disk, and return what a checkpoint must store for `Tracker(state=...)`."""
@@ -169,7 +165,7 @@ class Tracker:
         if self._feed is not None:
             self._feed.artifact(path, folder)
 
-    def close(self, status: Status = "FINISHED", timeout_s: float = 30.0) -> None:
+    def close(self, status: RunStatus = "FINISHED", timeout_s: float = 30.0) -> None:
         """Deliver what is left, end the MLflow run, and say what could not be delivered.
 
         Args:

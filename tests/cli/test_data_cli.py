@@ -19,7 +19,7 @@ import ogbench
 import pytest
 
 from dipole_ray.cli import main
-from dipole_ray.cli.data import add_data_parser
+from dipole_ray.cli.data import add_parser
 from dipole_ray.data.dataset import open_dataset
 from dipole_ray.envs.make import EnvConfig
 from dipole_ray.errors import ConfigError, DatasetError
@@ -37,7 +37,7 @@ DATASET = "pointmaze-medium-navigate-v0"
 def dipole(*words: str | Path) -> int:
     """Run `dipole data ...` in this process."""
     parser = argparse.ArgumentParser(prog="dipole")
-    add_data_parser(parser.add_subparsers(required=True))
+    add_parser(parser.add_subparsers(required=True))
     args = parser.parse_args(["data", *map(str, words)])
     code: int = args.run(args)
     return code

@@ -11,9 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dipole_ray.cli.doctor import add_doctor_parser
-from dipole_ray.cli.sweep import add_sweep_parser
-from dipole_ray.cli.train import add_train_parser
+from dipole_ray.cli import doctor, sweep, train
 from dipole_ray.runs.config import load
 from dipole_ray.sweep.plan import load_plan
 from tests.clusters.files import CLUSTERS, ROOT, kubernetes_documents
@@ -36,9 +34,8 @@ def dipole_commands() -> list[list[str]]:
 def test_the_commands_are_taken() -> None:
     parser = argparse.ArgumentParser(exit_on_error=False)
     subparsers = parser.add_subparsers(dest="command")
-    add_train_parser(subparsers)
-    add_doctor_parser(subparsers)
-    add_sweep_parser(subparsers)
+    for command in (train, doctor, sweep):
+        command.add_parser(subparsers)
     counts = {"train": 0, "doctor": 0, "sweep": 0}
     for words in dipole_commands():
         counts[words[0]] += 1
@@ -56,7 +53,7 @@ def test_the_commands_are_taken() -> None:
 
 def test_a_command_that_is_not_taken_is_seen() -> None:
     parser = argparse.ArgumentParser(exit_on_error=False)
-    add_train_parser(parser.add_subparsers(dest="command"))
+    train.add_parser(parser.add_subparsers(dest="command"))
     with pytest.raises((argparse.ArgumentError, SystemExit)):
         parser.parse_args(["train", "quickstart", "--cluster", "auto"])
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dipole_ray.cli.data import add_data_parser
+from dipole_ray.cli.data import add_parser
 from dipole_ray.collect.exorl import collect_exorl
 from dipole_ray.data.dataset import open_dataset, write_dataset
 from dipole_ray.data.inspection.inspect import inspect_dataset
@@ -213,7 +213,7 @@ def test_inspect_judges_episodes_with_and_without_a_task(collected: Path) -> Non
 def dipole(*words: str | Path) -> int:
     """Run `dipole data ...` in this process."""
     parser = argparse.ArgumentParser(prog="dipole")
-    add_data_parser(parser.add_subparsers(required=True))
+    add_parser(parser.add_subparsers(required=True))
     args = parser.parse_args(["data", *map(str, words)])
     code: int = args.run(args)
     return code

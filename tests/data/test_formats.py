@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dipole_ray.cli.data import add_data_parser
+from dipole_ray.cli.data import add_parser
 from dipole_ray.columns import Schema
 from dipole_ray.data.dataset import open_dataset
 from dipole_ray.data.inspection.inspect import inspect_dataset
@@ -105,7 +105,7 @@ def test_the_task_ends_and_a_time_limit_are_two_things(tmp_path: Path) -> None:
 def test_the_command_offers_every_format() -> None:
     parser = argparse.ArgumentParser()
     commands = parser.add_subparsers()
-    add_data_parser(commands)
+    add_parser(commands)
     assert parser.parse_args(["data", "import", "x", "--out", "y"]).format is None
     for name in FORMATS:
         assert parser.parse_args(["data", "import", "x", "--out", "y", "--format", name]).format == name
