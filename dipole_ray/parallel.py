@@ -17,13 +17,10 @@ from dipole_ray.errors import ConfigError, DipoleError
 from dipole_ray.progress import Progress
 
 Item = TypeVar("Item")
+Arrivals = Generator[tuple[int, Any], None, None]  # an item's index and its result
 
-CANCEL_DEADLINE_S = 15.0
-"""Longest wait for cancelled tasks to end before an error or Ctrl-C is passed on."""
-
-WORTH_RAY_S = 15.0
-"""Seconds of work on one core above which starting Ray pays."""
-
+CANCEL_DEADLINE_S = 15.0  # longest wait for cancelled tasks to end before an error or Ctrl-C is passed on
+WORTH_RAY_S = 15.0  # seconds of work on one core above which starting Ray pays
 _ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 
 
@@ -52,7 +49,7 @@ def map_tasks(
 
     Args:
         function: A function of one item that workers can import.
-        items: The items.
+        items: What it is called with; an item's text names it in errors.
         description: What is being done, for the progress bar and for errors.
         num_cpus: CPU cores a task holds, > 0.
         num_gpus: GPUs a task holds; with 0.25 four tasks share one.
@@ -71,8 +68,11 @@ def map_tasks(
         DipoleError: If a task raised one (of the same class, naming the item), or its worker kept dying.
         RuntimeError: If a task failed in another way; names the item, and the cause keeps its traceback.
     """
-    _require_counts(description, num_cpus, num_gpus, max_in_flight)
-    work = _Work(function, items, description, lost)
+    if num_cpus <= 0 or num_gpus < 0:
+        raise ConfigError(f"{description}: num_cpus is {num_cpus}; it must be above 0 (num_gpus, {num_gpus}, may be 0)")
+    if max_in_flight is not None and max_in_flight < 1:
+        raise ConfigError(f"{description}: max_in_flight is {max_in_flight}; it must be at least 1")
+    work = _Work(function, items, description, {"num_cpus": num_cpus, "num_gpus": num_gpus}, max_in_flight, lost)
     results = [None if saved is None else saved(item) for item in items]
     pending = [index for index, result in enumerate(results) if result is None]
     sizes = [1 if size is None else size(item) for item in items]
@@ -89,7 +89,7 @@ def map_tasks(
     if local or (len(pending) <= 1 and part is None) or (max_in_flight is None and left < WORTH_RAY_S * rate):
         arrivals = work.here(pending)
     else:
-        arrivals = work.on_ray(pending, {"num_cpus": num_cpus, "num_gpus": num_gpus}, max_in_flight, look)
+        arrivals = work.on_ray(pending, look)
     # Closed here and not by the garbage collector: a pending exception would keep tasks and Ray alive.
     with bar or nullcontext(), closing(arrivals):
         for index, result in arrivals:
@@ -97,13 +97,6 @@ def map_tasks(
             done[index] = sizes[index]
             look(())
     return results
-
-
-def _require_counts(description: str, num_cpus: float, num_gpus: float, max_in_flight: int | None) -> None:
-    if num_cpus <= 0 or num_gpus < 0:
-        raise ConfigError(f"{description}: num_cpus is {num_cpus}; it must be above 0 (num_gpus, {num_gpus}, may be 0)")
-    if max_in_flight is not None and max_in_flight < 1:
-        raise ConfigError(f"{description}: max_in_flight is {max_in_flight}; it must be at least 1")
 
 
 @contextmanager
@@ -133,9 +126,11 @@ class _Work(Generic[Item]):
     function: Callable[[Item], Any]
     items: Sequence[Item]
     description: str
+    resources: dict[str, float]  # of a task, by Ray's names
+    max_in_flight: int | None
     lost: Callable[[Item, str], Any] | None
 
-    def here(self, pending: list[int]) -> Generator[tuple[int, Any], None, None]:
+    def here(self, pending: list[int]) -> Arrivals:
         """Yield (index, result) one after the other, computed in this process."""
         for index in pending:
             try:
@@ -144,23 +139,17 @@ class _Work(Generic[Item]):
                 raise self._failure(index, error) from error
             yield index, result
 
-    def on_ray(
-        self,
-        pending: list[int],
-        resources: dict[str, float],
-        max_in_flight: int | None,
-        waiting: Callable[[Iterable[int]], None],
-    ) -> Generator[tuple[int, Any], None, None]:
+    def on_ray(self, pending: list[int], waiting: Callable[[Iterable[int]], None]) -> Arrivals:
         """Yield (index, result) in order of completion; what still runs is cancelled when the caller stops early."""
         import ray
 
         with ray_session():
-            task = ray.remote(self.function).options(**resources, runtime_env={"env_vars": _ONE_THREAD})
+            task = ray.remote(self.function).options(**self.resources, runtime_env={"env_vars": _ONE_THREAD})
             queue = list(reversed(pending))  # taken from its end
             running: dict[Any, int] = {}
             try:
                 while queue or running:
-                    limit = max_in_flight or 2 * self._slots(resources)
+                    limit = self.max_in_flight or 2 * self._slots()
                     while queue and len(running) < limit:
                         index = queue.pop()
                         running[task.remote(self.items[index])] = index
@@ -172,17 +161,16 @@ class _Work(Generic[Item]):
             finally:
                 _cancel(list(running))
 
-    def _slots(self, resources: dict[str, float]) -> int:
+    def _slots(self) -> int:
         """Return how many tasks the cluster can run at once."""
         import ray
 
         slots = []
         for key, name, words in (("num_cpus", "CPU", "CPU cores"), ("num_gpus", "GPU", "GPUs")):
-            wanted, there = resources[key], ray.cluster_resources().get(name, 0.0)
+            wanted, there = self.resources[key], ray.cluster_resources().get(name, 0.0)
             if there < wanted:
-                raise ConfigError(
-                    f"{self.description}: a task needs {key}={wanted}, and Ray has {there} {words} in all"
-                )
+                found = f"Ray has {there} {words} in all"
+                raise ConfigError(f"{self.description}: a task needs {key}={wanted}, and {found}")
             if wanted:
                 slots.append(int(there / wanted))
         return min(slots)

@@ -45,26 +45,22 @@ class Progress:
             unit: What is counted, in the plural.
             completed: Count already done, as after a resume; it does not enter the rate.
             stream: Where to write; standard error by default.
-            clock: Seconds that never run backwards.
+            clock: Gives the time in seconds.
         """
         self._description, self._total = description, total
         self._unit, self._completed = unit, completed
-        self._stream = sys.stderr if stream is None else stream
-        self._clock = clock
+        self._stream, self._clock = sys.stderr if stream is None else stream, clock
         self._fields: dict[str, Value] = {}
-        self._history: deque[tuple[float, int]] = deque()
-        self._last_line_s = self._last_move_s = self._start_s = clock()
-        self._first_count = completed
-        self._lock = threading.RLock()
-        self._finished = threading.Event()
+        self._last_line_s = self._start_s = clock()
+        self._lock, self._finished = threading.RLock(), threading.Event()
         self._watcher: threading.Thread | None = None
         self._rich: RichProgress | None = None
+        self._restart(completed)
 
     def __enter__(self) -> Progress:
         """Show the first state."""
-        self._last_move_s = self._start_s = self._clock()
-        self._first_count = self._completed
-        self._history.append((self._start_s, self._completed))
+        self._start_s = self._clock()
+        self._restart(self._completed)
         if self._stream.isatty() and os.environ.get("TERM", "") != "dumb":
             self._open_bar()
         else:
@@ -96,10 +92,14 @@ class Progress:
             self._fields.update(fields)
             now = self._clock()
             if completed < self._completed:  # a run that goes on from its last checkpoint
-                self._restart(completed, now)
+                self._restart(completed)
             elif completed > self._completed:
                 self._completed, self._last_move_s = completed, now
-                self._remember(now)
+                if now - self._history[-1][0] >= 0.1:  # a few hundred points at most
+                    self._history.append((now, completed))
+                # One point from before the window stays, or the rate would be over less than it says.
+                while len(self._history) > 2 and now - self._history[1][0] > RATE_WINDOW_S:
+                    self._history.popleft()
             if self._rich is not None or now - self._last_line_s >= LINE_INTERVAL_S:
                 self._show()
 
@@ -107,21 +107,13 @@ class Progress:
         """Start another phase, whose total is known only now or differs; its rate is counted from here."""
         with self._lock:
             self._description, self._total = description, total
-            self._restart(completed, self._clock())
+            self._restart(completed)
             self._show()
-
-    def describe(self, text: str) -> None:
-        """Name the phase anew."""
-        with self._lock:
-            self._description = text
-            if self._rich is not None:
-                self._show()
 
     @property
     def rate(self) -> float:
         """Counts per second over the last half minute, or from the start while that is all there is."""
-        now = self._clock()
-        past_s, past = self._history[0] if self._history else (now, self._completed)
+        now, (past_s, past) = self._clock(), self._history[0]
         return (self._completed - past) / (now - past_s) if now > past_s else 0.0
 
     def check_stall(self) -> None:
@@ -136,20 +128,11 @@ class Progress:
         while not self._finished.wait(1.0):
             self.check_stall()
 
-    def _restart(self, completed: int, now: float) -> None:
-        """Count from here: what came before does not enter the rate."""
+    def _restart(self, completed: int) -> None:
+        """Count from here: what came before does not enter the rate, whose window of (time, count) begins anew."""
         self._completed = self._first_count = completed
-        self._last_move_s = now
-        self._history.clear()
-        self._history.append((now, completed))
-
-    def _remember(self, now: float) -> None:
-        """Add the present count to the window the rate is taken over, a few hundred points at most."""
-        if not self._history or now - self._history[-1][0] >= 0.1:
-            self._history.append((now, self._completed))
-        # One point from before the window stays, or the rate would be over less than it says.
-        while len(self._history) > 2 and now - self._history[1][0] > RATE_WINDOW_S:
-            self._history.popleft()
+        self._last_move_s = self._clock()
+        self._history: deque[tuple[float, int]] = deque([(self._last_move_s, completed)])
 
     def _status(self) -> str:
         """Return rate, time left and fields as one text."""
@@ -182,14 +165,9 @@ class Progress:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
         from rich.progress import Progress as RichProgress
 
-        console = Console(file=self._stream)
-        columns = (
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[status]}", markup=False),
-        )
-        self._rich = RichProgress(*columns, console=console, transient=False, refresh_per_second=5)
+        status = TextColumn("{task.fields[status]}", markup=False)
+        columns = (TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), status)
+        self._rich = RichProgress(*columns, console=Console(file=self._stream), refresh_per_second=5)
         self._rich.add_task(self._description, total=self._total, completed=self._completed, status="")
         self._rich.start()
 

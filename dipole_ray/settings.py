@@ -25,8 +25,7 @@ from dipole_ray.errors import ConfigError
 
 Section = TypeVar("Section")
 
-MAX_YAML_CHARACTERS = 1 << 18
-"""Longest YAML text that is read, and the most values it may stand for."""
+MAX_YAML_CHARACTERS = 1 << 18  # of the longest text that is read; also the most values it may stand for
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,9 +103,7 @@ def from_mapping(cls: type[Section], mapping: Mapping[str, Any], where: str = ""
     Raises:
         ConfigError: An unknown key (the nearest valid one is named), a missing one, or a value of the wrong type.
     """
-    valid = [doc.key for doc in describe(cls, where)]
-    section: Section = _read_section(cls, mapping, where, valid)
-    return section
+    return _read_section(cls, mapping, where, [doc.key for doc in describe(cls, where)])
 
 
 def to_mapping(instance: Any) -> dict[str, Any]:
@@ -151,11 +148,11 @@ def apply_overrides(mapping: Mapping[str, Any], overrides: Sequence[str]) -> dic
             raise ConfigError(f"{key}: the value '{shown}' is not YAML ({error}); put it in quotes") from None
         section = result
         for depth, name in enumerate(path[:-1], start=1):
-            below = section.get(name)
-            if below is not None and not isinstance(below, dict):
-                raise ConfigError(f"'{override}': {'.'.join(path[:depth])} is {below!r}, which holds no further keys")
-            section[name] = {} if below is None else below
+            if section.get(name) is None:
+                section[name] = {}
             section = section[name]
+            if not isinstance(section, dict):
+                raise ConfigError(f"'{override}': {'.'.join(path[:depth])} is {section!r}, which holds no further keys")
         section.update(merge(section, {path[-1]: value}))
     return result
 
@@ -228,12 +225,11 @@ def _hints(cls: Any) -> dict[str, Any]:
     return {name: hint for one in reversed(_classes(cls)) for name, hint in get_type_hints(one).items()}
 
 
-def _read_section(cls: Any, mapping: Any, where: str, valid: Sequence[str]) -> Any:
+def _read_section(cls: type[Section], mapping: Any, where: str, valid: Sequence[str]) -> Section:
     """Build the dataclass `cls` from `mapping`; `valid` are all keys of the root, to suggest from."""
     if isinstance(mapping, cls):
         return mapping
-    if mapping is None:  # `agent:` with nothing below it is an empty section in YAML
-        mapping = {}
+    mapping = {} if mapping is None else mapping  # `agent:` with nothing below it is an empty section in YAML
     if not isinstance(mapping, Mapping):
         raise ConfigError(f"{where or 'the config'} is {mapping!r}: a section of keys is needed")
     fields, hints = _fields(cls), _hints(cls)
@@ -264,7 +260,7 @@ def _suggestion(key: str, valid: Sequence[str]) -> str:
 def _convert(hint: Any, value: Any, key: str, valid: Sequence[str]) -> Any:
     """Return `value` as the type `hint`, or raise ConfigError naming `key`, the expectation and the finding."""
     if dataclasses.is_dataclass(hint):
-        return _read_section(hint, value, key, valid)
+        return _read_section(hint, value, key, valid)  # type: ignore[arg-type]
     origin = get_origin(hint)
     if origin in (Union, types.UnionType):
         return _convert_union(hint, value, key, valid)
@@ -277,10 +273,10 @@ def _convert(hint: Any, value: Any, key: str, valid: Sequence[str]) -> Any:
     if origin is dict and isinstance(value, Mapping):
         kind = get_args(hint)[1]
         return {str(name): _convert(kind, item, f"{key}.{name}", valid) for name, item in value.items()}
-    accepted, result = _scalar(hint, value)
-    if not accepted:
-        raise ConfigError(f"{key} is {value!r}: {_words(hint)} is needed{_hint_at(hint, value)}")
-    return result
+    try:
+        return _scalar(hint, value)
+    except (ValueError, OverflowError):
+        raise ConfigError(f"{key} is {value!r}: {_words(hint)} is needed{_hint_at(hint, value)}") from None
 
 
 def _convert_union(hint: Any, value: Any, key: str, valid: Sequence[str]) -> Any:
@@ -298,34 +294,21 @@ def _convert_union(hint: Any, value: Any, key: str, valid: Sequence[str]) -> Any
     return results[0]
 
 
-def _scalar(hint: Any, value: Any) -> tuple[bool, Any]:
-    """Return whether `value` can stand for the scalar type `hint`, and the converted value."""
-    if hint is Any:
-        return True, value
-    if get_origin(hint) is Literal:
-        return any(value == choice and type(value) is type(choice) for choice in get_args(hint)), value
-    if hint in (type(None), None):
-        return value is None, None
-    if hint in (bool, str):
-        return isinstance(value, hint), value
-    if hint is Path:
-        return isinstance(value, str | Path), Path(value) if isinstance(value, str | Path) else None
-    return _number(hint, value) if hint in (int, float) else (False, None)
-
-
-def _number(kind: type[int] | type[float], value: Any) -> tuple[bool, Any]:
-    """Return whether `value` is a number of this kind; PyYAML leaves `1e-3` and `1e6` as text, both are meant."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return False, None
-    if kind is int and isinstance(value, int):
-        return True, value
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        return False, None
-    if kind is float:
-        return not math.isnan(number), number
-    return number.is_integer(), int(number) if number.is_integer() else None
+def _scalar(hint: Any, value: Any) -> Any:
+    """Return `value` as the scalar type `hint`, or raise ValueError or OverflowError where it cannot stand for one."""
+    is_choice = get_origin(hint) is Literal and (type(value), value) in [(type(one), one) for one in get_args(hint)]
+    is_null = value is None and hint in (type(None), None)
+    if hint is Any or is_choice or is_null or (hint in (bool, str) and isinstance(value, hint)):
+        return value
+    if hint is Path and isinstance(value, str | Path):
+        return Path(value)
+    if hint in (int, float) and isinstance(value, int | float | str) and not isinstance(value, bool):
+        number = value if isinstance(value, int) else float(value)  # PyYAML leaves `1e-3` and `1e6` as text
+        if hint is float and not math.isnan(number):
+            return float(number)
+        if hint is int and number == int(number):
+            return int(number)
+    raise ValueError(value)
 
 
 def _hint_at(hint: Any, value: Any) -> str:

@@ -7,8 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-DASH = "-"
-"""What stands where there is no number."""
+DASH = "-"  # where there is no number
 
 
 def with_interval(value: float | None, low: float | None, high: float | None, form: str) -> str:
@@ -38,26 +37,11 @@ def terminal_table(
 ) -> Table:
     """Return a table for the terminal.
 
-    Args:
-        head: Names of the columns.
-        rows: A text a column.
-        numbers: Columns that are aligned to the right.
-        marked: Rows that stand out.
-        ruled: Rows with a line below.
-        title: Line above.
-        caption: Lines below.
+    The columns `numbers` are aligned to the right, the rows `marked` stand out, the rows `ruled` have a line below.
     """
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        title=title or None,
-        title_justify="left",
-        title_style="bold",
-        caption=caption or None,
-        caption_justify="left",
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table.title, table.title_justify, table.title_style = title or None, "left", "bold"
+    table.caption, table.caption_justify = caption or None, "left"
     for column, name in enumerate(head):
         table.add_column(name, justify="right" if column in numbers else "left", no_wrap=True)
     for index, row in enumerate(rows):
