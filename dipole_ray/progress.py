@@ -4,15 +4,13 @@ Both show the phase, the count, the rate, the time left and the caller's fields.
 start, at the end, every 10 s while the count moves, and every 60 s while it stands still: no wait is silent.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Self, TextIO
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -37,15 +35,10 @@ class Progress:
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Prepare the display; nothing is shown before the `with` block is entered.
+        """Prepare the display of a phase, such as `offline`; nothing is shown before the `with` block is entered.
 
-        Args:
-            description: The phase, such as `offline`.
-            total: Count at the end; None when it is not known.
-            unit: What is counted, in the plural.
-            completed: Count already done, as after a resume; it does not enter the rate.
-            stream: Where to write; standard error by default.
-            clock: Gives the time in seconds.
+        `total` is the count at the end (None: not known), `unit` what is counted, in the plural. What is `completed`
+        already, as after a resume, does not enter the rate. `stream` is standard error by default.
         """
         self._description, self._total = description, total
         self._unit, self._completed = unit, completed
@@ -57,12 +50,20 @@ class Progress:
         self._rich: RichProgress | None = None
         self._restart(completed)
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         """Show the first state."""
         self._start_s = self._clock()
         self._restart(self._completed)
         if self._stream.isatty() and os.environ.get("TERM", "") != "dumb":
-            self._open_bar()
+            from rich.console import Console  # here alone: most streams are no terminals
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+            from rich.progress import Progress as RichProgress
+
+            status = TextColumn("{task.fields[status]}", markup=False)
+            columns = (TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), status)
+            self._rich = RichProgress(*columns, console=Console(file=self._stream), refresh_per_second=5)
+            self._rich.add_task(self._description, total=self._total, completed=self._completed, status="")
+            self._rich.start()
         else:
             self._show()
             self._watcher = threading.Thread(target=self._watch, name="progress", daemon=True)
@@ -75,8 +76,7 @@ class Progress:
         if self._watcher is not None:
             self._watcher.join()
         with self._lock:
-            elapsed_s = self._clock() - self._start_s
-            self._show(f"{'stopped' if error else 'done'} in {_duration(elapsed_s)}")
+            self._show(f"{'stopped' if error else 'done'} in {_duration(self._clock() - self._start_s)}")
             if self._rich is not None:
                 self._rich.stop()
                 self._rich = None
@@ -158,18 +158,6 @@ class Progress:
             self._stream.flush()
         except (OSError, ValueError):  # a closed or full log never stops the work it reports on
             self._finished.set()
-
-    def _open_bar(self) -> None:
-        """Start a live bar; rich is imported only where there is a terminal to draw on."""
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-        from rich.progress import Progress as RichProgress
-
-        status = TextColumn("{task.fields[status]}", markup=False)
-        columns = (TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), status)
-        self._rich = RichProgress(*columns, console=Console(file=self._stream), refresh_per_second=5)
-        self._rich.add_task(self._description, total=self._total, completed=self._completed, status="")
-        self._rich.start()
 
 
 def _number(value: Value) -> str:

@@ -5,6 +5,7 @@ This file turns YAML or `key=value` into such sections and back; it knows nothin
 """
 
 import ast
+import contextlib
 import copy
 import dataclasses
 import difflib
@@ -15,7 +16,6 @@ import math
 import textwrap
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -28,7 +28,7 @@ Section = TypeVar("Section")
 MAX_YAML_CHARACTERS = 1 << 18  # of the longest text that is read; also the most values it may stand for
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class FieldDoc:
     """One setting as the user meets it in help texts and documentation."""
 
@@ -95,10 +95,8 @@ def unread(key: str, value: Any, neutral: Any, why: str, remedy: str) -> ConfigE
 def from_mapping(cls: type[Section], mapping: Mapping[str, Any], where: str = "") -> Section:
     """Build a config section, and the sections in it, from nested plain values as YAML or JSON gives them.
 
-    Args:
-        cls: A dataclass; its fields may be numbers, strings, paths, literals, tuples, dicts, unions, dataclasses.
-        mapping: Keys left out take their defaults.
-        where: Dotted key of the section, put before every key that a message names.
+    Fields may be numbers, strings, paths, literals, tuples, dicts, unions and dataclasses; what `mapping` leaves out
+    takes its default. `where` is the dotted key of the section, put before every key that a message names.
 
     Raises:
         ConfigError: An unknown key (the nearest valid one is named), a missing one, or a value of the wrong type.
@@ -283,15 +281,12 @@ def _convert_union(hint: Any, value: Any, key: str, valid: Sequence[str]) -> Any
     """Return `value` as the arm that takes it unchanged, else as the first arm that takes it at all."""
     results = []
     for arm in get_args(hint):
-        try:
+        with contextlib.suppress(ConfigError):
             results.append(_convert(arm, value, key, valid))
-        except ConfigError:
-            continue
-        if type(results[-1]) is type(value):  # or `1` for "a number or a whole number" would become 1.0
-            return results[-1]
     if not results:
         raise ConfigError(f"{key} is {value!r}: {_words(hint)} is needed")
-    return results[0]
+    # The type first, or `1` for "a number or a whole number" would become 1.0.
+    return next((result for result in results if type(result) is type(value)), results[0])
 
 
 def _scalar(hint: Any, value: Any) -> Any:
@@ -380,8 +375,7 @@ def _texts_in(cls: type) -> dict[str, str]:
     texts: dict[str, str] = {}
     assert isinstance(body, ast.ClassDef)
     for statement, below in itertools.pairwise(body.body):
-        if isinstance(statement, ast.AnnAssign) and isinstance(below, ast.Expr):
-            target, text = statement.target, getattr(below.value, "value", None)
-            if isinstance(target, ast.Name) and isinstance(text, str):
-                texts[target.id] = " ".join(text.split())
+        match statement, below:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                texts[name] = " ".join(text.split())
     return texts

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dipole_ray.cli.command import add_command, print_files
+from dipole_ray.errors import ConfigError
 
 _RUN = """\
 Run what is left of a suite: each (method, task, seed) is one ordinary run, several at a time as Ray tasks.
@@ -84,7 +85,6 @@ def run_bench(arguments: argparse.Namespace) -> int:
 def report_bench(arguments: argparse.Namespace) -> int:
     """Write the reports and print their tables."""
     from dipole_ray.bench.report import write_report
-    from dipole_ray.errors import ConfigError
 
     overrides = [*arguments.overrides, *(word for word in arguments.suites if "=" in word)]
     names = [word for word in arguments.suites if "=" not in word]
@@ -127,8 +127,6 @@ def list_bench(arguments: argparse.Namespace) -> int:
 
 def _parts(words: Sequence[str]) -> dict[str, list[str]]:
     """Return the parts asked for by kind, from `method=dipole,fql`."""
-    from dipole_ray.errors import ConfigError
-
     parts: dict[str, list[str]] = {}
     for word in words:
         kind, equals, names = word.partition("=")

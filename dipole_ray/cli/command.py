@@ -11,14 +11,14 @@ CACHE = Path("~/.cache/dipole_ray")  # where a run keeps what it converts too, u
 def add_command(
     commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str, **more: Any
 ) -> argparse.ArgumentParser:
-    """Add a subcommand to the subparsers `commands` and return its parser.
+    """Add a subcommand to the subparsers `commands` and return its parser; `run` returns the exit status.
 
-    `run` takes the parsed arguments and returns the exit status. `text` is the description, shown with its own line
-    breaks; its first line is the `help` unless `more`, what else argparse's `add_parser` takes, has another.
+    `text` is the description, shown with its own line breaks; its first line is the `help` unless `more`, what else
+    argparse's `add_parser` takes, has another.
     """
     words = {"help": text.partition("\n")[0], "description": text, **more}
-    keeps_lines = argparse.RawDescriptionHelpFormatter
-    parser: argparse.ArgumentParser = commands.add_parser(name, formatter_class=keeps_lines, **words)
+    words["formatter_class"] = argparse.RawDescriptionHelpFormatter
+    parser: argparse.ArgumentParser = commands.add_parser(name, **words)
     parser.set_defaults(run=run)
     return parser
 

@@ -213,6 +213,8 @@ def _reading_of(
 
 def _check_options(args: argparse.Namespace, path: Path, kind: str, takes: frozenset[str]) -> None:
     """Refuse options that have no effect on this kind of data, and environments that there are not."""
+    from dipole_ray.envs.registry import family
+
     if args.map and not takes & {"mapping", "observations"}:
         raise ConfigError(f"--map is for tables; {kind} data has fixed names: leave --map out")
     if args.max_episode_steps is not None and ("max_episode_steps" not in takes or args.max_episode_steps < 1):
@@ -223,11 +225,7 @@ def _check_options(args: argparse.Namespace, path: Path, kind: str, takes: froze
             raise ConfigError(f"--{option} is for rewarding ExORL's episodes, and this is {kind} data; leave it out")
         if args.env is None:
             raise ConfigError(f"--{option} is for rewarding {path} for a task; {_name_a_task()}")
-    if args.env is None:
-        return
-    from dipole_ray.envs.registry import family
-
-    if family(args.env) != "exorl" and "labels" in takes:
+    if args.env is not None and family(args.env) != "exorl" and "labels" in takes:
         why = f"ExORL's episodes are rewarded for a task, and '{args.env}' is none of theirs"
         raise ConfigError(f"{path}: {why}; {_name_a_task()}")
 

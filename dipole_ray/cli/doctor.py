@@ -265,8 +265,7 @@ def check_mlflow(runs: Path) -> Finding:
 def check_folder(name: str, folder: Path, alternative: str) -> Finding:
     """Look whether a folder, or the one it would be made in, can be written and has space."""
     there = folder.expanduser().resolve()
-    while not there.exists():
-        there = there.parent
+    there = next(place for place in (there, *there.parents) if place.exists())
     try:
         with tempfile.TemporaryFile(dir=there) as file:
             file.write(b"dipole")

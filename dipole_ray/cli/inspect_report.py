@@ -1,27 +1,22 @@
 """The verdict of `dipole data inspect` as a table with small histograms, and as a picture."""
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dipole_ray.data.inspection.inspect import Inspection
 from dipole_ray.errors import ConfigError
-
-if TYPE_CHECKING:
-    from dipole_ray.data.inspection.inspect import Inspection
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _STYLES = {"ok": "bold green", "info": "cyan", "warning": "bold yellow", "error": "bold red"}
 _TITLES = {"returns": "return of a trajectory", "lengths": "transitions of a trajectory", "actions": "action entries"}
 
 
-def print_inspection(inspection: Inspection, console: Console | None = None) -> None:
+def print_inspection(inspection: Inspection) -> None:
     """Print verdict, findings, figures and histograms."""
-    console = console or Console()
+    console = Console()
     verdict = (inspection.verdict, _STYLES[inspection.verdict])
     lines = [Text.assemble(f"{inspection.path} ({inspection.kind}): ", verdict)]
     for finding in inspection.findings:
@@ -35,7 +30,8 @@ def print_inspection(inspection: Inspection, console: Console | None = None) -> 
     for name, text in _figure_lines(inspection.figures):
         table.add_row(name, text)
     for name, (edges, counts) in inspection.histograms.items():
-        table.add_row(_TITLES[name], f"{edges[0]:.6g} |{_sparkline(counts)}| {edges[-1]:.6g}")
+        bars = "".join(_BARS[-(-count * (len(_BARS) - 1) // max(*counts, 1))] for count in counts)
+        table.add_row(_TITLES[name], f"{edges[0]:.6g} |{bars}| {edges[-1]:.6g}")
     console.print(table)
 
 
@@ -83,8 +79,3 @@ def _figure_lines(figures: dict[str, float]) -> list[tuple[str, str]]:
         ]
     again = f"{value['duplicate_transitions']} transitions, {value['duplicate_trajectories']} trajectories"
     return [*lines, ("duplicates", again)]
-
-
-def _sparkline(counts: list[int]) -> str:
-    largest = max(*counts, 1)
-    return "".join(_BARS[-(-count * (len(_BARS) - 1) // largest)] for count in counts)

@@ -32,7 +32,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run_train(arguments: argparse.Namespace) -> int:
-    """Train, then print the table and what to do next."""
+    """Train, then print the table, the pictures and what to do next; status 130 after Ctrl-C."""
     from dipole_ray.errors import ConfigError
     from dipole_ray.runs.config import RunConfig, load, presets
     from dipole_ray.settings import describe
@@ -40,6 +40,7 @@ def run_train(arguments: argparse.Namespace) -> int:
     if arguments.help_config:
         print(*describe(RunConfig), sep="\n")
         return 0
+    from dipole_ray.evaluation.report import print_table
     from dipole_ray.runs.run import resume_run, start_run
 
     words = [word for word in (arguments.source, *arguments.overrides) if word is not None]
@@ -48,13 +49,7 @@ def run_train(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"'{source}' and --resume: a resumed run has its own config; give only KEY=VALUE with it")
     if arguments.resume is None and source is None and not words:
         raise ConfigError(f"nothing to train: name a preset ({', '.join(presets())}), a YAML file, or KEY=VALUE")
-    return _finish(start_run(load(source, words)) if arguments.resume is None else resume_run(arguments.resume, words))
-
-
-def _finish(run: Any) -> int:
-    """Print the table, the pictures and the next commands; status 130 after Ctrl-C."""
-    from dipole_ray.evaluation.report import print_table
-
+    run = start_run(load(source, words)) if arguments.resume is None else resume_run(arguments.resume, words)
     folder = run.folder
     if run.evaluation:
         print_table(run.evaluation, chosen=run.chosen, title=folder.name)

@@ -24,11 +24,7 @@ class MetricsFile:
     """An append-only file of whole lines, which survives a full disk by keeping lines back until there is space."""
 
     def __init__(self, path: Path, keep_bytes: int | None = None) -> None:
-        """Open the file and cut a torn last line off.
-
-        Args:
-            path: The file; made if missing.
-            keep_bytes: Length to cut an existing file back to; None = all its whole lines.
+        """Open the file, made if missing, and cut it back to its whole lines, or to those in its first `keep_bytes`.
 
         Raises:
             OSError: It cannot be opened for writing.

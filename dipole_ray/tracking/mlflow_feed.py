@@ -189,8 +189,8 @@ class MlflowFeed:
         if run is None:
             self._save_state()  # the key first, so that a run made by a call that never returns is found again
             # The parent at once, or the run would stand alone for a while; the other tags follow with the parameters.
-            first = {key: value for key, value in self._tags.items() if key == PARENT_TAG}
-            tags = {RUN_KEY_TAG: self.state.run_key, **first}
+            tags = {RUN_KEY_TAG: self.state.run_key}
+            tags |= {key: value for key, value in self._tags.items() if key == PARENT_TAG}
             run = self._client.create_run(self._experiment_id, tags=tags, run_name=self._run_name)
         elif run.info.status != "RUNNING":
             self._client.update_run(run.info.run_id, status="RUNNING")
@@ -226,16 +226,15 @@ class MlflowFeed:
         """Return the MLflow run of this run folder; a deleted one is replaced, with everything delivered anew."""
         runs, known = self._runs_of(self.state.run_key), self.state.run_id
         kept = next((run for run in runs if known in (None, run.info.run_id)), None)
-        if kept is not None:
-            for twin in runs:
-                if twin is not kept:  # made by a call that was given up and came through after all
-                    self._client.delete_run(twin.info.run_id)
-            return kept
-        if known is not None:
+        for twin in runs:
+            if kept is not None and twin is not kept:  # made by a call that was given up and came through after all
+                self._client.delete_run(twin.info.run_id)
+        if kept is None and known is not None:
             _log.warning("the MLflow run %s is gone; a new one takes the whole history", known)
+            run_key = self._run_key or uuid.uuid4().hex
             with self._lock:
-                self.state = replace(self._fresh_state(), artifacts=self.state.artifacts)
-        return None
+                self.state = replace(self.state, run_key=run_key, run_id=None, offset=0, delivered={})
+        return kept
 
     def _log_parameters(self, run: Run) -> None:
         """Log parameters that are new; MLflow never changes one, so a different value becomes a tag."""
@@ -280,15 +279,13 @@ class MlflowFeed:
         self.failures += 1
         self._failing += 1
         if self._failing == 1:
-            reason = redacted(f"{type(error).__name__}: {first_line(error)}")
-            _log.warning(
-                f"MLflow at {redacted(self._uri)} takes no metrics ({reason}); training goes on, metrics.jsonl is "
-                "complete, and delivery is tried again"
-            )
+            found = redacted(f"MLflow at {self._uri} takes no metrics ({type(error).__name__}: {first_line(error)})")
+            _log.warning(f"{found}; training goes on, metrics.jsonl is complete, and delivery is tried again")
 
     def _load_state(self, metrics_bytes: int) -> FeedState:
         """Return the stored state; a new one if there is none or MLflow is elsewhere now."""
-        fresh = self._fresh_state()
+        run_key, uri = self._run_key or uuid.uuid4().hex, redacted(self._uri)
+        fresh = FeedState(tracking_uri=uri, experiment=self._experiment, run_key=run_key)
         try:
             state = FeedState(**read_json(self._run_dir / STATE_FILE))
             state.offset = min(state.offset, metrics_bytes)
@@ -302,11 +299,6 @@ class MlflowFeed:
             _log.warning("MLflow was %s and is now %s; a new MLflow run there takes the whole history", before, now)
             return replace(fresh, artifacts=state.artifacts)
         return state
-
-    def _fresh_state(self) -> FeedState:
-        """Return the state of a run that MLflow has nothing of."""
-        run_key = self._run_key or uuid.uuid4().hex
-        return FeedState(tracking_uri=redacted(self._uri), experiment=self._experiment, run_key=run_key)
 
     def _save_state(self) -> None:
         """Replace `mlflow.json` at once and for good."""

@@ -4,8 +4,6 @@ The file comes first and alone decides what the run's metrics are. Training appe
 server or a restart of MLflow costs it nothing, and what MLflow has missed is delivered from the file later.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os
@@ -14,7 +12,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, SupportsFloat
+from typing import Any, Literal, Self, SupportsFloat
 
 from dipole_ray.errors import ConfigError
 from dipole_ray.tracking.metrics_file import METRICS_FILE, MetricsFile
@@ -43,10 +41,9 @@ class TrackingConfig:
         if uri is not None and not uri.strip():
             raise ConfigError("tracking.tracking_uri is empty: give an address, or null for the default")
         if uri is not None and redacted(uri) != uri:
-            raise ConfigError(
-                f"tracking.tracking_uri ({redacted(uri)}) holds credentials, and a run's config is stored in many "
-                "places: set the address as MLFLOW_TRACKING_URI in the environment instead"
-            )
+            why = "holds credentials, and a run's config is stored in many places"
+            remedy = "set the address as MLFLOW_TRACKING_URI in the environment instead"
+            raise ConfigError(f"tracking.tracking_uri ({redacted(uri)}) {why}: {remedy}")
         if uri is not None and not self.mlflow:
             raise ConfigError("tracking.tracking_uri is set but tracking.mlflow is false: drop one of them")
 
@@ -81,8 +78,7 @@ class Tracker:
             parameters: The run's config, nested or flat; logged once, later differences become tags.
             tags: Further tags, such as the config's digest; versions and git commit are added anyway.
             resume: Continue the file and the MLflow run that are there.
-            state: What `sync` returned for the checkpoint that is resumed; lines after it are cut off.
-                Without it all whole lines stay.
+            state: What `sync` returned for the checkpoint that is resumed: lines after it are cut off. None: all stay.
             run_key: Key of the MLflow run, where runs below this one must find it.
             parent_key: Key of the MLflow run that this one is shown under, such as a trial's sweep.
 
@@ -114,7 +110,7 @@ class Tracker:
                 parent_key=parent_key,
             )
 
-    def __enter__(self) -> Tracker:
+    def __enter__(self) -> Self:
         """Return itself; leaving the block closes it with the status that fits."""
         return self
 
@@ -123,17 +119,13 @@ class Tracker:
         self.close("FINISHED" if error is None else "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
 
     def log(self, metrics: Mapping[str, SupportsFloat | None], *, env_steps: int, learner_steps: int) -> None:
-        """Append one line; it is with the operating system when this returns.
+        """Append one line at the run's steps so far; it is with the operating system when this returns.
 
-        Args:
-            metrics: Numbers (Python's, numpy's, 0-d tensors) by `group/name`; None and non-finite ones become null.
-                `time`, `env_steps` and `learner_steps` are the line's own.
-            env_steps: Environment steps of the run so far.
-            learner_steps: Updates of the run so far.
+        `metrics` are numbers (Python's, numpy's, 0-d tensors) by `group/name`; None and non-finite ones become null.
+        `time`, `env_steps` and `learner_steps` are the line's own.
         """
-        line: dict[str, float | None] = {"time": round(time.time(), 3)}
-        line["env_steps"], line["learner_steps"] = int(env_steps), int(learner_steps)
-        line.update((name, _finite(value)) for name, value in metrics.items() if name not in line)
+        own = {"time": round(time.time(), 3), "env_steps": int(env_steps), "learner_steps": int(learner_steps)}
+        line = {**own, **{name: _finite(value) for name, value in metrics.items() if name not in own}}
         if self._feed is not None and self._feed.failures:
             line["system/tracking_failures"] = self._feed.failures
         with self._lock:
@@ -166,12 +158,7 @@ class Tracker:
             self._feed.artifact(path, folder)
 
     def close(self, status: RunStatus = "FINISHED", timeout_s: float = 30.0) -> None:
-        """Deliver what is left, end the MLflow run, and say what could not be delivered.
-
-        Args:
-            status: How the run ended.
-            timeout_s: Longest wait for MLflow; a later resume delivers the rest.
-        """
+        """Deliver what is left and end the MLflow run; say what was not delivered in time: a later resume does it."""
         with self._lock:
             self._file.close()
         if self._feed is not None:
