@@ -126,9 +126,7 @@ def merge(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def apply_overrides(mapping: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Return `mapping` with dotted assignments on top, the later ones winning.
-
-    They are texts such as `agent.beta=5` or `evaluation.omegas=[0, 1]`, whose values are YAML.
+    """Return `mapping` with assignments such as `agent.omegas=[0, 1]` on top; values are YAML, the later ones win.
 
     Raises:
         ConfigError: A text is no assignment, its value is not YAML, or it reaches into something that is no section.

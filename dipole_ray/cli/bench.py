@@ -2,8 +2,7 @@
 
 import argparse
 import shlex
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +67,13 @@ def run_bench(arguments: argparse.Namespace) -> int:
     from dipole_ray.bench.result import DIVERGED
     from dipole_ray.bench.suite import load_suite
 
-    suite = load_suite(arguments.suite, arguments.overrides)
-    result = run_suite(suite, _parts(arguments.only))
+    suite, parts = load_suite(arguments.suite, arguments.overrides), defaultdict[str, list[str]](list)
+    for word in arguments.only:  # such as method=dipole,fql
+        kind, _, names = word.partition("=")
+        if not names:
+            raise ConfigError(f"--only {word}: write KIND=NAME,NAME, such as --only method=dipole,fql")
+        parts[kind] += names.split(",")
+    result = run_suite(suite, parts)
     for status in (DIVERGED, ELSEWHERE, FAILED):
         for line in result.errors(status):
             print(f"{status:9} {line}")
@@ -123,14 +127,3 @@ def list_bench(arguments: argparse.Namespace) -> int:
         updates = seeds * sum(job.updates for job in jobs)
         print(f"{name}: {seeds * len(jobs)} runs, {updates:,} updates\n    {suite.config.question}")
     return 0
-
-
-def _parts(words: Sequence[str]) -> dict[str, list[str]]:
-    """Return the parts asked for by kind, from `method=dipole,fql`."""
-    parts: dict[str, list[str]] = {}
-    for word in words:
-        kind, equals, names = word.partition("=")
-        if not equals or not names:
-            raise ConfigError(f"--only {word}: write KIND=NAME,NAME, such as --only method=dipole,fql")
-        parts.setdefault(kind, []).extend(names.split(","))
-    return parts

@@ -56,11 +56,9 @@ def run_collect(args: argparse.Namespace) -> int:
         raise ConfigError(f"{what} has no effect on '{name}': only exorl has domains; leave it out")
     paths = collect(name, args.transitions, args.seed, args.out, num_workers=args.workers, overwrite=args.overwrite)
     print(*paths, sep="\n")
-    if paths[0].suffix == ".npz":
-        task = "-singletask-".join(name.rsplit("-", 1))
-        print(f"next: dipole data import {paths[0]} --env {task} --out DIR")
-    else:
-        print(f"next: dipole data inspect {paths[0]}")
+    task = "-singletask-".join(name.rsplit("-", 1))
+    use = f"import {paths[0]} --env {task} --out DIR" if paths[0].suffix == ".npz" else f"inspect {paths[0]}"
+    print(f"next: dipole data {use}")
     return 0
 
 

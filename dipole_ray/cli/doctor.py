@@ -104,10 +104,7 @@ def run_doctor(args: argparse.Namespace) -> int:
 
 
 def examine(runs: Path, cache: Path, address: str | None = None) -> Iterator[Finding]:
-    """Yield the findings as they are made; the whole takes half a minute, most of it Ray's.
-
-    Without an `address`, the Ray cluster that RAY_ADDRESS names is tried, else a small local one, started here.
-    """
+    """Yield the findings as they are made; the whole takes half a minute, most of it Ray's."""
     yield check_python()
     yield from check_packages()
     yield from check_torch()
@@ -115,7 +112,7 @@ def examine(runs: Path, cache: Path, address: str | None = None) -> Iterator[Fin
     yield check_environment("Environment, MuJoCo", "pointmaze-medium-navigate-singletask-task1-v0")
     yield check_environment("Environment, dm_control", "dm_control/cartpole-swingup")
     yield check_rendering()
-    yield check_ray(address or os.environ.get("RAY_ADDRESS") or None)
+    yield check_ray(address or os.environ.get("RAY_ADDRESS") or None)  # None: a small local one, started there
     yield check_mlflow(runs)
     yield check_folder("Run folder", runs, "choose another with folder=PATH")
     yield check_folder("Dataset cache", cache, "choose another with data.cache=PATH")
@@ -159,8 +156,7 @@ def check_torch() -> Iterator[Finding]:
     try:
         import torch
     except (ImportError, OSError) as error:
-        message = f"cannot be imported ({first_line(error)})"
-        yield Finding("torch", "fail", message, "pip install 'torch>=2.6,<3'")
+        yield Finding("torch", "fail", f"cannot be imported ({first_line(error)})", "pip install 'torch>=2.6,<3'")
         return
     yield Finding("torch", "ok", f"{torch.__version__}, {torch.get_num_threads()} threads")
     if torch.cuda.is_available():

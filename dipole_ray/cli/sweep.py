@@ -46,7 +46,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run_sweep_command(arguments: argparse.Namespace) -> int:
-    """Run or continue the sweep, then print the leaderboard and what to do next."""
+    """Run or continue the sweep, then print leaderboard, files and what is next; 130 after Ctrl-C, 1 if all failed."""
     from dipole_ray.errors import ConfigError
     from dipole_ray.runs.config import sweep_presets
     from dipole_ray.settings import describe
@@ -57,18 +57,12 @@ def run_sweep_command(arguments: argparse.Namespace) -> int:
         return 0
     from dipole_ray.sweep.driver import run_sweep
     from dipole_ray.sweep.plan import load_plan
-
-    if arguments.source is None or "=" in arguments.source:
-        raise ConfigError(f"nothing to sweep: name a preset ({', '.join(sweep_presets())}) or a YAML file")
-    plan = load_plan(arguments.source, arguments.overrides)
-    return _finish(run_sweep(plan), shlex.join([arguments.source, *arguments.overrides]))
-
-
-def _finish(result: Any, words: str) -> int:
-    """Print the leaderboard, the files and the next commands; status 130 after Ctrl-C, 1 if every trial failed."""
     from dipole_ray.sweep.result import table
     from dipole_ray.tables import print_table
 
+    if arguments.source is None or "=" in arguments.source:
+        raise ConfigError(f"nothing to sweep: name a preset ({', '.join(sweep_presets())}) or a YAML file")
+    result = run_sweep(load_plan(arguments.source, arguments.overrides))
     if result.board:
         print_table(table(result.plan, result.board), width=140)
     for trial, error in result.failed.items():
@@ -78,6 +72,7 @@ def _finish(result: Any, words: str) -> int:
     if result.view_command is not None:
         print(f"mlflow    {result.view_command}")
     if not result.finished:
+        words = shlex.join([arguments.source, *arguments.overrides])
         print(f"\nstopped; continue with the same command:\n  dipole sweep {words}")
         return 130
     best = result.folder / "best.yaml"

@@ -120,11 +120,9 @@ class MlflowFeed:
             with self._lock, (self._run_dir / METRICS_FILE).open("rb") as file:
                 file.seek(self.state.offset)
                 lines, artifacts = sum(1 for _ in file), len(self.state.artifacts)
-            _log.warning(
-                f"MLflow at {redacted(self._uri)}: {lines} lines of metrics and {artifacts} artifacts were not "
-                f"delivered within {timeout_s:g} s; they are in {self._run_dir}, and the next "
-                f"'dipole train --resume {self._run_dir}' delivers them"
-            )
+            late = f"{lines} lines of metrics and {artifacts} artifacts were not delivered within {timeout_s:g} s"
+            again = f"they are in {self._run_dir}, and the next 'dipole train --resume {self._run_dir}' delivers them"
+            _log.warning(f"MLflow at {redacted(self._uri)}: {late}; {again}")
 
     def _run(self) -> None:
         """Deliver whenever there is something new, at most once a second; pause longer after each failure."""
@@ -219,8 +217,7 @@ class MlflowFeed:
 
     def _runs_of(self, run_key: str) -> list[Run]:
         """Return the experiment's runs that bear a key."""
-        tag = f"tags.`{RUN_KEY_TAG}` = '{run_key}'"
-        return list(self._client.search_runs([self._experiment_id], filter_string=tag))
+        return list(self._client.search_runs([self._experiment_id], f"tags.`{RUN_KEY_TAG}` = '{run_key}'"))
 
     def _find_run(self) -> Run | None:
         """Return the MLflow run of this run folder; a deleted one is replaced, with everything delivered anew."""
