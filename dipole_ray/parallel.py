@@ -68,10 +68,6 @@ def map_tasks(
         DipoleError: If a task raised one (of the same class, naming the item), or its worker kept dying.
         RuntimeError: If a task failed in another way; names the item, and the cause keeps its traceback.
     """
-    if num_cpus <= 0 or num_gpus < 0:
-        raise ConfigError(f"{description}: num_cpus is {num_cpus}; it must be above 0 (num_gpus, {num_gpus}, may be 0)")
-    if max_in_flight is not None and max_in_flight < 1:
-        raise ConfigError(f"{description}: max_in_flight is {max_in_flight}; it must be at least 1")
     work = _Work(function, items, description, {"num_cpus": num_cpus, "num_gpus": num_gpus}, max_in_flight, lost)
     results = [None if saved is None else saved(item) for item in items]
     pending = [index for index, result in enumerate(results) if result is None]
@@ -129,6 +125,14 @@ class _Work(Generic[Item]):
     resources: dict[str, float]  # of a task, by Ray's names
     max_in_flight: int | None
     lost: Callable[[Item, str], Any] | None
+
+    def __post_init__(self) -> None:
+        """Reject counts that cannot be."""
+        what, (cpus, gpus) = self.description, self.resources.values()
+        if cpus <= 0 or gpus < 0:
+            raise ConfigError(f"{what}: num_cpus is {cpus}; it must be above 0 (num_gpus, {gpus}, may be 0)")
+        if self.max_in_flight is not None and self.max_in_flight < 1:
+            raise ConfigError(f"{what}: max_in_flight is {self.max_in_flight}; it must be at least 1")
 
     def here(self, pending: list[int]) -> Arrivals:
         """Yield (index, result) one after the other, computed in this process."""
