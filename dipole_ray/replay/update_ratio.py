@@ -44,7 +44,8 @@ class UpdateRatio:
     def state(self) -> dict[str, Any]:
         """Return what `load_state` needs, as JSON."""
         counts = {"updates_done": self.updates_done, "env_steps": self.env_steps}
-        return {"ratio": self.ratio.as_integer_ratio(), **counts, "base": (self._base_env_steps, self._base_updates)}
+        base = [self._base_env_steps, self._base_updates]
+        return {"ratio": list(self.ratio.as_integer_ratio()), **counts, "base": base}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from `state`, with this object's own ratio from there on."""
