@@ -32,7 +32,7 @@ from dipole_ray.rllib.config import DIPOLEConfig
 from dipole_ray.rllib.experience import Experience, FragmentReport
 from dipole_ray.rllib.learner import UpdateReport
 from dipole_ray.rllib.learner_client import AGENT_FILE, LearnerClient, LearnerDied
-from dipole_ray.rllib.metrics import RecentEpisodes, fragment_metrics, update_metrics
+from dipole_ray.rllib.metrics import RecentEpisodes, iteration_metrics
 from dipole_ray.rllib.placement import SpreadEnvRunnerGroup, learners_of, require_room, workers_of
 from dipole_ray.rllib.privates import env_runner_groups_are
 from dipole_ray.rllib.replay_actor import copy_ring, open_replay
@@ -186,12 +186,11 @@ class DIPOLE(Algorithm):
 
     def _log(self, updates: list[UpdateReport], fragments: list[FragmentReport], *, wall_s: float) -> None:
         """Log under our `group/name`s and under RLlib's usual keys."""
-        metrics = update_metrics(updates, wall_s)
+        num_workers, version = self.experience.num_workers, self.learner.policy.version
+        metrics = iteration_metrics(updates, fragments, wall_s, num_workers, version)
         if self.learner_restarts:
             metrics["learner/restarts"] = float(self.learner_restarts)
             metrics["learner/lost_updates"] = float(self.lost_updates)
-        version = self.learner.policy.version
-        metrics |= fragment_metrics(fragments, wall_s, self.experience.num_workers, version)
         metrics |= self.recent.metrics() | self.experience.metrics()
         metrics.update({f"replay/{name}": float(count) for name, count in self.replay.sizes().items()})
         if self.env_steps:

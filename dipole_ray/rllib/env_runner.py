@@ -29,8 +29,7 @@ from dipole_ray.rllib.module import DIPOLERLModule
 class DIPOLEEnvRunner(EnvRunner):
     """Collects for training, and plays evaluation episodes."""
 
-    env: Any
-    """The environments, made on first use, so that a driver beside remote workers has none."""
+    env: Any  # the environments, made on first use, so that a driver beside remote workers has none
 
     def __init__(self, *, config: Any, **kwargs: Any) -> None:
         super().__init__(config=config, **kwargs)
@@ -38,7 +37,6 @@ class DIPOLEEnvRunner(EnvRunner):
         if self.worker_index or self.config.num_learners:
             torch.set_num_threads(1)  # one core a worker: more threads would fight the learner for them
         self._env_config: EnvConfig = self.config.env_settings()
-        self._spaces: tuple[gym.spaces.Box, gym.spaces.Box] = (self.config.observation_space, self.config.action_space)
         self.num_envs: int = self.config.num_envs_per_env_runner
         self.policy_version = 0
         actor = ray.get_runtime_context().get_actor_id() if self.worker_index else None
@@ -68,7 +66,8 @@ class DIPOLEEnvRunner(EnvRunner):
 
     def get_spaces(self) -> dict[str, tuple[gym.Space, gym.Space]]:
         """Return the spaces under RLlib's keys."""
-        return {"__env__": self._spaces, "__env_single__": self._spaces, DEFAULT_MODULE_ID: self._spaces}
+        spaces = (self.config.observation_space, self.config.action_space)
+        return {"__env__": spaces, "__env_single__": spaces, DEFAULT_MODULE_ID: spaces}
 
     def assert_healthy(self) -> None:
         """Check that the constructor finished."""
@@ -190,9 +189,7 @@ class DIPOLEEnvRunner(EnvRunner):
         return self._loop
 
     def _act(self, observations: np.ndarray) -> np.ndarray:
-        """Draw actions by the guided policy at the configured omega and candidates."""
-        drawn = self.module.policy.sample_actions(observations, generator=self._generator, explore=True)
-        return np.asarray(drawn)
+        return np.asarray(self.module.policy.sample_actions(observations, generator=self._generator, explore=True))
 
     def _next_episode(self, i: int) -> Episode:
         """Return the episode that environment `i` plays next, with a seed of its own."""

@@ -17,8 +17,7 @@ from dipole_ray.envs.acting import Episode, Steps
 from dipole_ray.evaluation.cells import Cell
 from dipole_ray.evaluation.play import CellResult
 
-SourceState = tuple[dict[str, Tensor], dict[str, Any]]
-"""Tensors, and JSON."""
+SourceState = tuple[dict[str, Tensor], dict[str, Any]]  # tensors, and JSON
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,28 +31,27 @@ class RecentEpisodes:
         return {**means, "rollout/episodes": float(self.count)}
 
 
-def update_metrics(updates: Sequence[UpdateReport], wall_s: float) -> dict[str, float]:
-    """Return what the learner did in an iteration of `wall_s` seconds, and the losses of its last call."""
-    return {
+def iteration_metrics(
+    updates: Sequence[UpdateReport], fragments: Sequence[FragmentReport], wall_s: float, num_workers: int, version: int
+) -> dict[str, float]:
+    """Return what learner and rollout workers did in an iteration of `wall_s` seconds, and the last call's losses.
+
+    Nothing is said of workers that did nothing; `version` is that of the newest policy.
+    """
+    metrics = {
         **(updates[-1].metrics if updates else {}),
         "time/iteration_s": wall_s,
         "time/learner_wait_fraction": max(0.0, 1.0 - sum(report.busy_s for report in updates) / wall_s),
         "time/updates_per_s": sum(report.num_updates for report in updates) / wall_s,
     }
-
-
-def fragment_metrics(
-    fragments: Sequence[FragmentReport], wall_s: float, num_workers: int, newest_version: int
-) -> dict[str, float]:
-    """Return what the rollout workers did in an iteration of `wall_s` seconds; nothing where they did nothing."""
-    if not fragments:
-        return {}
-    busy_s = sum(report.busy_s for report in fragments) / max(1, num_workers)
-    oldest_version = min(report.policy_version for report in fragments)
-    return {
-        "time/rollout_wait_fraction": max(0.0, 1.0 - busy_s / wall_s),
-        "time/env_steps_per_s": sum(report.env_steps for report in fragments) / wall_s,
-        "rollout/policy_version": float(oldest_version),
-        "rollout/policy_lag": float(newest_version - oldest_version),
-        "rollout/dropped_env_steps": float(sum(report.dropped_env_steps for report in fragments)),
-    }
+    if fragments:
+        busy_s = sum(report.busy_s for report in fragments) / max(1, num_workers)
+        oldest_version = min(report.policy_version for report in fragments)
+        metrics |= {
+            "time/rollout_wait_fraction": max(0.0, 1.0 - busy_s / wall_s),
+            "time/env_steps_per_s": sum(report.env_steps for report in fragments) / wall_s,
+            "rollout/policy_version": float(oldest_version),
+            "rollout/policy_lag": float(version - oldest_version),
+            "rollout/dropped_env_steps": float(sum(report.dropped_env_steps for report in fragments)),
+        }
+    return metrics

@@ -24,8 +24,7 @@ WAIT_S = 60.0  # for a growing cluster to bring the missing node, and for dead a
 POLL_S = 0.5
 
 Resources = Mapping[str, float]
-Actors = tuple[str, int, Resources]
-"""What is to run together: a name for messages, how many, and the resources of each."""
+Actors = tuple[str, int, Resources]  # their name in messages, how many, and the resources of each
 
 
 def learners_of(config: AlgorithmConfig) -> tuple[str, int, dict[str, float]]:

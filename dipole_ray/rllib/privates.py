@@ -65,8 +65,7 @@ class PlacedEnvRunnerGroup(EnvRunnerGroup):
     A worker whose node dies, or is full when the worker starts again, comes back on another.
     """
 
-    nodes_for: Callable[[AlgorithmConfig], list[str]]
-    """Returns the nodes of the first workers; the others are left to Ray."""
+    nodes_for: Callable[[AlgorithmConfig], list[str]]  # of the first workers; the others are left to Ray
 
     def _setup(self, *, config: AlgorithmConfig, **how: Any) -> None:
         self.nodes = self.nodes_for(config)

@@ -114,7 +114,6 @@ class ReplayClient:
             ray.kill(self._replay)
 
     def _call(self, method: str, *args: Any) -> Any:
-        """Call the replay and wait for its answer."""
         return wait_for([getattr(self._replay, method).remote(*args)], f"the replay: {method}")[0]
 
 

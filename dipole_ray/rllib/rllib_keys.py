@@ -6,23 +6,20 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
 from dipole_ray.errors import ConfigError
 
-READ = {
-    "resources": "placement_strategy num_cpus_for_main_process custom_resources_for_main_process",
-    "env_runners": "num_env_runners num_envs_per_env_runner rollout_fragment_length num_cpus_per_env_runner "
-    "num_gpus_per_env_runner custom_resources_per_env_runner validate_env_runners_after_construction "
-    "max_requests_in_flight_per_env_runner env_runner_stall_s",
-    "learners": "num_learners num_cpus_per_learner num_gpus_per_learner custom_resources_per_learner local_gpu_idx "
-    "learner_num_threads",
-    "evaluation": "evaluation_interval evaluation_num_env_runners evaluation_parallel_to_training "
-    "evaluation_unhealthy_workers_timeout_s evaluation_error_after_n_consecutive_skips",
-    "reporting": "min_time_s_per_iteration min_train_timesteps_per_iteration min_sample_timesteps_per_iteration",
-    "debugging": "log_level seed",
-    "fault_tolerance": "restart_failed_env_runners ignore_env_runner_failures max_num_env_runner_restarts "
+READ = (
+    "placement_strategy num_cpus_for_main_process custom_resources_for_main_process "
+    "num_env_runners num_envs_per_env_runner rollout_fragment_length num_cpus_per_env_runner num_gpus_per_env_runner "
+    "custom_resources_per_env_runner validate_env_runners_after_construction max_requests_in_flight_per_env_runner "
+    "env_runner_stall_s num_learners num_cpus_per_learner num_gpus_per_learner custom_resources_per_learner "
+    "local_gpu_idx learner_num_threads evaluation_interval evaluation_num_env_runners evaluation_parallel_to_training "
+    "evaluation_unhealthy_workers_timeout_s evaluation_error_after_n_consecutive_skips "
+    "min_time_s_per_iteration min_train_timesteps_per_iteration min_sample_timesteps_per_iteration log_level seed "
+    "restart_failed_env_runners ignore_env_runner_failures max_num_env_runner_restarts "
     "delay_between_env_runner_restarts_s num_consecutive_env_runner_failures_tolerance "
-    "env_runner_health_probe_timeout_s env_runner_restore_timeout_s",
-}
-"""Attributes of RLlib's config that RLlib, or we, read, by the setter that sets them."""
-KEPT = tuple(key for keys in READ.values() for key in keys.split())
+    "env_runner_health_probe_timeout_s env_runner_restore_timeout_s"
+)
+"""Attributes of RLlib's config that RLlib, or we, read."""
+KEPT = tuple(READ.split())
 """All of them; a checkpoint holds them as they are."""
 NOT_JUDGED = ("algo_class", "env", "env_config", "input_", "in_evaluation", "simple_optimizer", "_is_frozen")
 """Attributes that are saved under names of ours, or that RLlib alone sets."""
@@ -90,7 +87,6 @@ class Empty(dict[str, Any]):
         self.key = key
 
     def __setitem__(self, name: str, value: Any) -> None:
-        """Raise ConfigError."""
         raise ConfigError(REFUSED[self.key])
 
     def update(self, *values: Any, **more: Any) -> None:

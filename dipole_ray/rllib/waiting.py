@@ -21,9 +21,7 @@ def wait_for(references: Sequence[Any], what: str) -> list[Any]:
     Raises:
         Exception: What an actor raised, not Ray's wrapper of it; RayActorError when the actor is dead.
     """
-    start = time.monotonic()
-    waiting = list(references)
-    values = {}
+    start, waiting, values = time.monotonic(), list(references), {}
     while waiting:
         arrived, waiting = ray.wait(waiting, timeout=SILENCE_S)
         if not arrived:
