@@ -84,7 +84,8 @@ class Schema:
         names = [*(name.partition(".")[2] for name in named), *self.tables]
         if not self.observed or not all(name.isidentifier() for name in names):
             raise ConfigError(f"observations and tables have the names {names}; give each a name of letters and digits")
-        if any(self.tables[table] != _seen(self.observed[name]) for name, table in self.references.items()):
+        shared = ((replace(self.observed[name], table=None), table) for name, table in self.references.items())
+        if any(self.tables[table] != column for column, table in shared):
             raise ConfigError(f"{self}: columns that refer to one table must have one dtype and shape")
 
     def __str__(self) -> str:
@@ -111,12 +112,12 @@ class Schema:
     @property
     def tables(self) -> dict[str, Column]:
         """The side tables, and what an entry of each is."""
-        return {table: _seen(self.observed[name]) for name, table in self.references.items()}
+        return {table: replace(self.observed[name], table=None) for name, table in self.references.items()}
 
     @property
     def as_seen(self) -> Schema:
         """The same without references: what batches hold and policies see."""
-        return _named({name: _seen(column) for name, column in self.observed.items()}, self.actions)
+        return _named({name: replace(column, table=None) for name, column in self.observed.items()}, self.actions)
 
     @property
     def row_bytes(self) -> int:
@@ -168,10 +169,6 @@ def _named(observed: Mapping[str, Column], actions: Column) -> Schema:
     """Return the schema whose observation columns have these names."""
     single = observed.get("observations")
     return Schema(single or {name.removeprefix("observations."): item for name, item in observed.items()}, actions)
-
-
-def _seen(column: Column) -> Column:
-    return replace(column, table=None)
 
 
 def require_fit(

@@ -216,8 +216,8 @@ def write_dataset(
 
     Args:
         directory: Folder to make; must not hold anything else.
-        rows: Rows of one or more whole trajectories each; consumed as a stream.
-        schema: Their columns.
+        rows: Rows of one or more whole trajectories each, with the columns of `schema`; consumed as a stream.
+        schema: What the columns are.
         source: Where they came from, JSON-able.
         tables: The side tables of the schema by name, each (entries, *shape); may be mapped files.
         overwrite: Replace a dataset that is already there. The old one stays valid until the new one is complete.

@@ -140,11 +140,8 @@ def concatenate(pieces: Sequence[Rows]) -> Rows:
 def validate_rows(rows: Rows, schema: Schema, where: str, table_rows: Mapping[str, int] | None = None) -> None:
     """Check that rows can be stored: columns, dtypes, shapes, finite numbers and window lengths.
 
-    Args:
-        rows: Whole trajectories or closed pieces; the last row must be a closing row.
-        schema: What each column must be.
-        where: How to call these rows in an error message.
-        table_rows: Entries of each side table; left out, the numbers that refer to them are not checked.
+    `rows` are whole trajectories or closed pieces, which messages call `where`. `table_rows` says how many entries each
+    side table has; left out, the numbers that refer to them are not checked.
 
     Raises:
         DatasetError: If the layout is wrong, an action lies outside [-1, 1], a table has no such entry, or masks and

@@ -130,7 +130,8 @@ class _Transfer:
         while True:
             try:
                 self._receive(url)
-                return self._accept(base, url)
+                published, doubt = (None, "") if self.pinned or self.recorded else self._published(base)
+                return self._finish(*self._verify(self.partial.path, published, doubt), shown(url))
             except WrongFile as error:
                 # Joined pieces may have been one too many; a file that came in one piece is what this mirror has.
                 failure = TransferError(str(error), retry=self.is_joined)
@@ -164,8 +165,8 @@ class _Transfer:
                 if start:
                     self.say(f"{shown(url)}: the file is another one now, or cannot be continued; starting over")
                 self.is_joined = False
-                self.partial.begin(url, answer)
-            count, total = answer.start, answer.total
+                self.partial.begin(answer.origin)
+            count, total = answer.start, answer.origin.total
             needed, free = (total or count) - count, shutil.disk_usage(self.final.parent).free
             if needed > free:
                 sizes = f"{format_bytes(needed)} are still to come and {format_bytes(free)} are free"
@@ -177,11 +178,6 @@ class _Transfer:
                     stream.write(chunk)
                     count += len(chunk)
                     self.progress.update(count // 1000)
-
-    def _accept(self, base: str, url: str) -> Downloaded:
-        """Verify what arrived and give it its final name."""
-        published, doubt = (None, "") if self.pinned or self.recorded else self._published(base)
-        return self._finish(*self._verify(self.partial.path, published, doubt), shown(url))
 
     def _published(self, base: str) -> tuple[Checksum | None, str]:
         """Return the mirror's own checksum, or why there is none."""

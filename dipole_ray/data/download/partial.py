@@ -2,21 +2,11 @@
 
 import os
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
-from dipole_ray.data.download.request import Answer, shown
+from dipole_ray.data.download.request import Origin, shown
 from dipole_ray.files.durable import read_json, write_json
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """What the bytes of a partial file are a part of."""
-
-    url: str  # where they come from, without secrets
-    validator: str | None  # the version there; None = the server names none, so nothing can be continued
-    total: int | None  # length of the whole file, where known
-    sha256: str | None  # checksum that the server named along with the file
 
 
 class Partial:
@@ -38,12 +28,12 @@ class Partial:
         """Return how many bytes of `url` are there; none if what is there is of another."""
         return self.size if self.origin is not None and self.origin.url == shown(url) else 0
 
-    def begin(self, url: str, answer: Answer) -> None:
+    def begin(self, origin: Origin) -> None:
         """Drop what is there and note what comes now; in this order, so that never two versions are joined."""
         with self.path.open("wb") as stream:
             os.fsync(stream.fileno())
-        self.origin = Origin(shown(url), answer.validator, answer.total, answer.sha256)
-        write_json(self._about, asdict(self.origin))
+        self.origin = origin
+        write_json(self._about, asdict(origin))
 
     def discard(self) -> None:
         """Remove everything."""

@@ -45,14 +45,22 @@ class TransferError(DatasetError):
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """What the bytes of a file are a part of."""
+
+    url: str  # where they come from, without secrets
+    validator: str | None  # names this version in a later `If-Range`: a strong ETag, or else a safe Last-Modified
+    total: int | None  # length of the whole file, where the server says it
+    sha256: str | None  # where the server names it in its headers, as Hugging Face does for large files
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """A server's answer, whose body is still to be read."""
 
     response: requests.Response
+    origin: Origin
     start: int  # the offset in the file at which the body begins
-    total: int | None  # length of the whole file, where the server says it
-    validator: str | None  # names this version in a later `If-Range`: a strong ETag, or else a safe Last-Modified
-    sha256: str | None  # where the server names it in its headers, as Hugging Face does for large files
     timeout_s: float
 
     def chunks(self) -> Iterator[bytes]:
@@ -65,8 +73,8 @@ class Answer:
                 yield chunk
         except _BROKEN as error:
             raise _broken(error, self.timeout_s) from error
-        if self.total is not None and position != self.total:
-            raise TransferError(f"the body ended at byte {position} of {self.total}", retry=True)
+        if self.origin.total not in (None, position):
+            raise TransferError(f"the body ended at byte {position} of {self.origin.total}", retry=True)
 
 
 def address(base: str, path: str) -> str:
@@ -143,10 +151,10 @@ def _ask(url: str, timeout_s: float, headers: Mapping[str, str]) -> Answer:
             raise TransferError(f"redirected more than {MAX_REDIRECTS} times", retry=False) from None
         except _BROKEN as error:
             raise _broken(error, timeout_s) from error
-    return _answer(response, timeout_s)
+    return _answer(url, response, timeout_s)
 
 
-def _answer(response: requests.Response, timeout_s: float) -> Answer:
+def _answer(url: str, response: requests.Response, timeout_s: float) -> Answer:
     """Read what the headers of an answer say, and refuse one that brings no file."""
     headers, start, total = response.headers, 0, response.raw.length_remaining
     if response.status_code not in (200, 206) or headers.get("Content-Encoding", "identity") != "identity":
@@ -159,7 +167,7 @@ def _answer(response: requests.Response, timeout_s: float) -> Answer:
     # Hugging Face names the SHA-256 of a large file in the answer that redirects to its store.
     named = [step.headers.get("X-Linked-ETag", "").strip('"') for step in (*response.history, response)]
     sha256 = next(filter(_SHA256.fullmatch, named), None)
-    return Answer(response, start, total, _validator(headers), sha256, timeout_s)
+    return Answer(response, Origin(shown(url), _validator(headers), total, sha256), start, timeout_s)
 
 
 def _validator(headers: Mapping[str, str]) -> str | None:

@@ -43,11 +43,8 @@ def inspect_dataset(
 ) -> Inspection:
     """Read a dataset from beginning to end and judge it; what cannot be read is a finding, not an exception.
 
-    Args:
-        path: A dataset folder, or any data that can be imported.
-        reading: How to read it.
-        expected: The dimensions that it must have.
-        on_transitions: Called with the transitions read so far.
+    It is a dataset folder, or any data that can be imported; `expected` are the dimensions that it must have, and
+    `on_transitions` is called with the transitions read so far.
     """
     path, reading = Path(path), replace(reading or Reading(), non_finite="drop", needs_rewards=False)
     kind, report, summary = dataset_kind(path), ImportReport(), Summary()

@@ -82,7 +82,10 @@ def _trajectory_ends(arrays: dict[str, Array], limit: int | None, path: Path, re
         ends |= unfollowed
     elif not timeouts.any():
         if limit is not None:
-            _cut(ends, limit)
+            start = 0
+            for last in [*np.flatnonzero(ends).tolist(), len(ends) - 1]:
+                ends[start + limit - 1 : last : limit] = True
+                start = last + 1
             report.notes.append(f"no timeouts in the file: trajectories are cut after {limit} steps")
         elif "timeouts" not in arrays or not terminals.any():
             found = "holds no 1" if "timeouts" in arrays else "is missing"
@@ -104,11 +107,3 @@ def _unfollowed(arrays: dict[str, Array]) -> np.ndarray:
         states = to_float32(observations.read(start + 1, stop + 1))
         found[start:stop] = ~is_followed(to_float32(following.read(start, stop)), states)
     return found
-
-
-def _cut(ends: np.ndarray, limit: int) -> None:
-    """End trajectories, in place, that go on for more than `limit` steps."""
-    start = 0
-    for last in [*np.flatnonzero(ends).tolist(), len(ends) - 1]:
-        ends[start + limit - 1 : last : limit] = True
-        start = last + 1

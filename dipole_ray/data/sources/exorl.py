@@ -28,12 +28,12 @@ _AGAIN = "get the file again, or remove it to do without this episode"
 
 def is_exorl(path: Path) -> bool:
     """Return whether `path` is a folder of episodes, or holds one where ExORL puts them."""
-    return path.is_dir() and any(True for _ in _folders(path))
+    return any(True for _ in _folders(path))
 
 
 def find_episodes(path: Path) -> list[Path]:
     """Return the episode files of a folder, or of several of one domain below it (seeds), by folder and name."""
-    folders = sorted(_folders(path)) if path.is_dir() else []
+    folders = sorted(_folders(path))
     if not folders:
         remedy = "name the folder of episode_000000_1000.npz and its kin, such as walker/rnd/buffer"
         raise DatasetError(f"{path}: holds no episodes; {remedy}")
@@ -64,12 +64,8 @@ def episode_steps(file: Path) -> int:
 
 def schema(path: Path, reading: Reading) -> Schema:
     """Return the dimensions of the first episode from its headers alone."""
-    return Schema(*_dims(find_episodes(path)[0]))
-
-
-def _dims(file: Path) -> tuple[int, int]:
-    headers = episode_headers(file)
-    return headers["observation"].shape[1], headers["action"].shape[1]
+    headers = episode_headers(find_episodes(path)[0])
+    return Schema(headers["observation"].shape[1], headers["action"].shape[1])
 
 
 def episode_headers(file: Path) -> dict[str, ArrayHeader]:
@@ -124,7 +120,7 @@ def read(path: Path, reading: Reading, report: ImportReport) -> Iterator[Block]:
 def _episodes(
     files: Sequence[Path], rewards: Iterable[np.ndarray], reading: Reading, report: ImportReport
 ) -> Iterator[Block]:
-    dims = _dims(files[0])
+    dims: tuple[int, int] | None = None
     folders = dict.fromkeys(file.parent for file in files)
     if len(folders) > 1:
         report.notes.append(f"the episodes of {len(folders)} folders are joined: {', '.join(map(str, folders))}")
@@ -132,6 +128,7 @@ def _episodes(
         arrays = read_arrays(file, ("observation", "action"))
         observations, actions = map(to_float32, arrays.values())
         steps = len(observations) - 1
+        dims = dims or (observations.shape[1], actions.shape[1])
         if (observations.shape[1], actions.shape[1]) != dims:
             raise DatasetError(
                 f"{file}: observations have {observations.shape[1]} and actions {actions.shape[1]} dimensions, the "

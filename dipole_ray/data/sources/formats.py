@@ -14,6 +14,7 @@ from dipole_ray.data.dataset import MANIFEST
 from dipole_ray.data.schema import Rows
 from dipole_ray.data.sources import d4rl, exorl, minari, ogbench, table
 from dipole_ray.data.sources.guarantees import enforce, scale_note
+from dipole_ray.data.sources.npz import read_headers
 from dipole_ray.data.sources.reading import ActionBounds, Block, ImportReport, Reading
 from dipole_ray.errors import DatasetError
 
@@ -52,8 +53,8 @@ class Format:
         report, bounds = report or ImportReport(), None
         if self.scales_actions:
             own = self.own_bounds(path)
-            bounds, owner = (own, "the action space") if own is not None else (reading.action_bounds, _ENVIRONMENTS)
-            report.notes += scale_note(bounds, owner)
+            bounds = reading.action_bounds if own is None else own
+            report.notes += scale_note(bounds, "the environment's actions" if own is None else "the action space")
         blocks = self.read(path, reading, report)
         return enforce(blocks, bounds, drop=reading.non_finite == "drop", join=self.is_joined, report=report)
 
@@ -62,8 +63,6 @@ class Format:
         is_given = any(getattr(reading, name) is not None for name in self.takes & {"relabel", "labels"})
         return is_given or self.has_rewards(path)
 
-
-_ENVIRONMENTS = "the environment's actions"
 
 FORMATS = {
     row.name: row
@@ -75,7 +74,7 @@ FORMATS = {
             schema=ogbench.schema,
             read=ogbench.read,
             takes=frozenset({"relabel"}),
-            has_rewards=ogbench.has_rewards,
+            has_rewards=lambda path: "rewards" in read_headers(path),
             environment=None,
             remembered=lambda path: path.name,
         ),
@@ -90,7 +89,9 @@ FORMATS = {
             scales_actions=True,
             own_bounds=minari.action_bounds,
             is_joined=True,
-            choices=minari.choices,
+            choices=lambda _, reading: (
+                {"mapping": {"observations": [*reading.observations]}} if reading.observations else {}
+            ),
         ),
         Format(
             name="d4rl",
@@ -130,11 +131,7 @@ FORMATS = {
 
 
 def dataset_kind(path: Path) -> str:
-    """Return `dataset`, or the name of the format of what lies at `path`, by its name and contents.
-
-    Raises:
-        DatasetError: If nothing lies there.
-    """
+    """Return `dataset`, or the name of the format of what lies at `path`; DatasetError if nothing lies there."""
     if not path.exists():
         remedy = "give a dataset folder, a file of OGBench or D4RL, a Minari folder or a table"
         raise DatasetError(f"{path}: no such file or folder; {remedy}")

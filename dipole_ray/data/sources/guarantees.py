@@ -21,14 +21,10 @@ MAX_NAMED = 10  # rows with non-finite numbers that a report names one by one
 def enforce(
     blocks: Iterable[Block], bounds: ActionBounds | None, *, drop: bool, join: bool, report: ImportReport
 ) -> Iterator[Rows]:
-    """Yield the rows of the trajectories that a reader found.
+    """Yield the rows of the trajectories that a reader found, and count what happened.
 
-    Args:
-        blocks: What it found.
-        bounds: What becomes -1 and 1 in the actions; None: they are there already.
-        drop: Whether transitions with a NaN or infinity are left out instead of refused.
-        join: Whether blocks are single episodes, some of which are handed on together.
-        report: Counts what happened.
+    `bounds` become -1 and 1 in the actions; None: they are there already. `drop` leaves transitions with a NaN or
+    infinity out instead of refusing them; `join` hands several blocks on together, where they are single episodes.
     """
     held: list[Rows] = []
     for block in _whole_trajectories(blocks, report):

@@ -52,11 +52,6 @@ def chosen_observations(pairs: Sequence[str]) -> tuple[str, ...]:
     return tuple(chosen)
 
 
-def choices(_: Path, reading: Reading) -> dict[str, Any]:
-    """Return what a dataset remembers of how it was read."""
-    return {"mapping": {"observations": list(reading.observations)}} if reading.observations else {}
-
-
 def schema(path: Path, reading: Reading) -> Schema:
     """Return the dimensions of the first episode; there is one, or the dataset was refused."""
     _, _, arrays = next(_episodes(path, reading.observations))

@@ -23,10 +23,7 @@ _NAMES = ("observations", "actions", *STEPS)
 def hdf5_episodes(folder: Path, count: int | None, components: Sequence[str]) -> Iterator[tuple[Path, str, Arrays]]:
     """Yield place, name and arrays of every episode, in order: observations (T + 1, O) and T rows of the rest.
 
-    Args:
-        folder: Holds main_data.hdf5.
-        count: Episodes that there must be; None if nobody says.
-        components: Entries of dict observations to join; empty where observations are one array.
+    There must be `count` of them, if anybody says; `components` are the entries of dict observations to join.
     """
     path = folder / MAIN_FILE
     with open_hdf5(path) as file:

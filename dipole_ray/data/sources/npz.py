@@ -11,7 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -33,14 +33,15 @@ _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError, NotImplementedError, RuntimeError)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class ArrayHeader:
     """What one array of the file says about itself."""
 
     dtype: np.dtype  # element type
     shape: tuple[int, ...]  # dimensions, rows first
     is_fortran: bool  # whether the bytes lie column by column
-    crc32: int = 0  # of the array's file, as the archive states it; compared when the array is read to its end
+    start: int  # bytes before the first number
+    crc32: int  # of the array's file, as the archive states it; compared when the array is read to its end
 
     @property
     def row_bytes(self) -> int:
@@ -83,8 +84,8 @@ def stream_arrays(path: Path, headers: dict[str, ArrayHeader], names: Sequence[s
         with ExitStack() as stack:
             archive = stack.enter_context(_open_archive(path))
             streams = {name: stack.enter_context(archive.open(f"{name}.npy")) for name in names}
-            for stream in streams.values():
-                _parse_header(stream)
+            for name, stream in streams.items():
+                _read_exactly(stream, headers[name].start)
             whole = {
                 name: _read_numbers(streams[name], headers[name], headers[name].shape[::-1]).T
                 for name in names
@@ -147,21 +148,21 @@ def _check_members(path: Path, members: Sequence[zipfile.ZipInfo]) -> None:
 def _read_header(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> ArrayHeader:
     try:
         with archive.open(info) as stream:
-            header = _parse_header(stream)
-            found = info.file_size - stream.tell()
+            shape, is_fortran, dtype = _parse_header(stream)
+            start = stream.tell()
     except _BROKEN as error:
         raise bad_array(path, info.filename, f"has no readable header ({error})", DAMAGED) from error
-    if header.dtype.hasobject:
+    if dtype.hasobject:
         what = "holds Python objects, which could run code when loaded"
         raise bad_array(path, info.filename, what, "save plain numbers with np.savez")
-    needed = header.dtype.itemsize * math.prod(header.shape)
-    if found != needed or min(header.shape, default=0) < 0:
-        what = f"says shape {header.shape} ({needed} bytes) but {found} bytes are stored"
+    found, needed = info.file_size - start, dtype.itemsize * math.prod(shape)
+    if found != needed or min(shape, default=0) < 0:
+        what = f"says shape {shape} ({needed} bytes) but {found} bytes are stored"
         raise bad_array(path, info.filename, what, DAMAGED)
-    return replace(header, crc32=info.CRC)
+    return ArrayHeader(dtype, shape, is_fortran and len(shape) > 1, start, info.CRC)
 
 
-def _parse_header(stream: IO[bytes]) -> ArrayHeader:
+def _parse_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     version = np.lib.format.read_magic(stream)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"npy version {version} is not supported")
@@ -172,10 +173,9 @@ def _parse_header(stream: IO[bytes]) -> ArrayHeader:
     text = io.BytesIO(prefix + bytes(_read_exactly(stream, length)))
     try:
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, is_fortran, dtype = read(text)
+        return read(text)
     except Exception as error:  # numpy lets out whatever its parsers raise: TokenError, MemoryError, IndexError, ...
         raise ValueError(f"{type(error).__name__}: {str(error)[:200]}") from error
-    return ArrayHeader(dtype=dtype, shape=shape, is_fortran=is_fortran and len(shape) > 1)
 
 
 def _read_numbers(stream: IO[bytes], header: ArrayHeader, shape: tuple[int, ...]) -> np.ndarray:

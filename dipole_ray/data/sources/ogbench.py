@@ -31,11 +31,6 @@ def count_rows(path: Path) -> int:
     return _checked_headers(path)["observations"].shape[0]
 
 
-def has_rewards(path: Path) -> bool:
-    """Return whether the file brings its own rewards (OGBench's do not)."""
-    return "rewards" in read_headers(path)
-
-
 def read(path: Path, reading: Reading, report: ImportReport) -> Iterator[Block]:
     """Yield the rows in blocks of some four megabytes."""
     headers = _checked_headers(path)
