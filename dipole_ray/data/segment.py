@@ -4,7 +4,6 @@ Arrow's own validation passes a flipped bit, and a mapped file that was cut shor
 SIGBUS, so the length and the CRC-32 of the whole file are verified before it is mapped.
 """
 
-import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -105,19 +104,6 @@ def verified_once() -> Iterator[None]:
         _verified.reset(token)
 
 
-def _check_content(path: Path, entry: SegmentEntry, status: os.stat_result) -> None:
-    """Raise CorruptSegment unless the file's checksum is the manifest's."""
-    known = _verified.get()
-    # A file that was written to since has another time of change, whatever its time of modification was set to.
-    stamp = (path.absolute(), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, entry.crc32)
-    if known is None or stamp not in known:
-        checksum = file_checksum(path)
-        if checksum != entry.crc32:
-            raise CorruptSegment(f"{path}: checksum mismatch (stored {entry.crc32:08x}, read {checksum:08x})")
-        if known is not None:
-            known.add(stamp)
-
-
 def open_segment(directory: Path, entry: SegmentEntry, layout: ColumnLayout) -> Rows:
     """Verify one file against its manifest entry and return its columns, read-only views into the mapped file.
 
@@ -132,7 +118,15 @@ def open_segment(directory: Path, entry: SegmentEntry, layout: ColumnLayout) -> 
         status = path.stat()
         if status.st_size != entry.bytes:
             raise CorruptSegment(f"{path}: length is {status.st_size} bytes, the manifest says {entry.bytes}")
-        _check_content(path, entry, status)
+        known = _verified.get()
+        # A file that was written to since has another time of change, whatever its time of modification was set to.
+        stamp = (path.absolute(), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, entry.crc32)
+        if known is None or stamp not in known:
+            checksum = file_checksum(path)
+            if checksum != entry.crc32:
+                raise CorruptSegment(f"{path}: checksum mismatch (stored {entry.crc32:08x}, read {checksum:08x})")
+            if known is not None:
+                known.add(stamp)
         mapped = np.memmap(path, dtype=np.uint8, mode="r")
     except FileNotFoundError as error:
         raise CorruptSegment(f"{path}: the file is missing (manifest: {entry.bytes} bytes)") from error

@@ -73,9 +73,9 @@ def inspect_dataset(
     elif not findings:
         findings.append(Finding("error", "no transitions", path.name, "check the source"))
     findings.sort(key=lambda finding: ("error", "warning", "info").index(finding.level))
-    has_any = summary.num_transitions > 0
-    figures = _figures(summary, report, labelled) if has_any else {}
-    histograms = _histograms(summary, labelled) if has_any else {}
+    figures, histograms = {}, {}
+    if summary.num_transitions:
+        figures, histograms = _figures(summary, report, labelled), _histograms(summary, labelled)
     return Inspection(str(path), kind, worst(findings), tuple(findings), figures, histograms)
 
 
@@ -130,8 +130,7 @@ def _figures(summary: Summary, report: ImportReport, labelled: bool) -> dict[str
 def _histograms(summary: Summary, labelled: bool) -> dict[str, tuple[list[float], list[int]]]:
     edges = np.linspace(-1.0, 1.0, len(summary.action_histogram) + 1)
     found = {"actions": (edges.tolist(), summary.action_histogram.tolist())}
-    for name, values in (("lengths", summary.figures("lengths")), ("returns", summary.figures("returns"))):
-        if labelled or name == "lengths":
-            counts, edges = np.histogram(values, bins=30)
-            found[name] = (edges.tolist(), counts.tolist())
+    for name in ("lengths", "returns") if labelled else ("lengths",):
+        counts, edges = np.histogram(summary.figures(name), bins=30)
+        found[name] = (edges.tolist(), counts.tolist())
     return found

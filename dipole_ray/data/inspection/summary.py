@@ -40,7 +40,9 @@ class Summary:
         self._parts["returns"].append(np.add.reduceat(rows["rewards"].astype(np.float64), starts))
         self._parts["terminated"].append(rows["masks"][ends - 1] == 0)
         self._parts["solved"].append(np.minimum.reduceat(rows["masks"], starts) == 0)
-        self._add_actions(moving["actions"])
+        self.num_saturated += int(np.count_nonzero(np.abs(moving["actions"]) >= SATURATED))
+        bins = ((np.clip(moving["actions"], -1.0, 1.0) + 1.0) * (ACTION_BINS / 2)).astype(np.int64)
+        self.action_histogram += np.bincount(np.minimum(bins, ACTION_BINS - 1).reshape(-1), minlength=ACTION_BINS)
         self._add_jumps(rows["observations"], np.flatnonzero(~closing))
         self._add_hashes(rows, closing, starts)
 
@@ -56,11 +58,6 @@ class Summary:
         """Return how many trajectories, or transitions by their (observation, action), repeat an earlier one."""
         hashes = self.figures(f"hashes of {what}")
         return len(hashes) - len(np.unique(hashes))
-
-    def _add_actions(self, actions: np.ndarray) -> None:
-        self.num_saturated += int(np.count_nonzero(np.abs(actions) >= SATURATED))
-        bins = ((np.clip(actions, -1.0, 1.0) + 1.0) * (ACTION_BINS / 2)).astype(np.int64)
-        self.action_histogram += np.bincount(np.minimum(bins, ACTION_BINS - 1).reshape(-1), minlength=ACTION_BINS)
 
     def _add_jumps(self, observations: np.ndarray, moving: np.ndarray) -> None:
         if not self._scale.size:

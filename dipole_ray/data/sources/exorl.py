@@ -137,7 +137,8 @@ def _episodes(
         if labels.shape != (steps,):
             raise DatasetError(f"{file}: {labels.shape} rewards for {steps} steps; label this episode again")
         if reading.non_finite == "refuse":
-            _require_finite(file, {"observation": observations, "action": actions[1:], "physics": labels})
+            for name, values in {"observation": observations, "action": actions[1:], "physics": labels}.items():
+                _require_finite(file, name, values)
         columns = {
             "observations": observations,
             "actions": np.concatenate([actions[1:], np.zeros_like(actions[:1])]),
@@ -148,13 +149,12 @@ def _episodes(
         yield Block(path=file, columns=columns, is_closed=True, first_row=1)
 
 
-def _require_finite(file: Path, arrays: Arrays) -> None:
+def _require_finite(file: Path, name: str, values: np.ndarray) -> None:
     """Refuse what is not finite by the names and rows of the file, which say more than those of the schema."""
-    for name, values in arrays.items():
-        bad = np.flatnonzero(~finite_rows(values))
-        if len(bad):
-            row = int(bad[0]) + (name != "observation")  # row 0 has only an observation
-            raise DatasetError(
-                f"{file}: row {row} of array '{name}' holds NaN, infinity or no possible state ({len(bad)} such rows); "
-                "remove the file to do without this episode, or leave those transitions out with --non-finite drop"
-            )
+    bad = np.flatnonzero(~finite_rows(values))
+    if len(bad):
+        row = int(bad[0]) + (name != "observation")  # row 0 has only an observation
+        raise DatasetError(
+            f"{file}: row {row} of array '{name}' holds NaN, infinity or no possible state ({len(bad)} such rows); "
+            "remove the file to do without this episode, or leave those transitions out with --non-finite drop"
+        )

@@ -52,8 +52,7 @@ class ArrayHeader:
 def read_headers(path: Path) -> dict[str, ArrayHeader]:
     """Return the header of every array in `path`.
 
-    Raises:
-        DatasetError: If the file is no .npz, is cut short, holds Python objects, or declares sizes it cannot have.
+    DatasetError if the file is no .npz, is cut short, holds Python objects, or declares sizes it cannot have.
     """
     if not path.is_file():
         raise DatasetError(f"{path}: no such file; give the path of an .npz file")
