@@ -24,7 +24,7 @@ from dipole_ray import settings
 from dipole_ray.agents.config import AgentConfig
 from dipole_ray.cli import main
 from dipole_ray.data.download.checks import read_record, record_path
-from dipole_ray.data.download.partial import Partial
+from dipole_ray.data.download.fetch import Partial
 from dipole_ray.envs.make import EnvConfig
 from dipole_ray.errors import CheckpointError, ConfigError, DatasetError, DipoleError
 from dipole_ray.evaluation.report import read_evaluation

@@ -10,7 +10,7 @@ import numpy as np
 from dipole_ray.columns import Schema
 from dipole_ray.data.dataset import open_dataset
 from dipole_ray.data.inspection.summary import Summary
-from dipole_ray.data.inspection.verdict import Finding, Verdict, judge, worst
+from dipole_ray.data.inspection.verdict import Finding, Verdict, judge
 from dipole_ray.data.quarantine import restore_hint
 from dipole_ray.data.schema import Rows, validate_rows
 from dipole_ray.data.sources.formats import FORMATS, dataset_kind
@@ -76,7 +76,8 @@ def inspect_dataset(
     figures, histograms = {}, {}
     if summary.num_transitions:
         figures, histograms = _figures(summary, report, labelled), _histograms(summary, labelled)
-    return Inspection(str(path), kind, worst(findings), tuple(findings), figures, histograms)
+    verdict: Verdict = next((finding.level for finding in findings if finding.level != "info"), "ok")
+    return Inspection(str(path), kind, verdict, tuple(findings), figures, histograms)
 
 
 def _dataset_rows(path: Path, findings: list[Finding]) -> Iterator[Rows]:

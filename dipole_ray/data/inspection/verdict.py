@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -43,16 +43,10 @@ class Finding:
 _info, _warning = partial(Finding, "info"), partial(Finding, "warning")  # of what, where and the remedy
 
 
-def worst(findings: Sequence[Finding]) -> Verdict:
-    """Return the verdict that a list of findings amounts to."""
-    levels = {finding.level for finding in findings}
-    return "error" if "error" in levels else "warning" if "warning" in levels else "ok"
-
-
 def judge(summary: Summary, report: ImportReport, *, has_rewards: bool) -> list[Finding]:
     """Return every finding on a dataset that could be read; without rewards, its masks mean nothing either."""
     findings = [*_boundaries(summary), *_numbers(summary, report), *_actions(summary), *_duplicates(summary)]
-    return findings + ([*_time_limits(summary), *_rewards(summary)] if has_rewards else [])
+    return findings + ([*_masks_and_rewards(summary)] if has_rewards else [])
 
 
 def _boundaries(summary: Summary) -> Iterator[Finding]:
@@ -70,7 +64,7 @@ def _boundaries(summary: Summary) -> Iterator[Finding]:
         yield _warning(what, f"first at transition {far[0]}", remedy)
 
 
-def _time_limits(summary: Summary) -> Iterator[Finding]:
+def _masks_and_rewards(summary: Summary) -> Iterator[Finding]:
     lengths, terminated = summary.figures("lengths"), summary.figures("terminated")
     at_limit = lengths == lengths.max()
     if len(lengths) >= 5 and terminated[at_limit].all() and at_limit.mean() > 0.9:
@@ -84,6 +78,11 @@ def _time_limits(summary: Summary) -> Iterator[Finding]:
     if summary.num_masked > MASKED_FRACTION * summary.num_transitions:
         what, where = f"{summary.num_masked / summary.num_transitions:.0%} of the transitions end the task", "masks"
         yield _warning(what, where, "masks are 1 - terminated; check that they are not stored the other way round")
+    low, high = summary.ranges["rewards"]
+    if low == high:
+        what = f"every reward is {low:g}"
+        remedy = "no action is better than another here: choose another task, or collect data that reaches the goal"
+        yield _warning(what, "rewards", remedy)
 
 
 def _numbers(summary: Summary, report: ImportReport) -> Iterator[Finding]:
@@ -129,14 +128,6 @@ def _duplicates(summary: Summary) -> Iterator[Finding]:
     elif transitions > DUPLICATE_FRACTION * summary.num_transitions:
         what = f"{transitions / summary.num_transitions:.1%} of the transitions repeat an earlier one exactly"
         yield _warning(what, "observations and actions", "check the recording; repeated rows weigh more in training")
-
-
-def _rewards(summary: Summary) -> Iterator[Finding]:
-    low, high = summary.ranges["rewards"]
-    if low == high:
-        what = f"every reward is {low:g}"
-        remedy = "no action is better than another here: choose another task, or collect data that reaches the goal"
-        yield _warning(what, "rewards", remedy)
 
 
 def _list(indices: np.ndarray) -> str:
