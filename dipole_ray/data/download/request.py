@@ -102,7 +102,10 @@ def get(url: str, timeout_s: float, *, start: int = 0, validator: str | None = N
             if error.status != 416:
                 raise
         else:
-            if answer.start == 0 or (answer.start == start and _is_version(answer.response.headers, validator)):
+            # The part of another version, if the server has ignored `If-Range`, is not taken.
+            name = "ETag" if validator.startswith('"') else "Last-Modified"
+            found = answer.response.headers.get(name, validator if name == "Last-Modified" else None)
+            if answer.start == 0 or (answer.start == start and found == validator):
                 return answer
             answer.response.close()
     answer = _ask(url, timeout_s, {})
@@ -180,12 +183,6 @@ def _validator(headers: Mapping[str, str]) -> str | None:
         return headers["Last-Modified"] if age.total_seconds() >= 1 else None
     except (KeyError, TypeError, ValueError):
         return None
-
-
-def _is_version(headers: Mapping[str, str], validator: str) -> bool:
-    """Whether a part belongs to the version that was asked for; a server may have ignored `If-Range`."""
-    name = "ETag" if validator.startswith('"') else "Last-Modified"
-    return headers.get(name, validator if name == "Last-Modified" else None) == validator
 
 
 def _refused(response: requests.Response) -> TransferError:

@@ -74,20 +74,17 @@ def read(path: Path, reading: Reading, report: ImportReport) -> Iterator[Block]:
         rows = concatenate([last, rows]) if last else rows
         _mark_ends(rows, mapping)
         last = {name: values[-1:] for name, values in rows.items()}
-        yield _block({name: values[:-1] for name, values in rows.items()}, path, report)
+        columns = {name: values[:-1] for name, values in rows.items() if name != "episode"}
+        yield Block(path=path, columns=columns, first_row=report.rows_read)
     if last:
-        yield _block({**last, "ends": np.ones(1, bool)}, path, report)
+        columns = {name: last[name] for name in columns} | {"ends": np.ones(1, bool)}
+        yield Block(path=path, columns=columns, first_row=report.rows_read)
     if not report.rows_read:
         raise DatasetError(f"{path}: the table has no rows; nothing to import")
     if not report.transitions and not report.dropped_transitions:
         column = mapping.episode or mapping.timeouts or mapping.terminals
         what = f"every row ends a trajectory (column '{column}'), and none has the observation it led to"
         raise DatasetError(f"{path}: {what}; map next_observations, or check the column that ends trajectories")
-
-
-def _block(rows: Arrays, path: Path, report: ImportReport) -> Block:
-    columns = {name: values for name, values in rows.items() if name != "episode"}
-    return Block(path=path, columns=columns, first_row=report.rows_read)
 
 
 def _mark_ends(rows: Arrays, mapping: TableMapping) -> None:
