@@ -35,12 +35,11 @@ def planned_evaluations(config: RunConfig) -> dict[str, int]:
     per_delivery = rollout.envs_per_worker * rollout.fragment_steps
     per_iteration = math.ceil(training.env_steps_per_iteration / per_delivery) * per_delivery
     offline, ratio = training.offline_learner_steps, training.updates_per_env_step
-    phases = (
+    every, found = config.evaluation.every_learner_steps, {}
+    for phase, total, iteration, updates, start in (
         ("offline", offline, training.learner_steps_per_iteration, 1.0, 0),
         ("online", training.online_env_steps, per_iteration, ratio, offline),
-    )
-    every, found = config.evaluation.every_learner_steps, {}
-    for phase, total, iteration, updates, start in phases:
+    ):
         if total:
             before_last = math.ceil(total / iteration) - 1
             passed = int(start + before_last * iteration * updates) // every - start // every if every else 0

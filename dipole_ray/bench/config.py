@@ -8,7 +8,6 @@ from typing import Any, Literal
 from dipole_ray.errors import ConfigError
 
 NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._+-")
-MEASURES = ("success", "return")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

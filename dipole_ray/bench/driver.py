@@ -33,11 +33,7 @@ class SuiteResult:
 
 
 def run_suite(suite: Suite, only: Mapping[str, Sequence[str]] | None = None) -> SuiteResult:
-    """Run what is left of a suite, or of the part that `only` names, see `Suite.jobs`.
-
-    Raises:
-        DipoleError: Any of ours that concerns all runs; what is done stays.
-    """
+    """Run what is left of a suite, or of the part that `only` names as in `Suite.jobs`; errors leave what is done."""
     jobs = suite.jobs(only)
     require_lasting(suite.folder, "folder")
     results = [job.stored() for job in jobs]

@@ -1,10 +1,10 @@
 """The pictures of a report: learning curves, omega curves, intervals, and scores over a suite's axis."""
 
-import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,10 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.colors import to_hex
-from numpy.typing import NDArray
 
 from dipole_ray.bench.scores import Point, Scores, Way
 from dipole_ray.evaluation.statistics import (
+    Numbers,
     Samples,
     Statistic,
     estimate,
@@ -25,8 +25,7 @@ from dipole_ray.evaluation.statistics import (
     stratified_interval,
 )
 from dipole_ray.plots import style
-from dipole_ray.plots.intervals import Column, Estimate, draw_intervals
-from dipole_ray.plots.panels import Line, Panel, draw_panels
+from dipole_ray.plots.panels import Column, Estimate, Line, Panel, draw_intervals, draw_panels
 
 _PALETTE = (*style.CYCLE, style.GREY, style.INK)
 _SHADES = ("Blues", "Oranges", "Greens", "Purples")
@@ -35,10 +34,7 @@ _DIAGNOSTICS = (
     ("gradient norm, median", "system/grad_norm", "median", True),
     ("gradient norm, highest", "system/grad_norm", "max", True),
 )
-_MOST_BANDS = 8
-"""Learning curves with a band each in one panel; more cover one another."""
-
-Sample = NDArray[np.float64]
+_MOST_BANDS = 8  # learning curves with a band each in one panel; more cover one another
 
 
 def draw(scores: Scores, out: Path) -> list[Path]:
@@ -64,8 +60,7 @@ class _Pictures:
     """What is drawn of a suite's scores."""
 
     scores: Scores
-    phase: str
-    """The last phase; only learning curves show every phase."""
+    phase: str  # the last one; only learning curves show every phase
 
     @cached_property
     def colours(self) -> dict[str, str]:
@@ -90,7 +85,7 @@ class _Pictures:
         ylim = (-4, 104) if self.scores.config.metric == "success" else None
         return Panel(**{"title": title, "lines": lines, "ylabel": self.unit, "ylim": ylim} | changes)
 
-    def line(self, method: str, samples: Mapping[float, Sample], words: str = "", **changes: Any) -> Line:
+    def line(self, method: str, samples: Mapping[float, Numbers], words: str = "", **changes: Any) -> Line:
         """Return a method's line through the means of samples."""
         return _line(self.scores.label(method) + words, self.colours[method], samples, **changes)
 
@@ -99,22 +94,19 @@ class _Pictures:
     def curves(self) -> list[Panel]:
         """Return a panel a task and number of candidates: the named omega of every method over updates."""
         panels = []
-        for task in self.scores.tasks:
-            for count in self.scores.candidates():
-                lines, switch = [], None
-                for method in self.scores.methods:
-                    curves = self.scores.curve(task, method, count).values()
-                    points = pd.DataFrame(itertools.chain(*curves), columns=Point._fields)
-                    ends = points.groupby("phase")["learner_steps"].max()
-                    if len(ends) > 1:  # it went online, where its offline phase ended
-                        switch = float(ends["offline"])
+        for task, count in product(self.scores.tasks, self.scores.candidates()):
+            lines, switch = [], None
+            for method in self.scores.methods:
+                points = pd.DataFrame(chain(*self.scores.curve(task, method, count).values()), columns=Point._fields)
+                ends = points.groupby("phase")["learner_steps"].max()
+                if len(ends) > 1:  # it went online, where its offline phase ended
+                    switch = float(ends["offline"])
+                if len(points):
                     by_step = points.groupby("learner_steps")["score"]
-                    if len(points):
-                        lines.append(self.line(method, {step: scores.to_numpy() for step, scores in by_step}))
-                if len(lines) > _MOST_BANDS:
-                    lines = [replace(line, low=(), high=()) for line in lines]
-                words = str(Way("named", count))
-                panels.append(self.panel(task, words, lines, xlabel="updates", online_from=switch))
+                    lines.append(self.line(method, {step: scores.to_numpy() for step, scores in by_step}))
+            if len(lines) > _MOST_BANDS:
+                lines = [replace(line, low=(), high=()) for line in lines]
+            panels.append(self.panel(task, str(Way("named", count)), lines, xlabel="updates", online_from=switch))
         return panels if any(panel.lines for panel in panels) else []
 
     # ---- omega ----
@@ -145,9 +137,8 @@ class _Pictures:
             samples = {omega: np.array(list(values.values())) for omega, values in found.items() if values}
             return [self.line(method, samples)] if samples else []
         level = self.scores.of(task, method, Way("named", count), self.phase)
-        if not len(level):
-            return []
-        return [Line(label=self.scores.label(method), colour=self.colours[method], x=(), y=[float(level.mean())])]
+        look: dict[str, Any] = {"label": self.scores.label(method), "colour": self.colours[method]}
+        return [Line(**look, x=(), y=[float(level.mean())])] if len(level) else []
 
     def _bound_lines(self, task: str, method: str) -> list[Line]:
         """Return the share of actions at the clip bound over omega, dashed with one candidate."""
@@ -158,8 +149,7 @@ class _Pictures:
             grid = sorted(self.scores.omegas(task, method, count).items())
             if items and len(grid) > 1:
                 samples = {o: np.array([i["scores"][key]["action_bound_fraction"] for i in items]) for o, key in grid}
-                is_single = count == 1
-                lines.append(self.line(method, samples, ", 1 candidate" if is_single else "", dashed=is_single))
+                lines.append(self.line(method, samples, ", 1 candidate" if count == 1 else "", dashed=count == 1))
         return lines
 
     # ---- a suite's own axis ----
@@ -177,34 +167,34 @@ class _Pictures:
     def _axis(self, task: str, axis: str, colours: Mapping[str, str]) -> list[Panel]:
         """Return the panels of one task over one axis; `colours` are those of the series."""
 
-        def lines_of(measure: Callable[[str], Sample]) -> list[Line]:
+        def lines_of(measure: Callable[[str], Numbers]) -> list[Line]:
             samples = {one: self._points(one, measure) for one in colours}
             return [_line(one, colours[one], found) for one, found in samples.items() if found]
 
-        of = partial(self.scores.of, task, phase=self.phase)
+        of, other = partial(self.scores.of, task, phase=self.phase), {"ylabel": "", "ylim": None}
         ways = [Way("named", count) for count in self.scores.candidates()]
-        drawn = [(str(way), True, False, lines_of(partial(of, way=way))) for way in ways]
+        drawn: list[tuple[str, dict[str, Any], bool, list[Line]]] = []
+        drawn += [(str(way), {}, False, lines_of(partial(of, way=way))) for way in ways]
         for words, key, kind, log in _DIAGNOSTICS:
-            drawn.append((words, False, log, lines_of(partial(self._diagnostic, task, key, kind))))
-        drawn.append(("weight, median and 5 to 95 %", False, True, self._weight_lines(task, colours)))
+            drawn.append((words, other, log, lines_of(partial(self._diagnostic, task, key, kind))))
+        drawn.append(("weight, median and 5 to 95 %", other, True, self._weight_lines(task, colours)))
         xs = sorted({x for *_, lines in drawn for line in lines for x in line.x})
-        is_wide = len(xs) > 2 and _is_wide(xs)
+        is_wide = len(xs) > 2 and style.is_wide(xs)
+        look: dict[str, Any] = {"xlabel": axis, "ticks": xs if is_wide else _apart(xs)}
         panels = []
-        for words, is_score, log, lines in drawn:
+        for words, changes, log, lines in drawn:
             if lines:
-                scales = (is_wide, log and _is_wide([y for line in lines for y in line.y]))
-                look: dict[str, Any] = {"xlabel": axis, "ticks": xs if is_wide else _apart(xs), "log": scales}
-                look |= {} if is_score else {"ylabel": "", "ylim": None}
-                panels.append(self.panel(task, words, lines, **look))
+                scales = (is_wide, log and style.is_wide([y for line in lines for y in line.y]))
+                panels.append(self.panel(task, words, lines, log=scales, **look, **changes))
         return panels
 
-    def _points(self, series: str, measure: Callable[[str], Sample]) -> dict[float, Sample]:
+    def _points(self, series: str, measure: Callable[[str], Numbers]) -> dict[float, Numbers]:
         """Return what `measure` gives for each method of a series, by its place on the axis; nothing where empty."""
         methods = self.scores.methods.items()
         found = {m.x: measure(name) for name, m in methods if m.series == series and m.x is not None}
         return {x: found[x] for x in sorted(found) if len(found[x])}
 
-    def _diagnostic(self, task: str, key: str, kind: str, method: str) -> Sample:
+    def _diagnostic(self, task: str, key: str, kind: str, method: str) -> Numbers:
         """Return a training diagnostic of a method's runs."""
         found = [run["diagnostics"].get(key, {}).get(kind) for run in self.scores.results(task, method).values()]
         return np.array([value for value in found if value is not None], np.float64)
@@ -244,14 +234,13 @@ class _Pictures:
         """Return a statistic of the first of some methods, or against a second, where all tasks have scores."""
         rows = []
         for names in compared:
-            samples = self.scores.compared(names, way, self.phase, list(self.scores.tasks))
+            samples, first = self.scores.compared(names, way, self.phase, list(self.scores.tasks)), names[0]
             if samples is not None:
-                label, colour = self.scores.label(names[0]), self.colours[names[0]]
-                rows.append(Estimate(label, *_with_ends(statistic, *samples), colour))
+                rows.append(Estimate(self.scores.label(first), *_with_ends(statistic, *samples), self.colours[first]))
         return rows
 
 
-def _line(label: str, colour: str, samples: Mapping[float, Sample], **changes: Any) -> Line:
+def _line(label: str, colour: str, samples: Mapping[float, Numbers], **changes: Any) -> Line:
     """Return a line through the means of samples, with their intervals as its band."""
     middle, low, high = zip(*(_with_ends(mean, [sample]) for sample in samples.values()), strict=True)
     return Line(label=label, colour=colour, x=list(samples), y=middle, low=low, high=high, **changes)
@@ -261,11 +250,6 @@ def _with_ends(statistic: Statistic, *methods: Samples) -> tuple[float, float, f
     """Return a statistic and the ends of its interval, which are the statistic itself where nothing is resampled."""
     value, (low, high) = estimate(statistic, *methods), stratified_interval(statistic, *methods)
     return (value, value, value) if math.isnan(low) else (value, low, high)
-
-
-def _is_wide(values: Sequence[float]) -> bool:
-    """Return whether values are better read on a logarithmic axis."""
-    return min(values) > 0 and max(values) / min(values) > 20
 
 
 def _apart(ticks: Sequence[float]) -> list[float]:

@@ -39,12 +39,9 @@ diverged run counts with {worst}."""
 
 
 def write_report(source: str, overrides: Sequence[str], out: Path) -> list[Path]:
-    """Write the report of a suite, or again that of a report's own JSON file, and return the files, tables first.
+    """Write the report of a suite, or again that of a report's own JSON file, into the folder `out`; tables come first.
 
-    Args:
-        source: A suite's name or file, or a report's JSON file.
-        overrides: What the runs had on top of the suite's file.
-        out: Folder for the files.
+    `overrides` are what the runs had on top of the suite's file.
 
     Raises:
         ConfigError: No run has a result yet.
@@ -111,11 +108,7 @@ def scores_of(data: Mapping[str, Any]) -> Scores:
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """Read a report's JSON file.
-
-    Raises:
-        DatasetError: It is missing or damaged.
-    """
+    """Read a report's JSON file; DatasetError where it is missing or damaged."""
     try:
         return dict(read_json(path, _MAX_BYTES, FORMAT))
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -167,13 +160,12 @@ def _origin(runs: Sequence[Mapping[str, Any]]) -> str:
 
 def _beside_the_paper(paper: Mapping[str, Any], scores: Scores, phase: str) -> list[str]:
     """Return the published numbers of the phase, ours in brackets."""
-    rows = paper.get(phase)
-    if not rows:
+    if not paper.get(phase):
         return []
-    table = tables.paper_table(scores, rows, phase)
     steps = sorted({run["learner_steps"] for run in scores.runs.values()})
     updates = " to ".join(f"{count:,}" for count in dict.fromkeys((steps[0], steps[-1])))
     ours = f"Ours in brackets: {updates} updates on the data that the suite's file names."
+    table = tables.paper_table(scores, paper[phase], phase)
     return ["", f"## Beside published numbers, {phase}", "", f"{paper['source']} {ours}", "", *table]
 
 

@@ -15,11 +15,10 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from dipole_ray.bench.config import MethodConfig, SuiteConfig, TaskConfig
 from dipole_ray.bench.result import DIVERGED
-from dipole_ray.evaluation.statistics import Samples
+from dipole_ray.evaluation.statistics import Numbers, Samples
 
 PHASES = ("offline", "online")
 
@@ -193,7 +192,7 @@ class Scores:
         key = self.named_key(task, method, way.candidates)
         return {} if key is None else self.finals(task, method, key, phase)
 
-    def of(self, task: str, method: str, way: Way, phase: str) -> NDArray[np.float64]:
+    def of(self, task: str, method: str, way: Way, phase: str) -> Numbers:
         """Return the scores of `by_seed`, in the order of the seeds."""
         return np.array(list(self.by_seed(task, method, way, phase).values()), np.float64)
 
@@ -267,7 +266,7 @@ class Scores:
         In per cent of the task's span where there is more than one task. None where a task is missing or nobody named
         its full score.
         """
-        found: list[list[NDArray[np.float64]]] = [[] for _ in methods]
+        found: list[list[Numbers]] = [[] for _ in methods]
         for task in tasks:
             scores = [self.by_seed(task, method, way, phase) for method in methods]
             span = self.config.span(self.tasks[task])

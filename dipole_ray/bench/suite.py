@@ -7,6 +7,7 @@ quickstart` begins with a preset), `tasks` and `methods` (by name, what differs 
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,14 +49,11 @@ class Suite:
         `only` has the names of `method`, `task` and `seed` that are wanted; ConfigError where nothing is called so.
         """
         chosen = self._chosen(only or {})
+        seeds = [seed for seed in self.config.seeds if str(seed) in chosen["seed"]]
+        tasks = [name for name in self.tasks if name in chosen["task"]]
         trained = [name for name in self.methods if self.methods[name].runs_of is None and name in chosen["method"]]
-        return [
-            self.job(task, method, seed)
-            for seed in self.config.seeds
-            for task in self.tasks
-            for method in trained
-            if task in chosen["task"] and str(seed) in chosen["seed"] and self.is_run(task, method)
-        ]
+        places = product(seeds, tasks, trained)
+        return [self.job(task, method, seed) for seed, task, method in places if self.is_run(task, method)]
 
     def is_run(self, task: str, method: str) -> bool:
         """Return whether a method is among those of a task."""
@@ -117,14 +115,10 @@ def published(table: str) -> dict[str, Any]:
 
 
 def load_suite(source: str | Path, overrides: Sequence[str] = ()) -> Suite:
-    """Read a suite by name or path, with `key=value` overrides on top.
+    """Read a suite by its name in `suites()` or the path of a YAML file.
 
-    Args:
-        source: A name in `suites()`, or the path of a YAML file.
-        overrides: `suite.seeds=[0]`, `tasks.NAME.KEY=...`, `methods.NAME.KEY=...`, or a key of all runs.
-
-    Raises:
-        ConfigError: A file, key or value is wrong; the nearest valid one is named.
+    `overrides` on top are `suite.seeds=[0]`, `tasks.NAME.KEY=...`, `methods.NAME.KEY=...`, or a key of all runs.
+    ConfigError where a file, key or value is wrong; the nearest valid one is named.
     """
     path = suites().get(str(source), Path(source))
     if not path.is_file():
@@ -188,14 +182,12 @@ def _require_known(suite: Suite) -> None:
 def _require_trained(suite: Suite) -> None:
     """Raise ConfigError where a task asks of a method without runs of its own what only runs can give."""
     for name, task in suite.tasks.items():
-        for key in task.only:
+        for key in (*task.only, *task.methods):
             runs = suite.methods[key].runs_of
-            if runs is not None and runs not in task.only:
+            if runs is not None and key in task.only and runs not in task.only:
                 found = f"has '{key}', which shows the runs of '{runs}', and not '{runs}'"
                 raise ConfigError(f"tasks.{name}.only {found}: nothing would be run for it; add '{runs}'")
-        for key in task.methods:
-            runs = suite.methods[key].runs_of
-            if runs is not None:
+            if runs is not None and key in task.methods:
                 why = f"'{key}' shows the runs of '{runs}', so keys of a run mean nothing in it"
                 raise ConfigError(f"tasks.{name}.methods.{key}: {why}; set them in tasks.{name}.methods.{runs}")
 
@@ -228,7 +220,7 @@ def _run_part(values: Mapping[str, Any], kind: type) -> dict[str, Any]:
 
 
 def _names(kind: type) -> list[str]:
-    """Return the fields of a section."""
+    """Return the names of a section's fields."""
     return [field.name for field in fields(kind)]
 
 

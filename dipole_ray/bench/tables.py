@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -94,9 +95,12 @@ def paper_table(scores: Scores, published: Mapping[str, Mapping[str, float]], ph
     rows = []
     for name, tasks in names.items():
         if name in published:
-            ours = [_ours(scores, column, phase, tasks) for column in columns]
-            numbers = [published[name].get(column) for column in columns]
-            rows.append([name, *(_beside(number, own) for number, own in zip(numbers, ours, strict=True))])
+            cells = []
+            for column in columns:
+                number, own = published[name].get(column), _ours(scores, column, phase, tasks)
+                shown = DASH if number is None else f"{number:g}"
+                cells.append(shown if own is None else f"{shown} ({_number(own)})")
+            rows.append([name, *cells])
     heads = [f"{column[:-2]}, 1 candidate" if column.endswith("_1") else column for column in columns]
     return markdown_table(["", *heads], rows, words=1) if rows else []
 
@@ -110,25 +114,19 @@ def _ours(scores: Scores, column: str, phase: str, tasks: Sequence[str]) -> floa
     return estimate(mean, samples) if all(map(len, samples)) else None
 
 
-def _beside(number: float | None, own: float | None) -> str:
-    shown = DASH if number is None else f"{number:g}"
-    return shown if own is None else f"{shown} ({_number(own)})"
-
-
 def switch_table(scores: Scores) -> list[str]:
     """Return what the step from offline to online did to the named omega; all differences are within a seed."""
     rows = []
-    for task, method in scores.pairs():
-        for candidates in scores.candidates():
-            curves, runs = scores.curve(task, method, candidates), scores.results(task, method)
-            came = [curve for seed, curve in curves.items() if ended_in(runs[seed]) == "online"]
-            found = [row for curve in came if (row := switch_of(curve, scores.config.evaluations))]
-            if found:
-                before, first, after, until = np.array(found, np.float64).T
-                changes = [_shown(mean, [values - before], sign="+") for values in (first, after)]
-                means = [_shown(mean, [values]) for values in (before, first, after)]
-                cells = [means[0], means[1], changes[0], f"{np.median(until):,.0f}", means[2], changes[1]]
-                rows.append([task, scores.label(method), str(candidates), *cells])
+    for (task, method), candidates in product(scores.pairs(), scores.candidates()):
+        curves, runs = scores.curve(task, method, candidates), scores.results(task, method)
+        came = [curve for seed, curve in curves.items() if ended_in(runs[seed]) == "online"]
+        found = [row for curve in came if (row := switch_of(curve, scores.config.evaluations))]
+        if found:
+            before, first, after, until = np.array(found, np.float64).T
+            changes = [_shown(mean, [values - before], sign="+") for values in (first, after)]
+            means = [_shown(mean, [values]) for values in (before, first, after)]
+            cells = [means[0], means[1], changes[0], f"{np.median(until):,.0f}", means[2], changes[1]]
+            rows.append([task, scores.label(method), str(candidates), *cells])
     head = ["task", "method", "candidates", "before", "first online", "change", "up to env step", "last", "change"]
     return markdown_table(head, rows, words=2) if rows else []
 
@@ -166,11 +164,9 @@ def training_table(scores: Scores) -> list[str]:
 def _at_bound(scores: Scores, task: str, method: str, runs: Sequence[Mapping[str, Any]]) -> str:
     """Return the share of actions at the bound with one candidate, at the lowest and the highest omega."""
     keys = [key for key, cell in scores.cells(task, method).items() if cell["candidates"] == 1]
-    shares = []
-    for key in dict.fromkeys([*keys[:1], *keys[-1:]]):
-        last = [run["evaluations"][-1]["scores"][key] for run in runs if run["evaluations"]]
-        shares.append(_median([row["action_bound_fraction"] for row in last]))
-    return " to ".join(shares) or DASH
+    last = [run["evaluations"][-1]["scores"] for run in runs if run["evaluations"]]
+    ends = dict.fromkeys([*keys[:1], *keys[-1:]])
+    return " to ".join(_median([rows[key]["action_bound_fraction"] for rows in last]) for key in ends) or DASH
 
 
 def _median(values: Sequence[float | None]) -> str:

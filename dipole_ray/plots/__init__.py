@@ -6,7 +6,7 @@ Everything is drawn from the files in the run folder, so that pictures can be ma
 from pathlib import Path
 
 from dipole_ray.evaluation import report, trajectories
-from dipole_ray.plots.curves import draw_curves, has_curves, read_metrics
+from dipole_ray.plots.curves import draw_curves, panels_of, read_metrics
 from dipole_ray.plots.maze import draw_maze
 from dipole_ray.plots.omega import draw_omega
 
@@ -14,24 +14,18 @@ __all__ = ["draw_curves", "draw_maze", "draw_omega", "draw_run", "read_metrics"]
 
 
 def draw_run(run: Path, *, chosen: tuple[float, int] | None = None, title: str = "") -> list[Path]:
-    """Draw every picture that the files of a run folder allow, beside those files.
+    """Draw every picture that the files of a run folder allow, beside those files, and return what was written.
 
-    Args:
-        run: The run folder, with any of `metrics.jsonl`, `evaluation.json` and `evaluation-paths.npz`.
-        chosen: Omega and candidates named before the run.
-        title: Headline of the pictures, such as the environment's id.
-
-    Returns:
-        The pictures written: `curves.png`, `omega.png`, and `maze-candidates-N.png` for each number of candidates.
+    `metrics.jsonl` gives `curves.png`, `evaluation.json` gives `omega.png`, and `evaluation-paths.npz` gives
+    `maze-candidates-N.png` for each number of candidates. `chosen` are omega and candidates named before the run.
 
     Raises:
         DatasetError: If one of the files is damaged.
     """
-    pictures = []
-    evaluation = None
+    pictures, evaluation = [], None
     if (run / "metrics.jsonl").exists():
         metrics = read_metrics(run / "metrics.jsonl")
-        if has_curves(metrics):
+        if panels_of(metrics):
             pictures.append(draw_curves(metrics, run / "curves.png", title=title))
     if (run / report.FILE_NAME).exists():
         evaluation = report.read_evaluation(run / report.FILE_NAME)

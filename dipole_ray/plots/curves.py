@@ -18,8 +18,7 @@ from dipole_ray.tracking.metrics_file import read_lines
 
 Numbers = NDArray[np.float64]
 
-_SMOOTH_ABOVE = 60
-"""Curves with more points than this are smoothed by a moving median."""
+_SMOOTH_ABOVE = 60  # curves with more points are smoothed by a moving median
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +29,8 @@ class Metrics:
 
     def series(self, key: str) -> tuple[Numbers, Numbers]:
         """Return learner steps and values of the lines that hold a finite `key`."""
-        points = [
-            (float(line["learner_steps"]), float(line[key]))
-            for line in self.lines
-            if isinstance(line.get(key), int | float) and math.isfinite(line[key])
-        ]
+        found = [(line["learner_steps"], line.get(key)) for line in self.lines]
+        points = [(x, y) for x, y in found if isinstance(y, int | float) and math.isfinite(y)]
         x, y = np.array(points, np.float64).reshape(-1, 2).T
         return x, y
 
@@ -51,39 +47,30 @@ class Metrics:
     def switch(self) -> tuple[float, int] | None:
         """Return the learner steps at which the online phase began and the environment steps it took, if it did."""
         online = [line for line in self.lines if line.get("env_steps", 0) > 0]
+        offline = [line for line in self.lines if not line.get("env_steps", 0)]
         if not online:
             return None
-        offline = [line["learner_steps"] for line in self.lines if not line.get("env_steps", 0)]
-        start = float(max(offline)) if offline else float(online[0]["learner_steps"])
-        return start, int(max(line.get("env_steps", 0) for line in online))
+        start = (offline[-1] if offline else online[0])["learner_steps"]
+        return float(start), int(max(line["env_steps"] for line in online))
 
 
 def read_metrics(path: Path) -> Metrics:
-    """Read a metrics file; a last line cut short by a killed process is left out.
-
-    Raises:
-        DatasetError: If the file is missing, or another line is not a JSON object with `learner_steps`.
-    """
+    """Read a metrics file; DatasetError where it is missing or damaged, as of `read_lines`."""
     return Metrics(tuple(sorted(read_lines(path), key=lambda line: float(line["learner_steps"]))))
 
 
-def has_curves(metrics: Metrics) -> bool:
-    """Tell whether the metrics hold anything that `draw_curves` has a panel for."""
-    return bool(_panels_of(metrics))
-
-
 def draw_curves(metrics: Metrics, path: Path, *, title: str = "") -> Path:
-    """Draw evaluation, rollouts, losses, values and weights over learner steps, save them as PNG, and return its path.
+    """Draw evaluation, rollouts, losses, values and weights over learner steps, save them as PNG, and return `path`.
 
-    Panels without data are left out, and so are keys; the online phase is shaded.
+    Panels and keys without data are left out; the online phase is shaded.
 
     Raises:
         DatasetError: If the file holds nothing that has a panel.
     """
-    panels = _panels_of(metrics)
+    panels = panels_of(metrics)
     if not panels:
         raise DatasetError("the metrics hold no evaluation, rollout, loss, value or weight to draw")
-    columns = min(3, len(panels))
+    columns, switch = min(3, len(panels)), metrics.switch()
     rows = math.ceil(len(panels) / columns)
     size = 3.6 * columns + 0.2, 2.5 * rows + (0.4 if title else 0.1)
     with style.picture(path, size, (rows, columns), title=title) as (_, grid):
@@ -91,7 +78,11 @@ def draw_curves(metrics: Metrics, path: Path, *, title: str = "") -> Path:
             draw(axes, metrics)
             axes.set_title(name)
             style.count_along_x(axes)
-            _shade_online(axes, metrics)
+            if switch is not None:
+                style.shade_online(axes, switch[0], metrics.end)
+                corner: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "ha": "right", "va": "bottom"}
+                text = f"online: {style.thousands(switch[1])} env steps"
+                axes.annotate(text, (metrics.end, 1.0), fontsize=7, color=style.GREY, **corner)
             axes.set_xlim(0, max(1.0, metrics.end))
         for axes in grid.flat[len(panels) - columns : len(panels)]:  # the lowest of each column
             axes.set_xlabel("learner steps")
@@ -100,7 +91,8 @@ def draw_curves(metrics: Metrics, path: Path, *, title: str = "") -> Path:
     return path
 
 
-def _panels_of(metrics: Metrics) -> list[tuple[str, Callable[[Axes, Metrics], None]]]:
+def panels_of(metrics: Metrics) -> list[tuple[str, Callable[[Axes, Metrics], None]]]:
+    """Return title and drawing of every panel that the metrics hold something for."""
     return [(name, draw) for name, keys, draw in _PANELS if any(metrics.keys(key) for key in keys)]
 
 
@@ -118,7 +110,7 @@ def _draw_evaluation(axes: Axes, metrics: Metrics, measure: str) -> None:
         axes.fill_between(at_low, low, high, color=style.BLUE, alpha=0.16, linewidth=0)
     if measure == "success":
         axes.set_ylim(-0.05, 1.05)
-    axes.set_ylabel({"success": "success rate", "return": "return per episode"}[measure])
+    axes.set_ylabel("success rate" if measure == "success" else "return per episode")
     axes.legend()
 
 
@@ -134,8 +126,7 @@ def _draw_keys(axes: Axes, metrics: Metrics, pattern: str, ylabel: str, log: boo
     lowest, highest = np.quantile(np.concatenate(smooth), (0.01, 0.99))
     if log and lowest > 0:
         # The first batches, and single ones later, lie decades away from the course of the curve.
-        axes.set_yscale("log")
-        axes.set_ylim(lowest / 2, highest * 2)
+        axes.set(yscale="log", ylim=(lowest / 2, highest * 2))
     axes.set_ylabel(ylabel)
     axes.legend()
 
@@ -147,9 +138,7 @@ def _draw_weights(axes: Axes, metrics: Metrics) -> None:
     """Draw the quantiles of the positive weight as nested bands around the median."""
     keys = {int(key.rpartition("q")[2]): key for key in metrics.keys(_QUANTILE)}
     levels = sorted(keys)
-    for low, high in zip(levels, reversed(levels), strict=True):
-        if low >= high:
-            break
+    for low, high in list(zip(levels, reversed(levels), strict=True))[: len(levels) // 2]:
         x, bottom = metrics.series(keys[low])
         other, top = metrics.series(keys[high])
         if np.array_equal(x, other):
@@ -158,9 +147,7 @@ def _draw_weights(axes: Axes, metrics: Metrics) -> None:
     if 50 in keys:
         x, median = metrics.series(keys[50])
         axes.plot(x, _smooth(median), color=style.PURPLE, label="median")
-    axes.set_ylim(-0.02, 1.22)
-    axes.set_yticks(np.linspace(0, 1, 6))
-    axes.set_ylabel("weight of the positive policy")
+    axes.set(ylim=(-0.02, 1.22), yticks=np.linspace(0, 1, 6), ylabel="weight of the positive policy")
     axes.legend(loc="upper left", ncols=3, columnspacing=1.2)
 
 
@@ -180,17 +167,6 @@ def _smooth(y: Numbers) -> Numbers:
     width = max(5, len(y) // 50)
     padded = np.pad(y, (width // 2, width - 1 - width // 2), "edge")
     return np.asarray(np.median(np.lib.stride_tricks.sliding_window_view(padded, width), axis=-1))
-
-
-def _shade_online(axes: Axes, metrics: Metrics) -> None:
-    """Shade the online phase, if the run came to it, and say how long it was."""
-    switch = metrics.switch()
-    if switch is not None:
-        start, env_steps = switch
-        style.shade_online(axes, start, metrics.end)
-        corner: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "ha": "right", "va": "bottom"}
-        text = f"online: {style.thousands(env_steps)} env steps"
-        axes.annotate(text, (metrics.end, 1.0), fontsize=7, color=style.GREY, **corner)
 
 
 _draw_losses = partial(_draw_keys, log=True)

@@ -7,7 +7,6 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.lines import Line2D
@@ -30,16 +29,10 @@ def draw_maze(
     evaluation: Evaluation | None = None,
     title: str = "",
 ) -> Path:
-    """Draw the recorded paths as small multiples, save them as PNG, and return its path.
+    """Draw the recorded paths with one number of candidates as small multiples, save them as PNG, and return `path`.
 
-    Args:
-        maze: The floor plan.
-        trajectories: Recorded paths; those with another number of candidates are left out.
-        path: The PNG to write.
-        candidates: Which paths to show.
-        evaluation: Rows over all counted episodes, for the figures under each panel; without them the
-            panel says how many of the paths drawn succeeded.
-        title: Headline.
+    The figures under each panel are those of the rows in `evaluation`, over all counted episodes; without them the
+    panel says how many of the paths drawn succeeded.
 
     Raises:
         DatasetError: If no path has that number of candidates.
@@ -66,8 +59,16 @@ def draw_maze(
         for axes, phase in zip(grid[:, 0], phases, strict=True):
             axes.set_ylabel(phase, fontsize=10.5, fontweight="bold", labelpad=6)
         for axes, (policy, omega) in zip(grid[0], columns, strict=True):
-            axes.set_title(_name(policy, omega), loc="center", fontsize=11)
-        style.legend_below(figure, _marks(), handletextpad=0.5)
+            name = "BC" if policy == "bc" else "policy" if omega is None else f"\u03c9 = {omega:g}"
+            axes.set_title(name, loc="center", fontsize=11)
+        edge: dict[str, Any] = {"linestyle": "", "markeredgecolor": style.INK}
+        marks = [
+            Line2D([], [], marker="o", markerfacecolor="white", label="start", **edge),
+            Line2D([], [], marker="*", color=style.ORANGE, markersize=9, label="goal", **edge),
+            Line2D([], [], color=_SUCCESS, label="reaches the goal"),
+            Line2D([], [], color=_FAILURE, marker="o", markersize=3.5, label="runs out of time"),
+        ]
+        style.legend_below(figure, marks, handletextpad=0.5)
     return path
 
 
@@ -79,23 +80,20 @@ def _draw_floor(axes: Axes, maze: Maze) -> None:
     colours = mpl.colors.ListedColormap([style.FLOOR, style.WALL])
     axes.imshow(maze.walls, cmap=colours, vmin=0, vmax=1, extent=extent, origin="lower", interpolation="nearest")
     # Half of the outer wall is enough to see that it is one.
-    axes.set_xlim(left, left + (cols - 1) * maze.unit)
-    axes.set_ylim(bottom, bottom + (rows - 1) * maze.unit)
-    axes.set_xticks([])
-    axes.set_yticks([])
+    right, top = left + (cols - 1) * maze.unit, bottom + (rows - 1) * maze.unit
+    axes.set(xlim=(left, right), ylim=(bottom, top), xticks=[], yticks=[])
     axes.grid(False)
     axes.spines[:].set_visible(False)
 
 
 def _draw_paths(axes: Axes, trajectories: Sequence[Trajectory]) -> None:
     """Draw failures below successes, and mark where each failure ended."""
+    look: dict[str, Any] = {"linewidths": 0.75, "alpha": 0.4, "capstyle": "round", "joinstyle": "round"}
     for success, colour in ((False, _FAILURE), (True, _SUCCESS)):
         paths = [one.positions for one in trajectories if one.success is success]
-        if not paths:
-            continue
-        round_ends: dict[str, Any] = {"capstyle": "round", "joinstyle": "round"}
-        axes.add_collection(LineCollection(paths, colors=colour, linewidths=0.75, alpha=0.4, **round_ends))
-        if not success:
+        if paths:
+            axes.add_collection(LineCollection(paths, colors=colour, **look))
+        if paths and not success:
             ends = np.stack([positions[-1] for positions in paths])
             axes.scatter(ends[:, 0], ends[:, 1], s=9, color=colour, linewidths=0, zorder=3)
 
@@ -104,12 +102,6 @@ def _draw_ends(axes: Axes, maze: Maze) -> None:
     axes.scatter(*maze.start, s=46, facecolor="white", edgecolor=style.INK, linewidth=1.3, zorder=4)
     axes.add_patch(Circle(maze.goal, maze.goal_radius, facecolor="none", edgecolor=style.INK, linewidth=0.9, zorder=4))
     axes.scatter(*maze.goal, marker="*", s=70, color=style.ORANGE, edgecolor=style.INK, linewidth=0.7, zorder=5)
-
-
-def _name(policy: str, omega: float | None) -> str:
-    if policy == "bc":
-        return "BC"
-    return "policy" if omega is None else f"\u03c9 = {omega:g}"
 
 
 def _score(here: Sequence[Trajectory], rows: Sequence[Row]) -> str:
@@ -122,14 +114,3 @@ def _score(here: Sequence[Trajectory], rows: Sequence[Row]) -> str:
             won = round(row["success"] * row["episodes"])
             return f"success {won}/{row['episodes']} \u00b7 {row['length']:.0f} steps"
     return f"success {sum(one.success for one in here)}/{len(here)} of the paths drawn"
-
-
-def _marks() -> list[Artist]:
-    """Return what the legend explains."""
-    edge: dict[str, Any] = {"linestyle": "", "markeredgecolor": style.INK}
-    return [
-        Line2D([], [], marker="o", markerfacecolor="white", label="start", **edge),
-        Line2D([], [], marker="*", color=style.ORANGE, markersize=9, label="goal", **edge),
-        Line2D([], [], color=_SUCCESS, label="reaches the goal"),
-        Line2D([], [], color=_FAILURE, marker="o", markersize=3.5, label="runs out of time"),
-    ]

@@ -16,13 +16,9 @@ _LABELS = {"success": "success rate", "return": "return", "length": "episode len
 
 
 def draw_omega(evaluation: Evaluation, path: Path, *, chosen: tuple[float, int] | None = None, title: str = "") -> Path:
-    """Draw the measures over omega, one row of panels per number of candidates, save them as PNG, and return its path.
+    """Draw the measures over omega, one row of panels per number of candidates, save them as PNG, and return `path`.
 
-    Args:
-        evaluation: Rows per phase; BC rows become horizontal lines.
-        path: The PNG to write.
-        chosen: Omega and candidates named before the run; ringed.
-        title: Headline.
+    BC rows become horizontal lines; what was `chosen` before the run, omega and candidates, is ringed.
 
     Raises:
         DatasetError: If no row has an omega.
@@ -34,12 +30,16 @@ def draw_omega(evaluation: Evaluation, path: Path, *, chosen: tuple[float, int] 
     counts = sorted({row["candidates"] for row in rows})
     size = 3.3 * len(measures) + 0.4, 2.35 * len(counts) + 0.8
     shape = len(counts), len(measures)
+    ring: dict[str, Any] = {"marker": "o", "markersize": 10, "markerfacecolor": "none", "markeredgecolor": style.INK}
     with style.picture(path, size, shape, title=title, sharex=True, sharey="col") as (figure, grid):
         for (candidates, measure), axes in zip(product(counts, measures), grid.flat, strict=True):
             for phase in phases_of(evaluation):
                 here = [row for row in evaluation[phase] if row["candidates"] == candidates]
                 _draw_curve(axes, here, measure, phase)
-                _ring_chosen(axes, here, measure, chosen)
+                for row in here:
+                    if is_chosen(row, chosen):
+                        at = [row["omega"] or 0.0], [_with_ends(row, measure)[0]]
+                        axes.plot(*at, linestyle="", markeredgewidth=1.1, label="chosen before the run", **ring)
             axes.set_ylabel(_LABELS[measure])
             if measure == "success":
                 axes.set_ylim(-0.05, 1.05)
@@ -73,14 +73,6 @@ def _draw_curve(axes: Axes, rows: Sequence[Row], measure: str, phase: str) -> No
     for level, lowest, highest in (_with_ends(row, measure) for row in rows if row["method"] == BC):
         axes.axhspan(lowest, highest, color=colour, alpha=0.07, lw=0)
         axes.axhline(level, color=colour, linestyle=dashes, linewidth=1.2, zorder=1.5, label=f"BC, {phase}")
-
-
-def _ring_chosen(axes: Axes, rows: Sequence[Row], measure: str, chosen: tuple[float, int] | None) -> None:
-    ring: dict[str, Any] = {"marker": "o", "markersize": 10, "markerfacecolor": "none", "markeredgecolor": style.INK}
-    for row in rows:
-        if is_chosen(row, chosen):
-            at = [row["omega"] or 0.0], [_with_ends(row, measure)[0]]
-            axes.plot(*at, linestyle="", markeredgewidth=1.1, label="chosen before the run", **ring)
 
 
 def _with_ends(row: Row, measure: str) -> tuple[float, float, float]:

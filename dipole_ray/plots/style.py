@@ -17,17 +17,12 @@ from numpy.typing import NDArray
 from dipole_ray.files.durable import replacing
 
 DPI = 150
-"""Dots per inch of every picture."""
-
 BLUE, ORANGE, GREEN, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY, GREY, INK = "#CC79A7", "#56B4E9", "#7A7A7A", "#222222"
 WALL, FLOOR = "#C9CCD1", "#FFFFFF"
 
-CYCLE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
-"""Line colours in the order of use."""
-
+CYCLE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)  # of lines, in the order of use
 PHASE_COLOURS = {"offline": ORANGE, "online": BLUE}
-"""One colour a phase, the same in every picture."""
 
 _RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -68,12 +63,7 @@ def picture(
 ) -> Iterator[tuple[Figure, NDArray[Any]]]:
     """Give a figure in the shared look and its grid of axes; when the block ends, write it as PNG, whole or not at all.
 
-    Args:
-        path: The PNG, replaced if it is there.
-        size: Width and height in inches.
-        shape: Rows and columns of axes.
-        title: Headline.
-        **sharing: `sharex` and `sharey`, as of `Figure.subplots`.
+    `size` is width and height in inches, `shape` rows and columns; `sharing` is `sharex` and `sharey` of `subplots`.
     """
     with mpl.rc_context(_RC):
         # Without pyplot, so that drawing never touches a global backend.

@@ -40,9 +40,7 @@ class SweepCallback(Callback):
         record.values = values_of(trial.config)
         self._note(record, "running")
 
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Any, **info: Any) -> None:
         """Note a rung."""
         record = self._records.trials[str(trial)]
         record.rung, record.score = int(result["rung"]), float(result["score"])

@@ -40,15 +40,19 @@ class Plan:
 
     def run_config(self, values: Values) -> RunConfig:
         """Return the run's config with a trial's values in it; ConfigError where they contradict others."""
-        return RunConfig.from_mapping(with_values(self.run, values))
+        run = self.run
+        for key, nested in values.items():
+            for name in reversed(key.split(".")):
+                nested = {name: nested}
+            run = settings.merge(run, nested)
+        return RunConfig.from_mapping(run)
 
     def trial_config(self, values: Values, trial: str, trials: Path) -> RunConfig:
         """Return the config of a trial's run: scored on the sweep's grid, with iterations no longer than a rung."""
         config, grid = self.run_config(values), self.sweep.evaluation
         rung = math.ceil(self.total_steps(config) / self.sweep.rungs)
-        evaluation = {"omegas": grid.omegas, "candidates": grid.candidates, "bc": False}
-        evaluation |= {"episodes": grid.select_episodes, "seed": grid.select_seed}
-        evaluation |= {"every_learner_steps": 0, "trajectories": 0, "videos": 0}
+        evaluation = {"omegas": grid.omegas, "candidates": grid.candidates, "bc": False, "seed": grid.select_seed}
+        evaluation |= {"episodes": grid.select_episodes, "every_learner_steps": 0, "trajectories": 0, "videos": 0}
         iterations = ("learner_steps_per_iteration", "env_steps_per_iteration")
         training = {name: min(getattr(config.training, name), rung) for name in iterations}
         threads = config.learner.num_threads
@@ -94,14 +98,10 @@ class Plan:
 
 
 def load_plan(source: str | Path, overrides: Sequence[str] = ()) -> Plan:
-    """Read a sweep from a preset or a YAML file, with `key=value` overrides on top.
+    """Read a sweep from a preset, by name, or a YAML file, by path.
 
-    Args:
-        source: Name of a preset, or path.
-        overrides: `training.offline_learner_steps=1000`, `sweep.num_samples=8`, `space.agent.beta={grid: [1, 3]}`.
-
-    Raises:
-        ConfigError: A file, key or value is wrong; the nearest valid key is named.
+    Overrides on top are `training.offline_learner_steps=1000`, `sweep.rungs=8` or `space.agent.beta={grid: [1, 3]}`.
+    ConfigError where a file, key or value is wrong; the nearest valid key is named.
     """
     mapping = read_yaml(source, sweep_presets())
     if "sweep" not in mapping:
@@ -130,7 +130,9 @@ def from_mapping(mapping: Mapping[str, Any]) -> Plan:
             known = ", ".join(SECTIONS)
             raise ConfigError(f"unknown section '{key}' of a sweep: {known} are known; is it under 'run:'?")
     sweep = settings.from_mapping(SweepConfig, mapping["sweep"], "sweep")
-    run = _absolute(mapping.get("run") or {})
+    run = settings.merge({}, mapping.get("run") or {})
+    if isinstance(data := run.get("data"), dict):  # absolute, for trials work in folders of their own
+        data.update({name: _located(f"data.{name}", value) for name, value in data.items()})
     space = {key: read_domain(key, value) for key, value in _space_mapping(mapping.get("space")).items()}
     plan = Plan(sweep=sweep, space=space, run=run)
     base = plan.run_config({})
@@ -146,29 +148,11 @@ def from_mapping(mapping: Mapping[str, Any]) -> Plan:
     return plan
 
 
-def with_values(run: Mapping[str, Any], values: Values) -> dict[str, Any]:
-    """Return a run's mapping with values at dotted keys."""
-    for key, nested in values.items():
-        for name in reversed(key.split(".")):
-            nested = {name: nested}
-        run = settings.merge(run, nested)
-    return dict(run)
-
-
 def _space_mapping(space: Any) -> Mapping[str, Any]:
-    """Return the section `space`, which may be empty."""
+    """Return the section `space`, which may be empty in the file."""
     if not isinstance(space, Mapping | None):
         raise ConfigError(f"space is {space!r}: a section is needed, such as space: {{agent.beta: {{grid: [1, 3]}}}}")
     return space or {}
-
-
-def _absolute(run: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the run with its folders absolute, for trials work in folders of their own."""
-    result = settings.merge({}, run)
-    data = result.get("data")
-    if isinstance(data, dict):
-        data.update({name: _located(f"data.{name}", value) for name, value in data.items()})
-    return result
 
 
 def _located(key: str, value: Any) -> Any:
@@ -194,10 +178,9 @@ def _check_key(plan: Plan, base: RunConfig, key: str, domain: Domain) -> None:
     if key in ACTING:
         grid = f"sweep.evaluation.{ACTING[key]}"
         if not online:
+            why = f"{key} costs no training, so its trials would all train the same networks"
             remedy = f"put the values into {grid}, which every trial is scored on from one checkpoint"
-            raise ConfigError(
-                f"space: {key} costs no training, so its trials would all train the same networks: {remedy}"
-            )
+            raise ConfigError(f"space: {why}: {remedy}")
         said = "space: %s changes only the rollouts of the online phase; every trial is scored on all of %s anyway"
         _log.warning(said, key, grid)
     if key == "agent.denoise_steps" and not online and base.agent.bootstrap == "value":

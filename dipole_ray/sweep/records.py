@@ -20,9 +20,7 @@ SWEEP_FILE, TRIAL_FILE, TRIALS = "sweep.json", "trial.json", "trials"
 FORMAT = 1
 
 TrialStatus = Literal["planned", "running", "done", "stopped", "failed"]
-# States that are not tried again: all rungs reached, or stopped by the scheduler.
-ENDED: tuple[TrialStatus, ...] = ("done", "stopped")
-
+ENDED: tuple[TrialStatus, ...] = ("done", "stopped")  # all rungs reached, or stopped by the scheduler: not tried again
 _MAX_BYTES = 1 << 28
 _NOTES = {"values", "rung", "run_id", "checkpoint", "results", "finished"}  # keys of a whole `trial.json`
 

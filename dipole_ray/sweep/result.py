@@ -157,11 +157,10 @@ def _draw(plan: Plan, folder: Path, board: Board) -> list[Path]:
         if len({repr(point.setting) for point in points}) > 1:
             name = key.rpartition(".")[2]
             pictures.append(draw_surface(points, folder / f"surface-{name}.png", setting=name, **look))
-    if len(board) > 1:
-        cells = [{name: item[name] for name in ("omega", "candidates")} for item in board]
-        lines = [
-            Line({**item["values"], **cell}, item["selected"]["value"], item["status"])
-            for item, cell in zip(board, cells, strict=True)
-        ]
+    lines = []
+    for item in board:
+        settings = {**item["values"], "omega": item["omega"], "candidates": item["candidates"]}
+        lines.append(Line(settings, item["selected"]["value"], item["status"]))
+    if len(lines) > 1:
         pictures.append(draw_parallel(lines, folder / "parallel.png", **look))
     return pictures

@@ -36,7 +36,7 @@ def sweep_tracker(plan: Plan, records: SweepRecords) -> Tracker:
 def trial_tracker(
     plan: Plan, config: RunConfig, folder: Path, run_key: str | None, state: dict[str, Any] | None
 ) -> Tracker:
-    """Return the tracker of a trial, below the sweep's run, which has the key `run_key`; `state` as for `Tracker`."""
+    """Return the tracker of a trial, below the sweep's run with the key `run_key`; `state` as for `Tracker`."""
     tags = {**_tags(plan), "dipole.trial": folder.name}
     own: Any = {"run_name": f"{plan.sweep.name}/{folder.name}", "parameters": config.to_mapping()}
     return Tracker(folder, config.tracking, tags=tags, resume=True, state=state, parent_key=run_key, **own)

@@ -96,12 +96,12 @@ def read_sweep(folder: Path) -> tuple[Plan, str]:
 
 def trial_bundles(plan: Plan, config: RunConfig) -> list[Bundle]:
     """Return what a trial reserves; the replay reserves nothing (0 CPU), it runs beside the trial's process."""
-    resources, learner = plan.sweep.resources, learner_settings(plan, config)
-    gpus = learner.get("num_gpus_per_learner", 0.0)
-    own = {"CPU": resources.trial_cpus} | ({"GPU": gpus} if gpus and not config.learner.actors else {})
+    resources, actors = plan.sweep.resources, config.learner.actors
+    gpus = learner_settings(plan, config)["num_gpus_per_learner"]
+    own = {"CPU": resources.trial_cpus} | ({"GPU": gpus} if gpus and not actors else {})
     bundles: list[Bundle] = [("process of the trial", 1, own)]
-    if config.learner.actors:
-        bundles.append(("learner", config.learner.actors, {"GPU": gpus} if gpus else {"CPU": resources.learner_cpus}))
+    if actors:
+        bundles.append(("learner", actors, {"GPU": gpus} if gpus else {"CPU": resources.learner_cpus}))
     if config.rollout.num_workers:
         bundles.append(("rollout workers", config.rollout.num_workers, {"CPU": config.rollout.cpus_per_worker}))
     return bundles
@@ -109,17 +109,16 @@ def trial_bundles(plan: Plan, config: RunConfig) -> list[Bundle]:
 
 def learner_settings(plan: Plan, config: RunConfig) -> dict[str, Any]:
     """Return RLlib's settings for the resources of the learner."""
-    resources = plan.sweep.resources
-    gpus = resources.learner_gpus
+    gpus = plan.sweep.resources.learner_gpus
     if gpus is None:
         gpus = 1.0 if ray.is_initialized() and ray.cluster_resources().get("GPU", 0.0) >= 1 else 0.0
     if gpus:
         return {"num_gpus_per_learner": gpus}
-    cpus = {"num_cpus_per_learner": resources.learner_cpus} if config.learner.actors else {}
+    cpus = {"num_cpus_per_learner": plan.sweep.resources.learner_cpus} if config.learner.actors else {}
     return {"num_gpus_per_learner": 0, **cpus}
 
 
 def require_placeable(plan: Plan, trials: list[tuple[str, Values]]) -> None:
-    """Refuse trials whose processes no state of this cluster could hold together, as ResourcesUnavailable."""
+    """Raise ResourcesUnavailable where the cluster could never hold all processes of a trial."""
     for trial, values in trials:
         require_capacity(trial_bundles(plan, plan.run_config(values)), trial)

@@ -91,9 +91,8 @@ class TrialRun(Session):
         if self.is_finished:  # also where the trial was cut off just before its end
             self.hand_over()
             self.close("FINISHED")  # the sweep delivers later what MLflow does not take now
-        last = self.results[-1]
-        steps = {name: last[name] for name in ("rung", "learner_steps", "env_steps", "score")}
-        return {**steps, "trial": self.trial, "done": self.is_finished}
+        last = {name: self.results[-1][name] for name in ("rung", "learner_steps", "env_steps", "score")}
+        return {**last, "trial": self.trial, "done": self.is_finished}
 
     def export(self, directory: Path) -> None:
         """Write the state at the last rung into a folder that another trial can take over, wherever it runs."""
@@ -138,8 +137,7 @@ class TrialRun(Session):
         best, reported = sweep.best(rows), None
         if self.is_finished:
             reported = self.rows(self.play([_cell_of(best)], grid.report_episodes, seed=grid.report_seed))[0]
-        learner_steps, env_steps = self.steps
-        result: dict[str, Any] = {"rung": self.rung, "learner_steps": learner_steps, "env_steps": env_steps}
+        result: dict[str, Any] = {"rung": self.rung, "learner_steps": self.steps[0], "env_steps": self.steps[1]}
         result |= {"values": dict(self.values), "score": sweep.score(best)}
         self.results.append({**result, "best": best, "rows": rows, "report": reported})
         self.algorithm.note_score(best)
