@@ -13,8 +13,8 @@ from dipole_ray.agents.dipole import AgentConfig
 from dipole_ray.envs.make import env_dims
 from dipole_ray.errors import ConfigError
 from dipole_ray.evaluation.cells import cells_of
-from dipole_ray.runs.build import rllib_config
 from dipole_ray.runs.config import RunConfig, load, presets
+from dipole_ray.runs.session import rllib_config
 
 MINIMAL: dict[str, Any] = {"env": {"id": "Pendulum-v1"}, "training": {"offline_learner_steps": 0}}
 

@@ -76,10 +76,9 @@ class DIPOLEConfig(AlgorithmConfig):
         self.env_runner_health_probe_timeout_s = 5.0
         self.delay_between_env_runner_restarts_s = 5.0
         self.__dict__.update({key: Empty(key) for key in FILLED})
-        # What was set since the sections were last checked is kept raw: it may be a search space of Ray Tune, or make
-        # sense only with what is set next.
-        self._changes: dict[str, dict[str, Any]] = {}
         self._automatic: dict[str, Any] = {}
+        # A section with changes is a dict of plain values until it is checked: one may be a search space of Ray Tune,
+        # or make sense only with what is set next.
         training = TrainingConfig(offline_learner_steps=0)
         self._sections: dict[str, Any] = {"agent": AgentConfig(), "training": training, "evaluation": EvalConfig()}
 
@@ -108,16 +107,16 @@ class DIPOLEConfig(AlgorithmConfig):
 
     def _change(self, section: str, values: Mapping[str, Any]) -> None:
         if values:
-            self._changes = {**self._changes, section: {**self._changes.get(section, {}), **values}}
+            self._sections = {**self._sections, section: {**self._values(section), **values}}
 
-    def _values(self, section: str) -> dict[str, Any]:
-        """Return a section as plain values, with what was set since it was last checked."""
-        return {**settings.to_mapping(self._sections[section]), **self._changes.get(section, {})}
+    def _values(self, name: str) -> dict[str, Any]:
+        """Return a section as plain values, checked or not."""
+        section = self._sections[name]
+        return dict(section) if isinstance(section, dict) else settings.to_mapping(section)
 
     def _section(self, cls: type[Section], name: str, where: str = "") -> Section:
         """Return a section, checked."""
-        changed = self._changes.get(name)
-        return settings.from_mapping(cls, self._values(name) if changed else self._sections[name], where)
+        return settings.from_mapping(cls, self._sections[name], where)
 
     # ---- fluent setters ----
 
@@ -231,7 +230,7 @@ class DIPOLEConfig(AlgorithmConfig):
     def to_dict(self) -> dict[str, Any]:
         """Return all settings by key, ours among RLlib's, as Ray Tune takes them."""
         plain = super().to_dict()
-        for name in ("_sections", "_changes", "_automatic"):
+        for name in ("_sections", "_automatic"):
             del plain[name]
         return {**plain, **self._values("agent"), **self._values("training"), EVALUATION: self._values("evaluation")}
 
@@ -266,7 +265,6 @@ class DIPOLEConfig(AlgorithmConfig):
         agent, training, evaluation = self.agent_settings(), self.training_settings(), self.evaluation_settings()
         if not is_frozen(self):  # a frozen copy was validated before
             self._sections = {"agent": agent, "training": training, "evaluation": evaluation}
-            self._changes = {}
         if not isinstance(self.env, str):
             raise ConfigError(
                 f"environment is {self.env!r}: give an id; an environment of your own gets one by "

@@ -1,19 +1,20 @@
 """From what the config names to a dataset: one imported, data to be converted first, or one made on the spot."""
 
 import hashlib
+import json
 import logging
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from dipole_ray import columns, settings
 from dipole_ray.collect import collect, files_of
-from dipole_ray.columns import require_fit
-from dipole_ray.data.dataset import MANIFEST, open_dataset, write_dataset
+from dipole_ray.data.dataset import MANIFEST, open_dataset, read_manifest, write_dataset
 from dipole_ray.data.sources.formats import FORMATS, Format, dataset_kind
 from dipole_ray.data.sources.reading import ImportReport, Reading
 from dipole_ray.envs.exorl.rewards import label_episodes, rewards_of
@@ -22,7 +23,7 @@ from dipole_ray.envs.registry import family
 from dipole_ray.envs.relabel import ogbench_relabel
 from dipole_ray.errors import ConfigError, DatasetError
 from dipole_ray.files.lock import LOCK, FolderLock
-from dipole_ray.runs.config import DataConfig
+from dipole_ray.runs.config import DataConfig, RunConfig
 
 _log = logging.getLogger(__name__)
 _TASK = re.compile(r"-singletask(-task\d+)?(?=-v\d+$)")
@@ -51,6 +52,25 @@ def find_dataset(data: DataConfig, env: EnvConfig) -> Path | None:
     except DatasetError:  # what would be converted is missing
         return None
     return path if path is not None and (path / MANIFEST).is_file() else None
+
+
+def data_key(config: RunConfig) -> str:
+    """Return what says where a run's data comes from, the same for runs that share it."""
+    return json.dumps([settings.to_mapping(config.data), settings.to_mapping(config.env)])
+
+
+def prepare_datasets(configs: Iterable[RunConfig]) -> None:
+    """Make the datasets of many runs, each once, before the runs ask for them; ConfigError where one does not fit."""
+    for config in {data_key(config): config for config in configs}.values():
+        require_fit(prepare_dataset(config.data, config.env), config.env)
+
+
+def require_fit(dataset: Path | None, env: EnvConfig) -> None:
+    """Raise ConfigError unless the dataset's numbers are as many as the environment's."""
+    if dataset is not None:
+        remedy, whom = "set env.id to the environment the data was collected in", f"'{env.id}'"
+        found, expected = read_manifest(dataset).schema, env_dims(env).schema
+        columns.require_fit(found, expected, what=dataset, whom=whom, remedy=remedy, error=ConfigError)
 
 
 def _place(data: DataConfig, env: EnvConfig, *, make: bool) -> Path | None:
@@ -144,7 +164,7 @@ def _convert(source: Path, row: Format, env: EnvConfig, out: Path, cache: Path) 
     if row.environment is not None:
         where = row.files(source)[0] if "labels" in row.takes else source  # the one episode that gives the dimensions
         remedy, whom = f"set env.id to {row.environment}", f"'{env.id}'"
-        require_fit(row.schema(source, reading), dims.schema, what=where, whom=whom, remedy=remedy)
+        columns.require_fit(row.schema(source, reading), dims.schema, what=where, whom=whom, remedy=remedy)
     rows = row.rows(source, reading, report)
     write_dataset(out, rows, dims.schema, {"format": row.name, "file": row.remembered(source), "env": env.id})
     if report.unfollowed_transitions:

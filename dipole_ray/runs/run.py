@@ -29,11 +29,9 @@ from dipole_ray.files.resume import config_differences, guard_resume, version_di
 from dipole_ray.files.storage import checkpoint_bytes, require_lasting, require_room
 from dipole_ray.parallel import ray_session
 from dipole_ray.progress import Progress
-from dipole_ray.runs.build import require_fit
 from dipole_ray.runs.config import FIXED, RunConfig, load, saved_config
-from dipole_ray.runs.interrupt import interruptible
-from dipole_ray.runs.prepare import prepare_dataset
-from dipole_ray.runs.session import CHECKPOINTS, RUN_FILE, Session, write_config
+from dipole_ray.runs.prepare import prepare_dataset, require_fit
+from dipole_ray.runs.session import CHECKPOINTS, RUN_FILE, Session, interruptible, write_config
 
 _log = logging.getLogger(__name__)
 

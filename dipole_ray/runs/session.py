@@ -5,10 +5,13 @@ is trained and evaluated when is up to who drives it: a `Run` goes through both 
 """
 
 import contextlib
+import shutil
+import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, cast
 
 import yaml
 
@@ -21,8 +24,10 @@ from dipole_ray.evaluation.table import rows_of
 from dipole_ray.files.checkpoint import Checkpoint, prune, write_checkpoint
 from dipole_ray.files.durable import write_text
 from dipole_ray.files.storage import persist
+from dipole_ray.rllib.algorithm import DIPOLE
+from dipole_ray.rllib.config import SECTIONS, DIPOLEConfig
 from dipole_ray.rllib.evaluate import play
-from dipole_ray.runs.build import build_algorithm
+from dipole_ray.rllib.replay_actor import RING_FILE
 from dipole_ray.runs.config import RunConfig
 from dipole_ray.tracking.tracker import Tracker
 
@@ -46,7 +51,7 @@ class Session:
         """The checkpoint of the last save."""
         self.evaluation_s = 0.0
         """How long the last evaluation took."""
-        self.algorithm = build_algorithm(config, dataset, folder, checkpoint, **learner)
+        self.algorithm = self._build(dataset, checkpoint, learner)
         with contextlib.ExitStack() as undo:
             undo.callback(self.algorithm.stop)
             if checkpoint is not None:
@@ -57,6 +62,20 @@ class Session:
             state = {"metrics_bytes": 0} if checkpoint is None else checkpoint.metadata["tracker"]
             self.tracker = self.open_tracker(state)
             undo.pop_all()
+
+    def _build(self, dataset: Path | None, checkpoint: Checkpoint | None, learner: dict[str, Any]) -> DIPOLE:
+        """Return the algorithm, not yet restored, on the ring that belongs to the checkpoint, or on an empty one."""
+        replay = self.folder / "replay"
+        config = rllib_config(self.config, dataset, replay).learners(**learner)
+        if checkpoint is None:
+            shutil.rmtree(replay, ignore_errors=True)  # of a run that ended before its first checkpoint
+            return cast(DIPOLE, config.build_algo())
+        ring = checkpoint.metadata["replay"]["online"]
+        if ring is not None and self.config.training.replay_capacity is None:
+            config.training(replay_capacity=ring["capacity"])  # a run that is made longer keeps the ring it has
+        if (replay / RING_FILE).exists():
+            checkpoint.metadata["replay_directory"] = str(replay)  # a copy of a run folder has a ring of its own
+        return cast(DIPOLE, config.build_algo())
 
     def prepare(self, checkpoint: Checkpoint | None) -> None:
         """Take back what `metadata` saved, and refuse what cannot go on; nothing has been logged yet."""
@@ -113,6 +132,40 @@ class Session:
         for name in (RUN_FILE, report.FILE_NAME):
             if (self.folder / name).exists():
                 self.tracker.artifact(self.folder / name)
+
+
+def rllib_config(run: RunConfig, dataset: Path | None, replay: Path | None) -> DIPOLEConfig:
+    """Return RLlib's config of a run, with the run's own sections in it; without `replay` the ring is put elsewhere."""
+    sections = {name: getattr(run, name) for name in SECTIONS}
+    config = DIPOLEConfig.from_sections(run.env, sections, () if dataset is None else (str(dataset),))
+    config.replay_directory = None if replay is None else str(replay)
+    config.env_runners(
+        num_env_runners=run.rollout.num_workers,
+        num_envs_per_env_runner=run.rollout.envs_per_worker,
+        rollout_fragment_length=run.rollout.fragment_steps,
+        num_cpus_per_env_runner=run.rollout.cpus_per_worker,
+        stall_s=run.rollout.stall_s,
+    )
+    config.learners(num_learners=run.learner.actors, num_threads=run.learner.num_threads)
+    config.debugging(seed=run.seed)
+    return config
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[list[int]]:
+    """Turn the first Ctrl-C into an entry of the list, seen after the iteration at hand; a second one ends at once."""
+    seen: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> Any:
+        if seen:
+            raise KeyboardInterrupt
+        seen.append(number)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def write_config(folder: Path, config: RunConfig, *, exist_ok: bool = True) -> None:

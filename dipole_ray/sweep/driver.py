@@ -17,7 +17,7 @@ from dipole_ray.files.lock import FolderLock
 from dipole_ray.files.storage import require_lasting
 from dipole_ray.parallel import ray_session
 from dipole_ray.progress import Progress
-from dipole_ray.runs.build import prepare_datasets
+from dipole_ray.runs.prepare import prepare_datasets
 from dipole_ray.sweep.callback import SweepCallback
 from dipole_ray.sweep.plan import Plan
 from dipole_ray.sweep.records import SweepRecords

@@ -17,8 +17,8 @@ from dipole_ray import DIPOLEConfig, settings
 from dipole_ray.agents.dipole import AgentConfig
 from dipole_ray.errors import ConfigError
 from dipole_ray.rllib.sections import TrainingConfig
-from dipole_ray.runs.build import rllib_config
 from dipole_ray.runs.config import RunConfig
+from dipole_ray.runs.session import rllib_config
 from tests.rllib.small import config
 
 # One allowed value per key, not the default wherever another key allows that; together they contradict nothing.
