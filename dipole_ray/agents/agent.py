@@ -17,9 +17,8 @@ from dipole_ray.agents import flow, losses, state
 from dipole_ray.agents.config import AgentConfig
 from dipole_ray.agents.data_parallel import DataParallel
 from dipole_ray.agents.fields import MakeFields, StackedFields
-from dipole_ray.agents.networks import Sizes, StackedMLP
+from dipole_ray.agents.networks import Networks, Sizes, StackedMLP
 from dipole_ray.agents.policy import Policy
-from dipole_ray.agents.roles import Networks
 from dipole_ray.columns import Schema
 from dipole_ray.errors import ConfigError, NonFiniteError
 
@@ -27,19 +26,18 @@ Batch = Mapping[str, np.ndarray | Tensor]
 Losses = tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]
 """The loss of each group of networks, the metrics, and the running statistics that the batch would leave."""
 MAX_CONSECUTIVE_SKIPS = 10
+MIN_STD = 1e-6
+"""Deviation below which an observation's dimension counts as constant."""
 COUNTERS = ("learner_steps", "skipped_updates", "consecutive_skips")
 COLUMNS = ("observations", "actions", "rewards", "masks", "next_observations", "discounts", "is_offline")
 
 
 class Options(TypedDict, total=False):
-    """What an agent and a policy are drawn with, beside config and schema."""
+    """What an agent or a policy is drawn with beside config and schema; see `Agent.draw` for the defaults."""
 
-    seed: Required[int]
-    """Of the networks and of all noise."""
+    seed: Required[int]  # of the networks and of all noise
     device: str | torch.device
-    """Where they compute; `cpu` by default."""
     make_fields: MakeFields
-    """Returns the untrained velocity fields; `StackedFields` by default."""
 
 
 class Agent(ABC):
@@ -82,9 +80,7 @@ class Agent(ABC):
         self.config = config
         self.failure_directory = failure_directory
         self.data_parallel = DataParallel()
-        self.learner_steps = 0
-        self.skipped_updates = 0
-        self.consecutive_skips = 0
+        self.learner_steps = self.skipped_updates = self.consecutive_skips = 0
         self.networks, self.policy = self.draw(config, schema, **options)
         self.device, self.sizes = self.policy.device, self.policy.sizes
         self.generator, self.sample_actions = self.policy.generator, self.policy.sample_actions
@@ -134,15 +130,17 @@ class Agent(ABC):
     def fit_observations(self, mean: np.ndarray | Tensor, std: np.ndarray | Tensor) -> None:
         """Set the dataset's mean and std, each (O,), for `observation_normalization: dataset`; before the first update.
 
-        Raises:
-            ConfigError: If the config does not normalize, or the agent has learned already.
+        A dimension that never moves is left as it is. ConfigError if the config does not normalize.
         """
         if self.config.observation_normalization != "dataset" or self.learner_steps:
             raise ConfigError(
                 f"fit_observations: observation_normalization is '{self.config.observation_normalization}' after "
                 f"{self.learner_steps} updates; set it to 'dataset' and call this before the first update"
             )
-        self.policy.fit_observations(mean, std)
+        spread = torch.as_tensor(std, dtype=torch.float32)
+        self.networks.observation_mean.copy_(torch.as_tensor(mean))  # in place: the policy's networks share these two
+        self.networks.observation_std.copy_(torch.where(spread > MIN_STD, spread, 1.0))
+        self.policy.is_fitted = True
 
     def update(self, batch: Batch, diagnostics: bool = True) -> dict[str, Tensor]:
         """Take one gradient step of all networks together.
@@ -223,6 +221,12 @@ class Agent(ABC):
         rewards = losses.shaped_rewards(rewards, discounts, config.discount, config.reward_scale, config.reward_shift)
         return rewards + discounts * batch["masks"] * bootstrap
 
+    def _critic_metrics(self, q: Tensor, q_target: Tensor) -> dict[str, Tensor]:
+        """Return means and spread of the critics' estimates (E, B) and of their target (B,), all learners' rows."""
+        q, q_target = map(self.data_parallel.all_gather, (q.detach(), q_target))
+        spread = q.std(dim=0, correction=0).mean()
+        return {"critic/q_mean": q.mean(), "critic/q_spread": spread, "critic/target_mean": q_target.mean()}
+
     def _skip(self, batch: dict[str, Tensor]) -> None:
         """Count an update that was not applied; after 10 in a row save the batch and raise."""
         self.skipped_updates += 1
@@ -234,9 +238,8 @@ class Agent(ABC):
         # Every learner takes part in the gathering, also one that saves nothing.
         batch = {name: self.data_parallel.all_gather(column, dim=0) for name, column in batch.items()}
         if self.failure_directory is not None:
-            saved = state.save_batch(
-                self.failure_directory / f"nonfinite-batch-{self.learner_steps}.safetensors", batch
-            )
+            name = f"nonfinite-batch-{self.learner_steps}.safetensors"
+            saved = state.save_batch(self.failure_directory / name, batch)
         raise NonFiniteError(
             f"learner step {self.learner_steps}: loss or gradient was not finite in {self.consecutive_skips} updates "
             f"in a row, none of them applied; {saved}. Look for extreme rewards there, or lower {lower}"

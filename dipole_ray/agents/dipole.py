@@ -13,7 +13,6 @@ from dipole_ray.agents import flow, losses
 from dipole_ray.agents.agent import Losses
 from dipole_ray.agents.config import AGGREGATION, BOOTSTRAP, CEILING, COUNT, DIVISOR, FINITE, OMEGA, AgentConfig, one_of
 from dipole_ray.agents.fields import MakeFields
-from dipole_ray.agents.metrics import learning_metrics
 from dipole_ray.agents.networks import Sizes
 from dipole_ray.agents.policy import Policy
 from dipole_ray.agents.value import ValueAgent
@@ -37,7 +36,6 @@ class DipoleConfig(AgentConfig):
     """
 
     algorithm: str = "dipole"
-    """`dipole`."""
     weight_scheme: Annotated[str, one_of(*SCHEME_FIELDS)] = "dipole"
     """The flow policies: `dipole` (Eq. 9), `bc` (weight 1), `exp` (Eq. 4) or `cfgrl` (1[A >= 0] beside an unweighted
     field)."""
@@ -144,8 +142,7 @@ class DipoleAgent(ValueAgent):
         for name, loss in zip(names, field_losses.detach(), strict=True):
             metrics[f"actor/loss_{name}"] = loss
         if diagnostics:
-            rows = (q.detach(), q_target, v.detach(), advantage, weights[0])
-            metrics |= learning_metrics(*map(self.data_parallel.all_gather, rows))
+            metrics |= self._critic_metrics(q, q_target) | self._advantage_metrics(v, advantage, weights[0])
         return terms, metrics, statistics
 
     def _field_weights(self, advantage: Tensor, is_offline: Tensor) -> dict[str, Tensor]:

@@ -15,17 +15,15 @@ from dipole_ray.agents import flow, losses
 from dipole_ray.agents.agent import Agent, Losses
 from dipole_ray.agents.config import ABOVE_ZERO, AGGREGATION, COUNT, AgentConfig
 from dipole_ray.agents.fields import MakeFields
-from dipole_ray.agents.metrics import critic_metrics
 from dipole_ray.agents.networks import Sizes, StackedMLP
 from dipole_ray.agents.policy import Policy
 
 
 @dataclass(frozen=True, kw_only=True)
 class FqlConfig(AgentConfig):
-    """FQL's own settings."""
+    """FQL's settings beside the common ones; the last three are explained in `DipoleConfig`."""
 
     algorithm: str = "fql"
-    """`fql`."""
     alpha: Annotated[float, ABOVE_ZERO] = 10.0
     """How strongly `fql` holds its one-step policy to the cloned flow, > 0, against Q in units of the return.
     Published: 10 antmaze and antsoccer, 30 humanoidmaze, 300 cube and scene, 1000 puzzle; offline to online 30 on
@@ -34,11 +32,8 @@ class FqlConfig(AgentConfig):
     """Of `fql`: divide Q in the policy's loss by its mean absolute value, so that alpha does not depend on the rewards'
     scale. Published: false."""
     train_bc: bool = False
-    """Evaluate the cloned flow for comparison; it is trained in any case."""
     target_candidates: Annotated[int, COUNT] = 1
-    """Actions drawn at s' for the bootstrap, the best by the target critics kept, >= 1."""
     target_aggregation: Annotated[str, AGGREGATION] = "mean"
-    """How the target critics make one TD target: `min`, `mean` or `mean_minus_std`."""
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -92,7 +87,10 @@ class FqlAgent(Agent):
 
     def _losses(self, batch: dict[str, Tensor], diagnostics: bool) -> Losses:
         networks, observations, alpha = self.networks, batch["observations"], self.config.alpha
-        q_target = self._critic_target(batch)
+        with torch.no_grad():
+            no_pairs = batch["rewards"].new_empty(0, self.sizes.pair_dim)
+            bootstrap, _ = self._policy_bootstrap(batch["next_observations"], no_pairs)
+            q_target = self._temporal_difference_target(batch, bootstrap)
         q = networks.critic(torch.cat((observations, batch["actions"]), dim=-1)).squeeze(-1)
 
         noise, x, t = self._path(batch["actions"])
@@ -117,15 +115,8 @@ class FqlAgent(Agent):
         for name, loss in {"bc": flow_loss, "distillation": distillation_loss, "q": q_loss}.items():
             metrics[f"actor/loss_{name}"] = loss.detach()
         if diagnostics:
-            metrics |= critic_metrics(*map(self.data_parallel.all_gather, (q.detach(), q_target)))
+            metrics |= self._critic_metrics(q, q_target)
         return terms, metrics, {}
-
-    @torch.no_grad()
-    def _critic_target(self, batch: dict[str, Tensor]) -> Tensor:
-        """Return the TD target (B,)."""
-        no_pairs = batch["rewards"].new_empty(0, self.sizes.pair_dim)
-        bootstrap, _ = self._policy_bootstrap(batch["next_observations"], no_pairs)
-        return self._temporal_difference_target(batch, bootstrap)
 
 
 @contextmanager

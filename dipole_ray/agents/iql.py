@@ -13,7 +13,6 @@ from dipole_ray.agents import losses
 from dipole_ray.agents.agent import Losses
 from dipole_ray.agents.config import BOOTSTRAP, CEILING, DIVISOR, AgentConfig
 from dipole_ray.agents.fields import MakeFields
-from dipole_ray.agents.metrics import learning_metrics
 from dipole_ray.agents.networks import Sizes, StackedMLP
 from dipole_ray.agents.policy import Policy
 from dipole_ray.agents.value import ValueAgent
@@ -25,16 +24,12 @@ LAST_KERNEL_SCALE = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class IqlConfig(AgentConfig):
-    """IQL's own settings."""
+    """IQL's settings beside the common ones, explained in `DipoleConfig`; `bootstrap` must say `value`."""
 
     algorithm: str = "iql"
-    """`iql`."""
     exp_weight_max: Annotated[float, CEILING] = 100.0
-    """Ceiling of the weight exp(beta A), > 0, may be infinite."""
     bootstrap: Annotated[str, BOOTSTRAP] = "policy"
-    """What Q bootstraps from: it must say `value`, V(s')."""
     advantage_normalization: Annotated[str, DIVISOR] = "none"
-    """Divisor of the advantage in the weights: `none`, `batch_std` or `running_std`."""
 
     def __post_init__(self) -> None:
         """Reject values out of range, and another bootstrap than IQL's."""
@@ -103,7 +98,6 @@ class IqlAgent(ValueAgent):
         terms = {"critic": critic_loss, "value": value_loss, "actor": actor_loss}
         metrics = {f"{name}/loss": loss.detach() for name, loss in terms.items()}
         if diagnostics:
-            rows = (q.detach(), q_target, v.detach(), advantage, weight)
-            metrics |= learning_metrics(*map(self.data_parallel.all_gather, rows))
+            metrics |= self._critic_metrics(q, q_target) | self._advantage_metrics(v, advantage, weight)
             metrics["actor/std_mean"] = log_std.detach().exp().mean()
         return terms, metrics, statistics

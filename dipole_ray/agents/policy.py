@@ -16,19 +16,15 @@ from torch import Tensor
 from dipole_ray.agents import losses, state
 from dipole_ray.agents.config import AgentConfig
 from dipole_ray.agents.fields import MakeFields
-from dipole_ray.agents.networks import Sizes
-from dipole_ray.agents.roles import Networks
+from dipole_ray.agents.networks import Networks, Sizes
 from dipole_ray.errors import ConfigError
-
-MIN_STD = 1e-6
-"""Deviation below which an observation's dimension counts as constant."""
 
 
 class Policy(ABC):
     """Acts on observations. A subclass says what its actor is (`draw_actor`) and how noise becomes an action.
 
     Attributes:
-        roles: The networks that act.
+        roles: The networks that act, by name.
         has_mode: Whether noise of zero gives the one action that the policy thinks best.
         bc_remedy: What to set so that there is a behaviour-cloning field.
         networks: Those of `roles`; an agent's policy shares them with the agent.
@@ -139,13 +135,6 @@ class Policy(ABC):
                 "agent.fit_observations(*replay.observation_statistics()) first"
             )
         return (observations - self.networks.observation_mean) / self.networks.observation_std
-
-    def fit_observations(self, mean: np.ndarray | Tensor, std: np.ndarray | Tensor) -> None:
-        """Set what observations are normalized with, each (O,); a dimension that never moves is left as it is."""
-        spread = torch.as_tensor(std, dtype=torch.float32)
-        self.networks.observation_mean.copy_(torch.as_tensor(mean))  # in place: the agent's networks share these two
-        self.networks.observation_std.copy_(torch.where(spread > MIN_STD, spread, 1.0))
-        self.is_fitted = True
 
     def policy_state(self) -> dict[str, Tensor]:
         """Return copies on the CPU of what acts: all tensors of `networks`."""

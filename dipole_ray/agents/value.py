@@ -11,6 +11,8 @@ from torch import Tensor
 from dipole_ray.agents import losses
 from dipole_ray.agents.agent import Agent
 
+WEIGHT_QUANTILES = {"q05": 0.05, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q95": 0.95}
+
 
 class ValueAgent(Agent):
     """An agent whose policy learns from the advantage Q - V."""
@@ -44,3 +46,20 @@ class ValueAgent(Agent):
         gathered = self.data_parallel.all_gather(advantage)
         scaled, *updated = losses.normalized_advantage(gathered, how, *self._statistics.values())
         return self.data_parallel.shard(scaled), dict(zip(self._statistics, updated, strict=True))
+
+    def _advantage_metrics(self, v: Tensor, advantage: Tensor, weight: Tensor) -> dict[str, Tensor]:
+        """Return means and spreads over the rows of all learners; given are this learner's, each (B,).
+
+        The quantiles of the weight tell whether beta suits the advantage: all near 0.5 means it is too small,
+        all at 0 or 1 too large. The advantage is the one before any normalisation, the weight the first field's.
+        """
+        v, advantage, weight = map(self.data_parallel.all_gather, (v.detach(), advantage, weight))
+        levels = torch.tensor(list(WEIGHT_QUANTILES.values()), dtype=weight.dtype, device=weight.device)
+        quantiles = zip(WEIGHT_QUANTILES, torch.quantile(weight, levels), strict=True)
+        return {
+            "value/v_mean": v.mean(),
+            "actor/advantage_mean": advantage.mean(),
+            "actor/advantage_std": advantage.std(correction=0),
+            "actor/effective_sample_fraction": losses.effective_sample_fraction(weight),
+            **{f"actor/weight_{name}": quantile for name, quantile in quantiles},
+        }

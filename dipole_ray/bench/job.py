@@ -22,9 +22,8 @@ from dipole_ray.files.durable import write_json
 from dipole_ray.files.lock import FolderLock
 from dipole_ray.files.provenance import digest
 from dipole_ray.files.resume import config_differences
-from dipole_ray.runs.build import data_key
 from dipole_ray.runs.config import RunConfig, load
-from dipole_ray.runs.prepare import find_dataset
+from dipole_ray.runs.prepare import data_key, find_dataset
 from dipole_ray.runs.run import train_in
 from dipole_ray.runs.session import LOCK_WAIT_S, RUN_FILE
 from dipole_ray.tracking.metrics_file import METRICS_FILE

@@ -48,7 +48,7 @@ def add_parser(subparsers: Any) -> None:
 def run_sweep_command(arguments: argparse.Namespace) -> int:
     """Run or continue the sweep, then print leaderboard, files and what is next; 130 after Ctrl-C, 1 if all failed."""
     from dipole_ray.errors import ConfigError
-    from dipole_ray.runs.config import sweep_presets
+    from dipole_ray.runs.config import presets
     from dipole_ray.settings import describe
     from dipole_ray.sweep.config import SweepConfig
 
@@ -61,7 +61,7 @@ def run_sweep_command(arguments: argparse.Namespace) -> int:
     from dipole_ray.tables import print_table
 
     if arguments.source is None or "=" in arguments.source:
-        raise ConfigError(f"nothing to sweep: name a preset ({', '.join(sweep_presets())}) or a YAML file")
+        raise ConfigError(f"nothing to sweep: name a preset ({', '.join(presets(sweeps=True))}) or a YAML file")
     result = run_sweep(load_plan(arguments.source, arguments.overrides))
     if result.board:
         print_table(table(result.plan, result.board), width=140)

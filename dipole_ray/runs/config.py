@@ -138,19 +138,11 @@ def saved_config(checkpoint: Checkpoint) -> dict[str, Any]:
         return settings.merge({"agent": settings.to_mapping(AgentConfig())}, checkpoint.metadata["run"])
 
 
-def presets() -> dict[str, Path]:
-    """Return the run presets that come with the project, by name."""
-    return {path.stem: path for path in sorted(PRESETS.glob("*.yaml")) if not _is_sweep(path)}
-
-
-def sweep_presets() -> dict[str, Path]:
-    """Return the presets of `dipole sweep`, by name; they lie in the same folder."""
-    return {path.stem: path for path in sorted(PRESETS.glob("*.yaml")) if _is_sweep(path)}
-
-
-def _is_sweep(path: Path) -> bool:
-    """Return whether a preset has a section `sweep`."""
-    return re.search(r"^sweep:", path.read_text(encoding="utf-8"), re.MULTILINE) is not None
+def presets(*, sweeps: bool = False) -> dict[str, Path]:
+    """Return the presets of runs, or those with a section `sweep`, that come with the project, by name."""
+    files = {path: path.read_text(encoding="utf-8") for path in sorted(PRESETS.glob("*.yaml"))}
+    is_sweep = re.compile(r"^sweep:", re.MULTILINE).search
+    return {path.stem: path for path, text in files.items() if (is_sweep(text) is not None) == sweeps}
 
 
 def load(source: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
@@ -179,7 +171,7 @@ def with_base(section: Any) -> dict[str, Any]:
 
 def read_yaml(source: str | Path, known: Mapping[str, Path] | None = None) -> dict[str, Any]:
     """Return the mapping in the YAML file of a preset or path; a message offers the presets `known`, or runs' own."""
-    path = {**sweep_presets(), **presets()}.get(str(source), Path(source))
+    path = {**presets(sweeps=True), **presets()}.get(str(source), Path(source))
     if not path.is_file():
         offered = ", ".join(presets() if known is None else known)
         raise ConfigError(f"no preset or file '{source}': the presets are {offered}; a file is given by path")

@@ -10,7 +10,7 @@ from typing import Any
 from dipole_ray import settings
 from dipole_ray.errors import ConfigError
 from dipole_ray.files.provenance import digest
-from dipole_ray.runs.config import FIXED, RunConfig, read_yaml, sweep_presets, with_base
+from dipole_ray.runs.config import FIXED, RunConfig, presets, read_yaml, with_base
 from dipole_ray.sweep.config import SweepConfig
 from dipole_ray.sweep.space import Domain, Values, draw, read_domain
 
@@ -103,7 +103,7 @@ def load_plan(source: str | Path, overrides: Sequence[str] = ()) -> Plan:
     Overrides on top are `training.offline_learner_steps=1000`, `sweep.rungs=8` or `space.agent.beta={grid: [1, 3]}`.
     ConfigError where a file, key or value is wrong; the nearest valid key is named.
     """
-    mapping = read_yaml(source, sweep_presets())
+    mapping = read_yaml(source, presets(sweeps=True))
     if "sweep" not in mapping:
         raise ConfigError(f"'{source}' is a run, no sweep: start it with 'dipole train {source}'")
     mapping = {**mapping, "space": dict(_space_mapping(mapping.get("space")))}

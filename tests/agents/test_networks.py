@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dipole_ray.agents.activation import gelu_tanh
-from dipole_ray.agents.networks import StackedMLP
+from dipole_ray.agents.networks import StackedMLP, gelu_tanh
 
 
 def plain_twin(stacked: StackedMLP, member: int) -> nn.Sequential:

@@ -11,7 +11,7 @@ import yaml
 
 from dipole_ray.errors import ConfigError
 from dipole_ray.evaluation.cells import cells_of
-from dipole_ray.runs.config import load, presets, sweep_presets
+from dipole_ray.runs.config import load, presets
 from dipole_ray.settings import merge
 from dipole_ray.sweep.plan import Plan, from_mapping, load_plan
 from tests.sweep.small import PBT, POPULATION, SPACE, sweep_mapping, write_sweep
@@ -24,8 +24,8 @@ def plan(space: dict[str, Any] = SPACE, **parts: Any) -> Plan:
 
 
 def test_presets_of_runs_and_of_sweeps_are_told_apart() -> None:
-    assert {"smoke", "beta_expectile", "omega_free", "pbt"} <= set(sweep_presets())
-    assert "quickstart" in presets() and not set(presets()) & set(sweep_presets())
+    assert {"smoke", "beta_expectile", "omega_free", "pbt"} <= set(presets(sweeps=True))
+    assert "quickstart" in presets() and not set(presets()) & set(presets(sweeps=True))
     with pytest.raises(ConfigError, match="'smoke' is a sweep, no single run: start it with 'dipole sweep smoke'"):
         load("smoke")
     with pytest.raises(ConfigError, match="'quickstart' is a run, no sweep: start it with 'dipole train quickstart'"):
@@ -34,7 +34,7 @@ def test_presets_of_runs_and_of_sweeps_are_told_apart() -> None:
         load_plan("smok")
 
 
-@pytest.mark.parametrize("name", sorted(sweep_presets()))
+@pytest.mark.parametrize("name", sorted(presets(sweeps=True)))
 def test_every_preset_is_a_whole_plan(name: str) -> None:
     found = load_plan(name)
     assert found.sweep.name == name, "the file names the sweep"
