@@ -17,7 +17,7 @@ from dipole_ray.agents import flow, losses, state
 from dipole_ray.agents.config import AgentConfig
 from dipole_ray.agents.data_parallel import DataParallel
 from dipole_ray.agents.fields import MakeFields, StackedFields
-from dipole_ray.agents.networks import Networks, Sizes, StackedMLP
+from dipole_ray.agents.networks import Networks, Roles, Sizes, StackedMLP
 from dipole_ray.agents.policy import Policy
 from dipole_ray.columns import Schema
 from dipole_ray.errors import ConfigError, NonFiniteError
@@ -103,20 +103,18 @@ class Agent(ABC):
         """Return untrained networks and the policy that acts with them; drawn on the CPU, so the same on every device.
 
         A policy is drawn with what only a learner needs and drops it: so one seed means the same policy to both.
-
-        Raises:
-            ConfigError: If observations or actions are no flat vectors, which stacked MLPs take alone.
+        ConfigError if observations or actions are no flat vectors, which is all that stacked MLPs take.
         """
         sizes = Sizes(schema.observation_dim, schema.action_dim, config.hidden_dims, config.num_critics)
         generator = torch.Generator().manual_seed(seed)
 
         def mlp(members: int, input_dim: int) -> StackedMLP:
-            return StackedMLP(members, input_dim, sizes.hidden_dims, 1, layer_norm=True, generator=generator)
+            return StackedMLP(members, (input_dim, *sizes.hidden_dims, 1), layer_norm=True, generator=generator)
 
         # The order of these draws is what a seed means: checkpoints and published results rest on it.
         critic, target_critic = (mlp(sizes.num_critics, sizes.pair_dim) for _ in range(2))
         target_critic.requires_grad_(False).load_state_dict(critic.state_dict())
-        roles: dict[str, object] = {"critic": critic, "target_critic": target_critic}
+        roles: Roles = {"critic": critic, "target_critic": target_critic}
         if cls.has_value:
             roles["value"] = mlp(1, sizes.observation_dim)
         roles |= cls.policy_class.draw_actor(config, make_fields, sizes, generator)
@@ -276,12 +274,9 @@ class Agent(ABC):
         return tensors | {"generator": self.generator.get_state()}
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        """Continue from the `state_dict` of an agent with the same config and dimensions.
+        """Continue from the `state_dict` of an agent of the same config and schema; else CheckpointError.
 
         Bitwise on the same type of device; on another one the noise differs, see `state.restore_generator`.
-
-        Raises:
-            CheckpointError: If keys are missing, unexpected or mis-shaped; nothing is changed then.
         """
         live = self._live_tensors()
         expected = live | {name: torch.tensor(0) for name in COUNTERS}

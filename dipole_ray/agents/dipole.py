@@ -13,7 +13,7 @@ from dipole_ray.agents import flow, losses
 from dipole_ray.agents.agent import Losses
 from dipole_ray.agents.config import AGGREGATION, BOOTSTRAP, CEILING, COUNT, DIVISOR, FINITE, OMEGA, AgentConfig, one_of
 from dipole_ray.agents.fields import MakeFields
-from dipole_ray.agents.networks import Sizes
+from dipole_ray.agents.networks import Roles, Sizes
 from dipole_ray.agents.policy import Policy
 from dipole_ray.agents.value import ValueAgent
 
@@ -36,6 +36,7 @@ class DipoleConfig(AgentConfig):
     """
 
     algorithm: str = "dipole"
+    """`dipole`."""
     weight_scheme: Annotated[str, one_of(*SCHEME_FIELDS)] = "dipole"
     """The flow policies: `dipole` (Eq. 9), `bc` (weight 1), `exp` (Eq. 4) or `cfgrl` (1[A >= 0] beside an unweighted
     field)."""
@@ -98,9 +99,7 @@ class FlowPolicy(Policy):
     bc_remedy: ClassVar[str] = "set agent.train_bc=true"
 
     @staticmethod
-    def draw_actor(
-        config: DipoleConfig, make_fields: MakeFields, sizes: Sizes, generator: torch.Generator
-    ) -> dict[str, object]:
+    def draw_actor(config: DipoleConfig, make_fields: MakeFields, sizes: Sizes, generator: torch.Generator) -> Roles:
         """Return one field for each name in `config.fields`."""
         return {"fields": make_fields(config.fields, sizes, generator)}
 

@@ -56,8 +56,8 @@ class StackedFields(nn.Module):
         super().__init__()
         self.names = names
         self.observation_dim = sizes.observation_dim
-        dims = (sizes.pair_dim + 1, sizes.hidden_dims, sizes.action_dim)
-        self.mlp = StackedMLP(len(names), *dims, layer_norm=False, generator=generator)
+        dims = (sizes.pair_dim + 1, *sizes.hidden_dims, sizes.action_dim)
+        self.mlp = StackedMLP(len(names), dims, layer_norm=False, generator=generator)
 
     def forward(self, observations: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """Return the velocities of all fields, see `VelocityField.__call__`."""

@@ -15,15 +15,16 @@ from dipole_ray.agents import flow, losses
 from dipole_ray.agents.agent import Agent, Losses
 from dipole_ray.agents.config import ABOVE_ZERO, AGGREGATION, COUNT, AgentConfig
 from dipole_ray.agents.fields import MakeFields
-from dipole_ray.agents.networks import Sizes, StackedMLP
+from dipole_ray.agents.networks import Roles, Sizes, StackedMLP
 from dipole_ray.agents.policy import Policy
 
 
 @dataclass(frozen=True, kw_only=True)
 class FqlConfig(AgentConfig):
-    """FQL's settings beside the common ones; the last three are explained in `DipoleConfig`."""
+    """FQL's settings beside the common ones."""
 
     algorithm: str = "fql"
+    """`fql`."""
     alpha: Annotated[float, ABOVE_ZERO] = 10.0
     """How strongly `fql` holds its one-step policy to the cloned flow, > 0, against Q in units of the return.
     Published: 10 antmaze and antsoccer, 30 humanoidmaze, 300 cube and scene, 1000 puzzle; offline to online 30 on
@@ -32,8 +33,11 @@ class FqlConfig(AgentConfig):
     """Of `fql`: divide Q in the policy's loss by its mean absolute value, so that alpha does not depend on the rewards'
     scale. Published: false."""
     train_bc: bool = False
+    """Evaluate the cloned flow for comparison; it is trained in any case."""
     target_candidates: Annotated[int, COUNT] = 1
+    """As in `DipoleConfig`."""
     target_aggregation: Annotated[str, AGGREGATION] = "mean"
+    """As in `DipoleConfig`."""
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -47,13 +51,11 @@ class OneStepPolicy(Policy):
     roles: ClassVar[tuple[str, ...]] = ("critic", "fields", "policy")
 
     @staticmethod
-    def draw_actor(
-        config: FqlConfig, make_fields: MakeFields, sizes: Sizes, generator: torch.Generator
-    ) -> dict[str, object]:
+    def draw_actor(config: FqlConfig, make_fields: MakeFields, sizes: Sizes, generator: torch.Generator) -> Roles:
         """Return the field and the one-step policy."""
         fields = make_fields(config.fields, sizes, generator)
-        dims = (sizes.pair_dim, sizes.hidden_dims, sizes.action_dim)
-        return {"fields": fields, "policy": StackedMLP(1, *dims, layer_norm=False, generator=generator)}
+        dims = (sizes.pair_dim, *sizes.hidden_dims, sizes.action_dim)
+        return {"fields": fields, "policy": StackedMLP(1, dims, layer_norm=False, generator=generator)}
 
     def from_noise(self, observations: Tensor, noise: Tensor, omega: float, policy: str) -> Tensor:
         """Return the actions (B, N, A) of the one-step policy, or of the cloned flow."""
@@ -87,10 +89,7 @@ class FqlAgent(Agent):
 
     def _losses(self, batch: dict[str, Tensor], diagnostics: bool) -> Losses:
         networks, observations, alpha = self.networks, batch["observations"], self.config.alpha
-        with torch.no_grad():
-            no_pairs = batch["rewards"].new_empty(0, self.sizes.pair_dim)
-            bootstrap, _ = self._policy_bootstrap(batch["next_observations"], no_pairs)
-            q_target = self._temporal_difference_target(batch, bootstrap)
+        q_target = self._critic_target(batch)
         q = networks.critic(torch.cat((observations, batch["actions"]), dim=-1)).squeeze(-1)
 
         noise, x, t = self._path(batch["actions"])
@@ -117,6 +116,13 @@ class FqlAgent(Agent):
         if diagnostics:
             metrics |= self._critic_metrics(q, q_target)
         return terms, metrics, {}
+
+    @torch.no_grad()
+    def _critic_target(self, batch: dict[str, Tensor]) -> Tensor:
+        """Return the TD target (B,)."""
+        no_pairs = batch["rewards"].new_empty(0, self.sizes.pair_dim)
+        bootstrap, _ = self._policy_bootstrap(batch["next_observations"], no_pairs)
+        return self._temporal_difference_target(batch, bootstrap)
 
 
 @contextmanager

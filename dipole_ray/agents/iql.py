@@ -13,7 +13,7 @@ from dipole_ray.agents import losses
 from dipole_ray.agents.agent import Losses
 from dipole_ray.agents.config import BOOTSTRAP, CEILING, DIVISOR, AgentConfig
 from dipole_ray.agents.fields import MakeFields
-from dipole_ray.agents.networks import Sizes, StackedMLP
+from dipole_ray.agents.networks import Roles, Sizes, StackedMLP
 from dipole_ray.agents.policy import Policy
 from dipole_ray.agents.value import ValueAgent
 
@@ -24,12 +24,16 @@ LAST_KERNEL_SCALE = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class IqlConfig(AgentConfig):
-    """IQL's settings beside the common ones, explained in `DipoleConfig`; `bootstrap` must say `value`."""
+    """IQL's settings beside the common ones."""
 
     algorithm: str = "iql"
+    """`iql`."""
     exp_weight_max: Annotated[float, CEILING] = 100.0
+    """As in `DipoleConfig`."""
     bootstrap: Annotated[str, BOOTSTRAP] = "policy"
+    """What Q bootstraps from: it must say `value`, V(s')."""
     advantage_normalization: Annotated[str, DIVISOR] = "none"
+    """As in `DipoleConfig`."""
 
     def __post_init__(self) -> None:
         """Reject values out of range, and another bootstrap than IQL's."""
@@ -44,12 +48,10 @@ class GaussianPolicy(Policy):
     has_mode: ClassVar[bool] = True
 
     @staticmethod
-    def draw_actor(
-        config: IqlConfig, make_fields: MakeFields, sizes: Sizes, generator: torch.Generator
-    ) -> dict[str, object]:
+    def draw_actor(config: IqlConfig, make_fields: MakeFields, sizes: Sizes, generator: torch.Generator) -> Roles:
         """Return the mean, near zero everywhere, and a deviation of 1."""
-        dims = (sizes.observation_dim, sizes.hidden_dims, sizes.action_dim)
-        mean = StackedMLP(1, *dims, layer_norm=False, generator=generator)
+        dims = (sizes.observation_dim, *sizes.hidden_dims, sizes.action_dim)
+        mean = StackedMLP(1, dims, layer_norm=False, generator=generator)
         with torch.no_grad():
             mean.kernels[-1].mul_(LAST_KERNEL_SCALE)
         return {"policy": mean, "policy_log_std": nn.Parameter(torch.zeros(1, sizes.action_dim))}

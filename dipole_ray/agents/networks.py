@@ -6,7 +6,7 @@ Shapes: E members, B rows, I inputs, H hidden units, D outputs, A action dim.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -39,6 +39,10 @@ class Sizes:
         return self.observation_dim + self.action_dim
 
 
+Roles = dict[str, object]
+"""Modules and parameters by their role, the names of `Networks`."""
+
+
 class Networks(nn.Module):
     """The learned functions by role, and what observations are normalized with.
 
@@ -60,7 +64,7 @@ class Networks(nn.Module):
     observation_mean: Tensor
     observation_std: Tensor
 
-    def __init__(self, sizes: Sizes, roles: Mapping[str, object]) -> None:
+    def __init__(self, sizes: Sizes, roles: Roles) -> None:
         super().__init__()
         self.sizes = sizes
         for name, role in roles.items():
@@ -86,29 +90,20 @@ Members = slice | list[int] | None
 
 
 class StackedMLP(nn.Module):
-    """E independent MLPs of one shape, with kernels stacked as (E, in, out).
+    """E independent MLPs of one shape, `dims` from I over every H to D, with kernels stacked as (E, in, out).
 
     GELU (tanh approximation) after each hidden layer, optionally followed by LayerNorm with eps 1e-6
     and its own scale and shift for every member. Kernels are Xavier uniform per member, biases zero.
     """
 
-    def __init__(
-        self,
-        num_members: int,
-        input_dim: int,
-        hidden_dims: Sequence[int],
-        output_dim: int,
-        *,
-        layer_norm: bool,
-        generator: torch.Generator,
-    ) -> None:
+    def __init__(self, num_members: int, dims: Sequence[int], *, layer_norm: bool, generator: torch.Generator) -> None:
         super().__init__()
         self.num_members = num_members
         self.layer_norm = layer_norm
-        layers = list(pairwise((input_dim, *hidden_dims, output_dim)))
+        layers = list(pairwise(dims))
         self.kernels = nn.ParameterList([_xavier_uniform((num_members, i, o), generator) for i, o in layers])
         self.biases = nn.ParameterList([nn.Parameter(torch.zeros(num_members, 1, o)) for _, o in layers])
-        norm_dims = hidden_dims if layer_norm else ()
+        norm_dims = dims[1:-1] if layer_norm else ()
         self.norm_scales = nn.ParameterList([nn.Parameter(torch.ones(num_members, 1, h)) for h in norm_dims])
         self.norm_shifts = nn.ParameterList([nn.Parameter(torch.zeros(num_members, 1, h)) for h in norm_dims])
         # The same parameters in plain tuples: looking them up in a ParameterList is slow beside a small network's pass.

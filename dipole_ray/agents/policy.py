@@ -16,7 +16,7 @@ from torch import Tensor
 from dipole_ray.agents import losses, state
 from dipole_ray.agents.config import AgentConfig
 from dipole_ray.agents.fields import MakeFields
-from dipole_ray.agents.networks import Networks, Sizes
+from dipole_ray.agents.networks import Networks, Roles, Sizes
 from dipole_ray.errors import ConfigError
 
 
@@ -46,7 +46,7 @@ class Policy(ABC):
 
     @staticmethod
     @abstractmethod
-    def draw_actor(config: Any, make_fields: MakeFields, sizes: Sizes, generator: torch.Generator) -> dict[str, object]:
+    def draw_actor(config: Any, make_fields: MakeFields, sizes: Sizes, generator: torch.Generator) -> Roles:
         """Return what acts beside the critics, by role, drawn from `generator`."""
 
     @abstractmethod
@@ -80,10 +80,7 @@ class Policy(ABC):
                 Gaussian of IQL has one; a flow is always sampled.
 
         Returns:
-            (B, A) in [-1, 1], on the policy's device.
-
-        Raises:
-            ConfigError: If there is no such policy, or omega does not apply to it.
+            (B, A) in [-1, 1], on the policy's device. ConfigError if there is no such policy, or omega does not apply.
         """
         omega = self._check_policy(policy, omega)
         candidates = self.config.num_candidates if num_candidates is None else num_candidates
@@ -141,11 +138,7 @@ class Policy(ABC):
         return {name: tensor.detach().cpu().clone() for name, tensor in self.networks.state_dict().items()}
 
     def load_policy_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Act from now on with the networks of a `policy_state`.
-
-        Raises:
-            CheckpointError: If keys are missing, unexpected or mis-shaped; nothing is changed then.
-        """
+        """Act from now on with the networks of a `policy_state`; CheckpointError, and no change, if they do not fit."""
         own = self.networks.state_dict()
         state.check_matches(own, tensors, "policy state")
         state.copy_into(own, tensors)
@@ -154,8 +147,7 @@ class Policy(ABC):
     def load_agent_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Act as the agent of this `Agent.state_dict` would, its noise included; what only learns is left there.
 
-        Raises:
-            CheckpointError: If keys are missing or mis-shaped; nothing is changed then.
+        CheckpointError, and no change, if it does not fit.
         """
         own = {f"networks.{name}": tensor for name, tensor in self.networks.state_dict().items()}
         expected = {**own, "generator": tensors.get("generator", self.generator.get_state())}

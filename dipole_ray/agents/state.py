@@ -62,13 +62,10 @@ def copy_into(destination: Mapping[str, Tensor], source: Mapping[str, Tensor]) -
 
 
 def restore_generator(generator: torch.Generator, saved: Tensor) -> None:
-    """Put `generator` where `saved` was taken.
+    """Put `generator` where `saved` was taken; CheckpointError if that is the state of no generator.
 
     A state taken on another type of device has another layout and cannot be continued; the generator is then
     seeded from its bytes, so that the draws are new but still reproducible.
-
-    Raises:
-        CheckpointError: If `saved` is the state of no generator.
     """
     saved = saved.cpu()
     if saved.dtype != torch.uint8 or saved.dim() != 1:

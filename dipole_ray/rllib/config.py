@@ -22,7 +22,11 @@ from dipole_ray.agents.dipole import AgentConfig
 from dipole_ray.envs.make import EnvConfig, env_dims
 from dipole_ray.errors import ConfigError
 from dipole_ray.evaluation.cells import EvalConfig
+from dipole_ray.rllib.env_runner import DIPOLEEnvRunner
 from dipole_ray.rllib.evaluate import evaluate_grid
+from dipole_ray.rllib.learner import DIPOLELearner
+from dipole_ray.rllib.learner_client import LearnerClient
+from dipole_ray.rllib.module import DIPOLERLModule
 from dipole_ray.rllib.placement import workers_beside_driver
 from dipole_ray.rllib.privates import is_frozen, sync_no_states, translated
 from dipole_ray.rllib.replay_actor import ArrowOfflineData
@@ -55,7 +59,6 @@ class DIPOLEConfig(AlgorithmConfig):
 
     def __init__(self, algo_class: type | None = None) -> None:
         from dipole_ray.rllib.algorithm import DIPOLE
-        from dipole_ray.rllib.env_runner import DIPOLEEnvRunner
 
         super().__init__(algo_class=algo_class or DIPOLE)
         self.seed = 0
@@ -236,20 +239,14 @@ class DIPOLEConfig(AlgorithmConfig):
 
     def get_default_rl_module_spec(self) -> RLModuleSpec:
         """Return the spec of the module around the agent."""
-        from dipole_ray.rllib.module import DIPOLERLModule
-
         return RLModuleSpec(module_class=DIPOLERLModule)
 
     def build_learner_group(self, **kwargs: Any) -> LearnerGroup:
         """Build our own learners, beside driver and replay where they fit; they need none of what RLlib's are given."""
-        from dipole_ray.rllib.learner_client import LearnerClient
-
         return LearnerClient(self.copy())
 
     def get_default_learner_class(self) -> type:
         """Return the learner that steps the agent."""
-        from dipole_ray.rllib.learner import DIPOLELearner
-
         return DIPOLELearner
 
     @property

@@ -81,11 +81,8 @@ class DIPOLELearner(FaultAwareApply):
         """Run one gradient step on each consecutive batch; of several learners, each on its share of the rows.
 
         The replay's arrays have the leading dimension K * `batch_size`. Returned are the report and, to `publish`, the
-        policy's tensors (on the CPU) for the rollout workers.
-
-        Raises:
-            NonFiniteError: Ten updates in a row were not finite; the batch is saved.
-            RankLost: Another learner died.
+        policy's tensors (on the CPU) for the rollout workers. NonFiniteError after ten updates in a row that were not
+        finite, with the batch saved; RankLost where another learner died.
         """
         start = time.perf_counter()
         parallel = self.agent.data_parallel

@@ -146,12 +146,9 @@ def presets(*, sweeps: bool = False) -> dict[str, Path]:
 
 
 def load(source: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a run's config from a preset's name, a YAML file or, for None, the defaults, with overrides on top.
+    """Read a run's config from a preset's name, a YAML file or, for None, the defaults; else ConfigError.
 
-    The overrides are dotted assignments such as `agent.beta=5`, whose values are YAML.
-
-    Raises:
-        ConfigError: The file is missing or unreadable, or a key or value is wrong.
+    The overrides on top are dotted assignments such as `agent.beta=5`, whose values are YAML.
     """
     mapping = {} if source is None else read_yaml(source)
     if "sweep" in mapping:

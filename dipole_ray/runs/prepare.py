@@ -79,7 +79,7 @@ def _place(data: DataConfig, env: EnvConfig, *, make: bool) -> Path | None:
     if data.path is not None:
         path = Path(data.path).expanduser()
     elif data.collect_transitions:
-        name = dataset_name(env.id)
+        name = _TASK.sub("", env.id)  # what the task is learned from, such as cube-single-play-v0
         folder = cache / "collected" / f"{name}-{data.collect_transitions}-seed{data.collect_seed}"
         files = collect(name, data.collect_transitions, data.collect_seed, folder) if make else files_of(name, folder)
         path = files[0]
@@ -116,11 +116,6 @@ def _made_once(out: Path, make: Callable[[], object]) -> Path:
             f"{out}: cannot be made ({error.strerror or error}); free space there or set data.cache to another place"
         ) from error
     return out
-
-
-def dataset_name(env_id: str) -> str:
-    """Return the dataset an environment's task is learned from, such as `cube-single-play-v0`."""
-    return _TASK.sub("", env_id)
 
 
 def reading_for(

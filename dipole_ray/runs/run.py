@@ -58,12 +58,8 @@ def start_run(config: RunConfig) -> Run:
 def resume_run(folder: Path, overrides: list[str]) -> Run:
     """Continue a run from its newest valid checkpoint, or from its beginning where it has not saved one yet.
 
-    Of the `key=value` overrides those that a checkpoint cannot be continued with are refused, and others are named in
-    one warning.
-
-    Raises:
-        CheckpointError: There is nothing to continue.
-        ConfigError: A setting changed that must not.
+    Of the `key=value` overrides those that a checkpoint cannot be continued with are refused by ConfigError, and others
+    are named in one warning. CheckpointError if there is nothing to continue.
     """
     if not (folder / RUN_FILE).is_file():
         raise CheckpointError(f"{folder}: no {RUN_FILE} there, so this is no run; name the folder that 'train' printed")
@@ -87,10 +83,7 @@ def train_in(folder: Path, config: RunConfig) -> Run:
     """Train the run of a folder to its end, unattended: without progress bars and pictures.
 
     The run starts from its newest valid checkpoint, or from its beginning where there is none; the folder is made if
-    missing, and the caller sees to it that nobody else writes there.
-
-    Raises:
-        DipoleError: Any of ours; what was saved stays, and the same call goes on from it.
+    missing, and the caller sees to it that nobody else writes there. After any error the same call goes on.
     """
     if not (folder / RUN_FILE).is_file():
         write_config(folder, config)

@@ -31,7 +31,7 @@ def plain_twin(stacked: StackedMLP, member: int) -> nn.Sequential:
 @pytest.mark.parametrize("per_member_inputs", [False, True])
 def test_members_equal_separate_networks_in_value_and_gradient(layer_norm: bool, per_member_inputs: bool) -> None:
     generator = torch.Generator().manual_seed(0)
-    stacked = StackedMLP(3, 5, (16, 8), 2, layer_norm=layer_norm, generator=generator)
+    stacked = StackedMLP(3, (5, 16, 8, 2), layer_norm=layer_norm, generator=generator)
     for parameter in stacked.parameters():  # Off their initial zeros and ones.
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
     inputs = torch.randn((3, 20, 5) if per_member_inputs else (20, 5), generator=generator)
@@ -51,7 +51,7 @@ def test_members_equal_separate_networks_in_value_and_gradient(layer_norm: bool,
 
 
 def test_members_start_apart_with_xavier_bounds_and_zero_biases() -> None:
-    stacked = StackedMLP(2, 30, (200,), 7, layer_norm=True, generator=torch.Generator().manual_seed(1))
+    stacked = StackedMLP(2, (30, 200, 7), layer_norm=True, generator=torch.Generator().manual_seed(1))
     for kernel, bias in zip(stacked.kernels, stacked.biases, strict=True):
         bound = (6 / (kernel.shape[1] + kernel.shape[2])) ** 0.5
         assert bound * 0.98 < float(kernel.detach().abs().max()) <= bound
