@@ -17,8 +17,9 @@ from dipole_ray.agents import flow, losses, state
 from dipole_ray.agents.config import AgentConfig
 from dipole_ray.agents.data_parallel import DataParallel
 from dipole_ray.agents.fields import MakeFields, StackedFields
-from dipole_ray.agents.networks import Networks, Roles, Sizes, StackedMLP
+from dipole_ray.agents.networks import Sizes, StackedMLP
 from dipole_ray.agents.policy import Policy
+from dipole_ray.agents.roles import Networks, Roles
 from dipole_ray.columns import Schema
 from dipole_ray.errors import ConfigError, NonFiniteError
 

@@ -13,8 +13,9 @@ from dipole_ray.agents import flow, losses
 from dipole_ray.agents.agent import Losses
 from dipole_ray.agents.config import AGGREGATION, BOOTSTRAP, CEILING, COUNT, DIVISOR, FINITE, OMEGA, AgentConfig, one_of
 from dipole_ray.agents.fields import MakeFields
-from dipole_ray.agents.networks import Roles, Sizes
+from dipole_ray.agents.networks import Sizes
 from dipole_ray.agents.policy import Policy
+from dipole_ray.agents.roles import Roles
 from dipole_ray.agents.value import ValueAgent
 
 __all__ = ["AgentConfig", "DipoleAgent", "DipoleConfig"]

@@ -15,8 +15,9 @@ from dipole_ray.agents import flow, losses
 from dipole_ray.agents.agent import Agent, Losses
 from dipole_ray.agents.config import ABOVE_ZERO, AGGREGATION, COUNT, AgentConfig
 from dipole_ray.agents.fields import MakeFields
-from dipole_ray.agents.networks import Roles, Sizes, StackedMLP
+from dipole_ray.agents.networks import Sizes, StackedMLP
 from dipole_ray.agents.policy import Policy
+from dipole_ray.agents.roles import Roles
 
 
 @dataclass(frozen=True, kw_only=True)

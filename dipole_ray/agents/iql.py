@@ -13,8 +13,9 @@ from dipole_ray.agents import losses
 from dipole_ray.agents.agent import Losses
 from dipole_ray.agents.config import BOOTSTRAP, CEILING, DIVISOR, AgentConfig
 from dipole_ray.agents.fields import MakeFields
-from dipole_ray.agents.networks import Roles, Sizes, StackedMLP
+from dipole_ray.agents.networks import Sizes, StackedMLP
 from dipole_ray.agents.policy import Policy
+from dipole_ray.agents.roles import Roles
 from dipole_ray.agents.value import ValueAgent
 
 LOG_STD_RANGE = (-5.0, 2.0)

@@ -1,22 +1,17 @@
-"""The networks of an agent by their role, and the ensembles of small MLPs, evaluated in one stacked pass, behind them.
+"""Ensembles of small MLPs whose members are evaluated in one stacked pass.
 
-Shapes: E members, B rows, I inputs, H hidden units, D outputs, A action dim.
+Shapes: E members, B rows, I inputs, H hidden units, D outputs.
 """
 
-from __future__ import annotations
-
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-if TYPE_CHECKING:
-    from dipole_ray.agents.fields import VelocityField
 
 LAYER_NORM_EPS = 1e-6
 # GELU's tanh approximation is x (1 + tanh(u / 2)) / 2 = x sigma(u) with u = _LINEAR x + _CUBIC x^3.
@@ -37,52 +32,6 @@ class Sizes:
     def pair_dim(self) -> int:
         """Numbers in an observation and an action together, what a critic reads."""
         return self.observation_dim + self.action_dim
-
-
-Roles = dict[str, object]
-"""Modules and parameters by their role, the names of `Networks`."""
-
-
-class Networks(nn.Module):
-    """The learned functions by role, and what observations are normalized with.
-
-    An agent's have all roles of its algorithm, a policy's only those that act; the two share their tensors.
-    """
-
-    critic: StackedMLP
-    """Q(s, a), one member a critic."""
-    target_critic: StackedMLP
-    """Follows the critics by Polyak averaging."""
-    value: StackedMLP
-    """V(s), without a target."""
-    fields: VelocityField
-    """The velocity fields of a flow."""
-    policy: StackedMLP
-    """The one-step policy mu(s, z), or the mean of a Gaussian."""
-    policy_log_std: nn.Parameter
-    """The Gaussian's log deviation, (1, A), the same in every state."""
-    observation_mean: Tensor
-    observation_std: Tensor
-
-    def __init__(self, sizes: Sizes, roles: Roles) -> None:
-        super().__init__()
-        self.sizes = sizes
-        for name, role in roles.items():
-            if not isinstance(role, nn.Module | nn.Parameter):  # it would be neither trained nor saved
-                raise TypeError(f"networks.{name}: found {type(role).__name__}; make it a torch.nn.Module")
-            setattr(self, name, role)
-        self.register_buffer("observation_mean", torch.zeros(sizes.observation_dim))
-        self.register_buffer("observation_std", torch.ones(sizes.observation_dim))
-
-    def only(self, roles: Iterable[str]) -> Networks:
-        """Return these roles alone: the same tensors, not copies."""
-        part = Networks(self.sizes, {name: getattr(self, name) for name in roles})
-        part.observation_mean, part.observation_std = self.observation_mean, self.observation_std
-        return part
-
-    def trained_parameters(self) -> dict[str, nn.Parameter]:
-        """Return by name the parameters that the optimizer moves; the target critics follow by Polyak averaging."""
-        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
 
 Members = slice | list[int] | None

@@ -16,7 +16,8 @@ from torch import Tensor
 from dipole_ray.agents import losses, state
 from dipole_ray.agents.config import AgentConfig
 from dipole_ray.agents.fields import MakeFields
-from dipole_ray.agents.networks import Networks, Roles, Sizes
+from dipole_ray.agents.networks import Sizes
+from dipole_ray.agents.roles import Networks, Roles
 from dipole_ray.errors import ConfigError
 
 
