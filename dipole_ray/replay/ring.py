@@ -1,9 +1,9 @@
 """The online part of the replay: the newest rows, in a mapped file, with one writer.
 
 Rows are numbered from 0 in the order of insertion; row s lies at position s modulo the file's length. The column
-`sequence` holds s + 1 and is written last, as the row's commit mark; 0 was never written, a negative number is being
-overwritten right now. The newest `capacity` rows count. The file is about an eighth longer, so that the rows a
-checkpoint names survive that many later inserts. Blocks of rows get a CRC-32 as soon as they are full.
+`sequence` holds s + 1 and is written last, as the row's commit mark; 0 was never written, -(s + 1) is row s while it is
+written and after it was dropped. The newest `capacity` rows count. The file is about an eighth longer, so that the rows
+a checkpoint names survive that many later inserts. Blocks of rows get a CRC-32 as soon as they are full.
 
 A killed process loses nothing that it acknowledged: its rows stay in the page cache, and the journal beside the file
 says who inserted them. An insert is first noted there and then written, and it counts once all its rows carry their
@@ -171,7 +171,8 @@ class OnlineRing:
         """Hold exactly the rows of `contents`: in the journal first, so that a kill in between loses nothing."""
         self._journal.rewrite(contents, self.recoveries)
         self.contents, marks = contents, self._rows.marks
-        marks[(marks > contents.rows_written) | (marks < 0)] = 0  # of later rows, and of those being overwritten
+        # Later rows are dropped; an older checkpoint can still see by their marks that they overwrote its own.
+        np.negative(marks, out=marks, where=marks > contents.rows_written)
         self._is_clean = True
         self._queue_start = self.num_transitions = 0
         rows = np.arange(contents.oldest, contents.rows_written)

@@ -54,21 +54,24 @@ class RingRows:
         """
         kept, size = oldest, self.block_rows
         damaged = []
-        for block in range(oldest // size, -(-written // size)):
+        for block in range(oldest // size, -(-written // size) if oldest < written else 0):
             first, end = block * size, min((block + 1) * size, written)
             numbers = np.arange(first + 1, end + 1)
             found = self.marks[first % self.length :][: end - first]
             laps, rest = np.divmod(np.abs(found) - numbers, self.length)
             is_later = (rest == 0) & (laps >= 1)  # marks of rows that came whole laps after these
-            if is_later.any() and (is_later | (found == numbers)).all():
+            is_there = (found == numbers) | (numbers <= oldest)  # rows before the oldest may be anything
+            stored = blocks.get(block) if end == first + size else tail_crc32
+            computed = self.checksum(first, end)
+            if is_there.all() and stored == computed:
+                continue
+            if is_later.any() and (is_later | is_there).all():
                 kept = end
                 continue
-            stored = blocks.get(block) if end == first + size else tail_crc32
-            if not np.array_equal(found, numbers):
-                damaged.append(Damage(first, end, "the file does not hold the rows that were written"))
-            elif stored != (computed := self.checksum(first, end)):
-                mismatch = f"checksum mismatch (stored {stored or 0:08x}, read {computed:08x})"
-                damaged.append(Damage(first, end, mismatch))
+            what = "the file does not hold the rows that were written"
+            if is_there.all():
+                what = f"checksum mismatch (stored {stored or 0:08x}, read {computed:08x})"
+            damaged.append(Damage(max(first, oldest), end, what))
         return kept, damaged
 
     def quarantine(self, damage: Damage, oldest: int) -> int:

@@ -126,6 +126,54 @@ def test_rows_overwritten_since_the_state_are_left_out_and_said(tmp_path: Path) 
     assert_same(ring_windows(ring), model_windows(concatenate(pieces[:30]), 160 - lost))
 
 
+@pytest.mark.parametrize("later", [210, 1000, 1900, 3500])
+def test_what_remains_of_an_overwritten_checkpoint_is_a_checkpoint_like_any_other(tmp_path: Path, later: int) -> None:
+    """Its rows are overwritten in part or, from 1800 later ones on, all; the last of them lies inside a block of 100."""
+    random, path = np.random.default_rng(22), tmp_path / "ring.arrow"
+
+    def piece() -> Rows:
+        return random_trajectory(random, 10)
+
+    def opened() -> OnlineRing:
+        return OnlineRing(path, SCHEMA, 1600, "run")
+
+    ring, pieces = opened(), [piece() for _ in range(155)]  # 1705 rows
+    for rows in pieces:
+        append(ring, rows)
+    state = json.loads(json.dumps(ring.state()))
+    for _ in range(later // 11):
+        append(ring, piece())
+    with pytest.warns(RuntimeWarning, match="overwritten after this checkpoint"):
+        lost = ring.load_state(state)
+    for inserts in (0, 7, 30, 200):
+        for _ in range(inserts):
+            pieces.append(piece())
+            append(ring, pieces[-1])
+        rows = concatenate(pieces)
+        held = min(1600, len(rows["remaining"]) - 105 - lost)
+        assert_same(ring_windows(ring), model_windows(rows, held))
+        state = json.loads(json.dumps(ring.state()))
+        ring.close()
+        ring = opened()
+        assert_same(ring_windows(ring), model_windows(rows, held))
+        assert ring.load_state(state) == 0
+        assert_same(ring_windows(ring), model_windows(rows, held))
+
+
+def test_rows_overwritten_by_a_course_that_was_given_up_are_overwritten_not_damaged(tmp_path: Path) -> None:
+    """Back to the second checkpoint and then to the first, whose oldest rows the dropped ones had overwritten."""
+    random, path = np.random.default_rng(23), tmp_path / "ring.arrow"
+    ring, pieces, states = OnlineRing(path, SCHEMA, 160), [random_trajectory(random, 9) for _ in range(40)], []
+    for index, piece in enumerate(pieces):
+        append(ring, piece)
+        if index in (29, 30):
+            states.append(json.loads(json.dumps(ring.state())))
+    for state, inserts in zip(reversed(states), (31, 30), strict=True):
+        with pytest.warns(RuntimeWarning, match="overwritten after this checkpoint"):
+            lost = ring.load_state(state)
+        assert_same(ring_windows(ring), model_windows(concatenate(pieces[:inserts]), 160 - lost))
+
+
 def test_an_insert_cut_short_by_a_kill_leaves_the_checkpoint_whole(tmp_path: Path) -> None:
     """A process is killed while it overwrites rows; the resumed ring gives the checkpoint's rows."""
     script = """
