@@ -241,7 +241,8 @@ class DIPOLE(Algorithm):
             self.set_state({TRAINING_ITERATION: int(metadata["iteration"])})
             self._update_ratio.load_state(metadata["limiter"])
             if copy_ring(self.replay, Path(metadata["replay_directory"]), self.replay_directory):
-                self.replay = open_replay(self.config, self.offline_data, self.replay_directory)
+                held = metadata["replay"]["online"]["capacity"]
+                self.replay = open_replay(self.config, self.offline_data, self.replay_directory, held)
             self.replay.load_state(metadata["replay"])
             self.learner.continue_versions(int(metadata["policy_version"]))
             tensors = checkpoint.tensors.get(ROLLOUT_FILE)

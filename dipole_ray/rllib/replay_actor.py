@@ -8,6 +8,7 @@ ring up again with every row that was acknowledged, knows whose inserts they are
 that are still to come are then drawn with random numbers that were not used before.
 """
 
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from dipole_ray.rllib.sections import TrainingConfig
 from dipole_ray.rllib.waiting import wait_for
 
 RING_FILE = "online.arrow"
+
+_log = logging.getLogger(__name__)
 
 
 class ArrowOfflineData(OfflineData):
@@ -117,8 +120,13 @@ class ReplayClient:
         return wait_for([getattr(self._replay, method).remote(*args)], f"the replay: {method}")[0]
 
 
-def open_replay(config: AlgorithmConfig, data: ArrowOfflineData | None, directory: Path) -> Replay | ReplayClient:
-    """Open files and ring, in an actor when anything else is remote; ConfigError where the data do not fit."""
+def open_replay(
+    config: AlgorithmConfig, data: ArrowOfflineData | None, directory: Path, held: int | None = None
+) -> Replay | ReplayClient:
+    """Open files and ring, in an actor when anything else is remote; ConfigError where the data do not fit.
+
+    `held` is the capacity of the ring that is there, see `ring_rows`.
+    """
     training, agent, dims = config.training_settings(), config.agent_settings(), env_dims(config.env_settings())
     if data is not None:
         whom, remedy = f"'{config.env}'", "give the environment the data was collected in"
@@ -128,7 +136,7 @@ def open_replay(config: AlgorithmConfig, data: ArrowOfflineData | None, director
         schema=dims.schema,
         offline=() if data is None else data.paths,
         online=directory / RING_FILE if training.online_env_steps else None,
-        capacity=_ring_rows(config, dims.max_episode_steps) if training.online_env_steps else 0,
+        capacity=ring_rows(config, held) if training.online_env_steps else 0,
         n_step=agent.n_step,
         discount=agent.discount,
         offline_fraction=training.offline_fraction,
@@ -149,12 +157,24 @@ def copy_ring(replay: Replay | ReplayClient, source: Path, target: Path) -> bool
     return True
 
 
-def _ring_rows(config: AlgorithmConfig, max_episode_steps: int) -> int:
-    """Return the ring's rows: all online steps, what an iteration overshoots, and a closing row a piece."""
+def ring_rows(config: AlgorithmConfig, held: int | None = None) -> int:
+    """Return the ring's rows: as set; or else as `held` by the ring there is; or else with room for all online steps.
+
+    That is two rows a step, also of those by which an iteration overshoots: each may end its trajectory, and a closing
+    row follows.
+    """
     training: TrainingConfig = config.training_settings()
     if training.replay_capacity is not None:
         return training.replay_capacity
     fragment = int(config.get_rollout_fragment_length())
     per_delivery: int = config.num_envs_per_env_runner * fragment * max(1, config.num_env_runners)
-    steps = training.online_env_steps + training.env_steps_per_iteration + 2 * per_delivery
-    return steps + 2 * (steps // min(fragment, max_episode_steps) + 1) + per_delivery
+    rows = 2 * (training.online_env_steps + training.env_steps_per_iteration + 2 * per_delivery)
+    if held is not None and held < rows:
+        _log.warning(
+            "training.replay_capacity is null, but the online ring keeps the %d rows that it was made with, where %d "
+            "hold all %d online steps in any case; should it be full, the oldest transitions are overwritten",
+            held,
+            rows,
+            training.online_env_steps,
+        )
+    return rows if held is None else held

@@ -22,7 +22,8 @@ class TrainingConfig:
     env_steps_per_iteration: int = 1000
     """Environment steps, at least, in one training iteration of the online phase."""
     replay_capacity: int | None = None
-    """Rows of the online ring; None = room for all `online_env_steps` and their closing rows."""
+    """Rows of the online ring, which keeps the newest; None = room for all `online_env_steps`, however early episodes
+    end: two rows a step, since each trajectory has a closing row. A resumed run keeps the ring that it has."""
     offline_fraction: float | None = None
     """Exact share of offline rows in every batch, in [0, 1]; None = uniform over offline and online rows together."""
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 
 from dipole_ray import DIPOLE
 from dipole_ray.data.dataset import open_dataset
+from tests.rllib.nan_env import NanSteps
 from tests.rllib.small import config, train_until
 
 pytestmark = pytest.mark.usefixtures("cluster")
@@ -129,3 +132,32 @@ def test_ring_holds_more_steps_than_it_has_rows(pendulum: Path) -> None:
     assert 0 < algorithm.replay.sizes()["online"] < algorithm.env_steps == 360
     assert algorithm.replay.state()["env_steps_inserted"] == 360
     algorithm.stop()
+
+
+class ShortEpisodes(NanSteps):
+    """Ends by itself after every second step, which no time limit tells in advance."""
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        super().step(action)
+        return self.position.copy(), -1.0, self.steps % 2 == 0, False, {}
+
+
+def test_a_ring_without_a_set_capacity_has_room_for_every_step(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also of episodes of two steps; a run that is made longer keeps the ring that it has, and says so."""
+    gymnasium.register("ShortEpisodes-v0", entry_point=ShortEpisodes, max_episode_steps=200)
+    short = config(None, offline_learner_steps=0).environment("ShortEpisodes-v0")
+    algorithm = short.build_algo()
+    train_until(algorithm, lambda a: a.env_steps >= 400)
+    held = algorithm.replay.sizes()["online"]
+    assert held == algorithm.env_steps == 420
+    path = algorithm.save_to_path(tmp_path / "checkpoint")
+    algorithm.stop()
+    longer = config(None, offline_learner_steps=0, online_env_steps=4000).environment("ShortEpisodes-v0").build_algo()
+    assert not [text for text in caplog.messages if "online ring" in text]
+    longer.restore_from_path(path)
+    assert longer.replay.sizes()["online"] == held
+    assert [text for text in caplog.messages if "the online ring keeps the 1040 rows that it was made with" in text]
+    longer.train()
+    longer.stop()
