@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.feather as feather
 import pyarrow.parquet as pq
 import pytest
 
 from dipole_ray.data.schema import ACTION_LIMIT, Rows, concatenate
 from dipole_ray.data.sources.mapping import TableMapping
 from dipole_ray.data.sources.reading import ImportReport
+from dipole_ray.data.sources.table import table_columns
 from dipole_ray.errors import ConfigError, DatasetError
 from tests.data.reading import read_table, table_schema
 from tests.synthetic import transition_columns, write_table
@@ -174,3 +177,24 @@ def test_tables_that_cannot_be_read_give_one_sentence(tmp_path: Path) -> None:
     check("damaged or cut short", TableMapping(episode="episode"))
     with pytest.raises(DatasetError, match="no table here"):
         read(tmp_path / "table.csv", mapping)
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "feather"])
+def test_a_file_reads_the_same_whatever_types_this_process_knows(tmp_path: Path, suffix: str) -> None:
+    """Tensor columns are extensions to a process with `ray.data`, lists to one without; texts may be in a dictionary."""
+    from ray.data.extensions import ArrowTensorArray
+
+    def table(vectors: Callable[[np.ndarray], pa.Array]) -> pa.Table:
+        columns = {name: vectors(v) if v.ndim > 1 else pa.array(v) for name, v in columns_of_table().items()}
+        run = pa.array([f"run {index}" for index in columns_of_table()["episode"]])
+        return pa.table(columns | {"episode": run.dictionary_encode()})
+
+    def rows_of(vectors: Callable[[np.ndarray], pa.Array]) -> Rows:
+        path = tmp_path / f"table.{suffix}"
+        write = pq.write_table if suffix == "parquet" else feather.write_feather
+        write(table(vectors), str(path))
+        return read(path, TableMapping.guess(table_columns(path)))
+
+    expected = rows_of(lambda values: pa.array(list(values)))
+    for vectors in (pa.FixedShapeTensorArray.from_numpy_ndarray, ArrowTensorArray.from_numpy):
+        assert all(np.array_equal(values, expected[name]) for name, values in rows_of(vectors).items())

@@ -204,9 +204,22 @@ def read_batches(file: Path, choose: Callable[[list[str]], Iterable[str]]) -> It
             # Arrow believes the lengths and offsets that it reads: without this, a wrong one ends the process.
             batch.validate(full=True)
             if batch.num_rows:
-                yield batch.select(names)
+                yield pa.RecordBatch.from_arrays([_plain(batch.column(name)) for name in names], names=names)
     except _BROKEN as error:
         raise incomplete(file, "table", error) from error
+
+
+def _plain(values: pa.Array) -> pa.Array:
+    """Return a column as it is stored, whatever types this process has given names to, and without a dictionary.
+
+    A tensor column is a list column to a process that has not imported `ray.data`, and an extension to one that has.
+    """
+    if isinstance(values, pa.ExtensionArray):
+        axes = getattr(values.type, "permutation", None) or []
+        if axes != sorted(axes):
+            raise ValueError(f"a column of {values.type} has its axes in another order; save it as lists of numbers")
+        return _plain(values.storage)
+    return _plain(values.dictionary_decode()) if isinstance(values, pa.DictionaryArray) else values
 
 
 def _check_parquet(table: pq.ParquetFile, names: list[str], file: Path) -> None:
