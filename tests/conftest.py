@@ -18,7 +18,7 @@ os.environ.pop("MLFLOW_TRACKING_URI", None)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-LONGEST = ("rllib/test_remote.py", "rllib", "sweep", "bench", "test_run.py", "cli", "replay")
+LONGEST = ("rllib/test_remote.py", "rllib", "sweep", "bench", "runs", "cli", "replay")
 """Where the long tests are, longest first."""
 
 

@@ -37,7 +37,7 @@ from dipole_ray.serving.policy import load_policy
 from dipole_ray.tracking.tracker import Tracker, TrackingConfig
 from tests.agents.battery import OBSERVATION_DIM, make_agent, tiny_config
 from tests.data.malformed_npz import ten_gigabytes
-from tests.test_checkpoint import Payload
+from tests.files.test_checkpoint import Payload
 
 SLACK = 32 << 20
 SECONDS = 20.0

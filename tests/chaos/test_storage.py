@@ -31,8 +31,8 @@ from dipole_ray.tracking.metrics_file import read_metrics
 from tests.chaos.conftest import Measured
 from tests.chaos.kit import wait_until
 from tests.cli.commands import LAUNCH, dipole, environment, write_config
+from tests.files.test_checkpoint import assert_whole, in_child, save
 from tests.synthetic import random_trajectory
-from tests.test_checkpoint import assert_whole, in_child, save
 
 pytestmark = pytest.mark.chaos
 

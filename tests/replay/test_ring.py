@@ -128,7 +128,7 @@ def test_rows_overwritten_since_the_state_are_left_out_and_said(tmp_path: Path) 
 
 @pytest.mark.parametrize("later", [210, 1000, 1900, 3500])
 def test_what_remains_of_an_overwritten_checkpoint_is_a_checkpoint_like_any_other(tmp_path: Path, later: int) -> None:
-    """Its rows are overwritten in part or, from 1800 later ones on, all; the last of them lies inside a block of 100."""
+    """Rows are overwritten in part or, from 1800 later ones on, all; the last of them lies inside a block of 100."""
     random, path = np.random.default_rng(22), tmp_path / "ring.arrow"
 
     def piece() -> Rows:

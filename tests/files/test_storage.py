@@ -19,7 +19,7 @@ from dipole_ray.files import storage
 from dipole_ray.files.checkpoint import CheckpointConfig, newest_valid, write_checkpoint
 from dipole_ray.files.storage import checkpoint_bytes, persist, require_room
 from dipole_ray.tracking.metrics_file import MetricsFile
-from tests.test_checkpoint import in_child
+from tests.files.test_checkpoint import in_child
 
 
 class Clock:

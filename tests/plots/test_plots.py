@@ -23,8 +23,8 @@ from dipole_ray.plots import draw_curves, draw_maze, draw_omega, draw_run, read_
 from dipole_ray.plots.maze import _score
 from dipole_ray.plots.panels import Line, Panel, draw_panels
 from dipole_ray.plots.style import CYCLE, DPI
+from tests.evaluation.test_report import ROWS, row
 from tests.maze_walker import MAZE, MazeWalker
-from tests.test_report import ROWS, row
 
 CELLS = [Cell("bc", None, 1), Cell("guided", 0.0, 1), Cell("guided", 2.0, 1), Cell("guided", 2.0, 4)]
 
