@@ -181,7 +181,7 @@ def test_tables_that_cannot_be_read_give_one_sentence(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["parquet", "feather"])
 def test_a_file_reads_the_same_whatever_types_this_process_knows(tmp_path: Path, suffix: str) -> None:
-    """Tensor columns are extensions to a process with `ray.data`, lists to one without; texts may be in a dictionary."""
+    """Tensor columns are extensions to a process with `ray.data`, lists to one without; texts may be dictionaries."""
     from ray.data.extensions import ArrowTensorArray
 
     def table(vectors: Callable[[np.ndarray], pa.Array]) -> pa.Table:
