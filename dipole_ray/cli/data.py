@@ -137,9 +137,11 @@ def run_import(args: argparse.Namespace) -> int:
         rows = _counted(row.rows(args.source, reading, report), progress)
         manifest = write_dataset(args.out, rows, schema, source, overwrite=args.overwrite)
     places = ", ".join(report.non_finite) + (", ..." if len(report.non_finite) == MAX_NAMED else "")
-    dropped = f", {report.dropped_transitions} dropped as not finite: {places}" if report.dropped_transitions else ""
+    dropped = f", {report.share(report.dropped_transitions)} dropped as not finite: {places}" if places else ""
     if report.unfollowed_transitions:
-        dropped += f", {report.unfollowed_transitions} left out because nothing says what they led to"
+        dropped += f", {report.share(report.unfollowed_transitions)} left out because nothing says what they led to"
+    for warning in report.warnings:
+        print(f"warning: {warning}")
     for note in report.notes:
         print(f"note: {note}")
     print(

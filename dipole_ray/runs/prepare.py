@@ -163,10 +163,9 @@ def _convert(source: Path, row: Format, env: EnvConfig, out: Path, cache: Path) 
     rows = row.rows(source, reading, report)
     write_dataset(out, rows, dims.schema, {"format": row.name, "file": row.remembered(source), "env": env.id})
     if report.unfollowed_transitions:
-        report.notes.append(
-            f"{report.unfollowed_transitions} transitions are left out because nothing says what they led to"
-        )
-    for note in report.notes:
+        lost = report.share(report.unfollowed_transitions)
+        report.notes.append(f"{lost} are left out because nothing says what they led to")
+    for note in report.warnings + report.notes:
         _log.warning("%s: %s", source, note)
 
 

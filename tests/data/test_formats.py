@@ -59,7 +59,10 @@ def test_a_format_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     assert dataset_kind(path) == "log"
     assert dipole("import", path, "--env", "Pendulum-v1", "--out", tmp_path / "out") == 0
     told = capsys.readouterr().out
-    assert "1198 transitions in 2 trajectories, 2 left out because nothing says what they led to" in told
+    assert (
+        "1198 transitions in 2 trajectories, 2 transitions (0.167 %) left out because nothing says what they led to"
+        in told
+    )
     assert "note: actions were scaled to [-1, 1] from [-2] ... [2]" in told
     assert dipole("inspect", path, "--env", "Pendulum-v1") == 0
     assert inspect_dataset(path, Reading(action_bounds=BOUNDS)).kind == "log"

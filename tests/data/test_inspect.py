@@ -100,7 +100,9 @@ def test_raw_files_are_judged_by_the_same_rules(tmp_path: Path) -> None:
     arrays["observations"][7] = np.nan
     npz = inspect_dataset(write_ogbench(tmp_path / "data.npz", arrays))
     assert (npz.kind, npz.verdict) == ("ogbench", "error")
-    assert "2 transitions touch NaN" in npz.findings[0].what and npz.findings[0].where == "row 7 (observations)"
+    assert (
+        "2 transitions (0.133 %) touch NaN" in npz.findings[0].what and npz.findings[0].where == "row 7 (observations)"
+    )
     assert any("no rewards" in finding.what for finding in npz.findings) and "return_max" not in npz.figures
     table = inspect_dataset(write_table(tmp_path / "t.parquet", transition_columns(random, [300] * 6)))
     assert (table.kind, table.figures["transitions"], table.figures["trajectories"]) == ("table", 1800, 6)

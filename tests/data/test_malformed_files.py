@@ -175,7 +175,7 @@ def test_an_extension_type_that_is_a_pickle_is_not_loaded(tmp_path: Path) -> Non
     fields = [pa.field("rewards", pa.float64(), metadata=tag)]
     fields += [pa.field(name, pa.float64()) for name in ("observations", "actions", "episode")]
     table = pa.Table.from_arrays(
-        [numbers, numbers, pa.array([0.1] * 3), pa.array([0.0, 0.0, 1.0])], schema=pa.schema(fields)
+        [numbers, numbers, pa.array([0.1] * 3), pa.array([0.0, 0.0, 0.0])], schema=pa.schema(fields)
     )
     path = tmp_path / "table.feather"
     feather.write_feather(table, str(path))

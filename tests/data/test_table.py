@@ -124,7 +124,7 @@ def test_non_finite_rows_are_refused_or_dropped(tmp_path: Path) -> None:
 )
 def test_an_open_mapping_is_refused_with_the_question(settings: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        TableMapping(**settings)  # type: ignore[arg-type]
+        TableMapping(**settings).check()  # type: ignore[arg-type]
 
 
 def test_unknown_meanings_and_columns_name_the_nearest(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ JUMP_FACTOR = 20.0  # a step this many times longer than the 99th percentile loo
 DUPLICATE_FRACTION = 0.01
 SATURATED_FRACTION = 0.5
 MASKED_FRACTION = 0.5
+LOST_FRACTION = 0.02  # as when trajectories of 50 steps each lose their last
 FEW_TRANSITIONS = 1000
 
 
@@ -87,13 +88,16 @@ def _masks_and_rewards(summary: Summary) -> Iterator[Finding]:
 
 def _numbers(summary: Summary, report: ImportReport) -> Iterator[Finding]:
     if report.dropped_transitions:
-        what = f"{report.dropped_transitions} transitions touch NaN or infinity"
+        what = f"{report.share(report.dropped_transitions)} touch NaN or infinity"
         where = ", ".join(report.non_finite) + (", ..." if len(report.non_finite) == MAX_NAMED else "")
         yield Finding("error", what, where, "repair them, or import with --non-finite drop")
     if report.unfollowed_transitions:
-        what = f"{report.unfollowed_transitions} transitions without the observation that they led to are left out"
-        remedy = "harmless if few; otherwise store next_observations"
-        yield _info(what, "last rows of trajectories that were cut", remedy)
+        lost, count = report.unfollowed_transitions, report.transitions + report.unfollowed_transitions
+        what = f"{report.share(lost)} are left out: nothing says what they led to"
+        level: Level = "warning" if lost > LOST_FRACTION * count else "info"
+        yield Finding(level, what, "last rows of trajectories that were cut", "store next_observations to keep them")
+    for warning in report.warnings:
+        yield Finding.from_message("warning", f"order of the rows: {warning}")
     for note in report.notes:
         yield _info(note, "whole dataset", "check that this is what was recorded")
     low, high = summary.ranges["observations"]

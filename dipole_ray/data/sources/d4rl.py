@@ -45,9 +45,6 @@ def read(path: Path, reading: Reading, report: ImportReport) -> Iterator[Block]:
             columns |= {"masks": 1 - columns["terminals"].reshape(-1), "ends": ends[start:stop]}
             yield Block(path=path, columns=columns, first_row=start)
             start = stop
-    if not report.transitions and not report.dropped_transitions:
-        what = "every row ends a trajectory (timeouts), and none has the observation it led to"
-        raise DatasetError(f"{path}: {what}; store next_observations, or check the timeouts")
 
 
 def _checked_arrays(file: Group, path: Path) -> dict[str, Array]:

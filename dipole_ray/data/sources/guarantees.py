@@ -27,8 +27,9 @@ def enforce(
     infinity out instead of refusing them; `join` hands several blocks on together, where they are single episodes.
     """
     held: list[Rows] = []
+    path = Path()
     for block in _whole_trajectories(blocks, report):
-        rows = _finish(block, bounds, drop, report)
+        path, rows = block.path, _finish(block, bounds, drop, report)
         if rows is not None:
             held.append(rows)
         if held and (not join or sum(len(piece["remaining"]) for piece in held) >= CHUNK_ROWS):
@@ -36,6 +37,33 @@ def enforce(
             held = []
     if held:
         yield concatenate(held)
+    _judge_losses(path, report)
+
+
+def _judge_losses(path: Path, report: ImportReport) -> None:
+    """Refuse data of which most is lost, and say what looks as if its rows were not in order."""
+    lost, kept = report.unfollowed_transitions, report.transitions + report.dropped_transitions
+    if lost > kept:
+        raise DatasetError(
+            f"{path}: {report.share(lost)} would be lost, because each ends a trajectory ('episode', 'terminals' or "
+            "'timeouts') and nothing says what it led to; store or map next_observations, sort the rows by episode "
+            "and time, or check what ends trajectories"
+        )
+    if 2 * report.short_pieces > report.trajectories > 1:
+        report.warnings.append(
+            f"{report.short_pieces} of {report.trajectories} trajectories have one transition and no end of the task, "
+            "as if the rows were not in order: they serve n_step=1 only; sort them by episode and time"
+        )
+    if report.returning_episodes:
+        report.warnings.append(
+            f"{report.returning_episodes} times an episode comes again ({report.first_return}): each is read as a "
+            "trajectory of its own; if they are one, sort the table by episode and time"
+        )
+    if report.time_gaps:
+        report.warnings.append(
+            f"{report.time_gaps} transitions span more than five usual steps of time, the first at {report.first_gap}: "
+            "rows are missing there, or a trajectory ends unmarked; mark its last row (episode, terminals or timeouts)"
+        )
 
 
 def _whole_trajectories(blocks: Iterable[Block], report: ImportReport) -> Iterator[Block]:
@@ -69,6 +97,9 @@ def _finish(block: Block, bounds: ActionBounds | None, drop: bool, report: Impor
     """Return the rows of a block, or None if no transition is left."""
     columns = {**block.columns, "actions": _scaled(block.columns["actions"], bounds, block.path)}
     numbers = block.first_row + np.arange(len(columns["ends"]))
+    times = columns.pop("times", None)
+    if times is not None:
+        _check_times(times, columns["ends"], block, report)
     if not block.is_closed:
         if "next_observations" in columns:
             _check_following(block)
@@ -94,6 +125,8 @@ def _finish(block: Block, bounds: ActionBounds | None, drop: bool, report: Impor
     used = kept | np.append(False, kept[:-1])
     report.transitions += int(kept.sum())
     report.trajectories += int((used & ~kept).sum())
+    alone = kept & np.append(True, ~kept[:-1]) & np.append(~kept[1:], True)
+    report.short_pieces += int((alone & (masks != 0)).sum())
     if not kept.any():
         return None
     actions = np.clip(columns["actions"][used], -ACTION_LIMIT, ACTION_LIMIT)
@@ -134,6 +167,23 @@ def _check_following(block: Block) -> None:
             f"trajectory, the first at row {block.first_row + inner[same.argmin()]}; sort the table by episode and "
             "time, or map the column that ends trajectories (episode, terminals or timeouts)"
         )
+
+
+def _check_times(times: np.ndarray, ends: np.ndarray, block: Block, report: ImportReport) -> None:
+    """Refuse times that fall inside a trajectory, and count where they rise far more than usual."""
+    inner = np.flatnonzero(~ends[:-1])
+    steps = times[inner + 1] - times[inner]
+    if len(back := inner[steps < 0]):
+        row = int(back[0])
+        raise DatasetError(
+            f"{block.path}: time runs backwards {len(back)} times inside a trajectory, the first at row "
+            f"{block.first_row + row} (from {times[row]} to {times[row + 1]}); sort the table by episode and time, map "
+            "the column that ends trajectories (episode, terminals or timeouts), or, if it is no time, give --map time="
+        )
+    gaps = inner[steps > 5 * np.median(steps[steps > 0])] if (steps > 0).any() else inner[:0]
+    if len(gaps) and not report.time_gaps:
+        report.first_gap = f"row {block.first_row + gaps[0]} (from {times[gaps[0]]} to {times[gaps[0] + 1]})"
+    report.time_gaps += len(gaps)
 
 
 def _scaled(actions: np.ndarray, bounds: ActionBounds | None, path: Path) -> np.ndarray:

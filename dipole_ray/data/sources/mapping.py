@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,21 @@ from dipole_ray.errors import ConfigError, DatasetError
 
 Columns = str | tuple[str, ...]
 
+# Names by which a column is recognised, the first that is there; `done` is not among them: it may mean either end.
+USUAL = {
+    "observations": ("observations", "observation", "obs"),
+    "actions": ("actions", "action"),
+    "rewards": ("rewards", "reward"),
+    "next_observations": ("next_observations", "next_observation", "next_obs"),
+    "masks": ("masks",),
+    "terminals": ("terminals", "terminal", "terminated", "terminations"),
+    "timeouts": ("timeouts", "timeout", "truncated", "truncations"),
+    "episode": ("episode", "episode_id", "episode_index"),
+    "time": ("time", "timestamp", "step", "timestep", "frame_index"),
+}
+_REQUIRED = ("observations", "actions", "rewards")
+_VECTORS = ("observations", "actions", "next_observations")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TableMapping:
@@ -22,24 +38,42 @@ class TableMapping:
 
     A vector is one column of lists (`observations`), several columns (`("x", "y")`), or all columns that begin alike
     (`obs_*`, in the order of their numbers). Trajectory ends and the bootstrap mask are two things, and the mapping
-    must say enough to tell them apart: a time limit ends the trajectory but not the task.
+    must say enough to tell them apart: a time limit ends the trajectory but not the task. What is not mapped is taken
+    by its usual name where the table has it (`complete`); an empty name leaves such a column out.
     """
 
-    observations: Columns = "observations"  # observation at the time of the action
-    actions: Columns = "actions"  # action, in [-1, 1]
-    rewards: str = "rewards"  # reward of the action
+    observations: Columns | None = None  # observation at the time of the action
+    actions: Columns | None = None  # action, in [-1, 1]
+    rewards: str | None = None  # reward of the action
     next_observations: Columns | None = None  # after the action: inside a trajectory, the next row's observation
     masks: str | None = None  # 0 where the task ended with this transition (never bootstrap), else 1
-    # Says also that the task ended, where `masks` is absent and `timeouts` or `episode` tells the other ends.
+    # Says also that the task ended, where `masks` is absent and timeouts, episode or next_observations tell other ends.
     terminals: str | None = None  # 1 on the last row of a trajectory
     timeouts: str | None = None  # 1 where a time limit cut the trajectory
     episode: str | None = None  # a value that is the same over one trajectory and differs from its neighbours'
+    time: str | None = None  # a number that never falls inside a trajectory; only checks the order of the rows
     # What `terminals` mean where the columns leave it open: the task ended, or merely the trajectory.
     terminals_are: Literal["termination", "boundary"] | None = None
 
     def __post_init__(self) -> None:
         if self.terminals_are not in (None, "termination", "boundary"):
             raise ConfigError(f"terminals_are={self.terminals_are!r} must be 'termination' or 'boundary'")
+
+    def complete(self, columns: Sequence[str], usual: Mapping[str, Sequence[str]] = USUAL) -> TableMapping:
+        """Return this mapping with the columns of a table that have a usual name and are not mapped otherwise."""
+        given = {name: value for name, value in self.to_json().items() if name != "terminals_are"}
+        taken = {*chain.from_iterable(_expand_all(value, columns) for value in given.values())}
+        found: dict[str, Any] = {
+            name: next((column for column in names if column in columns and column not in taken), None)
+            for name, names in usual.items()
+            if name not in given
+        }
+        missing = {name: name for name in _REQUIRED if not (given | found).get(name)}  # which `resolve` will say
+        left_out = {name: None for name, value in given.items() if not value}
+        return replace(self, **(found | left_out | missing))
+
+    def check(self) -> None:
+        """Raise ConfigError unless the mapping, once complete, says where trajectories end, and where the task does."""
         if self.terminals_are is not None and self.terminals is None:
             raise ConfigError("terminals_are is set but no terminals column is mapped; map one with terminals=COLUMN")
         if not (self.terminals or self.timeouts or self.episode or self.next_observations):
@@ -47,8 +81,10 @@ class TableMapping:
                 "the mapping does not say where trajectories end; map terminals, timeouts, episode or next_observations"
             )
         if self.masks and self.terminals_are == "termination":
-            raise ConfigError("masks and terminals_are=termination both say where the task ends; leave one out")
-        if self.terminals and not (self.masks or self.timeouts or self.episode or self.terminals_are):
+            remedy = "leave one out (--map masks= for the column of that name)"
+            raise ConfigError(f"masks and terminals_are=termination both say where the task ends; {remedy}")
+        tells_others = self.masks or self.timeouts or self.episode or self.next_observations
+        if self.terminals and not (tells_others or self.terminals_are):
             raise ConfigError(
                 f"terminals={self.terminals} alone does not tell a time limit from the end of the task; map masks, "
                 "timeouts or episode as well, or say terminals_are=termination or terminals_are=boundary"
@@ -56,8 +92,8 @@ class TableMapping:
 
     @property
     def infers_boundaries(self) -> bool:
-        """Whether trajectories end where the next observation is not the next row's."""
-        return not (self.terminals or self.timeouts or self.episode)
+        """Whether trajectories end, unmarked, where the next observation is not the next row's."""
+        return bool(self.next_observations) and not (self.timeouts or self.episode)
 
     @classmethod
     def from_pairs(cls, pairs: Sequence[str]) -> TableMapping:
@@ -70,19 +106,21 @@ class TableMapping:
         values: dict[str, Any] = {}
         for pair in pairs:
             name, separator, column = pair.partition("=")
-            if not separator or not column or name not in names:
+            can_be_empty = name not in (*_REQUIRED, "terminals_are")
+            if not separator or not (column or can_be_empty) or name not in names:
                 near = difflib.get_close_matches(name, names, n=1)
                 hint = f"did you mean '{near[0]}'? " if near and near[0] != name else ""
-                raise ConfigError(f"--map {pair}: {hint}write MEANING=COLUMN with a meaning of {', '.join(names)}")
+                remedy = f"{hint}write MEANING=COLUMN with a meaning of {', '.join(names)}"
+                raise ConfigError(f"--map {pair}: {remedy} (MEANING= leaves a column of that name out)")
             values[name] = tuple(column.split(",")) if "," in column else column
         return cls(**values)
 
     @classmethod
     def guess(cls, columns: Sequence[str]) -> TableMapping:
-        """Map every column that is already called by its meaning."""
-        names = [field.name for field in fields(cls) if field.name != "terminals_are"]
-        known: dict[str, Any] = {name: name for name in names if name in columns}
-        return cls(**known)
+        """Map every column that has a usual name; ConfigError if that does not say enough."""
+        mapping = cls().complete(columns)
+        mapping.check()
+        return mapping
 
     def to_json(self) -> dict[str, Any]:
         """Return the mapped columns as a JSON object."""
@@ -97,8 +135,7 @@ class TableMapping:
         resolved, mapped = {}, self.to_json()
         mapped.pop("terminals_are", None)
         for name, value in mapped.items():
-            patterns = (value,) if isinstance(value, str) else value
-            names = tuple(column for pattern in patterns for column in _expand(pattern, available))
+            names = _expand_all(value, available)
             for column in names:
                 if available.count(column) > 1:
                     found = f"column '{column}' for {name} is there {available.count(column)} times"
@@ -108,7 +145,7 @@ class TableMapping:
                     hint = f"did you mean '{near[0]}'? " if near else ""
                     remedy = f"{hint}the table has {', '.join(available)}: map it with --map {name}=COLUMN"
                     raise DatasetError(f"{path}: no column '{column}' for {name}; {remedy}")
-            if len(names) != 1 and name not in ("observations", "actions", "next_observations"):
+            if len(names) != 1 and name not in _VECTORS:
                 raise DatasetError(
                     f"{path}: {name} needs one column, {value!r} gives {len(names)}; map a single column"
                 )
@@ -124,6 +161,11 @@ class TableMapping:
         terminals, timeouts = flags.get("terminals", nothing) != 0, flags.get("timeouts", nothing) != 0
         ended = nothing if self.terminals_are == "boundary" else terminals.astype(np.float32)
         return flags.get("masks", 1.0 - ended), terminals | timeouts
+
+
+def _expand_all(value: Columns, available: Sequence[str]) -> tuple[str, ...]:
+    patterns = (value,) if isinstance(value, str) else value
+    return tuple(column for pattern in patterns for column in _expand(pattern, available))
 
 
 def _expand(pattern: str, available: Sequence[str]) -> list[str]:

@@ -45,7 +45,18 @@ class ImportReport:
     dropped_transitions: int = 0  # transitions dropped because they touch a NaN or infinity
     non_finite: list[str] = field(default_factory=list)  # where the first of their numbers stand: `row 7 (rewards)`
     unfollowed_transitions: int = 0  # left out, because the original does not hold the observation that they led to
+    short_pieces: int = 0  # trajectories of one transition with which the task did not end
+    time_gaps: int = 0  # transitions over which the time rises far more than usual
+    first_gap: str = ""
+    returning_episodes: int = 0  # pieces of episodes that come after rows of others
+    first_return: str = ""
+    warnings: list[str] = field(default_factory=list)  # what is likely to be wrong, a clause with its remedy each
     notes: list[str] = field(default_factory=list)  # what else was decided, a clause each
+
+    def share(self, count: int) -> str:
+        """Return a count of lost transitions with its share of all that the original has, as words."""
+        total = self.transitions + self.dropped_transitions + self.unfollowed_transitions
+        return f"{count} transitions ({100 * count / max(1, total):.3g} %)"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -58,6 +69,7 @@ class Block:
     masks              float32 (N,), 0 where the task ended
     ends               bool (N,), the last row of each trajectory; that of the data is one anyway
     next_observations  float32 (N, O), where the original has them
+    times              (N,), where the original has them: they must not fall inside a trajectory, and are not stored
     others             (N, ...), of numbers that must be finite but are not stored
     """
 

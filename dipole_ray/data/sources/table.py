@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 from dipole_ray.columns import Schema
 from dipole_ray.data.schema import concatenate
 from dipole_ray.data.sources.arrow_index import declared_bytes
+from dipole_ray.data.sources.continuity import Continuity, natural_order
 from dipole_ray.data.sources.guarantees import check_flags, is_followed, to_float32
-from dipole_ray.data.sources.mapping import TableMapping
+from dipole_ray.data.sources.mapping import USUAL, TableMapping
 from dipole_ray.data.sources.npz import check_expansion
 from dipole_ray.data.sources.reading import Arrays, Block, ImportReport, Reading, incomplete
 from dipole_ray.errors import DatasetError
@@ -30,8 +31,9 @@ _BROKEN = (pa.ArrowException, OSError, ValueError, MemoryError)
 
 
 def table_files(path: Path) -> list[Path]:
-    """Return the table files at `path`, in the order of their names."""
-    files = sorted(p for p in path.iterdir() if p.suffix in SUFFIXES) if path.is_dir() else [path]
+    """Return the table files at `path`, in the order of their names and of the numbers in these."""
+    found = [file for file in path.iterdir() if file.suffix in SUFFIXES] if path.is_dir() else [path]
+    files = sorted(found, key=natural_order)
     if not files or files[0].suffix not in SUFFIXES:
         raise DatasetError(f"{path}: no table here; give a file, or a folder of files, ending in {', '.join(SUFFIXES)}")
     strange = [file for file in files if not file.is_file()]  # a link to nowhere, a folder, a pipe that would block
@@ -42,18 +44,23 @@ def table_files(path: Path) -> list[Path]:
 
 def table_columns(path: Path) -> list[str]:
     """Return the column names of the (first) table file."""
-    return _open_table(table_files(path)[0])[1]
+    return list(_open_table(table_files(path)[0])[1].names)
 
 
 def mapping_of(path: Path, reading: Reading) -> TableMapping:
-    """Return the mapping that was given, or the one by the names of the columns."""
-    return reading.mapping or TableMapping.guess(table_columns(path))
+    """Return the mapping that was given, completed by the columns that have usual names."""
+    found = _open_table(table_files(path)[0])[1]
+    # A text may well be called `time`, and is none.
+    columns = [field.name for field in found if field.name not in USUAL["time"] or _is_time(field.type)]
+    mapping = (reading.mapping or TableMapping()).complete(columns)
+    mapping.check()
+    return mapping
 
 
 def schema(path: Path, reading: Reading) -> Schema:
     """Return the dimensions that the mapping gives, from the first rows of the table."""
     mapping = mapping_of(path, reading)
-    for batch in _batches(path, mapping):
+    for _, batch in _batches(path, mapping):
         columns = mapping.resolve(batch.schema.names, path)
         sizes = [column_matrix(batch, columns[name], path, 0).shape[1] for name in ("observations", "actions")]
         return Schema(*sizes)
@@ -61,10 +68,11 @@ def schema(path: Path, reading: Reading) -> Schema:
 
 
 def read(path: Path, reading: Reading, report: ImportReport) -> Iterator[Block]:
-    """Yield the rows of a file, or of a folder whose files continue each other in order of their names."""
+    """Yield the rows of a file, or of a folder whose files continue each other in the order of their numbers."""
     mapping = mapping_of(path, reading)
-    width, last = 0, Arrays()  # the newest row: only the next one tells whether it ends a trajectory
-    for batch in _batches(path, mapping):
+    order, width = Continuity(path, report), 0
+    last, file = Arrays(), path  # the newest row: only the next one tells whether it ends a trajectory
+    for source, batch in _batches(path, mapping):
         first_row = report.rows_read + len(last.get("ends", ()))
         rows = _batch_arrays(batch, mapping, path, first_row)
         width = width or rows["observations"].shape[1] + rows["actions"].shape[1]
@@ -73,18 +81,20 @@ def read(path: Path, reading: Reading, report: ImportReport) -> Iterator[Block]:
             raise DatasetError(f"{path}: {what}; import tables of different environments one by one")
         rows = concatenate([last, rows]) if last else rows
         _mark_ends(rows, mapping)
-        last = {name: values[-1:] for name, values in rows.items()}
-        columns = {name: values[:-1] for name, values in rows.items() if name != "episode"}
-        yield Block(path=path, columns=columns, first_row=report.rows_read)
-    if last:
-        columns = {name: last[name] for name in columns} | {"ends": np.ones(1, bool)}
-        yield Block(path=path, columns=columns, first_row=report.rows_read)
-    if not report.rows_read:
+        if last and source != file:
+            order.join(rows, report.rows_read, file, source)
+        order.follow(rows, report.rows_read)
+        file, last = source, {name: values[-1:] for name, values in rows.items()}
+        yield _block(path, {name: values[:-1] for name, values in rows.items()}, report.rows_read)
+    if not last:
         raise DatasetError(f"{path}: the table has no rows; nothing to import")
-    if not report.transitions and not report.dropped_transitions:
-        column = mapping.episode or mapping.timeouts or mapping.terminals
-        what = f"every row ends a trajectory (column '{column}'), and none has the observation it led to"
-        raise DatasetError(f"{path}: {what}; map next_observations, or check the column that ends trajectories")
+    order.finish()
+    yield _block(path, last | {"ends": np.ones(1, bool)}, report.rows_read)
+
+
+def _block(path: Path, rows: Arrays, first_row: int) -> Block:
+    columns = {name: values for name, values in rows.items() if name not in ("episode", "flagged")}
+    return Block(path=path, columns=columns, first_row=first_row)
 
 
 def _mark_ends(rows: Arrays, mapping: TableMapping) -> None:
@@ -111,9 +121,12 @@ def _batch_arrays(batch: pa.RecordBatch, mapping: TableMapping, path: Path, firs
             where = "on the last row of each trajectory"
             check_flags(flags[name], f"column '{columns[name][0]}'", path, first_row, where)
     arrays["rewards"] = flags["rewards"]
-    arrays["masks"], arrays["ends"] = mapping.masks_and_ends(flags, batch.num_rows)
+    arrays["masks"], arrays["flagged"] = mapping.masks_and_ends(flags, batch.num_rows)
+    arrays["ends"] = arrays["flagged"].copy()
     if "next_observations" in columns:
         arrays["next_observations"] = following
+    if "time" in columns:
+        arrays["times"] = _times(batch, columns["time"][0], path)
     if "episode" in columns:
         arrays["episode"] = _episodes(batch, columns["episode"][0], path, first_row)
     return arrays
@@ -131,6 +144,23 @@ def _episodes(batch: pa.RecordBatch, name: str, path: Path, first_row: int) -> n
         found = f"column '{name}' is NaN at row {first_row + broken[0]}, so the episode there is unknown"
         raise DatasetError(f"{path}: {found}; fill it or remove those rows")
     return values
+
+
+def _is_time(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_temporal(kind))
+
+
+def _times(batch: pa.RecordBatch, name: str, path: Path) -> np.ndarray:
+    """Return (N,) float64 or int64, not narrowed: microseconds since 1970 must stay apart; a missing one is NaN."""
+    column = batch.column(name)
+    if not _is_time(column.type):
+        found = f"column '{name}' holds {column.type}, and times are numbers"
+        raise DatasetError(f"{path}: {found}; convert it, or leave it out with --map time=")
+    if pa.types.is_temporal(column.type):
+        width = column.type.bit_width
+        column = column.view(pa.int64() if width == 64 else pa.int32())
+    values: np.ndarray = column.to_numpy(zero_copy_only=False)
+    return values.astype(np.float64 if values.dtype.kind == "f" else np.int64)
 
 
 def is_list(kind: pa.DataType) -> bool:
@@ -180,9 +210,11 @@ def _check_nulls(values: pa.Array, name: str, path: Path, first_row: int) -> Non
         raise DatasetError(f"{path}: {found}; fill them or remove those rows")
 
 
-def _batches(path: Path, mapping: TableMapping) -> Iterator[pa.RecordBatch]:
+def _batches(path: Path, mapping: TableMapping) -> Iterator[tuple[Path, pa.RecordBatch]]:
+    """Yield the batches of all files, each with its file."""
     for file in table_files(path):
-        yield from read_batches(file, partial(_mapped, mapping, file))
+        for batch in read_batches(file, partial(_mapped, mapping, file)):
+            yield file, batch
 
 
 def _mapped(mapping: TableMapping, file: Path, available: list[str]) -> Iterable[str]:
@@ -193,7 +225,7 @@ def read_batches(file: Path, choose: Callable[[list[str]], Iterable[str]]) -> It
     """Yield the batches of one .parquet or else Arrow file that have rows, with the columns that `choose` chooses."""
     try:
         table, available = _open_table(file)
-        names = list(dict.fromkeys(choose(available)))
+        names = list(dict.fromkeys(choose(list(available.names))))
         if isinstance(table, pq.ParquetFile):
             _check_parquet(table, names, file)
             batches = table.iter_batches(batch_size=_BATCH_ROWS, columns=names, use_threads=False)
@@ -237,14 +269,14 @@ def _check_parquet(table: pq.ParquetFile, names: list[str], file: Path) -> None:
     check_expansion(file, declared, f"columns {', '.join(names[:8])}")
 
 
-def _open_table(file: Path) -> tuple[pq.ParquetFile | pa.RecordBatchFileReader, list[str]]:
-    """Open a .parquet or else Arrow file; return it and the names of its columns."""
+def _open_table(file: Path) -> tuple[pq.ParquetFile | pa.RecordBatchFileReader, pa.Schema]:
+    """Open a .parquet or else Arrow file; return it and its columns."""
     try:
         # Nothing is read ahead and no thread decodes beside: what is held must not depend on how busy the machine is.
         if file.suffix == ".parquet":
             table = pq.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER_BYTES)
-            return table, list(table.schema_arrow.names)
+            return table, table.schema_arrow
         table = pa.ipc.open_file(pa.OSFile(str(file)), options=pa.ipc.IpcReadOptions(use_threads=False))
-        return table, list(table.schema.names)
+        return table, table.schema
     except _BROKEN as error:
         raise incomplete(file, "table", error) from error

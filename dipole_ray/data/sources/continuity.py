@@ -1,0 +1,125 @@
+"""Whether the rows of a table come in the order in which they were recorded, by what the table itself says of it.
+
+Ends of trajectories, times and next observations are compared where one file goes on in the next, and where the name
+of an episode comes again. What cannot be in order is refused; what may be is said.
+"""
+
+import re
+from collections.abc import Hashable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dipole_ray.data.sources.guarantees import is_followed
+from dipole_ray.data.sources.reading import Arrays, ImportReport
+from dipole_ray.errors import DatasetError
+
+_SORT = "sort the table by episode and time"
+_RENAME = "name the files so that their numbers give the order in which they were recorded"
+
+
+def natural_order(path: Path) -> list[str | tuple[int, str]]:
+    """Return a key that sorts names with numbers by these: `2.parquet` comes before `10.parquet`."""
+    parts = re.split(r"(\d+)", str(path))
+    # Digits without leading zeros sort by length, then value; int() refuses numbers of thousands of digits.
+    return [(len(part.lstrip("0")), part.lstrip("0")) if index % 2 else part for index, part in enumerate(parts)]
+
+
+@dataclass(slots=True)
+class _Piece:
+    """Consecutive rows of one episode, and what its last row says of the row after it."""
+
+    row: int  # of the original
+    time: float | None
+    following: np.ndarray | None  # (O,)
+    is_over: bool  # whether a flag ends the trajectory there
+
+
+class Continuity:
+    """Is shown the rows of a table in the order in which they are read, and raises where that is not theirs."""
+
+    def __init__(self, path: Path, report: ImportReport) -> None:
+        self._path, self._report = path, report
+        self._episodes: dict[Hashable, _Piece] = {}  # by name, the end of their newest piece
+        self._starts: dict[bytes, Path] = {}  # files by their first observation
+        self._unfinished: list[tuple[Path, Path, bytes]] = []  # a file, the one read after it, what its last row led to
+        self._tick: float | None = None  # the usual difference between the times of two rows
+        self._num_unproved = 0
+
+    def follow(self, rows: Arrays, first_row: int) -> None:
+        """Take consecutive rows, of which the first was shown before as the last, unless `first_row` is 0.
+
+        `rows` has `ends`, `flagged` (the ends that a flag marks), and where the table has them `next_observations`,
+        `times` and `episode`.
+        """
+        if "times" in rows:
+            steps = np.diff(rows["times"])[~rows["ends"][:-1]]
+            steps = steps[steps > 0]
+            self._tick = float(np.median(steps)) if len(steps) else self._tick
+        if "episode" not in rows:
+            return
+        changes = np.flatnonzero(rows["episode"][1:] != rows["episode"][:-1]) + 1
+        for row in changes if first_row else [0, *changes]:
+            if row:
+                self._episodes[rows["episode"][row - 1]] = self._piece(rows, int(row) - 1, first_row)
+            self._begin_episode(rows, int(row), first_row)
+
+    def join(self, rows: Arrays, first_row: int, before: Path, after: Path) -> None:
+        """Check the first two of consecutive rows: the last of one file, and the first of the file after it."""
+        last = self._piece(rows, 0, first_row)
+        self._starts.setdefault(rows["observations"][1].tobytes(), after)
+        if last.following is not None and not last.is_over:
+            self._unfinished.append((before, after, last.following.tobytes()))
+        if rows["ends"][0]:
+            return
+        found = None
+        if last.following is not None and not is_followed(last.following[None], rows["observations"][1:2])[0]:
+            found = f"the next observation of its last row (row {last.row}) is not the first observation there"
+        elif last.time is not None and not self._goes_on(last.time, rows["times"][1]):
+            found = f"time goes from {last.time:g} (row {last.row}) to {rows['times'][1]:g} there"
+        if found is not None:
+            found = f"its last trajectory does not go on in {after.name}, the file read next: {found}"
+            raise DatasetError(f"{before}: {found}; {_RENAME}, and mark every trajectory's last row as an end")
+        self._num_unproved += not {"next_observations", "times", "episode"} & rows.keys()
+
+    def finish(self) -> None:
+        """Compare what the files say of each other, and report what was merely assumed."""
+        for before, after, following in self._unfinished:
+            right = self._starts.get(following, after)
+            if right not in (before, after):
+                found = f"its last row leads to the first of {right.name}, and {after.name} is read next"
+                raise DatasetError(f"{before}: {found}; {_RENAME}")
+        if self._num_unproved:
+            self._report.warnings.append(
+                f"{self._num_unproved} trajectories are taken to go on in the next file, in the order of the files' "
+                "numbers, and nothing in the table proves it; map times, episodes or next_observations"
+            )
+
+    def _begin_episode(self, rows: Arrays, row: int, first_row: int) -> None:
+        """Look at the first row of a piece of an episode: has it been there before, and does it go on here?"""
+        name = rows["episode"][row]
+        earlier = self._episodes.get(name)
+        if earlier is None:
+            return
+        time = rows["times"][row] if "times" in rows else None
+        place = f"episode {name} stops at row {earlier.row} and"
+        goes_on = earlier.following is not None and np.array_equal(earlier.following, rows["observations"][row])
+        if earlier.time is not None and time is not None:
+            goes_on |= self._goes_on(earlier.time, time) and time != earlier.time
+        if goes_on and not earlier.is_over:
+            remedy = f"{_SORT}, or {_RENAME}" if self._path.is_dir() else _SORT
+            raise DatasetError(f"{self._path}: {place} goes on at row {first_row + row}, after others; {remedy}")
+        if not self._report.returning_episodes:
+            self._report.first_return = f"{place} comes again at row {first_row + row}"
+        self._report.returning_episodes += 1
+
+    def _goes_on(self, before: float, after: float) -> bool:
+        """Return whether `after` may be the time of the row after one of the time `before`."""
+        return before <= after and (self._tick is None or after - before <= 2 * self._tick)
+
+    @staticmethod
+    def _piece(rows: Arrays, row: int, first_row: int) -> _Piece:
+        following = rows["next_observations"][row] if "next_observations" in rows else None
+        time = float(rows["times"][row]) if "times" in rows else None
+        return _Piece(first_row + row, time, following, bool(rows["flagged"][row]))
