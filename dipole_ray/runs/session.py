@@ -27,7 +27,7 @@ from dipole_ray.files.storage import persist
 from dipole_ray.rllib.algorithm import DIPOLE
 from dipole_ray.rllib.config import SECTIONS, DIPOLEConfig
 from dipole_ray.rllib.evaluate import play
-from dipole_ray.rllib.replay_actor import RING_FILE
+from dipole_ray.rllib.replay_actor import RING_FILE, ring_rows
 from dipole_ray.runs.config import RunConfig
 from dipole_ray.tracking.tracker import Tracker
 
@@ -72,7 +72,7 @@ class Session:
             return cast(DIPOLE, config.build_algo())
         ring = checkpoint.metadata["replay"]["online"]
         if ring is not None and self.config.training.replay_capacity is None:
-            config.training(replay_capacity=ring["capacity"])  # a run that is made longer keeps the ring it has
+            config.training(replay_capacity=ring_rows(config, ring["capacity"]))  # a longer run keeps its ring
         if (replay / RING_FILE).exists():
             checkpoint.metadata["replay_directory"] = str(replay)  # a copy of a run folder has a ring of its own
         return cast(DIPOLE, config.build_algo())
