@@ -175,9 +175,11 @@ class Agent(ABC):
         self.learner_steps += 1
         # The one wait for the device in an update.
         if bool(torch.isfinite(reduce(torch.add, statistics.values(), total + grad_norm))):
+            if self.config.target_update == "before":
+                self._move_targets()
             self.optimizer.step()
-            with torch.no_grad():
-                torch._foreach_lerp_(self._target_parameters, self._critic_parameters, self.config.tau)
+            if self.config.target_update == "after":
+                self._move_targets()
             self._statistics = statistics
             self.consecutive_skips = 0
         else:
@@ -185,6 +187,11 @@ class Agent(ABC):
         metrics["system/grad_norm"] = grad_norm
         metrics["system/skipped_updates"] = torch.tensor(float(self.skipped_updates))
         return metrics
+
+    @torch.no_grad()
+    def _move_targets(self) -> None:
+        """Move the target critics a Polyak step towards the critics as they are now."""
+        torch._foreach_lerp_(self._target_parameters, self._critic_parameters, self.config.tau)
 
     def _path(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Draw noise (B, A) and times (B, 1) for a step of flow matching, and return noise, x_t and t."""
@@ -203,14 +210,17 @@ class Agent(ABC):
 
         The other pairs of observations and actions are (X, O + A), where X may be 0; their estimates (E, X).
         """
-        config, rows, candidates = self.config, len(next_observations), self.config.target_candidates
-        noise = self._noise(rows, candidates)
-        next_actions = self.policy.from_noise(next_observations, noise, config.target_omega, "guided").flatten(0, 1)
+        config, rows = self.config, len(next_observations)
+        noise = self._noise(rows, config.target_candidates)
+        next_actions = self.policy.from_noise(next_observations, noise, config.target_omega, "guided")
+        if config.target_choice == "online":
+            next_actions = self.policy.best(next_observations, next_actions).unsqueeze(1)
+        candidates = next_actions.shape[1]
         repeated = next_observations.repeat_interleave(candidates, dim=0) if candidates > 1 else next_observations
-        next_pairs = torch.cat((repeated, next_actions), dim=-1)
+        next_pairs = torch.cat((repeated, next_actions.flatten(0, 1)), dim=-1)
         q = self.networks.target_critic(torch.cat((pairs, next_pairs))).squeeze(-1)
         q_pairs, q_next = q[:, : len(pairs)], q[:, len(pairs) :].unflatten(1, (rows, candidates))
-        best = losses.aggregate(q_next, config.value_aggregation, config.rho).argmax(dim=1)
+        best = losses.aggregate(q_next, config.choice_aggregation, config.rho).argmax(dim=1)
         q_best = q_next.gather(2, best.expand(len(q), rows).unsqueeze(2)).squeeze(2)
         return losses.aggregate(q_best, config.target_aggregation, config.rho), q_pairs
 
@@ -252,6 +262,13 @@ class Agent(ABC):
         defaults = {"is_offline": 1.0}
         if self.config.n_step == 1:  # longer horizons end early at an episode's end, so each row must bring its own
             defaults["discounts"] = self.config.discount
+        for name in ("n_step", "discount"):  # a replay's batch says what its windows were made with
+            made, own = getattr(batch, name, None), getattr(self.config, name)
+            if made not in (None, own):
+                found = f"the replay has {name}={made}, but agent.{name} is {own}"
+                raise ConfigError(f"batch: {found}; open it with Replay({name}={own}), or set agent.{name}={made}")
+        if "rewards" in batch and not rows:
+            raise ConfigError("batch: it has no rows; give at least one")
         tensors = {}
         for name in COLUMNS:
             shape = (rows, *widths.get(name, ()))

@@ -4,13 +4,14 @@ An algorithm's own settings stand beside its agent: `DipoleConfig`, `FqlConfig` 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, NamedTuple, get_type_hints
 
 from dipole_ray.errors import ConfigError
 from dipole_ray.settings import Tagged, unread
 
+_OF_FQL = {"hidden_dims": (512,) * 4, "target_update": "before"}
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     "small": {
@@ -23,11 +24,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "dipole": {},
     "bc": {"weight_scheme": "bc", "num_candidates": 1},
-    "ifql": {"weight_scheme": "bc", "bootstrap": "value", "num_candidates": 32, "hidden_dims": (512,) * 4},
+    "ifql": {"weight_scheme": "bc", "bootstrap": "value", "num_candidates": 32, **_OF_FQL},
     "exp": {"weight_scheme": "exp"},
-    "cfgrl": {"weight_scheme": "cfgrl", "bootstrap": "value", "num_candidates": 1},
-    "fql": {"algorithm": "fql", "num_candidates": 1, "hidden_dims": (512,) * 4},
-    "iql": {"algorithm": "iql", "bootstrap": "value", "beta": 10.0, "num_candidates": 1, "hidden_dims": (512,) * 4},
+    "cfgrl": {"weight_scheme": "cfgrl", "bootstrap": "value", "num_candidates": 1, "target_update": "before"},
+    "fql": {"algorithm": "fql", "num_candidates": 1, **_OF_FQL},
+    "iql": {"algorithm": "iql", "bootstrap": "value", "beta": 10.0, "num_candidates": 1, **_OF_FQL},
 }
 """What each preset changes in the defaults, which are `paper`."""
 
@@ -54,6 +55,7 @@ INSIDE_UNIT = Rule(lambda x: 0 < x < 1, "give a number strictly between 0 and 1"
 COUNT = Rule(lambda x: x >= 1, "give a whole number of at least 1")
 WIDTHS = Rule(lambda x: len(x) > 0 and min(x) >= 1, "give at least one positive width")
 AGGREGATION = one_of("min", "mean", "mean_minus_std")
+AS_VALUE = Rule(lambda x: x is None or AGGREGATION.holds(x), f"{AGGREGATION.wanted}, or null")
 BOOTSTRAP = one_of("policy", "value")
 DIVISOR = one_of("none", "batch_std", "running_std")
 
@@ -74,6 +76,7 @@ class AgentConfig(metaclass=Tagged):
     train_bc = False
     bootstrap = "policy"
     target_candidates = 1
+    target_choice = "online"
     target_omega = 0.0
     target_aggregation = "mean"
     advantage_normalization = "none"
@@ -93,8 +96,14 @@ class AgentConfig(metaclass=Tagged):
     """Discount of one environment step, in (0, 1]. Paper: 0.995."""
     tau: Annotated[float, RATE] = 0.005
     """Polyak rate of the target critics, in (0, 1]. Paper: 0.005."""
+    target_update: Annotated[str, one_of("after", "before")] = "after"
+    """Whether the target critics move towards the critics as they are `after` a gradient step (paper), or as they were
+    `before` it, as in the code of FQL, IFQL, IQL and CFGRL (presets `fql`, `ifql`, `iql`, `cfgrl`)."""
     value_aggregation: Annotated[str, AGGREGATION] = "min"
-    """How critics make one estimate for V, the advantage and the choice of candidates. Paper: min."""
+    """How critics make one estimate for V: `min`, `mean` or `mean_minus_std`. Paper: min."""
+    advantage_aggregation: Annotated[str | None, AS_VALUE] = None
+    """The same for the advantage and the choice of candidates; None = as `value_aggregation`. The authors' q_agg=mean
+    is `value_aggregation` mean beside `min` here."""
     rho: Annotated[float, NOT_NEGATIVE] = 0.5
     """Pessimism in `mean_minus_std`, mean - rho std, >= 0."""
     num_critics: Annotated[int, COUNT] = 2
@@ -125,8 +134,11 @@ class AgentConfig(metaclass=Tagged):
                 value = getattr(self, name)
                 if not rule.holds(value):
                     raise ConfigError(f"agent.{name}: found {value!r}; {rule.wanted}")
-        if self.num_critics == 1 and "mean_minus_std" in (self.value_aggregation, self.target_aggregation):
+        aggregations = (self.value_aggregation, self.choice_aggregation, self.target_aggregation)
+        if self.num_critics == 1 and "mean_minus_std" in aggregations:
             raise ConfigError("agent.num_critics: 1 critic has no spread for 'mean_minus_std'; set agent.num_critics=2")
+        if self.target_candidates == 1:
+            self.require("target_choice", "online", "there is one candidate", "agent.target_candidates above 1")
         if self.reward_shift != 0 and self.discount == 1:
             raise ConfigError(
                 f"agent.reward_shift: {self.reward_shift} on every step has no finite sum at agent.discount=1; "
@@ -152,6 +164,11 @@ class AgentConfig(metaclass=Tagged):
         return cls(**{**PRESETS[name], **changes})
 
     @property
+    def choice_aggregation(self) -> str:
+        """How critics make one estimate for the advantage and the choice of candidates."""
+        return self.advantage_aggregation or self.value_aggregation
+
+    @property
     def fields(self) -> tuple[str, ...]:
         """Names of the vector fields this agent trains, in their stacked order."""
         return ()
@@ -170,3 +187,11 @@ class AgentConfig(metaclass=Tagged):
         """Raise ConfigError, with the reason and the remedy, unless a setting has the only value it can have."""
         if getattr(self, name) != only:
             raise unread(f"agent.{name}", getattr(self, name), only, why, remedy)
+
+
+def of_older(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an agent's saved settings; one that is missing, as it came later, gets the value that it had until then.
+
+    That is a default's unless the default is another way than the old one.
+    """
+    return {"target_choice": "target", **saved} if saved.get("target_candidates", 1) > 1 else dict(saved)

@@ -3,6 +3,8 @@
 Shapes: B batch rows, N candidates, O observation dim, A action dim, E critics, F vector fields.
 """
 
+import math
+import warnings
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -22,6 +24,10 @@ __all__ = ["AgentConfig", "DipoleAgent", "DipoleConfig"]
 
 SCHEME_FIELDS = {"dipole": ("positive", "negative"), "bc": ("bc",), "exp": ("positive",), "cfgrl": ("positive", "bc")}
 """The vector fields that each weight scheme trains."""
+
+
+MAX_SHIFT = 12.0
+"""Shift beyond which one of the two fields hardly has weights: sigma(-12) is 6e-6."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +59,9 @@ class DipoleConfig(AgentConfig):
     bootstrap: Annotated[str, BOOTSTRAP] = "policy"
     """What Q bootstraps from: `policy`, Qbar(s', a') with a' from the policy (paper), or `value`, V(s') (IQL)."""
     target_candidates: Annotated[int, COUNT] = 1
-    """Actions drawn at s' for the bootstrap from the policy, the best by the target critics kept, >= 1. Paper: 1."""
+    """Actions drawn at s' for the bootstrap from the policy, of which the best is kept, >= 1. Paper: 1."""
+    target_choice: Annotated[str, one_of("online", "target")] = "online"
+    """Which critics say what is best among `target_candidates`: the `online` ones, as when acting, or the `target`s."""
     target_omega: Annotated[float, OMEGA] = 0.0
     """Greediness of the policy in the bootstrap, >= -1; at 0 the negative field is not evaluated. Paper: 0."""
     target_aggregation: Annotated[str, AGGREGATION] = "mean"
@@ -64,6 +72,11 @@ class DipoleConfig(AgentConfig):
     def __post_init__(self) -> None:
         """Reject values out of range, and what the weight scheme or the bootstrap would not read."""
         super().__post_init__()
+        if abs(self.shift) > MAX_SHIFT:
+            field, weight = "pi+" if self.shift < 0 else "pi-", math.exp(-abs(self.shift))
+            what = f"weighs the rows of {field} by about {weight:.0e}, so gradients fall below Adam's eps"
+            remedy = f"{field} learns slowly or not at all; stay within -{MAX_SHIFT:g} and {MAX_SHIFT:g}"
+            warnings.warn(f"agent.shift: {self.shift} {what}: {remedy}", RuntimeWarning, stacklevel=1)
         scheme, remedy = self.unguided
         if self.weight_scheme != "dipole":
             self.require("shift", 0, f"{scheme} has no knee to move", remedy)
@@ -123,12 +136,12 @@ class DipoleAgent(ValueAgent):
     def _losses(self, batch: dict[str, Tensor], diagnostics: bool) -> Losses:
         networks = self.networks
         q_target, q_data = self._critic_targets(batch)
-        value_loss, v, residual = self._value_loss(batch["observations"], q_data)
+        value_loss, v = self._value_loss(batch["observations"], q_data)
         q = networks.critic(torch.cat((batch["observations"], batch["actions"]), dim=-1)).squeeze(-1)
         critic_loss = losses.temporal_difference_loss(q, q_target)
 
         # Policy fields, all on the same noise and time.
-        advantage = residual.detach()
+        advantage = self._advantage(q_data, v)
         scaled, statistics = self._normalized_advantage(advantage)
         names, by_name = networks.fields.names, self._field_weights(scaled, batch["is_offline"])
         weights = torch.stack([by_name[name] for name in names])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dipole_ray.agents import flow, losses
 from dipole_ray.agents.agent import Agent, Losses
-from dipole_ray.agents.config import ABOVE_ZERO, AGGREGATION, COUNT, AgentConfig
+from dipole_ray.agents.config import ABOVE_ZERO, AGGREGATION, COUNT, AgentConfig, one_of
 from dipole_ray.agents.fields import MakeFields
 from dipole_ray.agents.networks import Sizes, StackedMLP
 from dipole_ray.agents.policy import Policy
@@ -36,6 +36,8 @@ class FqlConfig(AgentConfig):
     train_bc: bool = False
     """Evaluate the cloned flow for comparison; it is trained in any case."""
     target_candidates: Annotated[int, COUNT] = 1
+    """As in `DipoleConfig`."""
+    target_choice: Annotated[str, one_of("online", "target")] = "online"
     """As in `DipoleConfig`."""
     target_aggregation: Annotated[str, AGGREGATION] = "mean"
     """As in `DipoleConfig`."""

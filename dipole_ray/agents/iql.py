@@ -87,11 +87,11 @@ class IqlAgent(ValueAgent):
     def _losses(self, batch: dict[str, Tensor], diagnostics: bool) -> Losses:
         config, networks = self.config, self.networks
         q_target, q_data = self._critic_targets(batch)
-        value_loss, v, _ = self._value_loss(batch["observations"], q_data)
+        value_loss, v = self._value_loss(batch["observations"], q_data)
         q = networks.critic(torch.cat((batch["observations"], batch["actions"]), dim=-1)).squeeze(-1)
 
         # The online critics, as in FQL's code base; the flow policies take the targets.
-        advantage = losses.aggregate(q.detach(), config.value_aggregation, config.rho) - v.detach()
+        advantage = self._advantage(q, v)
         scaled, statistics = self._normalized_advantage(advantage)
         weight = losses.exponential_weight(scaled, config.beta, config.exp_weight_max)
         mean, log_std = self.policy.gaussian(batch["observations"])

@@ -84,7 +84,12 @@ def shaped_rewards(rewards: Tensor, discounts: Tensor, discount: float, scale: f
     """
     if shift == 0.0:
         return rewards if scale == 1.0 else scale * rewards
-    return scale * rewards + shift * (1.0 - discounts) / (1.0 - discount)
+    # In float32 1 - g^h loses its digits as g nears 1. The whole number h gives them back, where g^h is one.
+    powers = discounts.double()
+    logarithms = (powers.log() / math.log(discount)).round().clamp(min=1.0) * math.log(discount)
+    is_power = (logarithms.exp() - powers).abs() <= torch.finfo(torch.float32).eps
+    total = torch.where(is_power, -torch.expm1(logarithms), 1.0 - powers) / (1.0 - discount)
+    return scale * rewards + (shift * total).to(rewards.dtype)
 
 
 def temporal_difference_loss(q: Tensor, target: Tensor) -> Tensor:

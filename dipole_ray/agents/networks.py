@@ -17,6 +17,7 @@ LAYER_NORM_EPS = 1e-6
 # GELU's tanh approximation is x (1 + tanh(u / 2)) / 2 = x sigma(u) with u = _LINEAR x + _CUBIC x^3.
 _LINEAR = 2.0 * math.sqrt(2.0 / math.pi)
 _CUBIC = 0.044715 * _LINEAR
+_LARGEST_SLOPE = 1e30
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +123,8 @@ class _Gelu(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
         x, gate = ctx.saved_tensors
         slope = torch.addcmul(x.new_full((), _LINEAR), x, x, value=3.0 * _CUBIC).mul_(x)
-        # x s (1 - s) u' + s, in place, without another buffer than the slope's.
-        slope.addcmul_(slope, gate, value=-1.0).mul_(gate).add_(gate)
+        # x s (1 - s) u' + s, in place, without another buffer than the slope's; s (1 - s) is 0 where x^3 overflows.
+        slope.clamp_(-_LARGEST_SLOPE, _LARGEST_SLOPE).addcmul_(slope, gate, value=-1.0).mul_(gate).add_(gate)
         return slope.mul_(gradient)
 
 

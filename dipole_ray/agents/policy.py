@@ -89,18 +89,23 @@ class Policy(ABC):
             raise ConfigError(f"num_candidates: found {candidates}; give a whole number of at least 1")
         observations = torch.as_tensor(observations, dtype=torch.float32, device=self.device)
         dim = self.sizes.observation_dim
-        if observations.ndim != 2 or observations.shape[1] != dim:
-            raise ConfigError(f"observations have shape {tuple(observations.shape)}; give (B, {dim}), one row each")
+        if observations.ndim != 2 or observations.shape[1] != dim or not len(observations):
+            found = f"observations have shape {tuple(observations.shape)}"
+            raise ConfigError(f"{found}; give (B, {dim}), one row each and at least one")
         observations = self.normalized(observations)
         noise = self.normal((len(observations), candidates, self.sizes.action_dim), generator)
         if self.has_mode and candidates == 1 and not explore:
             noise = torch.zeros_like(noise)
         actions = self.from_noise(observations, noise, omega, policy)
-        if candidates == 1:
+        return self.best(observations, actions)
+
+    def best(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Return the best of N actions (B, N, A) by the online critics, (B, A), observations normalized."""
+        if actions.shape[1] == 1:
             return actions[:, 0]
-        repeated = observations.unsqueeze(1).expand(-1, candidates, -1)
+        repeated = observations.unsqueeze(1).expand(-1, actions.shape[1], -1)
         q = self.networks.critic(torch.cat((repeated, actions), dim=-1).flatten(0, 1)).view(-1, *actions.shape[:2])
-        best = losses.aggregate(q, self.config.value_aggregation, self.config.rho).argmax(dim=1)
+        best = losses.aggregate(q, self.config.choice_aggregation, self.config.rho).argmax(dim=1)
         return actions[torch.arange(len(actions), device=self.device), best]
 
     def _check_policy(self, policy: str, omega: float | None) -> float:

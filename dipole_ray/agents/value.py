@@ -32,11 +32,15 @@ class ValueAgent(Agent):
             bootstrap, q_data = self._policy_bootstrap(batch["next_observations"], pairs)
         return self._temporal_difference_target(batch, bootstrap), q_data
 
-    def _value_loss(self, observations: Tensor, q_data: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the expectile regression's loss, V(s) (B,), and the target critics' estimate less V(s), (B,)."""
+    def _value_loss(self, observations: Tensor, q_data: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the expectile regression's loss on the target critics' estimates (E, B), and V(s), (B,)."""
         v = self.networks.value(observations)[0, :, 0]
         residual = losses.aggregate(q_data, self.config.value_aggregation, self.config.rho) - v
-        return losses.expectile_loss(residual, self.config.expectile).mean(), v, residual
+        return losses.expectile_loss(residual, self.config.expectile).mean(), v
+
+    def _advantage(self, q: Tensor, v: Tensor) -> Tensor:
+        """Return G(s, a), (B,), of estimates (E, B) and V(s), without a gradient."""
+        return losses.aggregate(q.detach(), self.config.choice_aggregation, self.config.rho) - v.detach()
 
     def _normalized_advantage(self, advantage: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the scaled advantage (B,), and the running statistics with the rows of all learners."""

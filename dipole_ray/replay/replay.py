@@ -41,14 +41,22 @@ def check_fraction(offline_fraction: float | None) -> None:
         )
 
 
+class Batch(dict[str, Any]):
+    """Columns by name, and what their windows were made with: an agent that counts otherwise refuses them."""
+
+    n_step: int
+    discount: float
+
+
 class Replay:
     """Samples transitions from offline datasets and an online ring.
 
     The loop without Ray:
 
         data = open_dataset(path)
-        replay = Replay(schema=data.schema, offline=[path], n_step=1, discount=0.99)
-        agent = DipoleAgent(AgentConfig(), data.schema, seed=0)
+        config = AgentConfig()
+        replay = Replay(schema=data.schema, offline=[path], n_step=config.n_step, discount=config.discount)
+        agent = DipoleAgent(config, data.schema, seed=0)
         for _ in range(10_000):
             agent.update(replay.sample(256))
     """
@@ -61,7 +69,7 @@ class Replay:
         online: Path | str | None = None,
         capacity: int = 0,
         n_step: int = 1,
-        discount: float = 0.99,
+        discount: float = 0.995,
         offline_fraction: float | None = None,
         seed: int = 0,
         run: str | None = None,
@@ -75,8 +83,8 @@ class Replay:
             online: File of the online ring; None for offline training only. An existing ring counts as empty until
                 `load_state` names its rows, unless it belongs to `run`.
             capacity: Rows of the ring that can be sampled at a time; 0 exactly when `online` is None.
-            n_step: Transitions per window, >= 1.
-            discount: Per transition, in [0, 1].
+            n_step: Transitions per window, >= 1; the agent's own.
+            discount: Per transition, in [0, 1]; the agent's own.
             offline_fraction: Share of offline transitions in every batch once there are online ones (until then all are
                 offline); None for the union's own shares.
             seed: Of the sampler.
@@ -96,6 +104,7 @@ class Replay:
             remedy = "give both a file and a capacity for online rows, or neither"
             raise ConfigError(f"online={online} with capacity={capacity}: {remedy}")
         self.schema, self.offline_fraction = schema, offline_fraction
+        self.n_step, self.discount = n_step, discount
         self._powers = discount ** np.arange(n_step + 1, dtype=np.float64)
         self._entries: list[SegmentEntry] = []
         self._damaged: list[str] = []
@@ -188,7 +197,9 @@ class Replay:
         configured = self.offline_fraction if self.num_online else None
         fraction = configured if offline_fraction is ... else offline_fraction
         picks = self._pick(batch_size, num_batches, fraction).reshape(-1)
-        return {**nested(self._gather(picks)), "is_offline": (picks < self.num_offline).astype(np.float32)}
+        batch = Batch(nested(self._gather(picks)), is_offline=(picks < self.num_offline).astype(np.float32))
+        batch.n_step, batch.discount = self.n_step, self.discount
+        return batch
 
     def _gather(self, picks: np.ndarray) -> dict[str, np.ndarray]:
         """Gather transitions by number; those from `num_offline` on are online ones."""

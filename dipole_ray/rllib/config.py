@@ -18,6 +18,7 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.util.debug import log_once
 
 from dipole_ray import settings
+from dipole_ray.agents.config import of_older
 from dipole_ray.agents.dipole import AgentConfig
 from dipole_ray.envs.make import EnvConfig, env_dims
 from dipole_ray.errors import ConfigError
@@ -209,6 +210,7 @@ class DIPOLEConfig(AlgorithmConfig):
     def from_plain(cls, plain: Mapping[str, Any]) -> DIPOLEConfig:
         """Return the config that `to_plain` described; what older versions did not write keeps its default."""
         env = settings.from_mapping(EnvConfig, plain["env"], "env")
+        plain = {**plain, "agent": of_older(plain["agent"])}
         sections = {name: settings.from_mapping(section, plain[name], name) for name, section in SECTIONS.items()}
         config = cls.from_sections(env, sections, plain["input"])
         for key in KEPT:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dipole_ray import settings
+from dipole_ray.agents.config import of_older
 from dipole_ray.agents.dipole import AgentConfig
 from dipole_ray.envs.make import EnvConfig
 from dipole_ray.errors import ConfigError
@@ -133,9 +134,11 @@ class RunConfig:
 
 
 def saved_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return the config a checkpoint was written with; settings of the agent that came later had their defaults."""
+    """Return the config a checkpoint was written with; settings of the agent that came later as they were."""
     with entries_of(checkpoint):
-        return settings.merge({"agent": settings.to_mapping(AgentConfig())}, checkpoint.metadata["run"])
+        run = checkpoint.metadata["run"]
+        run = {**run, "agent": of_older(run["agent"])}
+        return settings.merge({"agent": settings.to_mapping(AgentConfig())}, run)
 
 
 def presets(*, sweeps: bool = False) -> dict[str, Path]:

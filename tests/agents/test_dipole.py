@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,9 +15,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dipole_ray.agents import flow
+from dipole_ray.agents.config import PRESETS
 from dipole_ray.agents.data_parallel import DataParallel
 from dipole_ray.agents.dipole import DipoleAgent
+from dipole_ray.data.dataset import write_dataset
 from dipole_ray.errors import CheckpointError, ConfigError, NonFiniteError
+from dipole_ray.replay.replay import Replay
 from tests.agents.battery import (
     ACTION_DIM,
     OBSERVATION_DIM,
@@ -26,18 +31,23 @@ from tests.agents.battery import (
     make_batch,
     tiny_config,
 )
+from tests.synthetic import random_trajectory
 
 COUNTERS_AND_NOISE = {"learner_steps", "skipped_updates", "consecutive_skips", "generator"}
 
 
-def test_target_critics_follow_by_polyak_averaging_after_the_step() -> None:
-    agent = make_agent(tiny_config(tau=0.1))
+@pytest.mark.parametrize("preset", PRESETS)
+def test_target_critics_follow_by_polyak_averaging_after_the_step_and_those_of_other_code_before(preset: str) -> None:
+    agent = make_agent(tiny_config(preset, tau=0.1))
     agent.update(make_batch(0))
-    old = {name: tensor.clone() for name, tensor in agent.networks.target_critic.state_dict().items()}
+    before, old = (
+        {name: tensor.clone() for name, tensor in networks.state_dict().items()}
+        for networks in (agent.networks.critic, agent.networks.target_critic)
+    )
     agent.update(make_batch(1))
+    followed = before if preset in ("ifql", "fql", "iql", "cfgrl") else agent.networks.critic.state_dict()
     for name, target in agent.networks.target_critic.state_dict().items():
-        online = agent.networks.critic.state_dict()[name]
-        torch.testing.assert_close(target, 0.1 * online + 0.9 * old[name], rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(target, 0.1 * followed[name] + 0.9 * old[name], rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("bootstrap", ["policy", "value"])
@@ -145,6 +155,45 @@ def test_acting_keeps_the_candidate_with_the_largest_smallest_critic() -> None:
         assert torch.equal(chosen[row], candidates[row, best])
 
 
+def test_v_can_take_the_mean_of_critics_whose_least_gives_the_advantage_and_the_choice() -> None:
+    """The authors' q_agg=mean, in `value_aggregation` and `advantage_aggregation`."""
+    agents = {how: make_agent(tiny_config(value_aggregation=how)) for how in ("min", "mean")}
+    both = make_agent(tiny_config(value_aggregation="mean", advantage_aggregation="min"))
+    found = {how: agent.update(make_batch(0)) for how, agent in [*agents.items(), ("both", both)]}
+    observations = make_batch(9)["observations"]
+    assert found["both"]["value/loss"] == found["mean"]["value/loss"] != found["min"]["value/loss"]
+    for name in ("actor/advantage_mean", "actor/loss_positive"):
+        assert found["both"][name] == found["min"][name] != found["mean"][name]
+    networks = agents["min"].networks.state_dict()
+    for agent in (agents["mean"], both):
+        agent.networks.load_state_dict(networks)
+    acted = [agent.sample_actions(observations) for agent in (agents["min"], both, agents["mean"])]
+    assert torch.equal(acted[0], acted[1]) and not torch.equal(acted[0], acted[2])
+
+
+@pytest.mark.parametrize("preset", ["paper", "fql"])
+@pytest.mark.parametrize("choice", ["online", "target"])
+def test_candidates_of_the_bootstrap_are_chosen_by_the_critics_that_the_setting_names(preset: str, choice: str) -> None:
+    agent = make_agent(tiny_config(preset, target_candidates=6, target_choice=choice))
+    for step in range(3):
+        agent.update(make_batch(step))
+    observations = torch.from_numpy(make_batch(9)["next_observations"])
+    noise = torch.Generator().manual_seed(0)
+    noise.set_state(agent.generator.get_state())
+    with torch.no_grad():
+        found, _ = agent._policy_bootstrap(observations, torch.empty(0, OBSERVATION_DIM + ACTION_DIM))
+        drawn = torch.randn(ROWS, 6, ACTION_DIM, generator=noise)
+        candidates = agent.policy.from_noise(observations, drawn, 0.0, "guided")
+        pairs = torch.cat((observations[:, None].expand(-1, 6, -1), candidates), dim=-1).flatten(0, 1)
+        online, target = (
+            critic(pairs)[..., 0].view(2, ROWS, 6) for critic in (agent.networks.critic, agent.networks.target_critic)
+        )
+    picks = [q.amin(dim=0).argmax(dim=1, keepdim=True) for q in (online, target)]
+    assert not torch.equal(*picks), "the test would not tell one from the other"
+    expected = target.mean(dim=0).gather(1, picks[choice == "target"])[:, 0]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("column", ["rewards", "observations", "actions", "next_observations"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 1e30])
 def test_a_non_finite_update_leaves_every_tensor_bitwise_unchanged(column: str, bad: float) -> None:
@@ -248,6 +297,39 @@ def test_batches_that_do_not_fit_name_the_column() -> None:
         agent.update({**batch, "rewards": batch["rewards"][:, None]})
     with pytest.raises(ConfigError, match="'actions' has shape"):
         agent.update({**batch, "actions": batch["actions"][:, :1]})
+
+
+def test_no_rows_are_refused_in_a_sentence() -> None:
+    agent = make_agent(tiny_config())
+    with pytest.raises(ConfigError, match=r"observations have shape \(0, 5\); give \(B, 5\), .* at least one"):
+        agent.sample_actions(make_batch(0, rows=0)["observations"])
+    with pytest.raises(ConfigError, match="batch: it has no rows; give at least one"):
+        agent.update(make_batch(0, rows=0))
+
+
+@pytest.mark.parametrize("changes", [{"discount": 0.9}, {"n_step": 3}])
+def test_a_replay_that_counts_otherwise_than_the_agent_is_refused(changes: dict[str, float], tmp_path: Path) -> None:
+    rows = random_trajectory(np.random.default_rng(0), 50, OBSERVATION_DIM, ACTION_DIM)
+    write_dataset(tmp_path / "data", [rows], SCHEMA, {})
+    ((name, value),) = changes.items()
+    replay = Replay(schema=SCHEMA, offline=[tmp_path / "data"], **changes)  # type: ignore[arg-type]
+    make_agent(tiny_config(**changes)).update(replay.sample(8))
+    agent = make_agent(tiny_config())
+    remedy = rf"open it with Replay\({name}={getattr(agent.config, name)}\), or set agent.{name}={value}"
+    with pytest.raises(ConfigError, match=f"the replay has {name}={value}, but agent.{name} is .*{remedy}"):
+        agent.update(replay.sample(8))
+    agent.update(Replay(schema=SCHEMA, offline=[tmp_path / "data"]).sample(8))  # both by default
+
+
+@pytest.mark.parametrize(("shift", "field"), [(-13.0, "pi+"), (13.0, "pi-")])
+def test_a_shift_that_stops_a_field_is_warned_of(shift: float, field: str) -> None:
+    with pytest.warns(
+        RuntimeWarning, match=rf"agent.shift: {shift} weighs the rows of {re.escape(field)} by about 2e-06"
+    ):
+        tiny_config(shift=shift)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tiny_config(shift=math.copysign(11.0, shift))
 
 
 def test_policies_the_agent_does_not_have_are_refused() -> None:

@@ -130,6 +130,17 @@ def test_shaped_rewards_equal_shaping_each_reward_of_the_window(horizon: int) ->
     np.testing.assert_allclose(shaped.numpy(), ((2.0 * rewards + 1.5) * powers).sum(1), rtol=1e-12)
 
 
+@pytest.mark.parametrize("horizon", [1, 3, 50])
+@pytest.mark.parametrize("discount", [0.995, 0.9999, 0.99999, 1 - 1e-6])
+def test_shaped_rewards_keep_their_digits_near_discount_1(discount: float, horizon: int) -> None:
+    """The powers come in float32, as from a replay, where 1 - 0.99999 has two digits."""
+    discounts = torch.full((3,), discount**horizon, dtype=torch.float32)
+    shaped = losses.shaped_rewards(torch.zeros(3), discounts, discount, scale=1.0, shift=-1.0)
+    expected = -np.sum(discount ** np.arange(horizon, dtype=np.float64))
+    np.testing.assert_allclose(shaped.numpy(), np.full(3, expected), rtol=1e-6)
+    assert shaped.dtype == torch.float32
+
+
 def test_both_heads_on_both_targets_is_regression_on_the_mean_target() -> None:
     generator = torch.Generator().manual_seed(0)
     q = torch.randn(2, 9, dtype=torch.float64, generator=generator, requires_grad=True)

@@ -76,9 +76,12 @@ CHANGES: dict[str, tuple[dict[str, Any], Any]] = {
     "tau": ({}, 0.5),
     "bootstrap": ({}, "value"),
     "target_candidates": ({}, 3),
+    "target_choice": ({"target_candidates": 8}, "target"),
+    "target_update": ({}, "before"),
     "target_omega": ({}, 1.0),
     "target_aggregation": ({}, "min"),
     "value_aggregation": ({}, "mean"),
+    "advantage_aggregation": ({}, "mean"),
     "rho": ({"target_aggregation": "mean_minus_std"}, 2.0),
     "num_critics": ({}, 3),
     "reward_scale": ({}, 3.0),
@@ -95,6 +98,7 @@ CHANGES_OF_OTHERS: dict[str, dict[str, Any]] = {
         "discount": 0.9,
         "tau": 0.5,
         "target_candidates": 3,
+        "target_update": "after",
         "target_aggregation": "min",
         "num_critics": 3,
         "reward_scale": 3.0,
@@ -108,6 +112,8 @@ CHANGES_OF_OTHERS: dict[str, dict[str, Any]] = {
         "discount": 0.9,
         "tau": 0.5,
         "value_aggregation": "mean",
+        "advantage_aggregation": "mean",
+        "target_update": "after",
         "num_critics": 3,
         "reward_shift": 1.0,
         "advantage_normalization": "batch_std",
@@ -140,7 +146,7 @@ def check_change(needed: dict[str, Any], name: str, value: Any) -> None:
     outcomes = []
     for config in (tiny_config(**needed), tiny_config(**{**needed, name: value})):
         agent = make_agent(config)
-        for step in range(3):
+        for step in range(4):
             batch = make_batch(step)
             del batch["discounts"]
             agent.update(batch)

@@ -71,6 +71,8 @@ def test_gelu_equals_torch_in_value_and_derivative() -> None:
     reference = nn.GELU(approximate="tanh")
     torch.testing.assert_close(gelu_tanh(x), reference(x), rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(derivative(gelu_tanh, x), derivative(reference, x), rtol=1e-10, atol=1e-13)
+    large = torch.tensor([sign * 10.0**power for power in range(1, 19) for sign in (-1, 1)])
+    torch.testing.assert_close(derivative(gelu_tanh, large), derivative(reference, large), rtol=1e-6, atol=1e-6)
     low = x.float()
     torch.testing.assert_close(gelu_tanh(low), reference(x).float(), rtol=2e-6, atol=2e-6)
     torch.testing.assert_close(derivative(gelu_tanh, low), derivative(reference, x).float(), rtol=3e-6, atol=3e-6)

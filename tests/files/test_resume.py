@@ -83,6 +83,16 @@ def test_a_run_from_before_an_algorithm_could_be_chosen_goes_on_as_dipole_alone(
         saved_config(checkpoint_of("no settings"))
 
 
+def test_a_run_whose_candidates_were_chosen_by_the_target_critics_says_that_others_do() -> None:
+    agent = to_mapping(AgentConfig.preset("paper", target_candidates=4))
+    old = {key: value for key, value in agent.items() if key != "target_choice"}
+    saved = saved_config(checkpoint_of({"agent": old}))
+    (difference,) = guard_resume(saved, {"agent": agent}, FIXED)
+    assert str(difference) == "agent.target_choice: target -> online"
+    with_one = {**old, "target_candidates": 1}
+    assert guard_resume(saved_config(checkpoint_of({"agent": with_one})), {"agent": {**agent, **with_one}}, FIXED) == []
+
+
 def test_differences_cover_removed_keys() -> None:
     (difference,) = config_differences({"a": 1, "b": 2}, {"a": 1})
     assert str(difference) == "b: 2 -> (absent)"

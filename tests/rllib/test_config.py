@@ -38,9 +38,12 @@ AGENT_VALUES: dict[str, Any] = {
     "tau": 0.1,
     "bootstrap": "policy",
     "target_candidates": 2,
+    "target_choice": "target",
+    "target_update": "before",
     "target_omega": 0.5,
     "target_aggregation": "min",
     "value_aggregation": "mean",
+    "advantage_aggregation": "min",
     "rho": 0.2,
     "num_critics": 3,
     "n_step": 4,
@@ -207,6 +210,12 @@ def test_a_description_written_before_all_settings_were_saved_still_loads() -> N
     keys += ("rollout_fragment_length", "num_cpus_per_env_runner", "num_learners", "learner_num_threads")
     old = {key: value for key, value in made.to_plain().items() if key in keys}
     assert DIPOLEConfig.from_plain(json.loads(json.dumps(old))).to_plain() == made.to_plain()
+
+
+def test_an_algorithm_whose_candidates_were_chosen_by_the_target_critics_goes_on_so() -> None:
+    plain = config(Path("/data/pendulum"), bootstrap="policy", target_candidates=4).to_plain()
+    del plain["agent"]["target_choice"]
+    assert DIPOLEConfig.from_plain(plain).agent_settings().target_choice == "target"
 
 
 def test_minus_one_reaches_the_algorithm() -> None:
