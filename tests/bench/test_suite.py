@@ -199,6 +199,22 @@ def test_the_papers_tables_have_all_their_rows() -> None:
     assert {one.config.training.online_env_steps for one in online.jobs({"seed": ["0"]})} == {1_000_000}
 
 
+def test_the_papers_baselines_have_the_settings_that_fqls_authors_published() -> None:
+    found: dict[str, dict[str, Any]] = {}
+    for job in load_suite("paper_ogbench").jobs({"seed": ["0"]}):
+        found.setdefault(job.task.rpartition("-")[0], {})[job.method] = job.config.agent
+    betas = {"humanoidmaze-medium": 10, "humanoidmaze-large": 10, "antsoccer-arena": 1}
+    betas |= {"cube-single": 1, "cube-double": 0.3, "scene": 10}
+    assert {task: agents["iql"].beta for task, agents in found.items()} == betas
+    for task, agents in found.items():
+        is_manipulation = task.startswith(("cube", "scene"))
+        assert agents["iql"].hidden_dims == (256 if is_manipulation else 512,) * 4
+        assert agents["ifql"].hidden_dims == agents["fql"].hidden_dims == (512,) * 4
+        assert agents["ifql"].num_candidates == (64 if task.startswith("antsoccer") else 32)
+        assert {agents[name].discount for name in ("iql", "ifql", "fql")} == {0.99 if is_manipulation else 0.995}
+        assert {agents[name].target_update for name in ("iql", "ifql", "fql")} == {"before"}
+
+
 def test_one_config_names_every_single_task_of_ogbench() -> None:
     """All tasks of all sizes with published navigate or play data, as the package registers them; none twice."""
     suite = load_suite("ogbench_names")
