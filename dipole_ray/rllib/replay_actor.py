@@ -164,10 +164,14 @@ def ring_rows(config: AlgorithmConfig, held: int | None = None) -> int:
     row follows.
     """
     training: TrainingConfig = config.training_settings()
-    if training.replay_capacity is not None:
-        return training.replay_capacity
-    fragment = int(config.get_rollout_fragment_length())
-    per_delivery: int = config.num_envs_per_env_runner * fragment * max(1, config.num_env_runners)
+    fragment, envs = int(config.get_rollout_fragment_length()), config.num_envs_per_env_runner
+    if (capacity := training.replay_capacity) is not None:
+        if capacity < (least := envs * (fragment + 1)):
+            found = f"a worker delivers {least} rows or more at a time ({envs} x {fragment} steps and closing rows)"
+            remedy = f"set at least {2 * envs * fragment}, or null for all online steps"
+            raise ConfigError(f"training.replay_capacity is {capacity}, and {found}; {remedy}")
+        return capacity
+    per_delivery: int = envs * fragment * max(1, config.num_env_runners)
     rows = 2 * (training.online_env_steps + training.env_steps_per_iteration + 2 * per_delivery)
     if held is not None and held < rows:
         _log.warning(

@@ -13,6 +13,7 @@ import pytest
 
 from dipole_ray import DIPOLE
 from dipole_ray.data.dataset import open_dataset
+from dipole_ray.errors import ConfigError
 from tests.rllib.nan_env import NanSteps
 from tests.rllib.small import config, train_until
 
@@ -132,6 +133,11 @@ def test_ring_holds_more_steps_than_it_has_rows(pendulum: Path) -> None:
     assert 0 < algorithm.replay.sizes()["online"] < algorithm.env_steps == 360
     assert algorithm.replay.state()["env_steps_inserted"] == 360
     algorithm.stop()
+
+
+def test_a_ring_that_cannot_hold_one_delivery_is_refused_before_the_training() -> None:
+    with pytest.raises(ConfigError, match=r"replay_capacity is 31, and a worker delivers 32 rows .*set at least 60"):
+        config(None, offline_learner_steps=0, replay_capacity=31).build_algo()
 
 
 class ShortEpisodes(NanSteps):
