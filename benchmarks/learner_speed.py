@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import statistics
 import time
@@ -29,6 +28,7 @@ from benchmarks.plain_learner import PlainLearner
 from dipole_ray.agents.config import PRESETS, AgentConfig
 from dipole_ray.agents.dipole import DipoleAgent
 from dipole_ray.columns import Schema
+from dipole_ray.cores import usable_cores
 from dipole_ray.evaluation.cells import method_name
 
 Batch = dict[str, Tensor]
@@ -139,7 +139,7 @@ def machine() -> dict[str, Any]:
         model = names[0] if names else model
     return {
         "cpu": model,
-        "cores": os.cpu_count(),
+        "cores": usable_cores(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.record import summary
+from dipole_ray.cores import usable_cores
 from dipole_ray.files.provenance import git_commit, package_versions
 
 Key = tuple[str, str, float | None, int]
@@ -108,7 +108,7 @@ def main() -> None:
     result = {
         "date": date,
         "command": f"python -m benchmarks.quickstart_seeds --seeds {' '.join(map(str, arguments.seeds))}",
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "machine": f"{platform.machine()}, {usable_cores()} cores",
         "versions": package_versions(),
         "commit": git_commit(),
         "seeds": arguments.seeds,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from dipole_ray.cores import usable_cores
 from dipole_ray.evaluation.statistics import bootstrap_interval
 from dipole_ray.files.provenance import git_commit, package_versions
 
@@ -22,7 +22,7 @@ def write_record(out: Path, name: str, command: str, numbers: dict[str, Any], ti
     record = {
         "date": date,
         "command": command,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "machine": f"{platform.machine()}, {usable_cores()} cores",
         "versions": package_versions(),
         "commit": git_commit(),
         **numbers,

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import statistics
 import tempfile
@@ -23,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from dipole_ray.columns import Schema
+from dipole_ray.cores import usable_cores
 from dipole_ray.data.dataset import open_dataset, write_dataset
 from dipole_ray.data.schema import Rows, close_trajectory
 from dipole_ray.files.provenance import git_commit, package_versions
@@ -142,7 +142,7 @@ def main() -> None:
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "commit": git_commit(),
             "versions": package_versions(),
-            "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "system": platform.system()},
+            "machine": {"processor": platform.machine(), "cores": usable_cores(), "system": platform.system()},
             "settings": {name: value for name, value in vars(args).items() if name != "out"},
             "per_second": found,
             "mapped_to_table_take": {"one chunk": ratios[0], "chunks of 8192 rows": ratios[1]},

@@ -5,7 +5,6 @@ The JSON holds all that tables and pictures are made of, so that they can be mad
 
 import json
 import math
-import os
 import platform
 import shlex
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from dipole_ray.bench.job import require_same_data
 from dipole_ray.bench.pictures import draw
 from dipole_ray.bench.scores import Scores
 from dipole_ray.bench.suite import Suite, load_suite, published
+from dipole_ray.cores import usable_cores
 from dipole_ray.errors import ConfigError, DatasetError
 from dipole_ray.evaluation.statistics import RESAMPLES
 from dipole_ray.files.durable import read_json, write_text
@@ -74,7 +74,7 @@ def collect(suite: Suite, source: str) -> dict[str, Any]:
         "format": FORMAT,
         "date": datetime.now(UTC).date().isoformat(),
         "command": shlex.join(["dipole", "bench", "run", source, *shaping]),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "machine": f"{platform.machine()}, {usable_cores()} cores",
         "versions": package_versions(),
         "commit": git_commit(),
         "planned": len(found),

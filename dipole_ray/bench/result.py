@@ -1,6 +1,5 @@
 """`result.json`: what one run measured, in a few kilobytes, taken from its metrics."""
 
-import os
 import platform
 import statistics
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 import torch
 
+from dipole_ray.cores import usable_cores
 from dipole_ray.errors import DatasetError
 from dipole_ray.evaluation.cells import cell_key, cells_with_chosen, chosen_cell
 from dipole_ray.files.durable import read_json
@@ -78,7 +78,7 @@ def read_result(folder: Path) -> dict[str, Any] | None:
 
 def _machine() -> str:
     """Return what computes in this process: a run without a GPU of its own sees none."""
-    parts = [platform.machine(), f"{os.cpu_count()} cores"]
+    parts = [platform.machine(), f"{usable_cores()} cores"]
     return ", ".join([*parts, torch.cuda.get_device_name()] if torch.cuda.is_available() else parts)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 from dipole_ray.bench.config import MethodConfig, TaskConfig
 from dipole_ray.bench.result import read_result, result_of
 from dipole_ray.bench.suite import from_mapping
+from dipole_ray.cores import usable_cores
 from dipole_ray.files.durable import write_json
 from dipole_ray.files.provenance import package_versions
 from dipole_ray.runs.config import RunConfig
@@ -77,7 +77,7 @@ def test_what_a_run_reached_before_the_phase_in_which_it_diverged_is_its_own(
 
 def test_a_result_names_the_machine_and_the_packages_that_made_it(tmp_path: Path) -> None:
     found = result_of(tmp_path, config(60, 0), status="finished", error=None)
-    assert found["machine"].startswith(f"{platform.machine()}, {os.cpu_count()} cores")
+    assert found["machine"].startswith(f"{platform.machine()}, {usable_cores()} cores")
     assert found["versions"] == package_versions() and "torch" in found["versions"]
     write_json(tmp_path / "result.json", found)
     assert read_result(tmp_path) == found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -65,7 +64,7 @@ def test_the_drivers_node_takes_workers_last_and_keeps_the_learners_share(here: 
 def test_automatic_threads_leave_cores_to_the_workers_of_this_node_only(
     here: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)))
+    monkeypatch.setattr("dipole_ray.rllib.config.usable_cores", lambda: 16)
 
     def threads(workers: int) -> int:
         made = config(workers=workers)

@@ -17,6 +17,7 @@ import torch
 
 from dipole_ray import DIPOLE
 from dipole_ray.columns import Schema
+from dipole_ray.cores import usable_cores
 from dipole_ray.data.dataset import write_dataset
 from dipole_ray.data.schema import close_trajectory
 from dipole_ray.errors import ConfigError, DatasetError, EnvironmentUnavailable
@@ -80,7 +81,7 @@ def algorithm(cluster: None, pendulum: Path) -> Iterator[DIPOLE]:
 
 
 def test_threads_are_not_oversubscribed(algorithm: DIPOLE) -> None:
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     group = algorithm.env_runner_group
     assert group.foreach_env_runner(lambda worker: torch.get_num_threads(), local_env_runner=False) == [1, 1]
     learners = algorithm.learner_group.foreach_learner(lambda learner: torch.get_num_threads())
