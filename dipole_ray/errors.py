@@ -6,8 +6,15 @@ prints such a message as one sentence; anything else is a defect of ours and kee
 
 
 def first_line(error: object) -> str:
-    """Return the first line of an error or its text, at most 300 characters: those of libraries run over pages."""
-    return next(iter(str(error).strip().splitlines()), "")[:300]
+    """Return the first line of an error or its text: those of libraries run over pages.
+
+    Of a line beyond 300 characters the whole sentences in them stay, or else the whole words.
+    """
+    line = next(iter(str(error).strip().splitlines()), "")
+    if len(line) <= 300:
+        return line
+    sentences, dot, _ = line[:300].rpartition(". ")
+    return sentences if dot else f"{line[:300].rpartition(' ')[0] or line[:300]} ..."
 
 
 class DipoleError(Exception):

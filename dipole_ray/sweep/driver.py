@@ -25,7 +25,7 @@ from dipole_ray.sweep.result import SweepResult, write_result
 from dipole_ray.sweep.tracking import deliver_trials, sweep_tracker
 from dipole_ray.sweep.trainable import SweepTrial, name_of, require_placeable
 from dipole_ray.sweep.tuning import scheduler_of, search_of
-from dipole_ray.tracking.mlflow_feed import redacted
+from dipole_ray.tracking.mlflow_server import redacted
 from dipole_ray.tracking.tracker import Tracker
 
 PLAN_FILE = "sweep.yaml"

@@ -9,17 +9,18 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from dipole_ray.errors import first_line
 from dipole_ray.files.durable import read_json
 from dipole_ray.runs.config import RunConfig
 from dipole_ray.sweep.plan import Plan
 from dipole_ray.sweep.records import SweepRecords
 from dipole_ray.tracking.metrics_file import METRICS_FILE
-from dipole_ray.tracking.mlflow_feed import STATE_FILE, connect
+from dipole_ray.tracking.mlflow_feed import STATE_FILE
+from dipole_ray.tracking.mlflow_server import connect, experiment_of, reason_of, remedy_of
 from dipole_ray.tracking.tracker import RunStatus, Tracker
 
 # MLflow's status for a trial's; what was interrupted is KILLED too, until the sweep goes on.
 ENDINGS: dict[str, RunStatus] = {"done": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
+AGAIN = "the same 'dipole sweep' again"
 DELIVERY_S, DELIVERY_EACH_S = 30.0, 5.0  # longest wait for MLflow at the end of a sweep, and more for each trial
 
 _log = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ def sweep_tracker(plan: Plan, records: SweepRecords) -> Tracker:
     folder, where = records.folder, plan.run_config({}).tracking
     tags = {**_tags(plan), "config_digest": plan.digest()}
     own: Any = {"run_name": folder.name, "parameters": plan.to_mapping(), "run_key": records.run_key}
-    return Tracker(folder, where, tags=tags, resume=True, **own)
+    return Tracker(folder, where, tags=tags, resume=True, again=AGAIN, **own)
 
 
 def trial_tracker(
@@ -39,7 +40,7 @@ def trial_tracker(
     """Return the tracker of a trial, below the sweep's run with the key `run_key`; `state` as for `Tracker`."""
     tags = {**_tags(plan), "dipole.trial": folder.name}
     own: Any = {"run_name": f"{plan.sweep.name}/{folder.name}", "parameters": config.to_mapping()}
-    return Tracker(folder, config.tracking, tags=tags, resume=True, state=state, parent_key=run_key, **own)
+    return Tracker(folder, config.tracking, tags=tags, resume=True, state=state, parent_key=run_key, again=AGAIN, **own)
 
 
 def _tags(plan: Plan) -> dict[str, str]:
@@ -61,8 +62,10 @@ def deliver_trials(plan: Plan, records: SweepRecords) -> None:
 def _deliver(plan: Plan, records: SweepRecords) -> None:
     """Go through the trials, one after the other."""
     try:
-        client = connect(plan.run_config({}).tracking.resolve_uri(records.folder.parent))
-        client.search_experiments(max_results=1)  # an outage is seen once, not in every trial
+        tracking = plan.run_config({}).tracking
+        uri = tracking.resolve_uri(records.folder.parent)
+        client = connect(uri)
+        experiment_of(client, uri, tracking.experiment)  # an outage or a refusal is seen once, not in every trial
         for record in records.trials.values():
             folder = records.trial_folder(record.id)
             if (folder / METRICS_FILE).exists() and _is_open(client, folder):
@@ -72,8 +75,9 @@ def _deliver(plan: Plan, records: SweepRecords) -> None:
                 record.run_id = tracker.run_id
         records.save()
     except Exception as error:  # whatever a tracker does, the sweep ends well
-        said = "MLflow took not everything of the trials (%s: %s); their folders have it, and the same command again "
-        _log.warning(said + "delivers it", type(error).__name__, first_line(error))
+        mended = f"once that is mended ({remedy})" if (remedy := remedy_of(error)) else "once it answers"
+        said = "MLflow took not everything of the trials (%s); their folders have it, and %s, %s delivers it"
+        _log.warning(said, reason_of(error), mended, AGAIN)
 
 
 def _is_open(client: Any, folder: Path) -> bool:

@@ -1,4 +1,4 @@
-"""The thread that feeds MLflow from a run's `metrics.jsonl`; the only file that imports mlflow.
+"""The thread that feeds MLflow from a run's `metrics.jsonl`.
 
 `run_dir/mlflow.json` remembers the MLflow run, how far the file is delivered, and which files wait to be sent.
 Delivery may be repeated, but no (metric, step) arrives twice: a point is sent only if its step is beyond the last
@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import random
 import re
 import threading
@@ -30,13 +29,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
-
-from dipole_ray.errors import first_line
-from dipole_ray.files.durable import commit_file, read_json, write_json
+from dipole_ray.files.durable import read_json, write_json
 from dipole_ray.files.provenance import git_commit, package_versions
 from dipole_ray.settings import flatten
 from dipole_ray.tracking.metrics_file import METRICS_FILE
+from dipole_ray.tracking.mlflow_server import connect, experiment_of, reason_of, redacted, remedy_of, sqlite_file
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -82,11 +79,12 @@ class MlflowFeed:
         metrics_bytes: int,
         run_key: str | None = None,
         parent_key: str | None = None,
+        again: str,
     ) -> None:
         """Start the thread, with the arguments of `Tracker` and the length that its file has after any cut."""
         self.failures = 0  # deliveries that failed so far
         self.wake = threading.Event()  # to be set where there is something new
-        self._run_dir, self._uri = run_dir, uri
+        self._run_dir, self._uri, self._again = run_dir, uri, again
         self._experiment, self._run_name = experiment, run_name
         self._parameters = {_name(key): _text(value) for key, value in flatten(parameters).items()}
         self._tags, self._run_key, self._parent_key = dict(tags), run_key, parent_key
@@ -94,6 +92,7 @@ class MlflowFeed:
         self._client: MlflowClient  # with the id of the experiment, while the run is open
         self._experiment_id, self._is_open = "", False
         self._failing, self._next_batch_s = 0, 0.0
+        self.is_refused = False  # by what does not pass by itself
         self._status, self._lock = "FINISHED", threading.Lock()
         self._closing, self._given_up = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="mlflow-feed", daemon=True)
@@ -110,18 +109,23 @@ class MlflowFeed:
         self.wake.set()
 
     def close(self, status: str, timeout_s: float) -> None:
-        """Deliver the rest, end the MLflow run with `status`, and warn of what is left after `timeout_s`."""
+        """Deliver the rest, end the MLflow run with `status`, and warn of what is left after `timeout_s`.
+
+        Nobody waits where MLflow refused what it was sent last, and does so again.
+        """
         self._status = status
         self._closing.set()
         self.wake.set()
         self._thread.join(timeout_s)
-        if self._thread.is_alive():
+        if self._thread.is_alive() or self.is_refused:
             self._given_up.set()
             with self._lock, (self._run_dir / METRICS_FILE).open("rb") as file:
                 file.seek(self.state.offset)
                 lines, artifacts = sum(1 for _ in file), len(self.state.artifacts)
-            late = f"{lines} lines of metrics and {artifacts} artifacts were not delivered within {timeout_s:g} s"
-            again = f"they are in {self._run_dir}, and the next 'dipole train --resume {self._run_dir}' delivers them"
+            late = "" if self.is_refused else f" within {timeout_s:g} s"
+            late = f"{lines} lines of metrics and {artifacts} artifacts were not delivered{late}"
+            then = "that is mended" if self.is_refused else "it answers"
+            again = f"they are in {self._run_dir}, and once {then}, {self._again} delivers them"
             _log.warning(f"MLflow at {redacted(self._uri)}: {late}; {again}")
 
     def _run(self) -> None:
@@ -131,6 +135,7 @@ class MlflowFeed:
             self.wake.clear()
             try:
                 self._deliver()
+                self.is_refused = False
                 if closing and not self._given_up.is_set():
                     if self.failures:
                         self._find_run()  # which removes a twin
@@ -139,6 +144,8 @@ class MlflowFeed:
             except Exception as error:  # whatever a tracker does, training goes on
                 self._is_open = False  # look the run up again: the server may have lost it
                 self._report(error)
+                if closing and self.is_refused:
+                    return
                 pause_s = min(2.0 ** min(self._failing - 1, 10), MAX_PAUSE_S)
                 pause_s *= random.uniform(0.5, 1.0)  # not all the trials of a sweep at once, again and again
                 self._given_up.wait(1.0) if closing else self._closing.wait(pause_s)
@@ -202,7 +209,7 @@ class MlflowFeed:
 
     def _find_experiment(self) -> str:
         """Return the experiment's id; make the experiment if it is missing."""
-        found = self._client.get_experiment_by_name(self._experiment)
+        found = experiment_of(self._client, self._uri, self._experiment)
         if found is None:
             # Without a server in between, MLflow would put artifacts below the current folder, wherever that is.
             database = sqlite_file(self._uri)
@@ -275,8 +282,11 @@ class MlflowFeed:
         """Count a failure, and warn of the first in a row."""
         self.failures += 1
         self._failing += 1
-        if self._failing == 1:
-            found = redacted(f"MLflow at {self._uri} takes no metrics ({type(error).__name__}: {first_line(error)})")
+        remedy = remedy_of(error)
+        was_refused, self.is_refused = self.is_refused, bool(remedy)
+        if self._failing == 1 or self.is_refused > was_refused:
+            found = f"MLflow at {redacted(self._uri)} takes no metrics ({reason_of(error)})"
+            found += f": {remedy}" if remedy else ""
             _log.warning(f"{found}; training goes on, metrics.jsonl is complete, and delivery is tried again")
 
     def _load_state(self, metrics_bytes: int) -> FeedState:
@@ -301,57 +311,6 @@ class MlflowFeed:
         """Replace `mlflow.json` at once and for good."""
         with self._lock:
             write_json(self._run_dir / STATE_FILE, asdict(self.state))
-
-
-def connect(uri: str) -> MlflowClient:
-    """Return a client for `uri`, with MLflow's own retries, prints and log lines turned down.
-
-    Importing mlflow takes seconds, hence in here and on the feeding thread.
-    """
-    # A refused connection must come back at once, for the thread has its own retries and a run to end.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    # MLflow would tell its makers of our calls, with threads and a wait at exit that a run should not have.
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    from mlflow import MlflowClient
-
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    # It prints the trace of every refused write, such as a full disk's, which reaches us as an exception as well.
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-    database = sqlite_file(uri)
-    if database is not None and not database.exists():
-        _make_database(database)
-    return MlflowClient(tracking_uri=uri)
-
-
-def sqlite_file(uri: str) -> Path | None:
-    """Return the file of an SQLite address, or None for a server."""
-    return Path(uri.removeprefix("sqlite:///")).resolve() if uri.startswith("sqlite:///") else None
-
-
-def _make_database(database: Path) -> None:
-    """Make MLflow's database whole or not at all, by one process at a time.
-
-    MLflow takes seconds to make its tables, one migration after the other; a second process that starts in between,
-    or a kill, would leave a file that MLflow can never open again.
-    """
-    from mlflow import MlflowClient
-
-    database.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(database.with_name(f".{database.name}.lock"), fallback_to_soft=False):
-        if database.exists():
-            return
-        beside = database.with_name(f".{database.name}.new")
-        for leftover in (beside, beside.with_name(f"{beside.name}-journal")):
-            leftover.unlink(missing_ok=True)
-        MlflowClient(tracking_uri=f"sqlite:///{beside}").search_experiments(max_results=1)
-        commit_file(beside, database)
-
-
-def redacted(text: str) -> str:
-    """Return a text with the user name and password of every address in it left out, for files, logs and screens."""
-    return re.sub(r"(?<=://)[^/?#\s]*@", "", text)
 
 
 def _points(line: Mapping[str, Any]) -> Iterator[tuple[str, float, int, int]]:

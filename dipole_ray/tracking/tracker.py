@@ -7,6 +7,7 @@ server or a restart of MLflow costs it nothing, and what MLflow has missed is de
 import json
 import math
 import os
+import shlex
 import threading
 import time
 from collections.abc import Mapping
@@ -16,8 +17,10 @@ from typing import Any, Literal, Self, SupportsFloat
 
 from dipole_ray.errors import ConfigError
 from dipole_ray.tracking.metrics_file import METRICS_FILE, MetricsFile
-from dipole_ray.tracking.mlflow_feed import MlflowFeed, redacted
+from dipole_ray.tracking.mlflow_feed import MlflowFeed
+from dipole_ray.tracking.mlflow_server import redacted, sqlite_uri
 
+FLOAT32_MAX = 3.4028234663852886e38
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
 
@@ -49,7 +52,7 @@ class TrackingConfig:
 
     def resolve_uri(self, runs_dir: Path) -> str:
         """Return the MLflow address that holds for runs in `runs_dir`."""
-        default = f"sqlite:///{runs_dir.resolve() / 'mlflow.db'}"
+        default = sqlite_uri(runs_dir / "mlflow.db")
         return self.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or default
 
 
@@ -68,6 +71,7 @@ class Tracker:
         state: Mapping[str, Any] | None = None,
         run_key: str | None = None,
         parent_key: str | None = None,
+        again: str | None = None,
     ) -> None:
         """Open `run_dir/metrics.jsonl` and start to feed MLflow, which takes no time of the caller's.
 
@@ -81,6 +85,7 @@ class Tracker:
             state: What `sync` returned for the checkpoint that is resumed: lines after it are cut off. None: all stay.
             run_key: Key of the MLflow run, where runs below this one must find it.
             parent_key: Key of the MLflow run that this one is shown under, such as a trial's sweep.
+            again: What delivers later what MLflow does not take now, in words; None: the resume of a run.
 
         Raises:
             ConfigError: The folder cannot be written, or holds metrics already and `resume` is false.
@@ -108,6 +113,7 @@ class Tracker:
                 metrics_bytes=self._file.size,
                 run_key=run_key,
                 parent_key=parent_key,
+                again=again or f"'dipole train --resume {shlex.quote(str(run_dir))}'",
             )
 
     def __enter__(self) -> Self:
@@ -135,12 +141,12 @@ class Tracker:
 
     @property
     def view_command(self) -> str | None:
-        """The command, or address, that shows the run in MLflow; None where MLflow is off."""
-        if self.uri is None:
+        """The command, or address, that shows the run in MLflow; None where MLflow is off or refuses the run."""
+        if self.uri is None or (self._feed is not None and self._feed.is_refused):
             return None
         if self.uri.startswith("http"):  # the run's own page, for MLflow itself opens on one for language models
             return self.uri if self.run_id is None else f"{self.uri.rstrip('/')}/#/runs/{self.run_id}"
-        return f"mlflow ui --backend-store-uri {self.uri}"
+        return f"mlflow ui --backend-store-uri {shlex.quote(self.uri)}"
 
     @property
     def run_id(self) -> str | None:
@@ -166,6 +172,6 @@ class Tracker:
 
 
 def _finite(value: SupportsFloat | None) -> float | None:
-    """Return a metric as a float, or None where JSON has no number for it."""
+    """Return a metric as a float, or None where there is no number: a float maximum stands for infinity."""
     number = math.nan if value is None else float(value)
-    return number if math.isfinite(number) else None
+    return number if abs(number) < FLOAT32_MAX else None

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dipole_ray.collect import collect
-from dipole_ray.tracking.mlflow_feed import connect
+from dipole_ray.tracking.mlflow_server import connect
 from tests.chaos.conftest import Measured
 from tests.chaos.tracking_server import Server
 from tests.cli.commands import LAUNCH, dipole, environment

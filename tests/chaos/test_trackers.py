@@ -22,7 +22,8 @@ import numpy as np
 import pytest
 
 from dipole_ray.tracking.metrics_file import read_metrics
-from dipole_ray.tracking.mlflow_feed import RUN_KEY_TAG, _points, connect
+from dipole_ray.tracking.mlflow_feed import RUN_KEY_TAG, _points
+from dipole_ray.tracking.mlflow_server import connect
 from dipole_ray.tracking.tracker import Tracker, TrackingConfig
 from tests.chaos.conftest import Measured
 from tests.chaos.kit import config, wait_until

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from dipole_ray.tracking.mlflow_feed import connect
+from dipole_ray.tracking.mlflow_server import connect
 from tests.clusters.files import CLUSTERS
 
 SCRIPT = CLUSTERS / "one_machine.py"

@@ -18,7 +18,7 @@ from dipole_ray.cli import main
 from dipole_ray.collect import collect
 from dipole_ray.files.checkpoint import newest_valid, read_checkpoint
 from dipole_ray.tracking.metrics_file import read_metrics
-from dipole_ray.tracking.mlflow_feed import connect
+from dipole_ray.tracking.mlflow_server import connect
 from tests.cli.commands import LAUNCH, dipole_here, environment, write_config
 
 ROW_KEYS = {

@@ -14,7 +14,7 @@ from dipole_ray.cli import main
 from dipole_ray.runs.config import load
 from dipole_ray.sweep.plan import Plan
 from dipole_ray.sweep.result import SweepResult
-from dipole_ray.tracking.mlflow_feed import connect
+from dipole_ray.tracking.mlflow_server import connect
 from tests.cli.commands import dipole_here
 from tests.sweep.small import sweep_mapping, write_sweep
 

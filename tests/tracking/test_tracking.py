@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shlex
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,8 @@ import torch
 
 from dipole_ray.errors import ConfigError
 from dipole_ray.tracking.metrics_file import MetricsFile, read_metrics
-from dipole_ray.tracking.mlflow_feed import RUN_KEY_TAG, connect, redacted
+from dipole_ray.tracking.mlflow_feed import RUN_KEY_TAG
+from dipole_ray.tracking.mlflow_server import connect, reason_of, redacted, remedy_of, sqlite_file
 from dipole_ray.tracking.tracker import Tracker, TrackingConfig
 
 PARAMETERS = {"agent": {"beta": 1.0, "hidden_dims": [64, 64]}, "seed": 0}
@@ -324,13 +328,77 @@ def test_a_server_killed_and_restarted_gets_the_whole_history(
         server.wait()
 
 
+def test_a_deleted_experiment_is_said_at_once_with_the_remedy(runs: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody waits for it at the end, and what is promised holds: once it is back, the resume delivers."""
+    with start(runs / "before", TrackingConfig(experiment="gone")) as tracker:
+        log_lines(tracker, range(1))
+    client, run = mlflow_run(runs / "before")
+    client.delete_experiment(run.info.experiment_id)
+    run_dir = runs / "refused it's"
+    tracker = start(run_dir, TrackingConfig(experiment="gone"))
+    log_lines(tracker, range(3))
+    wait_until(lambda: bool(caplog.messages))
+    began = time.monotonic()
+    tracker.close(timeout_s=60)
+    assert time.monotonic() - began < 20
+    said, left = caplog.messages
+    assert "'gone' was deleted" in said and "mlflow experiments restore --experiment-id" in said
+    command = f"dipole train --resume {shlex.quote(str(run_dir))}"
+    assert "3 lines of metrics" in left and f"once that is mended, '{command}' delivers" in left
+    client.restore_experiment(run.info.experiment_id)
+    start(run_dir, TrackingConfig(experiment="gone"), resume=True).close()
+    assert [step for step, _ in history(run_dir, "critic/loss")] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("status", "said"), [(401, "MLFLOW_TRACKING_PASSWORD"), (404, "correct the address"), (503, "")]
+)
+def test_a_refusal_has_a_remedy_and_an_outage_none(status: int, said: str) -> None:
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(status)
+
+        def log_message(self, *_: Any) -> None:
+            """Keep quiet."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(Exception, match=str(status)) as caught:
+            connect(f"http://127.0.0.1:{server.server_port}").get_experiment_by_name("any")
+        server.shutdown()
+    error = caught.value
+    assert isinstance(error, Exception) and str(status) in reason_of(error)
+    assert said in remedy_of(error) and bool(said) == bool(remedy_of(error))
+
+
+def test_folders_of_any_name_have_a_database(tmp_path: Path) -> None:
+    runs = tmp_path / "what? 100%25 & it's"
+    tracker = start(runs / "run")
+    log_lines(tracker, range(2))
+    tracker.close()
+    assert (runs / "mlflow.db").is_file() and [step for step, _ in history(runs / "run", "critic/loss")] == [0, 1]
+    command = shlex.split(tracker.view_command or "")
+    assert sqlite_file(command[-1]) == runs / "mlflow.db"
+
+
 def test_every_line_is_json_and_non_finite_values_are_null(tmp_path: Path) -> None:
     with start(tmp_path, TrackingConfig(mlflow=False)) as tracker:
         metrics = {"a": np.float32(0.5), "b": torch.tensor(2), "c": float("nan"), "d": float("-inf"), "e": None}
+        metrics |= {"f": np.finfo(np.float32).max, "g": sys.float_info.max}
         tracker.log(metrics, env_steps=np.int64(3), learner_steps=4)  # type: ignore[arg-type]
     (line,) = read_metrics(tmp_path)
     del line["time"]
-    assert line == {"env_steps": 3, "learner_steps": 4, "a": 0.5, "b": 2.0, "c": None, "d": None, "e": None}
+    assert line == {
+        "env_steps": 3,
+        "learner_steps": 4,
+        "a": 0.5,
+        "b": 2.0,
+        "c": None,
+        "d": None,
+        "e": None,
+        "f": None,
+        "g": None,
+    }
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl"]
 
 
