@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from dipole_ray.cli.collect import add_collect
@@ -147,8 +147,8 @@ def run_import(args: argparse.Namespace) -> int:
     print(
         f"{args.out}: {manifest.num_transitions} transitions in {report.trajectories} trajectories{dropped}, "
         f"observations {schema.observation_text}, actions {schema.actions}\n"
-        f"next: dipole data inspect {args.out}\n"
-        f"      dipole train data.path={args.out} env.id={args.env or 'ENV_ID'}"
+        f"next: dipole data inspect {quote(str(args.out))}\n"
+        f"      dipole train {quote(f'data.path={args.out}')} env.id={args.env or 'ENV_ID'}"
     )
     return 0
 
@@ -164,6 +164,7 @@ def run_inspect(args: argparse.Namespace) -> int:
     from dipole_ray.cli.inspect_report import plot_inspection, print_inspection
     from dipole_ray.data.inspection.inspect import inspect_dataset
     from dipole_ray.data.sources.formats import dataset_kind
+    from dipole_ray.files.durable import json_text
     from dipole_ray.progress import Progress
 
     progress = Progress(f"inspect {args.path.name}", unit="transitions")
@@ -174,7 +175,7 @@ def run_inspect(args: argparse.Namespace) -> int:
     print_inspection(inspection)
     try:
         if args.json is not None:
-            args.json.write_text(json.dumps(inspection.to_json(), indent=1) + "\n", encoding="utf-8")
+            args.json.write_text(json_text(inspection.to_json()), encoding="utf-8")
         if args.plot is not None:
             plot_inspection(inspection, args.plot)
     except OSError as error:

@@ -1,7 +1,6 @@
 """`dipole evaluate`: one checkpoint over a grid of omega and candidates; neither costs any training."""
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +39,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     from dipole_ray.evaluation.cells import EvalConfig
     from dipole_ray.evaluation.parallel import evaluate_policy
     from dipole_ray.evaluation.table import rows_of
+    from dipole_ray.files.durable import json_text
     from dipole_ray.serving.policy import load_policy
     from dipole_ray.settings import from_mapping
 
@@ -54,7 +54,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     phase = "online" if trained.env_steps else "offline"
     report.print_table({phase: rows}, title=f"{trained.env.id} after {trained.learner_steps} updates")
     if arguments.json is not None:
-        arguments.json.write_text(json.dumps(report.sort_rows(rows), indent=1) + "\n")
+        arguments.json.write_text(json_text(report.sort_rows(rows)))
         print(f"rows      {arguments.json}")
     if arguments.videos:
         from dipole_ray.evaluation.video import record_run

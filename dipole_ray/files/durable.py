@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -48,9 +49,22 @@ def write_text(path: Path, text: str) -> Path:
     return path
 
 
+def json_text(value: Any) -> str:
+    """Return the text of a JSON file; NaN and infinity, for which JSON has no number, are null."""
+    return json.dumps(_finite(value), indent=1, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write JSON values, whole or not at all."""
-    write_text(path, json.dumps(value, indent=1) + "\n")
+    """Write JSON values, see `json_text`, whole or not at all."""
+    write_text(path, json_text(value))
 
 
 def read_json(path: Path, max_bytes: int = 1 << 23, version: int | None = None) -> Any:

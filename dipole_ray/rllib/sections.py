@@ -1,5 +1,6 @@
 """Settings of the training loop and of who works in it: the sections `training`, `rollout` and `learner` of a run."""
 
+import math
 from dataclasses import dataclass
 
 from dipole_ray.errors import ConfigError
@@ -65,8 +66,8 @@ class RolloutConfig:
                 f"rollout: num_workers={self.num_workers}, envs_per_worker={self.envs_per_worker}, "
                 f"fragment_steps={self.fragment_steps}: the first may be 0, the others are at least 1"
             )
-        if not self.stall_s >= 1.0:
-            raise ConfigError(f"rollout.stall_s is {self.stall_s}: give at least 1 (very large: wait for ever)")
+        if not 1.0 <= self.stall_s < math.inf:
+            raise ConfigError(f"rollout.stall_s is {self.stall_s}: give at least 1 (1e9: wait for ever)")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

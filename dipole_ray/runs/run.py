@@ -190,7 +190,7 @@ class Run(Session):
                     min(self._count(phase), total),
                     loss=metrics.get("actor/loss_positive", metrics.get("actor/loss_bc", metrics.get("actor/loss"))),
                     success=metrics.get("rollout/success"),
-                    evaluation=None if score == float("-inf") else f"{score:.2f}",
+                    evaluation=None if score is None else f"{score:.2f}",
                 )
                 if self.algorithm.learner_steps - self.saved_at[0] >= self.config.checkpoint.every_learner_steps:
                     self.save()

@@ -1,6 +1,5 @@
 """What a sweep leaves behind: leaderboard, pictures, and the best config as a file that `dipole train` takes."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dipole_ray.evaluation.report import Row
-from dipole_ray.files.durable import write_text
+from dipole_ray.files.durable import json_text, write_text
 from dipole_ray.plots.sweep import Line, Point, draw_parallel, draw_surface
 from dipole_ray.sweep.plan import Plan
 from dipole_ray.sweep.records import SweepRecords, TrialRecord
@@ -42,7 +41,7 @@ def write_result(plan: Plan, records: SweepRecords, *, finished: bool, view_comm
     folder, board = records.folder, leaderboard(plan, records)
     files: list[Path] = []
     if board:
-        files.append(write_text(folder / "leaderboard.json", json.dumps(board, indent=1) + "\n"))
+        files.append(write_text(folder / "leaderboard.json", json_text(board)))
         files.append(write_text(folder / "leaderboard.csv", to_csv(plan, board)))
         files += _draw(plan, folder, board)
         if board[0]["status"] == "done":

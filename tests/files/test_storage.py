@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import resource
 import signal
@@ -11,12 +12,14 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from dipole_ray.errors import CheckpointError, ConfigError
 from dipole_ray.files import storage
 from dipole_ray.files.checkpoint import CheckpointConfig, newest_valid, write_checkpoint
+from dipole_ray.files.durable import read_json, write_json
 from dipole_ray.files.storage import checkpoint_bytes, persist, require_room
 from dipole_ray.tracking.metrics_file import MetricsFile
 from tests.files.test_checkpoint import in_child
@@ -199,3 +202,9 @@ def test_a_checkpoint_counts_the_metrics_that_a_full_disk_keeps_back(tmp_path: P
 def test_an_impossible_wait_is_refused(minutes: float) -> None:
     with pytest.raises(ConfigError, match="retry_minutes"):
         CheckpointConfig(retry_minutes=minutes)
+
+
+def test_json_files_hold_null_where_json_has_no_number(tmp_path: Path) -> None:
+    """Others read them too, and ours refuses NaN."""
+    write_json(tmp_path / "file.json", {"a": math.nan, "b": [math.inf, {"c": np.float64("-inf")}], "d": 1.5})
+    assert read_json(tmp_path / "file.json") == {"a": None, "b": [None, {"c": None}], "d": 1.5}
