@@ -13,6 +13,7 @@ from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from dipole_ray.cluster import refuse_client, start_ray
 from dipole_ray.errors import ConfigError, DipoleError
 from dipole_ray.progress import Progress
 
@@ -99,16 +100,17 @@ def map_tasks(
 def ray_session() -> Iterator[None]:
     """Connect to Ray for the block: keep a connection there is, else join the cluster found, else start a local one.
 
-    What was started here is stopped here, on failure and Ctrl-C too.
+    What was started here is stopped here, on failure and Ctrl-C too; see `start_ray` for what it raises.
     """
     import ray
 
     if ray.is_initialized():
+        refuse_client()
         yield
         return
     # Ray's C++ core prints advice to its own developers at level ERROR; real failures surface as exceptions.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    start_ray(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         yield
     finally:

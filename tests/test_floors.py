@@ -14,8 +14,9 @@ PACKAGE = Path(dipole_ray.__file__).parent
 
 # A room may import rooms on its own floor and below; a new file must be given its floor here.
 FLOORS = (
-    {"errors", "columns", "progress", "settings", "tables"},
-    {"parallel", "files"},
+    {"errors", "columns", "cores", "progress", "settings", "tables"},
+    {"cluster", "files"},
+    {"parallel"},
     {"agents", "data"},
     {"replay", "tracking"},
     {"envs"},
@@ -42,7 +43,7 @@ ALLOWED = {
     "progress": {"rich"},
     "tables": {"rich"},
 }
-HOMES = {"requests": {"data"}, "ray": {"parallel", "sweep", "rllib"}, "mlflow": {"tracking"}}
+HOMES = {"requests": {"data"}, "ray": {"cluster", "parallel", "sweep", "rllib"}, "mlflow": {"tracking"}}
 LIGHT_FOR_AGENTS_AND_DATA = {"errors", "columns", "progress", "settings", "files"}
 
 HEAVY = ("torch", "ray", "mlflow", "mujoco", "gymnasium", "pyarrow", "numpy", "matplotlib")

@@ -77,14 +77,14 @@ def run_programs(folder: Path) -> None:
         "offline_learner_steps=4000": "offline_learner_steps=20, online_env_steps=0",
         ".learners(num_learners=1)": ".learners(num_learners=1).evaluation(episodes=1, omegas=(1.0,), candidates=(1,))",
         '"checkpoints/mine"': repr(str(folder / "mine")),
-        "tune.Tuner": "algo.stop()\n# tune.Tuner",  # tests/rllib/test_tune.py runs one, with a criterion to stop
+        '{"learner_steps": 4000}': f'{{"learner_steps": 20}}, storage_path={str(folder / "tune")!r}, verbose=0',
     }
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         exec(changed(algorithm, smaller), {})
     finally:
         ray.shutdown()
-    assert (folder / "mine").is_dir()
+    assert (folder / "mine").is_dir() and len(list((folder / "tune").glob("*/*/result.json"))) == 2
 
 
 def changed(program: str, replacements: dict[str, str]) -> str:

@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from dipole_ray.cli.command import add_command
@@ -75,5 +76,5 @@ def _collect_exorl(args: argparse.Namespace, domains: list[str]) -> int:
     folder = collect_exorl(domain, algorithm, args.transitions, args.seed, args.out, **how)
     print(folder)
     tasks = [name for name in task_ids() if name.startswith(f"exorl/{domain}-")]
-    print(f"next: dipole train data.path={folder} env.id={tasks[0]}   (or {', '.join(tasks[1:])})")
+    print(f"next: dipole train {quote(f'data.path={folder}')} env.id={tasks[0]}   (or {', '.join(tasks[1:])})")
     return 0

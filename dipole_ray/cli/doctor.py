@@ -5,7 +5,6 @@ Whatever may hang or crash (Ray, GL, a tracking server) is tried in a process of
 
 import argparse
 import json
-import math
 import os
 import shutil
 import subprocess
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dipole_ray.cli.command import CACHE, add_command
+from dipole_ray.cores import usable_cores
 from dipole_ray.errors import first_line
 
 LOW_DISK_GIB, MIN_DISK_GIB = 5.0, 0.5
@@ -29,14 +29,20 @@ REASONS = {
 
 # What `_probe` runs; each sets `answer`.
 RAY_PROBE = """
-import ray, ray.rllib
-address = sys.argv[1] or None
-local = {} if address else {"num_cpus": 1, "include_dashboard": False}
-context = ray.init(address=address or "local", log_to_driver=False, logging_level="error", **local)
-assert ray.get(ray.remote(lambda: 41 + 1).remote(), timeout=60) == 42
-resources = ray.cluster_resources()
-answer = {"nodes": len(ray.nodes()), "cpus": resources.get("CPU", 0), "gpus": resources.get("GPU", 0),
-          "dashboard": getattr(context, "dashboard_url", None) or ""}
+import os, ray, ray.rllib
+from dipole_ray.cores import usable_cores
+from dipole_ray.errors import DipoleError
+from dipole_ray.cluster import cluster_address, start_ray
+os.environ["RAY_ADDRESS"] = sys.argv[1]
+try:
+    address = cluster_address()
+    context = start_ray(include_dashboard=False, log_to_driver=False, logging_level="error")  # as a run does
+    assert ray.get(ray.remote(lambda: 41 + 1).remote(), timeout=60) == 42
+    resources = ray.cluster_resources()
+    answer = {"nodes": len(ray.nodes()), "cpus": resources.get("CPU", 0), "gpus": resources.get("GPU", 0),
+              "address": address, "dashboard": context.dashboard_url or ""}
+except DipoleError as error:
+    answer = {"error": str(error)}
 """
 STRANGER_PROBE = """
 from dipole_ray.rllib.privates import admits_strangers
@@ -53,8 +59,14 @@ with mujoco.Renderer(model, 48, 64) as renderer:
     answer = int(renderer.render().max())
 """
 MLFLOW_PROBE = """
-from dipole_ray.tracking.mlflow_feed import connect
-answer = len(connect(sys.argv[1]).search_experiments(max_results=100))
+from dipole_ray.tracking.mlflow_server import connect, experiment_of, reason_of, remedy_of
+from dipole_ray.tracking.tracker import TrackingConfig
+try:
+    client = connect(sys.argv[1])
+    experiment_of(client, sys.argv[1], TrackingConfig().experiment)
+    answer = {"experiments": len(client.search_experiments(max_results=100))}
+except Exception as error:
+    answer = {"error": reason_of(error), "remedy": remedy_of(error)}
 """
 ENVIRONMENT_PROBE = """
 from dipole_ray.envs.make import make_env
@@ -158,7 +170,14 @@ def check_torch() -> Iterator[Finding]:
     except (ImportError, OSError) as error:
         yield Finding("torch", "fail", f"cannot be imported ({first_line(error)})", "pip install 'torch>=2.6,<3'")
         return
-    yield Finding("torch", "ok", f"{torch.__version__}, {torch.get_num_threads()} threads")
+    threads, usable = torch.get_num_threads(), usable_cores()
+    if threads > usable:  # torch sees no quota
+        message = f"{torch.__version__}, {threads} threads on {usable} usable cores in programs of your own"
+        yield Finding(
+            "torch", "warn", message, f"set OMP_NUM_THREADS={usable}; the commands set their threads themselves"
+        )
+    else:
+        yield Finding("torch", "ok", f"{torch.__version__}, {threads} threads")
     if torch.cuda.is_available():
         names = (torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
         yield Finding("GPU", "ok", ", ".join(names))
@@ -168,23 +187,22 @@ def check_torch() -> Iterator[Finding]:
         remedy = "install the torch build for the driver's CUDA version (pytorch.org, 'Start locally')"
         yield Finding("GPU", "warn", message, remedy)
     else:
-        yield Finding("GPU", "ok", "none; the learner computes on the CPU")
+        yield Finding("GPU", "ok", "none on this machine; a learner here computes on the CPU")
 
 
 def check_cores() -> Finding:
     """Compare the cores this process may use with the threads it is told to use."""
-    cores, all_cores = len(os.sched_getaffinity(0)), os.cpu_count() or 1
-    usable = min(float(cores), _cpu_quota())
-    found = f"{usable:g} of {all_cores} usable" if usable < all_cores else f"{cores}"
+    usable, all_cores = usable_cores(), os.cpu_count() or 1
+    found = f"{usable} of {all_cores} usable" if usable < all_cores else f"{usable}"
     told = os.environ.get("OMP_NUM_THREADS", "")
     if told.isdigit() and int(told) > usable:
         message = f"{found}, but OMP_NUM_THREADS={told}: threads that wait for a core slow updates many times"
-        remedy = f"unset OMP_NUM_THREADS, or set it to {max(1, int(usable))} at most"
+        remedy = f"unset OMP_NUM_THREADS, or set it to {usable} at most"
         return Finding("CPU cores", "warn", message, remedy)
     if usable < 2:
         message = f"{found}: a remote learner and remote workers would share one core"
         return Finding("CPU cores", "warn", message, "train in one process: rollout.num_workers=0 learner.remote=false")
-    advice = f"with K rollout workers leave learner.num_threads at null (cores - K) or give at most {int(usable)} - K"
+    advice = f"with K rollout workers leave learner.num_threads at null (cores - K) or give at most {usable} - K"
     return Finding("CPU cores", "ok", f"{found}; {advice}")
 
 
@@ -212,13 +230,17 @@ def check_rendering() -> Finding:
 
 
 def check_ray(address: str | None) -> Finding:
-    """Run one task on a Ray cluster, and import RLlib."""
-    where = f"cluster {address}" if address else "local cluster"
+    """Join or start Ray as a run does, run one task there, and import RLlib."""
     answer, trouble = _probe(RAY_PROBE, address or "", timeout_s=180)
     if answer is None:
-        here = "free memory and /dev/shm, make /tmp writable; runs with rollout.num_workers=0 need no cluster"
-        there = f"check that the cluster at {address} runs the same Ray and Python, and RAY_AUTH_MODE and its token"
-        return Finding("Ray", "fail", f"{where}: {trouble}", there if address else here)
+        where = f"cluster {address}" if address else "local Ray"
+        remedy = "see that no other program takes all memory and cores, and try again"
+        return Finding("Ray", "fail", f"{where}: {trouble}", remedy)
+    if "error" in answer:
+        message, _, remedy = answer["error"].rpartition(": ")
+        return Finding("Ray", "fail", message, remedy)
+    address = answer["address"]
+    where = f"cluster {address}" if address else "local Ray"
     size = f"{answer['nodes']} nodes, {answer['cpus']:g} CPUs, {answer['gpus']:g} GPUs"
     found = f"{_installed('ray')}, {where} answers ({size}); RLlib imports"
     return _check_protection(found, address, answer["dashboard"]) if address else Finding("Ray", "ok", found)
@@ -243,7 +265,7 @@ def _check_protection(found: str, address: str, dashboard: str) -> Finding:
 
 def check_mlflow(runs: Path) -> Finding:
     """Ask MLflow for its experiments; a database that does not exist yet is not made."""
-    from dipole_ray.tracking.mlflow_feed import redacted, sqlite_file
+    from dipole_ray.tracking.mlflow_server import redacted, sqlite_file
     from dipole_ray.tracking.tracker import TrackingConfig
 
     uri = TrackingConfig().resolve_uri(runs)
@@ -251,10 +273,11 @@ def check_mlflow(runs: Path) -> Finding:
     if database is not None and not database.exists():
         return Finding("MLflow", "ok", f"{_installed('mlflow')}, {shown} is made by the first run")
     answer, trouble = _probe(MLFLOW_PROBE, uri, timeout_s=60)
-    if answer is not None:
-        return Finding("MLflow", "ok", f"{_installed('mlflow')}, {shown} answers, {answer} experiments")
+    if answer is not None and "error" not in answer:
+        return Finding("MLflow", "ok", f"{_installed('mlflow')}, {shown} answers, {answer['experiments']} experiments")
+    trouble, remedy = (answer["error"], answer["remedy"]) if answer is not None else (trouble, "")
     message = f"{shown}: {redacted(trouble)}; training works, its metrics stay in metrics.jsonl"
-    remedy = "start the server, correct MLFLOW_TRACKING_URI, or unset it to use SQLite beside the runs"
+    remedy = remedy or "start the server, correct MLFLOW_TRACKING_URI, or unset it to use SQLite beside the runs"
     return Finding("MLflow", "warn", message, remedy)
 
 
@@ -298,12 +321,3 @@ def _installed(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def _cpu_quota() -> float:
-    """Return the cores that a container's quota amounts to; infinite without a quota."""
-    try:
-        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    except (OSError, ValueError):
-        return math.inf
-    return math.inf if limit == "max" else int(limit) / int(period)

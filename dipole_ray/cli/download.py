@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from dipole_ray.cli.command import CACHE, add_command
@@ -120,11 +121,16 @@ def _next_steps(source: str, name: str, dataset: str, path: Path) -> str:
     if source == "exorl":
         folder, domain = path.with_suffix(""), dataset.partition("/")[0]
         tasks = [task for task in task_ids() if task.startswith(f"exorl/{domain}-")]
-        use = f"dipole data import {folder} --env {tasks[0]} --out DIR" if tasks else "(no task of it can be run here)"
-        return f"next: unzip -q {path} -d {folder}\n      {use}"
+        use = (
+            f"dipole data import {quote(str(folder))} --env {tasks[0]} --out DIR"
+            if tasks
+            else "(no task of it can be run here)"
+        )
+        return f"next: unzip -q {quote(str(path))} -d {quote(str(folder))}\n      {use}"
     task = name if "-singletask" in name else "-singletask-".join(dataset.rsplit("-", 1))
+    file = quote(str(path))
     return (
-        f"next: dipole data inspect {path} --env {task}\n"
-        f"      dipole train data.path={path} env.id={task}\n"
-        f"  or, to convert it once: dipole data import {path} --env {task} --out DIR"
+        f"next: dipole data inspect {file} --env {task}\n"
+        f"      dipole train {quote(f'data.path={path}')} env.id={task}\n"
+        f"  or, to convert it once: dipole data import {file} --env {task} --out DIR"
     )

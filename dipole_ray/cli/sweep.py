@@ -77,5 +77,6 @@ def run_sweep_command(arguments: argparse.Namespace) -> int:
         return 130
     best = result.folder / "best.yaml"
     if best in result.files:
-        print(f"\nnext:\n  dipole train {best}\n  dipole evaluate {result.folder}/trials/{result.board[0]['trial']}")
+        trial = result.folder / "trials" / result.board[0]["trial"]
+        print(f"\nnext:\n  dipole train {shlex.quote(str(best))}\n  dipole evaluate {shlex.quote(str(trial))}")
     return 0 if result.board else 1

@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from dipole_ray.cli.command import add_command, print_files
@@ -54,14 +55,14 @@ def run_train(arguments: argparse.Namespace) -> int:
     if run.evaluation:
         print_table(run.evaluation, chosen=run.chosen, title=folder.name)
     if not run.finished:
-        print(f"\nstopped; continue with:\n  dipole train --resume {folder}")
+        print(f"\nstopped; continue with:\n  dipole train --resume {quote(str(folder))}")
         return 130
     print(f"\nrun       {folder}")
     print_files(run.pictures)
     if run.tracker.view_command is not None:
         print(f"mlflow    {run.tracker.view_command}")
     print("\nnext:")
-    print(f"  dipole evaluate {folder} --omega 0 1 3 --candidates 1 32 --episodes 50")
+    print(f"  dipole evaluate {quote(str(folder))} --omega 0 1 3 --candidates 1 32 --episodes 50")
     print("  dipole train quickstart agent.beta=10     # steeper weights")
     print("  dipole train --help-config                # every setting, explained")
     return 0

@@ -17,7 +17,12 @@ from typing import Any, TypeVar
 
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
-from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
+from ray.rllib.utils.metrics import (
+    ENV_RUNNER_RESULTS,
+    EVALUATION_RESULTS,
+    LEARNER_RESULTS,
+    NUM_ENV_STEPS_SAMPLED_LIFETIME,
+)
 from ray.tune.result import TRAINING_ITERATION
 from torch import Tensor
 
@@ -33,8 +38,15 @@ from dipole_ray.rllib.experience import Experience, FragmentReport
 from dipole_ray.rllib.learner import UpdateReport
 from dipole_ray.rllib.learner_client import AGENT_FILE, LearnerClient, LearnerDied
 from dipole_ray.rllib.metrics import RecentEpisodes, iteration_metrics
-from dipole_ray.rllib.placement import SpreadEnvRunnerGroup, learners_of, require_room, workers_of
-from dipole_ray.rllib.privates import env_runner_groups_are
+from dipole_ray.rllib.placement import (
+    SpreadEnvRunnerGroup,
+    evaluators_of,
+    learners_of,
+    require_room,
+    require_trial,
+    workers_of,
+)
+from dipole_ray.rllib.privates import env_runner_groups_are, writable_results
 from dipole_ray.rllib.replay_actor import copy_ring, open_replay
 from dipole_ray.rllib.rollouts import Rollouts
 
@@ -53,16 +65,27 @@ class DIPOLE(Algorithm):
         """Return the config with the paper's settings."""
         return DIPOLEConfig()
 
+    @classmethod
+    def default_resource_request(cls, config: Any) -> Any:
+        """Return what a trial of Tune's reserves; ResourcesUnavailable where the cluster could never hold it."""
+        request = super().default_resource_request(config)
+        require_trial(request.bundles)
+        return request
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        with writable_results():
+            super().__init__(*args, **kwargs)
+
     def setup(self, config: Any) -> None:
         """Build workers and learner as RLlib does, then open the replay beside them."""
-        require_room([workers_of(self.config), learners_of(self.config)])
+        require_room([workers_of(self.config), evaluators_of(self.config), learners_of(self.config)])
         with env_runner_groups_are(SpreadEnvRunnerGroup):
             super().setup(config)
         self._training = self.config.training_settings()
         self._agent = self.config.agent_settings()
         self._update_ratio = UpdateRatio(self._training.updates_per_env_step)
         self.learner_steps = self.env_steps = 0
-        self.score = -math.inf
+        self.score: float | None = None  # none before the first evaluation
         self.recent = RecentEpisodes()
         self.group_metrics: dict[str, float] = {}
         self.replay = open_replay(self.config, self.offline_data, self.replay_directory)
@@ -103,7 +126,11 @@ class DIPOLE(Algorithm):
     def step(self) -> dict[str, Any]:
         """Run one iteration, with its evaluation where one is due, and return the results of both."""
         results: dict[str, Any] = super().step()
-        results["score"] = self.score  # RLlib's own metrics are closed before the evaluation of an iteration
+        if self.score is None and self.config.evaluation_interval and self.is_actor():
+            # Tune ends at a first result without the metric that it compares trials by.
+            results[EVALUATION_RESULTS] = self.evaluate()
+        if self.score is not None:  # RLlib's own metrics are closed before the evaluation of an iteration
+            results["score"] = self.score
         return results
 
     def training_step(self) -> None:
@@ -203,7 +230,8 @@ class DIPOLE(Algorithm):
             rllibs[ENV_RUNNER_RESULTS, "episode_return_mean"] = metrics["rollout/return"]
             rllibs[ENV_RUNNER_RESULTS, "episode_len_mean"] = metrics["rollout/length"]
         for key, value in rllibs.items():  # window=1: the last value as it is, no mean over iterations
-            self.metrics.log_value(key, value, window=1)
+            if math.isfinite(value):  # Tune would write what is no JSON
+                self.metrics.log_value(key, value, window=1)
 
     # ---- checkpoints: our own format (safetensors and JSON) behind RLlib's calls ----
 
@@ -218,7 +246,7 @@ class DIPOLE(Algorithm):
             "num_episodes": self.recent.count,
             "iteration": self.iteration,
             "policy_version": self.learner.policy.version,
-            "score": self.score if math.isfinite(self.score) else None,
+            "score": self.score,
             "recent": self.recent.values,
             "limiter": self._update_ratio.state(),  # named as in checkpoints of the time when it was called so
             "replay": self.replay.state(),
@@ -236,7 +264,7 @@ class DIPOLE(Algorithm):
             self._with_learner(lambda: self.learner.load_agent_state(checkpoint.tensors[AGENT_FILE]))
             self.restart_point = checkpoint.path
             self.learner_steps, self.env_steps = int(metadata["learner_steps"]), int(metadata["env_steps"])
-            self.score = -math.inf if metadata["score"] is None else float(metadata["score"])
+            self.score = None if metadata["score"] is None else float(metadata["score"])
             self.recent = RecentEpisodes(int(metadata["num_episodes"]), metadata["recent"])
             self.set_state({TRAINING_ITERATION: int(metadata["iteration"])})
             self._update_ratio.load_state(metadata["limiter"])

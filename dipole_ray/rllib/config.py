@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Self, TypeVar
@@ -20,6 +19,8 @@ from ray.util.debug import log_once
 from dipole_ray import settings
 from dipole_ray.agents.config import of_older
 from dipole_ray.agents.dipole import AgentConfig
+from dipole_ray.cluster import require_named_cluster
+from dipole_ray.cores import usable_cores
 from dipole_ray.envs.make import EnvConfig, env_dims
 from dipole_ray.errors import ConfigError
 from dipole_ray.evaluation.cells import EvalConfig
@@ -234,6 +235,7 @@ class DIPOLEConfig(AlgorithmConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """Return all settings by key, ours among RLlib's, as Ray Tune takes them."""
+        require_named_cluster()  # which Tune joins next: it would wait for a dead one for many minutes
         plain = super().to_dict()
         for name in ("_sections", "_automatic"):
             del plain[name]
@@ -306,10 +308,9 @@ class DIPOLEConfig(AlgorithmConfig):
             self.num_gpus_per_learner = int(has_gpu)
             self._automatic = {"num_gpus_per_learner": "auto"}  # the checkpoint may be continued on another machine
         if self.learner_num_threads is None:
-            cores = len(os.sched_getaffinity(0))
             # Beside remote learners this process is busy, too: it steps the environments if there are no workers.
             stepping = max(min(1, self.num_learners), workers_beside_driver(self))
-            self.learner_num_threads = max(1, (cores - stepping) // max(1, self.num_learners))
+            self.learner_num_threads = max(1, (usable_cores() - stepping) // max(1, self.num_learners))
 
 
 def _unknown(key: str) -> str:

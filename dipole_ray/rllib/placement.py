@@ -8,13 +8,16 @@ instead of a silent wait. Inside Tune the trial's placement group decides.
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.util.debug import log_once
 from ray.util.placement_group import get_current_placement_group
 
+from dipole_ray.cluster import refuse_client, start_ray
 from dipole_ray.errors import ResourcesUnavailable
 from dipole_ray.rllib.privates import PlacedEnvRunnerGroup, free_resources_by_node
 
@@ -22,6 +25,11 @@ logger = logging.getLogger(__name__)
 
 WAIT_S = 60.0  # for a growing cluster to bring the missing node, and for dead actors to give theirs back
 POLL_S = 0.5
+FIRST_TRIAL_S = 3.0  # for actors that were just ended
+TRIAL_LESS = (
+    "env_runners(num_env_runners=..., num_cpus_per_env_runner=...), learners(num_learners=0), "
+    "resources(num_cpus_for_main_process=...)"
+)
 
 Resources = Mapping[str, float]
 Actors = tuple[str, int, Resources]  # their name in messages, how many, and the resources of each
@@ -40,14 +48,23 @@ def workers_of(config: AlgorithmConfig) -> Actors:
     return "rollout workers", config.num_env_runners, {**amounts, **(config.custom_resources_per_env_runner or {})}
 
 
+def evaluators_of(config: AlgorithmConfig) -> Actors:
+    """Return the workers that only evaluate."""
+    _, count, resources = workers_of(config.get_evaluation_config_object())
+    return "evaluation workers", count, resources
+
+
 def require_room(actors: Sequence[Actors], wait_s: float = WAIT_S) -> None:
     """Return once the cluster's free resources hold all `actors`; inside Tune the trial's own placement decides.
 
-    A program that never started Ray gets one made for its machine later, where RLlib asks for it.
+    A program that never started Ray joins or starts one here, which RLlib needs even without actors.
 
     Raises:
         ResourcesUnavailable: They could not be placed within `wait_s`; says what is needed and what is there.
+        ConfigError: As `start_ray`, or the cluster is reached by Ray Client.
     """
+    if not ray.is_initialized():
+        start_ray()
     if not _is_ours_to_decide():
         return
     start, told = time.monotonic(), False
@@ -61,14 +78,32 @@ def require_room(actors: Sequence[Actors], wait_s: float = WAIT_S) -> None:
         time.sleep(POLL_S)
 
 
-def require_capacity(actors: Sequence[Actors], what: str) -> None:
-    """Raise ResourcesUnavailable where `what` could never be placed, even if the cluster had nothing else to do."""
+def require_capacity(actors: Sequence[Actors], what: str, remedy: str) -> None:
+    """Raise ResourcesUnavailable where `what` could never be placed, even if the cluster had nothing else to do.
+
+    `remedy` names the settings by which one asks for less.
+    """
     nodes = {node["NodeID"]: dict(node["Resources"]) for node in ray.nodes() if node["Alive"]}
     if _first_unplaced(actors, nodes) is not None:
         raise ResourcesUnavailable(
-            f"{what} could never be placed: {_arithmetic(actors, nodes, 'available')}; ask for less (sweep.resources, "
-            "rollout.num_workers, rollout.cpus_per_worker, learner.remote=false), or add a node to the cluster"
+            f"{what} could never be placed: {_arithmetic(actors, nodes, 'available')}; ask for less ({remedy}), or add "
+            "a node to the cluster"
         )
+
+
+def require_trial(bundles: Sequence[Resources]) -> None:
+    """Refuse a trial of Tune's that no state of the cluster could hold: Tune would leave it PENDING for ever.
+
+    One that finds no room only now may wait for others to end; where it is the first one, the warning says for what.
+    """
+    counts = Counter(tuple(sorted(bundle.items())) for bundle in bundles)
+    actors = [("process" if count == 1 else "processes", count, dict(items)) for items, count in counts.items()]
+    require_capacity(actors, "a trial", TRIAL_LESS)
+    if log_once("DIPOLE_room_for_the_first_trial"):
+        try:
+            require_room(actors, wait_s=FIRST_TRIAL_S)
+        except ResourcesUnavailable as error:
+            logger.warning("the first trial waits: %s; algo.stop() ends the actors of an algorithm", error)
 
 
 def node_for_learners(config: AlgorithmConfig) -> str | None:
@@ -116,6 +151,7 @@ class SpreadEnvRunnerGroup(PlacedEnvRunnerGroup):
 
 def _is_ours_to_decide() -> bool:
     """Return whether actors may be placed: Ray runs, and this is no trial of Tune's with a placement group."""
+    refuse_client()
     return ray.is_initialized() and get_current_placement_group() is None
 
 

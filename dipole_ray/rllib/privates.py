@@ -3,8 +3,12 @@
 Each has a probe in `tests/rllib/test_ray_privates.py`, which names the version of Ray that breaks it.
 """
 
+import logging
+import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -15,7 +19,10 @@ from ray.rllib.core.learner.learner_group import LearnerGroup
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils.actor_manager import FaultTolerantActorManager
 from ray.tune.schedulers import ASHAScheduler
+from ray.tune.trainable import trainable
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+logger = logging.getLogger(__name__)
 
 BEATS = "dipole_ray.heartbeat"  # namespace in the cluster's key-value store
 
@@ -86,6 +93,24 @@ def env_runner_groups_are(group: type[EnvRunnerGroup]) -> Iterator[None]:
         yield
     finally:
         rllib_algorithm.EnvRunnerGroup = before
+
+
+@contextmanager
+def writable_results() -> Iterator[None]:
+    """Have an algorithm put its own folder elsewhere where `~/ray_results` cannot be written: it has no setting."""
+    before = trainable.DEFAULT_STORAGE_PATH
+    try:
+        Path(before).mkdir(parents=True, exist_ok=True)
+        is_writable = os.access(before, os.W_OK)
+    except OSError:
+        is_writable = False
+    if not is_writable:
+        trainable.DEFAULT_STORAGE_PATH = str(Path(tempfile.gettempdir()) / "ray_results")
+        logger.warning("%s cannot be written; RLlib's folder is in %s", before, trainable.DEFAULT_STORAGE_PATH)
+    try:
+        yield
+    finally:
+        trainable.DEFAULT_STORAGE_PATH = before
 
 
 def give_learners(group: LearnerGroup, learners: Sequence[Any]) -> None:

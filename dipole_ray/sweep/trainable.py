@@ -20,6 +20,8 @@ from dipole_ray.sweep.trial import TrialRun
 # and all: who a trial is says Tune's own name of it, which `name_of` gives.
 SWEEP, TRIAL = "sweep", "trial"
 
+LESS = "sweep.resources, rollout.num_workers, rollout.cpus_per_worker, learner.remote=false"
+
 Bundle = tuple[str, int, Resources]  # a kind of process, how many of it, and what each reserves
 
 
@@ -121,4 +123,4 @@ def learner_settings(plan: Plan, config: RunConfig) -> dict[str, Any]:
 def require_placeable(plan: Plan, trials: list[tuple[str, Values]]) -> None:
     """Raise ResourcesUnavailable where the cluster could never hold all processes of a trial."""
     for trial, values in trials:
-        require_capacity(trial_bundles(plan, plan.run_config(values)), trial)
+        require_capacity(trial_bundles(plan, plan.run_config(values)), trial, LESS)

@@ -68,6 +68,25 @@ def test_an_unreachable_server_is_a_warning_that_hides_credentials(
     assert "secret" not in finding.message + finding.remedy
 
 
+def test_a_store_that_mlflow_refuses_is_a_warning_with_its_own_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file://{tmp_path}/mlruns")
+    finding = doctor.check_mlflow(tmp_path)
+    assert finding.status == "warn"
+    assert "MLFLOW_ALLOW_FILE_STORE=true" in finding.remedy and "start the server" not in finding.remedy
+
+
+@pytest.mark.slow
+def test_a_cluster_that_does_not_answer_is_a_failure_with_its_own_remedy() -> None:
+    finding = doctor.check_ray("127.0.0.1:9")
+    assert (finding.status, finding.message) == (
+        "fail",
+        "the Ray cluster at 127.0.0.1:9 does not answer (Connection refused)",
+    )
+    assert "unset RAY_ADDRESS" in finding.remedy
+
+
 def test_looking_at_mlflow_makes_no_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert doctor.check_mlflow(tmp_path).status == "ok"

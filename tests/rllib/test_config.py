@@ -304,7 +304,7 @@ def test_search_spaces_of_tune_are_kept_for_tune() -> None:
 
 def test_threads_are_divided_between_learner_and_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """One thread a worker, the rest is the learner's; a process that steps environments itself needs one as well."""
-    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.setattr("dipole_ray.rllib.config.usable_cores", lambda: 8)
     for workers, learners, threads in ((0, 0, 8), (3, 1, 5), (3, 0, 5), (20, 1, 1), (0, 1, 7), (0, 2, 3), (2, 2, 3)):
         made = DIPOLEConfig().environment("Pendulum-v1")
         made.env_runners(num_env_runners=workers).learners(num_learners=learners)

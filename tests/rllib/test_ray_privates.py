@@ -129,6 +129,15 @@ def test_an_actor_is_known_by_the_id_that_it_gives_itself_and_its_beats_are_read
     assert privates.read_beat(own) == b"2", f"{BROKEN}.write_beat"
 
 
+def test_an_algorithms_folder_is_elsewhere_where_home_is_not_writable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray.tune.trainable.trainable.DEFAULT_STORAGE_PATH", "/dev/null/nobody/ray_results")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with privates.writable_results():
+        assert Path(Trainable().logdir).parent == tmp_path / "ray_results", f"{BROKEN}.writable_results"
+
+
 @pytest.mark.usefixtures("cluster")
 def test_requests_to_rollout_workers_are_seen_in_flight() -> None:
     manager = FaultTolerantActorManager([ray.remote(num_cpus=0)(Echo).remote()])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from ray import tune
 from ray.tune.utils import flatten_dict
 
 from dipole_ray import DIPOLE
+from dipole_ray.errors import ResourcesUnavailable
 from tests.rllib.small import config
 
 pytestmark = pytest.mark.usefixtures("cluster")
@@ -35,7 +37,9 @@ def test_tuner_tries_values_and_keeps_checkpoints(pendulum: Path, tmp_path: Path
     for result in results:
         metrics = flatten_dict(result.metrics)
         history = result.metrics_dataframe["score"].tolist()
-        assert history == [-math.inf, metrics["score"]], "there from the first result on, or Tune would stop"
+        assert history[-1] == metrics["score"] and all(score < 0 for score in history), "a score from the first on"
+        written = (Path(result.path) / "result.json").read_text()
+        assert math.isfinite(sum(history)) and not re.search("NaN|Infinity", written)
         assert metrics["score"] == metrics["evaluation/env_runners/episode_return_mean"] < 0
         assert (metrics["learner_steps"], metrics["env_steps"]) == (16 + 18, 60)
         assert not list(Path(result.checkpoint.path).rglob("*.pkl")), "nothing of ours is pickled"
@@ -60,3 +64,12 @@ def test_a_trial_with_actors_of_its_own_keeps_to_its_placement_group(pendulum: P
     )
     (result,) = tuner.fit()
     assert result.error is None and result.metrics["env_steps"] >= 60
+
+
+def test_a_trial_that_never_fits_is_refused_with_the_arithmetic(pendulum: Path, tmp_path: Path) -> None:
+    """Four CPUs: one for the trial and half a CPU for each of eight workers; Tune would leave it PENDING for ever."""
+    run_config = tune.RunConfig(storage_path=str(tmp_path), verbose=0)
+    tuner = tune.Tuner(DIPOLE, param_space=config(pendulum, workers=8), run_config=run_config)
+    needed = r"needed 1 process of 1 CPU \+ 8 processes of 0.5 CPU; available 4 CPU"
+    with pytest.raises(ResourcesUnavailable, match=needed):
+        tuner.fit()
