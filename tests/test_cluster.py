@@ -70,6 +70,7 @@ def test_a_cluster_that_died_without_a_word_is_passed_over(
     """`ray start` notes its address in a file, which a machine that lost its power keeps."""
     monkeypatch.setattr(cluster, "ANSWER_S", 1.5)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    caplog.set_level("WARNING", "dipole_ray")
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     (tmp_path / "ray").mkdir()
     (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:9")
