@@ -341,6 +341,8 @@ def _words(hint: Any) -> str:
         return f"a mapping (each value {_words(inner[1])})"
     if dataclasses.is_dataclass(hint):
         return "a section of keys"
+    if hint is Any:
+        return "anything"
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
     return "null" if hint in (type(None), None) else names.get(hint, str(hint))
 

@@ -19,6 +19,7 @@ from dipole_ray.errors import ConfigError, DatasetError
 if TYPE_CHECKING:
     from dipole_ray.columns import Schema
     from dipole_ray.data.sources.reading import Reading
+    from dipole_ray.envs.make import EnvConfig
 
 IMPORT_HELP = """\
 Turn data of OGBench, ExORL, D4RL or Minari, or any Parquet / Arrow / Feather table, into a dataset mapped from disk.
@@ -104,7 +105,9 @@ def _add_options_of_formats(parser: argparse.ArgumentParser) -> None:
     """Add the options that only some kinds of data know; `_check_options` refuses them elsewhere."""
     columns = "table column(s) for one meaning, or the entries of Minari's dict observations; repeatable"
     parser.add_argument("--map", metavar="MEANING=COLUMN", action="append", default=[], help=columns)
-    limit = "d4rl only: time limit of trajectories in a file without timeouts (default: that of --env)"
+    setting = "setting of --env, as train knows it: env.max_episode_steps=1000, env.kwargs.mass=2 (its own argument)"
+    parser.add_argument("overrides", nargs="*", metavar="env.KEY=VALUE", help=setting)
+    limit = "time limit of --env, and of trajectories in a d4rl file without timeouts (default: the environment's)"
     parser.add_argument("--max-episode-steps", metavar="N", type=int, help=limit)
     parser.add_argument("--workers", metavar="W", type=int, help="exorl only: Ray tasks at a time (default: all cores)")
     parser.add_argument("--cache", metavar="DIR", type=Path, help=f"exorl only: keeps rewards (default: {CACHE})")
@@ -148,9 +151,15 @@ def run_import(args: argparse.Namespace) -> int:
         f"{args.out}: {manifest.num_transitions} transitions in {report.trajectories} trajectories{dropped}, "
         f"observations {schema.observation_text}, actions {schema.actions}\n"
         f"next: dipole data inspect {quote(str(args.out))}\n"
-        f"      dipole train {quote(f'data.path={args.out}')} env.id={args.env or 'ENV_ID'}"
+        f"      dipole train {quote(f'data.path={args.out}')} env.id={args.env or 'ENV_ID'}{_env_settings(args)}"
     )
     return 0
+
+
+def _env_settings(args: argparse.Namespace) -> str:
+    """Return the settings of --env as `dipole train` takes them."""
+    limit = [f"env.max_episode_steps={args.max_episode_steps}"] if args.env and args.max_episode_steps else []
+    return "".join(f" {quote(word)}" for word in [*limit, *args.overrides])
 
 
 def _counted(rows: Iterable[Any], progress: Any) -> Iterator[Any]:
@@ -200,9 +209,9 @@ def _reading_of(
 
     takes = FORMATS[kind].takes if kind in FORMATS else frozenset()
     _check_options(args, path, kind, takes)
-    reading, expected = Reading(), None
-    if args.env is not None:
-        dims, cache = env_dims(args.env), (args.cache or CACHE).expanduser()
+    reading, expected, env = Reading(), None, _env_of(args)
+    if env is not None:
+        dims, cache = env_dims(env), (args.cache or CACHE).expanduser()
         reading, expected = reading_for(args.env, dims, cache, args.workers, begin), dims.schema
     if args.env is None or "labels" not in takes:
         begin()
@@ -220,8 +229,9 @@ def _check_options(args: argparse.Namespace, path: Path, kind: str, takes: froze
 
     if args.map and not takes & {"mapping", "observations"}:
         raise ConfigError(f"--map is for tables; {kind} data has fixed names: leave --map out")
-    if args.max_episode_steps is not None and ("max_episode_steps" not in takes or args.max_episode_steps < 1):
-        what = "it is the time limit, at least 1, of D4RL files without timeouts; leave it out"
+    is_limited = args.env is not None or "max_episode_steps" in takes
+    if args.max_episode_steps is not None and (not is_limited or args.max_episode_steps < 1):
+        what = "it is the time limit, at least 1, of --env or of D4RL files without timeouts; leave it out"
         raise ConfigError(f"--max-episode-steps {args.max_episode_steps} of {kind} data: {what}")
     for option in [name for name in ("workers", "cache") if getattr(args, name) is not None]:
         if "labels" not in takes:
@@ -231,6 +241,20 @@ def _check_options(args: argparse.Namespace, path: Path, kind: str, takes: froze
     if args.env is not None and family(args.env) != "exorl" and "labels" in takes:
         why = f"ExORL's episodes are rewarded for a task, and '{args.env}' is none of theirs"
         raise ConfigError(f"{path}: {why}; {_name_a_task()}")
+
+
+def _env_of(args: argparse.Namespace) -> EnvConfig | None:
+    """Return the environment that `args` name, with its settings."""
+    from dipole_ray import settings
+    from dipole_ray.envs.make import EnvConfig
+
+    for word in args.overrides:
+        if not word.startswith("env.") or args.env is None:
+            raise ConfigError(f"'{word}' is no setting of --env: give --env ENV_ID, and env.KEY=VALUE only")
+    if args.env is None:
+        return None
+    given = {"env": {"id": args.env, "max_episode_steps": args.max_episode_steps}}
+    return settings.from_mapping(EnvConfig, settings.apply_overrides(given, args.overrides)["env"], "env")
 
 
 def _name_a_task() -> str:

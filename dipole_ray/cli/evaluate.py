@@ -34,6 +34,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run_evaluate(arguments: argparse.Namespace) -> int:
     """Evaluate, print the table, and write rows and videos where asked."""
+    from dipole_ray.envs.make import env_dims
     from dipole_ray.errors import ConfigError
     from dipole_ray.evaluation import report
     from dipole_ray.evaluation.cells import EvalConfig
@@ -50,7 +51,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--json {arguments.json}: the folder does not exist; make it first")
     trained = load_policy(arguments.policy)
     results = evaluate_policy(trained, config)
-    rows = rows_of(results, trained.policy.config, config.confidence)
+    rows = rows_of(results, trained.policy.config, config.confidence, env_dims(trained.env).has_success)
     phase = "online" if trained.env_steps else "offline"
     report.print_table({phase: rows}, title=f"{trained.env.id} after {trained.learner_steps} updates")
     if arguments.json is not None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import gymnasium
 import numpy as np
 
+from dipole_ray.envs.standard import success_of
 from dipole_ray.errors import EnvironmentFault
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ class Episode:
     episode_return: float = 0.0
     """Undiscounted sum of rewards."""
     success: float = math.nan
-    """Best success so far in [0, 1]; NaN where the task defines none."""
+    """Best success told so far in [0, 1]; NaN where none was."""
 
     def begin(self, observation: np.ndarray) -> None:
         """Take the first observation (O,)."""
@@ -197,7 +198,7 @@ class ActingLoop:
         for row, i in enumerate(running):
             self._observations[i] = after[row]
             self._taken[i].append(actions[row].copy())
-            success = float(self._precision(infos[row].get("success", math.nan)))
+            success = float(self._precision(success_of(infos[row])))
             episodes[row].take(float(rewards[row]), after[row], success)
         return Steps(
             indices=running,

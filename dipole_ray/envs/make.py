@@ -1,11 +1,14 @@
 """One factory for OGBench single tasks, dm_control suite tasks, ExORL tasks and gymnasium environments."""
 
+import difflib
+import json
+import math
 import os
 import tempfile
 import warnings
-from collections.abc import Callable
-from contextlib import closing, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field, fields
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -14,16 +17,17 @@ import gymnasium
 import numpy as np
 
 from dipole_ray.columns import Schema
+from dipole_ray.envs.contract import check_contract, described
 from dipole_ray.envs.control import ControlEnv
 from dipole_ray.envs.gl import disable_rendering_by_default, enable_rendering
 from dipole_ray.envs.registry import family
-from dipole_ray.envs.standard import StandardEnv
+from dipole_ray.envs.standard import StandardEnv, success_of
 from dipole_ray.errors import ConfigError, EnvironmentUnavailable
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EnvConfig:
-    """Which environment, and the two things about it that runs differ in."""
+    """Which environment, and what about it runs differ in."""
 
     id: str
     """`pointmaze-medium-navigate-singletask-task1-v0` (OGBench; without `-taskK` the default task),
@@ -37,6 +41,13 @@ class EnvConfig:
     max_episode_steps: int | None = None
     """Steps after which an episode is truncated, >= 1. None: the environment's own limit."""
 
+    kwargs: dict[str, Any] = field(default_factory=dict, hash=False)
+    """Arguments of the environment's constructor, such as {g: 9.81}: values that JSON can hold."""
+
+    success: bool = False
+    """Whether the task defines success although its info tells none at first, as where `is_success` is there only when
+    the task is solved: an episode that tells none has then failed. Otherwise success is known once it is told."""
+
     def __post_init__(self) -> None:
         if self.success_timing not in (None, "pre", "post"):
             raise ConfigError(f"env.success_timing is '{self.success_timing}'; use 'pre', 'post', or leave it out")
@@ -45,6 +56,11 @@ class EnvConfig:
             raise ConfigError(f"{found}: only OGBench's single tasks know it; leave it out")
         if self.max_episode_steps is not None and self.max_episode_steps < 1:
             raise ConfigError(f"env.max_episode_steps is {self.max_episode_steps}; it must be at least 1")
+        try:  # as a checkpoint gives them back
+            object.__setattr__(self, "kwargs", json.loads(json.dumps(self.kwargs, allow_nan=False)))
+        except (TypeError, ValueError) as error:
+            remedy = "give numbers, texts, lists and mappings, from which the environment makes its objects"
+            raise ConfigError(f"env.kwargs holds what no checkpoint can ({error}); {remedy}") from None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +69,7 @@ class EnvDims:
 
     schema: Schema  # each number of an action is in [-1, 1]
     max_episode_steps: int  # after which an episode is truncated
-    has_success: bool  # whether `info["success"]` is given
+    has_success: bool  # whether the task is known to define success: its first step tells it, or its config
     action_bounds: tuple[tuple[float, ...], tuple[float, ...]]
     """Least and greatest actions of the environment itself, which are -1 and 1 here."""
 
@@ -87,9 +103,12 @@ def make_env(config: EnvConfig | str, render: bool = False) -> StandardEnv:
     if kind == "ogbench":
         import ogbench
 
-        options = _given(success_timing=config.success_timing, max_episode_steps=limit)
+        options = _given(config, success_timing=config.success_timing, max_episode_steps=limit)
         build = partial(ogbench.make_env_and_datasets, config.id, env_only=True, **options)
-        return standard_ogbench(build, config.id)
+        with _constructing(config):
+            return standard_ogbench(build, config.id)
+    if kind != "gymnasium" and config.kwargs:
+        raise ConfigError(f"env.kwargs is {config.kwargs}, and '{config.id}' takes no arguments; leave it out")
     env = _make_gymnasium(config, render) if kind == "gymnasium" else ControlEnv(config.id, limit)
     problem = _problem(env)
     if problem is not None:
@@ -100,10 +119,17 @@ def make_env(config: EnvConfig | str, render: bool = False) -> StandardEnv:
 
 @lru_cache(maxsize=64)
 def env_dims(config: EnvConfig | str) -> EnvDims:
-    """Return the sizes of an environment, found by building and stepping it once per process."""
+    """Return the sizes of an environment, found by building and stepping it once per process.
+
+    Raises:
+        ConfigError: Also if what it returns is not what gymnasium asks of an environment.
+        EnvironmentUnavailable: Also if it fails; names the line.
+    """
     if isinstance(config, str):
         return env_dims(EnvConfig(id=config))
     with closing(make_env(config)) as env:
+        if family(config.id) == "gymnasium":
+            check_contract(env.env, config.id)
         (observation_dim,), (action_dim,) = env.observation_space.shape or (), env.action_space.shape or ()
         env.reset(seed=0)
         info = env.step(np.zeros(action_dim, np.float32))[4]
@@ -112,7 +138,7 @@ def env_dims(config: EnvConfig | str) -> EnvDims:
         return EnvDims(
             schema=Schema(observation_dim, action_dim),
             max_episode_steps=env.spec.max_episode_steps,
-            has_success="success" in info,
+            has_success=config.success or not math.isnan(success_of(info)),
             action_bounds=(tuple(bounds[0]), tuple(bounds[1])),
         )
 
@@ -140,31 +166,64 @@ def _close_descriptors(path: Path) -> None:
                 os.close(int(entry.name))
 
 
-def _given(**kwargs: Any) -> dict[str, Any]:
+def _given(config: EnvConfig, **ours: Any) -> dict[str, Any]:
     """Return what an environment is made with, leaving to it what is None."""
-    return {"disable_env_checker": True} | {name: value for name, value in kwargs.items() if value is not None}
+    given = {name: value for name, value in ours.items() if value is not None}
+    return {"disable_env_checker": True} | config.kwargs | given
 
 
 def _make_gymnasium(config: EnvConfig, render: bool) -> gymnasium.Env:
-    render_mode = "rgb_array" if render else None
+    ours = {"max_episode_steps": config.max_episode_steps, "render_mode": "rgb_array" if render else None}
+    with _constructing(config):
+        return gymnasium.make(config.id, **_given(config, **ours))
+
+
+@contextmanager
+def _constructing(config: EnvConfig) -> Iterator[None]:
+    """Say what a constructor fails with, and at which line."""
     try:
-        return gymnasium.make(config.id, **_given(max_episode_steps=config.max_episode_steps, render_mode=render_mode))
-    except (gymnasium.error.Error, ImportError, AttributeError) as error:
-        found = f"environment '{config.id}' is registered, but cannot be built here"
-        raise EnvironmentUnavailable(f"{found}: {error}") from error
+        yield
+    except Exception as error:  # any environment's any error
+        found = f"environment '{config.id}' is registered, but cannot be built here: {described(error)}"
+        if not config.kwargs:
+            remedy = "mend it there, or give its arguments, if it needs some, with env.kwargs"
+            raise EnvironmentUnavailable(f"{found}; {remedy}") from error
+        own = [own.name for own in fields(EnvConfig)]
+        near = [name for key in config.kwargs for name in difflib.get_close_matches(key, own, 1)]
+        meant = f"; if a setting was meant, the nearest valid one is 'env.{near[0]}'" if near else ""
+        raise ConfigError(f"{found}; mend it there, or change env.kwargs={config.kwargs}{meant}") from error
+
+
+_FLATTEN = "register a version wrapped in gymnasium.wrappers.FlattenObservation"
+_TRANSFORM = (
+    "register a version wrapped in gymnasium.wrappers.TransformAction(env, f, gymnasium.spaces.Box(LOW, HIGH, (N,))), "
+    "whose f makes the environment's action of N numbers"
+)
+_EXACT = 2**24  # whole numbers up to here are the same in float32
 
 
 def _problem(env: gymnasium.Env) -> str | None:
-    for name, space in (("observation", env.observation_space), ("action", env.action_space)):
+    """Return why an environment cannot be used, with a remedy; None if it can."""
+    for name, space, remedy in (
+        ("observation", env.observation_space, _FLATTEN),
+        ("action", env.action_space, _TRANSFORM),
+    ):
         if not isinstance(space, gymnasium.spaces.Box):
-            return f"has a {type(space).__name__} {name} space; only a flat Box can be used: register a wrapped version"
-        if len(space.shape) != 1 or not np.issubdtype(space.dtype, np.floating):
-            return (
-                f"has {name}s of shape {space.shape} and type {space.dtype}; only flat vectors of floats can be used: "
-                "register a version wrapped in gymnasium.wrappers.FlattenObservation"
-            )
-        if name == "action" and not space.is_bounded():
-            return "has unbounded actions; register a version whose action space has finite bounds"
+            return f"has a {type(space).__name__} {name} space; only a flat Box can be used: {remedy}"
+        if len(space.shape) != 1:
+            return f"has {name}s of shape {space.shape}; only flat vectors can be used: {remedy}"
+    observed, acted = env.observation_space, env.action_space
+    assert isinstance(observed, gymnasium.spaces.Box) and isinstance(acted, gymnasium.spaces.Box)
+    if not np.issubdtype(observed.dtype, np.floating) and max(-observed.low.min(), observed.high.max()) > _EXACT:
+        found = f"has observations of type {observed.dtype} up to {observed.high.max()}, which float32 would round"
+        remedy = "register a version wrapped in gymnasium.wrappers.TransformObservation that scales them, or narrow"
+        return f"{found}; {remedy} the bounds of its observation space to +-{_EXACT}"
+    if not np.issubdtype(acted.dtype, np.floating):
+        return f"has actions of type {acted.dtype}, and a policy's are real numbers: {_TRANSFORM}"
+    # An environment that knows no bound often writes the largest number there is.
+    if not acted.is_bounded() or max(-acted.low.min(), acted.high.max()) >= np.finfo(np.float32).max:
+        return f"has unbounded actions, and a policy's lie between bounds: {_TRANSFORM}"
     if env.spec is None or env.spec.max_episode_steps is None:
-        return "has no time limit, so an episode may never end; set env.max_episode_steps"
+        remedy = "set env.max_episode_steps, in RLlib's config env_config={'max_episode_steps': STEPS}"
+        return f"has no time limit, so an episode may never end; {remedy}"
     return None

@@ -5,6 +5,7 @@ import importlib
 
 import gymnasium
 
+from dipole_ray.envs.contract import described
 from dipole_ray.envs.control import suite_ids
 from dipole_ray.envs.exorl.tasks import task_ids
 from dipole_ray.envs.gl import disable_rendering_by_default
@@ -62,8 +63,7 @@ def family(env_id: str) -> str:
             raise ConfigError(f"environment '{env_id}' observes images, and this agent takes state vectors; {remedy}")
         raise _unknown(env_id, ids)
     if _in_gymnasium(env_id):
-        entry = str(gymnasium.spec(env_id.rpartition(":")[2]).entry_point)
-        if entry.startswith("ogbench."):
+        if _entry(env_id).startswith("ogbench."):
             why = "its observation does not hold the goal, so no single policy can solve it"
             remedy = f"take one of its tasks{_nearest(env_id, ogbench_ids())}"
             raise ConfigError(f"environment '{env_id}' is goal-conditioned: {why}; {remedy}")
@@ -80,7 +80,19 @@ def _in_gymnasium(env_id: str) -> bool:
         except ModuleNotFoundError as error:
             found = f"environment '{env_id}': cannot import '{module}' ({error})"
             raise ConfigError(f"{found}; install it, or put its folder on PYTHONPATH") from error
+        except (Exception, SystemExit) as error:  # any module's any error
+            found = f"environment '{env_id}': '{module}' fails while it is imported: {described(error)}"
+            raise ConfigError(f"{found}; mend it there") from error
     return name in gymnasium.registry
+
+
+def is_registered_by_hand(env_id: str) -> bool:
+    """Whether this process knows the id by a call of `gymnasium.register` that another process may not have made."""
+    return ":" not in env_id and family(env_id) == "gymnasium" and not _entry(env_id).startswith("gymnasium.")
+
+
+def _entry(env_id: str) -> str:
+    return str(gymnasium.spec(env_id.rpartition(":")[2]).entry_point)
 
 
 def _nearest(env_id: str, ids: list[str]) -> str:
@@ -93,4 +105,9 @@ def _unknown(env_id: str, ids: list[str]) -> ConfigError:
     forms = (
         "'pointmaze-medium-navigate-singletask-task1-v0', 'exorl/walker-walk', 'dm_control/walker-walk', 'Pendulum-v1'"
     )
-    return ConfigError(f"unknown environment '{env_id}'; {f'the nearest{near}' if near else f'ids look like {forms}'}")
+    module, colon, name = env_id.rpartition(":")
+    found = f"unknown environment '{env_id}'; {f'the nearest{near}' if near else f'ids look like {forms}'}"
+    if colon:
+        return ConfigError(f"{found}; '{module}' is imported, but registers none: call gymnasium.register there")
+    own = f"one that a script registers is known there alone: let a module register it, and say 'your_module:{name}'"
+    return ConfigError(f"{found}; {own}")

@@ -23,7 +23,8 @@ def ogbench_relabel(env_id: str, arrays: Mapping[str, np.ndarray]) -> tuple[np.n
         DatasetError: If a column is missing or is not of this environment.
     """
     if family(env_id) != "ogbench":
-        raise ConfigError(f"'{env_id}' is no OGBench single task: only those label rows by their joint positions")
+        found = f"'{env_id}' is no OGBench single task: only those label rows by their joint positions"
+        raise ConfigError(f"{found}; name one, or save the rows with rewards of their own")
     from ogbench.relabel_utils import relabel_dataset
 
     with closing(make_env(env_id)) as env:

@@ -1,6 +1,7 @@
 """The one shape in which every environment reaches the rest of the package."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
@@ -12,6 +13,12 @@ from dipole_ray.errors import EnvironmentUnavailable, NonFiniteError
 Info = dict[str, Any]
 GlobalDraws = Literal["never", "reset", "step"]
 """Where an environment draws from numpy's global stream: nowhere, in reset only, or in reset and step."""
+
+
+def success_of(info: Mapping[str, Any]) -> float:
+    """Return the success in [0, 1] that a step's info tells; NaN where it tells none, by no key or by None."""
+    told = (info.get(name) for name in ("success", "is_success"))
+    return next((float(np.asarray(value).item()) for value in told if value is not None), math.nan)
 
 
 class PrivateGlobalRandom:
@@ -50,7 +57,8 @@ class StandardEnv(gymnasium.Wrapper):
     own stream, numpy's global stream as seen by the environment, and its action space's stream (OGBench warms up
     its scenes with sampled actions) all start from `s`. `reset()` without a seed goes on in those streams.
 
-    `info["success"]` is a float on every step of a task that defines success.
+    `info["success"]` is a float where a step tells success. The wrapped environment gets actions within its own bounds,
+    in its own type, and its info stays as it is.
     """
 
     def __init__(self, env: gymnasium.Env, global_draws: GlobalDraws = "never") -> None:
@@ -62,8 +70,9 @@ class StandardEnv(gymnasium.Wrapper):
         assert isinstance(inner, gymnasium.spaces.Box)
         self.inner_action_space = inner
         """Actions of the wrapped environment."""
-        self._centre, self._half_range = (inner.high + inner.low) / 2, (inner.high - inner.low) / 2
-        self._is_unit_range = bool(np.all(inner.low == -1.0) and np.all(inner.high == 1.0))
+        self._low, self._high = inner.low.astype(inner.dtype), inner.high.astype(inner.dtype)
+        self._centre, self._half_range = (self._high + self._low) / 2, (self._high - self._low) / 2
+        self._is_unit_range = bool(np.all(self._low == -1.0) and np.all(self._high == 1.0))
         self._global_draws = global_draws
         self._global_random = PrivateGlobalRandom()
         assert env.observation_space.shape is not None
@@ -88,15 +97,20 @@ class StandardEnv(gymnasium.Wrapper):
         action = np.asarray(action, np.float32)
         if not np.isfinite(action).all():
             raise NonFiniteError(f"action {action} is not finite: the policy has diverged; nothing was stepped")
-        action = np.clip(action, -1.0, 1.0)
-        if not self._is_unit_range:
-            action = self._centre + action * self._half_range
+        action = self._own_action(np.clip(action, -1.0, 1.0))
         with self._global_random.swapped_in() if self._global_draws == "step" else nullcontext():
             observation, reward, terminated, truncated, info = self.env.step(action)
-        success = info.get("success", info.get("is_success"))
-        if success is not None:
-            info["success"] = float(success)
+        if not math.isnan(success := success_of(info)):
+            info = {**info, "success": success}  # another dict: an environment may give its own again and again
         return np.asarray(observation, np.float32), float(reward), bool(terminated), bool(truncated), info
+
+    def _own_action(self, action: np.ndarray) -> np.ndarray:
+        """Return an action (A,) in [-1, 1] as one of the wrapped environment."""
+        if not self._is_unit_range:
+            action = self._centre + action * self._half_range
+        # Rounding carries a corner out of the box by one unit in the last place, which environments may assert against.
+        inside: np.ndarray = np.clip(action, self._low, self._high)
+        return inside.astype(self._low.dtype)
 
     def render(self) -> np.ndarray:  # type: ignore[override]  # gymnasium would have rendering modes return others
         """Return the current frame, uint8 (height, width, 3).

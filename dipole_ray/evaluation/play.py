@@ -51,7 +51,7 @@ class CellResult:
     returns: NDArray[np.float64]  # undiscounted sums of rewards, (N,)
     successes: (
         NDArray[np.bool_] | None
-    )  # whether it succeeded at any step, (N,); None where the task defines no success
+    )  # whether it succeeded at any step, (N,); an episode that told none has failed; None where none told any
     lengths: NDArray[np.int64]  # environment steps, (N,)
     paths: tuple[NDArray[np.float32], ...]
     maze: Maze | None
@@ -137,7 +137,7 @@ def evaluate_cell(
     return CellResult(
         cell=cell,
         returns=np.array([episode.episode_return for episode in played], np.float64),
-        successes=None if np.isnan(successes).any() else successes > 0,
+        successes=None if np.isnan(successes).all() else successes > 0,
         lengths=np.array([episode.length for episode in played], np.int64),
         paths=tuple(np.stack(e.positions) for e in played if e.positions) if maze is not None else (),
         maze=maze,

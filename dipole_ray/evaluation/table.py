@@ -2,7 +2,10 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
+
+import numpy as np
 
 from dipole_ray.agents.config import AgentConfig
 from dipole_ray.evaluation.cells import IFQL, Cell, cell_key, method_name
@@ -34,14 +37,24 @@ def summarize(result: CellResult, method: str = "DIPOLE", confidence: float = 0.
     return cast(Row, {**row, "confidence": confidence, "action_bound_fraction": result.action_bound_fraction})
 
 
-def rows_of(results: Sequence[CellResult], agent: AgentConfig, confidence: float = 0.95) -> list[Row]:
-    """Return the rows of cells played by the agent of a config."""
+def rows_of(
+    results: Sequence[CellResult], agent: AgentConfig, confidence: float = 0.95, has_success: bool = False
+) -> list[Row]:
+    """Return the rows of cells played by the agent of a config.
+
+    Where the task is known to define success (`has_success`), or one of the cells tells it, all rows have one: an
+    environment may tell of success only.
+    """
+    if has_success or tells_success(results):
+        failed = [np.zeros(len(result.returns), np.bool_) for result in results]
+        pairs = zip(results, failed, strict=True)
+        results = [one if one.successes is not None else replace(one, successes=none) for one, none in pairs]
     return [summarize(result, method_name(agent), confidence) for result in results]
 
 
-def score_of(row: Row) -> float:
-    """Return the number sweeps maximise: success where the task defines it, else the mean return."""
-    return float(row["return"] if row["success"] is None else row["success"])
+def tells_success(results: Sequence[CellResult]) -> bool:
+    """Return whether an episode of some cell told its success."""
+    return any(result.successes is not None for result in results)
 
 
 def cell_metrics(cell: Cell, row: Row, measures: Sequence[str] = CELL_MEASURES) -> dict[str, float]:

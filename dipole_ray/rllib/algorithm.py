@@ -9,9 +9,10 @@ process (`num_env_runners=0, num_learners=0`), where each call simply finishes b
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,8 +29,9 @@ from torch import Tensor
 
 from dipole_ray.envs.make import env_dims
 from dipole_ray.errors import CheckpointError
+from dipole_ray.evaluation.play import CellResult
 from dipole_ray.evaluation.report import Row
-from dipole_ray.evaluation.table import score_of
+from dipole_ray.evaluation.table import rows_of, tells_success
 from dipole_ray.files.checkpoint import Checkpoint, entries_of, read_checkpoint, write_checkpoint
 from dipole_ray.files.resume import guard_resume, version_differences, warn_of
 from dipole_ray.replay.update_ratio import UpdateRatio
@@ -49,6 +51,9 @@ from dipole_ray.rllib.placement import (
 from dipole_ray.rllib.privates import env_runner_groups_are, writable_results
 from dipole_ray.rllib.replay_actor import copy_ring, open_replay
 from dipole_ray.rllib.rollouts import Rollouts
+from dipole_ray.rllib.workers import require_found_by_workers
+
+logger = logging.getLogger(__name__)
 
 ROLLOUT_FILE = "rollout"
 
@@ -79,6 +84,7 @@ class DIPOLE(Algorithm):
     def setup(self, config: Any) -> None:
         """Build workers and learner as RLlib does, then open the replay beside them."""
         require_room([workers_of(self.config), evaluators_of(self.config), learners_of(self.config)])
+        require_found_by_workers(self.config)
         with env_runner_groups_are(SpreadEnvRunnerGroup):
             super().setup(config)
         self._training = self.config.training_settings()
@@ -86,6 +92,10 @@ class DIPOLE(Algorithm):
         self._update_ratio = UpdateRatio(self._training.updates_per_env_step)
         self.learner_steps = self.env_steps = 0
         self.score: float | None = None  # none before the first evaluation
+        # Whether the task is known to define success, and whether the score is one; None before the first score.
+        self.has_success = env_dims(self.config.env_settings()).has_success
+        self.is_score_success: bool | None = None
+        self._has_warned = False
         self.recent = RecentEpisodes()
         self.group_metrics: dict[str, float] = {}
         self.replay = open_replay(self.config, self.offline_data, self.replay_directory)
@@ -207,9 +217,25 @@ class DIPOLE(Algorithm):
 
     # ---- metrics ----
 
+    def rows(self, results: Sequence[CellResult]) -> list[Row]:
+        """Return the rows of played cells; once one episode of the run told its success, all have one."""
+        self.has_success = self.has_success or tells_success(results)
+        confidence = self.config.evaluation_settings().confidence
+        return rows_of(results, self._agent, confidence, self.has_success)
+
+    def settle_score(self) -> bool:
+        """Return whether scores are successes, as far as known when the run is first scored: they never change over."""
+        if self.is_score_success is None:
+            self.is_score_success = self.has_success
+        elif self.has_success and not self.is_score_success and not self._has_warned:
+            self._has_warned = True
+            what = f"environment '{self.config.env}' tells success, and told none before the first score"
+            logger.warning("%s: scores stay returns; with env.success=true a run has successes from the start", what)
+        return self.is_score_success
+
     def note_score(self, row: Row) -> None:
-        """Take the evaluation of the chosen cell as the score that sweeps maximise."""
-        self.score = score_of(row)
+        """Take the evaluation of the chosen cell as the score that sweeps maximise: its success where there is one."""
+        self.score = float((row["success"] if self.settle_score() else row["return"]) or 0.0)
 
     def _log(self, updates: list[UpdateReport], fragments: list[FragmentReport], *, wall_s: float) -> None:
         """Log under our `group/name`s and under RLlib's usual keys."""
@@ -218,7 +244,8 @@ class DIPOLE(Algorithm):
         if self.learner_restarts:
             metrics["learner/restarts"] = float(self.learner_restarts)
             metrics["learner/lost_updates"] = float(self.lost_updates)
-        metrics |= self.recent.metrics() | self.experience.metrics()
+        self.has_success = self.has_success or self.recent.tells_success
+        metrics |= self.recent.metrics(self.has_success) | self.experience.metrics()
         metrics.update({f"replay/{name}": float(count) for name, count in self.replay.sizes().items()})
         if self.env_steps:
             metrics["replay/updates_per_env_step"] = self._update_ratio.updates_done / self.env_steps
@@ -247,6 +274,7 @@ class DIPOLE(Algorithm):
             "iteration": self.iteration,
             "policy_version": self.learner.policy.version,
             "score": self.score,
+            "success": {"is_known": self.has_success, "is_score": self.has_success and self.is_score_success},
             "recent": self.recent.values,
             "limiter": self._update_ratio.state(),  # named as in checkpoints of the time when it was called so
             "replay": self.replay.state(),
@@ -266,6 +294,9 @@ class DIPOLE(Algorithm):
             self.learner_steps, self.env_steps = int(metadata["learner_steps"]), int(metadata["env_steps"])
             self.score = None if metadata["score"] is None else float(metadata["score"])
             self.recent = RecentEpisodes(int(metadata["num_episodes"]), metadata["recent"])
+            success = metadata.get("success", {})  # older versions did not write it
+            self.has_success = self.has_success or bool(success.get("is_known"))
+            self.is_score_success = None if self.score is None else success.get("is_score")
             self.set_state({TRAINING_ITERATION: int(metadata["iteration"])})
             self._update_ratio.load_state(metadata["limiter"])
             if copy_ring(self.replay, Path(metadata["replay_directory"]), self.replay_directory):

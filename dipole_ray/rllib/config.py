@@ -30,7 +30,7 @@ from dipole_ray.rllib.learner import DIPOLELearner
 from dipole_ray.rllib.learner_client import LearnerClient
 from dipole_ray.rllib.module import DIPOLERLModule
 from dipole_ray.rllib.placement import workers_beside_driver
-from dipole_ray.rllib.privates import is_frozen, sync_no_states, translated
+from dipole_ray.rllib.privates import is_frozen, is_registered_with_tune, sync_no_states, translated
 from dipole_ray.rllib.replay_actor import ArrowOfflineData
 from dipole_ray.rllib.rllib_keys import FILLED, KEPT, REFUSED, RENAMED, Empty
 from dipole_ray.rllib.sections import RolloutConfig, TrainingConfig, require_equal_shares
@@ -189,8 +189,13 @@ class DIPOLEConfig(AlgorithmConfig):
         return self._section(TrainingConfig, "training")
 
     def env_settings(self) -> EnvConfig:
-        """Return the environment's config."""
-        return settings.from_mapping(EnvConfig, {"id": self.env, **dict(self.env_config)}, "env")
+        """Return the environment's config: of RLlib's `env_config` what `EnvConfig` knows, the rest as its kwargs."""
+        own = [field.name for field in fields(EnvConfig)]
+        # What differs from a setting of ours by a letter is refused as such, with the right one.
+        ours = {key: self.env_config[key] for key in self.env_config if difflib.get_close_matches(key, own, 1, 0.9)}
+        kwargs = {key: value for key, value in self.env_config.items() if key not in ours}
+        given = {"id": self.env, **ours, "kwargs": {**(ours.get("kwargs") or {}), **kwargs}}
+        return settings.from_mapping(EnvConfig, given, "env")
 
     def evaluation_settings(self) -> EvalConfig:
         """Return the evaluation's config."""
@@ -292,7 +297,14 @@ class DIPOLEConfig(AlgorithmConfig):
 
     def _settle_spaces(self) -> None:
         """Find the spaces here, once: a worker that builds no environment while it starts cannot fail or hang there."""
-        dims = env_dims(self.env_settings())
+        try:
+            dims = env_dims(self.env_settings())
+        except ConfigError as error:
+            if not is_registered_with_tune(str(self.env)):
+                raise
+            found = f"'{self.env}' is a name of tune.register_env, which no other command and no checkpoint could find"
+            remedy = "let a module of yours call gymnasium.register(NAME, entry_point=..., max_episode_steps=...)"
+            raise ConfigError(f"{found}; {remedy}, and give the id 'your_module:NAME'") from error
         if not is_frozen(self):
             observations = gym.spaces.Box(-np.inf, np.inf, (dims.observation_dim,), np.float32)
             actions = gym.spaces.Box(-1.0, 1.0, (dims.action_dim,), np.float32)

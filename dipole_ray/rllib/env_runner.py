@@ -128,7 +128,7 @@ class DIPOLEEnvRunner(EnvRunner):
             dropped_env_steps=record.dropped,
             returns=[episode.episode_return for episode in record.ended],
             lengths=[episode.length for episode in record.ended],
-            successes=[episode.success for episode in record.ended if not math.isnan(episode.success)],
+            successes=[None if math.isnan(episode.success) else episode.success for episode in record.ended],
             policy_version=self.policy_version,
             busy_s=time.perf_counter() - start,
         )

@@ -10,7 +10,6 @@ from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 
 from dipole_ray.evaluation.cells import Cell, cell_key, cells_with_chosen, chosen_cell
 from dipole_ray.evaluation.play import CellResult
-from dipole_ray.evaluation.table import rows_of
 
 
 def evaluate_grid(algorithm: Algorithm, eval_group: EnvRunnerGroup | None) -> tuple[dict[str, Any], int, int]:
@@ -24,7 +23,7 @@ def evaluate_grid(algorithm: Algorithm, eval_group: EnvRunnerGroup | None) -> tu
     agent = algorithm.config.agent_settings()
     results = play(algorithm, eval_group, cells_with_chosen(config, agent), episodes=config.episodes)
     logged: dict[str, Any] = {}
-    for result, row in zip(results, rows_of(results, agent, config.confidence), strict=True):
+    for result, row in zip(results, algorithm.rows(results), strict=True):
         logged[cell_key(result.cell)] = {key: value for key, value in row.items() if isinstance(value, int | float)}
         if result.cell == chosen_cell(agent):
             names = {"episode_return_mean": "return", "episode_len_mean": "length", "num_episodes": "episodes"}

@@ -40,7 +40,7 @@ class FragmentReport:
     dropped_env_steps: int  # those thrown away because an environment gave non-finite numbers
     returns: list[float]  # undiscounted, of the episodes that ended
     lengths: list[int]  # steps of those episodes
-    successes: list[float]  # of those whose task defines success
+    successes: list[float | None]  # of those episodes; None where one told none
     policy_version: int  # the policy that acted
     busy_s: float  # seconds this worker computed
 

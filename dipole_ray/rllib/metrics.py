@@ -13,21 +13,31 @@ RECENT_EPISODES = 100
 class RecentEpisodes:
     """Return, length and success of the last episodes (`values`), and how many there have been (`count`)."""
 
-    def __init__(self, count: int = 0, values: Mapping[str, Sequence[float]] | None = None) -> None:
+    def __init__(self, count: int = 0, values: Mapping[str, Sequence[float | None]] | None = None) -> None:
         self.count = count
         self.values = {name: list((values or {}).get(name, ())) for name in ("return", "length", "success")}
+
+    @property
+    def tells_success(self) -> bool:
+        """Whether one of them told its success."""
+        return any(value is not None for value in self.values["success"])
 
     def note(self, report: FragmentReport) -> None:
         """Take the episodes that ended in a fragment."""
         self.count += len(report.returns)
         for name, values in (("return", report.returns), ("length", report.lengths), ("success", report.successes)):
-            self.values[name] = (self.values[name] + [float(value) for value in values])[-RECENT_EPISODES:]
+            told = [None if value is None else float(value) for value in values]
+            self.values[name] = (self.values[name] + told)[-RECENT_EPISODES:]
 
-    def metrics(self) -> dict[str, float]:
-        """Return the means; nothing before the first episode ended."""
+    def metrics(self, has_success: bool) -> dict[str, float]:
+        """Return the means; nothing before the first episode ended.
+
+        Where the task is known to define success (`has_success`), an episode that told none has failed.
+        """
         if not self.count:
             return {}
-        means = {f"rollout/{name}": float(np.mean(values)) for name, values in self.values.items() if values}
+        known = {name: values for name, values in self.values.items() if values and (name != "success" or has_success)}
+        means = {f"rollout/{name}": float(np.mean([value or 0.0 for value in known[name]])) for name in known}
         return {**means, "rollout/episodes": float(self.count)}
 
 

@@ -124,6 +124,13 @@ def translated(config: AlgorithmConfig, key: str) -> str:
     return str(config._translate_special_keys(key, warn_deprecated=False))
 
 
+def is_registered_with_tune(env: str) -> bool:
+    """Return whether `tune.register_env` gave an environment this name: no public function tells."""
+    from ray.tune.registry import ENV_CREATOR, _global_registry
+
+    return bool(_global_registry.contains(ENV_CREATOR, env))
+
+
 def is_frozen(config: AlgorithmConfig) -> bool:
     """Return whether `freeze` was called: the config itself answers by raising only."""
     return bool(config._is_frozen)

@@ -14,7 +14,8 @@ from typing import Any
 import ray
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
-from dipole_ray.errors import EnvironmentUnavailable
+from dipole_ray.envs.registry import family, is_registered_by_hand
+from dipole_ray.errors import ConfigError, EnvironmentUnavailable
 from dipole_ray.rllib.env_runner import DIPOLEEnvRunner
 from dipole_ray.rllib.heartbeat import Silence
 from dipole_ray.rllib.privates import actor_id, manager_of, requests_in_flight
@@ -169,6 +170,24 @@ class Workers:
         away = {*self._manager.actor_ids()} - {*self._manager.healthy_actor_ids()} - self.busy(PING)
         if away:
             self._manager.foreach_actor_async("ping", tag=PING, healthy_only=False, remote_actor_ids=sorted(away))
+
+
+def require_found_by_workers(config: Any) -> None:
+    """Raise ConfigError where workers would not find the environment: what a script registers is known to it alone."""
+    if not (config.num_env_runners or config.evaluation_num_env_runners) or not is_registered_by_hand(config.env):
+        return
+    finds: Any = ray.remote(num_cpus=0)(_finds)
+    if not ray.get(finds.remote(config.env)):
+        found = f"environment '{config.env}' is registered in this script alone, and a worker does not find it"
+        remedy = f"register it in a module and give the id 'your_module:{config.env}', or set num_env_runners=0"
+        raise ConfigError(f"{found}; {remedy}")
+
+
+def _finds(env_id: str) -> bool:
+    try:
+        return bool(family(env_id))
+    except ConfigError:
+        return False
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,7 +138,9 @@ def saved_config(checkpoint: Checkpoint) -> dict[str, Any]:
     with entries_of(checkpoint):
         run = checkpoint.metadata["run"]
         run = {**run, "agent": of_older(run["agent"])}
-        return settings.merge({"agent": settings.to_mapping(AgentConfig())}, run)
+        defaults = {"agent": AgentConfig(), "env": EnvConfig(id="")}
+        later = {name: settings.to_mapping(section) for name, section in defaults.items() if name in run}
+        return settings.merge(later, run)
 
 
 def presets(*, sweeps: bool = False) -> dict[str, Path]:

@@ -154,11 +154,12 @@ def _convert(source: Path, row: Format, env: EnvConfig, out: Path, cache: Path) 
             "env.id=exorl/walker-walk or its like"
         )
     dims, report = env_dims(env), ImportReport()
-    # An OGBench file has rewards only by a task, whatever the name of the environment.
-    reading = replace(reading_for(env.id, dims, cache), relabel=partial(ogbench_relabel, env.id))
-    if row.environment is not None:
+    reading = reading_for(env.id, dims, cache)
+    if not row.is_rewarded(source, reading):  # by a task, whatever the name of the environment
+        reading = replace(reading, relabel=partial(ogbench_relabel, env.id))
+    if row.environment is not None or reading.relabel is None:
         where = row.files(source)[0] if "labels" in row.takes else source  # the one episode that gives the dimensions
-        remedy, whom = f"set env.id to {row.environment}", f"'{env.id}'"
+        remedy, whom = f"set env.id to {row.environment or 'the environment of this data'}", f"'{env.id}'"
         columns.require_fit(row.schema(source, reading), dims.schema, what=where, whom=whom, remedy=remedy)
     rows = row.rows(source, reading, report)
     write_dataset(out, rows, dims.schema, {"format": row.name, "file": row.remembered(source), "env": env.id})
@@ -181,5 +182,6 @@ def _converted(source: Path, row: Format, env: EnvConfig, cache: Path) -> Path:
     depends += "".join(f"{name}:{status.st_size}:{status.st_mtime_ns}" for name, status in stamps)
     if row.name == "ogbench":
         depends = f"{source.resolve()}:{stamps[0][1].st_size}:{stamps[0][1].st_mtime_ns}:{env.id}"
+    depends += json.dumps(env.kwargs, sort_keys=True) if env.kwargs else ""
     name = env.id.replace("/", "-") if "labels" in row.takes else source.stem
     return cache / "converted" / f"{name}-{hashlib.sha256(depends.encode()).hexdigest()[:12]}"

@@ -20,7 +20,6 @@ from dipole_ray.evaluation import report
 from dipole_ray.evaluation.cells import Cell
 from dipole_ray.evaluation.play import CellResult
 from dipole_ray.evaluation.report import Row
-from dipole_ray.evaluation.table import rows_of
 from dipole_ray.files.checkpoint import Checkpoint, prune, write_checkpoint
 from dipole_ray.files.durable import write_text
 from dipole_ray.files.storage import persist
@@ -108,7 +107,7 @@ class Session:
 
     def rows(self, results: Sequence[CellResult]) -> list[Row]:
         """Return the rows that played cells have in `evaluation.json`."""
-        return rows_of(results, self.config.agent, self.config.evaluation.confidence)
+        return self.algorithm.rows(results)
 
     def persist(self, write: Callable[[], None]) -> None:
         """Call `write`; while the disk refuses, the run stands still and tries again."""

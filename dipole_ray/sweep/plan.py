@@ -88,6 +88,9 @@ class Plan:
         del mapping["sweep"]["resources"]
         run = self.run_config({}).to_mapping()
         del run["data"]["cache"]
+        for name in ("kwargs", "success"):  # they came later: what was swept before keeps its folder
+            if not run["env"][name]:
+                del run["env"][name]
         mapping["run"] = {key: value for key, value in run.items() if key not in ("folder", "tracking", "name")}
         return digest(mapping)
 

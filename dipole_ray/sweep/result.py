@@ -58,9 +58,11 @@ def leaderboard(plan: Plan, records: SweepRecords) -> Board:
     """
     sweep, grid = plan.sweep, plan.sweep.evaluation
 
-    def order(item: tuple[TrialRecord, dict[str, Any]]) -> tuple[bool, float, float, str]:
+    def order(item: tuple[TrialRecord, dict[str, Any]]) -> tuple[bool, bool, float, float, str]:
         record, best = item[0], item[1]["best"]
-        return record.status != "done", -sweep.gain(sweep.score(best)), -best["return"], record.id
+        # A success and a return are not compared: a trial that told none has not succeeded.
+        is_other = sweep.metric == "score" and best["success"] is None
+        return record.status != "done", is_other, -sweep.gain(sweep.score(best)), -best["return"], record.id
 
     def scored(row: Row | None, seed: int) -> dict[str, Any] | None:
         if row is None:  # only trials that reached the last rung are reported

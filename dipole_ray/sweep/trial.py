@@ -7,12 +7,14 @@ The folder is a run's folder (`dipole evaluate` and `dipole train --resume` take
 import contextlib
 import math
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dipole_ray.data.segment import verified_once
 from dipole_ray.evaluation import report
 from dipole_ray.evaluation.cells import Cell, cells_of
+from dipole_ray.evaluation.play import CellResult
 from dipole_ray.evaluation.report import Row
 from dipole_ray.evaluation.table import cell_metrics, row_metrics
 from dipole_ray.files.checkpoint import Checkpoint, newest_valid, read_checkpoint
@@ -133,15 +135,22 @@ class TrialRun(Session):
         sweep, grid = self.plan.sweep, self.plan.sweep.evaluation
         self.rung += 1
         cells = cells_of(self.config.evaluation, self.config.agent)
-        rows = self.rows(self.play(cells, grid.select_episodes, seed=grid.select_seed))
+        rows = self._scored(self.play(cells, grid.select_episodes, seed=grid.select_seed))
         best, reported = sweep.best(rows), None
         if self.is_finished:
-            reported = self.rows(self.play([_cell_of(best)], grid.report_episodes, seed=grid.report_seed))[0]
+            reported = self._scored(self.play([_cell_of(best)], grid.report_episodes, seed=grid.report_seed))[0]
         result: dict[str, Any] = {"rung": self.rung, "learner_steps": self.steps[0], "env_steps": self.steps[1]}
         result |= {"values": dict(self.values), "score": sweep.score(best)}
         self.results.append({**result, "best": best, "rows": rows, "report": reported})
         self.algorithm.note_score(best)
         self.log(self._metrics(rows, best, reported))
+
+    def _scored(self, results: Sequence[CellResult]) -> list[Row]:
+        """Return rows that a `score` reads alike at every rung: with success at all of them, or at none."""
+        rows = self.rows(results)
+        if self.plan.sweep.metric == "score" and not self.algorithm.settle_score():
+            return [{**row, "success": None, "success_low": None, "success_high": None} for row in rows]
+        return rows
 
     def _metrics(self, rows: list[Row], best: Row, reported: Row | None) -> dict[str, float]:
         """Return the metrics of a rung: every cell, the chosen one, and the settings, which PBT changes."""

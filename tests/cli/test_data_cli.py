@@ -267,3 +267,22 @@ def test_help_teaches_by_examples(command: str, capsys: pytest.CaptureFixture[st
     text = capsys.readouterr().out
     assert stop.value.code == 0
     assert "examples:" in text and text.count(f"dipole data {command}") >= 4
+
+
+def test_an_environment_is_told_its_limit_and_arguments_as_in_train(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arrays = ogbench_arrays(np.random.default_rng(0), [20] * 5, 2, 1)
+    arrays["rewards"] = np.zeros(len(arrays["observations"]), np.float32)
+    path = str(write_ogbench(tmp_path / "data.npz", arrays))
+    endless = ["data", "import", path, "--env", "tests.odd_envs:Endless-v0"]
+    assert main([*endless, "--out", str(tmp_path / "a")]) == 2
+    assert "set env.max_episode_steps" in capsys.readouterr().err
+    for place, limit in (("a", ["env.max_episode_steps=20"]), ("b", ["--max-episode-steps", "20"])):
+        assert main([*endless, "--out", str(tmp_path / place), *limit]) == 0
+        assert "env.id=tests.odd_envs:Endless-v0 env.max_episode_steps=20\n" in capsys.readouterr().out
+    massive = ["data", "inspect", path, "--env", "tests.odd_envs:Massive-v0"]
+    assert main(massive) == 2 and "give its arguments" in capsys.readouterr().err
+    assert main([*massive, "env.kwargs={mass: 3}"]) == 0
+    assert main([*massive, "agent.beta=3"]) == 2 and main(["data", "inspect", path, "env.kwargs.mass=3"]) == 2
+    assert capsys.readouterr().err.count("give --env ENV_ID, and env.KEY=VALUE only") == 2

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import ray
+from ray import tune
 from ray.actor import ActorHandle
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
@@ -168,6 +169,12 @@ def test_configs_tell_their_state_and_their_keys() -> None:
     made.freeze()
     assert privates.is_frozen(made), f"{BROKEN}.is_frozen"
     assert privates.translated(made, "input") == "input_", f"{BROKEN}.translated"
+
+
+def test_a_name_of_tunes_registry_is_known() -> None:
+    tune.register_env("known", lambda _: None)
+    known = [privates.is_registered_with_tune(name) for name in ("known", "unknown", "Pendulum-v1")]
+    assert known == [True, False, False], f"{BROKEN}.is_registered_with_tune"
 
 
 def test_asha_keeps_results_by_rung() -> None:

@@ -134,3 +134,28 @@ def test_a_cache_that_cannot_be_written_is_said_in_a_sentence(tmp_path: Path) ->
     taken.write_text("a file where a folder should be")
     with pytest.raises(DatasetError, match=r"cannot be made.*set data\.cache to another place"):
         prepare_dataset(DataConfig(path=str(source), cache=str(taken / "cache")), EnvConfig(id=POINTMAZE))
+
+
+def test_a_run_takes_an_npz_with_rewards_for_an_environment_of_ones_own(tmp_path: Path) -> None:
+    """As import and inspect do; without rewards, or of another size, it is refused in a sentence."""
+    arrays = ogbench_arrays(np.random.default_rng(0), [20] * 5, 2, 1)
+    rewards = np.random.default_rng(1).normal(size=len(arrays["observations"])).astype(np.float32)
+    env = EnvConfig(id="tests.odd_envs:Always-v0")
+    good = DataConfig(
+        path=str(write_ogbench(tmp_path / "good.npz", arrays | {"rewards": rewards})), cache=str(tmp_path)
+    )
+    folder = prepare_dataset(good, env)
+    assert folder is not None and open_dataset(folder).num_transitions == 100
+    bare = DataConfig(path=str(write_ogbench(tmp_path / "bare.npz", arrays)), cache=str(tmp_path))
+    with pytest.raises(ConfigError, match=r"no OGBench single task.*save the rows with rewards of their own"):
+        prepare_dataset(bare, env)
+    with pytest.raises(DatasetError, match="observations have 2 and actions 1 dimensions, 'Pendulum-v1' has 3 and 1"):
+        prepare_dataset(good, EnvConfig(id="Pendulum-v1"))
+
+
+def test_arguments_of_an_environment_give_a_conversion_of_its_own(tmp_path: Path) -> None:
+    arrays = ogbench_arrays(np.random.default_rng(0), [20] * 5, 2, 1)
+    arrays["rewards"] = np.zeros(len(arrays["observations"]), np.float32)
+    data = DataConfig(path=str(write_ogbench(tmp_path / "data.npz", arrays)), cache=str(tmp_path))
+    made = {prepare_dataset(data, EnvConfig(id="tests.odd_envs:Massive-v0", kwargs={"mass": mass})) for mass in (1, 2)}
+    assert len(made) == 2

@@ -1,0 +1,118 @@
+"""Whether an environment of anybody's does what gymnasium asks of one, and where its code fails."""
+
+import sysconfig
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from dipole_ray.envs.standard import success_of
+from dipole_ray.errors import ConfigError, EnvironmentUnavailable
+
+_OURS = (str(Path(__file__).parents[1]), str(Path(gymnasium.__file__).parent), "<")
+_INSTALLED = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+
+
+def described(error: BaseException) -> str:
+    """Return type, message and place of an error, on one line: the deepest line that is the user's own."""
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
+    if isinstance(error, SyntaxError):
+        return text  # names file and line itself
+    frames = traceback.extract_tb(error.__traceback__)
+    others = [frame for frame in frames if not frame.filename.startswith(_OURS)]
+    own = [frame for frame in others if not frame.filename.startswith(_INSTALLED)]
+    if not (own or others):
+        return text
+    frame = (own or others)[-1]
+    return f"{text} ({frame.filename}, line {frame.lineno}: {frame.line})"
+
+
+def check_contract(env: gymnasium.Env, env_id: str) -> None:
+    """Reset and step an environment of anybody's, and refuse what would fail, or mislead, only later.
+
+    First the environment itself, then with the wrappers around it, which fail at wrong answers in words of their own.
+
+    Raises:
+        ConfigError: An answer is not what gymnasium asks for; names what was found.
+        EnvironmentUnavailable: Reset or step fails; names the line.
+    """
+    for layer in dict.fromkeys((env.unwrapped, env)):
+        _check_reset(_answer(env_id, "reset", layer.reset, seed=0), layer, env_id)
+        layer.action_space.seed(0)
+        _check_step(_answer(env_id, "step", layer.step, layer.action_space.sample()), layer, env_id)
+
+
+def _answer(env_id: str, name: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    try:
+        return call(*args, **kwargs)
+    except Exception as error:  # any environment's any error
+        found = f"environment '{env_id}' fails in {name}: {described(error)}"
+        raise EnvironmentUnavailable(f"{found}; mend it there") from error
+
+
+def _check_reset(answer: Any, env: gymnasium.Env, env_id: str) -> None:
+    if not isinstance(answer, tuple) or len(answer) != 2:
+        raise _broken(env_id, "reset", _words(answer), "return observation, info")
+    _check_observation(answer[0], env, env_id, "reset")
+    _check_info(answer[1], env_id, "reset")
+
+
+def _check_step(answer: Any, env: gymnasium.Env, env_id: str) -> None:
+    if not isinstance(answer, tuple) or len(answer) != 5:
+        raise _broken(env_id, "step", _words(answer), "return observation, reward, terminated, truncated, info")
+    observation, reward, terminated, truncated, info = answer
+    _check_observation(observation, env, env_id, "step")
+    if not _is_number(reward, "fiub"):
+        raise _broken(env_id, "step", f"the reward {_words(reward)}", "return one number, such as float(reward)")
+    for name, flag in (("terminated", terminated), ("truncated", truncated)):
+        if not _is_number(flag, "biu"):
+            raise _broken(env_id, "step", f"{name} as {_words(flag)}", f"return bool({name})")
+    _check_info(info, env_id, "step")
+
+
+def _check_observation(observation: Any, env: gymnasium.Env, env_id: str, name: str) -> None:
+    space = env.observation_space
+    if not isinstance(space, gymnasium.spaces.Box):  # inside wrappers that make a Box of it
+        return
+    found = _array(observation)
+    if found is None or found.dtype.kind not in "fiub" or found.shape != space.shape:
+        text = f"the observation {_words(observation)}, and its observation space has shape {space.shape}"
+        raise _broken(env_id, name, text, "make the two agree")
+
+
+def _check_info(info: Any, env_id: str, name: str) -> None:
+    if not isinstance(info, Mapping):
+        raise _broken(env_id, name, f"the info {_words(info)}", "return a dict, {} where there is nothing to tell")
+    try:
+        success_of(info)
+    except (TypeError, ValueError):
+        told = {key: info[key] for key in ("success", "is_success") if key in info}
+        raise _broken(env_id, name, f"{told} in its info", "tell success as one number or bool") from None
+
+
+def _is_number(value: Any, kinds: str) -> bool:
+    array = _array(value)
+    return array is not None and array.shape == () and array.dtype.kind in kinds
+
+
+def _array(value: Any) -> np.ndarray | None:
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError):  # a ragged list
+        return None
+
+
+def _words(value: Any) -> str:
+    """Return what an answer is: its type, and its length or shape and dtype where it has one."""
+    if isinstance(value, tuple):
+        return f"a tuple of {len(value)}"
+    if isinstance(value, np.ndarray):
+        return f"of shape {value.shape} and type {value.dtype}"
+    return f"of type {type(value).__name__}"
+
+
+def _broken(env_id: str, name: str, found: str, remedy: str) -> ConfigError:
+    return ConfigError(f"environment '{env_id}': {name} returns {found}; {remedy}, as gymnasium's environments do")

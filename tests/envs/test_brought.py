@@ -1,0 +1,203 @@
+"""Environments that people bring: what they tell, what they assert, what they take, and where they fail."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+from dipole_ray.agents.dipole import AgentConfig
+from dipole_ray.envs.make import EnvConfig, env_dims, make_env
+from dipole_ray.errors import ConfigError, DipoleError, EnvironmentUnavailable
+from dipole_ray.evaluation.cells import Cell
+from dipole_ray.evaluation.play import evaluate_cell
+from dipole_ray.evaluation.table import rows_of
+from dipole_ray.rllib.metrics import RecentEpisodes
+from tests import odd_envs
+
+TELLING = ["Always", "LastStep", "WhenSolved", "NoneUntilOver", "OneDict"]
+
+
+class Nods:
+    """Acts so that a share of the episodes is solved: the same one in every environment."""
+
+    def __init__(self, solved: list[bool]) -> None:
+        self.signs = torch.tensor([1.0 if one else -1.0 for one in solved])
+
+    def sample_actions(self, observations: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return self.signs[: len(observations), None]
+
+
+def played(name: str, solved: list[bool]) -> Any:
+    agent, cell = Nods(solved), Cell()
+    return evaluate_cell(agent, f"tests.odd_envs:{name}-v0", cell, episodes=len(solved), seed=0)
+
+
+@pytest.mark.parametrize("name", TELLING)
+def test_success_is_read_alike_wherever_and_whenever_it_is_told(name: str) -> None:
+    assert played(name, [True, False, True]).successes.tolist() == [True, False, True]
+    assert played(name, [True, True]).successes.tolist() == [True, True]
+
+
+def test_a_task_that_tells_none_has_no_success() -> None:
+    assert evaluate_cell(Nods([True]), "Pendulum-v1", Cell(), episodes=1, seed=0).successes is None
+
+
+@pytest.mark.parametrize("name", TELLING)
+def test_cells_of_one_evaluation_all_have_success_or_none_has(name: str) -> None:
+    results = [played(name, [True, False]), played(name, [False, False])]
+    assert [row["success"] for row in rows_of(results, AgentConfig())] == [0.5, 0.0]
+    alone = rows_of([played("WhenSolved", [False])], AgentConfig())
+    assert alone[0]["success"] is None, "nobody knows that there is one"
+    config = EnvConfig(id="tests.odd_envs:WhenSolved-v0", success=True)
+    assert rows_of(results[1:], AgentConfig(), has_success=env_dims(config).has_success)[0]["success"] == 0.0
+
+
+def test_rollouts_count_an_episode_that_tells_none_as_failed_once_success_is_known() -> None:
+    recent = RecentEpisodes(3, {"return": [1.0, 1.0, 1.0], "length": [1, 1, 1], "success": [None, 1.0, None]})
+    assert recent.tells_success and recent.metrics(True)["rollout/success"] == pytest.approx(1 / 3)
+    assert "rollout/success" not in RecentEpisodes(1, {"return": [1.0], "success": [None]}).metrics(False)
+
+
+def test_the_info_of_an_environment_stays_as_it_was() -> None:
+    env = make_env("tests.odd_envs:OneDict-v0")
+    env.reset(seed=0)
+    infos = [env.step(np.zeros(1, np.float32))[4] for _ in range(odd_envs.STEPS)]
+    assert env.unwrapped.info == {"is_success": True} and infos[-1]["success"] == 1.0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+def test_an_environment_gets_actions_within_its_own_bounds_in_its_own_type(dtype: str) -> None:
+    """In these boxes every sixth corner left them by a unit in the last place, which the environment asserts."""
+    corners = np.random.default_rng(0).choice([-1.0, 1.0], (100, 16)).astype(np.float32)
+    for seed in range(40):
+        env = make_env(EnvConfig(id="tests.odd_envs:Wide-v0", kwargs={"dtype": dtype, "seed": seed}))
+        for corner in (*corners, np.full(16, 2.0)):
+            env.reset(seed=0)
+            env.step(corner)
+
+
+def test_whole_numbers_are_observed_as_they_are() -> None:
+    env = make_env("tests.odd_envs:Ints-v0")
+    assert env.reset(seed=0)[0].dtype == np.float32 and env_dims("tests.odd_envs:Ints-v0").observation_dim == 2
+
+
+def registered(make: Any, name: str = "Brought-v0", **more: Any) -> str:
+    """Register what `make` returns as an environment, and return its id."""
+    gymnasium.registry.pop(name, None)
+    gymnasium.register(name, make, **{"max_episode_steps": 10, **more})
+    env_dims.cache_clear()
+    return name
+
+
+class Spaces(odd_envs.Walk):
+    """Has any spaces."""
+
+    def __init__(self, observed: gymnasium.Space, acted: gymnasium.Space) -> None:
+        self.observation_space, self.action_space = observed, acted
+
+    def observed(self) -> Any:
+        return self.observation_space.sample()
+
+
+LINE = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
+BIG = np.float32(np.finfo(np.float32).max)
+
+
+@pytest.mark.parametrize(
+    ("observed", "acted", "wrap"),
+    [
+        (gymnasium.spaces.Discrete(4), LINE, gymnasium.wrappers.FlattenObservation),
+        (gymnasium.spaces.Dict(a=LINE, b=gymnasium.spaces.Discrete(3)), LINE, gymnasium.wrappers.FlattenObservation),
+        (gymnasium.spaces.Box(0, 255, (4, 4), np.uint8), LINE, gymnasium.wrappers.FlattenObservation),
+        (
+            gymnasium.spaces.Box(0, 2**40, (2,), np.int64),
+            LINE,
+            lambda env: gymnasium.wrappers.TransformObservation(env, lambda seen: seen / 2**20, LINE),
+        ),
+        *(
+            (
+                LINE,
+                space,
+                lambda env, make=make: gymnasium.wrappers.TransformAction(env, make, LINE),
+            )
+            for space, make in (
+                (gymnasium.spaces.Discrete(2), lambda action: int(action[0] > 0)),
+                (gymnasium.spaces.Box(0, 3, (1,), np.int64), lambda action: np.rint(action + 2).astype(np.int64)),
+                (gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float32), lambda action: action),
+                (gymnasium.spaces.Box(-BIG, BIG, (1,), np.float32), lambda action: action),
+                (gymnasium.spaces.Box(-1, 1, (1, 1), np.float32), lambda action: action[None]),
+            )
+        ),
+    ],
+)
+def test_the_wrapper_that_a_refusal_names_helps(observed: Any, acted: Any, wrap: Any) -> None:
+    with pytest.raises(ConfigError, match=r"register a version wrapped in gymnasium\.wrappers\.(\w+)") as refused:
+        env_dims(registered(lambda: Spaces(observed, acted)))
+    wrapped = wrap(Spaces(observed, acted))
+    assert type(wrapped).__name__ in str(refused.value)
+    if not isinstance(observed, gymnasium.spaces.Box) or observed.dtype != np.int64:
+        assert env_dims(registered(lambda: wrap(Spaces(observed, acted)))).action_dim == 1
+
+
+def test_a_step_limit_can_be_given_wherever_one_is_missing() -> None:
+    with pytest.raises(ConfigError, match=r"env\.max_episode_steps"):
+        make_env("tests.odd_envs:Endless-v0")
+    assert env_dims(EnvConfig(id="tests.odd_envs:Endless-v0", max_episode_steps=7)).max_episode_steps == 7
+
+
+def test_arguments_reach_the_constructor_and_are_what_a_checkpoint_holds() -> None:
+    env = make_env(EnvConfig(id="tests.odd_envs:Massive-v0", kwargs={"mass": 3}))
+    assert env.reset(seed=0)[0].tolist() == [3.0, 3.0]
+    assert EnvConfig(id="x", kwargs={"sizes": (1, 2)}).kwargs == {"sizes": [1, 2]}
+    with pytest.raises(ConfigError, match=r"env\.kwargs holds what no checkpoint can"):
+        EnvConfig(id="x", kwargs={"reward": abs})
+    with pytest.raises(ConfigError, match="takes no arguments"):
+        make_env(EnvConfig(id="exorl/walker-walk", kwargs={"mass": 3}))
+    with pytest.raises(EnvironmentUnavailable, match=r"missing 1 required.*'mass'.*env\.kwargs"):
+        make_env("tests.odd_envs:Massive-v0")
+    with pytest.raises(ConfigError, match=r"takes no arguments.*change env\.kwargs"):
+        make_env(EnvConfig(id="tests.odd_envs:Ints-v0", kwargs={"mass": 3}))
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("Fails", r"cannot be built here: KeyError: 'gripper' \(.*odd_envs\.py, line \d+: raise KeyError"),
+        ("FailsInStep", r"fails in step: KeyError: 'gripper' \(.*odd_envs\.py, line \d+: return \{\}\[\"gripper\"\]"),
+        ("OldReset", r"reset returns of shape \(2,\).*; return observation, info"),
+        ("OldStep", r"step returns a tuple of 4; return observation, reward, terminated, truncated, info"),
+        ("OtherShape", r"observation of shape \(3,\).*has shape \(2,\)"),
+        ("VectorReward", r"the reward of shape \(1,\).*float\(reward\)"),
+        ("NoInfo", r"the info of type NoneType; return a dict"),
+        ("Wordy", r"'success': 'yes'.*one number"),
+    ],
+)
+def test_what_an_environment_breaks_is_said_at_the_start(name: str, found: str) -> None:
+    with pytest.raises(DipoleError, match=rf"^environment 'tests\.odd_envs:{name}-v0'.*{found}") as refused:
+        env_dims(f"tests.odd_envs:{name}-v0")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("def f(:\n", r"SyntaxError.*my_envs\.py, line 1"),
+        ("import math\nmath.sqrt('two')\n", r"TypeError.*my_envs\.py, line 2: math\.sqrt\('two'\)"),
+        ("raise SystemExit(3)\n", r"SystemExit: 3"),
+        ("import no_such_thing\n", r"no_such_thing"),
+        ("import gymnasium\n", r"imported, but registers none"),
+    ],
+)
+def test_a_module_that_fails_on_import_is_named_with_its_line(
+    code: str, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_envs.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(__import__("sys").modules, "my_envs", raising=False)
+    with pytest.raises(ConfigError, match=found):
+        make_env("my_envs:Mine-v0")
