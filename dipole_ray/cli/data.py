@@ -1,4 +1,4 @@
-"""`dipole data import | inspect | collect | download`."""
+"""`dipole data import | inspect | columns | collect | download`."""
 
 from __future__ import annotations
 
@@ -47,7 +47,12 @@ examples:
       --map rewards=r --map episode=run --map terminals=crashed
 
 meanings for --map: observations, actions, rewards, next_observations, masks (0 = the task ended), terminals,
-  timeouts (1 = a time limit cut the trajectory), episode, terminals_are (termination or boundary)
+  timeouts (1 = a time limit cut the trajectory), episode, time (checks the order), terminals_are (termination or
+  boundary). What is not mapped is taken by its usual name where the table has it (MEANING= leaves it out);
+  dipole data columns FILE shows what a table has, and what would be read as what.
+
+The files of a folder are read in the order of their numbers. A table may also be an .npz with one row a transition: one
+that has next_observations, timeouts or masks is taken so; any other .npz is OGBench's, with a row more a trajectory.
 
 In D4RL's files terminals end the task (mask 0), timeouts only the trajectory. What the last action before a timeout led
 to is known only where there are next_observations: otherwise that transition is left out, as D4RL does, and counted. A
@@ -58,6 +63,16 @@ Minari's: those of --env's actions are taken. All other actions must lie in [-1,
 Of an ExORL episode only observation, action and physics are read: rewards are computed from the recorded states, in
 parallel through Ray, and kept in --cache, so that an interrupted import goes on and a second one of the same task is
 only a copy; reward, discount and skill in the file are ignored.
+"""
+
+COLUMNS_HELP = """\
+Show the columns of a table, or the arrays of a file, with types and shapes, and what import would read them as.
+
+examples:
+  dipole data columns robot.parquet
+  dipole data columns robot.parquet --map rewards=r
+
+Nothing is converted and no mapping is needed. What is missing for an import is said below the columns.
 """
 
 INSPECT_HELP = """\
@@ -77,7 +92,11 @@ With --env the dimensions must be the environment's. Rewards of ExORL's episodes
 
 def add_parser(subparsers: Any) -> None:
     """Add the subcommand to the parsers of `dipole`."""
-    parser = subparsers.add_parser("data", help="import, inspect, collect or download a dataset", description=__doc__)
+    parser = subparsers.add_parser(
+        "data",
+        help="import, inspect, show, collect or download data",
+        description=__doc__,
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     source = add_command(commands, "import", run_import, IMPORT_HELP)
     what = "a file or folder in one of these formats; tables may be a folder"
@@ -97,6 +116,11 @@ def add_parser(subparsers: Any) -> None:
     _add_options_of_formats(inspected)
     inspected.add_argument("--json", metavar="FILE", type=Path, help="write the verdict as JSON as well")
     inspected.add_argument("--plot", metavar="FILE", type=Path, help="draw returns, lengths and actions as a picture")
+    columns = add_command(commands, "columns", run_columns, COLUMNS_HELP)
+    columns.add_argument("path", metavar="PATH", type=Path, help="a table or another file that import takes")
+    columns.add_argument(
+        "--map", metavar="MEANING=COLUMN", action="append", default=[], help="as of import; repeatable"
+    )
     add_collect(commands)
     add_download(commands)
 
@@ -143,6 +167,7 @@ def run_import(args: argparse.Namespace) -> int:
     dropped = f", {report.share(report.dropped_transitions)} dropped as not finite: {places}" if places else ""
     if report.unfollowed_transitions:
         dropped += f", {report.share(report.unfollowed_transitions)} left out because nothing says what they led to"
+    print(f"read: {', '.join(report.columns)}" + (f"; not read: {', '.join(report.unread)}" if report.unread else ""))
     for warning in report.warnings:
         print(f"warning: {warning}")
     for note in report.notes:
@@ -166,6 +191,40 @@ def _counted(rows: Iterable[Any], progress: Any) -> Iterator[Any]:
     for piece in rows:
         yield piece
         progress.advance(int((piece["remaining"] > 0).sum()))
+
+
+def run_columns(args: argparse.Namespace) -> int:
+    """Print what a table or a file of arrays holds, what would be read as what, and what an import would still ask."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from dipole_ray.data.dataset import read_manifest
+    from dipole_ray.data.sources.formats import FORMATS, dataset_kind
+    from dipole_ray.data.sources.mapping import TableMapping
+    from dipole_ray.data.sources.reading import Reading
+
+    kind = dataset_kind(args.path)
+    row, question = FORMATS.get(kind), None
+    if row is None:
+        columns = read_manifest(args.path).schema.columns.items()
+        contents, meanings = {name: (column.dtype, column.shape) for name, column in columns}, dict[str, str]()
+    else:
+        reading = Reading(mapping=TableMapping.from_pairs(args.map) if "mapping" in row.takes else None)
+        contents, uses = row.contents(args.path), row.uses(args.path, reading)
+        meanings = {name: meaning for meaning, names in uses.items() for name in names}
+        try:
+            row.schema(args.path, reading)
+        except (ConfigError, DatasetError) as error:
+            question = str(error)
+    table = Table(box=None, pad_edge=False)
+    for title in ("column", "type", "shape", "read as"):
+        table.add_column(title, no_wrap=title != "read as")
+    for name, (dtype, shape) in contents.items():
+        table.add_row(name, dtype, str(shape), meanings.get(name, ""))
+    Console(soft_wrap=True).print(f"{args.path} ({kind})", table, sep="\n", highlight=False, markup=False)
+    if question is not None:
+        print(f"an import would ask: {question}")
+    return 0
 
 
 def run_inspect(args: argparse.Namespace) -> int:

@@ -96,6 +96,10 @@ def _numbers(summary: Summary, report: ImportReport) -> Iterator[Finding]:
         what = f"{report.share(lost)} are left out: nothing says what they led to"
         level: Level = "warning" if lost > LOST_FRACTION * count else "info"
         yield Finding(level, what, "last rows of trajectories that were cut", "store next_observations to keep them")
+    if report.unread:
+        shown = ", ".join(report.unread[:12]) + ", ..." * (len(report.unread) > 12)
+        remedy = "map them if they mean something here (--map); 'dipole data columns' shows all"
+        yield _info(f"nothing reads {len(report.unread)} columns or arrays", shown, remedy)
     for warning in report.warnings:
         yield Finding.from_message("warning", f"order of the rows: {warning}")
     for note in report.notes:

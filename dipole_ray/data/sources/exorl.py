@@ -121,6 +121,7 @@ def _episodes(
     files: Sequence[Path], rewards: Iterable[np.ndarray], reading: Reading, report: ImportReport
 ) -> Iterator[Block]:
     dims: tuple[int, int] | None = None
+    report.reads({name: [name] for name in _ARRAYS}, read_headers(files[0]).keys() - {"reward", "discount", "skill"})
     folders = dict.fromkeys(file.parent for file in files)
     if len(folders) > 1:
         report.notes.append(f"the episodes of {len(folders)} folders are joined: {', '.join(map(str, folders))}")

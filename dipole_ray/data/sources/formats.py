@@ -4,7 +4,7 @@
 gives its dimensions and yields `Block`s, and one row here; `guarantees.py` enforces the schema on what it yields.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,10 @@ from typing import Any
 from dipole_ray.columns import Schema
 from dipole_ray.data.dataset import MANIFEST
 from dipole_ray.data.schema import Rows
-from dipole_ray.data.sources import d4rl, exorl, minari, ogbench, table
+from dipole_ray.data.sources import d4rl, exorl, minari, ogbench, table, table_files
 from dipole_ray.data.sources.guarantees import enforce, scale_note
 from dipole_ray.data.sources.npz import read_headers
-from dipole_ray.data.sources.reading import ActionBounds, Block, ImportReport, Reading
+from dipole_ray.data.sources.reading import ActionBounds, Block, Contents, ImportReport, Reading
 from dipole_ray.errors import DatasetError
 
 DATASET = "dataset"  # what a folder is called that needs no import
@@ -27,9 +27,12 @@ class Format:
 
     name: str  # what users call it
     what: str  # what to give, for messages
-    suffixes: tuple[str, ...] = ()  # endings of the names that mean this format
+    beginnings: tuple[bytes, ...] = ()  # how files of this format begin, whatever their names
+    suffixes: tuple[str, ...] = ()  # endings of the names that mean this format, where the beginning tells nothing
     holds: Callable[[Path], bool] = lambda path: False  # whether what lies somewhere is of this format by its contents
     files: Callable[[Path], list[Path]] = lambda path: [path]  # the files that the transitions come from
+    contents: Callable[[Path], Contents] = lambda path: {}  # the columns or arrays that are there, read or not
+    uses: Callable[[Path, Reading], Mapping[str, tuple[str, ...]]] = lambda path, reading: {}  # those read, by meaning
     schema: Callable[[Path, Reading], Schema]  # gives the dimensions, from as little as possible
     read: Callable[[Path, Reading, ImportReport], Iterator[Block]]  # gives the trajectories as they are found there
     takes: frozenset[str] = frozenset()  # fields of `Reading` that choose something here and not in every format
@@ -68,9 +71,27 @@ FORMATS = {
     row.name: row
     for row in (
         Format(
+            name="table",
+            what="a table",
+            beginnings=(table_files.PARQUET, table_files.ARROW),
+            suffixes=table_files.SUFFIXES,
+            holds=table_files.is_transitions,
+            files=table_files.table_files,
+            contents=table_files.contents,
+            uses=table.uses,
+            schema=table.schema,
+            read=table.read,
+            takes=frozenset({"mapping"}),
+            is_converted=False,
+            choices=lambda path, reading: {"mapping": table.mapping_of(path, reading).to_json()},
+            remembered=lambda path: path.name,
+        ),
+        Format(
             name="ogbench",
             what="an OGBench .npz",
+            beginnings=(table_files.ZIP,),
             suffixes=(".npz",),
+            contents=table_files.npz_contents,
             schema=ogbench.schema,
             read=ogbench.read,
             takes=frozenset({"relabel"}),
@@ -96,7 +117,9 @@ FORMATS = {
         Format(
             name="d4rl",
             what="D4RL's .hdf5",
+            beginnings=(b"\x89HDF",),
             suffixes=(".hdf5", ".h5"),
+            contents=d4rl.contents,
             schema=d4rl.schema,
             read=d4rl.read,
             takes=frozenset({"max_episode_steps"}),
@@ -108,23 +131,13 @@ FORMATS = {
             what="a folder of ExORL's episodes",
             holds=exorl.is_exorl,
             files=exorl.find_episodes,
+            contents=lambda path: table_files.npz_contents(exorl.find_episodes(path)[0]),
             schema=exorl.schema,
             read=exorl.read,
             takes=frozenset({"labels"}),
             has_rewards=lambda path: False,
             is_joined=True,
             environment="a task of the data's domain",
-        ),
-        Format(
-            name="table",
-            what="a table",
-            suffixes=table.SUFFIXES,
-            schema=table.schema,
-            read=table.read,
-            takes=frozenset({"mapping"}),
-            is_converted=False,
-            choices=lambda path, reading: {"mapping": table.mapping_of(path, reading).to_json()},
-            remembered=lambda path: path.name,
         ),
     )
 }  # name -> row; where several fit, the first is meant
@@ -137,5 +150,7 @@ def dataset_kind(path: Path) -> str:
         raise DatasetError(f"{path}: no such file or folder; {remedy}")
     if path.is_dir() and ((path / MANIFEST).exists() or any(path.glob("data-*.arrow"))):
         return DATASET
-    found = (name for name, row in FORMATS.items() if path.suffix in row.suffixes or row.holds(path))
-    return next(found, "table")
+    start = table_files.beginning(path)
+    by_contents = (name for name, row in FORMATS.items() if row.holds(path) or start.startswith(row.beginnings))
+    by_name = (name for name, row in FORMATS.items() if path.suffix in row.suffixes)
+    return next(by_contents, None) or next(by_name, "table")

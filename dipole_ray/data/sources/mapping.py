@@ -61,8 +61,8 @@ class TableMapping:
 
     def complete(self, columns: Sequence[str], usual: Mapping[str, Sequence[str]] = USUAL) -> TableMapping:
         """Return this mapping with the columns of a table that have a usual name and are not mapped otherwise."""
-        given = {name: value for name, value in self.to_json().items() if name != "terminals_are"}
-        taken = {*chain.from_iterable(_expand_all(value, columns) for value in given.values())}
+        given = self.columns()
+        taken = {*chain.from_iterable(expand(value, columns) for value in given.values())}
         found: dict[str, Any] = {
             name: next((column for column in names if column in columns and column not in taken), None)
             for name, names in usual.items()
@@ -126,16 +126,19 @@ class TableMapping:
         """Return the mapped columns as a JSON object."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
+    def columns(self) -> dict[str, Columns]:
+        """Return what is mapped, by meaning."""
+        return {name: value for name, value in self.to_json().items() if name != "terminals_are"}
+
     def resolve(self, available: Sequence[str], path: Path) -> dict[str, tuple[str, ...]]:
         """Return meaning -> column names of one table.
 
         Raises:
             DatasetError: If a column is not there; names the nearest one.
         """
-        resolved, mapped = {}, self.to_json()
-        mapped.pop("terminals_are", None)
-        for name, value in mapped.items():
-            names = _expand_all(value, available)
+        resolved = {}
+        for name, value in self.columns().items():
+            names = expand(value, available)
             for column in names:
                 if available.count(column) > 1:
                     found = f"column '{column}' for {name} is there {available.count(column)} times"
@@ -163,7 +166,8 @@ class TableMapping:
         return flags.get("masks", 1.0 - ended), terminals | timeouts
 
 
-def _expand_all(value: Columns, available: Sequence[str]) -> tuple[str, ...]:
+def expand(value: Columns, available: Sequence[str]) -> tuple[str, ...]:
+    """Return the columns that a value of a mapping stands for; what is not `available` stays as it is."""
     patterns = (value,) if isinstance(value, str) else value
     return tuple(column for pattern in patterns for column in _expand(pattern, available))
 

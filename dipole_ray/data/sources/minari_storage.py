@@ -12,7 +12,8 @@ from dipole_ray.data.schema import concatenate
 from dipole_ray.data.sources.hdf5 import Array, child, child_names, is_group, open_hdf5
 from dipole_ray.data.sources.npz import check_expansion
 from dipole_ray.data.sources.reading import DAMAGED, OTHER_LAYOUT, Arrays, bad_array
-from dipole_ray.data.sources.table import column_matrix, column_vector, is_list, read_batches
+from dipole_ray.data.sources.table import column_matrix, column_vector
+from dipole_ray.data.sources.table_files import is_list, read_batches
 from dipole_ray.errors import DatasetError
 
 MAIN_FILE = "main_data.hdf5"

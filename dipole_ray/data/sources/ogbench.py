@@ -12,12 +12,15 @@ import numpy as np
 
 from dipole_ray.columns import Schema
 from dipole_ray.data.sources.guarantees import check_actions, check_counts, check_flags, to_float32
+from dipole_ray.data.sources.mapping import USUAL
 from dipole_ray.data.sources.npz import ArrayHeader, read_headers, stream_arrays
 from dipole_ray.data.sources.reading import Arrays, Block, ImportReport, Reading, Relabel, bad_array
 from dipole_ray.errors import DatasetError
 
 _REQUIRED = ("observations", "actions", "terminals")
 _STATE = ("qpos", "button_states")
+_OF_TRANSITIONS = {*USUAL["next_observations"], *USUAL["timeouts"]}
+_NOT_NEEDED = {*_STATE, "qvel", "valids"}
 
 
 def schema(path: Path, reading: Reading) -> Schema:
@@ -49,8 +52,16 @@ def read(path: Path, reading: Reading, report: ImportReport) -> Iterator[Block]:
         if headers[name].dtype.kind not in "fiub":
             raise bad_array(path, name, f"is of type {headers[name].dtype}", "save it as numbers")
     _check_boundaries(path, headers)
+    report.reads({name: [name] for name in names}, headers.keys() - _NOT_NEEDED)
+    unused = 0
     for arrays in stream_arrays(path, headers, names):
+        unused += int((arrays["rewards"][arrays["terminals"] != 0] != 0).sum()) if "rewards" in arrays else 0
         yield _block(arrays, relabel, path, report.rows_read)
+    if unused:
+        report.warnings.append(
+            f"{unused} rewards are not used, because terminals mark rows that hold only a last observation, as in "
+            "OGBench's files; if every row is a transition, read it with --format table --map terminals_are=termination"
+        )
 
 
 def _no_rewards(arrays: Arrays) -> tuple[np.ndarray, np.ndarray]:
@@ -82,10 +93,15 @@ def _block(arrays: Arrays, relabel: Relabel | None, path: Path, first_row: int) 
 
 def _checked_headers(path: Path) -> dict[str, ArrayHeader]:
     headers = read_headers(path)
+    if strange := sorted(headers.keys() & _OF_TRANSITIONS):
+        marked = "valids" in headers
+        found = f"has '{strange[0]}', so one row a transition, and an OGBench file has one more a trajectory"
+        remedy = f"save it without '{strange[0]}' or without 'valids'" if marked else "leave --format out"
+        raise DatasetError(f"{path}: {found}{', which valids marks: its layouts contradict' * marked}; {remedy}")
     for name in _REQUIRED:
         if name not in headers:
             found = f"is missing (found {', '.join(sorted(headers)) or 'none'})"
-            remedy = "save other layouts as a table (--format table)"
+            remedy = "map the arrays of another layout with --format table --map MEANING=ARRAY"
             raise bad_array(path, name, f"{found}; an OGBench file has observations, actions and terminals", remedy)
     for name, dims in (("observations", 2), ("actions", 2), ("terminals", 1), ("rewards", 1), ("masks", 1)):
         header = headers.get(name)

@@ -1,6 +1,6 @@
 """What a reader of anybody's data is told, and what it gives: trajectories as it found them."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -14,6 +14,7 @@ DAMAGED = "the file is damaged, get it again"
 OTHER_LAYOUT = "the file is damaged or of another layout, get it again"
 
 Arrays = dict[str, np.ndarray]
+Contents = dict[str, tuple[str, tuple[int, ...]]]  # type and shape of each column or array of a file
 ActionBounds = tuple[np.ndarray, np.ndarray]  # least and greatest actions, (A,) each
 # Rewards (N,) and masks (N,) of N rows from their arrays: observations, actions, terminals, physics state.
 Relabel = Callable[[Arrays], tuple[np.ndarray, np.ndarray]]
@@ -52,6 +53,17 @@ class ImportReport:
     first_return: str = ""
     warnings: list[str] = field(default_factory=list)  # what is likely to be wrong, a clause with its remedy each
     notes: list[str] = field(default_factory=list)  # what else was decided, a clause each
+
+    columns: list[str] = field(default_factory=list)  # columns or arrays that are read, `rewards = r`
+    unread: list[str] = field(default_factory=list)  # those of which nothing is read
+
+    def reads(self, used: Mapping[str, Sequence[str]], available: Iterable[str]) -> None:
+        """Note which columns are read, by their meaning, and which of the `available` ones are not."""
+        for meaning, names in used.items():
+            shown = [*names[:3], "...", names[-1]] if len(names) > 5 else names
+            self.columns.append(meaning if [*names] == [meaning] else f"{meaning} = {', '.join(shown)}")
+        taken = {name for names in used.values() for name in names}
+        self.unread += [name for name in available if name not in taken]
 
     def share(self, count: int) -> str:
         """Return a count of lost transitions with its share of all that the original has, as words."""

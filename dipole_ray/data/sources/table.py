@@ -1,60 +1,51 @@
-"""Read any Parquet, Arrow or Feather table, or a folder of them, by a column mapping.
+"""Read any Parquet, Arrow or Feather table, an .npz with one row a transition, or a folder of them, by a mapping.
 
 A table row is one transition. Where the table has no next observations, the last row of a trajectory that was cut by a
 time limit only closes it (nobody knows what its action led to); the last row of one that terminated is kept, because
 its next observation is never used.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dipole_ray.columns import Schema
 from dipole_ray.data.schema import concatenate
-from dipole_ray.data.sources.arrow_index import declared_bytes
-from dipole_ray.data.sources.continuity import Continuity, natural_order
+from dipole_ray.data.sources.continuity import Continuity
 from dipole_ray.data.sources.guarantees import check_flags, is_followed, to_float32
-from dipole_ray.data.sources.mapping import USUAL, TableMapping
-from dipole_ray.data.sources.npz import check_expansion
-from dipole_ray.data.sources.reading import Arrays, Block, ImportReport, Reading, incomplete
+from dipole_ray.data.sources.mapping import USUAL, TableMapping, expand
+from dipole_ray.data.sources.reading import Arrays, Block, ImportReport, Reading
+from dipole_ray.data.sources.table_files import is_list, read_batches, table_files, table_schema
 from dipole_ray.errors import DatasetError
-
-SUFFIXES = (".parquet", ".arrow", ".feather", ".ipc")
-_BATCH_ROWS = 65_536
-_BUFFER_BYTES = 1 << 20
-_BROKEN = (pa.ArrowException, OSError, ValueError, MemoryError)
-
-
-def table_files(path: Path) -> list[Path]:
-    """Return the table files at `path`, in the order of their names and of the numbers in these."""
-    found = [file for file in path.iterdir() if file.suffix in SUFFIXES] if path.is_dir() else [path]
-    files = sorted(found, key=natural_order)
-    if not files or files[0].suffix not in SUFFIXES:
-        raise DatasetError(f"{path}: no table here; give a file, or a folder of files, ending in {', '.join(SUFFIXES)}")
-    strange = [file for file in files if not file.is_file()]  # a link to nowhere, a folder, a pipe that would block
-    if strange:
-        raise DatasetError(f"{strange[0]}: no table here, not a regular file; remove it or restore what it points to")
-    return files
 
 
 def table_columns(path: Path) -> list[str]:
     """Return the column names of the (first) table file."""
-    return list(_open_table(table_files(path)[0])[1].names)
+    return list(table_schema(path).names)
+
+
+def uses(path: Path, reading: Reading) -> dict[str, tuple[str, ...]]:
+    """Return the columns that would be read, by their meaning, whether that is enough or not."""
+    mapping = _completed(table_schema(path), reading)
+    found = {name: expand(value, table_columns(path)) for name, value in mapping.columns().items()}
+    return {name: columns for name, columns in found.items() if {*columns} <= {*table_columns(path)}}
 
 
 def mapping_of(path: Path, reading: Reading) -> TableMapping:
     """Return the mapping that was given, completed by the columns that have usual names."""
-    found = _open_table(table_files(path)[0])[1]
-    # A text may well be called `time`, and is none.
-    columns = [field.name for field in found if field.name not in USUAL["time"] or _is_time(field.type)]
-    mapping = (reading.mapping or TableMapping()).complete(columns)
+    mapping = _completed(table_schema(path), reading)
     mapping.check()
     return mapping
+
+
+def _completed(schema: pa.Schema, reading: Reading) -> TableMapping:
+    # A text may well be called `time`, and is none.
+    columns = [field.name for field in schema if field.name not in USUAL["time"] or _is_time(field.type)]
+    return (reading.mapping or TableMapping()).complete(columns)
 
 
 def schema(path: Path, reading: Reading) -> Schema:
@@ -69,7 +60,8 @@ def schema(path: Path, reading: Reading) -> Schema:
 
 def read(path: Path, reading: Reading, report: ImportReport) -> Iterator[Block]:
     """Yield the rows of a file, or of a folder whose files continue each other in the order of their numbers."""
-    mapping = mapping_of(path, reading)
+    mapping, available = mapping_of(path, reading), table_columns(path)
+    report.reads(mapping.resolve(available, path), available)
     order, width = Continuity(path, report), 0
     last, file = Arrays(), path  # the newest row: only the next one tells whether it ends a trajectory
     for source, batch in _batches(path, mapping):
@@ -120,6 +112,10 @@ def _batch_arrays(batch: pa.RecordBatch, mapping: TableMapping, path: Path, firs
         if name in ("terminals", "timeouts"):
             where = "on the last row of each trajectory"
             check_flags(flags[name], f"column '{columns[name][0]}'", path, first_row, where)
+    inverted = {"masks", "terminals"} <= flags.keys() and np.array_equal(flags["masks"], flags["terminals"])
+    if inverted and len(np.unique(flags["masks"])) > 1:
+        found = f"'{columns['masks'][0]}' equals '{columns['terminals'][0]}', and a mask is 0 where the task ends"
+        raise DatasetError(f"{path}: {found}; store 1 - terminated as the mask, or leave it out with --map masks=")
     arrays["rewards"] = flags["rewards"]
     arrays["masks"], arrays["flagged"] = mapping.masks_and_ends(flags, batch.num_rows)
     arrays["ends"] = arrays["flagged"].copy()
@@ -161,11 +157,6 @@ def _times(batch: pa.RecordBatch, name: str, path: Path) -> np.ndarray:
         column = column.view(pa.int64() if width == 64 else pa.int32())
     values: np.ndarray = column.to_numpy(zero_copy_only=False)
     return values.astype(np.float64 if values.dtype.kind == "f" else np.int64)
-
-
-def is_list(kind: pa.DataType) -> bool:
-    """Return whether a column of this type holds vectors."""
-    return bool(pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind))
 
 
 def column_matrix(batch: pa.RecordBatch, names: tuple[str, ...], path: Path, first_row: int) -> np.ndarray:
@@ -219,64 +210,3 @@ def _batches(path: Path, mapping: TableMapping) -> Iterator[tuple[Path, pa.Recor
 
 def _mapped(mapping: TableMapping, file: Path, available: list[str]) -> Iterable[str]:
     return chain(*mapping.resolve(available, file).values())
-
-
-def read_batches(file: Path, choose: Callable[[list[str]], Iterable[str]]) -> Iterator[pa.RecordBatch]:
-    """Yield the batches of one .parquet or else Arrow file that have rows, with the columns that `choose` chooses."""
-    try:
-        table, available = _open_table(file)
-        names = list(dict.fromkeys(choose(list(available.names))))
-        if isinstance(table, pq.ParquetFile):
-            _check_parquet(table, names, file)
-            batches = table.iter_batches(batch_size=_BATCH_ROWS, columns=names, use_threads=False)
-        else:
-            check_expansion(file, declared_bytes(file), "batches")
-            batches = (table.get_batch(i) for i in range(table.num_record_batches))
-        for batch in batches:
-            # Arrow believes the lengths and offsets that it reads: without this, a wrong one ends the process.
-            batch.validate(full=True)
-            if batch.num_rows:
-                yield pa.RecordBatch.from_arrays([_plain(batch.column(name)) for name in names], names=names)
-    except _BROKEN as error:
-        raise incomplete(file, "table", error) from error
-
-
-def _plain(values: pa.Array) -> pa.Array:
-    """Return a column as it is stored, whatever types this process has given names to, and without a dictionary.
-
-    A tensor column is a list column to a process that has not imported `ray.data`, and an extension to one that has.
-    """
-    if isinstance(values, pa.ExtensionArray):
-        axes = getattr(values.type, "permutation", None) or []
-        if axes != sorted(axes):
-            raise ValueError(f"a column of {values.type} has its axes in another order; save it as lists of numbers")
-        return _plain(values.storage)
-    return _plain(values.dictionary_decode()) if isinstance(values, pa.DictionaryArray) else values
-
-
-def _check_parquet(table: pq.ParquetFile, names: list[str], file: Path) -> None:
-    """Refuse a file whose index promises far more numbers than a recording of its size can hold."""
-    leaves = [i for i in range(len(table.schema)) if table.schema.column(i).path.split(".")[0] in names]
-    declared = 0
-    for number in range(table.num_row_groups):
-        group = table.metadata.row_group(number)
-        if not group.num_rows:
-            continue
-        # pyarrow's view of a column's index ends the process where that is damaged; its reader raises.
-        next(table.iter_batches(batch_size=1, row_groups=[number], columns=names, use_threads=False), None)
-        for column in map(group.column, leaves):
-            declared += max(4 * column.num_values, 4 * group.num_rows, column.total_uncompressed_size)
-    check_expansion(file, declared, f"columns {', '.join(names[:8])}")
-
-
-def _open_table(file: Path) -> tuple[pq.ParquetFile | pa.RecordBatchFileReader, pa.Schema]:
-    """Open a .parquet or else Arrow file; return it and its columns."""
-    try:
-        # Nothing is read ahead and no thread decodes beside: what is held must not depend on how busy the machine is.
-        if file.suffix == ".parquet":
-            table = pq.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER_BYTES)
-            return table, table.schema_arrow
-        table = pa.ipc.open_file(pa.OSFile(str(file)), options=pa.ipc.IpcReadOptions(use_threads=False))
-        return table, table.schema
-    except _BROKEN as error:
-        raise incomplete(file, "table", error) from error
