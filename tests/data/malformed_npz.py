@@ -198,7 +198,7 @@ TOO_FAR = b"\x93NUMPY\x02\x00" + struct.pack("<I", 200_000_000) + bytes(200_000_
 LINK = 0o120777 << 16
 
 NPZ = [
-    Case("missing key", npz(lambda a: {k: v for k, v in a.items() if k != "actions"}), "'actions'", "save"),
+    Case("missing key", npz(lambda a: {k: v for k, v in a.items() if k != "actions"}), "'actions'", "map the arrays"),
     Case(
         "no rewards",
         npz(lambda a: {k: v for k, v in a.items() if k != "rewards"}),
@@ -206,7 +206,7 @@ NPZ = [
         "--env",
         is_readable_for_inspect=True,
     ),
-    Case("no arrays", npz(lambda a: {}), "'observations'", "save"),
+    Case("no arrays", npz(lambda a: {}), "'observations'", "map the arrays"),
     Case(
         "wrong dtype",
         replaced(observations=np.zeros((52, 4), np.uint8)),
