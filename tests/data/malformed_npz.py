@@ -271,7 +271,7 @@ NPZ = [
         "names in Unicode",
         npz(lambda a: {"\u043e" + k[1:] if k == "observations" else k: v for k, v in a.items()}),
         "'observations'",
-        "save",
+        "map the arrays",
     ),
     Case("a negative shape", member(lambda _: array_file((-52, -4), bytes(832))), "'observations.npy'", AGAIN),
     Case(
