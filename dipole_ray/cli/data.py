@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dipole_ray.envs.make import EnvConfig
 
 IMPORT_HELP = """\
-Turn data of OGBench, ExORL, D4RL or Minari, or any Parquet / Arrow / Feather table, into a dataset mapped from disk.
+Turn data of OGBench, ExORL, D4RL, Minari or LeRobot, or any Parquet / Arrow table, into a dataset mapped from disk.
 
 examples:
   # OGBench data, labelled with the rewards of one task
@@ -39,6 +39,9 @@ examples:
   dipole data import ~/.minari/datasets/mujoco/hopper/medium-v0 --env Hopper-v5 --out DIR
   dipole data import ~/.minari/datasets/D4RL/pointmaze/umaze-v2 --out DIR --map observations=desired_goal,observation
 
+  # a LeRobot dataset (v2 or v3) by its root; lerobot is not needed, videos are not read
+  dipole data import lerobot/pusht --out DIR
+
   # a table with columns called observations, actions, rewards, terminals, timeouts
   dipole data import robot.parquet --out DIR
 
@@ -50,6 +53,10 @@ meanings for --map: observations, actions, rewards, next_observations, masks (0 
   timeouts (1 = a time limit cut the trajectory), episode, time (checks the order), terminals_are (termination or
   boundary). What is not mapped is taken by its usual name where the table has it (MEANING= leaves it out);
   dipole data columns FILE shows what a table has, and what would be read as what.
+
+LeRobot has no observation after an episode's last action: its last frame only closes it, unless the task ended
+there. Rewards are next.reward, else 1 at success (next.success, or success in meta/episodes), else the progress of
+a reward model (*_progress.parquet). Without --env, actions are scaled from their least and greatest in meta.
 
 The files of a folder are read in the order of their numbers. A table may also be an .npz with one row a transition: one
 that has next_observations, timeouts or masks is taken so; any other .npz is OGBench's, with a row more a trajectory.
@@ -103,7 +110,7 @@ def add_parser(subparsers: Any) -> None:
     source.add_argument("source", metavar="SRC", type=Path, help=what)
     source.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the dataset")
     source.add_argument("--env", metavar="ENV_ID", help="task that gives the rewards, and whose spaces must match")
-    formats = ("ogbench", "exorl", "d4rl", "minari", "table")
+    formats = ("ogbench", "exorl", "d4rl", "minari", "lerobot", "table")
     source.add_argument("--format", choices=formats, help="default: by what SRC is")
     _add_options_of_formats(source)
     dropped = "what to do with transitions that hold NaN or infinity (default: refuse)"

@@ -12,7 +12,7 @@ from typing import Any
 from dipole_ray.columns import Schema
 from dipole_ray.data.dataset import MANIFEST
 from dipole_ray.data.schema import Rows
-from dipole_ray.data.sources import d4rl, exorl, minari, ogbench, table, table_files
+from dipole_ray.data.sources import d4rl, exorl, lerobot, minari, ogbench, table, table_files
 from dipole_ray.data.sources.guarantees import enforce, scale_note
 from dipole_ray.data.sources.npz import read_headers
 from dipole_ray.data.sources.reading import ActionBounds, Block, Contents, ImportReport, Reading
@@ -39,6 +39,7 @@ class Format:
     has_rewards: Callable[[Path], bool] = lambda path: True  # otherwise a task's `relabel` or `labels` give them
     scales_actions: bool = False  # whether actions are scaled to [-1, 1] from bounds; otherwise they must lie there
     own_bounds: Callable[[Path], ActionBounds | None] = lambda path: None  # the data's own; None: the environment's
+    recorded_bounds: Callable[[Path], ActionBounds | None] = lambda path: None  # the range, where nobody says
     is_joined: bool = False  # whether it is read in single episodes, some of which are handed on together
     is_converted: bool = True  # whether a run takes it as it is; otherwise it needs choices that only an import offers
     environment: str | None = "the environment of this data"  # what a run's env.id must name; None: labelling finds out
@@ -57,7 +58,10 @@ class Format:
         if self.scales_actions:
             own = self.own_bounds(path)
             bounds = reading.action_bounds if own is None else own
-            report.notes += scale_note(bounds, "the environment's actions" if own is None else "the action space")
+            owner = "the environment's actions" if own is None else "the action space"
+            if bounds is None:
+                bounds, owner = self.recorded_bounds(path), "the recorded actions (--env gives the environment's)"
+            report.notes += scale_note(bounds, owner)
         blocks = self.read(path, reading, report)
         return enforce(blocks, bounds, drop=reading.non_finite == "drop", join=self.is_joined, report=report)
 
@@ -85,6 +89,21 @@ FORMATS = {
             is_converted=False,
             choices=lambda path, reading: {"mapping": table.mapping_of(path, reading).to_json()},
             remembered=lambda path: path.name,
+        ),
+        Format(
+            name="lerobot",
+            what="the root of a LeRobot dataset",
+            holds=lerobot.is_lerobot,
+            files=lerobot.data_files,
+            contents=lerobot.contents,
+            uses=lerobot.uses,
+            schema=lerobot.schema,
+            read=lerobot.read,
+            takes=frozenset({"mapping"}),
+            scales_actions=True,
+            recorded_bounds=lerobot.action_bounds,
+            is_converted=False,
+            choices=lambda _, reading: {"mapping": reading.mapping.to_json()} if reading.mapping else {},
         ),
         Format(
             name="ogbench",

@@ -62,7 +62,7 @@ class TableMapping:
     def complete(self, columns: Sequence[str], usual: Mapping[str, Sequence[str]] = USUAL) -> TableMapping:
         """Return this mapping with the columns of a table that have a usual name and are not mapped otherwise."""
         given = self.columns()
-        taken = {*chain.from_iterable(expand(value, columns) for value in given.values())}
+        taken = {*chain.from_iterable(_expand_all(value, columns) for value in given.values())}
         found: dict[str, Any] = {
             name: next((column for column in names if column in columns and column not in taken), None)
             for name, names in usual.items()
@@ -130,6 +130,11 @@ class TableMapping:
         """Return what is mapped, by meaning."""
         return {name: value for name, value in self.to_json().items() if name != "terminals_are"}
 
+    def found(self, available: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """Return meaning -> column names, of those that are there."""
+        names = {meaning: _expand_all(value, available) for meaning, value in self.columns().items()}
+        return {meaning: columns for meaning, columns in names.items() if {*columns} <= {*available}}
+
     def resolve(self, available: Sequence[str], path: Path) -> dict[str, tuple[str, ...]]:
         """Return meaning -> column names of one table.
 
@@ -138,7 +143,7 @@ class TableMapping:
         """
         resolved = {}
         for name, value in self.columns().items():
-            names = expand(value, available)
+            names = _expand_all(value, available)
             for column in names:
                 if available.count(column) > 1:
                     found = f"column '{column}' for {name} is there {available.count(column)} times"
@@ -166,8 +171,7 @@ class TableMapping:
         return flags.get("masks", 1.0 - ended), terminals | timeouts
 
 
-def expand(value: Columns, available: Sequence[str]) -> tuple[str, ...]:
-    """Return the columns that a value of a mapping stands for; what is not `available` stays as it is."""
+def _expand_all(value: Columns, available: Sequence[str]) -> tuple[str, ...]:
     patterns = (value,) if isinstance(value, str) else value
     return tuple(column for pattern in patterns for column in _expand(pattern, available))
 

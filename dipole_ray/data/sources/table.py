@@ -17,10 +17,12 @@ from dipole_ray.columns import Schema
 from dipole_ray.data.schema import concatenate
 from dipole_ray.data.sources.continuity import Continuity
 from dipole_ray.data.sources.guarantees import check_flags, is_followed, to_float32
-from dipole_ray.data.sources.mapping import USUAL, TableMapping, expand
+from dipole_ray.data.sources.mapping import USUAL, TableMapping
 from dipole_ray.data.sources.reading import Arrays, Block, ImportReport, Reading
 from dipole_ray.data.sources.table_files import is_list, read_batches, table_files, table_schema
 from dipole_ray.errors import DatasetError
+
+Batches = Iterator[tuple[Path, pa.RecordBatch]]  # of all files of a table, each with its file
 
 
 def table_columns(path: Path) -> list[str]:
@@ -31,8 +33,7 @@ def table_columns(path: Path) -> list[str]:
 def uses(path: Path, reading: Reading) -> dict[str, tuple[str, ...]]:
     """Return the columns that would be read, by their meaning, whether that is enough or not."""
     mapping = _completed(table_schema(path), reading)
-    found = {name: expand(value, table_columns(path)) for name, value in mapping.columns().items()}
-    return {name: columns for name, columns in found.items() if {*columns} <= {*table_columns(path)}}
+    return mapping.found(table_columns(path))
 
 
 def mapping_of(path: Path, reading: Reading) -> TableMapping:
@@ -51,7 +52,12 @@ def _completed(schema: pa.Schema, reading: Reading) -> TableMapping:
 def schema(path: Path, reading: Reading) -> Schema:
     """Return the dimensions that the mapping gives, from the first rows of the table."""
     mapping = mapping_of(path, reading)
-    for _, batch in _batches(path, mapping):
+    return batch_schema(path, mapping, _batches(path, mapping))
+
+
+def batch_schema(path: Path, mapping: TableMapping, batches: Batches) -> Schema:
+    """Return the dimensions of the first of some batches."""
+    for _, batch in batches:
         columns = mapping.resolve(batch.schema.names, path)
         sizes = [column_matrix(batch, columns[name], path, 0).shape[1] for name in ("observations", "actions")]
         return Schema(*sizes)
@@ -62,9 +68,14 @@ def read(path: Path, reading: Reading, report: ImportReport) -> Iterator[Block]:
     """Yield the rows of a file, or of a folder whose files continue each other in the order of their numbers."""
     mapping, available = mapping_of(path, reading), table_columns(path)
     report.reads(mapping.resolve(available, path), available)
+    return read_rows(path, _batches(path, mapping), mapping, report)
+
+
+def read_rows(path: Path, batches: Batches, mapping: TableMapping, report: ImportReport) -> Iterator[Block]:
+    """Yield the rows of batches, each with its file, that continue each other."""
     order, width = Continuity(path, report), 0
     last, file = Arrays(), path  # the newest row: only the next one tells whether it ends a trajectory
-    for source, batch in _batches(path, mapping):
+    for source, batch in batches:
         first_row = report.rows_read + len(last.get("ends", ()))
         rows = _batch_arrays(batch, mapping, path, first_row)
         width = width or rows["observations"].shape[1] + rows["actions"].shape[1]
@@ -201,12 +212,13 @@ def _check_nulls(values: pa.Array, name: str, path: Path, first_row: int) -> Non
         raise DatasetError(f"{path}: {found}; fill them or remove those rows")
 
 
-def _batches(path: Path, mapping: TableMapping) -> Iterator[tuple[Path, pa.RecordBatch]]:
+def _batches(path: Path, mapping: TableMapping) -> Batches:
     """Yield the batches of all files, each with its file."""
     for file in table_files(path):
-        for batch in read_batches(file, partial(_mapped, mapping, file)):
+        for batch in read_batches(file, partial(mapped, mapping, file)):
             yield file, batch
 
 
-def _mapped(mapping: TableMapping, file: Path, available: list[str]) -> Iterable[str]:
+def mapped(mapping: TableMapping, file: Path, available: list[str]) -> Iterable[str]:
+    """Return the columns of one file that a mapping needs."""
     return chain(*mapping.resolve(available, file).values())
