@@ -17,6 +17,12 @@ def first_line(error: object) -> str:
     return sentences if dot else f"{line[:300].rpartition(' ')[0] or line[:300]} ..."
 
 
+def counted(number: float, noun: str, form: str = ".0f") -> str:
+    """Return a count with its noun, such as `1 trajectory` or `12000 trajectories`."""
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{number:{form}} {noun if number == 1 else plural}"
+
+
 class DipoleError(Exception):
     """Base of all errors a user can cause and mend."""
 

@@ -4,23 +4,28 @@ For work that is many independent pieces of seconds to minutes each: collecting 
 function and its items travel to the workers, results come back here, so a cluster needs no shared file system.
 """
 
+import functools
 import logging
 import os
+import re
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from dipole_ray.cluster import refuse_client, start_ray
 from dipole_ray.errors import ConfigError, DipoleError
 from dipole_ray.progress import Progress
+from dipole_ray.stopping import keeping_handlers, spare_this_process
 
 Item = TypeVar("Item")
 Arrivals = Generator[tuple[int, Any], None, None]  # an item's index and its result
 
-CANCEL_DEADLINE_S = 15.0  # longest wait for cancelled tasks to end before an error or Ctrl-C is passed on
+# Longest wait for cancelled tasks to end by themselves, as Ctrl-C would end them, and then for those that are killed
+PATIENCE_S, CANCEL_DEADLINE_S = 12.0, 15.0
 WORTH_RAY_S = 15.0  # seconds of work on one core above which starting Ray pays
 _ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 
@@ -46,7 +51,7 @@ def map_tasks(
     """Return `[function(item) for item in items]`, computed by Ray tasks, each in a process with one thread.
 
     Starts a local Ray if there is none. Ray replaces a worker that dies and tries its item again, so `function` must
-    not mind being run twice. Ctrl-C cancels what runs.
+    not mind being run twice. Ctrl-C cancels what runs: a task sees Ctrl-C too, and is killed if it does not end by it.
 
     Args:
         function: A function of one item that workers can import.
@@ -110,11 +115,43 @@ def ray_session() -> Iterator[None]:
         return
     # Ray's C++ core prints advice to its own developers at level ERROR; real failures surface as exceptions.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    start_ray(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    with keeping_handlers(), _without_greeting():
+        start_ray(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _without_greeting() -> Iterator[None]:
+    """Leave out of standard error the line in which Ray's C++ core says how loud it is told to be; no setting does."""
+    greeting, end = re.compile(rb"^.*Set ray log level from environment variable.*\n", re.MULTILINE), b"\0"
+    try:
+        screen = os.dup(2)
+    except OSError:  # there is none
+        yield
+        return
+    reading, writing = os.pipe()
+
+    def forward() -> None:
+        chunk = b""
+        while not chunk.endswith(end):
+            chunk = os.read(reading, 1 << 16)
+            with suppress(OSError):  # of a reader that is gone
+                os.write(screen, greeting.sub(b"", chunk.removesuffix(end)))
+
+    thread = threading.Thread(target=forward, name="stderr", daemon=True)
+    thread.start()
+    os.dup2(writing, 2)
+    try:
+        yield
+    finally:
+        os.dup2(screen, 2)
+        os.write(writing, end)
+        thread.join()
+        for descriptor in (reading, writing, screen):
+            os.close(descriptor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +187,7 @@ class _Work(Generic[Item]):
         import ray
 
         with ray_session():
-            task = ray.remote(self.function).options(**self.resources, runtime_env={"env_vars": _ONE_THREAD})
+            task = ray.remote(_spared(self.function)).options(**self.resources, runtime_env={"env_vars": _ONE_THREAD})
             queue = list(reversed(pending))  # taken from its end
             running: dict[Any, int] = {}
             try:
@@ -207,10 +244,25 @@ class _Work(Generic[Item]):
         return f"{self.description}: {textwrap.shorten(str(self.items[index]), 200, placeholder='...')}"
 
 
+def _spared(function: Callable[[Item], Any]) -> Callable[[Item], Any]:
+    """Return the function as a task calls it; see `spare_this_process`."""
+
+    @functools.wraps(function)
+    def task(item: Item) -> Any:
+        spare_this_process()
+        return function(item)
+
+    return task
+
+
 def _cancel(references: list[Any]) -> None:
     """Cancel tasks and see them end; Ray loses a cancellation that meets a task whose worker is still starting."""
     import ray
 
+    for reference in references:
+        ray.cancel(reference)
+    if references:
+        _, references = ray.wait(references, num_returns=len(references), timeout=PATIENCE_S)
     deadline = time.monotonic() + CANCEL_DEADLINE_S
     while references and time.monotonic() < deadline:
         for reference in references:

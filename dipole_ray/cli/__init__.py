@@ -1,14 +1,18 @@
 """The command line: `dipole train | evaluate | sweep | bench | data | doctor`, each in a file of its own here."""
 
 import argparse
+import contextlib
+import errno
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any, TextIO
 
 from dipole_ray import __version__
 from dipole_ray.cli import bench, data, doctor, evaluate, sweep, train
 from dipole_ray.errors import DipoleError
+from dipole_ray.stopping import ending_on_stops, exit_status
 
 _DESCRIPTION = """\
 Dichotomous Diffusion Policy Optimization, from offline data to a fine-tuned policy, on Ray.
@@ -49,19 +53,69 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; errors of the user's are one sentence on standard error and status 2."""
+    with _readers_may_leave():
+        return _run(argv)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     arguments = _parse(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     if getattr(arguments, "address", None):  # of the commands that run on a cluster
         os.environ["RAY_ADDRESS"] = arguments.address
     try:
-        return int(arguments.run(arguments))
+        with ending_on_stops():
+            return int(arguments.run(arguments))
     except DipoleError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # The reader has had enough, as in `dipole train --help-config | head`; nothing may be written any more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return exit_status(stop)
+
+
+class _Output:
+    """A standard stream whose reader may leave, as in `dipole train | head -1`, or whose terminal may be closed.
+
+    What is written after that goes nowhere, and the command ends with its own status.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write a text."""
+        with self._unread():
+            return self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Hand over what was written."""
+        with self._unread():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _unread(self) -> Iterator[None]:
+        """Send the rest of the stream nowhere where nobody can read it any more."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+
+
+@contextlib.contextmanager
+def _readers_may_leave() -> Iterator[None]:
+    """Let the readers of both standard streams leave."""
+    streams: list[Any] = [None if stream is None else _Output(stream) for stream in (sys.stdout, sys.stderr)]
+    with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
+        try:
+            yield
+        finally:
+            for stream in filter(None, streams):
+                stream.flush()

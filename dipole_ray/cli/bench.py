@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dipole_ray.cli.command import add_command, print_files
-from dipole_ray.errors import ConfigError
+from dipole_ray.errors import ConfigError, counted
 
 _RUN = """\
 Run what is left of a suite: each (method, task, seed) is one ordinary run, several at a time as Ray tasks.
@@ -73,7 +73,12 @@ def run_bench(arguments: argparse.Namespace) -> int:
         if not names:
             raise ConfigError(f"--only {word}: write KIND=NAME,NAME, such as --only method=dipole,fql")
         parts[kind] += names.split(",")
-    result = run_suite(suite, parts)
+    words = shlex.join([arguments.suite, *(f"--only={word}" for word in arguments.only), *arguments.overrides])
+    try:
+        result = run_suite(suite, parts)
+    except KeyboardInterrupt:
+        print(f"\nstopped; continue with the same command:\n  dipole bench run {words}")
+        raise
     for status in (DIVERGED, ELSEWHERE, FAILED):
         for line in result.errors(status):
             print(f"{status:9} {line}")
@@ -124,6 +129,6 @@ def list_bench(arguments: argparse.Namespace) -> int:
         suite = load_suite(name)
         seeds = len(suite.config.seeds)
         jobs = suite.jobs({"seed": [str(suite.config.seeds[0])]})
-        updates = seeds * sum(job.updates for job in jobs)
-        print(f"{name}: {seeds * len(jobs)} runs, {updates:,} updates\n    {suite.config.question}")
+        updates = counted(seeds * sum(job.updates for job in jobs), "update", ",.0f")
+        print(f"{name}: {counted(seeds * len(jobs), 'run')}, {updates}\n    {suite.config.question}")
     return 0

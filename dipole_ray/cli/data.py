@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from dipole_ray.cli.collect import add_collect
 from dipole_ray.cli.command import CACHE, add_command
 from dipole_ray.cli.download import add_download
-from dipole_ray.errors import ConfigError, DatasetError
+from dipole_ray.errors import ConfigError, DatasetError, counted
 
 if TYPE_CHECKING:
     from dipole_ray.columns import Schema
@@ -180,7 +180,8 @@ def run_import(args: argparse.Namespace) -> int:
     for note in report.notes:
         print(f"note: {note}")
     print(
-        f"{args.out}: {manifest.num_transitions} transitions in {report.trajectories} trajectories{dropped}, "
+        f"{args.out}: {counted(manifest.num_transitions, 'transition')} in "
+        f"{counted(report.trajectories, 'trajectory')}{dropped}, "
         f"observations {schema.observation_text}, actions {schema.actions}\n"
         f"next: dipole data inspect {quote(str(args.out))}\n"
         f"      dipole train {quote(f'data.path={args.out}')} env.id={args.env or 'ENV_ID'}{_env_settings(args)}"

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dipole_ray.data.inspection.inspect import Inspection
-from dipole_ray.errors import ConfigError
+from dipole_ray.errors import ConfigError, counted
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _STYLES = {"ok": "bold green", "info": "cyan", "warning": "bold yellow", "error": "bold red"}
@@ -63,7 +63,7 @@ def _figure_lines(figures: dict[str, float]) -> list[tuple[str, str]]:
     value = {name: f"{number:.6g}" for name, number in figures.items()}
     saturated = f"{figures['action_saturated_fraction']:.1%}"
     lines = [
-        ("transitions", f"{figures['transitions']:,.0f} in {figures['trajectories']:,.0f} trajectories"),
+        ("transitions", f"{figures['transitions']:,.0f} in {counted(figures['trajectories'], 'trajectory', ',.0f')}"),
         ("dimensions", f"observations {value['observation_dim']}, actions {value['action_dim']}"),
         ("size", f"{figures['megabytes']:,.1f} MB as a dataset"),
         ("length", f"{value['length_min']} to {value['length_max']}, median {value['length_median']}"),
@@ -77,5 +77,5 @@ def _figure_lines(figures: dict[str, float]) -> list[tuple[str, str]]:
             ("task ended (mask 0)", f"{figures['masked_fraction']:.2%} of transitions"),
             ("trajectories with it", f"{figures['solved_fraction']:.1%}, as the end {ended:.1%}"),
         ]
-    again = f"{value['duplicate_transitions']} transitions, {value['duplicate_trajectories']} trajectories"
-    return [*lines, ("duplicates", again)]
+    again = counted(figures["duplicate_transitions"], "transition")
+    return [*lines, ("duplicates", f"{again}, {counted(figures['duplicate_trajectories'], 'trajectory')}")]

@@ -46,7 +46,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run_sweep_command(arguments: argparse.Namespace) -> int:
-    """Run or continue the sweep, then print leaderboard, files and what is next; 130 after Ctrl-C, 1 if all failed."""
+    """Run or continue the sweep, then print what came of it; 128 + the signal's number if stopped, 1 if all failed."""
     from dipole_ray.errors import ConfigError
     from dipole_ray.runs.config import presets
     from dipole_ray.settings import describe
@@ -74,7 +74,7 @@ def run_sweep_command(arguments: argparse.Namespace) -> int:
     if not result.finished:
         words = shlex.join([arguments.source, *arguments.overrides])
         print(f"\nstopped; continue with the same command:\n  dipole sweep {words}")
-        return 130
+        return result.stops.exit_status
     best = result.folder / "best.yaml"
     if best in result.files:
         trial = result.folder / "trials" / result.board[0]["trial"]

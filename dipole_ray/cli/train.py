@@ -1,11 +1,14 @@
 """`dipole train`: a run from a preset or a YAML file, or the continuation of one."""
 
 import argparse
+import shlex
 from pathlib import Path
-from shlex import quote
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dipole_ray.cli.command import add_command, print_files
+
+if TYPE_CHECKING:
+    from dipole_ray.runs.config import RunConfig
 
 _EPILOG = """\
 examples:
@@ -15,7 +18,7 @@ examples:
   dipole train --resume runs/quickstart-20260101-120000
 
 KEY=VALUE changes any setting (values are YAML); `dipole train --help-config` explains every key.
-Ctrl-C ends after the iteration at hand with a checkpoint, and prints the command that continues.
+Ctrl-C, SIGTERM and SIGHUP end it within seconds with a checkpoint, and it prints the command that continues.
 To use a running Ray cluster, give --address or set RAY_ADDRESS.
 """
 
@@ -33,7 +36,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run_train(arguments: argparse.Namespace) -> int:
-    """Train, then print the table, the pictures and what to do next; status 130 after Ctrl-C."""
+    """Train, then print the table, the pictures and what to do next; 128 + the signal's number if it was stopped."""
     from dipole_ray.errors import ConfigError
     from dipole_ray.runs.config import RunConfig, load, presets
     from dipole_ray.settings import describe
@@ -43,6 +46,7 @@ def run_train(arguments: argparse.Namespace) -> int:
         return 0
     from dipole_ray.evaluation.report import print_table
     from dipole_ray.runs.run import resume_run, start_run
+    from dipole_ray.runs.session import RUN_FILE
 
     words = [word for word in (arguments.source, *arguments.overrides) if word is not None]
     source = words.pop(0) if words and "=" not in words[0] else None
@@ -55,14 +59,27 @@ def run_train(arguments: argparse.Namespace) -> int:
     if run.evaluation:
         print_table(run.evaluation, chosen=run.chosen, title=folder.name)
     if not run.finished:
-        print(f"\nstopped; continue with:\n  dipole train --resume {quote(str(folder))}")
-        return 130
+        print(f"\nstopped; continue with:\n  {shlex.join(['dipole', 'train', '--resume', str(folder)])}")
+        return run.stops.exit_status
     print(f"\nrun       {folder}")
     print_files(run.pictures)
     if run.tracker.view_command is not None:
         print(f"mlflow    {run.tracker.view_command}")
     print("\nnext:")
-    print(f"  dipole evaluate {quote(str(folder))} --omega 0 1 3 --candidates 1 32 --episodes 50")
-    print("  dipole train quickstart agent.beta=10     # steeper weights")
-    print("  dipole train --help-config                # every setting, explained")
+    grid = " --omega 0 1 3 --candidates 1 32" if run.chosen is not None else ""
+    print(f"  {shlex.join(['dipole', 'evaluate', str(folder)])}{grid} --episodes 50")
+    given = [*filter(None, [source]), *words] if arguments.resume is None else [str(folder / RUN_FILE), *words]
+    print(f"  {_another(run.config, given)}")
+    print("  dipole train --help-config    # every setting, explained")
     return 0
+
+
+def _another(config: "RunConfig", given: list[str]) -> str:
+    """Return the command that trains a run again, `given` the same words, with one setting changed."""
+    agent = config.agent
+    if agent.algorithm != "fql" and agent.weight_scheme in ("dipole", "exp"):
+        change, meaning = f"agent.beta={3 * agent.beta:g}", "steeper weights"
+    else:
+        change, meaning = f"seed={config.seed + 1}", "another seed"
+    kept = [word for word in given if word.partition("=")[0] != change.partition("=")[0]]
+    return f"{shlex.join(['dipole', 'train', *kept, change])}    # {meaning}"

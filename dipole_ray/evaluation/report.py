@@ -13,7 +13,7 @@ from typing import TypedDict
 from rich.console import Console
 
 from dipole_ray import tables
-from dipole_ray.errors import DatasetError
+from dipole_ray.errors import DatasetError, counted
 from dipole_ray.files.durable import read_json, write_text
 from dipole_ray.tables import DASH, with_interval
 
@@ -131,15 +131,11 @@ def _caption(rows: Sequence[Row], marked: Chosen) -> str:
     if not rows:
         return "no rows"
     episodes = sorted({row["episodes"] for row in rows})
-    counts = _count(episodes[0], "episode") if len(episodes) == 1 else f"{episodes[0]} to {episodes[-1]} episodes"
+    counts = counted(episodes[0], "episode") if len(episodes) == 1 else f"{episodes[0]} to {episodes[-1]} episodes"
     text = f"Mean [{rows[0]['confidence']:.0%} interval] of {counts} per row"
     if any(row["success"] is not None for row in rows):
         text += "; Wilson for success, BCa bootstrap for the rest"
     text += "."
     if marked is not None:
-        text += f"\n< omega {marked[0]:g} and {_count(marked[1], 'candidate')}, chosen before the run."
+        text += f"\n< omega {marked[0]:g} and {counted(marked[1], 'candidate')}, chosen before the run."
     return text
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

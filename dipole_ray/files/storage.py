@@ -12,7 +12,7 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +47,10 @@ def require_lasting(place: Path, key: str) -> None:
         )
 
 
-def persist(write: Callable[[], object], *, retry_minutes: float, interrupted: Sequence[object]) -> None:
+def persist(write: Callable[[], object], *, retry_minutes: float, interrupted: Sized) -> None:
     """Call `write`, which writes whole or not at all, again and again while the disk refuses.
 
-    It waits for the disk for `retry_minutes` (0 = not at all); `interrupted` grows with Ctrl-C, which ends the wait.
+    It waits for the disk for `retry_minutes` (0 = not at all); `interrupted` grows with requests to stop, which end it.
 
     Raises:
         CheckpointError: The disk still refuses after that time.
@@ -81,7 +81,7 @@ def persist(write: Callable[[], object], *, retry_minutes: float, interrupted: S
             until = min(time.monotonic() + wait_s, start + 60 * retry_minutes)
             while time.monotonic() < until:  # in slices, so that Ctrl-C is seen
                 if len(interrupted) > presses:
-                    _log.warning("Ctrl-C during the pause: what came after the last checkpoint is lost")
+                    _log.warning("stopped during the pause: what came after the last checkpoint is lost")
                     raise KeyboardInterrupt
                 time.sleep(min(SLICE_S, until - time.monotonic()))
             wait_s = min(2 * wait_s, LONGEST_WAIT_S)

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -96,6 +96,9 @@ class DIPOLE(Algorithm):
         self.has_success = env_dims(self.config.env_settings()).has_success
         self.is_score_success: bool | None = None
         self._has_warned = False
+        self.interrupted: Sized = ()
+        # Of an iteration that a request to stop cut short: the next one, also after a resume, does only what is left.
+        self.is_cut_short, self._done_of_iteration = False, 0  # updates offline, environment steps online
         self.recent = RecentEpisodes()
         self.group_metrics: dict[str, float] = {}
         self.replay = open_replay(self.config, self.offline_data, self.replay_directory)
@@ -125,6 +128,10 @@ class DIPOLE(Algorithm):
         else:
             self.learner.publish()
 
+    def end_early_on(self, interrupted: Sized) -> None:
+        """End the iteration at hand after the call at hand when `interrupted` grows."""
+        self.interrupted = self.experience.interrupted = interrupted
+
     # ---- the loop ----
 
     @property
@@ -148,40 +155,58 @@ class DIPOLE(Algorithm):
         start = time.perf_counter()
         fragments: list[FragmentReport] = []
         updates: list[UpdateReport] = []
+        self.is_cut_short = False
         try:
             updates = self._offline_iteration() if self.phase == "offline" else self._online_iteration(fragments)
         except LearnerDied as death:  # the iteration ends early; its fragments are in the replay
             self._replace_learner(death)
+            self._done_of_iteration = 0
         self._log(updates, fragments, wall_s=time.perf_counter() - start)
 
     def _offline_iteration(self) -> list[UpdateReport]:
         """Take the next updates on the dataset, stopping exactly at the end of the phase."""
-        left = self._training.offline_learner_steps - self.learner_steps
-        steps = self._training.learner_steps_per_iteration
-        return self._update(min(left, steps) if left > 0 else steps, publish=False) + self.learner.drain()
+        left, before = self._training.offline_learner_steps - self.learner_steps, self.learner_steps
+        steps = self._training.learner_steps_per_iteration - self._done_of_iteration
+        steps = min(left, steps) if left > 0 else steps
+        updates = self._update(steps, publish=False) + self.learner.drain()
+        made = self.learner_steps - before
+        self._end_iteration(self._done_of_iteration + made, is_whole=made == steps)
+        return updates
+
+    def _end_iteration(self, done: int, *, is_whole: bool) -> None:
+        """Note what was done in an iteration that was cut short."""
+        self._done_of_iteration, self.is_cut_short = (0 if is_whole else done), not is_whole
 
     def _online_iteration(self, fragments: list[FragmentReport]) -> list[UpdateReport]:
         """Gather, insert, and submit the updates owed; the learner works while the next fragments are collected."""
         if not self._update_ratio.updates_done and not self.env_steps:  # offline updates publish nothing
             self.learner.publish()
-        updates: list[UpdateReport] = []
-        collected = 0
-        for report in self.experience.gather(lambda: self.learner.policy):
+        updates = self._update_owed()  # what an iteration that was cut short left
+        collected, wanted = self._done_of_iteration, self._training.env_steps_per_iteration
+        for report in self.experience.gather(lambda: self.learner.policy) if collected < wanted else ():
             fragments.append(report)
             if report.env_steps:
                 total = self.replay.insert(report.rows, report.worker, report.incarnation, report.sequence)
                 collected += total - self.env_steps
                 self.env_steps = total
             self.recent.note(report)
-            updates += self._update(self._update_ratio.due(self.env_steps), publish=True, online=True)
-            if collected >= self._training.env_steps_per_iteration:
+            updates += self._update_owed()
+            if collected >= wanted or self.interrupted:
                 break
+        self._end_iteration(collected, is_whole=collected >= wanted and not self._update_ratio.due(self.env_steps))
         return updates
 
+    def _update_owed(self) -> list[UpdateReport]:
+        """Take the updates that the environment steps so far are owed."""
+        return self._update(self._update_ratio.due(self.env_steps), publish=True, online=True)
+
     def _update(self, steps: int, *, publish: bool, online: bool = False) -> list[UpdateReport]:
-        """Submit `steps` updates in calls of `learner_steps_per_call`; return the reports that came back."""
+        """Submit `steps` updates in calls of `learner_steps_per_call`; return the reports that came back.
+
+        Fewer are made where the run is asked to stop.
+        """
         reports: list[UpdateReport] = []
-        while steps > 0:
+        while steps > 0 and not self.interrupted:
             k = min(steps, self._training.learner_steps_per_call)
             reports += self.learner.submit(self.replay.sample(self._agent.batch_size, k), publish=publish)
             self.learner_steps += k
@@ -270,8 +295,9 @@ class DIPOLE(Algorithm):
             **env_dims(self.config.env_settings()).schema.to_json(),
             "learner_steps": self.learner_steps,
             "env_steps": self.env_steps,
+            "done_of_iteration": self._done_of_iteration,
             "num_episodes": self.recent.count,
-            "iteration": self.iteration,
+            "iteration": self.iteration - int(self.is_cut_short),
             "policy_version": self.learner.policy.version,
             "score": self.score,
             "success": {"is_known": self.has_success, "is_score": self.has_success and self.is_score_success},
@@ -292,6 +318,7 @@ class DIPOLE(Algorithm):
             self._with_learner(lambda: self.learner.load_agent_state(checkpoint.tensors[AGENT_FILE]))
             self.restart_point = checkpoint.path
             self.learner_steps, self.env_steps = int(metadata["learner_steps"]), int(metadata["env_steps"])
+            self._done_of_iteration = int(metadata.get("done_of_iteration", 0))
             self.score = None if metadata["score"] is None else float(metadata["score"])
             self.recent = RecentEpisodes(int(metadata["num_episodes"]), metadata["recent"])
             success = metadata.get("success", {})  # older versions did not write it

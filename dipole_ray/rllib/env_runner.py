@@ -1,6 +1,7 @@
 """The rollout worker: an acting loop behind what RLlib asks of an env runner, columns out."""
 
 import math
+import secrets
 import time
 import warnings
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ from dipole_ray.evaluation.play import CellResult, evaluate_cell
 from dipole_ray.rllib.experience import FragmentRecorder, FragmentReport
 from dipole_ray.rllib.heartbeat import Heartbeat, Watched
 from dipole_ray.rllib.module import DIPOLERLModule
+from dipole_ray.stopping import spare_this_process
 
 
 class DIPOLEEnvRunner(EnvRunner):
@@ -34,6 +36,8 @@ class DIPOLEEnvRunner(EnvRunner):
     def __init__(self, *, config: Any, **kwargs: Any) -> None:
         super().__init__(config=config, **kwargs)
         self.worker_index: int = int(kwargs.get("worker_index") or 0)
+        if self.worker_index:
+            spare_this_process()
         if self.worker_index or self.config.num_learners:
             torch.set_num_threads(1)  # one core a worker: more threads would fight the learner for them
         self._env_config: EnvConfig = self.config.env_settings()
@@ -42,7 +46,7 @@ class DIPOLEEnvRunner(EnvRunner):
         actor = ray.get_runtime_context().get_actor_id() if self.worker_index else None
         self._heartbeat = None if actor is None else Heartbeat(actor, self.config.env_runner_stall_s)
         # The replay tells the inserts of one life from another's by this; the driver's own are reproducible.
-        self._incarnation = time.time_ns() if self.worker_index else 0
+        self._incarnation = secrets.randbits(62) if self.worker_index else 0
         self._seed_of_life = self._incarnation % 2**32 if self.worker_index and _was_restarted() else 0
         self._sequence = 0
         self._num_episodes = [0] * self.num_envs

@@ -5,7 +5,7 @@ the rows are steps of environments (`Rollouts`) or plans that a scorer judged, e
 reward is the given advantage, is known to the source alone.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -48,12 +48,15 @@ class FragmentReport:
 class Experience(Protocol):
     """What the training loop asks of a source of experience."""
 
+    interrupted: Sized
+    """Grows with requests to stop, after which `gather` ends at its next wait."""
+
     @property
     def num_workers(self) -> int:
         """Workers that can be asked now, against which their waiting is measured."""
 
     def gather(self, policy: Callable[[], PublishedPolicy]) -> Iterator[FragmentReport]:
-        """Yield fragments without end; an idle worker acts with `policy()` next, also while one is being used."""
+        """Yield fragments until a stop is asked for; who is idle acts with `policy()` next, while one is used."""
 
     def evaluate(self, cells: Sequence[Cell], policy: PublishedPolicy, **how: Any) -> Iterator[CellResult]:
         """Yield the result of each cell as it is finished, not in order; `how` is `evaluate_cell`'s."""

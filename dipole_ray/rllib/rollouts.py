@@ -7,7 +7,7 @@ for is asked of others (see `workers.py`).
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from typing import Any
 
 import ray
@@ -32,6 +32,7 @@ class Rollouts:
         self._local = group.local_env_runner
         self._fragment_steps = int(config.get_rollout_fragment_length())
         self.workers = Workers(group, env_id=str(config.env), stall_s=config.env_runner_stall_s)
+        self.interrupted: Sized = ()
         self._is_remote = len(self.workers) > 0  # else the training process is the only worker
         self._num_evaluations = self._num_lives = 0
         # Answers that nobody has taken yet, by tag; one under any other tag comes too late and is dropped.
@@ -72,7 +73,7 @@ class Rollouts:
         self.workers.stop()
 
     def gather(self, policy: Callable[[], PublishedPolicy]) -> Iterator[FragmentReport]:
-        """Yield fragments without end; remote workers go on collecting while one is being used."""
+        """Yield fragments until a stop is asked for; remote workers go on collecting while one is being used."""
 
         def request() -> None:
             if idle := self.workers.idle(self._collect):
@@ -81,8 +82,8 @@ class Rollouts:
                 self.workers.ask(idle, self._collect, "collect", **how)
 
         if self._is_remote:
-            yield from self._answers(self._collect, request)
-        while True:
+            yield from self._answers(self._collect, request, ends_early=True)
+        while not self.interrupted:
             newest = policy()
             yield self._local.collect(self._fragment_steps, newest.version, newest.state)
 
@@ -117,11 +118,11 @@ class Rollouts:
         finally:
             del self._unread[tag]
 
-    def _answers(self, tag: str, ask: Callable[[], None]) -> Iterator[Any]:
+    def _answers(self, tag: str, ask: Callable[[], None], *, ends_early: bool = False) -> Iterator[Any]:
         """Yield answers as they come, asking again before every wait; never silent for long."""
         last = time.monotonic()
         unread = self._unread.setdefault(tag, deque())
-        while True:
+        while not (ends_early and self.interrupted):
             for its_tag, answer in self.workers.answers(0.0 if unread else POLL_S):
                 if its_tag in self._unread:
                     self._unread[its_tag].append(answer)

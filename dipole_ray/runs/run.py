@@ -1,8 +1,8 @@
 """A training run from its config to its pictures: both phases, each with its evaluation, and the resume.
 
 A run folder holds `run.yaml` (the resolved config), `metrics.jsonl`, `checkpoints/`, `replay/` (the online rows),
-`evaluation.json`, the paths of its episodes, and the pictures. Ctrl-C ends the run after the iteration at hand, with
-a checkpoint.
+`evaluation.json`, the paths of its episodes, and the pictures. Ctrl-C, SIGTERM and SIGHUP end the run within seconds,
+with a checkpoint, also in the middle of an iteration or an evaluation.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import contextlib
 import io
 import logging
 import shutil
-import time
 from pathlib import Path
+from typing import Any
 
 from dipole_ray import plots
 from dipole_ray.data.segment import verified_once
@@ -31,7 +31,8 @@ from dipole_ray.parallel import ray_session
 from dipole_ray.progress import Progress
 from dipole_ray.runs.config import FIXED, RunConfig, load, saved_config
 from dipole_ray.runs.prepare import prepare_dataset, require_fit
-from dipole_ray.runs.session import CHECKPOINTS, RUN_FILE, Session, interruptible, write_config
+from dipole_ray.runs.session import CHECKPOINTS, RUN_FILE, Session, new_folder, one_writer, write_config
+from dipole_ray.stopping import Stopped, StopRequests, noting_stops
 
 _log = logging.getLogger(__name__)
 
@@ -39,15 +40,15 @@ _log = logging.getLogger(__name__)
 @verified_once()
 def start_run(config: RunConfig) -> Run:
     """Train a new run; DipoleError where config, data, environment or run folder do not allow it."""
-    folder = Path(config.folder).expanduser() / f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    require_lasting(folder.parent, "folder")
+    require_lasting(Path(config.folder).expanduser(), "folder")
     env_dims(config.env)  # what can be refused is refused before a folder is made and Ray started
     dataset = None if config.data.collect_transitions else prepare_dataset(config.data, config.env)
     require_fit(dataset, config.env)
-    write_config(folder, config, exist_ok=False)
+    folder = new_folder(config)
     with contextlib.ExitStack() as undo:
         undo.callback(shutil.rmtree, folder, ignore_errors=True)
-        with ray_session():
+        with one_writer(folder), ray_session():
+            write_config(folder, config)
             dataset = dataset or prepare_dataset(config.data, config.env)
             run = Run(folder, config, dataset, checkpoint=None)
             undo.pop_all()  # from here on there is something to keep
@@ -63,11 +64,12 @@ def resume_run(folder: Path, overrides: list[str]) -> Run:
     """
     if not (folder / RUN_FILE).is_file():
         raise CheckpointError(f"{folder}: no {RUN_FILE} there, so this is no run; name the folder that 'train' printed")
-    checkpoint = _newest_checkpoint(folder)
-    config = load(folder / RUN_FILE, overrides)
-    saved = load(folder / RUN_FILE).to_mapping() if checkpoint is None else saved_config(checkpoint)
-    differences = guard_resume(saved, config.to_mapping(), FIXED)
-    with ray_session():
+    with one_writer(folder), contextlib.ExitStack() as ray:
+        checkpoint = _newest_checkpoint(folder)
+        config = load(folder / RUN_FILE, overrides)
+        saved = load(folder / RUN_FILE).to_mapping() if checkpoint is None else saved_config(checkpoint)
+        differences = guard_resume(saved, config.to_mapping(), FIXED)
+        ray.enter_context(ray_session())
         run = Run(folder, config, prepare_dataset(config.data, config.env), checkpoint)
         if checkpoint is not None:
             # Threads left automatic count too, for the last bits of a sum depend on them.
@@ -115,7 +117,10 @@ class Run(Session):
 
     def __init__(self, folder: Path, config: RunConfig, dataset: Path | None, checkpoint: Checkpoint | None) -> None:
         self.unattended = self.finished = False
-        """Whether it came to its end, and not to Ctrl-C."""
+        """Whether it came to its end, and was not asked to stop."""
+        self.stops = StopRequests()
+        """The signals that asked it to stop."""
+        self._iteration_began = 0  # updates at the last iteration's end: what was evaluated or not depends on it
         self.evaluation: dict[str, list[report.Row]] = {}
         """Rows of the whole grid, of the phases that are over."""
         self.maze: Maze | None = None
@@ -126,6 +131,8 @@ class Run(Session):
 
     def prepare(self, checkpoint: Checkpoint | None) -> None:
         """Take back the evaluations done before the checkpoint, and refuse a disk without room for the next ones."""
+        began = self.algorithm.learner_steps
+        self._iteration_began = began if checkpoint is None else checkpoint.metadata.get("iteration_began", began)
         phases = [] if checkpoint is None else checkpoint.metadata["evaluated"]
         if phases:
             stored = report.read_evaluation(self.folder / report.FILE_NAME)
@@ -138,9 +145,9 @@ class Run(Session):
         size = checkpoint_bytes(*self.algorithm.checkpoint_contents())
         require_room(self.folder, size, keep + 1 - present)  # those that stay, and one being written
 
-    def metadata(self) -> dict[str, list[str]]:
-        """Return the phases whose evaluation is done."""
-        return {"evaluated": list(self.evaluation)}
+    def metadata(self) -> dict[str, Any]:
+        """Return the phases whose evaluation is done, and where the iteration at hand began."""
+        return {"evaluated": list(self.evaluation), "iteration_began": self._iteration_began}
 
     @property
     def chosen(self) -> tuple[float, int] | None:
@@ -153,20 +160,21 @@ class Run(Session):
         self.unattended, training = unattended, self.config.training
         totals = {"offline": training.offline_learner_steps, "online": training.online_env_steps}
         try:
-            with self.tracker, interruptible() as self.interrupted:
+            with self.tracker, noting_stops() as self.stops:
+                self.end_early_on(self.stops)
                 for phase, total in totals.items():
                     if self._count(phase) < total or (total and phase not in self.evaluation):
                         self._train_phase(phase, total)
                         if self.saved_at != self.steps:
                             self.save()
-                        if self.interrupted:
-                            raise KeyboardInterrupt
-                        self._evaluate(phase)
+                        with self.stops.ending_at_once():
+                            self._evaluate(phase)
                         self.save()  # again, so that a resume does not evaluate anew
-                if not self.unattended:
-                    self.persist(self._draw)
-                self._record_videos()
-                self.hand_over()
+                with self.stops.ending_at_once():
+                    if not self.unattended:
+                        self.persist(self._draw)
+                    self._record_videos()
+                    self.hand_over()
             self.finished = True
         except KeyboardInterrupt:
             pass  # there is a checkpoint to continue from
@@ -175,15 +183,19 @@ class Run(Session):
         return self
 
     def _train_phase(self, phase: str, total: int) -> None:
-        """Iterate until the phase's count is reached or Ctrl-C was pressed."""
+        """Iterate until the phase's count is reached or the run is asked to stop."""
         unit = "updates" if phase == "offline" else "env steps"
         with self._progress(phase, total, unit, completed=min(self._count(phase), total)) as progress:
-            while self._count(phase) < total and not self.interrupted:
-                before = self.algorithm.learner_steps
+            while self._count(phase) < total and not self.stops:
                 self.algorithm.train()
+                if self.algorithm.is_cut_short:  # what is left of the iteration comes after the resume
+                    progress.update(self._count(phase))
+                    return
                 metrics = dict(self.algorithm.group_metrics)
-                if self._count(phase) < total:  # the whole grid follows at the end of the phase
-                    metrics.update(self._evaluate_if_due(before))
+                with contextlib.suppress(Stopped), self.stops.ending_at_once():  # the evaluation then comes later
+                    if self._count(phase) < total:  # the whole grid follows at the end of the phase
+                        metrics.update(self._evaluate_if_due(self._iteration_began))
+                    self._iteration_began = self.algorithm.learner_steps
                 self.log(metrics)
                 score = self.algorithm.score
                 progress.update(

@@ -6,11 +6,9 @@ is trained and evaluated when is up to who drives it: a `Run` goes through both 
 
 import contextlib
 import shutil
-import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from pathlib import Path
-from types import FrameType
 from typing import Any, cast
 
 import yaml
@@ -22,6 +20,7 @@ from dipole_ray.evaluation.play import CellResult
 from dipole_ray.evaluation.report import Row
 from dipole_ray.files.checkpoint import Checkpoint, prune, write_checkpoint
 from dipole_ray.files.durable import write_text
+from dipole_ray.files.lock import FolderLock
 from dipole_ray.files.storage import persist
 from dipole_ray.rllib.algorithm import DIPOLE
 from dipole_ray.rllib.config import SECTIONS, DIPOLEConfig
@@ -34,6 +33,8 @@ RUN_FILE, CHECKPOINTS = "run.yaml", "checkpoints"
 """The run's config, and the folder of its checkpoints, in a run folder."""
 LOCK_WAIT_S = 120.0
 """Longest wait for the process that trained a run before; Ray ends it soon after its driver was killed."""
+RUN_LOCK_WAIT_S = 10.0
+"""Longest wait of a command for another one that still trains the run."""
 
 
 class Session:
@@ -44,8 +45,8 @@ class Session:
     ) -> None:
         """Build the algorithm, restore it, and open the metrics where a checkpoint left them; `learner` is RLlib's."""
         self.folder, self.config = folder, config
-        self.interrupted: Sequence[object] = ()
-        """Grows with Ctrl-C, which ends a wait for the disk."""
+        self.interrupted: Sized = ()
+        """Grows with requests to stop, which end a wait for the disk."""
         self.newest = None if checkpoint is None else checkpoint.path
         """The checkpoint of the last save."""
         self.evaluation_s = 0.0
@@ -93,6 +94,11 @@ class Session:
     def steps(self) -> tuple[int, int]:
         """Updates and environment steps so far."""
         return self.algorithm.learner_steps, self.algorithm.env_steps
+
+    def end_early_on(self, interrupted: Sized) -> None:
+        """End iterations, and waits for the disk, when `interrupted` grows."""
+        self.interrupted = interrupted
+        self.algorithm.end_early_on(interrupted)
 
     def log(self, metrics: dict[str, float]) -> None:
         """Append one line of metrics at the present steps."""
@@ -151,29 +157,43 @@ def rllib_config(run: RunConfig, dataset: Path | None, replay: Path | None) -> D
 
 
 @contextlib.contextmanager
-def interruptible() -> Iterator[list[int]]:
-    """Turn the first Ctrl-C into an entry of the list, seen after the iteration at hand; a second one ends at once."""
-    seen: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> Any:
-        if seen:
-            raise KeyboardInterrupt
-        seen.append(number)
-
-    before = signal.signal(signal.SIGINT, note)
+def one_writer(folder: Path) -> Iterator[None]:
+    """Hold the lock of a run's folder; FolderTaken where another process still writes there after some seconds."""
     try:
-        yield seen
-    finally:
-        signal.signal(signal.SIGINT, before)
+        lock = FolderLock(folder, RUN_LOCK_WAIT_S)
+    except OSError as error:
+        remedy = "make it writable, or copy it to a place that is"
+        raise ConfigError(f"run folder {folder}: cannot be written ({error.strerror}); {remedy}") from error
+    with lock:
+        yield
 
 
-def write_config(folder: Path, config: RunConfig, *, exist_ok: bool = True) -> None:
-    """Make a run's folder, which must be new unless `exist_ok`, with its config inside; else ConfigError."""
+def new_folder(config: RunConfig) -> Path:
+    """Make a new, empty folder for a run, named after the run and the second; else ConfigError."""
+    first = Path(config.folder).expanduser() / f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder, number = first, 1
     try:
-        folder.mkdir(parents=True, exist_ok=exist_ok)
+        first.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                folder.mkdir()
+                return folder
+            except FileExistsError:  # the runs of a job array start in the same second
+                number += 1
+                folder = first.with_name(f"{first.name}-{number}")
+    except OSError as error:
+        raise _cannot_be_made(folder, error) from error
+
+
+def write_config(folder: Path, config: RunConfig) -> None:
+    """Write a run's config into its folder, which is made if missing; else ConfigError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
         # Whole or not at all, for half a config would be another config.
         write_text(folder / RUN_FILE, yaml.safe_dump(config.to_mapping(), sort_keys=False))
     except OSError as error:
-        raise ConfigError(
-            f"run folder {folder}: cannot be made ({error.strerror}); choose another place with folder=PATH"
-        ) from error
+        raise _cannot_be_made(folder, error) from error
+
+
+def _cannot_be_made(folder: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"run folder {folder}: cannot be made ({error.strerror}); choose another place with folder=PATH")

@@ -31,8 +31,9 @@ class TrainedPolicy:
     """Updates and environment steps that it had."""
 
 
-def load_policy(run: Path, device: str | torch.device = "cpu") -> TrainedPolicy:
+def load_policy(run: str | Path, device: str | torch.device = "cpu") -> TrainedPolicy:
     """Load what acts from a run's newest valid checkpoint, or from a checkpoint's folder; CheckpointError if none."""
+    run = Path(run)
     path = newest_valid(run / "checkpoints") if (run / "checkpoints").is_dir() else run
     if path is None or not path.is_dir():
         raise CheckpointError(f"{run}: no checkpoint there; give a run folder that 'dipole train' printed")

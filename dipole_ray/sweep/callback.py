@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import logging
+import signal
+import time
 from typing import Any
 
 from ray.tune import Callback
 
+from dipole_ray.files.lock import LOCK
 from dipole_ray.progress import Progress
+from dipole_ray.stopping import StopRequests
 from dipole_ray.sweep.plan import Plan
-from dipole_ray.sweep.records import SweepRecords, TrialRecord, TrialStatus
+from dipole_ray.sweep.records import STOP_FILE, SweepRecords, TrialRecord, TrialStatus
 from dipole_ray.sweep.trainable import values_of
 from dipole_ray.tracking.tracker import Tracker
 
+PATIENCE_S = 12.0  # longest wait for trials that save before they end
 _log = logging.getLogger(__name__)
 
 
 class SweepCallback(Callback):
     """Told by Tune what happens to trials."""
 
-    def __init__(self, plan: Plan, records: SweepRecords, progress: Progress, tracker: Tracker) -> None:
+    def __init__(
+        self, plan: Plan, records: SweepRecords, progress: Progress, tracker: Tracker, stops: StopRequests
+    ) -> None:
         self._plan, self._records = plan, records
+        self._stops, self._stopping_since = stops, 0.0
         self._progress, self._tracker = progress, tracker
         self._steps: dict[str, tuple[int, int]] = {}  # updates and environment steps of each trial
         for trial in records.trials:
@@ -33,6 +41,17 @@ class SweepCallback(Callback):
 
     def __deepcopy__(self, memo: Any) -> SweepCallback:
         return self
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """On a request to stop have the trials save, wait until they have, and end Tune."""
+        if not self._stops:
+            return
+        if not self._stopping_since:
+            self._stopping_since = time.monotonic()
+            (self._records.folder / STOP_FILE).touch()
+        running = [self._records.trial_folder(record.id) / LOCK for record in self._records.having("running")]
+        if time.monotonic() - self._stopping_since > PATIENCE_S or not any(lock.exists() for lock in running):
+            signal.raise_signal(signal.SIGUSR1)  # on which Tune ends, also where Ctrl-C is not its own
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Note that a trial runs, with the values it runs with."""

@@ -18,9 +18,10 @@ from dipole_ray.files.storage import require_lasting
 from dipole_ray.parallel import ray_session
 from dipole_ray.progress import Progress
 from dipole_ray.runs.prepare import prepare_datasets
+from dipole_ray.stopping import StopRequests, noting_stops
 from dipole_ray.sweep.callback import SweepCallback
 from dipole_ray.sweep.plan import Plan
-from dipole_ray.sweep.records import SweepRecords
+from dipole_ray.sweep.records import STOP_FILE, SweepRecords
 from dipole_ray.sweep.result import SweepResult, write_result
 from dipole_ray.sweep.tracking import deliver_trials, sweep_tracker
 from dipole_ray.sweep.trainable import SweepTrial, name_of, require_placeable
@@ -36,6 +37,7 @@ TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # a trial's folder has its metrics already
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean the same in a trial as in a run
     "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # it would end trials without a checkpoint
 }
 
 
@@ -67,20 +69,22 @@ def run_sweep(plan: Plan) -> SweepResult:
         _write_plan(records.folder, plan)
         records.save()
         tracker = stack.enter_context(sweep_tracker(plan, records))
-        finished = _train(plan, records, tracker) if left else True
+        stops = _train(plan, records, tracker) if left else StopRequests()
+        finished = not records.having("planned") and len(records.trials) == plan.num_trials
         deliver_trials(plan, records)
-        result = write_result(plan, records, finished=finished, view_command=tracker.view_command)
+        result = write_result(plan, records, finished=finished, stops=stops, view_command=tracker.view_command)
         for path in result.files:
             tracker.artifact(path, "pictures" if path.suffix == ".png" else "")
         tracker.close("FINISHED" if finished else "KILLED")
         return result
 
 
-def _train(plan: Plan, records: SweepRecords, tracker: Tracker) -> bool:
-    """Have Tune run the trials that are left; return whether it came to its end, and not to Ctrl-C."""
+def _train(plan: Plan, records: SweepRecords, tracker: Tracker) -> StopRequests:
+    """Have Tune run the trials that are left; return the requests to stop that ended it."""
+    (records.folder / STOP_FILE).unlink(missing_ok=True)
     session = records.folder / "tune"
     shutil.rmtree(session, ignore_errors=True)  # of an earlier session: nothing in it is ever read
-    with Progress(plan.sweep.name, plan.num_trials * plan.sweep.rungs, "rungs") as progress:
+    with noting_stops() as stops, Progress(plan.sweep.name, plan.num_trials * plan.sweep.rungs, "rungs") as progress:
         space, search = search_of(plan, records)
         tune_config = tune.TuneConfig(
             scheduler=scheduler_of(plan, records), trial_name_creator=name_of, reuse_actors=True, **search
@@ -90,15 +94,15 @@ def _train(plan: Plan, records: SweepRecords, tracker: Tracker) -> bool:
             storage_path=str(session),
             failure_config=tune.FailureConfig(max_failures=plan.sweep.max_failures),
             checkpoint_config=tune.CheckpointConfig(num_to_keep=KEPT_BY_TUNE),
-            callbacks=[SweepCallback(plan, records, progress, tracker)],
+            callbacks=[SweepCallback(plan, records, progress, tracker, stops)],
             verbose=0,
         )
         tune.Tuner(SweepTrial, param_space=space, tune_config=tune_config, run_config=run_config).fit()
     shutil.rmtree(session, ignore_errors=True)
-    for record in records.having("running"):  # Tune ends by itself at Ctrl-C, with its trials under way
+    for record in records.having("running"):  # they were stopped
         record.status = "planned"
     records.save()
-    return not records.having("planned") and len(records.trials) == plan.num_trials
+    return stops
 
 
 def _with_tracking(plan: Plan) -> Plan:

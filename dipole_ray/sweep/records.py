@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from dipole_ray.files.durable import read_json, write_json
 from dipole_ray.sweep.space import Values
 
 SWEEP_FILE, TRIAL_FILE, TRIALS = "sweep.json", "trial.json", "trials"
+STOP_FILE = "stop"  # in the sweep's folder: its trials save and end
 FORMAT = 1
 
 TrialStatus = Literal["planned", "running", "done", "stopped", "failed"]
@@ -57,7 +59,7 @@ class SweepRecords:
             return SweepRecords(folder=folder, plan=plan)
         try:
             stored = read_json(path, _MAX_BYTES, FORMAT)
-            key, created_s = str(stored["run_key"]), float(stored["created_s"])
+            key, created_s = _run_key(folder, stored), float(stored["created_s"])
             trials = {item["id"]: TrialRecord(**item) for item in stored["trials"]}
         except (OSError, ValueError, KeyError, TypeError) as error:
             remedy = f"put a whole one back, or remove {folder} to start the sweep anew"
@@ -113,6 +115,22 @@ class SweepRecords:
 
     def save(self) -> None:
         """Write `sweep.json`."""
-        head = {"format": FORMAT, "run_key": self.run_key, "created_s": self.created_s, "plan": self.plan}
+        head = {
+            "format": FORMAT,
+            "folder": str(self.folder.resolve()),
+            "run_key": self.run_key,
+            "created_s": self.created_s,
+            "plan": self.plan,
+        }
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / SWEEP_FILE, {**head, "trials": list(map(asdict, self.trials.values()))})
+
+
+def _run_key(folder: Path, stored: dict[str, Any]) -> str:
+    """Return the key of a sweep's MLflow run: another one for a copy of a sweep that is still there."""
+    key, elsewhere = str(stored["run_key"]), stored.get("folder")
+    if elsewhere is not None and Path(elsewhere) != folder.resolve():
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            if read_json(Path(elsewhere) / SWEEP_FILE, _MAX_BYTES)["run_key"] == key:
+                return uuid.uuid4().hex
+    return key

@@ -1,7 +1,7 @@
 """What a sweep leaves behind: leaderboard, pictures, and the best config as a file that `dipole train` takes."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from rich.text import Text
 from dipole_ray.evaluation.report import Row
 from dipole_ray.files.durable import json_text, write_text
 from dipole_ray.plots.sweep import Line, Point, draw_parallel, draw_surface
+from dipole_ray.stopping import StopRequests
 from dipole_ray.sweep.plan import Plan
 from dipole_ray.sweep.records import SweepRecords, TrialRecord
 from dipole_ray.tables import DASH, terminal_table, with_interval
@@ -29,14 +30,17 @@ class SweepResult:
 
     plan: Plan
     folder: Path
-    finished: bool  # False after Ctrl-C
+    finished: bool  # False after a request to stop
     board: Board  # the trials, best first, as in `leaderboard.json`
     failed: dict[str, str]  # why trials failed, by name
     files: list[Path]  # what was written: leaderboard, pictures, best config
     view_command: str | None  # what shows the sweep in MLflow
+    stops: StopRequests = field(default_factory=StopRequests)  # the signals that asked it to stop
 
 
-def write_result(plan: Plan, records: SweepRecords, *, finished: bool, view_command: str | None) -> SweepResult:
+def write_result(
+    plan: Plan, records: SweepRecords, *, finished: bool, stops: StopRequests, view_command: str | None
+) -> SweepResult:
     """Write leaderboard, pictures and best config from what the trials have so far."""
     folder, board = records.folder, leaderboard(plan, records)
     files: list[Path] = []
@@ -47,7 +51,7 @@ def write_result(plan: Plan, records: SweepRecords, *, finished: bool, view_comm
         if board[0]["status"] == "done":
             files.append(write_text(folder / BEST_FILE, best_config(plan, board[0])))
     failed = {record.id: record.error or "unknown" for record in records.having("failed")}
-    return SweepResult(plan, folder, finished, board, failed, files, view_command)
+    return SweepResult(plan, folder, finished, board, failed, files, view_command, stops)
 
 
 def leaderboard(plan: Plan, records: SweepRecords) -> Board:

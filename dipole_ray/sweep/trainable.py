@@ -1,6 +1,7 @@
 """A trial as Ray Tune runs it, and what it reserves: every actor's bundle in one placement group."""
 
 import platform
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from dipole_ray.errors import ConfigError
 from dipole_ray.files.durable import read_json
 from dipole_ray.rllib.placement import Resources, require_capacity
 from dipole_ray.runs.config import RunConfig
+from dipole_ray.stopping import Stopped, spare_this_process
 from dipole_ray.sweep.plan import Plan, from_mapping
 from dipole_ray.sweep.records import SWEEP_FILE, TRIALS
 from dipole_ray.sweep.space import Values
@@ -40,10 +42,15 @@ class SweepTrial(tune.Trainable):
 
     def setup(self, config: dict[str, Any]) -> None:
         """Remember the settings alone: Tune starts actors that it then replaces by a reused one without a word."""
+        spare_this_process()
 
     def step(self) -> dict[str, Any]:
         """Train to the next rung."""
-        return self._begun().advance()
+        try:
+            return self._begun().advance()
+        except Stopped:
+            while True:  # all is saved: the sweep ends this process, and any answer would be taken for a result
+                time.sleep(1.0)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Put the trial's state where Tune, that is PBT, hands it to another trial."""

@@ -7,7 +7,7 @@ The folder is a run's folder (`dipole evaluate` and `dipole train --resume` take
 import contextlib
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,9 @@ from dipole_ray.files.lock import FolderLock
 from dipole_ray.rllib.replay_actor import RING_FILE
 from dipole_ray.runs.prepare import prepare_dataset
 from dipole_ray.runs.session import CHECKPOINTS, LOCK_WAIT_S, Session, write_config
+from dipole_ray.stopping import Stopped
 from dipole_ray.sweep.plan import Plan
-from dipole_ray.sweep.records import TRIAL_FILE
+from dipole_ray.sweep.records import STOP_FILE, TRIAL_FILE
 from dipole_ray.sweep.space import Values
 from dipole_ray.sweep.tracking import trial_tracker
 from dipole_ray.tracking.tracker import RunStatus, Tracker
@@ -59,6 +60,7 @@ class TrialRun(Session):
             checkpoint = None if newest is None else read_checkpoint(newest)
             dataset = prepare_dataset(config.data, config.env)
             super().__init__(folder, config, dataset, checkpoint, **learner)
+            self.end_early_on(StopFile(trials.parent / STOP_FILE))
             undo.pop_all()
 
     def prepare(self, checkpoint: Checkpoint | None) -> None:
@@ -82,13 +84,23 @@ class TrialRun(Session):
         return self.rung >= self.plan.sweep.rungs
 
     def advance(self) -> dict[str, Any]:
-        """Train to the next rung, score it, write everything down, and return the result for Tune."""
+        """Train to the next rung, score it, write everything down, and return the result for Tune.
+
+        Where the sweep is asked to stop, the trial saves where it stands, closes, and raises Stopped.
+        """
         if not self.is_finished:
             target = math.ceil(self.plan.total_steps(self.config) * (self.rung + 1) / self.plan.sweep.rungs)
-            while self._progress() < target:
-                self.algorithm.train()
-                self.log(dict(self.algorithm.group_metrics))
-            self._score()
+            try:
+                while self._progress() < target:
+                    self.algorithm.train()
+                    if self.algorithm.is_cut_short:
+                        raise Stopped
+                    self.log(dict(self.algorithm.group_metrics))
+                self._score()
+            except Stopped:
+                self.save()
+                self.close()
+                raise
             self.save()
         if self.is_finished:  # also where the trial was cut off just before its end
             self.hand_over()
@@ -133,12 +145,13 @@ class TrialRun(Session):
     def _score(self) -> None:
         """Play the grid on the selecting episodes; at the last rung, the chosen cell on others."""
         sweep, grid = self.plan.sweep, self.plan.sweep.evaluation
-        self.rung += 1
         cells = cells_of(self.config.evaluation, self.config.agent)
-        rows = self._scored(self.play(cells, grid.select_episodes, seed=grid.select_seed))
+        how: Any = {"on_result": self._go_on}
+        rows = self._scored(self.play(cells, grid.select_episodes, seed=grid.select_seed, **how))
         best, reported = sweep.best(rows), None
-        if self.is_finished:
-            reported = self._scored(self.play([_cell_of(best)], grid.report_episodes, seed=grid.report_seed))[0]
+        if self.rung + 1 >= sweep.rungs:
+            reported = self._scored(self.play([_cell_of(best)], grid.report_episodes, seed=grid.report_seed, **how))[0]
+        self.rung += 1
         result: dict[str, Any] = {"rung": self.rung, "learner_steps": self.steps[0], "env_steps": self.steps[1]}
         result |= {"values": dict(self.values), "score": sweep.score(best)}
         self.results.append({**result, "best": best, "rows": rows, "report": reported})
@@ -151,6 +164,11 @@ class TrialRun(Session):
         if self.plan.sweep.metric == "score" and not self.algorithm.settle_score():
             return [{**row, "success": None, "success_low": None, "success_high": None} for row in rows]
         return rows
+
+    def _go_on(self, result: CellResult) -> None:
+        """Raise Stopped after a cell where the sweep is asked to stop: the rung is scored when it goes on."""
+        if self.interrupted:
+            raise Stopped
 
     def _metrics(self, rows: list[Row], best: Row, reported: Row | None) -> dict[str, float]:
         """Return the metrics of a rung: every cell, the chosen one, and the settings, which PBT changes."""
@@ -187,6 +205,16 @@ class TrialRun(Session):
         notes = {"trial": self.trial, "values": self.values, "rung": self.rung, "finished": self.is_finished}
         notes |= {"checkpoint": str(self.newest), "run_id": self.tracker.run_id}
         write_json(self.folder / TRIAL_FILE, {**notes, "copied": self.copied, "results": self.results})
+
+
+class StopFile(Sized):
+    """Grows when a file is made, so that the sweep's process tells trials on all nodes to stop."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __len__(self) -> int:
+        return int(self._path.exists())
 
 
 def _cell_of(row: Row) -> Cell:

@@ -25,6 +25,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,6 +59,7 @@ class FeedState:
     tracking_uri: str  # without credentials
     experiment: str
     run_key: str  # tag of the MLflow run, known before it is made: one whose creation was cut short is found by it
+    folder: str | None = None  # the run's folder: a copy of it is a run of its own
     run_id: str | None = None  # MLflow's id of the run, once it is known
     offset: int = 0  # bytes of `metrics.jsonl` that are delivered
     delivered: dict[str, int] = field(default_factory=dict)  # last step delivered, by MLflow metric
@@ -292,7 +294,8 @@ class MlflowFeed:
     def _load_state(self, metrics_bytes: int) -> FeedState:
         """Return the stored state; a new one if there is none or MLflow is elsewhere now."""
         run_key, uri = self._run_key or uuid.uuid4().hex, redacted(self._uri)
-        fresh = FeedState(tracking_uri=uri, experiment=self._experiment, run_key=run_key)
+        here = str(self._run_dir.resolve())
+        fresh = FeedState(tracking_uri=uri, experiment=self._experiment, run_key=run_key, folder=here)
         try:
             state = FeedState(**read_json(self._run_dir / STATE_FILE))
             state.offset = min(state.offset, metrics_bytes)
@@ -301,6 +304,13 @@ class MlflowFeed:
         except (OSError, ValueError, TypeError) as error:
             _log.warning("%s is unreadable (%s); a new MLflow run is made", self._run_dir / STATE_FILE, error)
             return fresh
+        elsewhere, state.folder = state.folder or here, here
+        if elsewhere != here:  # moved or copied
+            state.artifacts = [[path.replace(elsewhere, here, 1), folder] for path, folder in state.artifacts]
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                if read_json(Path(elsewhere) / STATE_FILE)["run_key"] == state.run_key:
+                    _log.warning("%s is a copy of %s; it has an MLflow run of its own", here, elsewhere)
+                    return replace(fresh, artifacts=state.artifacts)
         if (state.tracking_uri, state.experiment) != (fresh.tracking_uri, fresh.experiment):
             before, now = (f"{one.tracking_uri} ({one.experiment})" for one in (state, fresh))
             _log.warning("MLflow was %s and is now %s; a new MLflow run there takes the whole history", before, now)

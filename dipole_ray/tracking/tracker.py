@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISVTX
 from typing import Any, Literal, Self, SupportsFloat
 
 from dipole_ray.errors import ConfigError
@@ -31,7 +32,7 @@ class TrackingConfig:
     mlflow: bool = True
     """Feed MLflow as well."""
     tracking_uri: str | None = None
-    """MLflow server or database; null = MLFLOW_TRACKING_URI, else SQLite in `mlflow.db` beside the runs."""
+    """MLflow server or database; null = MLFLOW_TRACKING_URI, else SQLite in `mlflow.db` beside the folder of runs."""
     experiment: str = "dipole_ray"
     """MLflow experiment the run appears in; made if missing."""
 
@@ -52,8 +53,19 @@ class TrackingConfig:
 
     def resolve_uri(self, runs_dir: Path) -> str:
         """Return the MLflow address that holds for runs in `runs_dir`."""
-        default = sqlite_uri(runs_dir / "mlflow.db")
+        default = sqlite_uri(_database(runs_dir.resolve()))
         return self.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or default
+
+
+def _database(runs_dir: Path) -> Path:
+    """Return MLflow's database: beside the folder of runs, so that there is nothing but runs in it.
+
+    It is inside where an earlier version has put it, and where the place beside is not the user's own, such as `/tmp`.
+    """
+    inside, above = runs_dir / "mlflow.db", runs_dir.parent
+    there = next(folder for folder in (above, *above.parents) if folder.exists())
+    is_own = there.stat().st_uid == os.getuid() and os.access(there, os.W_OK) and not there.stat().st_mode & S_ISVTX
+    return above / inside.name if is_own and not inside.exists() else inside
 
 
 class Tracker:

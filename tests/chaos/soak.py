@@ -180,7 +180,7 @@ def disk(folder: Path) -> Iterator[tuple[str, float]]:
         "run/checkpoints": run / "checkpoints",
         "run/replay": run / "replay",
         "run/metrics": run / "metrics.jsonl",
-        "run/mlflow": folder / "mlflow.db",
+        "run/mlflow": folder.parent / "mlflow.db",
         "ray/session": session,
     }.items():
         yield f"{name}_disk_mb", size_on_disk(place) / 1e6

@@ -84,7 +84,7 @@ def test_a_killed_sweep_goes_on_and_runs_nothing_twice(tmp_path: Path, measured:
     assert [trial["status"] for trial in stored["trials"]] == ["done"] * 3
     now = done(sweep)
     assert {name: now[name] for name in finished} == finished
-    client = connect(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
+    client = connect(f"sqlite:///{tmp_path / 'mlflow.db'}")
     runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
     assert sorted(run.info.run_name for run in runs) == sorted([sweep.name, *(f"small/trial-00{i}" for i in range(3))])
     assert {run.info.status for run in runs} == {"FINISHED"}, "none is left running"
@@ -96,22 +96,29 @@ def test_a_killed_sweep_goes_on_and_runs_nothing_twice(tmp_path: Path, measured:
             assert steps == [20, 40], "every rung once"
 
 
-def test_ctrl_c_ends_with_a_word_how_to_go_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_request_to_stop_saves_trials_within_a_rung_and_says_how_to_go_on(tmp_path: Path, number: int) -> None:
     data = collect("Pendulum-v1", 1000, 0, tmp_path / "data", progress=False)[0]
-    mapping = sweep_mapping(data, tmp_path / "runs", space=THREE, sweep={"rungs": 8})
+    long = {"training": {"offline_learner_steps": 4000}, "tracking": {"mlflow": True}}
+    mapping = sweep_mapping(data, tmp_path / "runs", sweep={"rungs": 2}, run=long)
     write_sweep(tmp_path / "small.yaml", mapping)
     command = [sys.executable, "-c", LAUNCH, "sweep", "small.yaml"]
     process = subprocess.Popen(
         command, cwd=tmp_path, env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 240
-    while not list((tmp_path / "runs").glob("*/trials/*/trial.json")):
+    while not any(file.stat().st_size for file in (tmp_path / "runs").glob("*/trials/*/metrics.jsonl")):
         assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
+        time.sleep(0.1)
+    process.send_signal(number)
     stdout, stderr = process.communicate(timeout=120)
-    assert process.returncode == 130, stderr
+    assert process.returncode == 128 + number, stderr
     assert "dipole sweep small.yaml" in stdout and "Traceback" not in stderr
+    saved = [int(path.name) for path in (tmp_path / "runs").glob("*/trials/*/checkpoints/[0-9]*")]
+    assert any(saved) and max(saved) < 2000, "the first rung is at 2000"
+    client = connect(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    assert {run.info.status for run in runs} == {"KILLED"}
     again = dipole("sweep", "small.yaml", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
 
@@ -163,7 +170,7 @@ def test_a_population_is_replaced_by_copies_of_its_best(tmp_path: Path) -> None:
     notes = {path.parent.name: json.loads(path.read_text()) for path in sweep.glob("trials/*/trial.json")}
     copied = {name: note for name, note in notes.items() if note["copied"]}
     assert copied, "nobody was replaced"
-    client = connect(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
+    client = connect(f"sqlite:///{tmp_path / 'mlflow.db'}")
     for name, note in notes.items():
         stored = client.get_run(note["run_id"])
         assert stored.info.status == "FINISHED"

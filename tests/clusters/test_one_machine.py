@@ -135,7 +135,7 @@ def test_a_sweep_finishes_though_a_node_with_a_trial_dies(network: str, how: tup
 
 def assert_mlflow_has_it_all(sweep: Path) -> None:
     """See the sweep's run and one below it for each trial, whole and ended."""
-    client = connect(f"sqlite:///{sweep.parent / 'mlflow.db'}")
+    client = connect(f"sqlite:///{sweep.parent.parent / 'mlflow.db'}")
     runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
     assert sorted(run.info.run_name for run in runs) == sorted([sweep.name, *(f"smoke/trial-00{i}" for i in range(3))])
     assert {run.info.status for run in runs} == {"FINISHED"}

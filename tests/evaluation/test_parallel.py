@@ -18,7 +18,7 @@ from tests.cli.test_evaluate_cli import saved_run
 
 @pytest.mark.parametrize("omegas", [(0.5,), (0.0, 1.0)], ids=["one cell, here", "two cells, on Ray"])
 def test_a_grid_in_parallel_gives_what_each_cell_gives_alone(omegas: tuple[float, ...], tmp_path: Path) -> None:
-    policy = load_policy(saved_run(tmp_path / "run", tiny_config("dipole")))
+    policy = load_policy(str(saved_run(tmp_path / "run", tiny_config("dipole"))))
     config = EvalConfig(omegas=omegas, candidates=(2,), bc=False, episodes=3, num_envs=2, seed=4)
     results = evaluate_policy(policy, config, progress=False)
     assert [result.cell for result in results] == cells_of(config, policy.policy.config)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class Scorer:
         self.is_stopped = False
 
     num_workers = 1
+    interrupted: Sized = ()
 
     def _scenes(self, count: int) -> torch.Tensor:
         return torch.rand((count, 3), generator=self._generator) * 2 - 1

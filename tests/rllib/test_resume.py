@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,39 @@ def test_resumed_run_is_bitwise_the_uninterrupted_one(
         assert course(resumed) == course(metadata)
         assert metadata["limiter"]["updates_done"] > 0 and metadata["replay"]["online"]["rows_written"] > 0
         assert metadata["rollout"]["sequence"] > 0, "episodes are running in the uninterrupted run"
+
+
+class After(Sized):
+    """Grows after it was looked at so often, as if somebody had asked the run to stop then."""
+
+    def __init__(self, looks: int) -> None:
+        self._left = looks
+
+    def __len__(self) -> int:
+        self._left -= 1
+        return int(self._left < 0)
+
+
+def test_iterations_cut_short_and_resumed_are_the_whole_ones(
+    uninterrupted: tuple[list[Path], dict[str, dict[str, torch.Tensor]], dict[str, Any]], pendulum: Path, tmp_path: Path
+) -> None:
+    """A request to stop ends an iteration after any call of the learner or any fragment; the resume does the rest."""
+    _, tensors, metadata = uninterrupted
+    whole, cuts, looks, path = 0, 0, 1, ""
+    while whole < ITERATIONS:
+        with running(DIPOLE.from_checkpoint(path) if path else config(pendulum).build_algo()) as algorithm:
+            algorithm.end_early_on(After(looks))
+            algorithm.train()
+            while not algorithm.is_cut_short and whole < ITERATIONS:
+                whole += 1
+                if whole < ITERATIONS:
+                    algorithm.train()
+            cuts, looks = cuts + algorithm.is_cut_short, looks + 3
+            path = algorithm.save_to_path(tmp_path / str(cuts))
+            cut_tensors, cut = algorithm.checkpoint_contents()
+    assert cuts >= 4 and cut["done_of_iteration"] == 0
+    assert_same_tensors(cut_tensors, tensors)
+    assert course(cut) == course(metadata)
 
 
 def test_saving_does_not_change_the_course(

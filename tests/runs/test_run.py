@@ -76,6 +76,9 @@ def test_run_folder_holds_what_is_documented(finished: tuple[Path, subprocess.Co
     assert all(line["learner_steps"] <= 60 or line["env_steps"] > 0 for line in lines)
     assert sum("critic/loss" in line for line in lines) == 3 + 4, "one line an iteration"
     assert f"dipole evaluate {run.relative_to(run.parent.parent)}" in ended.stdout and "mlflow ui" in ended.stdout
+    again = "dipole train small.yaml tracking.mlflow=true folder=whole agent.beta="
+    assert again in ended.stdout and "quickstart" not in ended.stdout, "what comes next is about this run"
+    assert list(run.parent.iterdir()) == [run], "the folder of runs holds runs"
     assert list(run.rglob("*.pkl")) == []
     assert not (run.parent.parent / "ray_results").exists() or not any((run.parent.parent / "ray_results").iterdir())
 
@@ -115,7 +118,7 @@ def test_mlflow_has_parameters_metrics_pictures_and_the_checkpoint(
 ) -> None:
     run, _ = finished
     state = json.loads((run / "mlflow.json").read_text())
-    assert state["tracking_uri"].startswith("sqlite:///") and (run.parent / "mlflow.db").is_file()
+    assert state["tracking_uri"].startswith("sqlite:///") and (run.parent.parent / "mlflow.db").is_file()
     client = connect(state["tracking_uri"])
     stored = client.get_run(state["run_id"])
     assert stored.info.status == "FINISHED"

@@ -39,7 +39,7 @@ def sweep_folder(user: Path) -> Path:
 
 def mlflow_runs(user: Path) -> dict[str, Any]:
     """Return all MLflow runs by name; a name that is there twice fails."""
-    client = connect(f"sqlite:///{user / 'runs' / 'mlflow.db'}")
+    client = connect(f"sqlite:///{user / 'mlflow.db'}")
     runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
     assert len({run.info.run_name for run in runs}) == len(runs), [run.info.run_name for run in runs]
     return {run.info.run_name: run for run in runs}
@@ -65,7 +65,7 @@ def test_mlflow_has_one_run_a_sweep_and_one_below_it_a_trial(user: Any) -> None:
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
     parent = runs.pop(sweep.name)
     assert {run.data.tags["mlflow.parentRunId"] for run in runs.values()} == {parent.info.run_id}
-    client = connect(f"sqlite:///{folder / 'runs' / 'mlflow.db'}")
+    client = connect(f"sqlite:///{folder / 'mlflow.db'}")
     assert {run.data.tags["mlflow.source.name"] for run in (parent, *runs.values())} == {"dipole sweep"}
     names = {item.path for item in client.list_artifacts(parent.info.run_id)}
     assert names == {"best.yaml", "leaderboard.csv", "leaderboard.json", "pictures"}

@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -40,7 +41,7 @@ def no_server_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of runs whose MLflow database is made once, which takes seconds."""
-    return tmp_path_factory.mktemp("runs")
+    return tmp_path_factory.mktemp("user") / "runs"
 
 
 def start(run_dir: Path, config: TrackingConfig | None = None, **options: Any) -> Tracker:
@@ -98,7 +99,9 @@ def test_mlflow_has_metrics_by_both_counters_parameters_tags_and_artifacts(runs:
     assert history(run_dir, "by_env_steps/rollout/return") == [((step - 2) * 10, float(step)) for step in range(3, 10)]
     listed = [item.path for item in client.list_artifacts(run.info.run_id, "checkpoints/000000009")]
     assert listed == ["checkpoints/000000009/state.json"]
-    assert (runs / "mlartifacts" / run.info.run_id / "artifacts" / "pictures" / "maze.png").read_bytes() == b"png"
+    assert (
+        runs.parent / "mlartifacts" / run.info.run_id / "artifacts" / "pictures" / "maze.png"
+    ).read_bytes() == b"png"
 
 
 def test_a_resume_continues_the_run_and_sends_no_step_twice(runs: Path) -> None:
@@ -209,6 +212,23 @@ def test_a_killed_process_leaves_nothing_out_and_nothing_twice(runs: Path) -> No
 
 
 @pytest.mark.slow
+def test_a_copy_of_a_run_folder_is_a_run_of_its_own_and_a_moved_one_is_not(runs: Path) -> None:
+    """Two folders that go on from one point would else write into one MLflow run."""
+    with start(runs / "first") as tracker:
+        log_lines(tracker, range(3))
+    first = mlflow_run(runs / "first")[1].info.run_id
+    shutil.copytree(runs / "first", runs / "copy")
+    with start(runs / "copy", resume=True) as tracker:
+        log_lines(tracker, range(3, 6))
+    assert mlflow_run(runs / "copy")[1].info.run_id != first
+    assert [step for step, _ in history(runs / "copy", "critic/loss")] == list(range(6))
+    assert [step for step, _ in history(runs / "first", "critic/loss")] == list(range(3))
+    (runs / "first").rename(runs / "moved")
+    with start(runs / "moved", resume=True) as tracker:
+        log_lines(tracker, range(3, 5))
+    assert mlflow_run(runs / "moved")[1].info.run_id == first
+
+
 def test_runs_that_start_at_once_share_a_new_database(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from dipole_ray.tracking.tracker import Tracker, TrackingConfig\n"
@@ -216,20 +236,22 @@ def test_runs_that_start_at_once_share_a_new_database(tmp_path: Path) -> None:
         "for step in range(100): tracker.log({'critic/loss': step}, env_steps=0, learner_steps=step)\n"
         "tracker.close(timeout_s=300)\n"
     )
-    children = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / f"run-{seed}")]) for seed in range(4)]
+    children = [
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "runs" / f"run-{seed}")]) for seed in range(4)
+    ]
     assert [child.wait() for child in children] == [0, 0, 0, 0]
     for seed in range(4):
-        assert history(tmp_path / f"run-{seed}", "critic/loss") == [(step, float(step)) for step in range(100)]
-    assert len(mlflow_run(tmp_path / "run-0")[0].search_runs(["1"])) == 4
+        assert history(tmp_path / "runs" / f"run-{seed}", "critic/loss") == [(step, float(step)) for step in range(100)]
+    assert len(mlflow_run(tmp_path / "runs" / "run-0")[0].search_runs(["1"])) == 4
 
 
 def test_a_database_whose_making_was_cut_short_is_made_anew(tmp_path: Path) -> None:
     (tmp_path / ".mlflow.db.new").write_bytes(b"half a database")
     (tmp_path / ".mlflow.db.new-journal").write_bytes(b"of another one")
-    with start(tmp_path / "run") as tracker:
+    with start(tmp_path / "runs" / "run") as tracker:
         log_lines(tracker, range(2))
-    assert [step for step, _ in history(tmp_path / "run", "critic/loss")] == [0, 1]
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".mlflow.db.lock", "mlflow.db", "run"]
+    assert [step for step, _ in history(tmp_path / "runs" / "run", "critic/loss")] == [0, 1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".mlflow.db.lock", "mlflow.db", "runs"]
 
 
 def _delivered_bytes(run_dir: Path) -> int:
@@ -376,9 +398,12 @@ def test_folders_of_any_name_have_a_database(tmp_path: Path) -> None:
     tracker = start(runs / "run")
     log_lines(tracker, range(2))
     tracker.close()
-    assert (runs / "mlflow.db").is_file() and [step for step, _ in history(runs / "run", "critic/loss")] == [0, 1]
+    assert (runs.parent / "mlflow.db").is_file() and [step for step, _ in history(runs / "run", "critic/loss")] == [
+        0,
+        1,
+    ]
     command = shlex.split(tracker.view_command or "")
-    assert sqlite_file(command[-1]) == runs / "mlflow.db"
+    assert sqlite_file(command[-1]) == runs.parent / "mlflow.db"
 
 
 def test_every_line_is_json_and_non_finite_values_are_null(tmp_path: Path) -> None:
@@ -453,7 +478,11 @@ def test_a_folder_that_cannot_be_written_is_said_before_training(tmp_path: Path)
 def test_the_address_is_the_config_then_the_environment_then_sqlite(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert TrackingConfig().resolve_uri(tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
+    assert TrackingConfig().resolve_uri(tmp_path / "runs") == f"sqlite:///{tmp_path}/mlflow.db"
+    assert TrackingConfig().resolve_uri(Path("/tmp/runs")) == "sqlite:////tmp/runs/mlflow.db", "/tmp is everybody's"
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "mlflow.db").touch()
+    assert TrackingConfig().resolve_uri(tmp_path / "runs") == f"sqlite:///{tmp_path}/runs/mlflow.db", "as it was made"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://a")
     assert TrackingConfig().resolve_uri(tmp_path) == "http://a"
     assert TrackingConfig(tracking_uri="http://b").resolve_uri(tmp_path) == "http://b"

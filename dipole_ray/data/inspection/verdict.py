@@ -12,6 +12,7 @@ import numpy as np
 from dipole_ray.data.inspection.summary import Summary
 from dipole_ray.data.sources.guarantees import MAX_NAMED
 from dipole_ray.data.sources.reading import ImportReport
+from dipole_ray.errors import counted
 
 Verdict = Literal["ok", "warning", "error"]
 Level = Literal["info", "warning", "error"]
@@ -53,7 +54,7 @@ def judge(summary: Summary, report: ImportReport, *, has_rewards: bool) -> list[
 def _boundaries(summary: Summary) -> Iterator[Finding]:
     lengths, jumps = summary.figures("lengths"), summary.figures("jumps")
     if summary.num_transitions < FEW_TRANSITIONS:
-        what, where = f"only {summary.num_transitions} transitions", "whole dataset"
+        what, where = f"only {counted(summary.num_transitions, 'transition')}", "whole dataset"
         yield _warning(what, where, "collect more; a policy trained on so few will mostly memorise them")
     if len(lengths) == 1 and lengths[0] > 10 * FEW_TRANSITIONS:
         what, where = f"a single trajectory of {lengths[0]} transitions", "trajectory ends"

@@ -1,0 +1,142 @@
+"""Polite requests to stop: Ctrl-C, SIGTERM of a scheduler, SIGHUP of a terminal that is closed.
+
+All mean the same: finish what is short, save, and end with status 128 + the signal's number. Handlers can be set in
+the main thread alone, so in any other one requests are left to whoever owns the main thread; and a signal that is
+ignored, as under nohup, stays ignored.
+"""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
+class Stopped(KeyboardInterrupt):
+    """Somebody asked the process to stop."""
+
+    def __init__(self, number: int = signal.SIGINT) -> None:
+        super().__init__()
+        self.number = number
+
+
+def exit_status(stop: BaseException) -> int:
+    """Return the status of a command that ends by a KeyboardInterrupt, such as 143 after SIGTERM."""
+    return 128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT)
+
+
+class StopRequests:
+    """The signals that came in a block: they are noted, for the block to end itself in good order.
+
+    Ctrl-C pressed again ends the block at once. Other signals may come twice of themselves (`timeout` sends two), so
+    the second one says nothing new.
+    """
+
+    def __init__(self) -> None:
+        self.numbers: list[int] = []
+        """The signals, in their order."""
+        self._raises = False
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __call__(self, number: int, frame: FrameType | None) -> Any:
+        """Handle a signal."""
+        again = number == signal.SIGINT and number in self.numbers
+        self.numbers.append(number)
+        if again or (self._raises and len(self.numbers) == 1):
+            raise Stopped(number)
+
+    @property
+    def exit_status(self) -> int:
+        """Status of a command that one of them, or else Ctrl-C, ended; such as 143 after SIGTERM."""
+        return 128 + next(iter(self.numbers), signal.SIGINT)
+
+    @contextlib.contextmanager
+    def ending_at_once(self) -> Iterator[None]:
+        """Raise Stopped at the first request before or in the block, whose work is lost without harm."""
+        self._raises = True
+        try:
+            if self.numbers:
+                raise Stopped(self.numbers[0])
+            yield
+        finally:
+            self._raises = False
+
+
+@contextlib.contextmanager
+def noting_stops() -> Iterator[StopRequests]:
+    """Note requests to stop in the block, instead of ending it."""
+    requests = StopRequests()
+    with _handling(requests) as before:
+        try:
+            yield requests
+        finally:
+            for handler in before.values():
+                if requests and isinstance(handler, _End):
+                    handler.has_ended = True  # what follows is the end already
+
+
+@contextlib.contextmanager
+def ending_on_stops() -> Iterator[None]:
+    """Raise Stopped in the block at the first SIGTERM or SIGHUP, as Python itself does at Ctrl-C."""
+    with _handling(_End(), *(number for number in SIGNALS if number != signal.SIGINT)):
+        yield
+
+
+class _End:
+    """Ends what runs, once: what it does to end in good order is not cut short."""
+
+    def __init__(self) -> None:
+        self.has_ended = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> Any:
+        if not self.has_ended:
+            self.has_ended = True
+            raise Stopped(number)
+
+
+@contextlib.contextmanager
+def _handling(handler: Callable[[int, FrameType | None], Any], *numbers: int) -> Iterator[dict[int, Any]]:
+    """Handle signals in the block (none given: all), and give the handlers that they had and get back."""
+    before: dict[int, Any] = {}
+    try:
+        if threading.current_thread() is threading.main_thread():
+            for number in numbers or SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    before[number] = signal.signal(number, handler)
+        yield before
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+@contextlib.contextmanager
+def keeping_handlers() -> Iterator[None]:
+    """Give signals that the caller handles their handlers back after the block, in which a library sets its own.
+
+    Processes that are started in the block do not hear SIGTERM and SIGHUP: sent to all processes of a terminal, a job
+    or a service, they would end those that a run needs for its last checkpoint.
+    """
+    spared = set(SIGNALS) - {signal.SIGINT}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, spared)
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                if callable(handler) and signal.getsignal(number) is not handler:
+                    signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def spare_this_process() -> None:
+    """In a worker of Ray: ignore what `keeping_handlers` keeps away, but let processes that it starts hear it."""
+    if threading.current_thread() is threading.main_thread():
+        for number in set(SIGNALS) - {signal.SIGINT}:
+            signal.signal(number, lambda *_: None)  # not SIG_IGN, which they would inherit
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, set(SIGNALS) - {signal.SIGINT})
