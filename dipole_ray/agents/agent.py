@@ -163,9 +163,7 @@ class Agent(ABC):
             NonFiniteError: After 10 skipped updates in a row, once the batch is saved.
         """
         tensors = self._read_batch(batch)
-        seen = {name: self.policy.normalized(tensors[name]) for name in ("observations", "next_observations")}
-        terms, metrics, statistics = self._losses({**tensors, **seen}, diagnostics)
-        total = reduce(torch.add, terms.values())
+        total, metrics, statistics = self._loss(tensors, diagnostics)
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         total = total.detach()
@@ -180,7 +178,8 @@ class Agent(ABC):
             self.optimizer.step()
             if self.config.target_update == "after":
                 self._move_targets()
-            self._statistics = statistics
+            for name, value in statistics.items():
+                self._statistics[name].copy_(value)
             self.consecutive_skips = 0
         else:
             self._skip(tensors)
@@ -192,6 +191,12 @@ class Agent(ABC):
     def _move_targets(self) -> None:
         """Move the target critics a Polyak step towards the critics as they are now."""
         torch._foreach_lerp_(self._target_parameters, self._critic_parameters, self.config.tau)
+
+    def _loss(self, batch: dict[str, Tensor], diagnostics: bool) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """Return the sum of the losses on a batch as it was read, metrics and new running statistics."""
+        seen = {name: self.policy.normalized(batch[name]) for name in ("observations", "next_observations")}
+        terms, metrics, statistics = self._losses({**batch, **seen}, diagnostics)
+        return reduce(torch.add, terms.values()), metrics, statistics
 
     def _path(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Draw noise (B, A) and times (B, 1) for a step of flow matching, and return noise, x_t and t."""

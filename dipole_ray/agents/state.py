@@ -1,13 +1,16 @@
 """What an agent writes down and reads back: plain tensors by name, checked before anything is overwritten."""
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from dipole_ray.errors import CheckpointError
+
+FLAT_ALIGNMENT = 64
+"""Numbers: where a tensor begins in a flat one, as aligned as an own allocation (256 bytes)."""
 
 
 def make_adam(parameters: list[nn.Parameter], learning_rate: float) -> torch.optim.Adam:
@@ -30,6 +33,27 @@ def adam_tensors(optimizer: torch.optim.Adam, parameters: Mapping[str, nn.Parame
         for kind in ("step", "exp_avg", "exp_avg_sq")
         for name, parameter in parameters.items()
     }
+
+
+@torch.no_grad()
+def flatten(tensors: Sequence[Tensor]) -> Tensor:
+    """Make `tensors` views of one flat tensor, which is returned; they stay the same objects, with equal values."""
+    room = sum(map(_aligned_length, tensors))
+    flat = tensors[0].detach().new_zeros(room)
+    for tensor, view in zip(tensors, views(flat, tensors), strict=True):
+        tensor.data = view.copy_(tensor)
+    return flat
+
+
+def views(flat: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return the part of a flat tensor that belongs to each of `tensors`, in its shape; see `flatten`."""
+    parts = flat.split([_aligned_length(tensor) for tensor in tensors])
+    return [part[: tensor.numel()].view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+def _aligned_length(tensor: Tensor) -> int:
+    """Return how many numbers a flat tensor has for this one, its padding with it."""
+    return -(-tensor.numel() // FLAT_ALIGNMENT) * FLAT_ALIGNMENT
 
 
 def check_matches(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], what: str) -> None:

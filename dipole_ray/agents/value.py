@@ -3,6 +3,7 @@
 Shapes: B batch rows, E critics, O observation dim.
 """
 
+from functools import cache
 from typing import ClassVar
 
 import torch
@@ -58,7 +59,7 @@ class ValueAgent(Agent):
         all at 0 or 1 too large. The advantage is the one before any normalisation, the weight the first field's.
         """
         v, advantage, weight = map(self.data_parallel.all_gather, (v.detach(), advantage, weight))
-        levels = torch.tensor(list(WEIGHT_QUANTILES.values()), dtype=weight.dtype, device=weight.device)
+        levels = _quantile_levels(weight.dtype, weight.device)
         quantiles = zip(WEIGHT_QUANTILES, torch.quantile(weight, levels), strict=True)
         return {
             "value/v_mean": v.mean(),
@@ -67,3 +68,9 @@ class ValueAgent(Agent):
             "actor/effective_sample_fraction": losses.effective_sample_fraction(weight),
             **{f"actor/weight_{name}": quantile for name, quantile in quantiles},
         }
+
+
+@cache
+def _quantile_levels(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the levels of the quantiles, brought to the device once: a captured step may copy nothing to it."""
+    return torch.tensor(list(WEIGHT_QUANTILES.values()), dtype=dtype, device=device)

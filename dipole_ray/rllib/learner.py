@@ -21,6 +21,7 @@ from ray.rllib.utils.framework import get_device
 from torch import Tensor
 
 from dipole_ray.agents.agent import Agent, make_agent
+from dipole_ray.agents.captured import CapturedUpdates
 from dipole_ray.agents.data_parallel import DataParallel
 from dipole_ray.columns import Schema
 
@@ -50,6 +51,7 @@ class DIPOLELearner(FaultAwareApply):
 
     def __init__(self, config: Any) -> None:
         self.config = config
+        self._captured: CapturedUpdates | None = None  # on a GPU, from the first call on
 
     def address(self) -> str:
         """Return where the others can join this learner, the first."""
@@ -87,8 +89,18 @@ class DIPOLELearner(FaultAwareApply):
         start = time.perf_counter()
         parallel = self.agent.data_parallel
         shares = {name: _tensor(parallel.shard(array, batch_size)) for name, array in batches.items()}
-        columns = {name: share.to(self.agent.device, non_blocking=True) for name, share in shares.items()}
         rows = batch_size // parallel.size
+        num_updates = len(shares["rewards"]) // rows
+        captures = self.agent.device.type == "cuda" and parallel.size == 1
+        if captures and (self._captured is None or self._captured.max_updates < num_updates):
+            self._captured = CapturedUpdates(self.agent, batch_size, num_updates)
+        metrics = self._captured.update_on(shares) if self._captured else self._update_on(shares, rows)
+        policy = self.policy_state() if publish else None
+        return UpdateReport(num_updates=num_updates, busy_s=time.perf_counter() - start, metrics=metrics), policy
+
+    def _update_on(self, shares: Mapping[str, Tensor], rows: int) -> dict[str, float]:
+        """Step by step, return what `CapturedUpdates.update_on` does."""
+        columns = {name: share.to(self.agent.device, non_blocking=True) for name, share in shares.items()}
         num_updates = len(columns["rewards"]) // rows
         sums: dict[str, Tensor] = {}
         last: dict[str, Tensor] = {}
@@ -99,8 +111,7 @@ class DIPOLELearner(FaultAwareApply):
                 sums[name] = sums[name] + value if name in sums else value
         metrics = {name: float(value) for name, value in last.items()}
         metrics.update({name: float(total) / num_updates for name, total in sums.items() if "/loss" in name})
-        policy = self.agent.policy.policy_state() if publish else None
-        return UpdateReport(num_updates=num_updates, busy_s=time.perf_counter() - start, metrics=metrics), policy
+        return metrics
 
     def fit_observations(self, mean: np.ndarray, std: np.ndarray) -> None:
         """Set what the agent normalizes observations with (see `Agent.fit_observations`)."""
@@ -116,7 +127,7 @@ class DIPOLELearner(FaultAwareApply):
 
     def policy_state(self) -> dict[str, Tensor]:
         """Return what acting needs, on the CPU."""
-        return self.agent.policy.policy_state()
+        return (self._captured or self.agent.policy).policy_state()
 
     def module_state(self) -> dict[str, np.ndarray]:
         """Return the networks, those that act under their names in `DIPOLERLModule.get_state`."""

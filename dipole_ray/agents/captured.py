@@ -1,0 +1,222 @@
+"""K updates of an agent in one call without the host: the step holds no branch, so a GPU replays it as a CUDA graph.
+
+`Agent.update` waits for the device once a step, to learn whether the step is finite, and starts every kernel from
+Python. Here the device decides: a step that is not finite is computed like any other, but Adam, the target networks
+and the running statistics are told not to move. Losses, draws and their order are those of `Agent.update`, so a state
+dict taken between two calls continues in either.
+
+Shapes: K updates a call, B batch rows, N table rows, W numbers in a row.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from dipole_ray.agents import state
+from dipole_ray.agents.agent import COLUMNS, MAX_CONSECUTIVE_SKIPS, Agent, Batch
+
+_ROW_ALIGNMENT = 4
+"""Numbers: each column of the table begins at 16 bytes, as matrix products like it."""
+_WARM_UP_STEPS = 3
+"""Steps before a capture: libraries make their handles and workspaces in the first, which no graph may hold."""
+
+
+class CapturedUpdates:
+    """Takes gradient steps of one agent, whose own methods may update, save or restore it between two calls.
+
+    On CUDA a step is captured as a graph; elsewhere the same step runs op by op, for tests. The agent's parameters,
+    targets and moments become views of one tensor each.
+
+    Attributes:
+        agent: The agent, which must be alone (`DataParallel.size` 1).
+        max_updates: The largest K of a call.
+    """
+
+    def __init__(self, agent: Agent, batch_size: int, max_updates: int, table_rows: int | None = None) -> None:
+        """Capture the step; the agent's observations must have been fitted, if its config asks for that.
+
+        Args:
+            agent: What learns.
+            batch_size: B.
+            max_updates: The largest K of a call.
+            table_rows: N, to hold a dataset on the device; by default the rows of one call.
+        """
+        self.agent, self.max_updates, self._batch_size = agent, max_updates, batch_size
+        self._parameters = state.flatten(agent._parameters)
+        self._targets = state.flatten(agent._target_parameters)
+        start = agent._critic_parameters[0].storage_offset()  # from where the critics lie together, as their targets do
+        self._critics = self._parameters[start : start + len(self._targets)]
+        moments = [agent.optimizer.state[parameter] for parameter in agent._parameters]
+        self._moments = {kind: state.flatten([each[kind] for each in moments]) for kind in moments[0]}
+        self._gradients = torch.zeros_like(self._parameters)
+        self._gradient_of = state.views(self._gradients, agent._parameters)
+
+        sizes, device = agent.sizes, agent.device
+        widths = {"observations": sizes.observation_dim, "actions": sizes.action_dim}
+        widths["next_observations"] = sizes.observation_dim
+        aligned = [-(-widths.get(name, 1) // _ROW_ALIGNMENT) * _ROW_ALIGNMENT for name in COLUMNS]
+        starts = dict(zip(COLUMNS, accumulate(aligned, initial=0), strict=False))
+        self._places = {
+            name: slice(start, start + widths[name]) if name in widths else start for name, start in starts.items()
+        }
+        self._table = torch.zeros(table_rows or batch_size * max_updates, sum(aligned), device=device)
+        self._index = torch.zeros(max_updates, batch_size, dtype=torch.int64, device=device)
+        self._position = torch.zeros(1, dtype=torch.int64, device=device)
+        self._consecutive_skips = torch.zeros((), device=device)
+        self._prepare()
+
+    def load(self, columns: Batch) -> None:
+        """Put rows, as `Agent.update` takes them, into the table; they stay there until the next call of this."""
+        tensors = self.agent._read_batch(columns)
+        for name, place in self._places.items():
+            self._table[: len(tensors["rewards"]), place].copy_(tensors[name])
+
+    def run(self, index: Tensor) -> dict[str, float]:
+        """Take one step on each row of `index`, (K, B), which says where in the table the rows of its batch lie.
+
+        Returns:
+            Metrics by name: losses averaged over the call, diagnostics of its last step.
+
+        Raises:
+            NonFiniteError: Ten updates in a row were not finite, none of them applied nor any after them in this
+                call; the tenth's batch is saved. Only the generator has gone on to the end of the call.
+        """
+        updates = len(index)
+        self._index[:updates].copy_(index)
+        self._position.zero_()
+        self._consecutive_skips.fill_(self.agent.consecutive_skips)
+        for k in range(updates):
+            diagnostics = k == updates - 1
+            if self._graphs:
+                self._graphs[diagnostics].replay()
+            else:
+                self._step(diagnostics)
+        return self._read(updates)
+
+    def update_on(self, columns: Batch) -> dict[str, float]:
+        """Take one step on each consecutive batch of `columns`, whose leading dimension is K B; see `run`."""
+        self.load(columns)
+        rows = torch.arange(len(columns["rewards"]), device=self.agent.device)
+        return self.run(rows.view(-1, self._batch_size))
+
+    def policy_state(self) -> dict[str, Tensor]:
+        """Return what `Policy.policy_state` does, by one copy from the device."""
+        agent = self.agent
+        host = torch.empty_like(self._parameters, device="cpu", pin_memory=agent.device.type == "cuda")
+        host.copy_(self._parameters)
+        trained = dict(zip(agent.networks.trained_parameters(), state.views(host, agent._parameters), strict=True))
+        acting = agent.policy.networks.state_dict()
+        # Clones, since a part of `host` would take the whole along wherever it is sent.
+        return {name: trained.get(name, tensor).cpu().clone() for name, tensor in acting.items()}
+
+    def _prepare(self) -> None:
+        """Learn the names of the metrics, make their buffers, and capture a step with diagnostics and one without."""
+        agent = self.agent
+        noise = agent.generator.get_state()
+        self._consecutive_skips.fill_(MAX_CONSECUTIVE_SKIPS)  # the guard is shut: nothing learns from these steps
+        on_cuda = agent.device.type == "cuda"
+        with beside_the_current_stream(agent.device) if on_cuda else nullcontext():
+            for _ in range(_WARM_UP_STEPS if on_cuda else 1):
+                plain, full = self._update(diagnostics=False), self._update(diagnostics=True)
+        self._names, self._diagnostic_names = list(plain), list(full)
+        self._metrics = torch.zeros(self.max_updates, len(plain), device=agent.device)
+        self._diagnostics = torch.zeros(len(full), device=agent.device)
+        self._graphs = [self._capture(diagnostics) for diagnostics in (False, True)] if on_cuda else []
+        agent.generator.set_state(noise)
+
+    def _capture(self, diagnostics: bool) -> torch.cuda.CUDAGraph:
+        """Return the graph of a step, which draws from the agent's generator wherever that stands at its replay."""
+        graph = torch.cuda.CUDAGraph()
+        graph.register_generator_state(self.agent.generator)
+        with torch.cuda.graph(graph):
+            self._step(diagnostics)
+        return graph
+
+    def _step(self, diagnostics: bool) -> None:
+        """Take the next step of the call, and write down its metrics."""
+        metrics = self._update(diagnostics)
+        row = torch.stack([metrics[name] for name in self._names])
+        self._metrics.index_copy_(0, self._position, row.unsqueeze(0))
+        if diagnostics:
+            torch.stack(list(metrics.values()), out=self._diagnostics)
+        self._position += 1
+
+    def _update(self, diagnostics: bool) -> dict[str, Tensor]:
+        """Do what `Agent.update` does, without asking the device; `skipped` among the metrics is 0 or 1."""
+        agent = self.agent
+        index = self._index.index_select(0, self._position)[0]
+        total, metrics, statistics = agent._loss(self._batch(index), diagnostics)
+        torch._foreach_copy_(self._gradient_of, torch.autograd.grad(total, agent._parameters, materialize_grads=True))
+        with torch.no_grad():
+            grad_norm = torch.linalg.vector_norm(self._gradients)
+            changed = {name: value for name, value in statistics.items() if value is not agent._statistics[name]}
+            check = sum(changed.values(), total.detach() + grad_norm)
+            # x - x is 0, or NaN where x is not finite.
+            is_skipped = (check - check).ne(0) | (self._consecutive_skips >= MAX_CONSECUTIVE_SKIPS)
+            skipped = is_skipped.to(total.dtype)
+            self._apply(skipped)
+            for name, value in changed.items():
+                kept = agent._statistics[name]
+                torch.where(is_skipped, kept, value, out=kept)
+            self._consecutive_skips.add_(1).mul_(skipped)
+        return {**metrics, "system/grad_norm": grad_norm, "skipped": skipped}
+
+    def _apply(self, skipped: Tensor) -> None:
+        """Take the step of Adam and of the target networks, unless `skipped`, which is 0 or 1."""
+        group, applied = self.agent.optimizer.param_groups[0], 1.0 - skipped
+        steps = self._moments["step"].add_(applied)
+        torch._fused_adam_(
+            [self._parameters],
+            [self._gradients],
+            [self._moments["exp_avg"]],
+            [self._moments["exp_avg_sq"]],
+            [],
+            [steps[0]],
+            lr=group["lr"],
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            weight_decay=0.0,
+            eps=group["eps"],
+            amsgrad=False,
+            maximize=False,
+            found_inf=skipped,
+        )
+        self._targets.lerp_(self._critics, self.agent.config.tau * applied)
+
+    def _batch(self, index: Tensor) -> dict[str, Tensor]:
+        """Return the table's rows at `index`, (B,), by column."""
+        rows = self._table.index_select(0, index)
+        return {name: rows[:, place] for name, place in self._places.items()}
+
+    def _read(self, updates: int) -> dict[str, float]:
+        """Wait for the call's steps, count them, and return their metrics."""
+        agent, width = self.agent, len(self._names)
+        found = torch.cat((self._metrics[:updates].flatten(), self._diagnostics)).cpu()
+        rows, last = found[: -len(self._diagnostics)].view(updates, width), found[-len(self._diagnostics) :]
+        for k, skipped in enumerate(rows[:, self._names.index("skipped")].tolist()):
+            agent.learner_steps += 1
+            if skipped:
+                agent._skip(self._batch(self._index[k]))
+            else:
+                agent.consecutive_skips = 0
+        metrics = dict(zip(self._diagnostic_names, last.tolist(), strict=True))
+        means = dict(zip(self._names, rows.mean(dim=0).tolist(), strict=True))
+        metrics |= {name: value for name, value in means.items() if "/loss" in name}
+        del metrics["skipped"]
+        return metrics | {"system/skipped_updates": float(agent.skipped_updates)}
+
+
+@contextmanager
+def beside_the_current_stream(device: torch.device) -> Iterator[None]:
+    """Run what is started in this block on a stream of its own, after what was started before and before what follows.
+
+    Graphs are captured from such a stream, and libraries keep their workspaces by stream.
+    """
+    stream, current = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    stream.wait_stream(current)
+    with torch.cuda.stream(stream):
+        yield
+    current.wait_stream(stream)
