@@ -137,9 +137,8 @@ class ToldAgent(DipoleAgent):
 
     told: Tensor
 
-    def _value_loss(self, observations: Tensor, q_data: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        loss, v, _ = super()._value_loss(observations, q_data)
-        return loss, v, self.told
+    def _advantage(self, q: Tensor, v: Tensor) -> Tensor:
+        return self.told
 
 
 VARIANTS: dict[str, tuple[dict[str, Any], str | None]] = {

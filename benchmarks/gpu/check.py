@@ -21,11 +21,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.gpu.eager import DIMS, Batch, latencies, random_batches, rate
-from dipole_ray.agents import make, state
+from benchmarks.gpu.eager import SCHEMA, Batch, latencies, random_batches, rate
+from dipole_ray.agents import agent as agents
+from dipole_ray.agents import flow, state
 from dipole_ray.agents.agent import COUNTERS, Agent
 from dipole_ray.agents.captured import CapturedUpdates
 from dipole_ray.agents.config import AgentConfig
+from dipole_ray.agents.networks import FUSED
 
 UPDATES = 32
 """Of one call, as in a run."""
@@ -39,11 +41,19 @@ AGENTS: dict[str, AgentConfig] = {
     "iql": AgentConfig.preset("iql", **WIDTHS),
     "fql": AgentConfig.preset("fql", **WIDTHS),
 }
+VARIANTS = {
+    "captured": {"fused": False, "side_by_side": False},
+    "side by side": {"fused": False, "side_by_side": True},
+    "fused": {"fused": True, "side_by_side": False},
+    "both": {"fused": True, "side_by_side": True},
+}
+BEGIN, SECONDS = time.perf_counter(), 75
+"""Parts that would start later than this after the beginning are left out."""
 PRECISIONS = {"float32": "highest", "tf32": "high"}
 
 
 def make_agent(config: AgentConfig, seed: int = 0, device: str = "cuda") -> Agent:
-    return make.make_agent(config, *DIMS, seed=seed, device=device)
+    return agents.make_agent(config, SCHEMA, seed=seed, device=device)
 
 
 def joined(batches: list[Batch]) -> Batch:
@@ -66,11 +76,17 @@ def is_same(left: dict[str, Tensor], right: dict[str, Tensor], names: set[str]) 
     return all(torch.equal(left[name], right[name]) for name in names)
 
 
-def equality(config: AgentConfig, device: str = "cuda") -> dict[str, Any]:
+def largest_relative_difference(left: dict[str, Tensor], right: dict[str, Tensor]) -> tuple[float, str]:
+    """Return the largest distance of two tensors of a name relative to the first's length, and that name."""
+    names = [name for name in left if left[name].is_floating_point()]
+    return max((float((left[name] - right[name]).norm() / left[name].norm().clamp(min=1e-6)), name) for name in names)
+
+
+def equality(config: AgentConfig, variant: dict[str, bool], device: str = "cuda") -> dict[str, Any]:
     """Compare 100 captured updates with eager ones, then a batch of NaN, then a checkpoint carried on."""
     eager, agent = make_agent(config, device=device), make_agent(config, device=device)
     start = time.perf_counter()
-    captured = CapturedUpdates(agent, config.batch_size, max_updates=10)
+    captured = CapturedUpdates(agent, config.batch_size, max_updates=10, **variant)
     found: dict[str, Any] = {"capture_s": time.perf_counter() - start}
     left, right = eager.state_dict(), agent.state_dict()
     found["capturing_changes_nothing"] = is_same(left, right, set(left))
@@ -84,6 +100,10 @@ def equality(config: AgentConfig, device: str = "cuda") -> dict[str, Any]:
     found["relative_difference_of_losses"] = worst
     left, right = eager.state_dict(), agent.state_dict()
     found["difference_of_tensors"] = largest_difference(left, right)
+    networks = (
+        {name: tensor for name, tensor in each.items() if name.startswith("networks.")} for each in (left, right)
+    )
+    found["relative_difference_of_networks"] = largest_relative_difference(*networks)
     found["bitwise"] = is_same(left, right, set(left))
     found["generator_and_counters_equal"] = is_same(left, right, {"generator", *COUNTERS})
 
@@ -92,7 +112,7 @@ def equality(config: AgentConfig, device: str = "cuda") -> dict[str, Any]:
     found["nan_changes_nothing"] = is_same(right, skipped, right.keys() - {"generator", *COUNTERS})
     found["nan_is_counted"] = [int(skipped[name]) for name in COUNTERS] == [104, 4, 4]
 
-    fresh = CapturedUpdates(make_agent(config, seed=5, device=device), config.batch_size, max_updates=10)
+    fresh = CapturedUpdates(make_agent(config, seed=5, device=device), config.batch_size, max_updates=10, **variant)
     fresh.agent.load_state_dict(skipped)
     eager.load_state_dict(skipped)
     same_metrics = captured.update_on(joined(batches)) == fresh.update_on(joined(batches))
@@ -132,43 +152,23 @@ def per_update(found: dict[str, float]) -> dict[str, float]:
 
 
 def updates(bootstrap: str, precision: str) -> dict[str, Any]:
-    """Return updates per second: eager, and captured from a resident table and from the host's rows."""
+    """Return updates per second: eager and captured from a resident table, by variant; and kernels of the last."""
     torch.set_float32_matmul_precision(PRECISIONS[precision])
     config = AgentConfig.preset("paper", bootstrap=bootstrap)
     host = {name: column.numpy() for name, column in joined(random_batches(UPDATES, config.batch_size, "cpu")).items()}
     on_device, agent = random_batches(8, config.batch_size, "cuda"), make_agent(config)
-    eager = rate(lambda i: agent.update(on_device[i % 8], diagnostics=False), 2, 1.0)
-    captured = CapturedUpdates(agent, config.batch_size, UPDATES, TABLE_ROWS)
-    captured.load(joined(random_batches(TABLE_ROWS // 1000, 1000, "cuda")))
+    rows = joined(random_batches(TABLE_ROWS // 1000, 1000, "cuda"))
     index = torch.randint(TABLE_ROWS, (UPDATES, config.batch_size), device="cuda")
-    found = {
-        "eager": eager,
-        "resident": per_update(rate(lambda _: captured.run(index), 3, 1.0)),
-        "host_rows": per_update(rate(lambda _: captured.update_on(host), 3, 1.0)),
-        "eight_in_a_graph": per_update(eight_in_a_graph(captured)),
-    }
+    found = {"eager": rate(lambda i: agent.update(on_device[i % 8], diagnostics=False), 2, 0.4)}
+    for name, variant in VARIANTS.items():
+        captured = CapturedUpdates(make_agent(config), config.batch_size, UPDATES, TABLE_ROWS, **variant)
+        captured.load(rows)
+        found[name] = per_update(rate(lambda _, captured=captured: captured.run(index), 3, 0.3))
+    found["both, host rows"] = per_update(rate(lambda _: captured.update_on(host), 3, 0.3))
     captured._position.zero_()
     found |= kernels(captured._graphs[False].replay)
     torch.set_float32_matmul_precision("highest")
     return found
-
-
-def eight_in_a_graph(captured: CapturedUpdates) -> dict[str, float]:
-    """Return calls per second of 32 updates by four replays of a graph that holds eight."""
-    graph = torch.cuda.CUDAGraph()
-    graph.register_generator_state(captured.agent.generator)
-    captured._position.zero_()
-    with torch.cuda.graph(graph):
-        for _ in range(8):
-            captured._step(diagnostics=False)
-
-    def call(_: int) -> None:
-        captured._position.zero_()
-        for _ in range(UPDATES // 8):
-            graph.replay()
-        captured._metrics.cpu()
-
-    return rate(call, 3, 1.0)
 
 
 def graph_us(call: Callable[[], object], repeats: int = 50) -> float:
@@ -204,7 +204,7 @@ def parts() -> dict[str, float]:
     found = {}
     for precision, name in PRECISIONS.items():
         torch.set_float32_matmul_precision(name)
-        for members, rows in ((1, 256), (2, 256), (2, 512), (5, 256)):
+        for members, rows in ((1, 256), (2, 256)):
             x, w, y = normal(members, rows, 512), normal(members, 512, 512), normal(members, rows, 512)
             b = normal(members, 1, 512)
             what = f"{precision} [{members},{rows},512]"
@@ -212,12 +212,7 @@ def parts() -> dict[str, float]:
             found[f"{what} baddbmm with bias"] = graph_us(lambda x=x, w=w, b=b: torch.baddbmm(b, x, w))
             found[f"{what} gradient of the input"] = graph_us(lambda y=y, w=w: torch.bmm(y, w.transpose(1, 2)))
             found[f"{what} gradient of the kernel"] = graph_us(lambda x=x, y=y: torch.bmm(x.transpose(1, 2), y))
-        x, w, b = normal(256, 512), normal(512, 512), normal(512)
-        found[f"{precision} [256,512] mm"] = graph_us(lambda x=x, w=w: torch.mm(x, w))
-        found[f"{precision} [256,512] mm + bias"] = graph_us(lambda x=x, w=w, b=b: torch.addmm(b, x, w))
-        found[f"{precision} [256,512] mm + bias + GELU in one"] = graph_us(
-            lambda x=x, w=w, b=b: torch._addmm_activation(b, x, w, use_gelu=True)
-        )
+        found |= {f"{precision} {what}": us for what, us in fused_parts().items()}
     torch.set_float32_matmul_precision("highest")
     x, scale, shift, scalar = normal(2, 256, 512), normal(2, 1, 512), normal(2, 1, 512), normal(1)[0]
     found["[2,256,512] GELU"] = graph_us(lambda: F.gelu(x, approximate="tanh"))
@@ -227,6 +222,44 @@ def parts() -> dict[str, float]:
     found["[2,256,512] multiply"] = graph_us(lambda: x * x)
     found["scalar add"] = graph_us(lambda: scalar + 1.0)
     return found | parameter_parts()
+
+
+def fused_parts() -> dict[str, float]:
+    """Return microseconds of the fused kernels at 3 x 512, and of the sampler as torch does it."""
+    from dipole_ray.agents import fused
+
+    agent = make_agent(AgentConfig.preset("paper"))
+    fields = agent.networks.fields
+    noise, observations = torch.randn(256, 1, 5, device="cuda"), torch.randn(256, 28, device="cuda")
+    found = {}
+    with torch.no_grad():
+        for name, kernels_of in {"torch": None, "fused": fused}.items():
+            token = FUSED.set(kernels_of)
+            call = lambda: flow.generate(fields, observations, noise, ["positive"], 10)  # noqa: E731
+            found[f"sampler of 10 steps, {name}"] = graph_us(call, repeats=5)
+            FUSED.reset(token)
+        (kernels, biases), layer = fields.layers_of(["positive"]), torch.randn(1, 256, 512, device="cuda")
+        for tile, depth, warps in ((32, 64, 4), (32, 128, 4), (32, 64, 2), (64, 64, 4), (16, 128, 2)):
+            for kind in ("tf32",) if torch.get_float32_matmul_precision() == "high" else ("ieee", "tf32x3"):
+                grid, out = (-(-256 // tile), -(-512 // tile), 1), torch.empty_like(layer)
+                options = {"WIDTH": 512, "H": 512, "TILE": tile, "DEPTH": depth, "PRECISION": kind, "num_warps": warps}
+                found[f"product + bias + GELU, tile {tile}, depth {depth}, {warps} warps, {kind}"] = attempt_us(
+                    lambda grid=grid, out=out, options=options: fused._dense[grid](
+                        layer, kernels[1], biases[1], out, 256, **options
+                    )
+                )
+        z, one = torch.randn(2, 256, 512, device="cuda"), torch.randn(2, 1, 512, device="cuda")
+        found["[2,256,512] bias + GELU + norm"] = graph_us(lambda: fused.activate(z, one, one, one, 1e-6))
+    return found
+
+
+def attempt_us(call: Callable[[], object]) -> float:
+    """Return what `graph_us` does, or NaN for a shape that the device has no room for."""
+    try:
+        return graph_us(call)
+    except Exception:
+        traceback.print_exc()
+        return float("nan")
 
 
 def parameter_parts() -> dict[str, float]:
@@ -248,6 +281,13 @@ def parameter_parts() -> dict[str, float]:
         found["Adam, flat"] = graph_us(lambda: torch._fused_adam_(*([each] for each in flat), [], steps[:1], **rest))
         found["norm, flat"] = graph_us(lambda: torch.linalg.vector_norm(flat[1]))
         found["copy of the gradients, flat"] = graph_us(lambda: torch._foreach_copy_(gradients, moments[0]))
+        from dipole_ray.agents import fused
+
+        group, one = agent.optimizer.param_groups[0], torch.ones((), device="cuda")
+        place = flat[1].clone()[: len(flat[0]) // 3], 0, 0.005, False
+        found["Adam + Polyak, fused"] = graph_us(
+            lambda: fused.adam(flat[0], flat[1], (flat[2], flat[3]), steps[:1][0], one - 1.0, place, group)
+        )
         weight = torch.tensor(0.005, device="cuda")
         critics = flat[0][: len(flat[0]) // 2]
         found["Polyak, flat"] = graph_us(lambda: flat[1][: len(critics)].lerp_(critics, weight))
@@ -267,6 +307,8 @@ def publishing() -> dict[str, Any]:
 def attempt(what: str, part: Callable[..., Any], *arguments: Any) -> Any:
     """Return what a part found; of one that fails print the traceback, and return its last line."""
     start = time.perf_counter()
+    if start - BEGIN > SECONDS:
+        return {"failed": "no time was left"}
     try:
         found = part(*arguments)
     except Exception as error:  # a part that fails must not hide the others
@@ -280,7 +322,7 @@ def print_tables(result: dict[str, Any]) -> None:
     """Print all that was found."""
     for name, found in result["equality"].items():
         print(f"{name}: " + ", ".join(f"{what} {value}" for what, value in found.items()))
-    columns = ("eager", "resident", "host_rows", "eight_in_a_graph")
+    columns = ("eager", *VARIANTS, "both, host rows")
     print("\nupdates/s, median [min, max]; 3 x 512, batch 256; one seed (stacked seeds do not exist yet)")
     print(f"{'':16}" + "".join(f"{name:>22}" for name in (*columns, "kernels", "device ms", "span ms")))
     for bootstrap, found in result["updates"].items():
@@ -291,8 +333,9 @@ def print_tables(result: dict[str, Any]) -> None:
             cells = [f"{row[key]['median']:.0f} [{row[key]['min']:.0f}, {row[key]['max']:.0f}]" for key in columns]
             cells += [f"{row['kernels']:.1f}", f"{row['device_ms']:.3f}", f"{row['span_ms']:.3f}"]
             print(f"{bootstrap:7}{precision:9}" + "".join(f"{cell:>22}" for cell in cells))
+    print("\nkernels of both, fused and side by side")
     for bootstrap, found in result["updates"].items():
-        for name, number, us in found["tf32"].get("by_name", [])[:16]:
+        for name, number, us in found["tf32"].get("by_name", [])[:24]:
             print(f"{bootstrap:7}{number:6.1f} x {us / number:6.2f} us = {us:6.1f} us  {name[:110]}")
     print("\nmicroseconds in a graph")
     for name, us in result["parts"].items():
@@ -312,14 +355,18 @@ def main() -> None:
         "gpu": torch.cuda.get_device_name(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda},
         "commit": commit or None,
-        "sizes": {"hidden_dims": [512] * 3, "batch_size": 256, "observation_dim": DIMS[0], "action_dim": DIMS[1]},
-        "equality": {name: attempt(name, equality, config) for name, config in AGENTS.items()},
+        "sizes": {"hidden_dims": [512] * 3, "batch_size": 256, **SCHEMA.to_json()},
         "updates": {
             bootstrap: {
                 precision: attempt(f"{bootstrap}, {precision}", updates, bootstrap, precision)
                 for precision in PRECISIONS
             }
             for bootstrap in ("value", "policy")
+        },
+        "equality": {
+            f"{name}, {variant}": attempt(f"{name}, {variant}", equality, config, VARIANTS[variant])
+            for name, config in AGENTS.items()
+            for variant in ("side by side", "both")
         },
         "parts": attempt("parts", parts),
         "publishing_ms": attempt("publishing", publishing),

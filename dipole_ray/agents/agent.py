@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dipole_ray.agents import flow, losses, state
+from dipole_ray.agents.branches import Branches
 from dipole_ray.agents.config import AgentConfig
 from dipole_ray.agents.data_parallel import DataParallel
 from dipole_ray.agents.fields import MakeFields, StackedFields
@@ -55,6 +56,7 @@ class Agent(ABC):
         sample_actions: See `Policy.sample_actions`.
         learner_steps: Calls of `update`, the skipped ones included: each has used up its batch and its noise.
         skipped_updates: How many of them changed nothing because the loss or the gradient was not finite.
+        branches: Runs the independent parts of a step side by side where a captured step asks for it.
         data_parallel: Its place among learners that step together, alone by default. All see the same averages
             before the finite check, so they skip together.
         failure_directory: Where the batch goes before the error that ends a row of skipped updates.
@@ -81,6 +83,7 @@ class Agent(ABC):
         self.config = config
         self.failure_directory = failure_directory
         self.data_parallel = DataParallel()
+        self.branches = Branches()
         self.learner_steps = self.skipped_updates = self.consecutive_skips = 0
         self.networks, self.policy = self.draw(config, schema, **options)
         self.device, self.sizes = self.policy.device, self.policy.sizes
@@ -210,13 +213,17 @@ class Agent(ABC):
         joint = (rows * self.data_parallel.size, *candidates, self.sizes.action_dim)
         return self.data_parallel.shard(self.policy.normal(joint))
 
-    def _policy_bootstrap(self, next_observations: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
+    def _estimates(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Return the critics' Q(s, a), (E, B)."""
+        return self.networks.critic.forward(torch.cat((observations, actions), dim=-1)).squeeze(-1)
+
+    def _policy_bootstrap(self, next_observations: Tensor, pairs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Return Qbar(s', a') with a' from the policy, (B,), and in the same pass the target critics at other pairs.
 
-        The other pairs of observations and actions are (X, O + A), where X may be 0; their estimates (E, X).
+        The other pairs of observations and actions are (X, O + A), where X may be 0; their estimates (E, X). The
+        actions come from the noise (B, N, A), one for each candidate.
         """
         config, rows = self.config, len(next_observations)
-        noise = self._noise(rows, config.target_candidates)
         next_actions = self.policy.from_noise(next_observations, noise, config.target_omega, "guided")
         if config.target_choice == "online":
             next_actions = self.policy.best(next_observations, next_actions).unsqueeze(1)

@@ -8,15 +8,20 @@ dict taken between two calls continues in either.
 Shapes: K updates a call, B batch rows, N table rows, W numbers in a row.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from importlib.util import find_spec
 from itertools import accumulate
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from dipole_ray.agents import state
 from dipole_ray.agents.agent import COLUMNS, MAX_CONSECUTIVE_SKIPS, Agent, Batch
+from dipole_ray.agents.branches import Branches
+from dipole_ray.agents.networks import FUSED
 
 _ROW_ALIGNMENT = 4
 """Numbers: each column of the table begins at 16 bytes, as matrix products like it."""
@@ -28,14 +33,24 @@ class CapturedUpdates:
     """Takes gradient steps of one agent, whose own methods may update, save or restore it between two calls.
 
     On CUDA a step is captured as a graph; elsewhere the same step runs op by op, for tests. The agent's parameters,
-    targets and moments become views of one tensor each.
+    targets and moments become views of one tensor each. A graph of torch's own kernels equals `Agent.update` bitwise,
+    also with its branches side by side; fused kernels equal it to rounding.
 
     Attributes:
         agent: The agent, which must be alone (`DataParallel.size` 1).
         max_updates: The largest K of a call.
     """
 
-    def __init__(self, agent: Agent, batch_size: int, max_updates: int, table_rows: int | None = None) -> None:
+    def __init__(
+        self,
+        agent: Agent,
+        batch_size: int,
+        max_updates: int,
+        table_rows: int | None = None,
+        *,
+        fused: bool = True,
+        side_by_side: bool = True,
+    ) -> None:
         """Capture the step; the agent's observations must have been fitted, if its config asks for that.
 
         Args:
@@ -43,12 +58,17 @@ class CapturedUpdates:
             batch_size: B.
             max_updates: The largest K of a call.
             table_rows: N, to hold a dataset on the device; by default the rows of one call.
+            fused: Whether to compute with the kernels of `agents.fused` where Triton runs.
+            side_by_side: Whether a GPU computes independent branches of the loss at once.
         """
         self.agent, self.max_updates, self._batch_size = agent, max_updates, batch_size
+        self._fused = _fused_kernels(agent.device) if fused else None
+        self._branches = Branches(side_by_side and agent.device.type == "cuda")
         self._parameters = state.flatten(agent._parameters)
         self._targets = state.flatten(agent._target_parameters)
-        start = agent._critic_parameters[0].storage_offset()  # from where the critics lie together, as their targets do
-        self._critics = self._parameters[start : start + len(self._targets)]
+        # From here on the critics lie together, as their targets do.
+        self._critics_start = agent._critic_parameters[0].storage_offset()
+        self._critics = self._parameters[self._critics_start :][: len(self._targets)]
         moments = [agent.optimizer.state[parameter] for parameter in agent._parameters]
         self._moments = {kind: state.flatten([each[kind] for each in moments]) for kind in moments[0]}
         self._gradients = torch.zeros_like(self._parameters)
@@ -148,26 +168,54 @@ class CapturedUpdates:
         """Do what `Agent.update` does, without asking the device; `skipped` among the metrics is 0 or 1."""
         agent = self.agent
         index = self._index.index_select(0, self._position)[0]
-        total, metrics, statistics = agent._loss(self._batch(index), diagnostics)
-        torch._foreach_copy_(self._gradient_of, torch.autograd.grad(total, agent._parameters, materialize_grads=True))
+        with self._our_way():
+            total, metrics, statistics = agent._loss(self._batch(index), diagnostics)
+            gradients = torch.autograd.grad(total, agent._parameters, materialize_grads=True)
+        torch._foreach_copy_(self._gradient_of, gradients)
         with torch.no_grad():
             grad_norm = torch.linalg.vector_norm(self._gradients)
             changed = {name: value for name, value in statistics.items() if value is not agent._statistics[name]}
-            check = sum(changed.values(), total.detach() + grad_norm)
-            # x - x is 0, or NaN where x is not finite.
-            is_skipped = (check - check).ne(0) | (self._consecutive_skips >= MAX_CONSECUTIVE_SKIPS)
-            skipped = is_skipped.to(total.dtype)
+            skipped = self._guard(sum(changed.values(), total.detach() + grad_norm))
             self._apply(skipped)
             for name, value in changed.items():
                 kept = agent._statistics[name]
-                torch.where(is_skipped, kept, value, out=kept)
-            self._consecutive_skips.add_(1).mul_(skipped)
+                torch.where(skipped.bool(), kept, value, out=kept)
         return {**metrics, "system/grad_norm": grad_norm, "skipped": skipped}
+
+    @contextmanager
+    def _our_way(self) -> Iterator[None]:
+        """Let the agent's losses and their gradients run on branches and with fused kernels in this block."""
+        token, eager = FUSED.set(self._fused), self.agent.branches
+        self.agent.branches = self._branches
+        try:
+            yield
+            self._branches.end()
+        finally:
+            self.agent.branches = eager
+            FUSED.reset(token)
+
+    def _guard(self, check: Tensor) -> Tensor:
+        """Return whether to skip the step, 0 or 1, and count skips in a row; `check` is finite if all losses are."""
+        if self._fused is not None:
+            fused: Tensor = self._fused.guard(check, self._consecutive_skips, MAX_CONSECUTIVE_SKIPS)
+            return fused
+        # x - x is 0, or NaN where x is not finite.
+        is_skipped = (check - check).ne(0) | (self._consecutive_skips >= MAX_CONSECUTIVE_SKIPS)
+        skipped = is_skipped.to(check.dtype)
+        self._consecutive_skips.add_(1).mul_(skipped)
+        return skipped
 
     def _apply(self, skipped: Tensor) -> None:
         """Take the step of Adam and of the target networks, unless `skipped`, which is 0 or 1."""
-        group, applied = self.agent.optimizer.param_groups[0], 1.0 - skipped
-        steps = self._moments["step"].add_(applied)
+        group, config, applied = self.agent.optimizer.param_groups[0], self.agent.config, 1.0 - skipped
+        steps, is_before = self._moments["step"].add_(applied), config.target_update == "before"
+        if self._fused is not None:
+            moments = self._moments["exp_avg"], self._moments["exp_avg_sq"]
+            followers = self._targets, self._critics_start, config.tau, is_before
+            self._fused.adam(self._parameters, self._gradients, moments, steps, skipped, followers, group)
+            return
+        if is_before:
+            self._targets.lerp_(self._critics, config.tau * applied)
         torch._fused_adam_(
             [self._parameters],
             [self._gradients],
@@ -184,7 +232,8 @@ class CapturedUpdates:
             maximize=False,
             found_inf=skipped,
         )
-        self._targets.lerp_(self._critics, self.agent.config.tau * applied)
+        if not is_before:
+            self._targets.lerp_(self._critics, config.tau * applied)
 
     def _batch(self, index: Tensor) -> dict[str, Tensor]:
         """Return the table's rows at `index`, (B,), by column."""
@@ -207,6 +256,15 @@ class CapturedUpdates:
         metrics |= {name: value for name, value in means.items() if "/loss" in name}
         del metrics["skipped"]
         return metrics | {"system/skipped_updates": float(agent.skipped_updates)}
+
+
+def _fused_kernels(device: torch.device) -> ModuleType | None:
+    """Return the fused kernels where Triton can run them: a GPU, or its interpreter."""
+    if find_spec("triton") is None or (device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1"):
+        return None
+    from dipole_ray.agents import fused
+
+    return fused
 
 
 @contextmanager

@@ -134,25 +134,30 @@ class DipoleAgent(ValueAgent):
     policy_class: ClassVar[type[Policy]] = FlowPolicy
 
     def _losses(self, batch: dict[str, Tensor], diagnostics: bool) -> Losses:
-        networks = self.networks
-        q_target, q_data = self._critic_targets(batch)
-        value_loss, v = self._value_loss(batch["observations"], q_data)
-        q = networks.critic(torch.cat((batch["observations"], batch["actions"]), dim=-1)).squeeze(-1)
-        critic_loss = losses.temporal_difference_loss(q, q_target)
+        observations, actions = batch["observations"], batch["actions"]
+        fields, beside = self.networks.fields, self.branches.beside
+        bootstrap_noise = self._bootstrap_noise(len(actions))
+        noise, x, t = self._path(actions)
+        q = beside("critic", self._estimates, observations, actions)
+        v = beside("value", self._values, observations)
+        velocities = beside("fields", fields, observations, x, t)
+
+        q_target, q_data = self._critic_targets(batch, bootstrap_noise)
+        value_loss = self._value_loss(v, q_data)
+        critic_loss = beside("critic", losses.temporal_difference_loss, q, q_target)
 
         # Policy fields, all on the same noise and time.
         advantage = self._advantage(q_data, v)
         scaled, statistics = self._normalized_advantage(advantage)
-        names, by_name = networks.fields.names, self._field_weights(scaled, batch["is_offline"])
-        weights = torch.stack([by_name[name] for name in names])
-        noise, x, t = self._path(batch["actions"])
-        velocities = networks.fields(batch["observations"], x, t)
-        target = flow.path_velocity(noise, batch["actions"])
-        field_losses = losses.flow_matching_losses(velocities, target, weights)
+        by_name = self._field_weights(scaled, batch["is_offline"])
+        weights = torch.stack([by_name[name] for name in fields.names])
+        target = flow.path_velocity(noise, actions)
+        field_losses = beside("fields", losses.flow_matching_losses, velocities, target, weights)
+        self.branches.join()
 
         terms = {"critic": critic_loss, "value": value_loss, "actor": field_losses.sum()}
         metrics = {"critic/loss": critic_loss.detach(), "value/loss": value_loss.detach()}
-        for name, loss in zip(names, field_losses.detach(), strict=True):
+        for name, loss in zip(fields.names, field_losses.detach(), strict=True):
             metrics[f"actor/loss_{name}"] = loss
         if diagnostics:
             metrics |= self._critic_metrics(q, q_target) | self._advantage_metrics(v, advantage, weights[0])

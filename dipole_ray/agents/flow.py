@@ -8,7 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dipole_ray.agents.fields import VelocityField
+from dipole_ray.agents.fields import StackedFields, VelocityField
+from dipole_ray.agents.networks import FUSED
 
 
 def path_point(noise: Tensor, actions: Tensor, t: Tensor) -> Tensor:
@@ -48,7 +49,12 @@ def generate(
 
     The way goes along one named field, or along two, v+ and v-, that omega combines; no other field is evaluated.
     """
-    context = fields.encode(observations, along)
+    context, fused = fields.encode(observations, along), FUSED.get()
+    if fused is not None and isinstance(fields, StackedFields) and not torch.is_grad_enabled():
+        kernels, biases = fields.layers_of(along)
+        if len(kernels) > 2:  # a single hidden layer would be the first and the last, read and written at once
+            found: Tensor = fused.generate(kernels, biases, context, noise, denoise_steps, omega)
+            return found
 
     def velocity(x: Tensor, t: float) -> Tensor:
         found = fields.velocity(context, x, t, along)

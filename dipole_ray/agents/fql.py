@@ -93,7 +93,7 @@ class FqlAgent(Agent):
     def _losses(self, batch: dict[str, Tensor], diagnostics: bool) -> Losses:
         networks, observations, alpha = self.networks, batch["observations"], self.config.alpha
         q_target = self._critic_target(batch)
-        q = networks.critic(torch.cat((observations, batch["actions"]), dim=-1)).squeeze(-1)
+        q = self._estimates(observations, batch["actions"])
 
         noise, x, t = self._path(batch["actions"])
         velocities = networks.fields(observations, x, t)
@@ -106,8 +106,7 @@ class FqlAgent(Agent):
             cloned = self.policy.cloned(observations, z)
         distillation_loss = losses.distillation_loss(actions, cloned)
         with frozen(networks.critic):
-            pairs = torch.cat((observations, actions[:, 0].clamp(-1.0, 1.0)), dim=-1)
-            q_policy = networks.critic(pairs).squeeze(-1).mean(dim=0)
+            q_policy = self._estimates(observations, actions[:, 0].clamp(-1.0, 1.0)).mean(dim=0)
         scale = self.data_parallel.all_gather(q_policy.detach()).abs().mean() if self.config.normalize_q_loss else 1.0
         q_loss = -q_policy.mean() / scale
 
@@ -124,7 +123,8 @@ class FqlAgent(Agent):
     def _critic_target(self, batch: dict[str, Tensor]) -> Tensor:
         """Return the TD target (B,)."""
         no_pairs = batch["rewards"].new_empty(0, self.sizes.pair_dim)
-        bootstrap, _ = self._policy_bootstrap(batch["next_observations"], no_pairs)
+        noise = self._noise(len(batch["rewards"]), self.config.target_candidates)
+        bootstrap, _ = self._policy_bootstrap(batch["next_observations"], no_pairs, noise)
         return self._temporal_difference_target(batch, bootstrap)
 
 

@@ -85,17 +85,18 @@ class IqlAgent(ValueAgent):
     policy: GaussianPolicy
 
     def _losses(self, batch: dict[str, Tensor], diagnostics: bool) -> Losses:
-        config, networks = self.config, self.networks
+        config, observations, actions = self.config, batch["observations"], batch["actions"]
         q_target, q_data = self._critic_targets(batch)
-        value_loss, v = self._value_loss(batch["observations"], q_data)
-        q = networks.critic(torch.cat((batch["observations"], batch["actions"]), dim=-1)).squeeze(-1)
+        v = self._values(observations)
+        value_loss = self._value_loss(v, q_data)
+        q = self._estimates(observations, actions)
 
         # The online critics, as in FQL's code base; the flow policies take the targets.
         advantage = self._advantage(q, v)
         scaled, statistics = self._normalized_advantage(advantage)
         weight = losses.exponential_weight(scaled, config.beta, config.exp_weight_max)
-        mean, log_std = self.policy.gaussian(batch["observations"])
-        likelihood = losses.gaussian_log_likelihood(batch["actions"], mean, log_std)
+        mean, log_std = self.policy.gaussian(observations)
+        likelihood = losses.gaussian_log_likelihood(actions, mean, log_std)
 
         critic_loss, actor_loss = losses.temporal_difference_loss(q, q_target), -(weight * likelihood).mean()
         terms = {"critic": critic_loss, "value": value_loss, "actor": actor_loss}

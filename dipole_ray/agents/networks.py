@@ -5,8 +5,10 @@ Shapes: E members, B rows, I inputs, H hidden units, D outputs.
 
 import math
 from collections.abc import Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import pairwise
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -34,6 +36,9 @@ class Sizes:
         """Numbers in an observation and an action together, what a critic reads."""
         return self.observation_dim + self.action_dim
 
+
+FUSED: ContextVar[ModuleType | None] = ContextVar("fused", default=None)
+"""The module `agents.fused` while a captured step computes with its kernels."""
 
 Members = slice | list[int] | None
 """Which members of a stack to evaluate; all by default. A slice copies no kernel, a list does."""
@@ -68,10 +73,18 @@ class StackedMLP(nn.Module):
         kernel, bias = (_choose(parameter, members) for parameter in self._dense[0])
         if inputs.dim() == 2:
             inputs = inputs.expand(kernel.shape[0], *inputs.shape)
+        if FUSED.get() is not None:
+            return self.after_first_layer(torch.bmm(inputs, kernel), members, bias)
         return self.after_first_layer(torch.baddbmm(bias, inputs, kernel), members)
 
-    def after_first_layer(self, hidden: Tensor, members: Members = None) -> Tensor:
-        """Finish the pass from the first layer's pre-activation (E, B, H); returns (E, B, D)."""
+    def after_first_layer(self, hidden: Tensor, members: Members = None, late_bias: Tensor | None = None) -> Tensor:
+        """Finish the pass from the first layer's pre-activation (E, B, H); returns (E, B, D).
+
+        Fused kernels take the first layer's bias, where it is still to be added, as `late_bias`.
+        """
+        fused = FUSED.get()
+        if fused is not None:
+            return self._after_first_layer_fused(fused, hidden, members, late_bias)
         for layer, (kernel, bias) in enumerate(self._dense[1:]):
             hidden = gelu_tanh(hidden)
             if self.layer_norm:
@@ -79,6 +92,18 @@ class StackedMLP(nn.Module):
                 hidden = F.layer_norm(hidden, hidden.shape[-1:], eps=LAYER_NORM_EPS)
                 hidden = torch.addcmul(_choose(shift, members), hidden, _choose(scale, members))
             hidden = torch.baddbmm(_choose(bias, members), hidden, _choose(kernel, members))
+        return hidden
+
+    def _after_first_layer_fused(
+        self, fused: ModuleType, hidden: Tensor, members: Members, bias: Tensor | None
+    ) -> Tensor:
+        """Do what `after_first_layer` does, each hidden layer's bias added by the kernel that activates it."""
+        for layer, (kernel, next_bias) in enumerate(self._dense[1:], start=1):
+            norm = [_choose(each, members) for each in self._norms[layer - 1]] if self.layer_norm else []
+            hidden, bias = fused.activate(hidden, bias, *norm, epsilon=LAYER_NORM_EPS), _choose(next_bias, members)
+            kernel = _choose(kernel, members)
+            is_last = layer == len(self._dense) - 1
+            hidden = torch.baddbmm(bias, hidden, kernel) if is_last else torch.bmm(hidden, kernel)
         return hidden
 
 

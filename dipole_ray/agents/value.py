@@ -23,21 +23,33 @@ class ValueAgent(Agent):
     steepeners: ClassVar[tuple[str, ...]] = ("learning_rate", "beta")
 
     @torch.no_grad()
-    def _critic_targets(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Return the TD target (B,) and the target critics' estimates (E, B) at the data's actions."""
+    def _critic_targets(self, batch: dict[str, Tensor], noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the TD target (B,) and the target critics' estimates (E, B) at the data's actions.
+
+        The noise is that of `_bootstrap_noise`, drawn here unless it is given. Waits for all branches of the step.
+        """
         pairs = torch.cat((batch["observations"], batch["actions"]), dim=-1)
-        if self.config.bootstrap == "value":
+        noise = self._bootstrap_noise(len(pairs)) if noise is None else noise
+        if noise is None:
+            bootstrap = self.branches.beside("next value", self._values, batch["next_observations"])
             q_data = self.networks.target_critic(pairs).squeeze(-1)
-            bootstrap = self.networks.value(batch["next_observations"])[0, :, 0]
         else:
-            bootstrap, q_data = self._policy_bootstrap(batch["next_observations"], pairs)
+            bootstrap, q_data = self._policy_bootstrap(batch["next_observations"], pairs, noise)
+        self.branches.join()
         return self._temporal_difference_target(batch, bootstrap), q_data
 
-    def _value_loss(self, observations: Tensor, q_data: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the expectile regression's loss on the target critics' estimates (E, B), and V(s), (B,)."""
-        v = self.networks.value(observations)[0, :, 0]
+    def _bootstrap_noise(self, rows: int) -> Tensor | None:
+        """Draw what the policy's actions at s' begin with, (B, N, A); None where Q bootstraps from V."""
+        return None if self.config.bootstrap == "value" else self._noise(rows, self.config.target_candidates)
+
+    def _values(self, observations: Tensor) -> Tensor:
+        """Return V(s), (B,)."""
+        return self.networks.value.forward(observations)[0, :, 0]
+
+    def _value_loss(self, v: Tensor, q_data: Tensor) -> Tensor:
+        """Return the loss of the expectile regression of V(s), (B,), on the target critics' estimates (E, B)."""
         residual = losses.aggregate(q_data, self.config.value_aggregation, self.config.rho) - v
-        return losses.expectile_loss(residual, self.config.expectile).mean(), v
+        return losses.expectile_loss(residual, self.config.expectile).mean()
 
     def _advantage(self, q: Tensor, v: Tensor) -> Tensor:
         """Return G(s, a), (B,), of estimates (E, B) and V(s), without a gradient."""

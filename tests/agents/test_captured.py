@@ -45,7 +45,7 @@ def spoilt(batch: Batch) -> Batch:
 def pair(settings: dict[str, Any], **options: Any) -> tuple[Agent, CapturedUpdates]:
     """Return an agent, and the captured updates of its twin."""
     twins = [make_agent(tiny_config(**settings), **options) for _ in range(2)]
-    return twins[0], CapturedUpdates(twins[1], ROWS, UPDATES)
+    return twins[0], CapturedUpdates(twins[1], ROWS, UPDATES, fused=False)
 
 
 def assert_close(agent: Agent, other: Agent) -> None:
@@ -96,13 +96,13 @@ def test_making_it_changes_nothing_and_a_checkpoint_goes_on_bitwise(tmp_path: Pa
     """Also with an eager update between two calls: both act on the same tensors, generator and counters."""
     agent = make_agent(tiny_config("small"))
     before = agent.state_dict()
-    captured = CapturedUpdates(agent, ROWS, UPDATES)
+    captured = CapturedUpdates(agent, ROWS, UPDATES, fused=False)
     assert_same(before, agent.state_dict())
     calls = [joined([make_batch(10 * call + k) for k in range(UPDATES)]) for call in range(3)]
     captured.update_on(calls[0])
     agent.update(make_batch(77))
     captured.update_on(calls[1])
-    resumed = CapturedUpdates(make_agent(agent.config, seed=9), ROWS, UPDATES)
+    resumed = CapturedUpdates(make_agent(agent.config, seed=9), ROWS, UPDATES, fused=False)
     resumed.update_on(calls[0])
     resumed.agent.load_state_dict(agent.state_dict())
     assert captured.update_on(calls[2]) == resumed.update_on(calls[2])
@@ -133,7 +133,7 @@ def test_rows_are_gathered_from_a_table_that_stays() -> None:
     agent, other = (make_agent(tiny_config("small")) for _ in range(2))
     rows = make_batch(0, rows=200)
     index = torch.from_numpy(np.random.default_rng(1).integers(200, size=(4, ROWS)))
-    captured = CapturedUpdates(other, ROWS, max_updates=4, table_rows=200)
+    captured = CapturedUpdates(other, ROWS, max_updates=4, table_rows=200, fused=False)
     captured.load(rows)
     captured.run(index)
     for picked in index.numpy():
