@@ -178,11 +178,9 @@ def test_candidates_of_the_bootstrap_are_chosen_by_the_critics_that_the_setting_
     for step in range(3):
         agent.update(make_batch(step))
     observations = torch.from_numpy(make_batch(9)["next_observations"])
-    noise = torch.Generator().manual_seed(0)
-    noise.set_state(agent.generator.get_state())
+    drawn = torch.randn(ROWS, 6, ACTION_DIM, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        found, _ = agent._policy_bootstrap(observations, torch.empty(0, OBSERVATION_DIM + ACTION_DIM))
-        drawn = torch.randn(ROWS, 6, ACTION_DIM, generator=noise)
+        found, _ = agent._policy_bootstrap(observations, torch.empty(0, OBSERVATION_DIM + ACTION_DIM), drawn)
         candidates = agent.policy.from_noise(observations, drawn, 0.0, "guided")
         pairs = torch.cat((observations[:, None].expand(-1, 6, -1), candidates), dim=-1).flatten(0, 1)
         online, target = (
