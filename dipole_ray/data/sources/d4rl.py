@@ -11,14 +11,13 @@ environment's: the file has none. Everything under infos/ and metadata/ is ignor
 from collections.abc import Iterator
 from pathlib import Path
 
-import h5py
 import numpy as np
 
 from dipole_ray.columns import Schema
 from dipole_ray.data.sources.guarantees import check_counts, is_followed, to_float32
 from dipole_ray.data.sources.hdf5 import Array, Group, child, child_names, open_hdf5, read_flags, slice_rows
 from dipole_ray.data.sources.npz import check_expansion
-from dipole_ray.data.sources.reading import Block, Contents, ImportReport, Reading, bad_array
+from dipole_ray.data.sources.reading import Block, ImportReport, Reading, bad_array
 from dipole_ray.errors import DatasetError
 
 _REQUIRED = ("observations", "actions", "rewards", "terminals")
@@ -48,16 +47,6 @@ def read(path: Path, reading: Reading, report: ImportReport) -> Iterator[Block]:
             columns |= {"masks": 1 - columns["terminals"].reshape(-1), "ends": ends[start:stop]}
             yield Block(path=path, columns=columns, first_row=start)
             start = stop
-
-
-def contents(path: Path) -> Contents:
-    """Return the arrays at the top of a file, with their types and shapes; groups have none."""
-    with open_hdf5(path) as file:
-        found = {name: child(path, file, name) for name in child_names(file)}
-        return {
-            name: (str(value.dtype), value.shape or ()) if isinstance(value, h5py.Dataset) else ("group", ())
-            for name, value in found.items()
-        }
 
 
 def _checked_arrays(file: Group, path: Path) -> dict[str, Array]:

@@ -12,7 +12,7 @@ from typing import Any
 from dipole_ray.columns import Schema
 from dipole_ray.data.dataset import MANIFEST
 from dipole_ray.data.schema import Rows
-from dipole_ray.data.sources import d4rl, exorl, lerobot, minari, ogbench, table, table_files
+from dipole_ray.data.sources import d4rl, exorl, hdf5, lerobot, minari, ogbench, table, table_files
 from dipole_ray.data.sources.guarantees import enforce, scale_note
 from dipole_ray.data.sources.npz import read_headers
 from dipole_ray.data.sources.reading import ActionBounds, Block, Contents, ImportReport, Reading
@@ -138,7 +138,7 @@ FORMATS = {
             what="D4RL's .hdf5",
             beginnings=(b"\x89HDF",),
             suffixes=(".hdf5", ".h5"),
-            contents=d4rl.contents,
+            contents=hdf5.hdf5_contents,
             schema=d4rl.schema,
             read=d4rl.read,
             takes=frozenset({"max_episode_steps"}),

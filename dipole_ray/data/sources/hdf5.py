@@ -18,7 +18,7 @@ import numpy as np
 
 from dipole_ray.data.sources.guarantees import check_flags
 from dipole_ray.data.sources.npz import check_expansion
-from dipole_ray.data.sources.reading import OTHER_LAYOUT, bad_array, incomplete
+from dipole_ray.data.sources.reading import OTHER_LAYOUT, Contents, bad_array, incomplete
 from dipole_ray.errors import DatasetError
 from dipole_ray.files.durable import format_bytes
 
@@ -73,6 +73,16 @@ def child(path: Path, group: Group, name: str) -> Group | h5py.Dataset | None:
 
 def _inside(group: Group, name: str) -> str:
     return f"{group.name}/{name}".lstrip("/")
+
+
+def hdf5_contents(path: Path) -> Contents:
+    """Return the arrays at the top of a file, with their types and shapes; groups have none."""
+    with open_hdf5(path) as file:
+        found = {name: child(path, file, name) for name in child_names(file)}
+        return {
+            name: (str(value.dtype), value.shape or ()) if isinstance(value, h5py.Dataset) else ("group", ())
+            for name, value in found.items()
+        }
 
 
 class Array:
