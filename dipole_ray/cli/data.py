@@ -174,7 +174,9 @@ def run_import(args: argparse.Namespace) -> int:
     dropped = f", {report.share(report.dropped_transitions)} dropped as not finite: {places}" if places else ""
     if report.unfollowed_transitions:
         dropped += f", {report.share(report.unfollowed_transitions)} left out because nothing says what they led to"
-    print(f"read: {', '.join(report.columns)}" + (f"; not read: {', '.join(report.unread)}" if report.unread else ""))
+    if report.columns:
+        unread = f"; not read: {', '.join(report.unread)}" if report.unread else ""
+        print(f"read: {', '.join(report.columns)}{unread}")
     for warning in report.warnings:
         print(f"warning: {warning}")
     for note in report.notes:
