@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -43,7 +44,7 @@ examples:
   dipole data import lerobot/pusht --out DIR
 
   # a table with columns called observations, actions, rewards, terminals, timeouts
-  dipole data import robot.parquet --out DIR
+  dipole data import robot.parquet --env your_module:Robot-v0 --out DIR
 
   # a table with other names: several columns make a vector, obs_* takes all that begin so
   dipole data import robot.parquet --out DIR --map 'observations=obs_*' --map actions=throttle,steer \\
@@ -63,9 +64,16 @@ that has next_observations, timeouts or masks is taken so; any other .npz is OGB
 
 In D4RL's files terminals end the task (mask 0), timeouts only the trajectory. What the last action before a timeout led
 to is known only where there are next_observations: otherwise that transition is left out, as D4RL does, and counted. A
-file without timeouts needs the environment's time limit, from --env or --max-episode-steps. Minari's actions are scaled
-to [-1, 1] from the bounds of its action space, as the environment's are. D4RL's files have none, nor have some of
-Minari's: those of --env's actions are taken. All other actions must lie in [-1, 1].
+file without timeouts needs the environment's time limit, from --env or --max-episode-steps.
+
+Stored actions lie in [-1, 1]: the bounds of the environment's actions become -1 and 1, in every format. The bounds are
+those of --env (of a Minari dataset, of its own action space), and without --env actions are taken as lying in [-1, 1]
+already. Data whose actions were scaled before it was saved needs --actions-are unit (ExORL's is read so anyway). An
+action outside the bounds is refused, unless --clip-actions says that it is noise.
+
+Observations are stored in float32, which tells numbers of about seven digits apart. Where more is lost than rounding
+(metres of UTM, Unix times), the dimensions are named: --offset 0=5400000 subtracts that from dimension 0 first. The
+dataset says so, and whoever acts must subtract the same from the environment's observations.
 
 Of an ExORL episode only observation, action and physics are read: rewards are computed from the recorded states, in
 parallel through Ray, and kept in --cache, so that an interrupted import goes on and a second one of the same task is
@@ -138,6 +146,12 @@ def _add_options_of_formats(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--map", metavar="MEANING=COLUMN", action="append", default=[], help=columns)
     setting = "setting of --env, as train knows it: env.max_episode_steps=1000, env.kwargs.mass=2 (its own argument)"
     parser.add_argument("overrides", nargs="*", metavar="env.KEY=VALUE", help=setting)
+    are = "what recorded actions are: the environment's own, whose bounds become -1 and 1 (default), or scaled before"
+    parser.add_argument("--actions-are", choices=("environment", "unit"), help=are)
+    offset = "subtract a number from a dimension of the observations that float32 is too coarse for; repeatable"
+    parser.add_argument("--offset", metavar="DIM=VALUE", action="append", default=[], help=offset)
+    clipped = "bring actions outside the bounds to them, and count them, instead of refusing them"
+    parser.add_argument("--clip-actions", action="store_true", help=clipped)
     limit = "time limit of --env, and of trajectories in a d4rl file without timeouts (default: the environment's)"
     parser.add_argument("--max-episode-steps", metavar="N", type=int, help=limit)
     parser.add_argument("--workers", metavar="W", type=int, help="exorl only: Ray tasks at a time (default: all cores)")
@@ -174,6 +188,8 @@ def run_import(args: argparse.Namespace) -> int:
     dropped = f", {report.share(report.dropped_transitions)} dropped as not finite: {places}" if places else ""
     if report.unfollowed_transitions:
         dropped += f", {report.share(report.unfollowed_transitions)} left out because nothing says what they led to"
+    if report.clipped_transitions:
+        dropped += f", {report.clipped_transitions} with an action clipped to its bounds"
     if report.columns:
         unread = f"; not read: {', '.join(report.unread)}" if report.unread else ""
         print(f"read: {', '.join(report.columns)}{unread}")
@@ -289,15 +305,34 @@ def _reading_of(
         mapping=TableMapping.from_pairs(args.map) if args.map and "mapping" in takes else None,
         observations=chosen_observations(args.map) if "observations" in takes else (),
         max_episode_steps=args.max_episode_steps or reading.max_episode_steps,
+        actions_are=args.actions_are or reading.actions_are,
+        clip_actions=args.clip_actions,
+        offset=tuple(map(_offset, args.offset)),
     ), expected
+
+
+def _offset(pair: str) -> tuple[int, float]:
+    """Return the dimension and the number of `DIM=VALUE`."""
+    dimension, _, number = pair.partition("=")
+    try:
+        found = int(dimension), float(number)
+    except ValueError:
+        found = -1, math.inf
+    if found[0] < 0 or not math.isfinite(found[1]):
+        raise ConfigError(f"--offset {pair}: write DIM=VALUE, the number of a dimension from 0 and a finite number")
+    return found
 
 
 def _check_options(args: argparse.Namespace, path: Path, kind: str, takes: frozenset[str]) -> None:
     """Refuse options that have no effect on this kind of data, and environments that there are not."""
+    from dipole_ray.data.sources.formats import FORMATS
     from dipole_ray.envs.registry import family
 
     if args.map and not takes & {"mapping", "observations"}:
         raise ConfigError(f"--map is for tables; {kind} data has fixed names: leave --map out")
+    if kind not in FORMATS and (args.actions_are or args.clip_actions or args.offset):
+        what = "--actions-are, --clip-actions and --offset say how numbers are stored, and here they are already"
+        raise ConfigError(f"{path}: {what}; leave them out, or inspect its original")
     is_limited = args.env is not None or "max_episode_steps" in takes
     if args.max_episode_steps is not None and (not is_limited or args.max_episode_steps < 1):
         what = "it is the time limit, at least 1, of --env or of D4RL files without timeouts; leave it out"

@@ -15,6 +15,7 @@ import numpy as np
 from dipole_ray import columns, settings
 from dipole_ray.collect import collect, files_of
 from dipole_ray.data.dataset import MANIFEST, open_dataset, read_manifest, write_dataset
+from dipole_ray.data.sources.actions import range_warnings, scale_of_dataset
 from dipole_ray.data.sources.formats import FORMATS, Format, dataset_kind
 from dipole_ray.data.sources.reading import ImportReport, Reading
 from dipole_ray.envs.exorl.rewards import label_episodes, rewards_of
@@ -41,7 +42,13 @@ def prepare_dataset(data: DataConfig, env: EnvConfig) -> Path | None:
     """
     path = _place(data, env, make=True)
     if path is not None:
-        open_dataset(path, strict=data.strict)  # verifies it, and says what is wrong in a sentence
+        source = open_dataset(path, strict=data.strict).source  # verifies it, and says what is wrong in a sentence
+        if "action_bounds" in source:
+            for warning in range_warnings(scale_of_dataset(source), env_dims(env).action_bounds):
+                _log.warning("%s: %s", path, warning)
+        if "offset" in source:
+            what = f"its observations are stored less an offset {source['offset']}, which environments do not subtract"
+            _log.warning("%s: %s; register a version of '%s' that does, and name it with env.id", path, what, env.id)
     return path
 
 
@@ -162,7 +169,8 @@ def _convert(source: Path, row: Format, env: EnvConfig, out: Path, cache: Path) 
         remedy, whom = f"set env.id to {row.environment or 'the environment of this data'}", f"'{env.id}'"
         columns.require_fit(row.schema(source, reading), dims.schema, what=where, whom=whom, remedy=remedy)
     rows = row.rows(source, reading, report)
-    write_dataset(out, rows, dims.schema, {"format": row.name, "file": row.remembered(source), "env": env.id})
+    said = {"format": row.name, "file": row.remembered(source), "env": env.id, **row.choices(source, reading)}
+    write_dataset(out, rows, dims.schema, said)
     if report.unfollowed_transitions:
         lost = report.share(report.unfollowed_transitions)
         report.notes.append(f"{lost} are left out because nothing says what they led to")
@@ -177,11 +185,13 @@ def _converted(source: Path, row: Format, env: EnvConfig, cache: Path) -> Path:
     """
     stamps = [(file.name, file.stat()) for file in row.files(source)]
     depends = f"{source.resolve()}:{env.id}"
-    if row.scales_actions:
-        depends += f":{env.max_episode_steps}:{env_dims(env).action_bounds}"
+    bounds = env_dims(env).action_bounds
+    if row.name in ("d4rl", "minari"):
+        depends += f":{env.max_episode_steps}:{bounds}"
     depends += "".join(f"{name}:{status.st_size}:{status.st_mtime_ns}" for name, status in stamps)
     if row.name == "ogbench":
         depends = f"{source.resolve()}:{stamps[0][1].st_size}:{stamps[0][1].st_mtime_ns}:{env.id}"
+        depends += "" if set(bounds[0]) == {-1.0} and set(bounds[1]) == {1.0} else f":{bounds}"
     depends += json.dumps(env.kwargs, sort_keys=True) if env.kwargs else ""
     name = env.id.replace("/", "-") if "labels" in row.takes else source.stem
     return cache / "converted" / f"{name}-{hashlib.sha256(depends.encode()).hexdigest()[:12]}"

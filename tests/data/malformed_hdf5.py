@@ -187,7 +187,7 @@ D4RL = [
          "as it was"),
     Case("h5 nan", at("observations", 7, np.nan), r"row 7 \(observations\)", "--non-finite drop",
          is_readable_for_inspect=True),
-    Case("h5 range", at("actions", 9, 3.0), r"2?1? ?of .*row 9", r"rescale"),
+    Case("h5 range", at("actions", 9, 3.0), r"2?1? ?of .*row 9", "--env"),
     Case("h5 flag", replaced(terminals=np.full(ROWS, 0.5)), "'terminals' must be 0 or 1, row 0 holds 0.5", "store 1"),
     Case("h5 ragged", observations(lambda file: file.create_dataset(
         "observations", (ROWS,), h5py.vlen_dtype(np.float32))), "'observations' is of type object", "float32"),

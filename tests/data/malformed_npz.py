@@ -228,7 +228,7 @@ NPZ = [
     Case("ends of one half", replaced(terminals=np.full(52, 0.5)), "terminals .*row 0 holds 0.5", "store 1"),
     Case("NaN for an end", replaced(terminals=np.full(52, np.nan)), "terminals .*row 0 holds nan", "store 1"),
     Case("empty", npz(lambda a: {k: v[:0] for k, v in a.items()}), "rows", "get the file again"),
-    Case("actions outside [-1, 1]", at("actions", 7, 1.5), "row 7", "rescale"),
+    Case("actions outside [-1, 1]", at("actions", 7, 1.5), "row 7", "--env"),
     Case("NaN in a state", at("observations", 3, np.nan), r"row 3 \(observations\)", "--non-finite drop"),
     Case("infinity in an action", at("actions", 40, np.inf), r"row 40 \(actions\)", "--non-finite drop"),
     Case(
@@ -295,7 +295,7 @@ NPZ = [
     Case("cut short", cut(npz(lambda a: a), -1), "zip", AGAIN),
     Case("no bytes", cut(npz(lambda a: a), 0), "zip", AGAIN),
     Case("34 MB, NaN in the end", big_npz(rewards=np.nan), rf"row {BIG_ROWS - 2} \(rewards\)", "--non-finite drop"),
-    Case("34 MB, wide in the end", big_npz(actions=2.0), f"row {BIG_ROWS - 2}", "rescale"),
+    Case("34 MB, wide in the end", big_npz(actions=2.0), f"row {BIG_ROWS - 2}", "--env"),
     Case(
         "34 MB by columns, NaN in the end",
         big_npz(rewards=np.nan, is_fortran=True),

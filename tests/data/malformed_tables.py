@@ -186,7 +186,7 @@ TABLES = [
         "table: lists for episodes", with_column("feather", episode=[[0], [0], [1]]), "'episode'", "one number or text"
     ),
     Case("table: NaN in a reward", at("rewards", 7, np.nan), r"row 7 \(rewards\)", "--non-finite drop"),
-    Case("table: actions outside [-1, 1]", table(lambda c: c | {"actions": 4 * c["actions"]}), "actions", "rescale"),
+    Case("table: actions outside [-1, 1]", table(lambda c: c | {"actions": 4 * c["actions"]}), "actions", "--env"),
     Case("table: rows out of order", table(swapped), "row 6", "sort the table"),
     Case(
         "table: other next observations",

@@ -107,7 +107,10 @@ MALFORMED = {
     "pixels": (array(observation=np.zeros((6, 3), np.uint8)), "array 'observation' is of type uint8"),
     "half": (array(physics=PHYSICS.astype(np.float32)), "float64, which exact rewards need"),
     "other": (array(observation=np.zeros((6, 4), np.float32)), "the first episode has 3 and 2; keep one domain"),
-    "range": (number("action", 4, 1.5, 2), "1 of 5 actions lie outside [-1, 1], the first at row 4 (1.5)"),
+    "range": (
+        number("action", 4, 1.5, 2),
+        "1 of 5 actions lie outside [-1, 1], the first at row 4 (1.5 in dimension 0)",
+    ),
     "nan": (number("action", 2, np.nan, 2), "row 2 of array 'action' holds NaN"),
     "start": (number("observation", 0, np.inf, 3), "row 0 of array 'observation' holds NaN"),
     "state": (number("physics", 3, np.nan, 2), "row 3 of array 'physics' holds NaN"),

@@ -41,7 +41,7 @@ def format_of(make: Callable[[Path], Block], **row: Any) -> Format:
     def read(path: Path, reading: Reading, report: ImportReport) -> Iterator[Block]:
         yield make(path)
 
-    options = {"suffixes": (".log",), "scales_actions": True} | row
+    options = {"suffixes": (".log",)} | row
     return Format(name="log", what="a log", schema=lambda path, reading: Schema(3, 1), read=read, **options)
 
 
@@ -76,7 +76,7 @@ def test_a_format_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
 
 
 BROKEN: dict[str, tuple[dict[str, Any], str]] = {
-    "range": ({"actions": np.full((1200, 1), 2.5)}, r"1198 of 1198 actions lie outside \[-1, 1\]"),
+    "range": ({"actions": np.full((1200, 1), 2.5)}, r"1198 of 1198 actions lie outside \[-2, 2\], .* the bounds of"),
     "width": ({"actions": np.zeros((1200, 2))}, "actions have 2 dimensions, the action space has 1"),
     "masks": ({"masks": np.full(1200, 0.5, np.float32)}, "masks must be 0 .* or 1, row 0 holds 0.5"),
     "nan": ({"rewards": np.full(1200, np.nan, np.float32)}, r"1198 transitions touch NaN .* row 0 \(rewards\)"),
@@ -96,9 +96,9 @@ def test_the_task_ends_and_a_time_limit_are_two_things(tmp_path: Path) -> None:
     """Where the task ended nobody needs the next observation; where a limit cut, its transition is left out without."""
     masks = np.where(np.arange(1200) == 600, 0.0, 1.0).astype(np.float32)
     report = ImportReport()
-    row = format_of(lambda path: block(path, masks=masks), scales_actions=False)
+    row = format_of(lambda path: block(path, masks=masks))
     with pytest.raises(DatasetError, match="lie outside"):
-        list(row.rows(tmp_path, Reading(action_bounds=BOUNDS)))
+        list(row.rows(tmp_path, Reading(action_bounds=BOUNDS, actions_are="unit")))
     row = format_of(lambda path: block(path, masks=masks))
     rows = concatenate(list(row.rows(tmp_path, Reading(action_bounds=BOUNDS), report)))
     assert (report.transitions, report.trajectories, report.unfollowed_transitions) == (1199, 2, 1)

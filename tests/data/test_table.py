@@ -12,12 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from dipole_ray.data.schema import ACTION_LIMIT, Rows, concatenate
+from dipole_ray.data.sources.formats import FORMATS, dataset_kind
 from dipole_ray.data.sources.mapping import TableMapping
-from dipole_ray.data.sources.reading import ImportReport
+from dipole_ray.data.sources.reading import ImportReport, Reading
 from dipole_ray.data.sources.table import table_columns
 from dipole_ray.errors import ConfigError, DatasetError
 from tests.data.reading import read_table, table_schema
-from tests.synthetic import transition_columns, write_table
+from tests.synthetic import transition_columns, write_d4rl, write_table
 
 LENGTHS = [5, 8, 1, 12, 3]  # the second and fourth terminate, the others are cut by a time limit
 LAST = np.cumsum(LENGTHS) - 1
@@ -198,3 +199,39 @@ def test_a_file_reads_the_same_whatever_types_this_process_knows(tmp_path: Path,
     expected = rows_of(lambda values: pa.array(list(values)))
     for vectors in (pa.FixedShapeTensorArray.from_numpy_ndarray, ArrowTensorArray.from_numpy):
         assert all(np.array_equal(values, expected[name]) for name, values in rows_of(vectors).items())
+
+
+@pytest.mark.parametrize("timeouts", [True, False])
+@pytest.mark.parametrize("kind", ["parquet", "feather", "hdf5"])
+def test_ends_that_nothing_marks_are_the_same_in_every_format(tmp_path: Path, kind: str, timeouts: bool) -> None:
+    """Without timeouts, or with one forgotten, a next observation that is not the next row's shows where one ends."""
+    columns = without(columns_of_table(), "episode", *([] if timeouts else ["timeouts"]))
+    if timeouts:
+        columns["timeouts"][LAST[0]] = False
+    path, report = tmp_path / f"table.{kind}", ImportReport()
+    write = write_d4rl if kind == "hdf5" else write_table
+    rows = concatenate(list(FORMATS[dataset_kind(write(path, columns))].rows(path, Reading(), report)))
+    found = transitions(rows)
+    np.testing.assert_array_equal(found["next_observations"], columns["next_observations"])
+    np.testing.assert_array_equal(found["masks"], 1.0 - columns["terminals"])
+    assert [f"{1 if timeouts else 2} trajectories end, unmarked" in note for note in report.notes].count(True) == 1
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "feather"])
+@pytest.mark.parametrize("ends", [("terminals", "timeouts"), ("episode", "terminals"), ("terminals",)], ids="+".join)
+def test_a_next_observation_that_is_missing_on_a_last_row_is_not_needed_there(
+    tmp_path: Path, suffix: str, ends: tuple[str, ...]
+) -> None:
+    """As `groupby(episode).shift(-1)` leaves them: where the task ended it is not used, elsewhere the row closes."""
+    columns = columns_of_table()
+    following = [None if row in LAST else vector for row, vector in enumerate(columns["next_observations"])]
+    table = pa.table({"next_observations": pa.array(following, pa.list_(pa.float32()))})
+    for name in ("observations", "actions", "rewards", *ends):
+        values = columns[name]
+        table = table.append_column(name, pa.array(list(values) if values.ndim > 1 else values))
+    path = tmp_path / f"table.{suffix}"
+    pq.write_table(table, path) if suffix == "parquet" else feather.write_feather(table, str(path))
+    found = transitions(concatenate(list(FORMATS["table"].rows(path, Reading()))))
+    kept = np.setdiff1d(np.arange(sum(LENGTHS)), LAST[0::2])
+    np.testing.assert_array_equal(found["rewards"], columns["rewards"][kept])
+    np.testing.assert_array_equal(found["masks"], 1.0 - columns["terminals"][kept])

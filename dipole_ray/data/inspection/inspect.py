@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from dipole_ray.columns import Schema
-from dipole_ray.data.dataset import open_dataset
+from dipole_ray.data.dataset import open_dataset, read_manifest
 from dipole_ray.data.inspection.summary import Summary
 from dipole_ray.data.inspection.verdict import Finding, Verdict, judge
 from dipole_ray.data.quarantine import restore_hint
 from dipole_ray.data.schema import Rows, validate_rows
+from dipole_ray.data.sources.actions import range_warnings, scale_of_dataset
 from dipole_ray.data.sources.formats import FORMATS, dataset_kind
 from dipole_ray.data.sources.reading import ImportReport, Reading
 from dipole_ray.errors import ConfigError, DatasetError, NonFiniteError
@@ -63,6 +64,9 @@ def inspect_dataset(
         what = "the data holds no rewards of a task, so returns and masks are not judged"
         findings.append(Finding("info", what, path.name, "name a task with --env, here and when importing"))
     if summary.num_transitions:
+        if row is None:
+            scale, stored = scale_of_dataset(read_manifest(path).source), summary.ranges["actions"]
+            report.warnings += range_warnings(scale, reading.action_bounds, stored)
         findings += judge(summary, report, has_rewards=labelled)
         found = Schema(*(len(summary.ranges[name][0]) for name in ("observations", "actions")))
         if expected is not None and expected != found:

@@ -102,7 +102,10 @@ def _numbers(summary: Summary, report: ImportReport) -> Iterator[Finding]:
         remedy = "map them if they mean something here (--map); 'dipole data columns' shows all"
         yield _info(f"nothing reads {len(report.unread)} columns or arrays", shown, remedy)
     for warning in report.warnings:
-        yield Finding.from_message("warning", f"order of the rows: {warning}")
+        yield Finding.from_message("warning", f"whole dataset: {warning}")
+    if report.clipped_transitions:
+        what = f"{report.clipped_transitions} transitions have an action outside its bounds, and are clipped to them"
+        yield _info(what, "actions", "harmless if it is noise; otherwise name their environment with --env")
     for note in report.notes:
         yield _info(note, "whole dataset", "check that this is what was recorded")
     low, high = summary.ranges["observations"]
@@ -125,7 +128,7 @@ def _actions(summary: Summary) -> Iterator[Finding]:
     largest = float(np.abs([low, high]).max())
     if largest < 0.1 and len(constant) < len(low):
         what, where = f"no action is larger than {largest:.3g}", "actions"
-        yield _warning(what, where, "rescale the actions so that the environment's limits are -1 and 1")
+        yield _warning(what, where, "check that their environment's bounds are -1 and 1 here (import with --env)")
 
 
 def _duplicates(summary: Summary) -> Iterator[Finding]:

@@ -121,5 +121,6 @@ class Continuity:
     @staticmethod
     def _piece(rows: Arrays, row: int, first_row: int) -> _Piece:
         following = rows["next_observations"][row] if "next_observations" in rows else None
+        following = None if following is None or np.isnan(following).all() else following
         time = float(rows["times"][row]) if "times" in rows else None
         return _Piece(first_row + row, time, following, bool(rows["flagged"][row]))

@@ -9,15 +9,16 @@ environment's: the file has none. Everything under infos/ and metadata/ is ignor
 """
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from dipole_ray.columns import Schema
-from dipole_ray.data.sources.guarantees import check_counts, is_followed, to_float32
+from dipole_ray.data.sources.guarantees import check_counts, mark_unfollowed
 from dipole_ray.data.sources.hdf5 import Array, Group, child, child_names, open_hdf5, read_flags, slice_rows
 from dipole_ray.data.sources.npz import check_expansion
-from dipole_ray.data.sources.reading import Block, ImportReport, Reading, bad_array
+from dipole_ray.data.sources.reading import Block, ImportReport, Reading, bad_array, to_float, to_float32
 from dipole_ray.errors import DatasetError
 
 _REQUIRED = ("observations", "actions", "rewards", "terminals")
@@ -42,9 +43,9 @@ def read(path: Path, reading: Reading, report: ImportReport) -> Iterator[Block]:
         start = 0
         while start < len(ends):
             stop = int(last_rows[np.searchsorted(last_rows, min(start + step, len(ends)) - 1)]) + 1
-            columns = {name: to_float32(array.read(start, stop)) for name, array in arrays.items()}
-            columns["rewards"] = columns["rewards"].reshape(-1)
-            columns |= {"masks": 1 - columns["terminals"].reshape(-1), "ends": ends[start:stop]}
+            columns = {name: to_float(array.read(start, stop)) for name, array in arrays.items()}
+            columns["rewards"] = to_float32(columns["rewards"].reshape(-1))
+            columns |= {"masks": 1 - to_float32(columns["terminals"].reshape(-1)), "ends": ends[start:stop]}
             yield Block(path=path, columns=columns, first_row=start)
             start = stop
 
@@ -72,13 +73,7 @@ def _trajectory_ends(arrays: dict[str, Array], limit: int | None, path: Path, re
     timeouts = read_flags(arrays["timeouts"], "timeouts", path) if "timeouts" in arrays else np.zeros_like(terminals)
     ends: np.ndarray = terminals | timeouts
     if "next_observations" in arrays:
-        unfollowed = _unfollowed(arrays) & ~ends
-        if unfollowed.any():
-            report.notes.append(
-                f"{int(unfollowed.sum())} trajectories end, unmarked, where next_observations is not the next row's "
-                f"observation, the first at row {np.flatnonzero(unfollowed)[0]}"
-            )
-        ends |= unfollowed
+        _mark_unfollowed(arrays, ends, path, report)
     elif not timeouts.any():
         if limit is not None:
             start = 0
@@ -97,12 +92,11 @@ def _trajectory_ends(arrays: dict[str, Array], limit: int | None, path: Path, re
     return ends
 
 
-def _unfollowed(arrays: dict[str, Array]) -> np.ndarray:
-    """Return (N,) bool: rows whose next observation is not the observation of the next row."""
+def _mark_unfollowed(arrays: dict[str, Array], ends: np.ndarray, path: Path, report: ImportReport) -> None:
+    mark = partial(mark_unfollowed, report=report, has_timeouts="timeouts" in arrays, path=path)
     observations, following = arrays["observations"], arrays["next_observations"]
-    found, step = np.zeros(observations.shape[0], bool), slice_rows(arrays.values())
-    for start in range(0, len(found) - 1, step):
-        stop = min(start + step, len(found) - 1)
-        states = to_float32(observations.read(start + 1, stop + 1))
-        found[start:stop] = ~is_followed(to_float32(following.read(start, stop)), states)
-    return found
+    step = slice_rows(arrays.values())
+    for start in range(0, len(ends) - 1, step):
+        stop = min(start + step, len(ends) - 1)
+        after, states = following.read(start, stop), observations.read(start + 1, stop + 1)
+        mark(ends[start:stop], to_float(after), to_float(states), first_row=start)

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from dipole_ray.columns import Schema
-from dipole_ray.data.sources.guarantees import finite_rows, to_float32
+from dipole_ray.data.sources.guarantees import finite_rows
 from dipole_ray.data.sources.npz import ArrayHeader, read_headers, stream_arrays
-from dipole_ray.data.sources.reading import Arrays, Block, ImportReport, Reading, bad_array
+from dipole_ray.data.sources.reading import Arrays, Block, ImportReport, Reading, bad_array, to_float, to_float32
 from dipole_ray.errors import DatasetError
 
 BUFFER = "buffer"
@@ -127,7 +127,7 @@ def _episodes(
         report.notes.append(f"the episodes of {len(folders)} folders are joined: {', '.join(map(str, folders))}")
     for file, labels in zip(files, rewards, strict=True):
         arrays = read_arrays(file, ("observation", "action"))
-        observations, actions = map(to_float32, arrays.values())
+        observations, actions = map(to_float, arrays.values())
         steps = len(observations) - 1
         dims = dims or (observations.shape[1], actions.shape[1])
         if (observations.shape[1], actions.shape[1]) != dims:

@@ -13,7 +13,9 @@ from dipole_ray.columns import Schema
 from dipole_ray.data.dataset import MANIFEST
 from dipole_ray.data.schema import Rows
 from dipole_ray.data.sources import d4rl, exorl, hdf5, lerobot, minari, ogbench, table, table_files
-from dipole_ray.data.sources.guarantees import enforce, scale_note
+from dipole_ray.data.sources.actions import ActionScale, known_bounds, range_warnings
+from dipole_ray.data.sources.guarantees import enforce
+from dipole_ray.data.sources.narrowing import Narrowing
 from dipole_ray.data.sources.npz import read_headers
 from dipole_ray.data.sources.reading import ActionBounds, Block, Contents, ImportReport, Reading
 from dipole_ray.errors import DatasetError
@@ -37,14 +39,14 @@ class Format:
     read: Callable[[Path, Reading, ImportReport], Iterator[Block]]  # gives the trajectories as they are found there
     takes: frozenset[str] = frozenset()  # fields of `Reading` that choose something here and not in every format
     has_rewards: Callable[[Path], bool] = lambda path: True  # otherwise a task's `relabel` or `labels` give them
-    scales_actions: bool = False  # whether actions are scaled to [-1, 1] from bounds; otherwise they must lie there
-    own_bounds: Callable[[Path], ActionBounds | None] = lambda path: None  # the data's own; None: the environment's
+    own_bounds: Callable[[Path], ActionBounds | None] = lambda path: None  # of its actions; None: the environment's
     recorded_bounds: Callable[[Path], ActionBounds | None] = lambda path: None  # the range, where nobody says
+    is_unit: bool = False  # whether its actions are recorded in [-1, 1], whatever the environment's bounds
     is_joined: bool = False  # whether it is read in single episodes, some of which are handed on together
     is_converted: bool = True  # whether a run takes it as it is; otherwise it needs choices that only an import offers
     environment: str | None = "the environment of this data"  # what a run's env.id must name; None: labelling finds out
     remembered: Callable[[Path], str] = str  # what a dataset made from it says of where it came from
-    choices: Callable[[Path, Reading], dict[str, Any]] = lambda path, reading: {}  # what it says of how it was read
+    own_choices: Callable[[Path, Reading], dict[str, Any]] = lambda path, reading: {}  # what it says of how it was read
 
     def rows(self, path: Path, reading: Reading, report: ImportReport | None = None) -> Iterator[Rows]:
         """Return the rows of whole trajectories, with all guarantees of the schema.
@@ -54,16 +56,32 @@ class Format:
         Raises:
             DatasetError: If the data is malformed or lacks something; says where, what was found and what to do.
         """
-        report, bounds = report or ImportReport(), None
-        if self.scales_actions:
-            own = self.own_bounds(path)
-            bounds = reading.action_bounds if own is None else own
-            owner = "the environment's actions" if own is None else "the action space"
-            if bounds is None:
-                bounds, owner = self.recorded_bounds(path), "the recorded actions (--env gives the environment's)"
-            report.notes += scale_note(bounds, owner)
+        report, scale = report or ImportReport(), self.action_scale(path, reading)
+        report.notes += scale.notes()
         blocks = self.read(path, reading, report)
-        return enforce(blocks, bounds, drop=reading.non_finite == "drop", join=self.is_joined, report=report)
+        narrowing = Narrowing(reading.offset)
+        yield from enforce(
+            blocks, scale, narrowing, drop=reading.non_finite == "drop", join=self.is_joined, report=report
+        )
+        report.warnings += range_warnings(scale, reading.action_bounds, report.action_range)
+
+    def action_scale(self, path: Path, reading: Reading) -> ActionScale:
+        """Return what becomes of recorded actions: the environment's bounds become -1 and 1, in every format."""
+        if self.is_unit or reading.actions_are == "unit":
+            return ActionScale(is_unit=True, clips=reading.clip_actions)
+        own = known_bounds(self.own_bounds(path))
+        bounds = known_bounds(own, reading.action_bounds)
+        owner = "the environment's actions" if own is None else "the action space"
+        if bounds is None:
+            bounds, owner = self.recorded_bounds(path), "the recorded actions (--env gives the environment's)"
+        return ActionScale(bounds=bounds, owner=owner, clips=reading.clip_actions)
+
+    def choices(self, path: Path, reading: Reading) -> dict[str, Any]:
+        """Return what a dataset made of this data says of how it was read."""
+        said = {"action_bounds": self.action_scale(path, reading).to_json()}
+        said |= {"clip_actions": True} if reading.clip_actions else {}
+        said |= {"offset": dict(reading.offset)} if reading.offset else {}
+        return self.own_choices(path, reading) | said
 
     def is_rewarded(self, path: Path, reading: Reading) -> bool:
         """Return whether the rewards that would be read mean anything."""
@@ -87,7 +105,7 @@ FORMATS = {
             read=table.read,
             takes=frozenset({"mapping"}),
             is_converted=False,
-            choices=lambda path, reading: {"mapping": table.mapping_of(path, reading).to_json()},
+            own_choices=lambda path, reading: {"mapping": table.mapping_of(path, reading).to_json()},
             remembered=lambda path: path.name,
         ),
         Format(
@@ -100,10 +118,9 @@ FORMATS = {
             schema=lerobot.schema,
             read=lerobot.read,
             takes=frozenset({"mapping"}),
-            scales_actions=True,
             recorded_bounds=lerobot.action_bounds,
             is_converted=False,
-            choices=lambda _, reading: {"mapping": reading.mapping.to_json()} if reading.mapping else {},
+            own_choices=lambda _, reading: {"mapping": reading.mapping.to_json()} if reading.mapping else {},
         ),
         Format(
             name="ogbench",
@@ -126,10 +143,9 @@ FORMATS = {
             schema=minari.schema,
             read=minari.read,
             takes=frozenset({"observations"}),
-            scales_actions=True,
             own_bounds=minari.action_bounds,
             is_joined=True,
-            choices=lambda _, reading: (
+            own_choices=lambda _, reading: (
                 {"mapping": {"observations": [*reading.observations]}} if reading.observations else {}
             ),
         ),
@@ -142,8 +158,7 @@ FORMATS = {
             schema=d4rl.schema,
             read=d4rl.read,
             takes=frozenset({"max_episode_steps"}),
-            scales_actions=True,
-            choices=lambda _, reading: {"max_episode_steps": reading.max_episode_steps},
+            own_choices=lambda _, reading: {"max_episode_steps": reading.max_episode_steps},
         ),
         Format(
             name="exorl",
@@ -154,6 +169,7 @@ FORMATS = {
             schema=exorl.schema,
             read=exorl.read,
             takes=frozenset({"labels"}),
+            is_unit=True,  # ExORL collected with scaled actions
             has_rewards=lambda path: False,
             is_joined=True,
             environment="a task of the data's domain",

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dipole_ray.data.schema import ACTION_LIMIT, ACTION_TOLERANCE, Rows, build_rows, concatenate
-from dipole_ray.data.sources.reading import DAMAGED, ActionBounds, Arrays, Block, ImportReport
+from dipole_ray.data.schema import Rows, build_rows, concatenate
+from dipole_ray.data.sources.actions import ActionScale
+from dipole_ray.data.sources.narrowing import Narrowing
+from dipole_ray.data.sources.reading import DAMAGED, Arrays, Block, ImportReport
 from dipole_ray.errors import DatasetError
 
 CHUNK_ROWS = 10_000  # rows of short episodes that are handed on together
@@ -19,17 +21,17 @@ MAX_NAMED = 10  # rows with non-finite numbers that a report names one by one
 
 
 def enforce(
-    blocks: Iterable[Block], bounds: ActionBounds | None, *, drop: bool, join: bool, report: ImportReport
+    blocks: Iterable[Block], scale: ActionScale, narrowing: Narrowing, *, drop: bool, join: bool, report: ImportReport
 ) -> Iterator[Rows]:
     """Yield the rows of the trajectories that a reader found, and count what happened.
 
-    `bounds` become -1 and 1 in the actions; None: they are there already. `drop` leaves transitions with a NaN or
+    `scale` brings the actions to [-1, 1], `narrowing` observations to float32. `drop` leaves transitions with a NaN or
     infinity out instead of refusing them; `join` hands several blocks on together, where they are single episodes.
     """
     held: list[Rows] = []
     path = Path()
     for block in _whole_trajectories(blocks, report):
-        path, rows = block.path, _finish(block, bounds, drop, report)
+        path, rows = block.path, _finish(_narrowed(block, narrowing), scale, drop, report)
         if rows is not None:
             held.append(rows)
         if held and (not join or sum(len(piece["remaining"]) for piece in held) >= CHUNK_ROWS):
@@ -37,7 +39,15 @@ def enforce(
             held = []
     if held:
         yield concatenate(held)
+    narrowing.report(report)
     _judge_losses(path, report)
+
+
+def _narrowed(block: Block, narrowing: Narrowing) -> Block:
+    names = [name for name in ("observations", "next_observations") if name in block.columns]
+    if not block.is_closed and "next_observations" in names:
+        _check_following(block)
+    return replace(block, columns={**block.columns, **{name: narrowing.narrow(block.columns[name]) for name in names}})
 
 
 def _judge_losses(path: Path, report: ImportReport) -> None:
@@ -48,6 +58,11 @@ def _judge_losses(path: Path, report: ImportReport) -> None:
             f"{path}: {report.share(lost)} would be lost, because each ends a trajectory ('episode', 'terminals' or "
             "'timeouts') and nothing says what it led to; store or map next_observations, sort the rows by episode "
             "and time, or check what ends trajectories"
+        )
+    if report.unmarked_ends:
+        report.notes.append(
+            f"{report.unmarked_ends} trajectories end, unmarked, where next_observations is not the next row's "
+            f"observation, the first at row {report.first_unmarked}"
         )
     if 2 * report.short_pieces > report.trajectories > 1:
         report.warnings.append(
@@ -93,16 +108,14 @@ def _joined(blocks: list[Block]) -> Block:
     return replace(blocks[0], columns=concatenate([block.columns for block in blocks]))
 
 
-def _finish(block: Block, bounds: ActionBounds | None, drop: bool, report: ImportReport) -> Rows | None:
+def _finish(block: Block, scale: ActionScale, drop: bool, report: ImportReport) -> Rows | None:
     """Return the rows of a block, or None if no transition is left."""
-    columns = {**block.columns, "actions": _scaled(block.columns["actions"], bounds, block.path)}
+    columns = {**block.columns, "actions": scale.stored(block.columns["actions"], block.path)}
     numbers = block.first_row + np.arange(len(columns["ends"]))
     times = columns.pop("times", None)
     if times is not None:
         _check_times(times, columns["ends"], block, report)
     if not block.is_closed:
-        if "next_observations" in columns:
-            _check_following(block)
         order, columns = _closed(columns, report)
         numbers = numbers[order]
     kept, masks = ~columns["ends"], columns["masks"]
@@ -120,7 +133,8 @@ def _finish(block: Block, bounds: ActionBounds | None, drop: bool, report: Impor
         row = fractional[0]
         found = f"masks must be 0 (the task ended) or 1, row {numbers[row]} holds {masks[row]}"
         raise DatasetError(f"{block.path}: {found}; store 1 - terminated as the mask")
-    check_actions(columns["actions"][kept], numbers[kept], block.path)
+    actions = np.zeros_like(columns["actions"])
+    actions[kept] = scale.finish(columns["actions"][kept], numbers[kept], block.path, report)
     # A kept transition needs the row after it as its next observation: that row closes the piece unless it is kept too.
     used = kept | np.append(False, kept[:-1])
     report.transitions += int(kept.sum())
@@ -129,8 +143,7 @@ def _finish(block: Block, bounds: ActionBounds | None, drop: bool, report: Impor
     report.short_pieces += int((alone & (masks != 0)).sum())
     if not kept.any():
         return None
-    actions = np.clip(columns["actions"][used], -ACTION_LIMIT, ACTION_LIMIT)
-    return build_rows(columns["observations"][used], actions, columns["rewards"][used], masks[used], ~kept[used])
+    return build_rows(columns["observations"][used], actions[used], columns["rewards"][used], masks[used], ~kept[used])
 
 
 def _closed(columns: Arrays, report: ImportReport) -> tuple[np.ndarray, Arrays]:
@@ -140,19 +153,50 @@ def _closed(columns: Arrays, report: ImportReport) -> tuple[np.ndarray, Arrays]:
     then its next observation is never used.
     """
     ends, following = columns["ends"], columns.get("next_observations")
-    is_added = ends & (True if following is not None else columns["masks"] == 0)
+    is_added = ends & (columns["masks"] == 0)
+    if following is not None:
+        is_absent = np.asarray(np.isnan(following).all(axis=1))
+        is_added = ends & (~is_absent | is_added)
+        following = np.where(is_absent[:, None], columns["observations"], following)
+        columns = {**columns, "next_observations": following}
     order = np.repeat(np.arange(len(ends)), 1 + is_added)
     is_copy = np.append(False, order[1:] == order[:-1])
     report.unfollowed_transitions += int((ends & ~is_added).sum())
     closed = {name: values[order] for name, values in columns.items()}
     if following is not None:
-        closed["observations"][is_copy] = following[ends]
+        closed["observations"][is_copy] = following[is_added]
     return order, {**closed, "ends": is_copy | (ends & ~is_added)[order]}
 
 
 def is_followed(following: np.ndarray, states: np.ndarray) -> np.ndarray:
     """Return (N,) bool: whether a next observation, (N, O), is the observation of the next row, (N, O)."""
     return np.asarray(np.isclose(following, states, rtol=1e-5, atol=1e-6, equal_nan=True).all(axis=1))
+
+
+def mark_unfollowed(
+    ends: np.ndarray,
+    following: np.ndarray,
+    states: np.ndarray,
+    report: ImportReport,
+    *,
+    first_row: int,
+    has_timeouts: bool,
+    path: Path,
+) -> None:
+    """Mark in `ends` (N,), in place, and count the rows whose next observation, (N, O), is not the next row's.
+
+    The one rule for ends that nothing marks, of whatever format; where episodes are named, such a row is an error, and
+    where time limits are marked, most rows cannot be such.
+    """
+    unmarked = np.flatnonzero(~ends & ~is_followed(following, states))
+    if has_timeouts and 2 * len(unmarked) > len(ends) > 1:
+        found = f"{len(unmarked)} of {len(ends)} next observations differ from the next row's observation"
+        row = first_row + int(unmarked[0])
+        raise DatasetError(f"{path}: {found}, the first at row {row}; sort the rows by episode and time")
+    if len(unmarked) and not report.unmarked_ends:
+        report.first_unmarked = first_row + int(unmarked[0])
+    report.unmarked_ends += len(unmarked)
+    ends[unmarked] = True
 
 
 def _check_following(block: Block) -> None:
@@ -186,42 +230,6 @@ def _check_times(times: np.ndarray, ends: np.ndarray, block: Block, report: Impo
     report.time_gaps += len(gaps)
 
 
-def _scaled(actions: np.ndarray, bounds: ActionBounds | None, path: Path) -> np.ndarray:
-    """Return `actions` (N, A) as float32, with `bounds` at -1 and 1; as they are where no bounds are known."""
-    if bounds is None or _is_unit(bounds):
-        return to_float32(actions)
-    low, high = bounds
-    if len(low) != actions.shape[1]:
-        found = f"actions have {actions.shape[1]} dimensions, the action space has {len(low)}"
-        raise DatasetError(f"{path}: {found}; it is damaged, or of another environment than the one named")
-    return to_float32((actions.astype(np.float64) - (low + high) / 2) / ((high - low) / 2))
-
-
-def scale_note(bounds: ActionBounds | None, owner: str) -> list[str]:
-    """Return what is to be said of the scaling of actions: nothing if their bounds, `owner`'s, are -1 and 1."""
-    if bounds is None:
-        return ["nothing says the bounds of the actions: they are taken as lying in [-1, 1] already"]
-    if _is_unit(bounds):
-        return []
-    low, high = (", ".join(f"{value:g}" for value in bound[:8]) for bound in bounds)
-    return [f"actions were scaled to [-1, 1] from [{low}] ... [{high}], the bounds of {owner}"]
-
-
-def _is_unit(bounds: ActionBounds) -> bool:
-    return bool((bounds[0] == -1).all() and (bounds[1] == 1).all())
-
-
-def check_actions(actions: np.ndarray, row_numbers: np.ndarray, path: Path) -> None:
-    """Raise DatasetError if an action lies outside [-1, 1] by more than rounding; says how many and where."""
-    outside = np.flatnonzero((np.abs(actions) > 1.0 + ACTION_TOLERANCE).any(axis=1))
-    if len(outside):
-        action = actions[outside[0]]
-        raise DatasetError(
-            f"{path}: {len(outside)} of {len(actions)} actions lie outside [-1, 1], the first at row "
-            f"{row_numbers[outside[0]]} ({action[np.abs(action).argmax()]:.6g}); rescale the actions to [-1, 1]"
-        )
-
-
 def check_flags(
     values: np.ndarray, name: str, path: Path, first_row: int = 0, where: str = "where the task or the trajectory ends"
 ) -> None:
@@ -240,12 +248,6 @@ def check_counts(counts: dict[str, int], path: Path, remedy: str = "get the file
         raise DatasetError(f"{path}: arrays differ in their number of rows ({found}); {DAMAGED}")
     if not any(counts.values()):
         raise DatasetError(f"{path}: holds no rows; {remedy}")
-
-
-def to_float32(values: np.ndarray) -> np.ndarray:
-    """Return float32, without a copy where it is that already; what does not fit becomes infinite, and is found so."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        return values.astype(np.float32, copy=False)
 
 
 def finite_rows(values: np.ndarray) -> np.ndarray:

@@ -93,7 +93,7 @@ class TableMapping:
     @property
     def infers_boundaries(self) -> bool:
         """Whether trajectories end, unmarked, where the next observation is not the next row's."""
-        return bool(self.next_observations) and not (self.timeouts or self.episode)
+        return bool(self.next_observations) and not self.episode
 
     @classmethod
     def from_pairs(cls, pairs: Sequence[str]) -> TableMapping:

@@ -15,9 +15,18 @@ from typing import Any
 import numpy as np
 
 from dipole_ray.columns import Schema
-from dipole_ray.data.sources.guarantees import check_flags, to_float32
+from dipole_ray.data.sources.guarantees import check_flags
 from dipole_ray.data.sources.minari_storage import MAIN_FILE, STEPS, arrow_episodes, hdf5_episodes
-from dipole_ray.data.sources.reading import ActionBounds, Arrays, Block, ImportReport, Reading, bad_array
+from dipole_ray.data.sources.reading import (
+    ActionBounds,
+    Arrays,
+    Block,
+    ImportReport,
+    Reading,
+    bad_array,
+    to_float,
+    to_float32,
+)
 from dipole_ray.errors import ConfigError, DatasetError
 from dipole_ray.files.durable import read_json
 
@@ -63,7 +72,7 @@ def read(path: Path, reading: Reading, report: ImportReport) -> Iterator[Block]:
     dims: tuple[int, int] | None = None
     for where, name, arrays in _episodes(path, reading.observations):
         dims = _checked_dims(where, arrays, dims)
-        observations = to_float32(arrays["observations"])
+        observations = to_float(arrays["observations"])
         terminations = arrays["terminations"].reshape(-1) != 0
         ends = terminations | (arrays["truncations"].reshape(-1) != 0)
         ends[-1] = True
@@ -113,7 +122,7 @@ def _find(path: Path) -> Path | None:
 
 
 def action_bounds(path: Path) -> ActionBounds | None:
-    """Return the bounds of the dataset's action space; None if they are not known or not finite."""
+    """Return the bounds of the dataset's action space, infinite where there are none; None if they are not known."""
     return _metadata(_folder(path))[2]
 
 
@@ -154,10 +163,10 @@ def _metadata(folder: Path) -> tuple[str, int | None, ActionBounds | None]:
 
 
 def _bounds(space: dict[str, Any]) -> ActionBounds | None:
-    """Return the bounds of a Box if they are finite."""
+    """Return the bounds of a Box."""
     if space["type"] != "Box":
         return None  # the reader of the actions says what they are
     low, high = (np.asarray(space[name], np.float64).reshape(-1) for name in ("low", "high"))
-    if low.shape != high.shape or not (low < high).all():
+    if low.shape != high.shape or not (low <= high).all():
         raise ValueError("the bounds of the action space do not fit together")
-    return (low, high) if np.isfinite([low, high]).all() else None
+    return low, high

@@ -11,10 +11,19 @@ from pathlib import Path
 import numpy as np
 
 from dipole_ray.columns import Schema
-from dipole_ray.data.sources.guarantees import check_actions, check_counts, check_flags, to_float32
+from dipole_ray.data.sources.guarantees import check_counts, check_flags
 from dipole_ray.data.sources.mapping import USUAL
 from dipole_ray.data.sources.npz import ArrayHeader, read_headers, stream_arrays
-from dipole_ray.data.sources.reading import Arrays, Block, ImportReport, Reading, Relabel, bad_array
+from dipole_ray.data.sources.reading import (
+    Arrays,
+    Block,
+    ImportReport,
+    Reading,
+    Relabel,
+    bad_array,
+    to_float,
+    to_float32,
+)
 from dipole_ray.errors import DatasetError
 
 _REQUIRED = ("observations", "actions", "terminals")
@@ -71,6 +80,7 @@ def _no_rewards(arrays: Arrays) -> tuple[np.ndarray, np.ndarray]:
 
 def _block(arrays: Arrays, relabel: Relabel | None, path: Path, first_row: int) -> Block:
     count = len(arrays["terminals"])
+    observations = to_float(arrays["observations"])
     arrays = arrays | {name: to_float32(arrays[name]) for name in _REQUIRED}
     sources: Arrays = {}
     if relabel is None:
@@ -86,7 +96,7 @@ def _block(arrays: Arrays, relabel: Relabel | None, path: Path, first_row: int) 
     if rewards.shape != (count,) or masks.shape != (count,):
         found = f"rewards {rewards.shape} and masks {masks.shape} must be one number a row, ({count},)"
         raise DatasetError(f"{path}: {found}; flatten them or name the task with --env")
-    columns = {name: arrays[name] for name in ("observations", "actions")}
+    columns = {"observations": observations, "actions": arrays["actions"]}
     columns |= {"rewards": to_float32(rewards), "masks": to_float32(masks), "ends": arrays["terminals"] != 0}
     return Block(path=path, columns=columns | sources, is_closed=True, first_row=first_row)
 
@@ -117,13 +127,9 @@ def _checked_headers(path: Path) -> dict[str, ArrayHeader]:
 
 
 def _check_boundaries(path: Path, headers: dict[str, ArrayHeader]) -> None:
-    """Check trajectory ends and the action range over the whole file, before anything is handed on."""
-    # NaN and infinity are found, and refused or dropped, where the rows are read.
-    parts = [
-        (chunk["terminals"], np.nan_to_num(np.abs(chunk["actions"]), nan=0.0, posinf=0.0).max(axis=1))
-        for chunk in stream_arrays(path, headers, ["terminals", "actions"])
-    ]
-    terminals, magnitudes = map(np.concatenate, zip(*parts, strict=True))
+    """Check trajectory ends over the whole file, before anything is handed on."""
+    chunks = stream_arrays(path, headers, ["terminals"])
+    terminals = np.concatenate([chunk["terminals"] for chunk in chunks])
     check_flags(terminals, "terminals", path, where="on the last row of each trajectory")
     if not terminals.any():
         remedy = "set terminals to 1 on the last row of each trajectory"
@@ -137,5 +143,3 @@ def _check_boundaries(path: Path, headers: dict[str, ArrayHeader]) -> None:
     if terminals.all():
         remedy = "terminals mark only the last row of a trajectory"
         raise DatasetError(f"{path}: every row is terminal, so there is no transition; {remedy}")
-    moving = np.flatnonzero(terminals == 0)
-    check_actions(magnitudes[moving, None], moving, path)

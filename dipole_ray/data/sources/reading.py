@@ -31,7 +31,11 @@ class Reading:
     labels: Labels | None = None  # for ExORL's episodes
     observations: Sequence[str] = ()  # for Minari: entries of dict observations to join, in order; `a/b` is one inside
     max_episode_steps: int | None = None  # for D4RL files without timeouts: the environment's time limit
-    action_bounds: ActionBounds | None = None  # of the environment, for D4RL's and Minari's data without such
+    action_bounds: ActionBounds | None = None  # of the environment's actions, which become -1 and 1
+    # What recorded actions are: the environment's own, or scaled to [-1, 1] already.
+    actions_are: Literal["environment", "unit"] = "environment"
+    offset: tuple[tuple[int, float], ...] = ()  # dimensions of observations, and what is subtracted from them
+    clip_actions: bool = False  # bring actions outside the bounds to them, and count, instead of refusing them
     non_finite: Literal["refuse", "drop"] = "refuse"  # `drop` leaves transitions out, which splits their trajectory
     needs_rewards: bool = True  # whether data that nobody rewards is refused; otherwise its rewards are 0
 
@@ -46,12 +50,16 @@ class ImportReport:
     dropped_transitions: int = 0  # transitions dropped because they touch a NaN or infinity
     non_finite: list[str] = field(default_factory=list)  # where the first of their numbers stand: `row 7 (rewards)`
     unfollowed_transitions: int = 0  # left out, because the original does not hold the observation that they led to
+    unmarked_ends: int = 0  # of trajectories, by a next observation that is not the next row's
+    first_unmarked: int = 0  # row of the first of them
     short_pieces: int = 0  # trajectories of one transition with which the task did not end
     time_gaps: int = 0  # transitions over which the time rises far more than usual
     first_gap: str = ""
     returning_episodes: int = 0  # pieces of episodes that come after rows of others
     first_return: str = ""
     warnings: list[str] = field(default_factory=list)  # what is likely to be wrong, a clause with its remedy each
+    clipped_transitions: int = 0  # whose action was outside the bounds, and was brought to them
+    action_range: ActionBounds | None = None  # least and greatest scaled actions, (A,) each, before they were clipped
     notes: list[str] = field(default_factory=list)  # what else was decided, a clause each
 
     columns: list[str] = field(default_factory=list)  # columns or arrays that are read, `rewards = r`
@@ -75,12 +83,12 @@ class ImportReport:
 class Block:
     """Consecutive rows as a reader found them, by column; a trajectory may go on in the next block.
 
-    observations       float32 (N, O)
+    observations       (N, O), float64 where the original is wider than float32
     actions            (N, A), not yet brought to [-1, 1]
     rewards            float32 (N,)
     masks              float32 (N,), 0 where the task ended
     ends               bool (N,), the last row of each trajectory; that of the data is one anyway
-    next_observations  float32 (N, O), where the original has them
+    next_observations  (N, O), where the original has them; a row of NaN: not this one
     times              (N,), where the original has them: they must not fall inside a trajectory, and are not stored
     others             (N, ...), of numbers that must be finite but are not stored
     """
@@ -90,6 +98,18 @@ class Block:
     is_closed: bool = False  # whether the last row of a trajectory holds only its last observation
     first_row: int = 0  # number of the first row in the original, for messages
     place: str = ""  # what the rows are counted in, such as `episode_7`; empty where that is the whole original
+
+
+def to_float32(values: np.ndarray) -> np.ndarray:
+    """Return float32, without a copy where it is that already; what does not fit becomes infinite, and is found so."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return values.astype(np.float32, copy=False)
+
+
+def to_float(values: np.ndarray) -> np.ndarray:
+    """Return float64 where float32 could not hold the numbers of this type, else float32."""
+    is_wide = values.dtype.kind in "fiu" and values.dtype.itemsize > (4 if values.dtype.kind == "f" else 2)
+    return values.astype(np.float64, copy=False) if is_wide else to_float32(values)
 
 
 def bad_array(path: Path | str, name: str, found: str, remedy: str) -> DatasetError:

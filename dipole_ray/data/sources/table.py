@@ -16,9 +16,9 @@ import pyarrow as pa
 from dipole_ray.columns import Schema
 from dipole_ray.data.schema import concatenate
 from dipole_ray.data.sources.continuity import Continuity
-from dipole_ray.data.sources.guarantees import check_flags, is_followed, to_float32
+from dipole_ray.data.sources.guarantees import check_flags, mark_unfollowed
 from dipole_ray.data.sources.mapping import USUAL, TableMapping
-from dipole_ray.data.sources.reading import Arrays, Block, ImportReport, Reading
+from dipole_ray.data.sources.reading import Arrays, Block, ImportReport, Reading, to_float, to_float32
 from dipole_ray.data.sources.table_files import is_list, read_batches, table_files, table_schema
 from dipole_ray.errors import DatasetError
 
@@ -83,7 +83,7 @@ def read_rows(path: Path, batches: Batches, mapping: TableMapping, report: Impor
             what = f"vectors change their length near row {first_row}"
             raise DatasetError(f"{path}: {what}; import tables of different environments one by one")
         rows = concatenate([last, rows]) if last else rows
-        _mark_ends(rows, mapping)
+        _mark_ends(rows, mapping, path, report)
         if last and source != file:
             order.join(rows, report.rows_read, file, source)
         order.follow(rows, report.rows_read)
@@ -100,26 +100,30 @@ def _block(path: Path, rows: Arrays, first_row: int) -> Block:
     return Block(path=path, columns=columns, first_row=first_row)
 
 
-def _mark_ends(rows: Arrays, mapping: TableMapping) -> None:
+def _mark_ends(rows: Arrays, mapping: TableMapping, path: Path, report: ImportReport) -> None:
     """Mark, in place, the rows after which another trajectory begins."""
     if mapping.episode is not None:
         rows["ends"][:-1] |= rows["episode"][1:] != rows["episode"][:-1]
     elif mapping.infers_boundaries:
-        rows["ends"][:-1] |= ~is_followed(rows["next_observations"][:-1], rows["observations"][1:])
+        following, states = rows["next_observations"][:-1], rows["observations"][1:]
+        ends, has_timeouts, row = rows["ends"][:-1], mapping.timeouts is not None, report.rows_read
+        mark_unfollowed(ends, following, states, report, first_row=row, has_timeouts=has_timeouts, path=path)
 
 
 def _batch_arrays(batch: pa.RecordBatch, mapping: TableMapping, path: Path, first_row: int) -> Arrays:
     columns = mapping.resolve(batch.schema.names, path)
-    vectors = [name for name in ("observations", "actions", "next_observations") if name in columns]
+    vectors = ("observations", "actions")
     arrays: Arrays = {name: column_matrix(batch, columns[name], path, first_row) for name in vectors}
-    following = arrays.pop("next_observations", arrays["observations"])
+    following = arrays["observations"]
+    if "next_observations" in columns:
+        following = _following(batch, columns["next_observations"], path, first_row, following.shape[1])
     if following.shape != arrays["observations"].shape:
         after, width = following.shape[1], arrays["observations"].shape[1]
         what = f"next_observations have {after} dimensions, observations {width}"
         raise DatasetError(f"{path}: {what}; map columns that fit together")
     flags: Arrays = {}
     for name in [name for name in ("rewards", "masks", "terminals", "timeouts") if name in columns]:
-        flags[name] = column_vector(batch, columns[name][0], path, first_row)
+        flags[name] = to_float32(column_vector(batch, columns[name][0], path, first_row))
         if name in ("terminals", "timeouts"):
             where = "on the last row of each trajectory"
             check_flags(flags[name], f"column '{columns[name][0]}'", path, first_row, where)
@@ -137,6 +141,18 @@ def _batch_arrays(batch: pa.RecordBatch, mapping: TableMapping, path: Path, firs
     if "episode" in columns:
         arrays["episode"] = _episodes(batch, columns["episode"][0], path, first_row)
     return arrays
+
+
+def _following(batch: pa.RecordBatch, names: tuple[str, ...], path: Path, first_row: int, width: int) -> np.ndarray:
+    """Return next observations, (N, dim), which may be missing: then the row is NaN."""
+    given = np.ones(batch.num_rows, bool)
+    for name in names:
+        given &= batch.column(name).is_valid().to_numpy(zero_copy_only=False)
+    present = batch.select(names).filter(pa.array(given))
+    found = column_matrix(present, names, path, first_row) if given.any() else np.empty((0, width), np.float32)
+    matrix = np.full((batch.num_rows, found.shape[1]), np.nan, found.dtype)
+    matrix[given] = found
+    return matrix
 
 
 def _episodes(batch: pa.RecordBatch, name: str, path: Path, first_row: int) -> np.ndarray:
@@ -171,7 +187,7 @@ def _times(batch: pa.RecordBatch, name: str, path: Path) -> np.ndarray:
 
 
 def column_matrix(batch: pa.RecordBatch, names: tuple[str, ...], path: Path, first_row: int) -> np.ndarray:
-    """Return (N, dim) float32 from one list column or several scalar columns."""
+    """Return (N, dim) floats from one list column or several scalar columns."""
     column = batch.column(names[0])
     if len(names) > 1 or not is_list(column.type):
         return np.stack([column_vector(batch, name, path, first_row) for name in names], axis=1)
@@ -189,7 +205,7 @@ def column_matrix(batch: pa.RecordBatch, names: tuple[str, ...], path: Path, fir
 
 
 def column_vector(batch: pa.RecordBatch, name: str, path: Path, first_row: int) -> np.ndarray:
-    """Return (N,) float32 from a column of numbers."""
+    """Return (N,) floats from a column of numbers."""
     column = batch.column(name)
     _check_nulls(column, name, path, first_row)
     values = _to_numbers(column, name, path)
@@ -202,7 +218,7 @@ def _to_numbers(values: pa.Array, name: str, path: Path) -> np.ndarray:
     kind = values.type
     if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
         raise DatasetError(f"{path}: column '{name}' is of type {kind}; map a column of numbers or of lists of numbers")
-    return to_float32(values.to_numpy(zero_copy_only=False))
+    return to_float(values.to_numpy(zero_copy_only=False))
 
 
 def _check_nulls(values: pa.Array, name: str, path: Path, first_row: int) -> None:
