@@ -23,11 +23,6 @@ class Stopped(KeyboardInterrupt):
         self.number = number
 
 
-def exit_status(stop: BaseException) -> int:
-    """Return the status of a command that ends by a KeyboardInterrupt, such as 143 after SIGTERM."""
-    return 128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT)
-
-
 class StopRequests:
     """The signals that came in a block: they are noted, for the block to end itself in good order.
 
@@ -63,6 +58,10 @@ class StopRequests:
             if self.numbers:
                 raise Stopped(self.numbers[0])
             yield
+        except KeyboardInterrupt:  # Ray raises a plain one in place of what a handler raised while it waited
+            if self.numbers.count(signal.SIGINT) > 1:
+                raise
+            raise Stopped(*self.numbers[:1]) from None
         finally:
             self._raises = False
 
@@ -77,25 +76,29 @@ def noting_stops() -> Iterator[StopRequests]:
         finally:
             for handler in before.values():
                 if requests and isinstance(handler, _End):
-                    handler.has_ended = True  # what follows is the end already
+                    handler.number = requests.numbers[0]  # what follows is the end already
 
 
 @contextlib.contextmanager
 def ending_on_stops() -> Iterator[None]:
     """Raise Stopped in the block at the first SIGTERM or SIGHUP, as Python itself does at Ctrl-C."""
-    with _handling(_End(), *(number for number in SIGNALS if number != signal.SIGINT)):
-        yield
+    end = _End()
+    with _handling(end, *(number for number in SIGNALS if number != signal.SIGINT)):
+        try:
+            yield
+        except KeyboardInterrupt:  # Ray raises a plain one in place of what a handler raised while it waited
+            raise Stopped(end.number or signal.SIGINT) from None
 
 
 class _End:
     """Ends what runs, once: what it does to end in good order is not cut short."""
 
     def __init__(self) -> None:
-        self.has_ended = False
+        self.number = 0
 
     def __call__(self, number: int, frame: FrameType | None) -> Any:
-        if not self.has_ended:
-            self.has_ended = True
+        if not self.number:
+            self.number = number
             raise Stopped(number)
 
 

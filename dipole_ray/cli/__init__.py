@@ -12,7 +12,7 @@ from typing import Any, TextIO
 from dipole_ray import __version__
 from dipole_ray.cli import bench, data, doctor, evaluate, sweep, train
 from dipole_ray.errors import DipoleError
-from dipole_ray.stopping import ending_on_stops, exit_status
+from dipole_ray.stopping import Stopped, ending_on_stops
 
 _DESCRIPTION = """\
 Dichotomous Diffusion Policy Optimization, from offline data to a fine-tuned policy, on Ray.
@@ -68,9 +68,9 @@ def _run(argv: Sequence[str] | None) -> int:
     except DipoleError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt as stop:
+    except Stopped as stop:
         print("interrupted", file=sys.stderr)
-        return exit_status(stop)
+        return 128 + stop.number
 
 
 class _Output:

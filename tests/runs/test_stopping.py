@@ -136,6 +136,23 @@ def test_ctrl_c_twice_ends_at_once_and_other_signals_come_twice_of_themselves() 
     assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
+def test_a_library_that_raises_its_own_interrupt_hides_no_signal() -> None:
+    """Ray's waits end by a plain KeyboardInterrupt, whatever the handler raised."""
+
+    def wait() -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt from None
+
+    with pytest.raises(Stopped) as stop, ending_on_stops():
+        wait()
+    assert stop.value.number == signal.SIGTERM
+    with pytest.raises(Stopped) as stop, noting_stops() as stops, stops.ending_at_once():
+        wait()
+    assert stop.value.number == signal.SIGTERM
+
+
 def test_what_nohup_ignores_stays_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
