@@ -10,6 +10,7 @@ import gymnasium
 import numpy as np
 import pytest
 
+from dipole_ray.columns import Schema
 from dipole_ray.data.dataset import open_dataset, write_dataset
 from dipole_ray.data.inspection.inspect import inspect_dataset
 from dipole_ray.data.schema import concatenate
@@ -187,3 +188,11 @@ def test_a_dimension_of_one_value_and_one_without_bounds_are_no_damage(tmp_path:
 
 def test_bounds_of_the_environment_are_those_that_import_takes() -> None:
     assert np.allclose(env_dims(ENV).action_bounds, BOUNDS)
+
+
+def test_data_of_another_environment_is_said_to_be_that(tmp_path: Path) -> None:
+    unit = (np.full(3, -1.0), np.full(3, 1.0))
+    path = FILES["hdf5"](tmp_path, recorded(lambda actions: actions / 3))
+    inspection = inspect_dataset(path, Reading(action_bounds=unit), expected=Schema(11, 3))
+    assert inspection.findings[0].what.startswith("observations have 3 and actions 2 dimensions, the environment has")
+    assert inspection.figures["transitions"] == 1500

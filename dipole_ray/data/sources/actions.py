@@ -59,22 +59,25 @@ class ActionScale:
 
     def stored(self, actions: np.ndarray, path: Path) -> np.ndarray:
         """Return recorded actions, (N, A), as float32 with the bounds at -1 and 1; those outside lie beyond."""
-        if self.bounds is None:
+        if self.bounds is None or self._keeps:
             return to_float32(actions)
         if len(self.bounds[0]) != actions.shape[1]:
             found = f"actions have {actions.shape[1]} dimensions, the action space has {len(self.bounds[0])}"
             raise DatasetError(f"{path}: {found}; it is damaged, or of another environment than the one named")
         centre, half = self._affine()
-        if (centre == 0).all() and (half == 1).all():
-            return to_float32(actions)
         return to_float32((actions.astype(np.float64) - centre) / half)
 
     def recorded(self, stored: np.ndarray) -> np.ndarray:
         """Return stored actions (..., A) as they were recorded."""
-        if self.bounds is None:
+        if self._keeps:
             return stored
         centre, half = self._affine()
         return np.asarray(centre + np.asarray(stored, np.float64) * half)
+
+    @property
+    def _keeps(self) -> bool:
+        """Whether actions are stored as they were recorded; then their number is looked at elsewhere."""
+        return self.bounds is None or bool((self.bounds[0] == -1).all() and (self.bounds[1] == 1).all())
 
     def _affine(self) -> tuple[np.ndarray, np.ndarray]:
         assert self.bounds is not None
@@ -101,12 +104,18 @@ class ActionScale:
             low, high = report.action_range or (actions[0], actions[0])
             report.action_range = np.minimum(low, actions.min(axis=0)), np.maximum(high, actions.max(axis=0))
         stored = np.clip(actions, -ACTION_LIMIT, ACTION_LIMIT)
-        return stored if self.bounds is None else np.where(self.bounds[0] == self.bounds[1], np.float32(0.0), stored)
+        return (
+            stored
+            if self.bounds is None or self._keeps
+            else np.where(self.bounds[0] == self.bounds[1], np.float32(0.0), stored)
+        )
 
     def _outside(self, actions: np.ndarray, first: int, numbers: np.ndarray) -> str:
         """Return outside of what actions lie, where the first of them is, and what to do."""
         column = int(np.abs(actions[first]).argmax())
-        low, high = (-1.0, 1.0) if self.bounds is None else (float(bound[column]) for bound in self.bounds)
+        low, high = (
+            (-1.0, 1.0) if self.bounds is None or self._keeps else (float(bound[column]) for bound in self.bounds)
+        )
         is_known, value = np.isfinite(low) and self.bounds is not None, self.recorded(actions[first])[column]
         low, high = (low, high) if is_known else (-1.0, 1.0)
         found = f"outside [{low:g}, {high:g}], the first at row {numbers[first]} ({value:.6g} in dimension {column})"
