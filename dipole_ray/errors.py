@@ -59,5 +59,9 @@ class EnvironmentUnavailable(DipoleError):
     """An environment exists by name but cannot be built, stepped or rendered on this machine."""
 
 
+class CallbackFailed(DipoleError):
+    """A callback of RLlib's that the user gave raised in a rollout worker."""
+
+
 class ResourcesUnavailable(DipoleError):
     """The cluster has no room for a process that the run needs, or keeps losing it."""

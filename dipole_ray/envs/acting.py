@@ -10,6 +10,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import gymnasium
 import numpy as np
@@ -88,6 +89,30 @@ class Faults:
             raise EnvironmentFault(f"{found}; repair it, or try it by hand with dipole_ray.envs.make.make_env")
 
 
+class Listener(Protocol):
+    """Who is told what happens in each environment, also while saved episodes are lived again."""
+
+    def created(self, i: int) -> None:
+        """Environment `i` is about to be reset."""
+
+    def started(self, i: int, observation: np.ndarray, info: dict[str, Any]) -> None:
+        """It was reset."""
+
+    def stepped(
+        self,
+        i: int,
+        *,
+        action: np.ndarray,
+        reward: float,
+        observation: np.ndarray,
+        terminated: bool,
+        truncated: bool,
+        broken: bool,
+        info: dict[str, Any],
+    ) -> None:
+        """It took a step; `broken` where that gave NaN or infinity, at which the episode ends."""
+
+
 class ActingLoop:
     """Steps the running episodes of many environments together, and begins the next where one is over."""
 
@@ -98,6 +123,7 @@ class ActingLoop:
         next_episode: Callable[[int], Episode | None],
         *,
         faults: Faults | None = None,
+        listener: Listener | None = None,
         precision: type[np.float32] | type[np.float64] = np.float64,
     ) -> None:
         """Act in `envs`, none of which has an episode until `start`.
@@ -107,10 +133,11 @@ class ActingLoop:
             act: Asked about the environments in which no action of a chunk is left.
             next_episode: Returns what an environment plays next; None leaves it out from then on.
             faults: Counts NaN and infinity, at which an episode ends; None lets them pass.
+            listener: Told of every reset and step; None for nobody.
             precision: Type to which rewards and successes are rounded, such as that of stored rows.
         """
         self._envs, self._act, self._next_episode = envs, act, next_episode
-        self._faults, self._precision = faults, precision
+        self._faults, self._listener, self._precision = faults, listener, precision
         self.episodes: dict[int, Episode] = {}
         """The running episodes by environment."""
         self._observations: dict[int, np.ndarray] = {}
@@ -172,9 +199,14 @@ class ActingLoop:
 
     def _reset(self, i: int, episode: Episode) -> None:
         """Take an environment to the start of an episode; what was planned there was planned for another one."""
-        self._observations[i] = np.asarray(self._envs[i].reset(seed=episode.seed)[0], np.float32)
+        if self._listener is not None:
+            self._listener.created(i)
+        observation, info = self._envs[i].reset(seed=episode.seed)
+        self._observations[i] = np.asarray(observation, np.float32)
         self.episodes[i], self._taken[i], self._planned[i] = episode, [], deque()
         episode.begin(self._observations[i])
+        if self._listener is not None:
+            self._listener.started(i, self._observations[i], info)
 
     def _actions(self, running: list[int]) -> np.ndarray:
         """Return the next action of each environment (n, A), asking for more where none is left."""
@@ -200,6 +232,17 @@ class ActingLoop:
             self._taken[i].append(actions[row].copy())
             success = float(self._precision(success_of(infos[row])))
             episodes[row].take(float(rewards[row]), after[row], success)
+            if self._listener is not None:
+                self._listener.stepped(
+                    i,
+                    action=actions[row],
+                    reward=float(rewards[row]),
+                    observation=after[row],
+                    terminated=bool(terminated[row]),
+                    truncated=bool(truncated[row]),
+                    broken=bool(broken[row]),
+                    info=infos[row],
+                )
         return Steps(
             indices=running,
             episodes=episodes,

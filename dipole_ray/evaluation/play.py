@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dipole_ray.envs.acting import Act, ActingLoop, Episode
+from dipole_ray.envs.acting import Act, ActingLoop, Episode, Listener
 from dipole_ray.envs.make import EnvConfig, make_env
 from dipole_ray.errors import ConfigError, EnvironmentFault, NonFiniteError
 from dipole_ray.evaluation.cells import Cell, PolicyName
@@ -57,6 +57,7 @@ class CellResult:
     maze: Maze | None
     """Positions (T + 1, 2) in metres of the first episodes, and the floor plan; nothing outside mazes."""
     action_bound_fraction: float  # share of action components at the bound, |a| >= 1 - 1e-6, in [0, 1]
+    logged: Any = None  # what the caller's listener logged meanwhile
 
     def trajectories(self, phase: str) -> list[Trajectory]:
         """Return the recorded paths, labelled for `write_trajectories`."""
@@ -106,12 +107,13 @@ def evaluate_cell(
     seed: int,
     num_envs: int = 50,
     trajectories: int = 0,
+    listener: Listener | None = None,
 ) -> CellResult:
     """Play the episodes of one cell.
 
     The result depends on the agent, the cell, the seed and the number of environments, on nothing else. `env` is what
     to make at most `num_envs` environments of, or environments to use, which stay open. In mazes the paths of the first
-    episodes are kept, as many as `trajectories` says.
+    episodes are kept, as many as `trajectories` says. A `listener` is told of every reset and step.
 
     Raises:
         NonFiniteError: If an action is NaN or infinite.
@@ -122,10 +124,11 @@ def evaluate_cell(
     if isinstance(env, EnvConfig | str):
         with ExitStack() as closing:
             made = [closing.enter_context(make_env(env)) for _ in range(min(num_envs, episodes))]
-            return evaluate_cell(agent, made, cell, episodes=episodes, seed=seed, trajectories=trajectories)
+            how: Any = {"trajectories": trajectories, "listener": listener}
+            return evaluate_cell(agent, made, cell, episodes=episodes, seed=seed, **how)
     played = [_Episode(seed=episode_seed(seed, i), index=i, keeps_path=i < trajectories) for i in range(episodes)]
     waiting = iter(played)  # an environment takes the next one as soon as it is free
-    loop = ActingLoop(env, acting(agent, cell, seed), lambda _: next(waiting, None))
+    loop = ActingLoop(env, acting(agent, cell, seed), lambda _: next(waiting, None), listener=listener)
     loop.start(range(min(len(env), episodes)))
     maze = maze_of(env[0])
     bound_hits = components = 0

@@ -17,12 +17,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.callbacks.utils import make_callback
+from ray.rllib.core import ALL_MODULES
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils.metrics import (
     ENV_RUNNER_RESULTS,
     EVALUATION_RESULTS,
     LEARNER_RESULTS,
     NUM_ENV_STEPS_SAMPLED_LIFETIME,
+    NUM_ENV_STEPS_TRAINED_LIFETIME,
 )
 from ray.tune.result import TRAINING_ITERATION
 from torch import Tensor
@@ -33,7 +36,7 @@ from dipole_ray.evaluation.play import CellResult
 from dipole_ray.evaluation.report import Row
 from dipole_ray.evaluation.table import rows_of, tells_success
 from dipole_ray.files.checkpoint import Checkpoint, entries_of, read_checkpoint, write_checkpoint
-from dipole_ray.files.resume import guard_resume, version_differences, warn_of
+from dipole_ray.files.resume import config_differences, guard_resume, version_differences, warn_of
 from dipole_ray.replay.update_ratio import UpdateRatio
 from dipole_ray.rllib.config import DIPOLEConfig
 from dipole_ray.rllib.experience import Experience, FragmentReport
@@ -48,7 +51,7 @@ from dipole_ray.rllib.placement import (
     require_trial,
     workers_of,
 )
-from dipole_ray.rllib.privates import env_runner_groups_are, writable_results
+from dipole_ray.rllib.privates import rllibs_setup, writable_results
 from dipole_ray.rllib.replay_actor import copy_ring, open_replay
 from dipole_ray.rllib.rollouts import Rollouts
 from dipole_ray.rllib.workers import require_found_by_workers
@@ -85,7 +88,7 @@ class DIPOLE(Algorithm):
         """Build workers and learner as RLlib does, then open the replay beside them."""
         require_room([workers_of(self.config), evaluators_of(self.config), learners_of(self.config)])
         require_found_by_workers(self.config)
-        with env_runner_groups_are(SpreadEnvRunnerGroup):
+        with rllibs_setup(SpreadEnvRunnerGroup):
             super().setup(config)
         self._training = self.config.training_settings()
         self._agent = self.config.agent_settings()
@@ -108,6 +111,12 @@ class DIPOLE(Algorithm):
         self.restart_point: Path | None = None
         self._with_learner(self._begin_learning)
         self.experience = self.make_experience(self.env_runner_group)
+        self._call_back("on_algorithm_init", metrics_logger=self.metrics)
+
+    def _call_back(self, name: str, **arguments: Any) -> None:
+        """Call the user's callbacks of one name in this process."""
+        functions = getattr(self.config, f"callbacks_{name}")
+        make_callback(name, self.callbacks, functions, kwargs={"algorithm": self, **arguments})
 
     def make_experience(self, group: EnvRunnerGroup) -> Experience:
         """Return the source of experience, environments stepped by the workers of `group`.
@@ -276,6 +285,8 @@ class DIPOLE(Algorithm):
             metrics["replay/updates_per_env_step"] = self._update_ratio.updates_done / self.env_steps
         self.group_metrics = metrics
         rllibs = {(LEARNER_RESULTS, "default_policy", *name.split("/")): value for name, value in metrics.items()}
+        trained = self.learner_steps * self._agent.batch_size
+        rllibs[LEARNER_RESULTS, ALL_MODULES, NUM_ENV_STEPS_TRAINED_LIFETIME] = trained
         rllibs |= {("learner_steps",): self.learner_steps, ("env_steps",): self.env_steps}
         rllibs[ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME] = self.env_steps
         if self.recent.count:
@@ -284,6 +295,8 @@ class DIPOLE(Algorithm):
         for key, value in rllibs.items():  # window=1: the last value as it is, no mean over iterations
             if math.isfinite(value):  # Tune would write what is no JSON
                 self.metrics.log_value(key, value, window=1)
+        if logged := [report.logged for report in fragments if report.logged]:
+            self.metrics.aggregate(logged, key=ENV_RUNNER_RESULTS)
 
     # ---- checkpoints: our own format (safetensors and JSON) behind RLlib's calls ----
 
@@ -333,13 +346,18 @@ class DIPOLE(Algorithm):
             self.learner.continue_versions(int(metadata["policy_version"]))
             tensors = checkpoint.tensors.get(ROLLOUT_FILE)
             self.experience.restore(None if tensors is None else (tensors, metadata["rollout"]), self.env_steps)
+        self._call_back("on_checkpoint_loaded")
+
+    def load_checkpoint(self, checkpoint_dir: str) -> None:
+        """Continue from a checkpoint's folder, as Tune asks."""
+        self.restore_from_path(checkpoint_dir)
 
     def save_to_path(self, path: Any = None, **kwargs: Any) -> str:
         """Write a checkpoint into the folder `path` and return it."""
         if path is None:
             raise CheckpointError("save_to_path needs the folder to write: algo.save_to_path('checkpoints/mine')")
         tensors, metadata = self.checkpoint_contents()
-        self.restart_point = write_checkpoint(Path(path), self.learner_steps, tensors, metadata)
+        self.restart_point = write_checkpoint(Path(path).expanduser().absolute(), self.learner_steps, tensors, metadata)
         return str(self.restart_point)
 
     def restore_from_path(self, path: Any, **kwargs: Any) -> None:
@@ -359,15 +377,17 @@ class DIPOLE(Algorithm):
             config = DIPOLEConfig.from_plain(checkpoint.metadata["algorithm"])
         algorithm: DIPOLE = config.build_algo()
         algorithm.restore_contents(checkpoint)
-        warn_of(version_differences(checkpoint.versions))
+        lost = config_differences(checkpoint.metadata["algorithm"], config.to_plain())
+        lost = [one for one in lost if one.key == "callbacks"]
+        warn_of(lost + version_differences(checkpoint.versions))
         return algorithm
 
     # ---- life cycle ----
 
     def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:
         """Tell RLlib which workers came back; the source brings them in, as waiting for one here would hold all up."""
-        restored: list[int] = env_runner_group.probe_unhealthy_env_runners(timeout_seconds=0.0)
-        return restored
+        back: list[int] = env_runner_group.probe_unhealthy_env_runners(timeout_seconds=0.0)
+        return sorted({*back, *self.experience.came_back()}) if env_runner_group is self.env_runner_group else back
 
     def cleanup(self) -> None:
         """End every actor and close the replay's files."""

@@ -5,15 +5,18 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import gymnasium as gym
 import numpy as np
 import ray
 import torch
+from ray import tune
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core.learner.learner_group import LearnerGroup
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.utils import force_list
 from ray.util.debug import log_once
 
 from dipole_ray import settings
@@ -24,6 +27,8 @@ from dipole_ray.cores import usable_cores
 from dipole_ray.envs.make import EnvConfig, env_dims
 from dipole_ray.errors import ConfigError
 from dipole_ray.evaluation.cells import EvalConfig
+from dipole_ray.rllib.callbacks import names_of as callback_names
+from dipole_ray.rllib.callbacks import never_called
 from dipole_ray.rllib.env_runner import DIPOLEEnvRunner
 from dipole_ray.rllib.evaluate import evaluate_grid
 from dipole_ray.rllib.learner import DIPOLELearner
@@ -104,7 +109,9 @@ class DIPOLEConfig(AlgorithmConfig):
         is_read = key not in REFUSED or (key == "_learner_class" and isinstance(value, type))
         if is_complete and not is_read and not self.in_evaluation and value != getattr(self, key):
             raise ConfigError(REFUSED[key])
-        super().__setattr__(key, value)
+        if key == "callbacks_class" and (lost := [name for one in force_list(value) for name in never_called(one)]):
+            raise ConfigError(f"callbacks: '{lost[0]}' is called by nothing in DIPOLE; leave it out of the class")
+        super().__setattr__(key, absolute_paths(value) if key in ("input_", "replay_directory") else value)
 
     def __setitem__(self, key: str, value: Any) -> None:
         """Set like an attribute; RLlib's own would go past the sections."""
@@ -210,6 +217,7 @@ class DIPOLEConfig(AlgorithmConfig):
             **{name: settings.to_mapping(self._section(cls, name)) for name, cls in SECTIONS.items()},
             **{key: getattr(self, key) for key in KEPT},
             **self._automatic,
+            **({"callbacks": names} if (names := callback_names(self)) else {}),
         }
 
     @classmethod
@@ -271,6 +279,8 @@ class DIPOLEConfig(AlgorithmConfig):
         agent, training, evaluation = self.agent_settings(), self.training_settings(), self.evaluation_settings()
         if not is_frozen(self):  # a frozen copy was validated before
             self._sections = {"agent": agent, "training": training, "evaluation": evaluation}
+        if self.input_ != "sampler" and not self.is_offline:
+            raise ConfigError(f"input_ is {self.input_!r}: give the folder of a dataset, or a list of folders")
         if not isinstance(self.env, str):
             raise ConfigError(
                 f"environment is {self.env!r}: give an id; an environment of your own gets one by "
@@ -283,6 +293,7 @@ class DIPOLEConfig(AlgorithmConfig):
                 f"num_gpus_per_learner is {self.num_gpus_per_learner} with num_learners={self.num_learners}: NCCL "
                 "needs a GPU of its own for each learner; give each a whole one, or set num_learners=1"
             )
+        self._require_reachable(training)
         if self.is_offline:
             return
         unmet = "but there is no dataset: call .offline_data(input_=FOLDER), or"
@@ -294,6 +305,15 @@ class DIPOLEConfig(AlgorithmConfig):
             raise ConfigError(f"offline_fraction is {fraction} {unmet} leave the fraction None")
         if not training.online_env_steps:
             raise ConfigError("online_env_steps is 0 and there is no dataset: nothing could be learned from")
+
+    def _require_reachable(self, training: TrainingConfig) -> None:
+        """Raise ConfigError where an iteration would wait for ever for steps that nobody takes."""
+        if (least := self.min_sample_timesteps_per_iteration) and not training.online_env_steps:
+            found = f"min_sample_timesteps_per_iteration is {least} with online_env_steps=0"
+            raise ConfigError(f"{found}: no environment is stepped; give min_train_timesteps_per_iteration")
+        if (least := self.min_train_timesteps_per_iteration) and not training.updates_per_env_step:
+            found = f"min_train_timesteps_per_iteration is {least} with updates_per_env_step=0"
+            raise ConfigError(f"{found}: online nothing is trained; give min_sample_timesteps_per_iteration")
 
     def _settle_spaces(self) -> None:
         """Find the spaces here, once: a worker that builds no environment while it starts cannot fail or hang there."""
@@ -323,6 +343,22 @@ class DIPOLEConfig(AlgorithmConfig):
             # Beside remote learners this process is busy, too: it steps the environments if there are no workers.
             stepping = max(min(1, self.num_learners), workers_beside_driver(self))
             self.learner_num_threads = max(1, (usable_cores() - stepping) // max(1, self.num_learners))
+
+
+def absolute_paths(value: Any) -> Any:
+    """Return paths, or Tune's choices of them, as they are meant here: relative ones begin at the working directory.
+
+    In a trial of Tune, whose working directory is its own folder, they begin where the trial's process was started.
+    """
+    if isinstance(value, tune.search.sample.Categorical):
+        return tune.choice([absolute_paths(one) for one in value.categories])
+    if isinstance(value, list | tuple):
+        return [absolute_paths(one) for one in value]
+    if isinstance(value, dict):  # {"grid_search": [...]}
+        return {key: absolute_paths(one) for key, one in value.items()}
+    if not isinstance(value, str | Path) or value == "sampler":
+        return value
+    return str(Path(os.environ.get("TUNE_ORIG_WORKING_DIR", "")).absolute() / Path(value).expanduser())
 
 
 def _unknown(key: str) -> str:

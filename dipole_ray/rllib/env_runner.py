@@ -5,6 +5,7 @@ import secrets
 import time
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
@@ -22,6 +23,7 @@ from dipole_ray.envs.make import EnvConfig, make_env
 from dipole_ray.errors import ConfigError
 from dipole_ray.evaluation.cells import Cell
 from dipole_ray.evaluation.play import CellResult, evaluate_cell
+from dipole_ray.rllib.callbacks import WorkerCallbacks
 from dipole_ray.rllib.experience import FragmentRecorder, FragmentReport
 from dipole_ray.rllib.heartbeat import Heartbeat, Watched
 from dipole_ray.rllib.module import DIPOLERLModule
@@ -54,6 +56,7 @@ class DIPOLEEnvRunner(EnvRunner):
         self._loop: ActingLoop | None = None
         self._eval_envs: list[gym.Env] = []
         self.make_module()
+        self._callbacks = WorkerCallbacks(self)
         self._generator = torch.Generator().manual_seed(self._derived_seed(0, 0))
 
     # ---- what RLlib asks of a runner ----
@@ -61,7 +64,9 @@ class DIPOLEEnvRunner(EnvRunner):
     def make_env(self) -> None:
         """Build the environments, and the loop that acts in them."""
         self.env = [self._make_one() for _ in range(self.num_envs)]
-        self._loop = ActingLoop(self.env, self._act, self._next_episode, faults=self._faults, precision=np.float32)
+        self._callbacks.take_environments(self.env)
+        how: Any = {"faults": self._faults, "listener": self._callbacks.listener, "precision": np.float32}
+        self._loop = ActingLoop(self.env, self._act, self._next_episode, **how)
 
     def make_module(self) -> None:
         """Build the module the worker acts with."""
@@ -119,29 +124,36 @@ class DIPOLEEnvRunner(EnvRunner):
         loop = self._acting_loop()
         if len(loop.episodes) < self.num_envs:
             loop.start(range(self.num_envs))
+        self._callbacks.begin_fragment()
         record = FragmentRecorder(self.num_envs)
         for _ in range(num_steps):
             record.add(loop.step())
         self._sequence += 1
+        rows = self._callbacks.edited(record.finish(loop.observations))
         return FragmentReport(
-            rows=record.finish(loop.observations),
+            rows=rows,
             worker=self.worker_index,
             incarnation=self._incarnation,
             sequence=self._sequence,
-            env_steps=num_steps * self.num_envs - record.dropped,
+            env_steps=int(np.count_nonzero(rows["remaining"])) if rows else 0,
             dropped_env_steps=record.dropped,
             returns=[episode.episode_return for episode in record.ended],
             lengths=[episode.length for episode in record.ended],
             successes=[None if math.isnan(episode.success) else episode.success for episode in record.ended],
             policy_version=self.policy_version,
             busy_s=time.perf_counter() - start,
+            logged=self._callbacks.metrics(),
         )
 
     def evaluate(self, cell: Cell, *, num_envs: int, version: int, policy: Any, **how: Any) -> CellResult:
         """Play a cell with a published policy, beside the training episodes; `how` is `evaluate_cell`'s."""
         self.set_policy(version, policy)
-        self._eval_envs += [self._make_one() for _ in range(num_envs - len(self._eval_envs))]
-        return evaluate_cell(self.module.policy, self._eval_envs[:num_envs], cell, **how)
+        more = [self._make_one() for _ in range(num_envs - len(self._eval_envs))]
+        self._eval_envs += more
+        envs = self._eval_envs[:num_envs]
+        with self._callbacks.in_evaluation(envs, are_new=bool(more)) as metrics:
+            result = evaluate_cell(self.module.policy, envs, cell, listener=self._callbacks.listener, **how)
+        return replace(result, logged=metrics.logged)
 
     # ---- exact resume ----
 

@@ -35,6 +35,9 @@ def evaluate_grid(algorithm: Algorithm, eval_group: EnvRunnerGroup | None) -> tu
         for key, value in numbers.items():
             logger.log_value((name, key), value, window=1)
     algorithm.metrics.aggregate([logger.reduce()], key=EVALUATION_RESULTS)
+    for result in (one for one in results if one.logged):  # by callbacks
+        keys = [cell_key(result.cell)] + [ENV_RUNNER_RESULTS] * (result.cell == chosen_cell(agent))
+        algorithm.metrics.aggregate([{key: result.logged for key in keys}], key=EVALUATION_RESULTS)
     env_steps = int(sum(result.lengths.sum() for result in results))
     return logged, env_steps, env_steps
 

@@ -43,6 +43,7 @@ class FragmentReport:
     successes: list[float | None]  # of those episodes; None where one told none
     policy_version: int  # the policy that acted
     busy_s: float  # seconds this worker computed
+    logged: Any  # what callbacks logged meanwhile, as RLlib's loggers merge it
 
 
 class Experience(Protocol):
@@ -54,6 +55,9 @@ class Experience(Protocol):
     @property
     def num_workers(self) -> int:
         """Workers that can be asked now, against which their waiting is measured."""
+
+    def came_back(self) -> list[int]:
+        """Return the workers that are in service again since the last call."""
 
     def gather(self, policy: Callable[[], PublishedPolicy]) -> Iterator[FragmentReport]:
         """Yield fragments until a stop is asked for; who is idle acts with `policy()` next, while one is used."""

@@ -86,13 +86,14 @@ class PlacedEnvRunnerGroup(EnvRunnerGroup):
 
 
 @contextmanager
-def env_runner_groups_are(group: type[EnvRunnerGroup]) -> Iterator[None]:
-    """Have RLlib's `Algorithm.setup` make its groups of this class: it names its own and has no hook."""
-    before, rllib_algorithm.EnvRunnerGroup = rllib_algorithm.EnvRunnerGroup, group
+def rllibs_setup(group: type[EnvRunnerGroup]) -> Iterator[None]:
+    """Have `Algorithm.setup` make its groups of this class, and leave on_algorithm_init to us: it hooks neither."""
+    before = rllib_algorithm.EnvRunnerGroup, rllib_algorithm.make_callback
+    rllib_algorithm.EnvRunnerGroup, rllib_algorithm.make_callback = group, lambda *args, **kwargs: None
     try:
         yield
     finally:
-        rllib_algorithm.EnvRunnerGroup = before
+        rllib_algorithm.EnvRunnerGroup, rllib_algorithm.make_callback = before
 
 
 @contextmanager

@@ -5,23 +5,32 @@ from typing import Any
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
 from dipole_ray.errors import ConfigError
+from dipole_ray.rllib.callbacks import IN_DRIVER, IN_WORKERS
 
 READ = (
     "placement_strategy num_cpus_for_main_process custom_resources_for_main_process "
     "num_env_runners num_envs_per_env_runner rollout_fragment_length num_cpus_per_env_runner num_gpus_per_env_runner "
     "custom_resources_per_env_runner validate_env_runners_after_construction max_requests_in_flight_per_env_runner "
     "env_runner_stall_s num_learners num_cpus_per_learner num_gpus_per_learner custom_resources_per_learner "
-    "local_gpu_idx learner_num_threads evaluation_interval evaluation_num_env_runners evaluation_parallel_to_training "
-    "evaluation_unhealthy_workers_timeout_s evaluation_error_after_n_consecutive_skips "
-    "min_time_s_per_iteration min_train_timesteps_per_iteration min_sample_timesteps_per_iteration log_level seed "
-    "restart_failed_env_runners ignore_env_runner_failures max_num_env_runner_restarts "
-    "delay_between_env_runner_restarts_s num_consecutive_env_runner_failures_tolerance "
-    "env_runner_health_probe_timeout_s env_runner_restore_timeout_s"
+    "local_gpu_idx learner_num_threads evaluation_interval evaluation_num_env_runners "
+    "evaluation_unhealthy_workers_timeout_s "
+    "min_time_s_per_iteration min_train_timesteps_per_iteration min_sample_timesteps_per_iteration log_level seed"
 )
 """Attributes of RLlib's config that RLlib, or we, read."""
 KEPT = tuple(READ.split())
 """All of them; a checkpoint holds them as they are."""
-NOT_JUDGED = ("algo_class", "env", "env_config", "input_", "in_evaluation", "simple_optimizer", "_is_frozen")
+CALLBACKS = ("callbacks_class", *(f"callbacks_{name}" for name in (*IN_DRIVER, *IN_WORKERS)))
+"""Those that are called; a checkpoint holds their names only."""
+NOT_JUDGED = (
+    *CALLBACKS,
+    "algo_class",
+    "env",
+    "env_config",
+    "input_",
+    "in_evaluation",
+    "simple_optimizer",
+    "_is_frozen",
+)
 """Attributes that are saved under names of ours, or that RLlib alone sets."""
 RENAMED = {
     "lr": "learning_rate",
@@ -32,6 +41,12 @@ RENAMED = {
     "num_epochs": "updates_per_env_step",
 }
 """RLlib's names for what DIPOLE calls by the field's own."""
+EVALUATION = "evaluation(episodes=..., omegas=..., candidates=..., evaluation_interval=...) says what is played"
+OFFLINE = "there is no evaluation on data; on_evaluate_start and on_evaluate_end are called around the one that plays"
+FAILURES = (
+    "a worker that fails always starts again, after 1, 2, 4, ... s, and is retired after five failures in a row; "
+    "env_runners(stall_s=...) says when a silent one counts as failed"
+)
 INSTEAD = {
     "extra_python_environs_for_driver": "ray.init(runtime_env={'env_vars': {...}}) sets variables for all processes",
     "num_gpus": "learners(num_gpus_per_learner=...) and env_runners(num_gpus_per_env_runner=...) reserve GPUs",
@@ -44,17 +59,24 @@ INSTEAD = {
     "where updates are computed",
     "gamma": "training(...) takes the keys of AgentConfig and TrainingConfig",
     "_learner_class": "a class derived from DIPOLELearner is, which a checkpoint does not hold",
-    "callbacks_class": "a checkpoint holds no code; do it around algo.train(), or in a callback of Ray Tune",
+    "callbacks_class": "there are no such objects here; callbacks(on_episode_end=..., on_sample_end=..., "
+    "on_evaluate_end=..., on_train_result=...) are called with episodes and results",
     "explore": "training(omega=..., num_candidates=...) says how the policy acts",
     "enable_rl_module_and_learner": "DIPOLE runs on RLlib's new API stack; leave it out",
     "count_steps_by": "there is one agent with one policy; make one environment of several agents",
     "offline_data_class": "offline_data(input_=FOLDER) takes datasets that 'dipole data import' made",
-    "evaluation_duration": "evaluation(episodes=..., omegas=..., candidates=..., evaluation_interval=...) says what is "
-    "played",
+    "evaluation_duration": EVALUATION,
     "keep_per_episode_custom_metrics": "algo.train() returns all metrics there are",
     "export_native_model_files": "algo.save_to_path(FOLDER) writes everything, as safetensors and JSON",
     "log_sys_usage": "leave it out; environment('Pendulum-v1') is quick enough for a trial",
-    "restart_failed_sub_environments": "env_runners(stall_s=...) says when a worker is replaced",
+    "evaluation_parallel_to_training": "evaluation takes the weights between two iterations; "
+    "evaluation(evaluation_num_env_runners=...) plays it on workers of its own",
+    "evaluation_error_after_n_consecutive_skips": "no evaluation is skipped: what a lost worker was to play is played "
+    "by another, and once every worker has failed five times in a row the run ends with the last error",
+    "evaluation_force_reset_envs_before_iteration": EVALUATION,
+    "callbacks_on_offline_eval_runners_recreated": OFFLINE,
+    "callbacks_on_evaluate_offline_start": OFFLINE,
+    "restart_failed_env_runners": FAILURES,
     "_model_config": "training(hidden_dims=...) describes the networks",
     "_validate_config": "it belongs to RLlib's own algorithms; leave it out",
 }

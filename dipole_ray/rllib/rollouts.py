@@ -43,6 +43,11 @@ class Rollouts:
         """Rollout workers that can be asked now; the training process itself counts when there are no others."""
         return len(self.workers.usable()) if self._is_remote else 1
 
+    def came_back(self) -> list[int]:
+        """Return the workers that answered again since the last call."""
+        back, self.workers.back = self.workers.back, []
+        return back
+
     def metrics(self) -> dict[str, float]:
         """Return the state of the workers as `rollout/name`s; nothing when the training process is the worker."""
         if not self._is_remote:

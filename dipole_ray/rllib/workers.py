@@ -15,7 +15,7 @@ import ray
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 from dipole_ray.envs.registry import family, is_registered_by_hand
-from dipole_ray.errors import ConfigError, EnvironmentUnavailable
+from dipole_ray.errors import CallbackFailed, ConfigError, EnvironmentUnavailable
 from dipole_ray.rllib.env_runner import DIPOLEEnvRunner
 from dipole_ray.rllib.heartbeat import Silence
 from dipole_ray.rllib.privates import actor_id, manager_of, requests_in_flight
@@ -47,6 +47,7 @@ class Workers:
         self._rests_until: dict[int, float] = {}
         self._next_ping = 0.0
         self.num_failures = 0  # of all workers so far
+        self.back: list[int] = []  # those that answered again, which nobody has been told of
 
     def __len__(self) -> int:
         return int(self._manager.num_actors())
@@ -101,10 +102,13 @@ class Workers:
         for result in self._manager.fetch_ready_async_reqs(timeout_seconds=0.0, mark_healthy=True):
             worker, answer = result.actor_id, result.get()
             if result.tag == PING:  # its coming alone marked the worker as healthy
+                self.back += [worker] if result.ok else []
                 continue
             if not result.ok:
                 logger.warning("rollout worker %d died when asked to %s; Ray starts it again", worker, result.tag)
                 self._note_failure(worker, f"its process died ({type(answer).__name__})")
+            elif isinstance(answer, CallbackFailed):  # it would fail again, and anywhere
+                raise answer
             elif isinstance(answer, _Failure):
                 self._note_failure(worker, answer.error)
             else:
@@ -201,6 +205,8 @@ def _answer(worker: DIPOLEEnvRunner, *, method: str, **how: Any) -> Any:
     """Call a method in the worker; whatever an environment raises comes back as a value."""
     try:
         return getattr(worker, method)(**how)
+    except CallbackFailed as error:
+        return error
     except Exception as error:  # any environment's any error
         worker.stop()
         return _Failure(f"{type(error).__name__}: {error}")

@@ -151,7 +151,7 @@ def test_setup_takes_our_worker_group_and_learners(pendulum: Path) -> None:
     algorithm = config(pendulum, workers=1).build_algo()
     try:
         group, learner = algorithm.env_runner_group, algorithm.learner.learners[0]
-        assert isinstance(group, privates.PlacedEnvRunnerGroup), f"{BROKEN}.env_runner_groups_are"
+        assert isinstance(group, privates.PlacedEnvRunnerGroup), f"{BROKEN}.rllibs_setup"
         assert group.nodes == [ray.get_runtime_context().get_node_id()], f"{BROKEN}.PlacedEnvRunnerGroup"
         assert privates.manager_of(group).num_actors() == 1, f"{BROKEN}.manager_of"
         assert algorithm.offline_data.learner_handles == [learner], f"{BROKEN}.give_learners"
