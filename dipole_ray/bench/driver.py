@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dipole_ray.bench.job import FAILED, Job, located, require_same_data, train
+from dipole_ray.bench.job import FAILED, Job, require_same_data, train
 from dipole_ray.bench.result import DIVERGED, FINISHED
 from dipole_ray.bench.suite import Suite
 from dipole_ray.envs.make import env_dims
@@ -44,7 +44,7 @@ def run_suite(suite: Suite, only: Mapping[str, Sequence[str]] | None = None) -> 
         env_dims(env)  # what can be refused is refused before data is made and Ray started
     if left:
         with ray_session():
-            prepare_datasets(located(job.config) for job in left)
+            prepare_datasets(job.config.located() for job in left)
             require_same_data(every)  # once more: what was converted just now could not be compared before
             results = map_tasks(
                 train,

@@ -10,7 +10,7 @@ import os
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ class Job:
         result = read_result(self.folder)
         if result is None:
             return None
-        kept, current = (_shaping(config) for config in (load(self.folder / RUN_FILE), located(self.config)))
+        kept, current = (_shaping(config) for config in (load(self.folder / RUN_FILE), self.config.located()))
         changed = [item for item in config_differences(kept, current) if item.key != "data.path"]
         if changed:
             raise ConfigError(
@@ -127,7 +127,7 @@ def _train(job: Job) -> dict[str, Any]:
     """Train a run and write its result down."""
     status, words = FINISHED, None
     try:
-        if not train_in(job.folder, located(job.config)).finished:
+        if not train_in(job.folder, job.config.located()).finished:
             raise KeyboardInterrupt
     except EnvironmentFault:  # nobody's score: the environment is repaired, and the run tried again
         raise
@@ -135,17 +135,10 @@ def _train(job: Job) -> dict[str, Any]:
         status, words = DIVERGED, str(error).replace(f"{job.folder}/", "")
     result = result_of(job.folder, job.config, status=status, error=words)
     result |= {"task": job.task, "method": job.method, "seed": job.seed, "digest": job.digest}
-    result["data"] = data_of(located(job.config))
+    result["data"] = data_of(job.config.located())
     write_json(job.folder / RESULT_FILE, result)
     (job.folder / ERROR_FILE).unlink(missing_ok=True)
     return result
-
-
-def located(config: RunConfig) -> RunConfig:
-    """Return the config with its places absolute, for Ray's workers have a working directory of their own."""
-    named = {name: getattr(config.data, name) for name in ("path", "cache")}
-    places: Any = {name: str(Path(place).expanduser().resolve()) for name, place in named.items() if place is not None}
-    return replace(config, data=replace(config.data, **places))
 
 
 def data_of(config: RunConfig) -> str | None:

@@ -31,7 +31,7 @@ from ray.tune.result import TRAINING_ITERATION
 from torch import Tensor
 
 from dipole_ray.envs.make import env_dims
-from dipole_ray.errors import CheckpointError
+from dipole_ray.errors import CheckpointError, ConfigError
 from dipole_ray.evaluation.play import CellResult
 from dipole_ray.evaluation.report import Row
 from dipole_ray.evaluation.table import rows_of, tells_success
@@ -52,7 +52,7 @@ from dipole_ray.rllib.placement import (
     workers_of,
 )
 from dipole_ray.rllib.privates import rllibs_setup, writable_results
-from dipole_ray.rllib.replay_actor import copy_ring, open_replay
+from dipole_ray.rllib.replay_actor import RING_FILE, copy_ring, open_replay
 from dipole_ray.rllib.rollouts import Rollouts
 from dipole_ray.rllib.workers import require_found_by_workers
 
@@ -328,6 +328,7 @@ class DIPOLE(Algorithm):
         """Continue exactly from a checkpoint, whatever this algorithm did before."""
         metadata = checkpoint.metadata
         with entries_of(checkpoint):
+            _require_present(checkpoint, (), here=self.replay_directory)
             self._with_learner(lambda: self.learner.load_agent_state(checkpoint.tensors[AGENT_FILE]))
             self.restart_point = checkpoint.path
             self.learner_steps, self.env_steps = int(metadata["learner_steps"]), int(metadata["env_steps"])
@@ -370,11 +371,44 @@ class DIPOLE(Algorithm):
         warn_of(differences + version_differences(checkpoint.versions))
 
     @classmethod
-    def from_checkpoint(cls, path: Any, filesystem: Any = None, **kwargs: Any) -> DIPOLE:
-        """Build the algorithm a checkpoint came from and continue it; nothing is unpickled."""
+    def from_checkpoint(
+        cls,
+        path: Any,
+        filesystem: Any = None,
+        *,
+        input_: Any = None,
+        replay_directory: Any = None,
+        **kwargs: Any,
+    ) -> DIPOLE:
+        """Build the algorithm a checkpoint came from and continue it; nothing is unpickled.
+
+        Outside itself a checkpoint needs its datasets, and the ring with the online rows once there are some. To act
+        from it, `load_policy` needs neither.
+
+        Args:
+            path: A folder written by `save_to_path`, or a run's.
+            filesystem: Must be None: the folder lies on a disk.
+            input_: Folder or folders of the datasets, where they are elsewhere now.
+            replay_directory: Folder of the ring, where it is elsewhere now.
+            **kwargs: What RLlib knows beside these is refused.
+
+        Raises:
+            CheckpointError: There is none, or what it needs is missing.
+        """
+        if filesystem is not None or kwargs:
+            other = next(iter(kwargs), "filesystem")
+            raise ConfigError(
+                f"from_checkpoint: '{other}' is read by nothing in DIPOLE; give path, input_ and replay_directory"
+            )
         checkpoint = read_checkpoint(Path(path))
         with entries_of(checkpoint):
-            config = DIPOLEConfig.from_plain(checkpoint.metadata["algorithm"])
+            plain = dict(checkpoint.metadata["algorithm"])
+            if input_ is not None:
+                plain["input"] = [input_] if isinstance(input_, str | Path) else list(input_)
+            if replay_directory is not None:
+                checkpoint.metadata["replay_directory"] = str(Path(replay_directory).expanduser().absolute())
+            config = DIPOLEConfig.from_plain(plain)
+            _require_present(checkpoint, config.to_plain()["input"])
         algorithm: DIPOLE = config.build_algo()
         algorithm.restore_contents(checkpoint)
         lost = config_differences(checkpoint.metadata["algorithm"], config.to_plain())
@@ -399,3 +433,20 @@ class DIPOLE(Algorithm):
         if self.trial_id == "default":  # outside Tune nothing but a ring is ever put into RLlib's own folder
             with contextlib.suppress(OSError):
                 Path(self.logdir).rmdir()
+
+
+def _require_present(checkpoint: Checkpoint, datasets: Sequence[str], here: Path | None = None) -> None:
+    """Raise CheckpointError, which names all, where something that a checkpoint needs outside itself is missing.
+
+    The ring may lie where the checkpoint says or, for a run that was copied, `here`.
+    """
+    needed = {f"the dataset {path}": Path(path).exists() for path in datasets}
+    state, ring = checkpoint.metadata["replay"]["online"], Path(checkpoint.metadata["replay_directory"]) / RING_FILE
+    if state is not None and state["rows_written"]:
+        needed[f"the online rows {ring}"] = ring.exists() or (here is not None and (here / RING_FILE).exists())
+    if not all(needed.values()):
+        found = ", ".join(f"{what} ({'there' if is_there else 'missing'})" for what, is_there in needed.items())
+        raise CheckpointError(
+            f"{checkpoint.path} needs outside itself {found}: bring back what is missing, or say where it is by "
+            "DIPOLE.from_checkpoint(path, input_=FOLDER, replay_directory=FOLDER); to act, load_policy needs neither"
+        )

@@ -22,7 +22,7 @@ from dipole_ray.evaluation.cells import EvalConfig
 from dipole_ray.files.checkpoint import Checkpoint, CheckpointConfig, entries_of
 from dipole_ray.files.provenance import digest
 from dipole_ray.rllib.sections import LearnerConfig, RolloutConfig, TrainingConfig, require_equal_shares
-from dipole_ray.tracking.tracker import TrackingConfig
+from dipole_ray.tracking.tracker import TrackingConfig, located_uri
 
 PRESETS = Path(__file__).resolve().parents[1] / "tune_configs"
 _NETWORKS = ("algorithm", "hidden_dims", "num_critics", "weight_scheme", "train_bc", "observation_normalization")
@@ -36,7 +36,8 @@ class DataConfig:
 
     path: str | None = None
     """A dataset folder made by `dipole data import` or `dipole data collect`, an OGBench .npz or D4RL .hdf5
-    file, a Minari dataset's folder, or a folder of ExORL's episodes."""
+    file, a Minari dataset's folder, or a folder of ExORL's episodes. Relative to the working directory of the command,
+    in a file as well; the run keeps it absolute."""
     collect_transitions: int = 0
     """Transitions to make with the environment's own seeded collector when `path` is not given; 0 = none."""
     collect_seed: int = 0
@@ -64,7 +65,7 @@ class RunConfig:
     name: str = "run"
     """Name of the run; its folder is `<folder>/<name>-<date>-<time>`."""
     folder: str = "runs"
-    """Folder that holds the runs."""
+    """Folder that holds the runs, relative to the working directory of the command."""
     seed: int = 0
     """Seed of networks, updates, replay sampling and rollouts."""
     env: EnvConfig
@@ -128,9 +129,19 @@ class RunConfig:
                 changes[name] = replace(getattr(self, name), **value)
         return replace(self, **changes)
 
+    def located(self) -> RunConfig:
+        """Return the config with its places absolute: relative ones begin at the working directory of this process."""
+        path, cache = (None if one is None else _resolved(one) for one in (self.data.path, self.data.cache))
+        folder, uri = str(Path(self.folder).expanduser().absolute()), located_uri(self.tracking.tracking_uri)
+        return self.changed(folder=folder, data={"path": path, "cache": cache}, tracking={"tracking_uri": uri})
+
     def digest(self) -> str:
         """Return 12 hex digits that differ between any two different configs."""
         return digest(self.to_mapping(), digits=12)
+
+
+def _resolved(path: str) -> str:
+    return str(Path(path).expanduser().resolve())
 
 
 def saved_config(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -40,7 +40,8 @@ _log = logging.getLogger(__name__)
 @verified_once()
 def start_run(config: RunConfig) -> Run:
     """Train a new run; DipoleError where config, data, environment or run folder do not allow it."""
-    require_lasting(Path(config.folder).expanduser(), "folder")
+    config = config.located()
+    require_lasting(Path(config.folder), "folder")
     env_dims(config.env)  # what can be refused is refused before a folder is made and Ray started
     dataset = None if config.data.collect_transitions else prepare_dataset(config.data, config.env)
     require_fit(dataset, config.env)
@@ -62,6 +63,7 @@ def resume_run(folder: Path, overrides: list[str]) -> Run:
     Of the `key=value` overrides those that a checkpoint cannot be continued with are refused by ConfigError, and others
     are named in one warning. CheckpointError if there is nothing to continue.
     """
+    folder = folder.expanduser().absolute()
     if not (folder / RUN_FILE).is_file():
         raise CheckpointError(f"{folder}: no {RUN_FILE} there, so this is no run; name the folder that 'train' printed")
     with one_writer(folder), contextlib.ExitStack() as ray:
@@ -69,6 +71,7 @@ def resume_run(folder: Path, overrides: list[str]) -> Run:
         config = load(folder / RUN_FILE, overrides)
         saved = load(folder / RUN_FILE).to_mapping() if checkpoint is None else saved_config(checkpoint)
         differences = guard_resume(saved, config.to_mapping(), FIXED)
+        config = config.located()
         ray.enter_context(ray_session())
         run = Run(folder, config, prepare_dataset(config.data, config.env), checkpoint)
         if checkpoint is not None:

@@ -32,8 +32,11 @@ class TrainedPolicy:
 
 
 def load_policy(run: str | Path, device: str | torch.device = "cpu") -> TrainedPolicy:
-    """Load what acts from a run's newest valid checkpoint, or from a checkpoint's folder; CheckpointError if none."""
-    run = Path(run)
+    """Load what acts from a run's newest valid checkpoint, or from a checkpoint's folder; CheckpointError if none.
+
+    Neither the dataset nor the online rows need to be there.
+    """
+    run = Path(run).expanduser().absolute()
     path = newest_valid(run / "checkpoints") if (run / "checkpoints").is_dir() else run
     if path is None or not path.is_dir():
         raise CheckpointError(f"{run}: no checkpoint there; give a run folder that 'dipole train' printed")

@@ -68,6 +68,16 @@ def _database(runs_dir: Path) -> Path:
     return above / inside.name if is_own and not inside.exists() else inside
 
 
+def located_uri(uri: str | None) -> str | None:
+    """Return an MLflow address with its file or folder, if it names one, absolute."""
+    if uri is None or uri == "databricks":  # MLflow's own name for a server
+        return uri
+    scheme = next((one for one in ("sqlite:///", "file:") if uri.startswith(one)), "")
+    place = uri.removeprefix(scheme)
+    is_relative = not place.startswith("/") and (scheme or ":" not in uri)
+    return f"{scheme}{Path(place).expanduser().absolute()}" if is_relative else uri
+
+
 class Tracker:
     """The metrics of one run; every method but the constructor keeps tracker trouble to itself."""
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from dipole_ray.bench.driver import run_suite
-from dipole_ray.bench.job import Job, data_of, located, require_same_data
+from dipole_ray.bench.job import Job, data_of, require_same_data
 from dipole_ray.bench.report import collect as collect_results
 from dipole_ray.bench.suite import Suite, from_mapping
 from dipole_ray.collect import collect
@@ -35,7 +35,7 @@ def suite_on(data: Path, folder: Path) -> Suite:
 def finish(job: Job, data: str | None) -> None:
     """Write what a finished run leaves."""
     job.folder.mkdir(parents=True)
-    (job.folder / "run.yaml").write_text(yaml.safe_dump(located(job.config).to_mapping()))
+    (job.folder / "run.yaml").write_text(yaml.safe_dump(job.config.located().to_mapping()))
     scores: Any = result(job.task, job.method, job.seed, {(1.0, 1): [0.5] * 5}, chosen=(1.0, 1))
     write_json(job.folder / "result.json", scores | ({"data": data} if data else {}))
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from dipole_ray.bench.job import Job, located
+from dipole_ray.bench.job import Job
 from dipole_ray.bench.scores import Way
 from dipole_ray.bench.suite import SUITES, Suite, from_mapping, load_suite, published, suites
 from dipole_ray.data.download.catalogue import dataset_names
@@ -159,7 +159,7 @@ def test_a_result_made_with_another_default_is_not_taken(tmp_path: Path) -> None
     """A setting that stands at its default enters no digest, so a later version's other default must be noticed."""
     one = job(base={"folder": str(tmp_path)})
     assert one.stored() is None
-    mapping = located(one.config).to_mapping()
+    mapping = one.config.located().to_mapping()
     one.folder.mkdir(parents=True)
     (one.folder / "result.json").write_text('{"format": 1, "status": "finished"}')
     (one.folder / "run.yaml").write_text(yaml.safe_dump(mapping))

@@ -142,6 +142,10 @@ OTHER_VALUES: dict[str, Any] = {
     "batch_mode": "complete_episodes",
     "evaluation_config": {"explore": False},
     "callbacks_class": type("Another", (RLlibCallback,), {}),
+    **{f"on_{name}": print for name in ("algorithm_init", "train_result", "evaluate_start", "evaluate_end")},
+    **{f"on_{name}": print for name in ("env_runners_recreated", "checkpoint_loaded", "environment_created")},
+    **{f"on_episode_{name}": print for name in ("created", "start", "step", "end")},
+    "on_sample_end": [print, repr],
     "policies": {"another"},
     "policies_to_train": ["default_policy"],
     "count_steps_by": "agent_steps",
@@ -178,6 +182,9 @@ def test_every_setting_of_rllibs_is_saved_or_refused_where_it_is_set(setter: str
         return
     plain = json.loads(json.dumps(made.to_plain()))
     assert plain != before or parameter == "enable_connectors", "this one RLlib itself drops, with a warning"
+    if setter == "callbacks":
+        assert plain["callbacks"], "a checkpoint holds no code, only the names"
+        return
     again = DIPOLEConfig.from_plain(plain)
     assert again.to_plain() == made.to_plain()
     apart = {key for key, value in vars(made).items() if repr(value) != repr(vars(again)[key])}
@@ -252,7 +259,8 @@ def test_run_config_reaches_every_part() -> None:
     assert made.training_settings() == run.training
     assert made.evaluation_settings() == run.evaluation
     plain = made.to_plain()
-    assert (plain["seed"], plain["input"], made.replay_directory) == (5, ["somewhere"], "elsewhere")
+    places = [str(Path.cwd() / "somewhere")], str(Path.cwd() / "elsewhere")
+    assert (plain["seed"], plain["input"], made.replay_directory) == (5, *places)
     assert (plain["num_env_runners"], plain["num_envs_per_env_runner"], plain["rollout_fragment_length"]) == (2, 3, 7)
     assert (plain["num_cpus_per_env_runner"], plain["num_learners"], plain["learner_num_threads"]) == (0.25, 2, 2)
     assert made.env_runner_stall_s == DIPOLEConfig.from_plain(plain).env_runner_stall_s == 90.0
@@ -275,6 +283,7 @@ def test_run_config_reaches_every_part() -> None:
         (lambda c: c.environment(env_config={"max_steps": 5}), "nearest valid one is 'env.max_episode_steps'"),
         (lambda c: c.environment(dict), "environment is <class 'dict'>: give an id"),
         (lambda c: c.environment("Pendulun-v1"), "Pendulum-v1"),
+        (lambda c: c.training(updates_per_env_step=0.0).reporting(min_train_timesteps_per_iteration=9), "is trained"),
     ],
 )
 def test_contradictions_are_refused_before_anything_is_built(change: Any, said: str) -> None:

@@ -1,0 +1,120 @@
+"""Paths are meant as they are given, from wherever the process works later."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ray import tune
+
+from dipole_ray import DIPOLE, DIPOLEConfig
+from dipole_ray.collect import collect
+from dipole_ray.errors import CheckpointError, ConfigError
+from dipole_ray.files.checkpoint import newest_valid
+from dipole_ray.runs.config import RunConfig
+from dipole_ray.runs.run import resume_run, start_run
+from dipole_ray.serving.policy import load_policy
+from dipole_ray.tracking.tracker import located_uri
+from tests.rllib.small import config, train_until
+
+SMALL: dict[str, Any] = {
+    "env": {"id": "Pendulum-v1", "max_episode_steps": 20},
+    "data": {"path": "data", "cache": "cache"},
+    "agent": {"preset": "small", "hidden_dims": [8, 8], "batch_size": 8, "denoise_steps": 2},
+    "training": {"offline_learner_steps": 10, "online_env_steps": 20, "env_steps_per_iteration": 20},
+    "evaluation": {"episodes": 1, "omegas": [1.0], "candidates": [1], "bc": False},
+    "tracking": {"mlflow": False},
+}
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a dataset `data`, and another one beside it, which is returned."""
+    for name in ("here", "elsewhere"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    collect("Pendulum-v1", 500, 0, Path("made"), progress=False)[0].rename("data")
+    return tmp_path / "elsewhere"
+
+
+def test_a_run_with_relative_paths_is_resumed_from_another_working_directory(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = Path.cwd()
+    run = start_run(RunConfig.from_mapping({**SMALL, "folder": "runs"}))
+    assert run.finished and run.folder.parent == here / "runs", "the printed command serves anywhere"
+    written = yaml.safe_load((run.folder / "run.yaml").read_text())
+    assert (written["data"]["path"], written["data"]["cache"]) == (str(here / "data"), str(here / "cache"))
+    monkeypatch.chdir(elsewhere)
+    resumed = resume_run(Path("../here/runs") / run.folder.name, ["training.online_env_steps=40"])
+    assert resumed.finished and resumed.algorithm.env_steps >= 40
+
+
+def test_acting_from_a_checkpoint_needs_neither_ring_nor_dataset(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = start_run(RunConfig.from_mapping({**SMALL, "folder": "runs"}))
+    shutil.rmtree("data")
+    shutil.rmtree(run.folder / "replay")
+    monkeypatch.chdir(run.folder.parent.parent)
+    assert load_policy(f"runs/{run.folder.name}").path.is_absolute()
+    with pytest.raises(CheckpointError, match=r"needs outside itself .*data \(missing\), .*online.arrow \(missing\)"):
+        DIPOLE.from_checkpoint(newest_valid(run.folder / "checkpoints"))
+
+
+def test_an_algorithm_with_relative_paths_is_continued_from_another_working_directory(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = Path.cwd()
+    algorithm = config(Path("data"), online_env_steps=200).training(replay_directory="ring").build_algo()
+    train_until(algorithm, lambda one: one.env_steps > 0)
+    path = algorithm.save_to_path("checkpoints/mine")
+    algorithm.stop()
+    monkeypatch.chdir(elsewhere)
+    DIPOLE.from_checkpoint(path).stop()
+    (here / "data").rename(here / "moved")
+    (here / "ring").rename(here / "moved-ring")
+    with pytest.raises(CheckpointError, match=r"data \(missing\), the online rows .*ring.* \(missing\): bring back"):
+        DIPOLE.from_checkpoint(path)
+    again = DIPOLE.from_checkpoint(path, input_="../here/moved", replay_directory="../here/moved-ring")
+    assert again.env_steps == algorithm.env_steps and again.replay.sizes() == algorithm.replay.sizes()
+    again.stop()
+    with pytest.raises(ConfigError, match="'policy_ids' is read by nothing"):
+        DIPOLE.from_checkpoint(path, policy_ids=["one"])
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("data", "{}/data"),
+        (Path("data"), "{}/data"),
+        (["a", Path("/b")], ["{}/a", "/b"]),
+        (tune.grid_search(["a", "/b"]), {"grid_search": ["{}/a", "/b"]}),
+    ],
+)
+def test_a_dataset_is_meant_relative_to_where_it_is_given(given: Any, meant: Any) -> None:
+    here = str(Path.cwd())
+    text = yaml.safe_load(yaml.safe_dump(meant).replace("{}", here))
+    assert DIPOLEConfig().offline_data(input_=given).input_ == text
+    assert DIPOLEConfig().update_from_dict({"input": given}).input_ == text
+    assert DIPOLEConfig().training(replay_directory="ring").replay_directory == f"{here}/ring"
+
+
+def test_a_choice_of_datasets_is_meant_relative_to_where_it_is_given() -> None:
+    made = DIPOLEConfig().offline_data(input_=tune.choice(["a", "/b"]))
+    assert made.input_.categories == [f"{Path.cwd()}/a", "/b"]
+
+
+def test_an_input_that_is_no_folder_is_refused() -> None:
+    with pytest.raises(ConfigError, match="give the folder of a dataset, or a list of folders"):
+        DIPOLEConfig().environment("Pendulum-v1").offline_data(input_=lambda context: None).validate()
+
+
+def test_addresses_of_mlflow_that_name_files_are_absolute() -> None:
+    here = Path.cwd()
+    assert located_uri("sqlite:///runs.db") == f"sqlite:///{here}/runs.db"
+    assert located_uri("file:mlruns") == f"file:{here}/mlruns"
+    assert located_uri("mlruns") == f"{here}/mlruns"
+    for same in (None, "sqlite:////a/runs.db", "file:///a", "http://host:5000", "databricks", "/a"):
+        assert located_uri(same) == same
