@@ -355,6 +355,7 @@ class DIPOLE(Algorithm):
 
     def save_to_path(self, path: Any = None, **kwargs: Any) -> str:
         """Write a checkpoint into the folder `path` and return it."""
+        _refuse("save_to_path", **{key: value for key, value in kwargs.items() if key != "use_msgpack"})  # Tune's own
         if path is None:
             raise CheckpointError("save_to_path needs the folder to write: algo.save_to_path('checkpoints/mine')")
         tensors, metadata = self.checkpoint_contents()
@@ -363,6 +364,7 @@ class DIPOLE(Algorithm):
 
     def restore_from_path(self, path: Any, **kwargs: Any) -> None:
         """Continue from a folder written by `save_to_path`; what differs from this config is refused or named."""
+        _refuse("restore_from_path", **kwargs)
         checkpoint = read_checkpoint(Path(path))
         with entries_of(checkpoint):
             saved = DIPOLEConfig.from_plain(checkpoint.metadata["algorithm"]).to_plain()
@@ -395,11 +397,7 @@ class DIPOLE(Algorithm):
         Raises:
             CheckpointError: There is none, or what it needs is missing.
         """
-        if filesystem is not None or kwargs:
-            other = next(iter(kwargs), "filesystem")
-            raise ConfigError(
-                f"from_checkpoint: '{other}' is read by nothing in DIPOLE; give path, input_ and replay_directory"
-            )
+        _refuse("from_checkpoint", filesystem=filesystem, **kwargs)
         checkpoint = read_checkpoint(Path(path))
         with entries_of(checkpoint):
             plain = dict(checkpoint.metadata["algorithm"])
@@ -433,6 +431,15 @@ class DIPOLE(Algorithm):
         if self.trial_id == "default":  # outside Tune nothing but a ring is ever put into RLlib's own folder
             with contextlib.suppress(OSError):
                 Path(self.logdir).rmdir()
+
+
+def _refuse(method: str, **kwargs: Any) -> None:
+    """Raise ConfigError for what RLlib's method takes, and nothing reads here."""
+    for key, value in kwargs.items():
+        if value is not None:
+            raise ConfigError(
+                f"{method}: '{key}' is read by nothing in DIPOLE: a checkpoint is one whole folder of a disk"
+            )
 
 
 def _require_present(checkpoint: Checkpoint, datasets: Sequence[str], here: Path | None = None) -> None:

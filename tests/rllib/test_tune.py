@@ -17,8 +17,11 @@ from tests.rllib.small import config
 pytestmark = pytest.mark.usefixtures("cluster")
 
 
-def test_tuner_tries_values_and_keeps_checkpoints(pendulum: Path, tmp_path: Path) -> None:
-    space = config(pendulum, beta=tune.grid_search([1.0, 3.0]), offline_learner_steps=16)
+def test_tuner_tries_values_and_keeps_checkpoints(
+    pendulum: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(pendulum.parent)  # a trial works in a folder of its own
+    space = config(Path(pendulum.name), beta=tune.grid_search([1.0, 3.0]), offline_learner_steps=16)
     space.evaluation(evaluation_interval=2)
     tuner = tune.Tuner(
         DIPOLE,
