@@ -52,7 +52,7 @@ from dipole_ray.rllib.placement import (
     workers_of,
 )
 from dipole_ray.rllib.privates import rllibs_setup, writable_results
-from dipole_ray.rllib.replay_actor import RING_FILE, copy_ring, open_replay
+from dipole_ray.rllib.replay_actor import copy_ring, open_replay, require_present
 from dipole_ray.rllib.rollouts import Rollouts
 from dipole_ray.rllib.workers import require_found_by_workers
 
@@ -328,7 +328,7 @@ class DIPOLE(Algorithm):
         """Continue exactly from a checkpoint, whatever this algorithm did before."""
         metadata = checkpoint.metadata
         with entries_of(checkpoint):
-            _require_present(checkpoint, (), here=self.replay_directory)
+            require_present(checkpoint, (), here=self.replay_directory)
             self._with_learner(lambda: self.learner.load_agent_state(checkpoint.tensors[AGENT_FILE]))
             self.restart_point = checkpoint.path
             self.learner_steps, self.env_steps = int(metadata["learner_steps"]), int(metadata["env_steps"])
@@ -406,7 +406,7 @@ class DIPOLE(Algorithm):
             if replay_directory is not None:
                 checkpoint.metadata["replay_directory"] = str(Path(replay_directory).expanduser().absolute())
             config = DIPOLEConfig.from_plain(plain)
-            _require_present(checkpoint, config.to_plain()["input"])
+            require_present(checkpoint, config.to_plain()["input"])
         algorithm: DIPOLE = config.build_algo()
         algorithm.restore_contents(checkpoint)
         lost = config_differences(checkpoint.metadata["algorithm"], config.to_plain())
@@ -440,20 +440,3 @@ def _refuse(method: str, **kwargs: Any) -> None:
             raise ConfigError(
                 f"{method}: '{key}' is read by nothing in DIPOLE: a checkpoint is one whole folder of a disk"
             )
-
-
-def _require_present(checkpoint: Checkpoint, datasets: Sequence[str], here: Path | None = None) -> None:
-    """Raise CheckpointError, which names all, where something that a checkpoint needs outside itself is missing.
-
-    The ring may lie where the checkpoint says or, for a run that was copied, `here`.
-    """
-    needed = {f"the dataset {path}": Path(path).exists() for path in datasets}
-    state, ring = checkpoint.metadata["replay"]["online"], Path(checkpoint.metadata["replay_directory"]) / RING_FILE
-    if state is not None and state["rows_written"]:
-        needed[f"the online rows {ring}"] = ring.exists() or (here is not None and (here / RING_FILE).exists())
-    if not all(needed.values()):
-        found = ", ".join(f"{what} ({'there' if is_there else 'missing'})" for what, is_there in needed.items())
-        raise CheckpointError(
-            f"{checkpoint.path} needs outside itself {found}: bring back what is missing, or say where it is by "
-            "DIPOLE.from_checkpoint(path, input_=FOLDER, replay_directory=FOLDER); to act, load_policy needs neither"
-        )

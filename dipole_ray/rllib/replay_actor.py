@@ -10,6 +10,7 @@ that are still to come are then drawn with random numbers that were not used bef
 
 import logging
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -23,7 +24,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from dipole_ray.columns import require_fit
 from dipole_ray.data.dataset import read_manifest
 from dipole_ray.envs.make import env_dims
-from dipole_ray.errors import ConfigError, DatasetError
+from dipole_ray.errors import CheckpointError, ConfigError, DatasetError
+from dipole_ray.files.checkpoint import Checkpoint
 from dipole_ray.replay.replay import Replay
 from dipole_ray.rllib.sections import TrainingConfig
 from dipole_ray.rllib.waiting import wait_for
@@ -182,3 +184,20 @@ def ring_rows(config: AlgorithmConfig, held: int | None = None) -> int:
             training.online_env_steps,
         )
     return rows if held is None else held
+
+
+def require_present(checkpoint: Checkpoint, datasets: Sequence[str], here: Path | None = None) -> None:
+    """Raise CheckpointError, which names all, where something that a checkpoint needs outside itself is missing.
+
+    The ring may lie where the checkpoint says or, for a run that was copied, `here`.
+    """
+    needed = {f"the dataset {path}": Path(path).exists() for path in datasets}
+    state, ring = checkpoint.metadata["replay"]["online"], Path(checkpoint.metadata["replay_directory"]) / RING_FILE
+    if state is not None and state["rows_written"]:
+        needed[f"the online rows {ring}"] = ring.exists() or (here is not None and (here / RING_FILE).exists())
+    if not all(needed.values()):
+        found = ", ".join(f"{what} ({'there' if is_there else 'missing'})" for what, is_there in needed.items())
+        raise CheckpointError(
+            f"{checkpoint.path} needs outside itself {found}: bring back what is missing, or say where it is by "
+            "DIPOLE.from_checkpoint(path, input_=FOLDER, replay_directory=FOLDER); to act, load_policy needs neither"
+        )
