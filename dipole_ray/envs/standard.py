@@ -97,19 +97,19 @@ class StandardEnv(gymnasium.Wrapper):
         action = np.asarray(action, np.float32)
         if not np.isfinite(action).all():
             raise NonFiniteError(f"action {action} is not finite: the policy has diverged; nothing was stepped")
-        action = self._own_action(np.clip(action, -1.0, 1.0))
+        action = self.unmap(np.clip(action, -1.0, 1.0))
         with self._global_random.swapped_in() if self._global_draws == "step" else nullcontext():
             observation, reward, terminated, truncated, info = self.env.step(action)
         if not math.isnan(success := success_of(info)):
             info = {**info, "success": success}  # another dict: an environment may give its own again and again
         return np.asarray(observation, np.float32), float(reward), bool(terminated), bool(truncated), info
 
-    def _own_action(self, action: np.ndarray) -> np.ndarray:
-        """Return an action (A,) in [-1, 1] as one of the wrapped environment."""
+    def unmap(self, actions: np.ndarray) -> np.ndarray:
+        """Return actions (..., A) in [-1, 1], as policies give them, in the wrapped environment's own box and type."""
         if not self._is_unit_range:
-            action = self._centre + action * self._half_range
+            actions = self._centre + actions * self._half_range
         # Rounding carries a corner out of the box by one unit in the last place, which environments may assert against.
-        inside: np.ndarray = np.clip(action, self._low, self._high)
+        inside: np.ndarray = np.clip(actions, self._low, self._high)
         return inside.astype(self._low.dtype)
 
     def render(self) -> np.ndarray:  # type: ignore[override]  # gymnasium would have rendering modes return others
