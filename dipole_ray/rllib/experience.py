@@ -43,7 +43,7 @@ class FragmentReport:
     successes: list[float | None]  # of those episodes; None where one told none
     policy_version: int  # the policy that acted
     busy_s: float  # seconds this worker computed
-    logged: Any  # what callbacks logged meanwhile, as RLlib's loggers merge it
+    logged: Any = None  # what callbacks logged meanwhile, as RLlib's loggers merge it
 
 
 class Experience(Protocol):

@@ -52,6 +52,9 @@ class Scorer:
         plans: np.ndarray = self._policy.sample_actions(scenes, generator=self._generator, explore=True).numpy()
         return plans
 
+    def came_back(self) -> list[int]:
+        return []
+
     def gather(self, policy: Callable[[], PublishedPolicy]) -> Iterator[FragmentReport]:
         while True:
             newest = policy()
