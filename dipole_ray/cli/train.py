@@ -55,7 +55,8 @@ def run_train(arguments: argparse.Namespace) -> int:
     if arguments.resume is None and source is None and not words:
         raise ConfigError(f"nothing to train: name a preset ({', '.join(presets())}), a YAML file, or KEY=VALUE")
     run = start_run(load(source, words)) if arguments.resume is None else resume_run(arguments.resume, words)
-    folder = run.folder
+    here = Path.cwd()
+    folder = run.folder.relative_to(here) if run.folder.is_relative_to(here) else run.folder  # as people would type it
     if run.evaluation:
         print_table(run.evaluation, chosen=run.chosen, title=folder.name)
     if not run.finished:

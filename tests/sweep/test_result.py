@@ -15,6 +15,7 @@ from rich.console import Console
 
 from dipole_ray.plots.sweep import Line, Point, draw_parallel, draw_surface, surface_of
 from dipole_ray.runs.config import load
+from dipole_ray.stopping import StopRequests
 from dipole_ray.sweep.plan import Plan
 from dipole_ray.sweep.records import TRIAL_FILE, SweepRecords
 from dipole_ray.sweep.result import leaderboard, table, write_result
@@ -92,7 +93,7 @@ def test_order_is_by_the_selecting_episodes_alone(ended: tuple[Plan, SweepRecord
 
 def test_files_hold_both_numbers(ended: tuple[Plan, SweepRecords]) -> None:
     plan, records = ended
-    result = write_result(plan, records, finished=True, view_command=None)
+    result = write_result(plan, records, finished=True, stops=StopRequests(), view_command=None)
     names = {path.name for path in result.files}
     assert names == {"leaderboard.json", "leaderboard.csv", "surface-beta.png", "parallel.png", "best.yaml"}
     board = json.loads((result.folder / "leaderboard.json").read_text())
@@ -108,7 +109,7 @@ def test_files_hold_both_numbers(ended: tuple[Plan, SweepRecords]) -> None:
 
 def test_best_config_is_one_that_train_takes(ended: tuple[Plan, SweepRecords]) -> None:
     plan, records = ended
-    result = write_result(plan, records, finished=True, view_command=None)
+    result = write_result(plan, records, finished=True, stops=StopRequests(), view_command=None)
     path = result.folder / "best.yaml"
     config = load(path)
     assert (config.agent.beta, config.agent.omega, config.agent.num_candidates) == (5.0, 1.0, 2)
