@@ -54,7 +54,6 @@ def test_work_of_seconds_is_done_here_unless_tasks_are_asked_for() -> None:
         found = map_tasks(surroundings, [1, 2], description="short", size=lambda _: 10, progress=False, **how)
         return [pid for _, _, pid in found]
 
-    ray.shutdown()  # of a test before, in this process
     assert set(pids(rate=2.0)) == {os.getpid()}
     assert os.getpid() not in pids(rate=1.0) + pids(rate=2.0, max_in_flight=2)
 
