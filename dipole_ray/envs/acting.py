@@ -61,8 +61,14 @@ class Steps:
     rewards: np.ndarray  # (n,)
     next_observations: np.ndarray  # (n, O)
     terminated: np.ndarray  # (n,)
+    truncated: np.ndarray  # (n,)
     broken: np.ndarray  # (n,), reward or next observation is not finite; never true where faults are not counted
-    done: np.ndarray  # (n,), terminated, truncated or broken
+
+    @property
+    def done(self) -> np.ndarray:
+        """Which episodes ended, (n,): terminated, truncated or broken."""
+        ended: np.ndarray = self.terminated | self.truncated | self.broken
+        return ended
 
 
 class Faults:
@@ -98,19 +104,8 @@ class Listener(Protocol):
     def started(self, i: int, observation: np.ndarray, info: dict[str, Any]) -> None:
         """It was reset."""
 
-    def stepped(
-        self,
-        i: int,
-        *,
-        action: np.ndarray,
-        reward: float,
-        observation: np.ndarray,
-        terminated: bool,
-        truncated: bool,
-        broken: bool,
-        info: dict[str, Any],
-    ) -> None:
-        """It took a step; `broken` where that gave NaN or infinity, at which the episode ends."""
+    def stepped(self, steps: Steps, row: int, info: dict[str, Any]) -> None:
+        """The environment of one of the rows took its step; a broken one ends the episode."""
 
 
 class ActingLoop:
@@ -232,18 +227,7 @@ class ActingLoop:
             self._taken[i].append(actions[row].copy())
             success = float(self._precision(success_of(infos[row])))
             episodes[row].take(float(rewards[row]), after[row], success)
-            if self._listener is not None:
-                self._listener.stepped(
-                    i,
-                    action=actions[row],
-                    reward=float(rewards[row]),
-                    observation=after[row],
-                    terminated=bool(terminated[row]),
-                    truncated=bool(truncated[row]),
-                    broken=bool(broken[row]),
-                    info=infos[row],
-                )
-        return Steps(
+        steps = Steps(
             indices=running,
             episodes=episodes,
             observations=before,
@@ -251,6 +235,10 @@ class ActingLoop:
             rewards=rewards,
             next_observations=after,
             terminated=np.asarray(terminated, bool),
+            truncated=np.asarray(truncated, bool),
             broken=broken,
-            done=np.asarray(terminated, bool) | np.asarray(truncated, bool) | broken,
         )
+        if self._listener is not None:
+            for row, info in enumerate(infos):
+                self._listener.stepped(steps, row, info)
+        return steps

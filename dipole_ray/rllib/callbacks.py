@@ -21,6 +21,7 @@ from ray.rllib.utils import force_list
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 
 from dipole_ray.data.schema import Rows, close_trajectory, concatenate
+from dipole_ray.envs.acting import Steps
 from dipole_ray.errors import CallbackFailed, first_line
 
 ON_EPISODES = ("on_episode_created", "on_episode_start", "on_episode_step", "on_episode_end", "on_sample_end")
@@ -115,22 +116,14 @@ class WorkerCallbacks:
         self._episodes[i].add_env_reset(observation=observation, infos=dict(info))
         self._call_on_episode("on_episode_start", i)
 
-    def stepped(
-        self,
-        i: int,
-        *,
-        action: np.ndarray,
-        reward: float,
-        observation: np.ndarray,
-        terminated: bool,
-        truncated: bool,
-        broken: bool,
-        info: dict[str, Any],
-    ) -> None:
+    def stepped(self, steps: Steps, row: int, info: dict[str, Any]) -> None:
         """Take one step; a broken one, with NaN or infinity, ends the episode and is no part of a sample."""
-        episode = self._episodes[i]
-        ends = {"terminated": terminated and not broken, "truncated": truncated or broken}
-        taken = {"action": action.copy(), "reward": reward, "observation": observation.copy()}
+        i, broken = steps.indices[row], bool(steps.broken[row])
+        episode, reward = self._episodes[i], float(steps.rewards[row])
+        ends = {"terminated": bool(steps.terminated[row]) and not broken}
+        ends["truncated"] = bool(steps.truncated[row]) or broken
+        action, observation = steps.actions[row].copy(), steps.next_observations[row].copy()
+        taken = {"action": action, "reward": reward, "observation": observation}
         episode.add_env_step(**taken, infos=dict(info), **ends)
         self._call_on_episode("on_episode_step", i)
         if episode.is_done:
