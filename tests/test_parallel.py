@@ -16,7 +16,6 @@ from dipole_ray.parallel import map_tasks
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    ray.shutdown()  # of a test before, in this process
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()

@@ -67,7 +67,6 @@ def test_another_seed_gives_other_data(reference: list[Path], tmp_path: Path) ->
 def test_workers_and_shards_make_no_difference_to_the_bytes(
     reference: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ray.shutdown()  # of a test before, in this process
     monkeypatch.setattr(dataset, "SHARD_TRANSITIONS", 4000)
     files = collect(MAZE, TRANSITIONS, 3, tmp_path, num_workers=2, progress=False)
     assert contents(files) == contents(reference)

@@ -1,10 +1,12 @@
 """Paths are meant as they are given, from wherever the process works later."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import yaml
 from ray import tune
 
@@ -29,13 +31,14 @@ SMALL: dict[str, Any] = {
 
 
 @pytest.fixture
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with a dataset `data`, and another one beside it, which is returned."""
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A working directory with a dataset `data`, and another one beside it; Ray ends with the test."""
     for name in ("here", "elsewhere"):
         (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path / "here")
     collect("Pendulum-v1", 500, 0, Path("made"), progress=False)[0].rename("data")
-    return tmp_path / "elsewhere"
+    yield tmp_path / "elsewhere"
+    ray.shutdown()
 
 
 def test_a_run_with_relative_paths_is_resumed_from_another_working_directory(
