@@ -14,7 +14,7 @@ class UpdateRatio:
 
     After `env_steps` steps and all due updates, exactly `floor(ratio * env_steps)` updates were done: the ratio is a
     fraction, so no rounding accumulates. There is no burst of updates after a resume: with another ratio it counts
-    from there on, and owed updates are forgiven (the training loop pays before it saves: its checkpoints owe nothing).
+    from there on, and what is owed is forgiven but for what the caller says an interrupted iteration left.
     """
 
     def __init__(self, updates_per_env_step: float | Fraction) -> None:
@@ -47,8 +47,8 @@ class UpdateRatio:
         base = [self._base_env_steps, self._base_updates]
         return {"ratio": list(self.ratio.as_integer_ratio()), **counts, "base": base}
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from `state`, with this object's own ratio from there on."""
+    def load_state(self, state: dict[str, Any], owed: int = 0) -> None:
+        """Continue from `state` with `owed` updates due, and with this object's own ratio from there on."""
         try:
             stored = Fraction(*state["ratio"])
             self.updates_done, self.env_steps = int(state["updates_done"]), int(state["env_steps"])
@@ -59,4 +59,4 @@ class UpdateRatio:
             ) from error
         if stored != self.ratio:
             self._base_env_steps, self._base_updates = self.env_steps, self.updates_done
-        self._base_updates -= self.due(self.env_steps)
+        self._base_updates += owed - self.due(self.env_steps)

@@ -149,6 +149,11 @@ class DIPOLE(Algorithm):
         is_offline = self.learner_steps < self._training.offline_learner_steps or not self._training.online_env_steps
         return "offline" if is_offline else "online"
 
+    @property
+    def is_within_iteration(self) -> bool:
+        """Whether updates or steps of an iteration are left: a stop cut it short, maybe before a resume, or a death."""
+        return self._done_of_iteration > 0
+
     def step(self) -> dict[str, Any]:
         """Run one iteration, with its evaluation where one is due, and return the results of both."""
         results: dict[str, Any] = super().step()
@@ -169,7 +174,8 @@ class DIPOLE(Algorithm):
             updates = self._offline_iteration() if self.phase == "offline" else self._online_iteration(fragments)
         except LearnerDied as death:  # the iteration ends early; its fragments are in the replay
             self._replace_learner(death)
-            self._done_of_iteration = 0
+            if self.phase == "offline":  # its updates are taken anew; online, the next iteration does what is left
+                self._done_of_iteration = 0
         self._log(updates, fragments, wall_s=time.perf_counter() - start)
 
     def _offline_iteration(self) -> list[UpdateReport]:
@@ -179,30 +185,31 @@ class DIPOLE(Algorithm):
         steps = min(left, steps) if left > 0 else steps
         updates = self._update(steps, publish=False) + self.learner.drain()
         made = self.learner_steps - before
-        self._end_iteration(self._done_of_iteration + made, is_whole=made == steps)
+        self._done_of_iteration += made
+        self._end_iteration(is_whole=made >= steps)
         return updates
 
-    def _end_iteration(self, done: int, *, is_whole: bool) -> None:
-        """Note what was done in an iteration that was cut short."""
-        self._done_of_iteration, self.is_cut_short = (0 if is_whole else done), not is_whole
+    def _end_iteration(self, *, is_whole: bool) -> None:
+        """Keep what was done in an iteration that was cut short."""
+        self.is_cut_short, self._done_of_iteration = not is_whole, 0 if is_whole else self._done_of_iteration
 
     def _online_iteration(self, fragments: list[FragmentReport]) -> list[UpdateReport]:
         """Gather, insert, and submit the updates owed; the learner works while the next fragments are collected."""
         if not self._update_ratio.updates_done and not self.env_steps:  # offline updates publish nothing
             self.learner.publish()
         updates = self._update_owed()  # what an iteration that was cut short left
-        collected, wanted = self._done_of_iteration, self._training.env_steps_per_iteration
-        for report in self.experience.gather(lambda: self.learner.policy) if collected < wanted else ():
+        wanted = self._training.env_steps_per_iteration
+        for report in self.experience.gather(lambda: self.learner.policy) if self._done_of_iteration < wanted else ():
             fragments.append(report)
             if report.env_steps:
                 total = self.replay.insert(report.rows, report.worker, report.incarnation, report.sequence)
-                collected += total - self.env_steps
+                self._done_of_iteration += total - self.env_steps
                 self.env_steps = total
             self.recent.note(report)
             updates += self._update_owed()
-            if collected >= wanted or self.interrupted:
+            if self._done_of_iteration >= wanted or self.interrupted:
                 break
-        self._end_iteration(collected, is_whole=collected >= wanted and not self._update_ratio.due(self.env_steps))
+        self._end_iteration(is_whole=self._done_of_iteration >= wanted and not self._update_ratio.due(self.env_steps))
         return updates
 
     def _update_owed(self) -> list[UpdateReport]:
@@ -309,6 +316,7 @@ class DIPOLE(Algorithm):
             "learner_steps": self.learner_steps,
             "env_steps": self.env_steps,
             "done_of_iteration": self._done_of_iteration,
+            "owed_updates": self._update_ratio.due(self.env_steps),
             "num_episodes": self.recent.count,
             "iteration": self.iteration - int(self.is_cut_short),
             "policy_version": self.learner.policy.version,
@@ -339,7 +347,7 @@ class DIPOLE(Algorithm):
             self.has_success = self.has_success or bool(success.get("is_known"))
             self.is_score_success = None if self.score is None else success.get("is_score")
             self.set_state({TRAINING_ITERATION: int(metadata["iteration"])})
-            self._update_ratio.load_state(metadata["limiter"])
+            self._update_ratio.load_state(metadata["limiter"], int(metadata.get("owed_updates", 0)))
             if copy_ring(self.replay, Path(metadata["replay_directory"]), self.replay_directory):
                 held = metadata["replay"]["online"]["capacity"]
                 self.replay = open_replay(self.config, self.offline_data, self.replay_directory, held)

@@ -189,7 +189,7 @@ class Run(Session):
         """Iterate until the phase's count is reached or the run is asked to stop."""
         unit = "updates" if phase == "offline" else "env steps"
         with self._progress(phase, total, unit, completed=min(self._count(phase), total)) as progress:
-            while self._count(phase) < total and not self.stops:
+            while (self._count(phase) < total or self.algorithm.is_within_iteration) and not self.stops:
                 self.algorithm.train()
                 if self.algorithm.is_cut_short:  # what is left of the iteration comes after the resume
                     progress.update(self._count(phase))

@@ -91,7 +91,7 @@ class TrialRun(Session):
         if not self.is_finished:
             target = math.ceil(self.plan.total_steps(self.config) * (self.rung + 1) / self.plan.sweep.rungs)
             try:
-                while self._progress() < target:
+                while self._progress() < target or self.algorithm.is_within_iteration:
                     self.algorithm.train()
                     if self.algorithm.is_cut_short:
                         raise Stopped

@@ -14,7 +14,7 @@ from ray.rllib.core.learner.learner_group import LearnerGroup
 
 from dipole_ray import DIPOLE
 from dipole_ray.errors import ConfigError
-from tests.rllib.small import config
+from tests.rllib.small import config, train_until
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -80,5 +80,21 @@ def test_an_evaluation_survives_the_death_of_the_learner(pendulum: Path) -> None
         ray.kill(algorithm.learner.learners[0])
         assert algorithm.evaluate()["env_runners"]["episode_return_mean"] < 0
         assert algorithm.learner_restarts == 1
+    finally:
+        algorithm.stop()
+
+
+def test_an_iteration_that_the_learners_death_ended_is_finished_by_the_next(pendulum: Path, tmp_path: Path) -> None:
+    """No update that the environment steps are owed is forgotten, and iterations end where they always do."""
+    algorithm = config(pendulum, learners=1, learner_steps_per_call=2).build_algo()
+    try:
+        train_until(algorithm, lambda a: a.env_steps == 60)
+        algorithm.save_to_path(tmp_path / "saved")
+        ray.kill(algorithm.learner.learners[0])
+        train_until(algorithm, lambda a: a.learner_restarts == 1)
+        assert algorithm.is_within_iteration
+        train_until(algorithm, lambda a: not a.is_within_iteration)
+        assert algorithm.env_steps == 120
+        assert algorithm.learner_steps + algorithm.lost_updates == 40 + 120 * 0.3
     finally:
         algorithm.stop()

@@ -92,14 +92,17 @@ class After(Sized):
         return int(self._left < 0)
 
 
-def test_iterations_cut_short_and_resumed_are_the_whole_ones(
-    uninterrupted: tuple[list[Path], dict[str, dict[str, torch.Tensor]], dict[str, Any]], pendulum: Path, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("per_call", [8, 1])
+def test_iterations_cut_short_and_resumed_are_the_whole_ones(pendulum: Path, tmp_path: Path, per_call: int) -> None:
     """A request to stop ends an iteration after any call of the learner or any fragment; the resume does the rest."""
-    _, tensors, metadata = uninterrupted
-    whole, cuts, looks, path = 0, 0, 1, ""
+    settings = {"learner_steps_per_call": per_call, "updates_per_env_step": 0.5}
+    with running(config(pendulum, **settings).build_algo()) as algorithm:
+        for _ in range(ITERATIONS):
+            algorithm.train()
+        tensors, metadata = algorithm.checkpoint_contents()
+    whole, cuts, looks, path, owed = 0, 0, 1, "", 0
     while whole < ITERATIONS:
-        with running(DIPOLE.from_checkpoint(path) if path else config(pendulum).build_algo()) as algorithm:
+        with running(DIPOLE.from_checkpoint(path) if path else config(pendulum, **settings).build_algo()) as algorithm:
             algorithm.end_early_on(After(looks))
             algorithm.train()
             while not algorithm.is_cut_short and whole < ITERATIONS:
@@ -109,7 +112,9 @@ def test_iterations_cut_short_and_resumed_are_the_whole_ones(
             cuts, looks = cuts + algorithm.is_cut_short, looks + 3
             path = algorithm.save_to_path(tmp_path / str(cuts))
             cut_tensors, cut = algorithm.checkpoint_contents()
+            owed += cut["owed_updates"] > 0
     assert cuts >= 4 and cut["done_of_iteration"] == 0
+    assert owed or per_call > 1, "no request came while updates were owed"
     assert_same_tensors(cut_tensors, tensors)
     assert course(cut) == course(metadata)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sized
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import yaml
 from dipole_ray.cli import main
 from dipole_ray.collect import collect
 from dipole_ray.files.checkpoint import newest_valid, read_checkpoint
+from dipole_ray.runs.run import Run
 from dipole_ray.tracking.metrics_file import read_metrics
 from dipole_ray.tracking.mlflow_server import connect
 from tests.cli.commands import LAUNCH, dipole_here, environment, write_config
@@ -183,6 +186,37 @@ def test_ctrl_c_and_resume_end_where_the_whole_run_ends(
     assert _rows_by_phase(json.loads((run / "evaluation.json").read_text())) == _rows_by_phase(
         json.loads((whole / "evaluation.json").read_text())
     )
+    assert iterations(run) == iterations(whole)
+
+
+class InTheLastUpdates(Run):
+    """A run that gets a SIGTERM after its last environment step, while updates are owed for it."""
+
+    def end_early_on(self, interrupted: Sized) -> None:
+        run = self
+
+        class Signalled(Sized):
+            def __len__(self) -> int:
+                if not interrupted and run.algorithm.env_steps == 240 and run.algorithm.learner_steps < 180:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                return len(interrupted)
+
+        super().end_early_on(Signalled())
+
+
+def test_a_stop_in_the_last_updates_loses_none_of_them(
+    folder: Path, finished: tuple[Path, subprocess.CompletedProcess[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All environment steps are done then, yet the phase is not over."""
+    whole, _ = finished
+    monkeypatch.setattr("dipole_ray.runs.run.Run", InTheLastUpdates)
+    assert dipole_here("train", "small.yaml", "folder=last", cwd=folder).returncode == 128 + signal.SIGTERM
+    monkeypatch.undo()
+    run = only(folder, "last/small-*")
+    stopped = read_checkpoint(run / "checkpoints")
+    assert stopped.metadata["env_steps"] == 240 and stopped.learner_steps < 180
+    assert dipole_here("train", "--resume", run.relative_to(folder), cwd=folder).returncode == 0
+    assert final_agent(run) == final_agent(whole)
     assert iterations(run) == iterations(whole)
 
 

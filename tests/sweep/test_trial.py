@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from dipole_ray import DIPOLE
 from dipole_ray.errors import ConfigError
 from dipole_ray.files.checkpoint import newest_valid, read_checkpoint
 from dipole_ray.files.lock import FolderLock
 from dipole_ray.serving.policy import load_policy
+from dipole_ray.stopping import Stopped
 from dipole_ray.sweep.plan import Plan
 from dipole_ray.sweep.trial import TrialRun
 from tests.chaos.kit import ring_rows
@@ -95,6 +97,27 @@ def test_a_trial_that_is_cut_off_continues_bit_for_bit(finished: Any, offline: P
     ends = [read_checkpoint(newest_valid(trials / name / "checkpoints") or Path()) for name in ("whole", "cut")]
     assert different(ends[0].tensors["agent"], ends[1].tensors["agent"]) == []
     assert again.results == whole.results
+
+
+class _InTheLastUpdates(Sized):
+    """Asks an algorithm to stop once its last environment step is done and updates are owed for it."""
+
+    def __init__(self, algorithm: DIPOLE) -> None:
+        self._algorithm = algorithm
+
+    def __len__(self) -> int:
+        return int(self._algorithm.env_steps == 120 and self._algorithm.learner_steps < 100)
+
+
+def test_a_stop_in_the_last_updates_of_a_trial_loses_none_of_them(pendulum: Path, tmp_path: Path) -> None:
+    plan = small_plan(pendulum, tmp_path, sweep={"rungs": 1}, run=ONLINE)
+    run = TrialRun("only", {"agent.beta": 5.0}, plan, tmp_path / "trials")
+    run.end_early_on(_InTheLastUpdates(run.algorithm))
+    with pytest.raises(Stopped):
+        run.advance()
+    again = TrialRun("only", {"agent.beta": 5.0}, plan, tmp_path / "trials")
+    assert again.algorithm.env_steps == 120 and again.algorithm.learner_steps < 100
+    assert again.advance()["learner_steps"] == 40 + 60
 
 
 def test_a_finished_trial_is_not_trained_again(finished: Any, offline: Plan) -> None:
