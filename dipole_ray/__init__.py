@@ -18,12 +18,24 @@ _HOMES = {
     "RunConfig": "dipole_ray.runs.config",
     "make_env": "dipole_ray.envs.make",
     "open_dataset": "dipole_ray.data.dataset",
+    "start_ray": "dipole_ray.cluster",
 }
 
-__all__ = ["DIPOLE", "AgentConfig", "DIPOLEConfig", "DipoleAgent", "Replay", "RunConfig", "make_env", "open_dataset"]
+__all__ = [
+    "DIPOLE",
+    "AgentConfig",
+    "DIPOLEConfig",
+    "DipoleAgent",
+    "Replay",
+    "RunConfig",
+    "make_env",
+    "open_dataset",
+    "start_ray",
+]
 
 if TYPE_CHECKING:
     from dipole_ray.agents.dipole import AgentConfig, DipoleAgent
+    from dipole_ray.cluster import start_ray
     from dipole_ray.data.dataset import open_dataset
     from dipole_ray.envs.make import make_env
     from dipole_ray.replay.replay import Replay

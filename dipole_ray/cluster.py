@@ -50,12 +50,12 @@ def start_ray(**options: Any) -> Any:
         raise ResourcesUnavailable(f"{what} ({type(error).__name__}: {first_line(error)}): {remedy}") from error
 
 
-def require_named_cluster() -> None:
-    """Raise as `cluster_address` where RAY_ADDRESS names no living cluster and this process has yet to join it."""
+def settle_address() -> None:
+    """Keep what joins Ray next, such as Tune, from waiting for a dead cluster for many minutes; raises likewise."""
     import ray
 
-    if os.environ.get("RAY_ADDRESS") and not ray.is_initialized():
-        cluster_address()
+    if not ray.is_initialized() and not cluster_address() and noted_address():
+        os.environ["RAY_ADDRESS"] = "local"
 
 
 def refuse_client() -> None:
@@ -87,22 +87,27 @@ def cluster_address() -> str:
     if given not in ("", "auto"):
         _require_answer(given)
         return given
-    noted = _noted_address()
+    noted = noted_address()
     try:
         if noted:
             _require_answer(noted)
     except ResourcesUnavailable as error:
         if given:
             raise
-        _log.warning("%s; a Ray of this machine is started instead", error)
+        _log.warning("%s, or remove %s; a Ray of this machine is started instead", error, note_file())
         return ""
     return given or noted
 
 
-def _noted_address() -> str:
+def note_file() -> Path:
+    """Return the file in which `ray start` notes the address of its cluster."""
+    return _ray_folder() / "ray_current_cluster"
+
+
+def noted_address() -> str:
     """Return the address that `ray start` noted on this machine; a Ray that died without `ray stop` leaves it."""
     try:
-        return (_ray_folder() / "ray_current_cluster").read_text().strip()
+        return note_file().read_text().strip()
     except OSError:
         return ""
 

@@ -76,6 +76,8 @@ def test_a_cluster_that_died_without_a_word_is_passed_over(
     (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:9")
     assert cluster.cluster_address() == ""
     assert "127.0.0.1:9 does not answer" in caplog.text and "instead" in caplog.text
+    DIPOLEConfig().environment("Pendulum-v1").to_dict()  # what a Tuner asks for before Tune joins what is noted there
+    assert os.environ["RAY_ADDRESS"] == "local"
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     with pytest.raises(ResourcesUnavailable, match=r"127\.0\.0\.1:9 does not answer"):
         cluster.cluster_address()

@@ -23,7 +23,7 @@ from ray.util.debug import log_once
 from dipole_ray import settings
 from dipole_ray.agents.config import of_older
 from dipole_ray.agents.dipole import AgentConfig
-from dipole_ray.cluster import require_named_cluster
+from dipole_ray.cluster import settle_address
 from dipole_ray.cores import usable_cores
 from dipole_ray.envs.make import EnvConfig, env_dims
 from dipole_ray.errors import ConfigError
@@ -249,7 +249,7 @@ class DIPOLEConfig(AlgorithmConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """Return all settings by key, ours among RLlib's, as Ray Tune takes them."""
-        require_named_cluster()  # which Tune joins next: it would wait for a dead one for many minutes
+        settle_address()  # which Tune joins next
         plain = super().to_dict()
         for name in ("_sections", "_automatic"):
             del plain[name]

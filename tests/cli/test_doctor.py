@@ -87,6 +87,19 @@ def test_a_cluster_that_does_not_answer_is_a_failure_with_its_own_remedy() -> No
     assert "unset RAY_ADDRESS" in finding.remedy
 
 
+@pytest.mark.slow
+def test_a_note_of_a_dead_cluster_is_a_warning_with_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program's own `ray.init()` waits for it for minutes before anything of ours could speak."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    note = tmp_path / "ray" / "ray_current_cluster"
+    note.parent.mkdir()
+    note.write_text("127.0.0.1:9")
+    finding = doctor.check_ray(None)
+    assert finding.status == "warn" and "127.0.0.1:9, which does not answer" in finding.message
+    assert str(note) in finding.remedy and "dipole_ray.start_ray()" in finding.remedy
+
+
 def test_looking_at_mlflow_makes_no_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert doctor.check_mlflow(tmp_path).status == "ok"
