@@ -35,13 +35,13 @@ from dipole_ray.errors import DipoleError
 from dipole_ray.cluster import cluster_address, note_file, noted_address, start_ray
 os.environ["RAY_ADDRESS"] = sys.argv[1]
 try:
-    address, noted = cluster_address(), noted_address()
+    address, noted = cluster_address(), [noted_address(), str(note_file())]
     context = start_ray(include_dashboard=False, log_to_driver=False, logging_level="error")  # as a run does
     assert ray.get(ray.remote(lambda: 41 + 1).remote(), timeout=60) == 42
     resources = ray.cluster_resources()
     answer = {"nodes": len(ray.nodes()), "cpus": resources.get("CPU", 0), "gpus": resources.get("GPU", 0),
               "address": address, "dashboard": context.dashboard_url or "",
-              "stale": [noted, str(note_file())] if noted and not (address or sys.argv[1]) else None}
+              "stale": noted if noted[0] and not (address or sys.argv[1]) else None}
 except DipoleError as error:
     answer = {"error": str(error)}
 """
@@ -246,8 +246,8 @@ def check_ray(address: str | None) -> Finding:
     found = f"{_installed('ray')}, {where} answers ({size}); RLlib imports"
     if answer["stale"]:
         noted, file = answer["stale"]
-        message = f"{found}; 'ray start' noted a cluster at {noted}, which does not answer: 'dipole' passes it over, but "
-        message += "ray.init() and Ray Tune in a program of yours would wait for it for many minutes"
+        message = f"{found}; 'ray start' noted a cluster at {noted}, which does not answer: 'dipole' passes it over, "
+        message += "but ray.init() and Ray Tune in a program of yours would wait for it for many minutes"
         return Finding("Ray", "warn", message, f"remove {file}, or call dipole_ray.start_ray() first")
     return _check_protection(found, address, answer["dashboard"]) if address else Finding("Ray", "ok", found)
 
