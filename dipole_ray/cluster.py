@@ -5,7 +5,10 @@ import os
 import secrets
 import socket
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from dipole_ray.errors import ConfigError, ResourcesUnavailable, first_line
 ANSWER_S = 10.0  # longest wait for a cluster to answer
 # A socket's path holds 107 bytes; Ray puts up to 66 behind its folder: /session_DATE_TIME_MICROSECONDS_PID/sockets/NAME
 MAX_FOLDER = 41
+MAX_TEMPORARY = 75  # Python puts 32 bytes behind the folder of temporary files: /pymp-RANDOM/listener-RANDOM
 HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
 """How every HTTP/2 connection begins, as those to Ray do: the preface and empty settings, answered by settings."""
 
@@ -38,7 +42,8 @@ def start_ray(**options: Any) -> Any:
         _shorten_folder()
         _give_token()
     try:
-        return ray.init(address or "local", **options)
+        with _short_names():
+            return ray.init(address or "local", **options)
     except Exception as error:  # Ray raises a dozen kinds, down to AssertionError
         ray.shutdown()
         what = "Ray does not start on this machine"
@@ -124,6 +129,23 @@ def _shorten_folder() -> None:
     if len(os.fsencode(folder)) > MAX_FOLDER:
         os.environ["RAY_TMPDIR"] = "/tmp"
         _log.warning("%s is too long for the names of Ray's sockets: Ray's files go to /tmp/ray instead", folder)
+
+
+@contextmanager
+def _short_names() -> Iterator[None]:
+    """Start children with /tmp for temporary files where the sockets' names would be too long in the folder they have.
+
+    Ray waits a minute for its dashboard, which dies of that, and then goes on without.
+    """
+    given = os.environ.get("TMPDIR")
+    if len(os.fsencode(tempfile.gettempdir())) <= MAX_TEMPORARY:
+        yield
+        return
+    os.environ["TMPDIR"] = "/tmp"
+    try:
+        yield
+    finally:
+        os.environ.pop("TMPDIR") if given is None else os.environ.update(TMPDIR=given)
 
 
 def _give_token() -> None:
