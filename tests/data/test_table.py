@@ -116,9 +116,9 @@ def test_non_finite_rows_are_refused_or_dropped(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, "does not say where trajectories end"),
-        ({"terminals": "done"}, r"does not tell a time limit from the end of the task.*terminals_are="),
-        ({"terminals_are": "boundary", "episode": "run"}, "no terminals column"),
+        ({}, r"no column is known to say where trajectories end; give --map terminals=COLUMN"),
+        ({"terminals": "done"}, r"does not tell a time limit from the end of the task; give --map terminals_are="),
+        ({"terminals_are": "boundary", "episode": "run"}, "no terminals are; give --map terminals=COLUMN"),
         ({"terminals": "done", "terminals_are": "sometimes"}, "must be 'termination' or 'boundary'"),
         ({"terminals": "done", "terminals_are": "termination", "masks": "m"}, "both say where the task ends"),
     ],

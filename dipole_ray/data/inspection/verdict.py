@@ -37,9 +37,11 @@ class Finding:
     @classmethod
     def from_message(cls, level: Level, message: str) -> Finding:
         """Split one of our error messages, `where: what; remedy`, into a finding."""
-        where, _, rest = message.partition(": ")
-        what, _, remedy = rest.rpartition("; ")
-        return cls(level=level, what=what or rest, where=where, remedy=remedy if what else "see the message")
+        where, separator, rest = message.partition(": ")
+        what, _, remedy = (rest if separator else message).rpartition("; ")
+        if not what:
+            what, remedy = remedy, "'dipole data columns' and 'dipole data import --help' say what a file may hold"
+        return cls(level=level, what=what, where=where if separator else "whole dataset", remedy=remedy)
 
 
 _info, _warning = partial(Finding, "info"), partial(Finding, "warning")  # of what, where and the remedy

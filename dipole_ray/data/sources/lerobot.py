@@ -134,7 +134,7 @@ def _frames(path: Path, reading: Reading, report: ImportReport) -> tuple[TableMa
             "'next.done' is taken as the end of the task, since no column tells success; where it marks time limits, "
             "give --map terminals_are=boundary"
         )
-    mapping.check()
+    mapping.check(path)
     report.reads(mapping.resolve([*columns, *extra], path), columns)
     return mapping, _batches(files, mapping, extra)
 

@@ -72,22 +72,25 @@ class TableMapping:
         left_out = {name: None for name, value in given.items() if not value}
         return replace(self, **(found | left_out | missing))
 
-    def check(self) -> None:
-        """Raise ConfigError unless the mapping, once complete, says where trajectories end, and where the task does."""
+    def check(self, where: Path | str = "mapping") -> None:
+        """Raise ConfigError unless the mapping, once complete, says where trajectories end, and where the task does.
+
+        `where` is the table it is for, which the error names.
+        """
         if self.terminals_are is not None and self.terminals is None:
-            raise ConfigError("terminals_are is set but no terminals column is mapped; map one with terminals=COLUMN")
+            raise ConfigError(f"{where}: terminals_are is given and no terminals are; give --map terminals=COLUMN")
         if not (self.terminals or self.timeouts or self.episode or self.next_observations):
-            raise ConfigError(
-                "the mapping does not say where trajectories end; map terminals, timeouts, episode or next_observations"
-            )
+            remedy = "give --map terminals=COLUMN, or timeouts, episode or next_observations"
+            raise ConfigError(f"{where}: no column is known to say where trajectories end; {remedy}")
         if self.masks and self.terminals_are == "termination":
             remedy = "leave one out (--map masks= for the column of that name)"
-            raise ConfigError(f"masks and terminals_are=termination both say where the task ends; {remedy}")
+            raise ConfigError(f"{where}: masks and terminals_are=termination both say where the task ends; {remedy}")
         tells_others = self.masks or self.timeouts or self.episode or self.next_observations
         if self.terminals and not (tells_others or self.terminals_are):
             raise ConfigError(
-                f"terminals={self.terminals} alone does not tell a time limit from the end of the task; map masks, "
-                "timeouts or episode as well, or say terminals_are=termination or terminals_are=boundary"
+                f"{where}: '{self.terminals}' alone does not tell a time limit from the end of the task; give --map "
+                "terminals_are=termination where each ends the task, or --map terminals_are=boundary where none does, "
+                "or map masks, timeouts or episode as well"
             )
 
     @property

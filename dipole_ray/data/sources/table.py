@@ -39,7 +39,7 @@ def uses(path: Path, reading: Reading) -> dict[str, tuple[str, ...]]:
 def mapping_of(path: Path, reading: Reading) -> TableMapping:
     """Return the mapping that was given, completed by the columns that have usual names."""
     mapping = _completed(table_schema(path), reading)
-    mapping.check()
+    mapping.check(path)
     return mapping
 
 
