@@ -150,8 +150,7 @@ def data_of(config: RunConfig) -> str | None:
     if folder is None:
         return None
     manifest = read_manifest(folder)
-    content = digest([[entry.rows, entry.crc32] for entry in manifest.files], digits=12)
-    return f"{manifest.num_transitions} transitions, {content}"
+    return f"{manifest.num_transitions} transitions, {digest(manifest.content, digits=12)}"
 
 
 def require_same_data(found: Sequence[tuple[Job, Mapping[str, Any] | None]], *, current: bool = True) -> None:

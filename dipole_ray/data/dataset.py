@@ -57,6 +57,11 @@ class Manifest:
         """Transitions over all files."""
         return sum(entry.transitions for entry in self.files)
 
+    @property
+    def content(self) -> list[list[int]]:
+        """Rows and checksum of every file: the same for the same data, wherever it lies."""
+        return [[entry.rows, entry.crc32] for entry in self.files]
+
     def to_json(self) -> dict[str, Any]:
         """Return the manifest as a JSON object, with a checksum of the rest in it."""
         body = {

@@ -24,9 +24,11 @@ from dipole_ray.envs.registry import family
 from dipole_ray.envs.relabel import ogbench_relabel
 from dipole_ray.errors import ConfigError, DatasetError
 from dipole_ray.files.lock import LOCK, FolderLock
+from dipole_ray.files.provenance import digest
 from dipole_ray.runs.config import DataConfig, RunConfig
 
 _log = logging.getLogger(__name__)
+NUM_SAMPLES, SAMPLE_BYTES = 16, 1 << 16  # of a file, by which its content is told
 _TASK = re.compile(r"-singletask(-task\d+)?(?=-v\d+$)")
 
 
@@ -64,6 +66,31 @@ def find_dataset(data: DataConfig, env: EnvConfig) -> Path | None:
 def data_key(config: RunConfig) -> str:
     """Return what says where a run's data comes from, the same for runs that share it."""
     return json.dumps([settings.to_mapping(config.data), settings.to_mapping(config.env)])
+
+
+def content_of(path: str) -> str:
+    """Return a digest of the data at a path, the same wherever it lies; the path itself where nothing can be read.
+
+    Of files that are not yet a dataset the names, the sizes and samples of the bytes count, for they may be large.
+    """
+    place = Path(path).expanduser()
+    try:
+        if (place / MANIFEST).is_file():
+            return digest(read_manifest(place).content, digits=16)
+        files = FORMATS[dataset_kind(place)].files(place)
+        return digest([[file.name, file.stat().st_size, _samples_of(file)] for file in files], digits=16)
+    except (OSError, KeyError, DatasetError):
+        return path
+
+
+def _samples_of(file: Path) -> str:
+    """Return a digest of bytes from the whole length of a file."""
+    size, found = file.stat().st_size, hashlib.sha256()
+    with file.open("rb") as stream:
+        for part in range(NUM_SAMPLES):
+            stream.seek(part * size // NUM_SAMPLES)
+            found.update(stream.read(SAMPLE_BYTES))
+    return found.hexdigest()
 
 
 def prepare_datasets(configs: Iterable[RunConfig]) -> None:

@@ -11,7 +11,9 @@ from dipole_ray import settings
 from dipole_ray.errors import ConfigError
 from dipole_ray.files.provenance import digest
 from dipole_ray.runs.config import FIXED, RunConfig, presets, read_yaml, with_base
+from dipole_ray.runs.prepare import content_of
 from dipole_ray.sweep.config import SweepConfig
+from dipole_ray.sweep.records import DATA
 from dipole_ray.sweep.space import Domain, Values, draw, read_domain
 
 _log = logging.getLogger(__name__)
@@ -27,7 +29,7 @@ OF_THE_SWEEP = {
     "tracking": "set it for all trials with tracking.KEY=VALUE",
     "checkpoint": "set it for all trials with checkpoint.KEY=VALUE",
 }
-PLACES = ("data.path", "data.cache")  # settings that name places on the disk
+PLACES = (DATA, "data.cache")  # settings that name places on the disk
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,8 +84,11 @@ class Plan:
         space = {key: domain.to_plain() for key, domain in self.space.items()}
         return {"sweep": settings.to_mapping(self.sweep), "space": space, "run": settings.merge({}, self.run)}
 
-    def digest(self) -> str:
-        """Return 8 hex digits of everything that shapes the result; not of where it runs or is written down."""
+    def digest(self, *, content: bool = True) -> str:
+        """Return 8 hex digits of everything that shapes the result; not of where it runs, lies or is written down.
+
+        Data counts by its content; by its place, as in earlier versions, where `content` is false.
+        """
         mapping = self.to_mapping()
         del mapping["sweep"]["resources"]
         run = self.run_config({}).to_mapping()
@@ -91,13 +96,22 @@ class Plan:
         for name in ("kwargs", "success"):  # they came later: what was swept before keeps its folder
             if not run["env"][name]:
                 del run["env"][name]
+        if content:
+            if run["data"]["path"] is not None:
+                run["data"]["path"] = content_of(run["data"]["path"])
+            if DATA in mapping["space"]:
+                mapping["space"][DATA] = {
+                    kind: [content_of(one) for one in listed] for kind, listed in mapping["space"][DATA].items()
+                }
         mapping["run"] = {key: value for key, value in run.items() if key not in ("folder", "tracking", "name")}
         return digest(mapping)
 
     @property
     def folder(self) -> Path:
         """The sweep's folder: the same plan finds what it has done before."""
-        return Path(self.run_config({}).folder).expanduser().resolve() / f"{self.sweep.name}-{self.digest()}"
+        runs = Path(self.run_config({}).folder).expanduser().resolve()
+        before = runs / f"{self.sweep.name}-{self.digest(content=False)}"
+        return before if before.is_dir() else runs / f"{self.sweep.name}-{self.digest()}"
 
 
 def load_plan(source: str | Path, overrides: Sequence[str] = ()) -> Plan:

@@ -6,8 +6,10 @@ finished here are never given to Tune again; the others are, and go on from the 
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,15 +17,18 @@ from typing import Any, Literal
 
 from dipole_ray.errors import CheckpointError
 from dipole_ray.files.durable import read_json, write_json
+from dipole_ray.files.place import original_of, place_of
 from dipole_ray.sweep.space import Values
 
 SWEEP_FILE, TRIAL_FILE, TRIALS = "sweep.json", "trial.json", "trials"
 STOP_FILE = "stop"  # in the sweep's folder: its trials save and end
 FORMAT = 1
+DATA = "data.path"  # the setting whose value is a place, not what shapes a result
 
 TrialStatus = Literal["planned", "running", "done", "stopped", "failed"]
 ENDED: tuple[TrialStatus, ...] = ("done", "stopped")  # all rungs reached, or stopped by the scheduler: not tried again
 _MAX_BYTES = 1 << 28
+_log = logging.getLogger(__name__)
 _NOTES = {"values", "rung", "run_id", "checkpoint", "results", "finished"}  # keys of a whole `trial.json`
 
 
@@ -61,11 +66,14 @@ class SweepRecords:
             stored = read_json(path, _MAX_BYTES, FORMAT)
             key, created_s = _run_key(folder, stored), float(stored["created_s"])
             trials = {item["id"]: TrialRecord(**item) for item in stored["trials"]}
+            moved = _moved(stored["plan"]["space"], plan["space"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             remedy = f"put a whole one back, or remove {folder} to start the sweep anew"
             raise CheckpointError(f"{path}: not readable ({error}); {remedy}") from None
         records = SweepRecords(folder=folder, plan=plan, run_key=key, created_s=created_s, trials=trials)
         for record in trials.values():  # trials may have gone on after the sweep's own process
+            if DATA in record.values:
+                record.values[DATA] = moved.get(record.values[DATA], record.values[DATA])
             notes = records.refresh(record)
             if notes.get("finished"):
                 record.status = "done"
@@ -107,7 +115,8 @@ class SweepRecords:
         """Take a trial's own notes, which are the newest there are, into its record, and return them."""
         notes = self.notes(record.id)
         if notes:
-            record.values, record.rung = dict(notes["values"]), int(notes["rung"])
+            own = {key: record.values[key] for key in (DATA,) if key in record.values}  # the data may have moved since
+            record.values, record.rung = {**notes["values"], **own}, int(notes["rung"])
             record.run_id, record.checkpoint = notes["run_id"], notes["checkpoint"]
             if notes["results"]:
                 record.score = float(notes["results"][-1]["score"])
@@ -115,22 +124,32 @@ class SweepRecords:
 
     def save(self) -> None:
         """Write `sweep.json`."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         head = {
             "format": FORMAT,
-            "folder": str(self.folder.resolve()),
+            **place_of(self.folder),
             "run_key": self.run_key,
             "created_s": self.created_s,
             "plan": self.plan,
         }
-        self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / SWEEP_FILE, {**head, "trials": list(map(asdict, self.trials.values()))})
 
 
+def _moved(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """Return where the data of a space lies now, by where it lay: equal sweeps name the same data in one order."""
+    old, new = ([one for listed in space.get(DATA, {}).values() for one in listed] for space in (before, now))
+    return dict(zip(old, new, strict=False))
+
+
 def _run_key(folder: Path, stored: dict[str, Any]) -> str:
-    """Return the key of a sweep's MLflow run: another one for a copy of a sweep that is still there."""
-    key, elsewhere = str(stored["run_key"]), stored.get("folder")
-    if elsewhere is not None and Path(elsewhere) != folder.resolve():
+    """Return the key of a sweep's MLflow run: another one for a copy of a sweep."""
+
+    def is_twin(elsewhere: Path) -> bool:
         with suppress(OSError, ValueError, KeyError, TypeError):
-            if read_json(Path(elsewhere) / SWEEP_FILE, _MAX_BYTES)["run_key"] == key:
-                return uuid.uuid4().hex
-    return key
+            return bool(read_json(elsewhere / SWEEP_FILE, _MAX_BYTES)["run_key"] == stored["run_key"])
+        return False
+
+    if (original := original_of(folder, stored, is_twin)) is None:
+        return str(stored["run_key"])
+    _log.warning("%s is a copy of %s; it has an MLflow run of its own", folder, original)
+    return uuid.uuid4().hex

@@ -25,12 +25,12 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dipole_ray.files.durable import read_json, write_json
+from dipole_ray.files.place import original_of, place_of
 from dipole_ray.files.provenance import git_commit, package_versions
 from dipole_ray.settings import flatten
 from dipole_ray.tracking.metrics_file import METRICS_FILE
@@ -59,7 +59,9 @@ class FeedState:
     tracking_uri: str  # without credentials
     experiment: str
     run_key: str  # tag of the MLflow run, known before it is made: one whose creation was cut short is found by it
-    folder: str | None = None  # the run's folder: a copy of it is a run of its own
+    folder: str | None = None  # where the run's folder is (see `place_of`): a copy of it is a run of its own
+    host: str | None = None
+    inode: int | None = None
     run_id: str | None = None  # MLflow's id of the run, once it is known
     offset: int = 0  # bytes of `metrics.jsonl` that are delivered
     delivered: dict[str, int] = field(default_factory=dict)  # last step delivered, by MLflow metric
@@ -294,8 +296,8 @@ class MlflowFeed:
     def _load_state(self, metrics_bytes: int) -> FeedState:
         """Return the stored state; a new one if there is none or MLflow is elsewhere now."""
         run_key, uri = self._run_key or uuid.uuid4().hex, redacted(self._uri)
-        here = str(self._run_dir.resolve())
-        fresh = FeedState(tracking_uri=uri, experiment=self._experiment, run_key=run_key, folder=here)
+        place = place_of(self._run_dir)
+        fresh = FeedState(tracking_uri=uri, experiment=self._experiment, run_key=run_key, **place)
         try:
             state = FeedState(**read_json(self._run_dir / STATE_FILE))
             state.offset = min(state.offset, metrics_bytes)
@@ -304,13 +306,12 @@ class MlflowFeed:
         except (OSError, ValueError, TypeError) as error:
             _log.warning("%s is unreadable (%s); a new MLflow run is made", self._run_dir / STATE_FILE, error)
             return fresh
-        elsewhere, state.folder = state.folder or here, here
-        if elsewhere != here:  # moved or copied
-            state.artifacts = [[path.replace(elsewhere, here, 1), folder] for path, folder in state.artifacts]
-            with suppress(OSError, ValueError, KeyError, TypeError):
-                if read_json(Path(elsewhere) / STATE_FILE)["run_key"] == state.run_key:
-                    _log.warning("%s is a copy of %s; it has an MLflow run of its own", here, elsewhere)
-                    return replace(fresh, artifacts=state.artifacts)
+        original = original_of(self._run_dir, asdict(state), lambda folder: _key_in(folder) == state.run_key)
+        there, here = state.folder or place["folder"], place["folder"]
+        state = replace(state, artifacts=[[path.replace(there, here, 1), to] for path, to in state.artifacts], **place)
+        if original is not None:
+            _log.warning("%s is a copy of %s; it has an MLflow run of its own", here, original)
+            return replace(fresh, artifacts=state.artifacts)
         if (state.tracking_uri, state.experiment) != (fresh.tracking_uri, fresh.experiment):
             before, now = (f"{one.tracking_uri} ({one.experiment})" for one in (state, fresh))
             _log.warning("MLflow was %s and is now %s; a new MLflow run there takes the whole history", before, now)
@@ -321,6 +322,14 @@ class MlflowFeed:
         """Replace `mlflow.json` at once and for good."""
         with self._lock:
             write_json(self._run_dir / STATE_FILE, asdict(self.state))
+
+
+def _key_in(run_dir: Path) -> str | None:
+    """Return the key of the MLflow run that a folder's metrics go to; None where no folder tells one."""
+    try:
+        return str(read_json(run_dir / STATE_FILE)["run_key"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _points(line: Mapping[str, Any]) -> Iterator[tuple[str, float, int, int]]:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from dipole_ray.collect import collect
 from dipole_ray.errors import ConfigError
 from dipole_ray.evaluation.cells import cells_of
 from dipole_ray.runs.config import load, presets
+from dipole_ray.runs.prepare import content_of
 from dipole_ray.settings import merge
 from dipole_ray.sweep.plan import Plan, from_mapping, load_plan
+from dipole_ray.sweep.records import TRIAL_FILE, SweepRecords
 from tests.sweep.small import PBT, POPULATION, SPACE, sweep_mapping, write_sweep
 
 DATA, FOLDER = Path("/data"), Path("/runs")
@@ -149,6 +154,49 @@ def test_the_folder_follows_from_what_shapes_the_result() -> None:
         folder(run={"seed": 1}),
     ]
     assert len({folder(), *others}) == 5
+
+
+def test_a_sweep_goes_on_where_its_data_lies_elsewhere_now(tmp_path: Path, pendulum: Path) -> None:
+    """The folder is named after the data's content, and trials find their data at its new place."""
+    other = collect("Pendulum-v1", 1000, 1, tmp_path / "other", progress=False)[0]
+    moved = Path(shutil.copytree(pendulum, tmp_path / "moved"))
+    assert from_mapping(sweep_mapping(pendulum, tmp_path)).folder == from_mapping(sweep_mapping(moved, tmp_path)).folder
+    assert from_mapping(sweep_mapping(pendulum, tmp_path)).folder != from_mapping(sweep_mapping(other, tmp_path)).folder
+
+    def varied(first: Path) -> Plan:
+        return from_mapping(sweep_mapping(DATA, tmp_path, space={"data.path": {"grid": [str(first), str(other)]}}))
+
+    before, now = varied(pendulum), varied(moved)
+    assert before.folder == now.folder
+    records = SweepRecords.open(before.folder, before.to_mapping())
+    for values in before.trials():
+        records.add(values)
+        folder = records.trial_folder(f"trial-{len(records.trials) - 1:03d}")
+        folder.mkdir(parents=True)
+        notes = {"values": values, "rung": 1, "run_id": None, "checkpoint": None, "results": [], "finished": False}
+        (folder / TRIAL_FILE).write_text(json.dumps(notes))
+    records.save()
+    for _ in range(2):  # also where the new plan stands in the file already
+        again = SweepRecords.open(now.folder, now.to_mapping())
+        assert [record.values for record in again.trials.values()] == now.trials()
+        again.save()
+
+
+def test_raw_files_are_told_by_their_content(tmp_path: Path) -> None:
+    """Files of one name and size, as collectors of other seeds write them."""
+    for name in ("here", "there", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "data.npz").write_bytes(b"PK" + bytes([name == "other"]) * 300_000)
+    here, there, other = (content_of(str(tmp_path / name / "data.npz")) for name in ("here", "there", "other"))
+    assert here == there != other
+
+
+def test_a_sweep_named_by_an_earlier_version_keeps_its_folder(tmp_path: Path, pendulum: Path) -> None:
+    found = from_mapping(sweep_mapping(pendulum, tmp_path))
+    earlier = tmp_path / f"small-{found.digest(content=False)}"
+    assert found.folder != earlier
+    earlier.mkdir()
+    assert found.folder == earlier
 
 
 def test_a_plan_comes_back_from_its_file() -> None:

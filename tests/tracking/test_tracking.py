@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shlex
 import shutil
 import signal
@@ -212,6 +213,29 @@ def test_a_copy_of_a_run_folder_is_a_run_of_its_own_and_a_moved_one_is_not(runs:
     with start(runs / "moved", resume=True) as tracker:
         log_lines(tracker, range(3, 5))
     assert mlflow_run(runs / "moved")[1].info.run_id == first
+
+
+def test_a_copy_on_another_machine_is_a_run_of_its_own_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """There is nothing there to see the original by."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", DEAD_URI)
+    (tmp_path / "file").touch()
+
+    def key(folder: Path) -> str:
+        tracker = start(folder, resume=True)
+        tracker.artifact(tmp_path / "file")
+        tracker.close(timeout_s=0.0)
+        return str(_feed_state(folder)["run_key"])
+
+    first = key(tmp_path / "run")
+    copy = Path(shutil.copytree(tmp_path / "run", tmp_path / "copy"))
+    (tmp_path / "run").rename(tmp_path / "elsewhere")
+    monkeypatch.setattr(platform, "node", lambda: "other")
+    assert key(tmp_path / "elsewhere") == first and "is a copy of" not in caplog.text
+    own = key(copy)
+    assert own != first and f"copy is a copy of {tmp_path}/run on " in caplog.text
+    assert key(copy) == own
 
 
 def test_runs_that_start_at_once_share_a_new_database(tmp_path: Path) -> None:
