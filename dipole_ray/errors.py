@@ -4,6 +4,17 @@ Each message says what failed, where, what was found there and what to do about 
 prints such a message as one sentence; anything else is a defect of ours and keeps its traceback.
 """
 
+import functools
+import logging
+
+_log = logging.getLogger(__name__)
+
+
+@functools.cache
+def warn_once(message: str) -> None:
+    """Log a warning, once a process: a run opens its dataset in several places."""
+    _log.warning(message)
+
 
 def first_line(error: object) -> str:
     """Return the first line of an error or its text: those of libraries run over pages.

@@ -93,6 +93,24 @@ class Ints(Walk):
         return np.full(2, self.count)
 
 
+class Far(Walk):
+    """Observes a place in metres from the equator, in float64, and moves it by centimetres."""
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float64)
+
+    def step(self, action: np.ndarray) -> Step:
+        self.place += 0.03 * float(action[0])
+        return super().step(action)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, Any]:
+        gymnasium.Env.reset(self, seed=seed)
+        self.place = 5.4e6 + self.np_random.uniform(0, 20)
+        return super().reset(seed=seed)
+
+    def observed(self) -> Any:
+        return np.array([self.count, self.place])
+
+
 class Massive(Walk):
     """Takes an argument."""
 
@@ -161,7 +179,7 @@ class Wordy(Walk):
         return {"success": "yes"}
 
 
-for kind in (Always, LastStep, WhenSolved, NoneUntilOver, OneDict, Wide, Ints, Massive, Fails, FailsInStep):
+for kind in (Always, LastStep, WhenSolved, NoneUntilOver, OneDict, Wide, Ints, Far, Massive, Fails, FailsInStep):
     gymnasium.register(f"{kind.__name__}-v0", kind, max_episode_steps=100)
 for kind in (OldReset, OldStep, OtherShape, VectorReward, NoInfo, Wordy):
     gymnasium.register(f"{kind.__name__}-v0", kind, max_episode_steps=100)

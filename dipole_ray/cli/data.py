@@ -73,7 +73,7 @@ action outside the bounds is refused, unless --clip-actions says that it is nois
 
 Observations are stored in float32, which tells numbers of about seven digits apart. Where more is lost than rounding
 (metres of UTM, Unix times), the dimensions are named: --offset 0=5400000 subtracts that from dimension 0 first. The
-dataset says so, and whoever acts must subtract the same from the environment's observations.
+dataset says so, and environments of runs on it subtract the same (env.observation_offset).
 
 Of an ExORL episode only observation, action and physics are read: rewards are computed from the recorded states, in
 parallel through Ray, and kept in --cache, so that an interrupted import goes on and a second one of the same task is
@@ -180,7 +180,7 @@ def run_import(args: argparse.Namespace) -> int:
         remedy = "name the environment that made this data with --env"
         require_fit(schema, expected, what=args.source, whom=f"'{args.env}'", remedy=remedy)
     source = {"format": row.name, "file": row.remembered(args.source), "env": args.env, "non_finite": args.non_finite}
-    source |= row.choices(args.source, reading)
+    source |= row.choices(args.source, reading, report)
     with Progress(f"import {args.source.name}", unit="transitions") as progress:
         rows = _counted(row.rows(args.source, reading, report), progress)
         manifest = write_dataset(args.out, rows, schema, source, overwrite=args.overwrite)

@@ -23,10 +23,11 @@ from typing import Any
 import numpy as np
 
 from dipole_ray.columns import Schema
-from dipole_ray.data.quarantine import Quarantined, describe_damage, restore_hint, warn_once
+from dipole_ray.data.narrowing import rounded
+from dipole_ray.data.quarantine import Quarantined, describe_damage, restore_hint
 from dipole_ray.data.schema import Rows, check_references, concatenate, first_non_finite, validate_rows
 from dipole_ray.data.segment import SegmentEntry, open_segment, write_segment
-from dipole_ray.errors import ConfigError, CorruptSegment, DatasetError, NonFiniteError
+from dipole_ray.errors import ConfigError, CorruptSegment, DatasetError, NonFiniteError, warn_once
 from dipole_ray.files.durable import format_bytes, read_json, sync, write_json
 from dipole_ray.files.lock import LOCK, FolderLock
 
@@ -35,6 +36,7 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 _OURS = re.compile(r"(data|table)-.*\.arrow|\.(data|table)-.*\.arrow\.tmp|\.manifest\.json\.tmp")
 _RESTORE = "restore it or import the dataset again"
+_SAMPLE_ROWS = 65_536  # that are looked at to tell whether numbers are rounded
 SEGMENT_ROWS = 1_000_000  # rows after which a new file is begun: sampling is fastest from one file, so files are large
 
 
@@ -189,6 +191,25 @@ def open_dataset(directory: Path | str, *, strict: bool = False) -> OfflineDatas
             f"them, {remedy}; to refuse a damaged dataset, set data.strict=true"
         )
     return OfflineDataset(directory, manifest, tuple(segments), tuple(damaged), tables)
+
+
+def losses_of(dataset: OfflineDataset) -> list[str]:
+    """Return, as `what; remedy`, what float32 could not tell apart when a dataset was made, or seems not to have."""
+    if noted := dataset.source.get("narrowed"):
+        return list(noted)
+    found = rounded(dataset.segments[0].columns["observations"][:_SAMPLE_ROWS]) if dataset.schema.is_flat else None
+    return [] if found is None else [found]
+
+
+def common_offset(sources: Mapping[str | Path, dict[str, Any]]) -> dict[str, float]:
+    """Return what was subtracted from the observations of datasets, by dimension; DatasetError where they differ."""
+    found = {path: source.get("offset", {}) for path, source in sources.items()}
+    first: dict[str, float] = next(iter(found.values()), {})
+    for path, offset in found.items():
+        if offset != first:
+            what = f"observations are stored less the offset {offset}, those in {next(iter(found))} less {first}"
+            raise DatasetError(f"{path}: {what}; import both with the same --offset")
+    return first
 
 
 def read_manifest(directory: Path) -> Manifest:

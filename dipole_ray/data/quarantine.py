@@ -4,8 +4,6 @@ Nothing is moved or deleted: a dataset is only ever read here, may be shared or 
 is back at the next opening, because every opening verifies every file.
 """
 
-import functools
-import logging
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +13,6 @@ from typing import Any
 from dipole_ray.data.segment import SegmentEntry
 
 MAX_NAMED = 5  # damaged files that a message names one by one
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,9 +54,3 @@ def restore_hint(directory: Path, source: dict[str, Any]) -> str:
         return "restore the file from a copy, or write the dataset again"
     options = " and the --map options of the first time" if "mapping" in source else ""
     return f"restore the file from a copy, or run 'dipole data {shlex.join(words)} --overwrite'{options}"
-
-
-@functools.cache
-def warn_once(message: str) -> None:
-    """Log a warning, once a process: a run opens its dataset in several places."""
-    _log.warning(message)

@@ -19,7 +19,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from dipole_ray.columns import Schema
-from dipole_ray.errors import DatasetError, NonFiniteError
+from dipole_ray.data.narrowing import Narrowing
+from dipole_ray.errors import DatasetError, NonFiniteError, warn_once
 
 Rows = dict[str, np.ndarray]
 Observations = np.ndarray | Mapping[str, np.ndarray]
@@ -68,7 +69,7 @@ def build_rows(
     return {
         **{name: _in_dtype(values, name, schema) for name, values in _columns(observations).items()},
         "actions": np.where(moving.reshape(-1, *[1] * (actions.ndim - 1)), actions, 0.0).astype(np.float32),
-        "rewards": np.where(moving, rewards, 0.0).astype(np.float32),
+        "rewards": _narrow(np.where(moving, rewards, 0.0), "the rewards"),
         "masks": kept_masks,
         "remaining": remaining_steps(kept_masks, closing),
     }
@@ -121,11 +122,24 @@ def _columns(observations: Observations) -> Rows:
 def _in_dtype(values: np.ndarray, name: str, schema: Schema | None) -> np.ndarray:
     """Return `values` in the dtype of their column."""
     if schema is None:
-        return np.ascontiguousarray(values, dtype=np.float32)
+        return np.ascontiguousarray(_narrow(np.asarray(values), "the observations"))
     # Floats are never made whole numbers: as they are, `validate_rows` refuses them.
     column, found = schema.columns.get(name), np.asarray(values)
     keeps = column is not None and np.can_cast(found.dtype, column.dtype, "same_kind")
     return np.ascontiguousarray(found, dtype=column.dtype if column is not None and keeps else None)
+
+
+def _narrow(values: np.ndarray, what: str) -> np.ndarray:
+    """Return float32; warn, once a process and dimension, where that loses what changes from row to row."""
+    narrowing = Narrowing()
+    narrow = narrowing.narrow(values)
+    for lost in narrowing.losses():
+        where = f"dimension {lost.dimension} of {what}" if values.ndim > 1 else what
+        warn_once(
+            f"rows of one's own: float32 does not tell apart what changes in {where}, as between {lost.low:.9g} and "
+            f"{lost.high:.9g}; subtract an offset in float64, here and from what the policy is asked about"
+        )
+    return narrow
 
 
 def concatenate(pieces: Sequence[Rows]) -> Rows:

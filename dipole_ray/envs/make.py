@@ -20,6 +20,7 @@ from dipole_ray.columns import Schema
 from dipole_ray.envs.contract import check_contract, described
 from dipole_ray.envs.control import ControlEnv
 from dipole_ray.envs.gl import disable_rendering_by_default, enable_rendering
+from dipole_ray.envs.narrowing import narrowing_warnings
 from dipole_ray.envs.registry import family
 from dipole_ray.envs.standard import StandardEnv, success_of
 from dipole_ray.errors import ConfigError, EnvironmentUnavailable
@@ -48,6 +49,11 @@ class EnvConfig:
     """Whether the task defines success although its info tells none at first, as where `is_success` is there only when
     the task is solved: an episode that tells none has then failed. Otherwise success is known once it is told."""
 
+    observation_offset: dict[str, float] | None = field(default=None, hash=False)
+    """Dimensions of observations, from 0, and the number that is subtracted from each, in float64, before anything sees
+    it: {0: 5400000}. null: that of the dataset (`dipole data import --offset`). {}: nothing, as where the environment
+    subtracts it itself."""
+
     def __post_init__(self) -> None:
         if self.success_timing not in (None, "pre", "post"):
             raise ConfigError(f"env.success_timing is '{self.success_timing}'; use 'pre', 'post', or leave it out")
@@ -56,6 +62,10 @@ class EnvConfig:
             raise ConfigError(f"{found}: only OGBench's single tasks know it; leave it out")
         if self.max_episode_steps is not None and self.max_episode_steps < 1:
             raise ConfigError(f"env.max_episode_steps is {self.max_episode_steps}; it must be at least 1")
+        for dimension, number in (self.observation_offset or {}).items():
+            if not (dimension.isdecimal() and math.isfinite(number)):
+                found = f"env.observation_offset says {dimension}: {number}"
+                raise ConfigError(f"{found}; give the number of a dimension, from 0, and a finite number to subtract")
         try:  # as a checkpoint gives them back
             object.__setattr__(self, "kwargs", json.loads(json.dumps(self.kwargs, allow_nan=False)))
         except (TypeError, ValueError) as error:
@@ -72,6 +82,7 @@ class EnvDims:
     has_success: bool  # whether the task is known to define success: its first step tells it, or its config
     action_bounds: tuple[tuple[float, ...], tuple[float, ...]]
     """Least and greatest actions of the environment itself, which are -1 and 1 here."""
+    warnings: tuple[str, ...] = ()  # what its first steps show that is likely to mislead, as `what; remedy`
 
     @property
     def observation_dim(self) -> int:
@@ -106,15 +117,19 @@ def make_env(config: EnvConfig | str, render: bool = False) -> StandardEnv:
         options = _given(config, success_timing=config.success_timing, max_episode_steps=limit)
         build = partial(ogbench.make_env_and_datasets, config.id, env_only=True, **options)
         with _constructing(config):
-            return standard_ogbench(build, config.id)
+            env = standard_ogbench(build, config.id)
+        env.subtract(config.observation_offset or {})
+        return env
     if kind != "gymnasium" and config.kwargs:
         raise ConfigError(f"env.kwargs is {config.kwargs}, and '{config.id}' takes no arguments; leave it out")
-    env = _make_gymnasium(config, render) if kind == "gymnasium" else ControlEnv(config.id, limit)
-    problem = _problem(env)
+    made = _make_gymnasium(config, render) if kind == "gymnasium" else ControlEnv(config.id, limit)
+    problem = _problem(made)
     if problem is not None:
-        env.close()
+        made.close()
         raise ConfigError(f"environment '{config.id}' {problem}")
-    return StandardEnv(env)
+    env = StandardEnv(made)
+    env.subtract(config.observation_offset or {})
+    return env
 
 
 @lru_cache(maxsize=64)
@@ -130,6 +145,7 @@ def env_dims(config: EnvConfig | str) -> EnvDims:
     with closing(make_env(config)) as env:
         if family(config.id) == "gymnasium":
             check_contract(env.env, config.id)
+        warnings = narrowing_warnings(env, config.id) if family(config.id) == "gymnasium" else ()
         (observation_dim,), (action_dim,) = env.observation_space.shape or (), env.action_space.shape or ()
         env.reset(seed=0)
         info = env.step(np.zeros(action_dim, np.float32))[4]
@@ -140,6 +156,7 @@ def env_dims(config: EnvConfig | str) -> EnvDims:
             max_episode_steps=env.spec.max_episode_steps,
             has_success=config.success or not math.isnan(success_of(info)),
             action_bounds=(tuple(bounds[0]), tuple(bounds[1])),
+            warnings=warnings,
         )
 
 

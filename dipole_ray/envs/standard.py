@@ -8,7 +8,7 @@ from typing import Any, Literal
 import gymnasium
 import numpy as np
 
-from dipole_ray.errors import EnvironmentUnavailable, NonFiniteError
+from dipole_ray.errors import ConfigError, EnvironmentUnavailable, NonFiniteError
 
 Info = dict[str, Any]
 GlobalDraws = Literal["never", "reset", "step"]
@@ -73,6 +73,7 @@ class StandardEnv(gymnasium.Wrapper):
         self._low, self._high = inner.low.astype(inner.dtype), inner.high.astype(inner.dtype)
         self._centre, self._half_range = (self._high + self._low) / 2, (self._high - self._low) / 2
         self._is_unit_range = bool(np.all(self._low == -1.0) and np.all(self._high == 1.0))
+        self._offset: np.ndarray | None = None
         self._global_draws = global_draws
         self._global_random = PrivateGlobalRandom()
         assert env.observation_space.shape is not None
@@ -86,7 +87,7 @@ class StandardEnv(gymnasium.Wrapper):
             self.inner_action_space.seed(seed)
         with nullcontext() if self._global_draws == "never" else self._global_random.swapped_in():
             observation, info = self.env.reset(seed=seed, options=options)
-        return np.asarray(observation, np.float32), info
+        return self.observed(observation), info
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, Info]:
         """Advance one step with `action`, float32 (A,); values beyond [-1, 1] are clipped.
@@ -102,7 +103,24 @@ class StandardEnv(gymnasium.Wrapper):
             observation, reward, terminated, truncated, info = self.env.step(action)
         if not math.isnan(success := success_of(info)):
             info = {**info, "success": success}  # another dict: an environment may give its own again and again
-        return np.asarray(observation, np.float32), float(reward), bool(terminated), bool(truncated), info
+        return self.observed(observation), float(reward), bool(terminated), bool(truncated), info
+
+    def subtract(self, offset: Mapping[str, float]) -> None:
+        """Subtract numbers from dimensions of observations from now on; ConfigError if there is no such dimension."""
+        assert self.observation_space.shape is not None
+        (size,) = self.observation_space.shape
+        if beyond := [dimension for dimension in offset if int(dimension) >= size]:
+            found = f"observations have the dimensions 0 to {size - 1}"
+            raise ConfigError(f"env.observation_offset names dimension {beyond[0]}: {found}; name one of them")
+        self._offset = np.array([offset.get(str(dimension), 0.0) for dimension in range(size)]) if offset else None
+
+    def observed(self, observations: np.ndarray) -> np.ndarray:
+        """Return observations (..., O) of the wrapped environment as policies take them: float32, less the offset."""
+        return np.asarray(self.less_offset(observations), np.float32)
+
+    def less_offset(self, observations: np.ndarray) -> np.ndarray:
+        """Return observations (..., O) of the wrapped environment less the offset, not yet narrowed."""
+        return observations if self._offset is None else np.asarray(observations, np.float64) - self._offset
 
     def unmap(self, actions: np.ndarray) -> np.ndarray:
         """Return actions (..., A) in [-1, 1], as policies give them, in the wrapped environment's own box and type."""

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from dipole_ray.columns import Schema, require_fit
-from dipole_ray.data.dataset import open_dataset
+from dipole_ray.data.dataset import common_offset, losses_of, open_dataset, read_manifest
 from dipole_ray.data.schema import Rows, validate_rows
 from dipole_ray.data.segment import SegmentEntry
-from dipole_ray.errors import CheckpointError, ConfigError, DatasetError
+from dipole_ray.errors import CheckpointError, ConfigError, DatasetError, warn_once
 from dipole_ray.replay.journal import by_sender
 from dipole_ray.replay.n_step import gather_n_step, nested
 from dipole_ray.replay.ring import OnlineRing
@@ -115,6 +115,7 @@ class Replay:
         self.num_offline, tables = 0, {}
         for directory in offline:
             tables = self._open_offline(Path(directory))
+        common_offset({directory: read_manifest(Path(directory)).source for directory in offline})
         if schema.tables and len(offline) != 1:
             found = f"rows refer to side tables of one dataset ({', '.join(schema.tables)})"
             raise ConfigError(f"{found}, and {len(offline)} are given; give one")
@@ -132,6 +133,8 @@ class Replay:
         dataset = open_dataset(directory)
         remedy = "use a dataset of this environment"
         require_fit(dataset.schema, self.schema, what=directory, whom="this replay", remedy=remedy)
+        for text in losses_of(dataset):
+            warn_once(f"{directory}: {text}")
         self._entries += [*dataset.manifest.files, *dataset.manifest.tables.values()]
         self._damaged += [item.entry.name for item in dataset.quarantined]
         self._table_rows = {name: len(entries) for name, entries in dataset.tables.items()}

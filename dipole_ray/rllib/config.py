@@ -26,7 +26,8 @@ from dipole_ray.agents.dipole import AgentConfig
 from dipole_ray.cluster import settle_address
 from dipole_ray.cores import usable_cores
 from dipole_ray.envs.make import EnvConfig, env_dims
-from dipole_ray.errors import ConfigError
+from dipole_ray.envs.offset import settled_offset
+from dipole_ray.errors import ConfigError, warn_once
 from dipole_ray.evaluation.cells import EvalConfig
 from dipole_ray.rllib.callbacks import names_of as callback_names
 from dipole_ray.rllib.callbacks import never_called
@@ -224,7 +225,7 @@ class DIPOLEConfig(AlgorithmConfig):
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> DIPOLEConfig:
         """Return the config that `to_plain` described; what older versions did not write keeps its default."""
-        env = settings.from_mapping(EnvConfig, plain["env"], "env")
+        env = settings.from_mapping(EnvConfig, {"observation_offset": {}, **plain["env"]}, "env")
         plain = {**plain, "agent": of_older(plain["agent"])}
         sections = {name: settings.from_mapping(section, plain[name], name) for name, section in SECTIONS.items()}
         config = cls.from_sections(env, sections, plain["input"])
@@ -287,6 +288,10 @@ class DIPOLEConfig(AlgorithmConfig):
                 f"environment is {self.env!r}: give an id; an environment of your own gets one by "
                 "gymnasium.register (then 'your_module:YourEnv-v0' also imports it in every worker)"
             )
+        if not is_frozen(self):  # what the data says holds from here on, in every worker and in checkpoints
+            inputs = force_list(self.input_) if self.is_offline else []
+            offset = settled_offset(self.env_settings(), inputs)
+            self.environment(env_config={**dict(self.env_config), "observation_offset": offset})
         self._settle_spaces()  # an unknown environment would otherwise fail in an actor
         require_equal_shares(agent.batch_size, self.num_learners)
         if self.num_learners > 1 and 0 < self.num_gpus_per_learner < 1:
@@ -326,6 +331,8 @@ class DIPOLEConfig(AlgorithmConfig):
             found = f"'{self.env}' is a name of tune.register_env, which no other command and no checkpoint could find"
             remedy = "let a module of yours call gymnasium.register(NAME, entry_point=..., max_episode_steps=...)"
             raise ConfigError(f"{found}; {remedy}, and give the id 'your_module:NAME'") from error
+        for warning in dims.warnings:
+            warn_once(warning)
         if not is_frozen(self):
             observations = gym.spaces.Box(-np.inf, np.inf, (dims.observation_dim,), np.float32)
             actions = gym.spaces.Box(-1.0, 1.0, (dims.action_dim,), np.float32)

@@ -14,7 +14,7 @@ import numpy as np
 
 from dipole_ray import columns, settings
 from dipole_ray.collect import collect, files_of
-from dipole_ray.data.dataset import MANIFEST, open_dataset, read_manifest, write_dataset
+from dipole_ray.data.dataset import MANIFEST, losses_of, open_dataset, read_manifest, write_dataset
 from dipole_ray.data.sources.actions import range_warnings, scale_of_dataset
 from dipole_ray.data.sources.formats import FORMATS, Format, dataset_kind
 from dipole_ray.data.sources.reading import ImportReport, Reading
@@ -22,7 +22,7 @@ from dipole_ray.envs.exorl.rewards import label_episodes, rewards_of
 from dipole_ray.envs.make import EnvConfig, EnvDims, env_dims
 from dipole_ray.envs.registry import family
 from dipole_ray.envs.relabel import ogbench_relabel
-from dipole_ray.errors import ConfigError, DatasetError
+from dipole_ray.errors import ConfigError, DatasetError, warn_once
 from dipole_ray.files.lock import LOCK, FolderLock
 from dipole_ray.files.provenance import digest
 from dipole_ray.runs.config import DataConfig, RunConfig
@@ -44,13 +44,13 @@ def prepare_dataset(data: DataConfig, env: EnvConfig) -> Path | None:
     """
     path = _place(data, env, make=True)
     if path is not None:
-        source = open_dataset(path, strict=data.strict).source  # verifies it, and says what is wrong in a sentence
+        dataset = open_dataset(path, strict=data.strict)  # verifies it, and says what is wrong in a sentence
+        for text in losses_of(dataset):
+            warn_once(f"{path}: {text}")
+        source = dataset.source
         if "action_bounds" in source:
             for warning in range_warnings(scale_of_dataset(source), env_dims(env).action_bounds):
                 _log.warning("%s: %s", path, warning)
-        if "offset" in source:
-            what = f"its observations are stored less an offset {source['offset']}, which environments do not subtract"
-            _log.warning("%s: %s; register a version of '%s' that does, and name it with env.id", path, what, env.id)
     return path
 
 
@@ -196,7 +196,7 @@ def _convert(source: Path, row: Format, env: EnvConfig, out: Path, cache: Path) 
         remedy, whom = f"set env.id to {row.environment or 'the environment of this data'}", f"'{env.id}'"
         columns.require_fit(row.schema(source, reading), dims.schema, what=where, whom=whom, remedy=remedy)
     rows = row.rows(source, reading, report)
-    said = {"format": row.name, "file": row.remembered(source), "env": env.id, **row.choices(source, reading)}
+    said = {"format": row.name, "file": row.remembered(source), "env": env.id, **row.choices(source, reading, report)}
     write_dataset(out, rows, dims.schema, said)
     if report.unfollowed_transitions:
         lost = report.share(report.unfollowed_transitions)

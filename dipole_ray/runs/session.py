@@ -67,6 +67,9 @@ class Session:
         """Return the algorithm, not yet restored, on the ring that belongs to the checkpoint, or on an empty one."""
         replay = self.folder / "replay"
         config = rllib_config(self.config, dataset, replay).learners(**learner)
+        if checkpoint is not None:  # as it was settled then; runs of before subtracted nothing
+            saved = checkpoint.metadata["algorithm"]["env"].get("observation_offset", {})
+            config.env_config = {**config.env_config, "observation_offset": saved}
         if checkpoint is None:
             shutil.rmtree(replay, ignore_errors=True)  # of a run that ended before its first checkpoint
             return cast(DIPOLE, config.build_algo())

@@ -1,5 +1,6 @@
 """A trained policy from a checkpoint: torch and the environment's config, no Ray."""
 
+import logging
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -15,15 +16,18 @@ from dipole_ray.envs.make import EnvConfig
 from dipole_ray.errors import CheckpointError, ConfigError
 from dipole_ray.files.checkpoint import entries_of, newest_valid, read_checkpoint
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainedPolicy:
     """A policy as a checkpoint left it, and what it was trained for."""
 
     policy: Policy
-    """Acts with `sample_actions`."""
+    """Acts with `sample_actions`, on observations less the offset."""
     env: EnvConfig
-    """The environment it was trained in."""
+    """The environment it was trained in; what `make_env` makes of it has `observed` and `unmap`, from the environment's
+    own observations to the policy's, and from the policy's actions to the environment's own."""
     path: Path
     """The checkpoint's folder."""
     learner_steps: int
@@ -45,7 +49,7 @@ def load_policy(run: str | Path, device: str | torch.device = "cpu") -> TrainedP
     with entries_of(checkpoint):
         plain, env_steps = metadata["algorithm"], int(metadata["env_steps"])
         config = settings.from_mapping(AgentConfig, plain["agent"], "agent")
-        env = settings.from_mapping(EnvConfig, plain["env"], "env")
+        env = settings.from_mapping(EnvConfig, {"observation_offset": {}, **plain["env"]}, "env")
         state = checkpoint.tensors["agent"]
         try:
             schema = Schema.from_json(metadata)
@@ -58,6 +62,13 @@ def load_policy(run: str | Path, device: str | torch.device = "cpu") -> TrainedP
         raise CheckpointError(
             f"{checkpoint.path}: its settings describe networks of at least {weights} weights, which it does not hold; "
             "use another checkpoint"
+        )
+    if env.observation_offset:
+        _log.warning(
+            "%s takes observations less the offset %s, which environments made of its config subtract; a script of "
+            "yours does by make_env(load_policy(...).env).observed(observation)",
+            run,
+            env.observation_offset,
         )
     policy = make_policy(config, schema, seed=0, device=device)
     policy.load_agent_state(state)

@@ -8,11 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dipole_ray.data.dataset import open_dataset
+from dipole_ray.columns import Schema
+from dipole_ray.data.dataset import open_dataset, write_dataset
 from dipole_ray.data.inspection.inspect import inspect_dataset
-from dipole_ray.data.schema import concatenate
-from dipole_ray.data.sources.reading import Arrays
+from dipole_ray.data.schema import close_trajectory, concatenate
+from dipole_ray.data.sources.mapping import TableMapping
+from dipole_ray.data.sources.reading import Arrays, Reading
+from dipole_ray.envs.make import EnvConfig, env_dims
 from dipole_ray.errors import ConfigError
+from dipole_ray.replay.replay import Replay
 from tests.data.test_exorl import dipole
 from tests.synthetic import transition_columns, write_d4rl, write_table
 
@@ -65,3 +69,57 @@ def test_what_float32_rounds_harmlessly_is_not_named(tmp_path: Path) -> None:
     resting = inspect_dataset(write_table(tmp_path / "a.parquet", drive(lambda step: 0.4 + 1e-13 * step)))
     moving = inspect_dataset(write_table(tmp_path / "b.parquet", drive(lambda step: 1000 * np.sin(step))))
     assert not any("float32" in finding.what for inspection in (resting, moving) for finding in inspection.findings)
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_rewards_are_named_too_and_a_dataset_keeps_what_it_lost(
+    tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    columns = drive(lambda step: 0.1 * step)
+    columns["rewards"] = 1.7e9 + np.arange(1500) * 0.1  # a clock
+    assert dipole("import", FILES[kind](tmp_path, columns), "--out", tmp_path / "out") == 0
+    dataset = open_dataset(tmp_path / "out")
+    (text,) = dataset.source["narrowed"]
+    assert "what changes in the rewards" in text
+    findings = inspect_dataset(tmp_path / "out").findings
+    assert any("what changes in the rewards" in finding.what for finding in findings)
+    Replay(schema=dataset.schema, offline=[tmp_path / "out"])
+    assert f"{tmp_path / 'out'}: {text}" in caplog.messages
+
+
+def test_names_of_columns_stand_beside_the_numbers_of_dimensions(tmp_path: Path) -> None:
+    columns = drive(lambda step: 5.4e6 + 0.03 * step)
+    named = {f"x{i}": columns["observations"][:, i] for i in range(3)}
+    del columns["observations"], columns["next_observations"]
+    path = write_table(tmp_path / "own.parquet", columns | named)
+    reading = Reading(mapping=TableMapping(observations=("x2", "x1")))
+    told = [finding.what for finding in inspect_dataset(path, reading).findings]
+    assert any("dimension 1 ('x1') of the observations" in text for text in told)
+    columns["actions"][7] = 3
+    named |= {f"a{i}": columns.pop("actions")[:, 1 - i] for i in range(1)} | {"a1": np.zeros(1500)}
+    mapping = TableMapping(observations=("x2", "x1"), actions=("a1", "a0"))
+    (error,) = inspect_dataset(write_table(path, columns | named), Reading(mapping=mapping)).findings
+    assert "the first at row 7 (3 in dimension 1 ('a0'))" in error.what
+
+
+def test_rows_of_ones_own_and_datasets_of_rounded_numbers_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What was rounded before it came here is seen by its few values; whole numbers are as they were meant."""
+    wide = (5.4e6 + 0.03 * np.arange(1501))[:, None]
+    for observations in (wide, 100_000.0 + np.arange(1501)[:, None] % 7):
+        rows = close_trajectory(observations, np.zeros((1500, 1)), np.zeros(1500), np.ones(1500))
+        folder = tmp_path / str(len(caplog.messages))
+        write_dataset(folder, [rows], Schema(1, 1), {})
+        Replay(schema=Schema(1, 1), offline=[folder])
+        findings = [finding.what for finding in inspect_dataset(folder).findings]
+        assert any("seem to be rounded" in text for text in findings) == (observations is wide)
+    assert sum("rows of one's own" in message for message in caplog.messages) == 1
+    assert sum("seem to be rounded" in message for message in caplog.messages) == 1
+
+
+def test_an_environments_first_steps_show_what_float32_loses() -> None:
+    (warning,) = env_dims("tests.odd_envs:Far-v0").warnings
+    assert "dimension 1 of its observations" in warning and "env.observation_offset={1: 5400" in warning
+    assert env_dims(EnvConfig(id="tests.odd_envs:Far-v0", observation_offset={"1": 5.4e6})).warnings == ()
+    assert env_dims("Pendulum-v1").warnings == env_dims("Hopper-v5").warnings == ()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dipole_ray.columns import Schema
-from dipole_ray.data.dataset import open_dataset, read_manifest
+from dipole_ray.data.dataset import losses_of, open_dataset, read_manifest
 from dipole_ray.data.inspection.summary import Summary
 from dipole_ray.data.inspection.verdict import Finding, Verdict, judge
 from dipole_ray.data.quarantine import restore_hint
@@ -54,7 +54,7 @@ def inspect_dataset(
     labelled = True
     try:
         labelled = row is None or row.is_rewarded(path, reading)
-        for rows in _dataset_rows(path, findings) if row is None else row.rows(path, reading, report):
+        for rows in _dataset_rows(path, findings, report) if row is None else row.rows(path, reading, report):
             summary.add(rows)
             if on_transitions is not None:
                 on_transitions(summary.num_transitions)
@@ -84,7 +84,7 @@ def inspect_dataset(
     return Inspection(str(path), kind, verdict, tuple(findings), figures, histograms)
 
 
-def _dataset_rows(path: Path, findings: list[Finding]) -> Iterator[Rows]:
+def _dataset_rows(path: Path, findings: list[Finding], report: ImportReport) -> Iterator[Rows]:
     """Yield the rows of a dataset, whose checksums say that they are what was written, not who wrote them."""
     dataset = open_dataset(path)
     if not dataset.schema.is_flat:
@@ -93,6 +93,7 @@ def _dataset_rows(path: Path, findings: list[Finding]) -> Iterator[Rows]:
     for item in dataset.quarantined:  # the rest can still be judged
         where, remedy = f"{item.place} of {dataset.manifest.num_rows}", restore_hint(path, dataset.source)
         findings.append(Finding("error", f"damaged file: {item.finding}", where, remedy))
+    report.warnings += losses_of(dataset)
     for rows in dataset.iter_rows():
         validate_rows(rows, dataset.schema, str(path))
         yield rows

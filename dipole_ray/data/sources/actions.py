@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from dipole_ray.data.narrowing import to_float32
 from dipole_ray.data.schema import ACTION_LIMIT, ACTION_TOLERANCE
-from dipole_ray.data.sources.reading import ActionBounds, ImportReport, to_float32
+from dipole_ray.data.sources.reading import ActionBounds, ImportReport
 from dipole_ray.errors import DatasetError
 
 UNIT = "unit"  # what a dataset says of bounds where actions were recorded in [-1, 1]
@@ -97,7 +98,7 @@ class ActionScale:
         far = np.abs(actions) > 1.0 + ACTION_TOLERANCE
         outside = np.flatnonzero(far.any(axis=1))
         if len(outside) and not self.clips:
-            found = self._outside(actions, outside[0], numbers)
+            found = self._outside(actions, outside[0], numbers, report)
             raise DatasetError(f"{path}: {len(outside)} of {len(actions)} actions lie {found}")
         report.clipped_transitions += len(outside)
         if len(actions):
@@ -110,7 +111,7 @@ class ActionScale:
             else np.where(self.bounds[0] == self.bounds[1], np.float32(0.0), stored)
         )
 
-    def _outside(self, actions: np.ndarray, first: int, numbers: np.ndarray) -> str:
+    def _outside(self, actions: np.ndarray, first: int, numbers: np.ndarray, report: ImportReport) -> str:
         """Return outside of what actions lie, where the first of them is, and what to do."""
         column = int(np.abs(actions[first]).argmax())
         low, high = (
@@ -118,7 +119,8 @@ class ActionScale:
         )
         is_known, value = np.isfinite(low) and self.bounds is not None, self.recorded(actions[first])[column]
         low, high = (low, high) if is_known else (-1.0, 1.0)
-        found = f"outside [{low:g}, {high:g}], the first at row {numbers[first]} ({value:.6g} in dimension {column})"
+        place = f"row {numbers[first]} ({value:.6g} in {report.dimension('actions', column)})"
+        found = f"outside [{low:g}, {high:g}], the first at {place}"
         clipped = "import with --clip-actions if it is noise"
         if self.is_unit:
             return f"{found}, though they count as scaled already; leave {_HINT} out, or {clipped}"

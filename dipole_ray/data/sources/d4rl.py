@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from dipole_ray.columns import Schema
+from dipole_ray.data.narrowing import to_float32
 from dipole_ray.data.sources.guarantees import check_counts, mark_unfollowed
 from dipole_ray.data.sources.hdf5 import Array, Group, child, child_names, open_hdf5, read_flags, slice_rows
 from dipole_ray.data.sources.npz import check_expansion
-from dipole_ray.data.sources.reading import Block, ImportReport, Reading, bad_array, to_float, to_float32
+from dipole_ray.data.sources.reading import Block, ImportReport, Reading, bad_array, to_float
 from dipole_ray.errors import DatasetError
 
 _REQUIRED = ("observations", "actions", "rewards", "terminals")
@@ -44,7 +45,7 @@ def read(path: Path, reading: Reading, report: ImportReport) -> Iterator[Block]:
         while start < len(ends):
             stop = int(last_rows[np.searchsorted(last_rows, min(start + step, len(ends)) - 1)]) + 1
             columns = {name: to_float(array.read(start, stop)) for name, array in arrays.items()}
-            columns["rewards"] = to_float32(columns["rewards"].reshape(-1))
+            columns["rewards"] = columns["rewards"].reshape(-1)
             columns |= {"masks": 1 - to_float32(columns["terminals"].reshape(-1)), "ends": ends[start:stop]}
             yield Block(path=path, columns=columns, first_row=start)
             start = stop

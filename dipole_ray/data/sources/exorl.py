@@ -16,7 +16,7 @@ import numpy as np
 from dipole_ray.columns import Schema
 from dipole_ray.data.sources.guarantees import finite_rows
 from dipole_ray.data.sources.npz import ArrayHeader, read_headers, stream_arrays
-from dipole_ray.data.sources.reading import Arrays, Block, ImportReport, Reading, bad_array, to_float, to_float32
+from dipole_ray.data.sources.reading import Arrays, Block, ImportReport, Reading, bad_array, to_float
 from dipole_ray.errors import DatasetError
 
 BUFFER = "buffer"
@@ -143,7 +143,7 @@ def _episodes(
         columns = {
             "observations": observations,
             "actions": np.concatenate([actions[1:], np.zeros_like(actions[:1])]),
-            "rewards": np.append(to_float32(labels), np.float32(0.0)),
+            "rewards": np.append(to_float(labels), np.float32(0.0)),
             "masks": np.ones(steps + 1, np.float32),
             "ends": np.arange(steps + 1) == steps,
         }

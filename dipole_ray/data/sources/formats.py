@@ -15,7 +15,7 @@ from dipole_ray.data.schema import Rows
 from dipole_ray.data.sources import d4rl, exorl, hdf5, lerobot, minari, ogbench, table, table_files
 from dipole_ray.data.sources.actions import ActionScale, known_bounds, range_warnings
 from dipole_ray.data.sources.guarantees import enforce
-from dipole_ray.data.sources.narrowing import Narrowing
+from dipole_ray.data.sources.narrowing import SourceNarrowing
 from dipole_ray.data.sources.npz import read_headers
 from dipole_ray.data.sources.reading import ActionBounds, Block, Contents, ImportReport, Reading
 from dipole_ray.errors import DatasetError
@@ -59,10 +59,8 @@ class Format:
         report, scale = report or ImportReport(), self.action_scale(path, reading)
         report.notes += scale.notes()
         blocks = self.read(path, reading, report)
-        narrowing = Narrowing(reading.offset)
-        yield from enforce(
-            blocks, scale, narrowing, drop=reading.non_finite == "drop", join=self.is_joined, report=report
-        )
+        narrowing, drop = SourceNarrowing(reading.offset), reading.non_finite == "drop"
+        yield from enforce(blocks, scale, narrowing, drop=drop, join=self.is_joined, report=report)
         report.warnings += range_warnings(scale, reading.action_bounds, report.action_range)
 
     def action_scale(self, path: Path, reading: Reading) -> ActionScale:
@@ -76,12 +74,12 @@ class Format:
             bounds, owner = self.recorded_bounds(path), "the recorded actions (--env gives the environment's)"
         return ActionScale(bounds=bounds, owner=owner, clips=reading.clip_actions)
 
-    def choices(self, path: Path, reading: Reading) -> dict[str, Any]:
-        """Return what a dataset made of this data says of how it was read."""
+    def choices(self, path: Path, reading: Reading, report: ImportReport) -> dict[str, Any]:
+        """Return what a dataset made of this data says of how it was read; it grows with `report`, while that is."""
         said = {"action_bounds": self.action_scale(path, reading).to_json()}
         said |= {"clip_actions": True} if reading.clip_actions else {}
         said |= {"offset": dict(reading.offset)} if reading.offset else {}
-        return self.own_choices(path, reading) | said
+        return self.own_choices(path, reading) | said | {"narrowed": report.narrowed}
 
     def is_rewarded(self, path: Path, reading: Reading) -> bool:
         """Return whether the rewards that would be read mean anything."""

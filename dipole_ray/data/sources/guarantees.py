@@ -12,7 +12,7 @@ import numpy as np
 
 from dipole_ray.data.schema import Rows, build_rows, concatenate
 from dipole_ray.data.sources.actions import ActionScale
-from dipole_ray.data.sources.narrowing import Narrowing
+from dipole_ray.data.sources.narrowing import SourceNarrowing
 from dipole_ray.data.sources.reading import DAMAGED, Arrays, Block, ImportReport
 from dipole_ray.errors import DatasetError
 
@@ -21,17 +21,23 @@ MAX_NAMED = 10  # rows with non-finite numbers that a report names one by one
 
 
 def enforce(
-    blocks: Iterable[Block], scale: ActionScale, narrowing: Narrowing, *, drop: bool, join: bool, report: ImportReport
+    blocks: Iterable[Block],
+    scale: ActionScale,
+    narrowing: SourceNarrowing,
+    *,
+    drop: bool,
+    join: bool,
+    report: ImportReport,
 ) -> Iterator[Rows]:
     """Yield the rows of the trajectories that a reader found, and count what happened.
 
-    `scale` brings the actions to [-1, 1], `narrowing` observations to float32. `drop` leaves transitions with a NaN or
+    `scale` brings the actions to [-1, 1], `narrowing` the rest to float32. `drop` leaves transitions with a NaN or
     infinity out instead of refusing them; `join` hands several blocks on together, where they are single episodes.
     """
     held: list[Rows] = []
     path = Path()
     for block in _whole_trajectories(blocks, report):
-        path, rows = block.path, _finish(_narrowed(block, narrowing), scale, drop, report)
+        path, rows = block.path, _finish(_checked(block, narrowing), scale, drop, report)
         if rows is not None:
             held.append(rows)
         if held and (not join or sum(len(piece["remaining"]) for piece in held) >= CHUNK_ROWS):
@@ -43,11 +49,10 @@ def enforce(
     _judge_losses(path, report)
 
 
-def _narrowed(block: Block, narrowing: Narrowing) -> Block:
-    names = [name for name in ("observations", "next_observations") if name in block.columns]
-    if not block.is_closed and "next_observations" in names:
-        _check_following(block)
-    return replace(block, columns={**block.columns, **{name: narrowing.narrow(block.columns[name]) for name in names}})
+def _checked(block: Block, narrowing: SourceNarrowing) -> Block:
+    if not block.is_closed and "next_observations" in block.columns:
+        _check_following(block)  # in the numbers that were recorded
+    return narrowing.narrow(block)
 
 
 def _judge_losses(path: Path, report: ImportReport) -> None:

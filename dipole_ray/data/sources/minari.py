@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from dipole_ray.columns import Schema
+from dipole_ray.data.narrowing import to_float32
 from dipole_ray.data.sources.guarantees import check_flags
 from dipole_ray.data.sources.minari_storage import MAIN_FILE, STEPS, arrow_episodes, hdf5_episodes
 from dipole_ray.data.sources.reading import (
@@ -25,7 +26,6 @@ from dipole_ray.data.sources.reading import (
     Reading,
     bad_array,
     to_float,
-    to_float32,
 )
 from dipole_ray.errors import ConfigError, DatasetError
 from dipole_ray.files.durable import read_json
@@ -80,7 +80,7 @@ def read(path: Path, reading: Reading, report: ImportReport) -> Iterator[Block]:
         columns = {
             "observations": observations[:-1],
             "actions": arrays["actions"],
-            "rewards": to_float32(arrays["rewards"].reshape(-1)),
+            "rewards": to_float(arrays["rewards"].reshape(-1)),
             "masks": 1 - to_float32(terminations),
             "next_observations": observations[1:],
             "ends": ends,

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from dipole_ray.columns import Schema
+from dipole_ray.data.narrowing import to_float32
 from dipole_ray.data.sources.guarantees import check_counts, check_flags
 from dipole_ray.data.sources.mapping import USUAL
 from dipole_ray.data.sources.npz import ArrayHeader, read_headers, stream_arrays
@@ -22,7 +23,6 @@ from dipole_ray.data.sources.reading import (
     Relabel,
     bad_array,
     to_float,
-    to_float32,
 )
 from dipole_ray.errors import DatasetError
 
@@ -80,8 +80,7 @@ def _no_rewards(arrays: Arrays) -> tuple[np.ndarray, np.ndarray]:
 
 def _block(arrays: Arrays, relabel: Relabel | None, path: Path, first_row: int) -> Block:
     count = len(arrays["terminals"])
-    observations = to_float(arrays["observations"])
-    arrays = arrays | {name: to_float32(arrays[name]) for name in _REQUIRED}
+    observations, actions = to_float(arrays["observations"]), to_float(arrays["actions"])
     sources: Arrays = {}
     if relabel is None:
         rewards, masks = arrays["rewards"], arrays.get("masks", np.ones(count, dtype=np.float32))
@@ -89,15 +88,15 @@ def _block(arrays: Arrays, relabel: Relabel | None, path: Path, first_row: int) 
         # A comparison with NaN is merely false: a broken physics state would silently read as "not solved".
         sources = {name: arrays[name] for name in _STATE if name in arrays}
         try:
-            rewards, masks = map(np.asarray, relabel(dict(arrays)))
+            rewards, masks = map(np.asarray, relabel(arrays | {name: to_float32(arrays[name]) for name in _REQUIRED}))
         except (KeyError, IndexError, ValueError) as error:
             found = f"its arrays do not fit the task they were to be labelled for ({error!r})"
             raise DatasetError(f"{path}: {found}; name the environment that made this file with --env") from error
     if rewards.shape != (count,) or masks.shape != (count,):
         found = f"rewards {rewards.shape} and masks {masks.shape} must be one number a row, ({count},)"
         raise DatasetError(f"{path}: {found}; flatten them or name the task with --env")
-    columns = {"observations": observations, "actions": arrays["actions"]}
-    columns |= {"rewards": to_float32(rewards), "masks": to_float32(masks), "ends": arrays["terminals"] != 0}
+    columns = {"observations": observations, "actions": actions}
+    columns |= {"rewards": to_float(rewards), "masks": to_float32(masks), "ends": arrays["terminals"] != 0}
     return Block(path=path, columns=columns | sources, is_closed=True, first_row=first_row)
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from dipole_ray.data.narrowing import to_float32
 from dipole_ray.data.sources.mapping import TableMapping
 from dipole_ray.errors import DatasetError
 
@@ -57,6 +58,8 @@ class ImportReport:
     first_gap: str = ""
     returning_episodes: int = 0  # pieces of episodes that come after rows of others
     first_return: str = ""
+    narrowed: list[str] = field(default_factory=list)  # what float32 cannot tell apart, a clause with its remedy each
+    names: dict[str, Sequence[str]] = field(default_factory=dict)  # of the dimensions of vectors, where there are some
     warnings: list[str] = field(default_factory=list)  # what is likely to be wrong, a clause with its remedy each
     clipped_transitions: int = 0  # whose action was outside the bounds, and was brought to them
     action_range: ActionBounds | None = None  # least and greatest scaled actions, (A,) each, before they were clipped
@@ -73,6 +76,11 @@ class ImportReport:
         taken = {name for names in used.values() for name in names}
         self.unread += [name for name in available if name not in taken]
 
+    def dimension(self, vector: str, number: int) -> str:
+        """Return a dimension of the observations or actions for people: its number, and its name where it has one."""
+        names = self.names.get(vector, ())
+        return f"dimension {number}" + (f" ('{names[number]}')" if number < len(names) else "")
+
     def share(self, count: int) -> str:
         """Return a count of lost transitions with its share of all that the original has, as words."""
         total = self.transitions + self.dropped_transitions + self.unfollowed_transitions
@@ -85,7 +93,7 @@ class Block:
 
     observations       (N, O), float64 where the original is wider than float32
     actions            (N, A), not yet brought to [-1, 1]
-    rewards            float32 (N,)
+    rewards            (N,), float64 where the original is wider than float32
     masks              float32 (N,), 0 where the task ended
     ends               bool (N,), the last row of each trajectory; that of the data is one anyway
     next_observations  (N, O), where the original has them; a row of NaN: not this one
@@ -98,12 +106,6 @@ class Block:
     is_closed: bool = False  # whether the last row of a trajectory holds only its last observation
     first_row: int = 0  # number of the first row in the original, for messages
     place: str = ""  # what the rows are counted in, such as `episode_7`; empty where that is the whole original
-
-
-def to_float32(values: np.ndarray) -> np.ndarray:
-    """Return float32, without a copy where it is that already; what does not fit becomes infinite, and is found so."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        return values.astype(np.float32, copy=False)
 
 
 def to_float(values: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ from dipole_ray.data.schema import concatenate
 from dipole_ray.data.sources.continuity import Continuity
 from dipole_ray.data.sources.guarantees import check_flags, mark_unfollowed
 from dipole_ray.data.sources.mapping import USUAL, TableMapping
-from dipole_ray.data.sources.reading import Arrays, Block, ImportReport, Reading, to_float, to_float32
+from dipole_ray.data.sources.reading import Arrays, Block, ImportReport, Reading, to_float
 from dipole_ray.data.sources.table_files import is_list, read_batches, table_files, table_schema
 from dipole_ray.errors import DatasetError
 
@@ -67,7 +67,9 @@ def batch_schema(path: Path, mapping: TableMapping, batches: Batches) -> Schema:
 def read(path: Path, reading: Reading, report: ImportReport) -> Iterator[Block]:
     """Yield the rows of a file, or of a folder whose files continue each other in the order of their numbers."""
     mapping, available = mapping_of(path, reading), table_columns(path)
-    report.reads(mapping.resolve(available, path), available)
+    columns = mapping.resolve(available, path)
+    report.reads(columns, available)
+    report.names |= {name: found for name, found in columns.items() if len(found) > 1}
     return read_rows(path, _batches(path, mapping), mapping, report)
 
 
@@ -123,7 +125,7 @@ def _batch_arrays(batch: pa.RecordBatch, mapping: TableMapping, path: Path, firs
         raise DatasetError(f"{path}: {what}; map columns that fit together")
     flags: Arrays = {}
     for name in [name for name in ("rewards", "masks", "terminals", "timeouts") if name in columns]:
-        flags[name] = to_float32(column_vector(batch, columns[name][0], path, first_row))
+        flags[name] = column_vector(batch, columns[name][0], path, first_row)
         if name in ("terminals", "timeouts"):
             where = "on the last row of each trajectory"
             check_flags(flags[name], f"column '{columns[name][0]}'", path, first_row, where)
