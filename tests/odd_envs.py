@@ -111,6 +111,16 @@ class Far(Walk):
         return np.array([self.count, self.place])
 
 
+class Table(Walk):
+    """Has the dimensions of the tables that tests write."""
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (3,), np.float32)
+    action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
+
+    def observed(self) -> Any:
+        return np.full(3, self.count, np.float32)
+
+
 class Massive(Walk):
     """Takes an argument."""
 
@@ -179,7 +189,7 @@ class Wordy(Walk):
         return {"success": "yes"}
 
 
-for kind in (Always, LastStep, WhenSolved, NoneUntilOver, OneDict, Wide, Ints, Far, Massive, Fails, FailsInStep):
+for kind in (Always, LastStep, WhenSolved, NoneUntilOver, OneDict, Wide, Ints, Far, Table, Massive, Fails, FailsInStep):
     gymnasium.register(f"{kind.__name__}-v0", kind, max_episode_steps=100)
 for kind in (OldReset, OldStep, OtherShape, VectorReward, NoInfo, Wordy):
     gymnasium.register(f"{kind.__name__}-v0", kind, max_episode_steps=100)

@@ -191,8 +191,7 @@ def run_import(args: argparse.Namespace) -> int:
     if report.clipped_transitions:
         dropped += f", {report.clipped_transitions} with an action clipped to its bounds"
     if report.columns:
-        unread = f"; not read: {', '.join(report.unread)}" if report.unread else ""
-        print(f"read: {', '.join(report.columns)}{unread}")
+        print(f"read: {report.columns_text}")
     for warning in report.warnings:
         print(f"warning: {warning}")
     for note in report.notes:
@@ -285,12 +284,12 @@ def _reading_of(
 
     `begin` is called when the reading may begin: at once, or when the rewards of ExORL's episodes are there.
     """
+    from dipole_ray.collect.convert import offset_of, reading_for
     from dipole_ray.data.sources.formats import FORMATS
     from dipole_ray.data.sources.mapping import TableMapping
     from dipole_ray.data.sources.minari import chosen_observations
     from dipole_ray.data.sources.reading import Reading
     from dipole_ray.envs.make import env_dims
-    from dipole_ray.runs.prepare import reading_for
 
     takes = FORMATS[kind].takes if kind in FORMATS else frozenset()
     _check_options(args, path, kind, takes)
@@ -307,7 +306,7 @@ def _reading_of(
         max_episode_steps=args.max_episode_steps or reading.max_episode_steps,
         actions_are=args.actions_are or reading.actions_are,
         clip_actions=args.clip_actions,
-        offset=tuple(map(_offset, args.offset)),
+        offset=tuple(map(_offset, args.offset)) or (() if env is None else offset_of(env)),
     ), expected
 
 

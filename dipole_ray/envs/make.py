@@ -66,11 +66,20 @@ class EnvConfig:
             if not (dimension.isdecimal() and math.isfinite(number)):
                 found = f"env.observation_offset says {dimension}: {number}"
                 raise ConfigError(f"{found}; give the number of a dimension, from 0, and a finite number to subtract")
+        if self.observation_offset is not None:
+            offset = {str(int(dimension)): float(number) for dimension, number in self.observation_offset.items()}
+            object.__setattr__(self, "observation_offset", offset)
         try:  # as a checkpoint gives them back
             object.__setattr__(self, "kwargs", json.loads(json.dumps(self.kwargs, allow_nan=False)))
         except (TypeError, ValueError) as error:
             remedy = "give numbers, texts, lists and mappings, from which the environment makes its objects"
             raise ConfigError(f"env.kwargs holds what no checkpoint can ({error}); {remedy}") from None
+
+    def overrides(self) -> list[str]:
+        """Return what differs from the defaults as `env.KEY=VALUE`, as commands take it; the id is no part of it."""
+        said = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "id"}
+        plain = {field.name: getattr(type(self)(id=self.id), field.name) for field in fields(self)}
+        return [f"env.{name}={json.dumps(value)}" for name, value in said.items() if value != plain[name]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -35,8 +35,9 @@ class DataConfig:
     """Where the offline transitions come from: an imported dataset, or a collector run on the spot."""
 
     path: str | None = None
-    """A dataset folder made by `dipole data import` or `dipole data collect`, an OGBench .npz or D4RL .hdf5
-    file, a Minari dataset's folder, or a folder of ExORL's episodes. Relative to the working directory of the command,
+    """A dataset folder made by `dipole data import` or `dipole data collect`, or whatever `dipole data import` takes
+    without further options, which is converted once into `cache`: an OGBench .npz, a D4RL .hdf5, a folder of Minari's,
+    LeRobot's or ExORL's, a table whose columns have usual names. Relative to the working directory of the command,
     in a file as well; the run keeps it absolute."""
     collect_transitions: int = 0
     """Transitions to make with the environment's own seeded collector when `path` is not given; 0 = none."""

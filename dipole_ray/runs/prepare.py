@@ -3,27 +3,18 @@
 import hashlib
 import json
 import logging
-import math
 import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
-from functools import partial
+from collections.abc import Iterable
 from pathlib import Path
-
-import numpy as np
 
 from dipole_ray import columns, settings
 from dipole_ray.collect import collect, files_of
-from dipole_ray.data.dataset import MANIFEST, losses_of, open_dataset, read_manifest, write_dataset
+from dipole_ray.collect.convert import converted
+from dipole_ray.data.dataset import MANIFEST, losses_of, open_dataset, read_manifest
 from dipole_ray.data.sources.actions import range_warnings, scale_of_dataset
-from dipole_ray.data.sources.formats import FORMATS, Format, dataset_kind
-from dipole_ray.data.sources.reading import ImportReport, Reading
-from dipole_ray.envs.exorl.rewards import label_episodes, rewards_of
-from dipole_ray.envs.make import EnvConfig, EnvDims, env_dims
-from dipole_ray.envs.registry import family
-from dipole_ray.envs.relabel import ogbench_relabel
+from dipole_ray.data.sources.formats import FORMATS, dataset_kind
+from dipole_ray.envs.make import EnvConfig, env_dims
 from dipole_ray.errors import ConfigError, DatasetError, warn_once
-from dipole_ray.files.lock import LOCK, FolderLock
 from dipole_ray.files.provenance import digest
 from dipole_ray.runs.config import DataConfig, RunConfig
 
@@ -119,106 +110,4 @@ def _place(data: DataConfig, env: EnvConfig, *, make: bool) -> Path | None:
         path = files[0]
     else:
         return None
-    row = _format_to_convert(path)
-    if row is None:
-        return path
-    out = _converted(path, row, env, cache)
-    return _made_once(out, lambda: _convert(path, row, env, out, cache)) if make else out
-
-
-def _format_to_convert(path: Path) -> Format | None:
-    """Return the format of what a run must convert first; None for a dataset, and for what cannot become one here."""
-    if path.exists():
-        row = FORMATS.get(dataset_kind(path))
-        return row if row is not None and row.is_converted else None
-    for row in FORMATS.values():
-        if row.is_converted and path.suffix in row.suffixes:
-            raise DatasetError(f"{path}: no such file; give {row.what} or a dataset folder with data.path")
-    return None
-
-
-def _made_once(out: Path, make: Callable[[], object]) -> Path:
-    """Return the cached dataset at `out`; of several processes that want it one makes it, and the others wait."""
-    if (out / MANIFEST).is_file():
-        return out
-    try:
-        with FolderLock(out.parent, math.inf, f".{out.name}{LOCK}"):
-            if not (out / MANIFEST).is_file():
-                make()
-    except OSError as error:
-        raise DatasetError(
-            f"{out}: cannot be made ({error.strerror or error}); free space there or set data.cache to another place"
-        ) from error
-    return out
-
-
-def reading_for(
-    env_id: str,
-    dims: EnvDims,
-    cache: Path,
-    num_workers: int | None = None,
-    on_labelled: Callable[[], object] = lambda: None,
-) -> Reading:
-    """Return what a task adds to data that does not say it: its rewards, time limit and bounds of actions.
-
-    The rewards of ExORL's episodes are computed by `num_workers` Ray tasks at a time (None: all cores) and kept in
-    `cache`, where another import of them for this task finds them; `on_labelled` is called once they are there.
-    """
-
-    def labels(files: list[Path]) -> Iterator[np.ndarray]:
-        blocks = label_episodes(env_id, files, cache, num_workers=num_workers)
-        on_labelled()
-        return rewards_of(blocks)
-
-    low, high = map(np.asarray, dims.action_bounds)
-    return Reading(
-        # Other environments' files bring their own rewards.
-        relabel=partial(ogbench_relabel, env_id) if "singletask" in env_id else None,
-        labels=labels,
-        max_episode_steps=dims.max_episode_steps,
-        action_bounds=(low, high),
-    )
-
-
-def _convert(source: Path, row: Format, env: EnvConfig, out: Path, cache: Path) -> None:
-    """Make the dataset folder `out` of data in the format `row`, for one task; ExORL's rewards are kept in `cache`."""
-    if "labels" in row.takes and family(env.id) != "exorl":
-        raise ConfigError(
-            f"{source} holds ExORL's episodes, which are rewarded for a task of theirs, and env.id is '{env.id}'; set "
-            "env.id=exorl/walker-walk or its like"
-        )
-    dims, report = env_dims(env), ImportReport()
-    reading = reading_for(env.id, dims, cache)
-    if not row.is_rewarded(source, reading):  # by a task, whatever the name of the environment
-        reading = replace(reading, relabel=partial(ogbench_relabel, env.id))
-    if row.environment is not None or reading.relabel is None:
-        where = row.files(source)[0] if "labels" in row.takes else source  # the one episode that gives the dimensions
-        remedy, whom = f"set env.id to {row.environment or 'the environment of this data'}", f"'{env.id}'"
-        columns.require_fit(row.schema(source, reading), dims.schema, what=where, whom=whom, remedy=remedy)
-    rows = row.rows(source, reading, report)
-    said = {"format": row.name, "file": row.remembered(source), "env": env.id, **row.choices(source, reading, report)}
-    write_dataset(out, rows, dims.schema, said)
-    if report.unfollowed_transitions:
-        lost = report.share(report.unfollowed_transitions)
-        report.notes.append(f"{lost} are left out because nothing says what they led to")
-    for note in report.warnings + report.notes:
-        _log.warning("%s: %s", source, note)
-
-
-def _converted(source: Path, row: Format, env: EnvConfig, cache: Path) -> Path:
-    """Return the folder of the converted data, which is another one when anything that it depends on is another.
-
-    The names are those of all versions before, so that what was converted once is found.
-    """
-    stamps = [(file.name, file.stat()) for file in row.files(source)]
-    depends = f"{source.resolve()}:{env.id}"
-    bounds = env_dims(env).action_bounds
-    if row.name in ("d4rl", "minari"):
-        depends += f":{env.max_episode_steps}:{bounds}"
-    depends += "".join(f"{name}:{status.st_size}:{status.st_mtime_ns}" for name, status in stamps)
-    if row.name == "ogbench":
-        depends = f"{source.resolve()}:{stamps[0][1].st_size}:{stamps[0][1].st_mtime_ns}:{env.id}"
-        depends += "" if set(bounds[0]) == {-1.0} and set(bounds[1]) == {1.0} else f":{bounds}"
-    depends += json.dumps(env.kwargs, sort_keys=True) if env.kwargs else ""
-    name = env.id.replace("/", "-") if "labels" in row.takes else source.stem
-    return cache / "converted" / f"{name}-{hashlib.sha256(depends.encode()).hexdigest()[:12]}"
+    return converted(path, env, cache, make=make)

@@ -52,7 +52,7 @@ def test_a_format_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     """Import, inspect, a run's data.path and the library take it, with its actions brought to [-1, 1]."""
     rows = {"log": format_of(block), **FORMATS}
     monkeypatch.setattr("dipole_ray.data.sources.formats.FORMATS", rows)
-    for user in ("dipole_ray.data.inspection.inspect", "dipole_ray.runs.prepare"):
+    for user in ("dipole_ray.data.inspection.inspect", "dipole_ray.collect.convert"):
         monkeypatch.setattr(f"{user}.FORMATS", rows)
     path = tmp_path / "robot.log"
     path.touch()

@@ -7,19 +7,26 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from dipole_ray import DIPOLEConfig
 from dipole_ray.collect.exorl import collect_exorl
 from dipole_ray.data.dataset import open_dataset
+from dipole_ray.data.sources.reading import Arrays
 from dipole_ray.envs.make import EnvConfig
 from dipole_ray.errors import ConfigError, DatasetError
 from dipole_ray.files.lock import FolderLock
+from dipole_ray.rllib.replay_actor import ArrowOfflineData
 from dipole_ray.runs.config import DataConfig
-from dipole_ray.runs.prepare import prepare_dataset
-from tests.synthetic import ogbench_arrays, write_ogbench
+from dipole_ray.runs.prepare import find_dataset, prepare_dataset
+from tests.cli.test_data_cli import dipole
+from tests.data.test_lerobot import frames
+from tests.data.test_lerobot import write as write_lerobot
+from tests.synthetic import ogbench_arrays, transition_columns, write_ogbench, write_table
 
 POINTMAZE = "pointmaze-medium-navigate-singletask-task1-v0"
 
@@ -159,3 +166,58 @@ def test_arguments_of_an_environment_give_a_conversion_of_its_own(tmp_path: Path
     data = DataConfig(path=str(write_ogbench(tmp_path / "data.npz", arrays)), cache=str(tmp_path))
     made = {prepare_dataset(data, EnvConfig(id="tests.odd_envs:Massive-v0", kwargs={"mass": mass})) for mass in (1, 2)}
     assert len(made) == 2
+
+
+TABLES: dict[str, Callable[[Path, Arrays], Path]] = {
+    "parquet": lambda folder, columns: write_table(folder / "own.parquet", columns),
+    "folder": lambda folder, columns: write_table(folder / "0.feather", columns).parent,
+    "npz": lambda folder, columns: write_ogbench(folder / "own.npz", columns),
+    "lerobot": lambda folder, columns: write_lerobot(
+        folder / "robot", "v3.0", frames() | {"next.reward": np.ones(132), "action": np.zeros((132, 2), np.float32)}
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_a_run_takes_what_import_takes(
+    tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As its columns are, converted once and with a verdict; the same as an import gives."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "data").mkdir()
+    columns = transition_columns(np.random.default_rng(0), [50] * 30)
+    path = TABLES[kind](tmp_path / "data", columns)
+    env = EnvConfig(id="tests.odd_envs:Table-v0")
+    data = DataConfig(path=str(path), cache=str(tmp_path / "cache"))
+    assert find_dataset(data, env) is None
+    folder = prepare_dataset(data, env)
+    assert folder is not None and prepare_dataset(data, env) == find_dataset(data, env) == folder
+    assert sum("verdict: " in text for text in caplog.messages) == 1
+    dipole("import", path, "--env", env.id, "--out", tmp_path / "out")
+    made, imported = (open_dataset(place) for place in (folder, tmp_path / "out"))
+    assert [file.crc32 for file in made.manifest.files] == [file.crc32 for file in imported.manifest.files]
+    offline = ArrowOfflineData(DIPOLEConfig().environment(env.id).offline_data(input_=str(path)))
+    assert open_dataset(offline.paths[0]).num_transitions == made.num_transitions
+
+
+def test_a_table_that_needs_choices_names_the_import_that_takes_them(tmp_path: Path) -> None:
+    columns = transition_columns(np.random.default_rng(0), [50] * 30)
+    columns["r"] = columns.pop("rewards")
+    data = DataConfig(path=str(write_table(tmp_path / "own.parquet", columns)), cache=str(tmp_path / "cache"))
+    env = EnvConfig(id="tests.odd_envs:Table-v0", max_episode_steps=9)
+    command = rf"dipole data import {tmp_path}/own.parquet --env {env.id} env\.max_episode_steps=9 --out DIR"
+    with pytest.raises(DatasetError, match=rf"no column 'rewards' .*--map rewards=COLUMN; .*'{command}'"):
+        prepare_dataset(data, env)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DatasetError, match=r"no manifest\.json, so this is no dataset"):
+        prepare_dataset(DataConfig(path=str(tmp_path / "empty")), env)
+    with pytest.raises(DatasetError, match=r"no such file; give a table or a dataset folder"):
+        prepare_dataset(DataConfig(path=str(tmp_path / "no.parquet")), env)
+
+
+def test_a_table_is_converted_less_the_environments_offset(tmp_path: Path) -> None:
+    columns = transition_columns(np.random.default_rng(0), [50] * 30)
+    path = write_table(tmp_path / "own.parquet", columns)
+    env = EnvConfig(id="tests.odd_envs:Table-v0", observation_offset={"2": 7})
+    folder = prepare_dataset(DataConfig(path=str(path), cache=str(tmp_path / "cache")), env)
+    assert folder is not None and open_dataset(folder).source["offset"] == {"2": 7.0}

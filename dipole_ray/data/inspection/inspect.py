@@ -10,7 +10,7 @@ import numpy as np
 from dipole_ray.columns import Schema
 from dipole_ray.data.dataset import losses_of, open_dataset, read_manifest
 from dipole_ray.data.inspection.summary import Summary
-from dipole_ray.data.inspection.verdict import Finding, Verdict, judge
+from dipole_ray.data.inspection.verdict import Finding, Verdict, judge, verdict_of
 from dipole_ray.data.quarantine import restore_hint
 from dipole_ray.data.schema import Rows, validate_rows
 from dipole_ray.data.sources.actions import range_warnings, scale_of_dataset
@@ -80,8 +80,7 @@ def inspect_dataset(
     figures, histograms = {}, {}
     if summary.num_transitions:
         figures, histograms = _figures(summary, report, labelled), _histograms(summary, labelled)
-    verdict: Verdict = next((finding.level for finding in findings if finding.level != "info"), "ok")
-    return Inspection(str(path), kind, verdict, tuple(findings), figures, histograms)
+    return Inspection(str(path), kind, verdict_of(findings), tuple(findings), figures, histograms)
 
 
 def _dataset_rows(path: Path, findings: list[Finding], report: ImportReport) -> Iterator[Rows]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -45,6 +45,12 @@ class Finding:
 
 
 _info, _warning = partial(Finding, "info"), partial(Finding, "warning")  # of what, where and the remedy
+
+
+def verdict_of(findings: Iterable[Finding]) -> Verdict:
+    """Return the worst of the findings."""
+    levels = {finding.level for finding in findings}
+    return "error" if "error" in levels else "warning" if "warning" in levels else "ok"
 
 
 def judge(summary: Summary, report: ImportReport, *, has_rewards: bool) -> list[Finding]:

@@ -43,7 +43,6 @@ class Format:
     recorded_bounds: Callable[[Path], ActionBounds | None] = lambda path: None  # the range, where nobody says
     is_unit: bool = False  # whether its actions are recorded in [-1, 1], whatever the environment's bounds
     is_joined: bool = False  # whether it is read in single episodes, some of which are handed on together
-    is_converted: bool = True  # whether a run takes it as it is; otherwise it needs choices that only an import offers
     environment: str | None = "the environment of this data"  # what a run's env.id must name; None: labelling finds out
     remembered: Callable[[Path], str] = str  # what a dataset made from it says of where it came from
     own_choices: Callable[[Path, Reading], dict[str, Any]] = lambda path, reading: {}  # what it says of how it was read
@@ -102,7 +101,6 @@ FORMATS = {
             schema=table.schema,
             read=table.read,
             takes=frozenset({"mapping"}),
-            is_converted=False,
             own_choices=lambda path, reading: {"mapping": table.mapping_of(path, reading).to_json()},
             remembered=lambda path: path.name,
         ),
@@ -110,14 +108,13 @@ FORMATS = {
             name="lerobot",
             what="the root of a LeRobot dataset",
             holds=lerobot.is_lerobot,
-            files=lerobot.data_files,
+            files=lerobot.lerobot_files,
             contents=lerobot.contents,
             uses=lerobot.uses,
             schema=lerobot.schema,
             read=lerobot.read,
             takes=frozenset({"mapping"}),
             recorded_bounds=lerobot.action_bounds,
-            is_converted=False,
             own_choices=lambda _, reading: {"mapping": reading.mapping.to_json()} if reading.mapping else {},
         ),
         Format(

@@ -51,6 +51,12 @@ def data_files(path: Path) -> list[Path]:
     return files
 
 
+def lerobot_files(path: Path) -> list[Path]:
+    """Return the files that are read: the frames, what is said of them, and a reward model's progress."""
+    labels = sorted(file for file in [*(path / "meta").rglob("*"), *path.glob("*_progress.parquet")] if file.is_file())
+    return [*data_files(path), *labels]
+
+
 def contents(path: Path) -> Contents:
     """Return the columns of the first file."""
     return file_contents(data_files(path)[0])

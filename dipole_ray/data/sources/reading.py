@@ -81,6 +81,11 @@ class ImportReport:
         names = self.names.get(vector, ())
         return f"dimension {number}" + (f" ('{names[number]}')" if number < len(names) else "")
 
+    @property
+    def columns_text(self) -> str:
+        """What is read of a file and what is not, for people."""
+        return ", ".join(self.columns) + (f"; not read: {', '.join(self.unread)}" if self.unread else "")
+
     def share(self, count: int) -> str:
         """Return a count of lost transitions with its share of all that the original has, as words."""
         total = self.transitions + self.dropped_transitions + self.unfollowed_transitions
