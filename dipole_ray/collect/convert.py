@@ -113,7 +113,7 @@ def _convert(source: Path, row: Format, env: EnvConfig, out: Path, cache: Path) 
         )
     dims, report, summary = env_dims(env), ImportReport(), Summary()
     reading = replace(reading_for(env.id, dims, cache), offset=offset_of(env))
-    if not row.is_rewarded(source, reading):  # by a task, whatever the name of the environment
+    if row.environment is None and not row.is_rewarded(source, reading):  # by a task, whatever the environment's name
         reading = replace(reading, relabel=partial(ogbench_relabel, env.id))
     with _naming_an_import(source, row, env):
         schema = row.schema(source, reading)

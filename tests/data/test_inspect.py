@@ -147,3 +147,11 @@ def test_a_partly_damaged_dataset_is_an_error_that_names_the_rows_and_the_rest_i
     assert finding.where == f"rows {sizes[0]} to {sizes[0] + sizes[1] - 1} of {sum(sizes)}"
     assert f"dipole data import robot.parquet --out {tmp_path / 'data'} --overwrite" in finding.remedy
     assert inspection.figures["transitions"] == manifest.num_transitions - manifest.files[1].transitions
+
+
+def test_a_table_without_rewards_is_shown(tmp_path: Path) -> None:
+    columns = transition_columns(np.random.default_rng(0), [50] * 30)
+    del columns["rewards"]
+    inspection = inspect_dataset(write_table(tmp_path / "own.parquet", columns))
+    assert inspection.figures["transitions"] == 1500 and "return_max" not in inspection.figures
+    assert any("--map rewards=COLUMN" in finding.remedy for finding in inspection.findings)

@@ -120,6 +120,28 @@ def test_what_is_missing_is_said_with_what_would_serve(tmp_path: Path) -> None:
         dipole("import", path, "--out", tmp_path / "data")
 
 
-def test_inspection_says_what_a_folder_without_rewards_lacks(tmp_path: Path) -> None:
-    inspection: Any = inspect_dataset(write(tmp_path / "robot", "v3.0", frames()))
-    assert inspection.verdict == "error" and "holds no rewards" in inspection.findings[0].what
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_inspection_shows_a_folder_without_rewards_and_says_what_it_lacks(tmp_path: Path, version: str) -> None:
+    inspection: Any = inspect_dataset(write(tmp_path / "robot", version, frames()))
+    assert inspection.verdict != "error" and inspection.figures["trajectories"] == 11
+    assert "return_max" not in inspection.figures
+    assert any("no rewards" in one.what and "--map rewards=" in one.remedy for one in inspection.findings)
+
+
+def test_episodes_of_v2_tell_success_by_lines(tmp_path: Path) -> None:
+    path = write(tmp_path / "robot", "v2.1", frames())
+    lines = [{"episode_index": i, "tasks": ["reach"], "length": 12, "success": bool(SUCCEEDS[i])} for i in range(11)]
+    (path / "meta" / "episodes.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert dipole("import", path, "--out", tmp_path / "data") == 0
+    found = transitions(concatenate(list(open_dataset(tmp_path / "data").iter_rows())))
+    assert found["rewards"].sum() == (found["masks"] == 0).sum() == 6
+    solved = "\n".join(
+        json.dumps(line if line["success"] else {"episode_index": line["episode_index"]}) for line in lines
+    )
+    (path / "meta" / "episodes.jsonl").write_text(solved)  # only where there is one
+    inspection = inspect_dataset(path)
+    assert any("5 of 11 episodes have no label of success" in finding.what for finding in inspection.findings)
+    for wrong, found in (("[1, 2]", "not lines of JSON"), ('{"episode_index": 1, "success": "no"}', "success is 'no'")):
+        (path / "meta" / "episodes.jsonl").write_text('{"episode_index": 0, "success": true}\n' + wrong)
+        with pytest.raises(DatasetError, match=rf"{found}.*; "):
+            dipole("import", path, "--out", tmp_path / "again")

@@ -60,9 +60,9 @@ def inspect_dataset(
                 on_transitions(summary.num_transitions)
     except (DatasetError, ConfigError, NonFiniteError) as error:
         findings.append(Finding.from_message("error", str(error)))
-    if not labelled:
+    if row is not None and not labelled:
         what = "the data holds no rewards of a task, so returns and masks are not judged"
-        findings.append(Finding("info", what, path.name, "name a task with --env, here and when importing"))
+        findings.append(Finding("info", what, path.name, row.unrewarded))
     if summary.num_transitions:
         if row is None:
             scale, stored = scale_of_dataset(read_manifest(path).source), summary.ranges["actions"]

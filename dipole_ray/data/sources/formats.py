@@ -38,7 +38,8 @@ class Format:
     schema: Callable[[Path, Reading], Schema]  # gives the dimensions, from as little as possible
     read: Callable[[Path, Reading, ImportReport], Iterator[Block]]  # gives the trajectories as they are found there
     takes: frozenset[str] = frozenset()  # fields of `Reading` that choose something here and not in every format
-    has_rewards: Callable[[Path], bool] = lambda path: True  # otherwise a task's `relabel` or `labels` give them
+    has_rewards: Callable[[Path, Reading], bool] = lambda path, reading: True  # otherwise a task gives them
+    unrewarded: str = "name a task with --env, here and when importing"  # what to do where nothing does
     own_bounds: Callable[[Path], ActionBounds | None] = lambda path: None  # of its actions; None: the environment's
     recorded_bounds: Callable[[Path], ActionBounds | None] = lambda path: None  # the range, where nobody says
     is_unit: bool = False  # whether its actions are recorded in [-1, 1], whatever the environment's bounds
@@ -83,7 +84,7 @@ class Format:
     def is_rewarded(self, path: Path, reading: Reading) -> bool:
         """Return whether the rewards that would be read mean anything."""
         is_given = any(getattr(reading, name) is not None for name in self.takes & {"relabel", "labels"})
-        return is_given or self.has_rewards(path)
+        return is_given or self.has_rewards(path, reading)
 
 
 FORMATS = {
@@ -99,6 +100,8 @@ FORMATS = {
             contents=table_files.contents,
             uses=table.uses,
             schema=table.schema,
+            has_rewards=table.has_rewards,
+            unrewarded="an import needs a column of them: name it with --map rewards=COLUMN, or add one",
             read=table.read,
             takes=frozenset({"mapping"}),
             own_choices=lambda path, reading: {"mapping": table.mapping_of(path, reading).to_json()},
@@ -112,6 +115,8 @@ FORMATS = {
             contents=lerobot.contents,
             uses=lerobot.uses,
             schema=lerobot.schema,
+            has_rewards=lerobot.has_rewards,
+            unrewarded=lerobot.UNREWARDED.rpartition("; ")[2],
             read=lerobot.read,
             takes=frozenset({"mapping"}),
             recorded_bounds=lerobot.action_bounds,
@@ -126,7 +131,7 @@ FORMATS = {
             schema=ogbench.schema,
             read=ogbench.read,
             takes=frozenset({"relabel"}),
-            has_rewards=lambda path: "rewards" in read_headers(path),
+            has_rewards=lambda path, reading: "rewards" in read_headers(path),
             environment=None,
             remembered=lambda path: path.name,
         ),
@@ -165,7 +170,7 @@ FORMATS = {
             read=exorl.read,
             takes=frozenset({"labels"}),
             is_unit=True,  # ExORL collected with scaled actions
-            has_rewards=lambda path: False,
+            has_rewards=lambda path, reading: False,
             is_joined=True,
             environment="a task of the data's domain",
         ),

@@ -36,6 +36,10 @@ _USUAL = {
     "episode": ("episode_index",),
     "time": ("frame_index",),
 }
+UNREWARDED = (
+    f"holds no rewards: neither a column next.reward or {', '.join(_SUCCESS)}, nor 'success' in meta/episodes, nor a "
+    "*_progress.parquet with progress_sparse; add one of them, or name a column that rewards with --map rewards=COLUMN"
+)
 
 
 def is_lerobot(path: Path) -> bool:
@@ -66,6 +70,13 @@ def uses(path: Path, reading: Reading) -> dict[str, tuple[str, ...]]:
     """Return the columns that would be read, by their meaning; those of a sidecar are in no file of frames."""
     columns = table_schema(data_files(path)[0]).names
     return (reading.mapping or TableMapping()).complete(columns, _USUAL).found(columns)
+
+
+def has_rewards(path: Path, reading: Reading) -> bool:
+    """Return whether a column, the episodes or a reward model rewards the frames."""
+    used = uses(path, reading)
+    mapped = used.get("rewards") or set(_SUCCESS) & {*used.get("terminals", ())}
+    return bool(mapped) or bool(_sidecar(path, data_files(path), ImportReport()))
 
 
 def schema(path: Path, reading: Reading) -> Schema:
@@ -113,8 +124,10 @@ def _info(path: Path) -> dict[str, Any]:
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
     if path.is_file():
         try:
-            yield from (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
-        except ValueError as error:
+            yield from (
+                dict(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
+            )
+        except (ValueError, TypeError) as error:
             raise DatasetError(f"{path}: not lines of JSON ({error}); get the dataset again") from error
 
 
@@ -132,9 +145,12 @@ def _frames(path: Path, reading: Reading, report: ImportReport) -> tuple[TableMa
             report.notes.append(f"rewards are 1 where '{success}' is, and 0 elsewhere")
         else:
             extra = _sidecar(path, files, report)
+            if reading.needs_rewards and not extra:
+                raise DatasetError(f"{path}: {UNREWARDED}")
             given = {"rewards": "rewards", **({"terminals": "success"} if "success" in extra else {})}
         given |= {} if reading.mapping is None else reading.mapping.to_json()
         mapping = TableMapping(**given).complete([*columns, *extra], _USUAL)
+        mapping = mapping if reading.needs_rewards else mapping.rewarded_or_not([*columns, *extra])
     if mapping.terminals == "next.done" and mapping.terminals_are is None:
         report.warnings.append(
             "'next.done' is taken as the end of the task, since no column tells success; where it marks time limits, "
@@ -159,7 +175,7 @@ def _chosen(mapping: TableMapping, file: Path, extra: dict[str, np.ndarray], ava
 
 
 def _sidecar(path: Path, files: list[Path], report: ImportReport) -> dict[str, np.ndarray]:
-    """Return `rewards`, and `success` where the episodes tell it, of every frame by its number."""
+    """Return `rewards`, and `success` where the episodes tell it, of every frame by its number; {} without labels."""
     frames = [_columns(file, ["index", "episode_index"]) for file in files]
     index, episode = (np.concatenate([part[name] for part in frames]) for name in ("index", "episode_index"))
     if not np.array_equal(np.sort(index), np.arange(len(index))):
@@ -171,6 +187,10 @@ def _sidecar(path: Path, files: list[Path], report: ImportReport) -> dict[str, n
     if success:
         succeeds = is_last & np.array([bool(success.get(int(number))) for number in by_index])
         report.notes.append("rewards are 1 on the last frame of an episode that meta/episodes calls a success, else 0")
+        numbers = {*by_index.tolist()}
+        if untold := len(numbers - success.keys()):
+            what = f"{untold} of {len(numbers)} episodes have no label of success and count as failed"
+            report.warnings.append(f"{what}; label those that succeeded")
         return {"rewards": succeeds.astype(np.float32), "success": succeeds}
     for file in sorted([*path.glob("*_progress.parquet"), *(path / "meta").glob("*_progress.parquet")]):
         name = next((name for name in _PROGRESS if name in table_schema(file).names), None)
@@ -180,11 +200,7 @@ def _sidecar(path: Path, files: list[Path], report: ImportReport) -> dict[str, n
             progress[found["index"]] = found[name]
             report.notes.append(f"rewards are the progress in {file.name} ('{name}') that an action makes")
             return {"rewards": np.where(is_last, 0.0, np.append(progress[1:], 0.0) - progress).astype(np.float32)}
-    raise DatasetError(
-        f"{path}: holds no rewards: neither a column next.reward or {', '.join(_SUCCESS)}, nor 'success' in "
-        "meta/episodes, nor a *_progress.parquet with progress_sparse; add one of them, or name a column that rewards "
-        "with --map rewards=COLUMN"
-    )
+    return {}
 
 
 def _episode_success(path: Path) -> dict[int, bool]:
@@ -195,8 +211,15 @@ def _episode_success(path: Path) -> dict[int, bool]:
         if names:
             found = _columns(file, ["episode_index", names[0]])
             lines += [{"episode_index": i, "success": s} for i, s in zip(*found.values(), strict=True)]
-    labelled = [line for line in lines if {"success", "is_success"} & line.keys()]
-    return {int(line["episode_index"]): bool(line.get("success", line.get("is_success"))) for line in labelled}
+    labels: dict[int, bool] = {}
+    for line in lines:
+        told = next((line[name] for name in ("success", "is_success") if line.get(name) is not None), None)
+        if told is not None and not (isinstance(told, bool | np.bool_) or told in (0, 1)):
+            remedy = "store true or false, or nothing where nobody knows"
+            raise DatasetError(f"{path}: success is {told!r:.80} of episode {line.get('episode_index')}; {remedy}")
+        if told is not None:
+            labels[int(line["episode_index"])] = bool(told)
+    return labels
 
 
 def _columns(file: Path, names: list[str]) -> dict[str, np.ndarray]:

@@ -72,6 +72,10 @@ class TableMapping:
         left_out = {name: None for name, value in given.items() if not value}
         return replace(self, **(found | left_out | missing))
 
+    def rewarded_or_not(self, columns: Sequence[str]) -> TableMapping:
+        """Return this mapping, once complete, without rewards where no column of a table is taken for them."""
+        return replace(self, rewards=None) if self.rewards == "rewards" and "rewards" not in columns else self
+
     def check(self, where: Path | str = "mapping") -> None:
         """Raise ConfigError unless the mapping, once complete, says where trajectories end, and where the task does.
 

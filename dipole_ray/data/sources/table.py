@@ -36,6 +36,11 @@ def uses(path: Path, reading: Reading) -> dict[str, tuple[str, ...]]:
     return mapping.found(table_columns(path))
 
 
+def has_rewards(path: Path, reading: Reading) -> bool:
+    """Return whether a column is taken for rewards."""
+    return "rewards" in uses(path, reading)
+
+
 def mapping_of(path: Path, reading: Reading) -> TableMapping:
     """Return the mapping that was given, completed by the columns that have usual names."""
     mapping = _completed(table_schema(path), reading)
@@ -46,7 +51,8 @@ def mapping_of(path: Path, reading: Reading) -> TableMapping:
 def _completed(schema: pa.Schema, reading: Reading) -> TableMapping:
     # A text may well be called `time`, and is none.
     columns = [field.name for field in schema if field.name not in USUAL["time"] or _is_time(field.type)]
-    return (reading.mapping or TableMapping()).complete(columns)
+    mapping = (reading.mapping or TableMapping()).complete(columns)
+    return mapping if reading.needs_rewards else mapping.rewarded_or_not(columns)
 
 
 def schema(path: Path, reading: Reading) -> Schema:
@@ -133,7 +139,7 @@ def _batch_arrays(batch: pa.RecordBatch, mapping: TableMapping, path: Path, firs
     if inverted and len(np.unique(flags["masks"])) > 1:
         found = f"'{columns['masks'][0]}' equals '{columns['terminals'][0]}', and a mask is 0 where the task ends"
         raise DatasetError(f"{path}: {found}; store 1 - terminated as the mask, or leave it out with --map masks=")
-    arrays["rewards"] = flags["rewards"]
+    arrays["rewards"] = flags.get("rewards", np.zeros(batch.num_rows, np.float32))
     arrays["masks"], arrays["flagged"] = mapping.masks_and_ends(flags, batch.num_rows)
     arrays["ends"] = arrays["flagged"].copy()
     if "next_observations" in columns:
