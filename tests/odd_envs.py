@@ -6,6 +6,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium.envs.classic_control import PendulumEnv
 
 Step = tuple[Any, Any, Any, Any, Any]
 STEPS = 4
@@ -175,6 +176,35 @@ class VectorReward(Walk):
         return observation, np.array([reward]), terminated, truncated, info
 
 
+class NaNReward(Walk):
+    """Gives a reward that is no number."""
+
+    def step(self, action: np.ndarray) -> Step:
+        observation, _, terminated, truncated, info = super().step(action)
+        return observation, float("nan"), terminated, truncated, info
+
+
+class InfiniteObservation(Walk):
+    """Observes infinity."""
+
+    def observed(self) -> Any:
+        return np.array([0.0, np.inf], np.float32)
+
+
+class BreaksLater(PendulumEnv):
+    """Fails at the third step of every episode."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        self.count = 0
+        return super().reset(seed=seed)
+
+    def step(self, action: np.ndarray) -> Any:
+        self.count += 1
+        if self.count == 3:
+            raise OSError("motor offline")
+        return super().step(action)
+
+
 class NoInfo(Walk):
     """Gives no info."""
 
@@ -191,6 +221,6 @@ class Wordy(Walk):
 
 for kind in (Always, LastStep, WhenSolved, NoneUntilOver, OneDict, Wide, Ints, Far, Table, Massive, Fails, FailsInStep):
     gymnasium.register(f"{kind.__name__}-v0", kind, max_episode_steps=100)
-for kind in (OldReset, OldStep, OtherShape, VectorReward, NoInfo, Wordy):
+for kind in (OldReset, OldStep, OtherShape, VectorReward, NaNReward, InfiniteObservation, NoInfo, Wordy, BreaksLater):
     gymnasium.register(f"{kind.__name__}-v0", kind, max_episode_steps=100)
 gymnasium.register("Endless-v0", Walk)

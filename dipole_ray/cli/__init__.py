@@ -66,7 +66,7 @@ def _run(argv: Sequence[str] | None) -> int:
         with ending_on_stops():
             return int(arguments.run(arguments))
     except DipoleError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}", *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
         return 2
     except Stopped as stop:
         print("interrupted", file=sys.stderr)

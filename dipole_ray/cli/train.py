@@ -46,7 +46,7 @@ def run_train(arguments: argparse.Namespace) -> int:
         return 0
     from dipole_ray.evaluation.report import print_table
     from dipole_ray.runs.run import resume_run, start_run
-    from dipole_ray.runs.session import RUN_FILE
+    from dipole_ray.runs.session import RUN_FILE, typed
 
     words = [word for word in (arguments.source, *arguments.overrides) if word is not None]
     source = words.pop(0) if words and "=" not in words[0] else None
@@ -55,12 +55,11 @@ def run_train(arguments: argparse.Namespace) -> int:
     if arguments.resume is None and source is None and not words:
         raise ConfigError(f"nothing to train: name a preset ({', '.join(presets())}), a YAML file, or KEY=VALUE")
     run = start_run(load(source, words)) if arguments.resume is None else resume_run(arguments.resume, words)
-    here = Path.cwd()
-    folder = run.folder.relative_to(here) if run.folder.is_relative_to(here) else run.folder  # as people would type it
+    folder = typed(run.folder)
     if run.evaluation:
         print_table(run.evaluation, chosen=run.chosen, title=folder.name)
     if not run.finished:
-        print(f"\nstopped; continue with:\n  {shlex.join(['dipole', 'train', '--resume', str(folder)])}")
+        print(f"\nstopped; continue with:\n  {run.resume_command}")
         return run.stops.exit_status
     print(f"\nrun       {folder}")
     print_files(run.pictures)

@@ -1,33 +1,14 @@
-"""Whether an environment of anybody's does what gymnasium asks of one, and where its code fails."""
+"""Whether an environment of anybody's does what gymnasium asks of one."""
 
-import sysconfig
-import traceback
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
 
+from dipole_ray.envs.faults import failure
 from dipole_ray.envs.standard import success_of
-from dipole_ray.errors import ConfigError, EnvironmentUnavailable
-
-_OURS = (str(Path(__file__).parents[1]), str(Path(gymnasium.__file__).parent), "<")
-_INSTALLED = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))
-
-
-def described(error: BaseException) -> str:
-    """Return type, message and place of an error, on one line: the deepest line that is the user's own."""
-    text = f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
-    if isinstance(error, SyntaxError):
-        return text  # names file and line itself
-    frames = traceback.extract_tb(error.__traceback__)
-    others = [frame for frame in frames if not frame.filename.startswith(_OURS)]
-    own = [frame for frame in others if not frame.filename.startswith(_INSTALLED)]
-    if not (own or others):
-        return text
-    frame = (own or others)[-1]
-    return f"{text} ({frame.filename}, line {frame.lineno}: {frame.line})"
+from dipole_ray.errors import ConfigError
 
 
 def check_contract(env: gymnasium.Env, env_id: str) -> None:
@@ -49,8 +30,7 @@ def _answer(env_id: str, name: str, call: Callable[..., Any], *args: Any, **kwar
     try:
         return call(*args, **kwargs)
     except Exception as error:  # any environment's any error
-        found = f"environment '{env_id}' fails in {name}: {described(error)}"
-        raise EnvironmentUnavailable(f"{found}; mend it there") from error
+        raise failure(env_id, name, error) from error
 
 
 def _check_reset(answer: Any, env: gymnasium.Env, env_id: str) -> None:
@@ -67,6 +47,8 @@ def _check_step(answer: Any, env: gymnasium.Env, env_id: str) -> None:
     _check_observation(observation, env, env_id, "step")
     if not _is_number(reward, "fiub"):
         raise _broken(env_id, "step", f"the reward {_words(reward)}", "return one number, such as float(reward)")
+    if not np.isfinite(reward):
+        raise _broken(env_id, "step", f"the reward {reward}", "return a finite number")
     for name, flag in (("terminated", terminated), ("truncated", truncated)):
         if not _is_number(flag, "biu"):
             raise _broken(env_id, "step", f"{name} as {_words(flag)}", f"return bool({name})")
@@ -81,6 +63,8 @@ def _check_observation(observation: Any, env: gymnasium.Env, env_id: str, name: 
     if found is None or found.dtype.kind not in "fiub" or found.shape != space.shape:
         text = f"the observation {_words(observation)}, and its observation space has shape {space.shape}"
         raise _broken(env_id, name, text, "make the two agree")
+    if not np.isfinite(found).all():
+        raise _broken(env_id, name, f"NaN or infinity in the observation {found.tolist()}", "return finite numbers")
 
 
 def _check_info(info: Any, env_id: str, name: str) -> None:

@@ -17,8 +17,9 @@ import gymnasium
 import numpy as np
 
 from dipole_ray.columns import Schema
-from dipole_ray.envs.contract import check_contract, described
+from dipole_ray.envs.contract import check_contract
 from dipole_ray.envs.control import ControlEnv
+from dipole_ray.envs.faults import described
 from dipole_ray.envs.gl import disable_rendering_by_default, enable_rendering
 from dipole_ray.envs.narrowing import narrowing_warnings
 from dipole_ray.envs.registry import family

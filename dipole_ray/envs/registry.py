@@ -5,9 +5,9 @@ import importlib
 
 import gymnasium
 
-from dipole_ray.envs.contract import described
 from dipole_ray.envs.control import suite_ids
 from dipole_ray.envs.exorl.tasks import task_ids
+from dipole_ray.envs.faults import described
 from dipole_ray.envs.gl import disable_rendering_by_default
 from dipole_ray.errors import ConfigError
 
@@ -108,6 +108,6 @@ def _unknown(env_id: str, ids: list[str]) -> ConfigError:
     module, colon, name = env_id.rpartition(":")
     found = f"unknown environment '{env_id}'; {f'the nearest{near}' if near else f'ids look like {forms}'}"
     if colon:
-        return ConfigError(f"{found}; '{module}' is imported, but registers none: call gymnasium.register there")
+        return ConfigError(f"{found}; '{module}' is imported, but registers no such id: call gymnasium.register there")
     own = f"one that a script registers is known there alone: let a module register it, and say 'your_module:{name}'"
     return ConfigError(f"{found}; {own}")

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import gymnasium
 import numpy as np
 
+from dipole_ray.envs.faults import failure
 from dipole_ray.errors import ConfigError, EnvironmentUnavailable, NonFiniteError
 
 Info = dict[str, Any]
@@ -64,6 +65,7 @@ class StandardEnv(gymnasium.Wrapper):
     def __init__(self, env: gymnasium.Env, global_draws: GlobalDraws = "never") -> None:
         """Wrap `env`, whose observation is a flat Box and whose action is a flat, bounded Box."""
         super().__init__(env)
+        self._id = env.spec.id if env.spec is not None else type(env.unwrapped).__name__
         inner = env.action_space
         if not isinstance(env.unwrapped.__dict__.get("action_space"), gymnasium.spaces.Space):
             inner = _pin_action_space(env.unwrapped)
@@ -81,18 +83,26 @@ class StandardEnv(gymnasium.Wrapper):
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, inner.shape, np.float32)
 
     def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[np.ndarray, Info]:
-        """Start an episode; returns the observation, float32 (O,), and the environment's info."""
+        """Start an episode; returns the observation, float32 (O,), and the environment's info.
+
+        Raises:
+            EnvironmentUnavailable: If the environment's own code fails; names the line.
+        """
         if seed is not None:
             self._global_random.seed(seed)
             self.inner_action_space.seed(seed)
         with nullcontext() if self._global_draws == "never" else self._global_random.swapped_in():
-            observation, info = self.env.reset(seed=seed, options=options)
+            try:
+                observation, info = self.env.reset(seed=seed, options=options)
+            except Exception as error:  # any environment's any error
+                raise failure(self._id, "reset", error) from error
         return self.observed(observation), info
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, Info]:
         """Advance one step with `action`, float32 (A,); values beyond [-1, 1] are clipped.
 
         Raises:
+            EnvironmentUnavailable: If the environment's own code fails; names the line.
             NonFiniteError: If `action` holds NaN or infinity, which MuJoCo would turn into a silent reset.
         """
         action = np.asarray(action, np.float32)
@@ -100,7 +110,10 @@ class StandardEnv(gymnasium.Wrapper):
             raise NonFiniteError(f"action {action} is not finite: the policy has diverged; nothing was stepped")
         action = self.unmap(np.clip(action, -1.0, 1.0))
         with self._global_random.swapped_in() if self._global_draws == "step" else nullcontext():
-            observation, reward, terminated, truncated, info = self.env.step(action)
+            try:
+                observation, reward, terminated, truncated, info = self.env.step(action)
+            except Exception as error:  # any environment's any error
+                raise failure(self._id, "step", error) from error
         if not math.isnan(success := success_of(info)):
             info = {**info, "success": success}  # another dict: an environment may give its own again and again
         return self.observed(observation), float(reward), bool(terminated), bool(truncated), info

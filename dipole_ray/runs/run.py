@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from dipole_ray.parallel import ray_session
 from dipole_ray.progress import Progress
 from dipole_ray.runs.config import FIXED, RunConfig, load, saved_config
 from dipole_ray.runs.prepare import prepare_dataset, require_fit
-from dipole_ray.runs.session import CHECKPOINTS, RUN_FILE, Session, new_folder, one_writer, write_config
+from dipole_ray.runs.session import CHECKPOINTS, RUN_FILE, Session, new_folder, one_writer, typed, write_config
 from dipole_ray.stopping import Stopped, StopRequests, noting_stops
 
 _log = logging.getLogger(__name__)
@@ -153,6 +154,11 @@ class Run(Session):
         return {"evaluated": list(self.evaluation), "iteration_began": self._iteration_began}
 
     @property
+    def resume_command(self) -> str:
+        """The command that continues the run, as people would type it."""
+        return shlex.join(["dipole", "train", "--resume", str(typed(self.folder))])
+
+    @property
     def chosen(self) -> tuple[float, int] | None:
         """Omega and candidates named before the run; None for a method without omega."""
         cell = chosen_cell(self.config.agent)
@@ -181,6 +187,12 @@ class Run(Session):
             self.finished = True
         except KeyboardInterrupt:
             pass  # there is a checkpoint to continue from
+        except Exception as error:
+            if self.newest is not None:
+                updates, env_steps = self.saved_at
+                kept = f"kept up to update {updates} and environment step {env_steps}"
+                error.add_note(f"{kept}; once it is mended, continue with:\n  {self.resume_command}")
+            raise
         finally:
             self.algorithm.stop()
         return self

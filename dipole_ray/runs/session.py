@@ -171,6 +171,12 @@ def one_writer(folder: Path) -> Iterator[None]:
         yield
 
 
+def typed(path: Path) -> Path:
+    """Return a path as people would type it: relative where it lies below the working directory."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
 def new_folder(config: RunConfig) -> Path:
     """Make a new, empty folder for a run, named after the run and the second; else ConfigError."""
     first = Path(config.folder).expanduser() / f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}"

@@ -173,6 +173,8 @@ def test_arguments_reach_the_constructor_and_are_what_a_checkpoint_holds() -> No
         ("OldStep", r"step returns a tuple of 4; return observation, reward, terminated, truncated, info"),
         ("OtherShape", r"observation of shape \(3,\).*has shape \(2,\)"),
         ("VectorReward", r"the reward of shape \(1,\).*float\(reward\)"),
+        ("NaNReward", r"step returns the reward nan; return a finite number"),
+        ("InfiniteObservation", r"reset returns NaN or infinity in the observation \[0\.0, inf\]"),
         ("NoInfo", r"the info of type NoneType; return a dict"),
         ("Wordy", r"'success': 'yes'.*one number"),
     ],
@@ -190,7 +192,7 @@ def test_what_an_environment_breaks_is_said_at_the_start(name: str, found: str) 
         ("import math\nmath.sqrt('two')\n", r"TypeError.*my_envs\.py, line 2: math\.sqrt\('two'\)"),
         ("raise SystemExit(3)\n", r"SystemExit: 3"),
         ("import no_such_thing\n", r"no_such_thing"),
-        ("import gymnasium\n", r"imported, but registers none"),
+        ("import gymnasium\n", r"imported, but registers no such id"),
     ],
 )
 def test_a_module_that_fails_on_import_is_named_with_its_line(

@@ -220,6 +220,15 @@ def test_a_stop_in_the_last_updates_loses_none_of_them(
     assert iterations(run) == iterations(whole)
 
 
+def test_an_environment_that_fails_later_ends_the_run_with_its_own_line_and_what_is_kept(folder: Path) -> None:
+    ended = dipole_here("train", "small.yaml", "env.id=tests.odd_envs:BreaksLater-v0", "folder=breaks", cwd=folder)
+    run = only(folder, "breaks/small-*").relative_to(folder)
+    assert ended.returncode == 2 and "Traceback" not in ended.stderr
+    assert "fails in step: OSError: motor offline (" in ended.stderr and 'raise OSError("motor' in ended.stderr
+    kept = "kept up to update 60 and environment step 0; once it is mended, continue with:\n  dipole train --resume"
+    assert f"{kept} {run}" in ended.stderr
+
+
 def test_resume_refuses_what_the_checkpoint_cannot_be_continued_with(
     folder: Path, finished: tuple[Path, subprocess.CompletedProcess[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
