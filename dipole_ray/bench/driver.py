@@ -44,7 +44,7 @@ def run_suite(suite: Suite, only: Mapping[str, Sequence[str]] | None = None) -> 
         env_dims(env)  # what can be refused is refused before data is made and Ray started
     if left:
         with ray_session():
-            prepare_datasets(job.config.located() for job in left)
+            prepare_datasets(job.located for job in left)
             require_same_data(every)  # once more: what was converted just now could not be compared before
             results = map_tasks(
                 train,

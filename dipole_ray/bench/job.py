@@ -10,7 +10,7 @@ import os
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ class Job:
     method: str
     seed: int
     config: RunConfig  # the run's config, with places as the suite's file has them
+    start: Path = field(default_factory=Path.cwd)  # where those begin, also in a process that works elsewhere
 
     def __str__(self) -> str:
         return f"{self.method} on {self.task}, seed {self.seed}"
@@ -51,6 +52,11 @@ class Job:
     def folder(self) -> Path:
         """Folder of the run."""
         return Path(self.config.folder) / f"seed-{self.seed}-{self.digest}"
+
+    @property
+    def located(self) -> RunConfig:
+        """The config with its places absolute."""
+        return self.config.located(self.start)
 
     @property
     def digest(self) -> str:
@@ -72,7 +78,7 @@ class Job:
         result = read_result(self.folder)
         if result is None:
             return None
-        kept, current = (_shaping(config) for config in (load(self.folder / RUN_FILE), self.config.located()))
+        kept, current = (_shaping(config) for config in (load(self.folder / RUN_FILE), self.located))
         changed = [item for item in config_differences(kept, current) if item.key != "data.path"]
         if changed:
             raise ConfigError(
@@ -127,7 +133,7 @@ def _train(job: Job) -> dict[str, Any]:
     """Train a run and write its result down."""
     status, words = FINISHED, None
     try:
-        if not train_in(job.folder, job.config.located()).finished:
+        if not train_in(job.folder, job.located).finished:
             raise KeyboardInterrupt
     except EnvironmentFault:  # nobody's score: the environment is repaired, and the run tried again
         raise
@@ -135,7 +141,7 @@ def _train(job: Job) -> dict[str, Any]:
         status, words = DIVERGED, str(error).replace(f"{job.folder}/", "")
     result = result_of(job.folder, job.config, status=status, error=words)
     result |= {"task": job.task, "method": job.method, "seed": job.seed, "digest": job.digest}
-    result["data"] = data_of(job.config.located())
+    result["data"] = data_of(job.located)
     write_json(job.folder / RESULT_FILE, result)
     (job.folder / ERROR_FILE).unlink(missing_ok=True)
     return result

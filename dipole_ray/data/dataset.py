@@ -30,6 +30,7 @@ from dipole_ray.data.segment import SegmentEntry, open_segment, write_segment
 from dipole_ray.errors import ConfigError, CorruptSegment, DatasetError, NonFiniteError, warn_once
 from dipole_ray.files.durable import format_bytes, read_json, sync, write_json
 from dipole_ray.files.lock import LOCK, FolderLock
+from dipole_ray.files.place import absolute
 
 FORMAT = "dipole-dataset"
 FORMAT_VERSION = 1
@@ -161,7 +162,7 @@ def open_dataset(directory: Path | str, *, strict: bool = False) -> OfflineDatas
         DatasetError: If there is no (complete) dataset.
         CorruptSegment: If the manifest or a side table is damaged, or every file is, or one is and `strict` is true.
     """
-    directory = Path(directory)
+    directory = absolute(directory)
     manifest = read_manifest(directory)
     remedy = restore_hint(directory, manifest.source)
     try:

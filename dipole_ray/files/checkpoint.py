@@ -26,6 +26,7 @@ from torch import Tensor
 
 from dipole_ray.errors import CheckpointError, ConfigError
 from dipole_ray.files.durable import sync
+from dipole_ray.files.place import absolute
 from dipole_ray.files.provenance import package_versions
 
 FORMAT = 1
@@ -113,7 +114,7 @@ def write_checkpoint(directory: Path, learner_steps: int, tensors: Tensors, meta
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint, or the newest valid one of a folder, every byte verified; CheckpointError where none is."""
-    path = path.expanduser().absolute()  # read again when a learner dies, wherever the process works then
+    path = absolute(path)  # read again when a learner dies, wherever the process works then
     if not (path / STATE_FILE).exists():
         newest = newest_valid(path)
         if newest is None:

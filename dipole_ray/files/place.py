@@ -1,12 +1,21 @@
-"""Where a folder was written, by which a copy of it is told from the folder itself, moved or seen from another node.
+"""Paths as they are meant where they are given, and where a folder was written.
 
-What a folder is known by elsewhere, such as its run in MLflow, stays the original's.
+By the latter a copy of a folder is told from the folder itself, moved, or seen from another node: what a folder is
+known by elsewhere, such as its run in MLflow, stays the original's.
 """
 
 import platform
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+
+def absolute(path: str | Path, start: str | Path = "") -> Path:
+    """Return a path for good: a relative one begins at `start`, or the working directory of this process now.
+
+    Threads, other processes and a later working directory would take it for another.
+    """
+    return Path(start).absolute() / Path(path).expanduser()
 
 
 def place_of(folder: Path) -> dict[str, Any]:

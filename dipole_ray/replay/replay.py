@@ -23,6 +23,7 @@ from dipole_ray.data.dataset import common_offset, losses_of, open_dataset, read
 from dipole_ray.data.schema import Rows, validate_rows
 from dipole_ray.data.segment import SegmentEntry
 from dipole_ray.errors import CheckpointError, ConfigError, DatasetError, warn_once
+from dipole_ray.files.place import absolute
 from dipole_ray.replay.journal import by_sender
 from dipole_ray.replay.n_step import gather_n_step, nested
 from dipole_ray.replay.ring import OnlineRing
@@ -119,7 +120,7 @@ class Replay:
         if schema.tables and len(offline) != 1:
             found = f"rows refer to side tables of one dataset ({', '.join(schema.tables)})"
             raise ConfigError(f"{found}, and {len(offline)} are given; give one")
-        self._ring = None if online is None else OnlineRing(Path(online), schema, capacity, run)
+        self._ring = None if online is None else OnlineRing(absolute(online), schema, capacity, run)
         if self._ring is not None:
             self._parts.append((self._ring.columns, self._ring.transition_rows, tables if schema.tables else {}))
         entropy: int | list[int] = seed

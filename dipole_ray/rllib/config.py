@@ -29,6 +29,7 @@ from dipole_ray.envs.make import EnvConfig, env_dims
 from dipole_ray.envs.offset import settled_offset
 from dipole_ray.errors import ConfigError, warn_once
 from dipole_ray.evaluation.cells import EvalConfig
+from dipole_ray.files.place import absolute
 from dipole_ray.rllib.callbacks import names_of as callback_names
 from dipole_ray.rllib.callbacks import never_called
 from dipole_ray.rllib.env_runner import DIPOLEEnvRunner
@@ -366,7 +367,7 @@ def absolute_paths(value: Any) -> Any:
         return {key: absolute_paths(one) for key, one in value.items()}
     if not isinstance(value, str | Path) or value == "sampler":
         return value
-    return str(Path(os.environ.get("TUNE_ORIG_WORKING_DIR", "")).absolute() / Path(value).expanduser())
+    return str(absolute(value, os.environ.get("TUNE_ORIG_WORKING_DIR", "")))
 
 
 def _unknown(key: str) -> str:

@@ -8,7 +8,7 @@ Precedence: defaults < preset < YAML file < `key=value` on the command line.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from dipole_ray.envs.make import EnvConfig
 from dipole_ray.errors import ConfigError
 from dipole_ray.evaluation.cells import EvalConfig
 from dipole_ray.files.checkpoint import Checkpoint, CheckpointConfig, entries_of
+from dipole_ray.files.place import absolute
 from dipole_ray.files.provenance import digest
 from dipole_ray.rllib.sections import LearnerConfig, RolloutConfig, TrainingConfig, require_equal_shares
 from dipole_ray.tracking.tracker import TrackingConfig, located_uri
@@ -130,19 +131,47 @@ class RunConfig:
                 changes[name] = replace(getattr(self, name), **value)
         return replace(self, **changes)
 
-    def located(self) -> RunConfig:
-        """Return the config with its places absolute: relative ones begin at the working directory of this process."""
-        path, cache = (None if one is None else _resolved(one) for one in (self.data.path, self.data.cache))
-        folder, uri = str(Path(self.folder).expanduser().absolute()), located_uri(self.tracking.tracking_uri)
-        return self.changed(folder=folder, data={"path": path, "cache": cache}, tracking={"tracking_uri": uri})
+    def located(self, start: str | Path = "") -> RunConfig:
+        """Return the config with its places absolute, as `located`."""
+        return RunConfig.from_mapping(located(self.to_mapping(), start))
 
     def digest(self) -> str:
         """Return 12 hex digits that differ between any two different configs."""
         return digest(self.to_mapping(), digits=12)
 
 
-def _resolved(path: str) -> str:
-    return str(Path(path).expanduser().resolve())
+def located(run: Mapping[str, Any], start: str | Path = "") -> dict[str, Any]:
+    """Return a run's mapping, whole or in parts, with its places absolute.
+
+    Relative ones begin at `start`, or at the working directory of this process now.
+    """
+    result = settings.merge({}, run)
+    for key in PLACES:
+        *sections, name = key.split(".")
+        section: Any = result
+        for one in sections:
+            section = section.get(one) if isinstance(section, dict) else None
+        if isinstance(section, dict) and name in section:
+            section[name] = located_value(key, section[name], start)
+    return result
+
+
+def located_value(key: str, value: Any, start: str | Path = "") -> Any:
+    """Return the value of a setting, absolute where it is a place."""
+    return PLACES[key](value, start) if key in PLACES and isinstance(value, str) else value
+
+
+def _resolved(path: str, start: str | Path) -> str:
+    return str(absolute(path, start).resolve())
+
+
+PLACES: dict[str, Callable[[str, str | Path], str]] = {
+    "folder": lambda path, start: str(absolute(path, start)),
+    "data.path": _resolved,
+    "data.cache": _resolved,
+    "tracking.tracking_uri": located_uri,
+}
+"""Every setting of a run that names a place, and what makes its value absolute."""
 
 
 def saved_config(checkpoint: Checkpoint) -> dict[str, Any]:

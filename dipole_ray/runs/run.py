@@ -26,6 +26,7 @@ from dipole_ray.evaluation.table import cell_metrics, row_metrics
 from dipole_ray.evaluation.trajectories import Maze, Trajectory
 from dipole_ray.evaluation.video import record_run
 from dipole_ray.files.checkpoint import Checkpoint, newest_valid, read_checkpoint
+from dipole_ray.files.place import absolute
 from dipole_ray.files.resume import config_differences, guard_resume, version_differences, warn_of
 from dipole_ray.files.storage import checkpoint_bytes, require_lasting, require_room
 from dipole_ray.parallel import ray_session
@@ -64,7 +65,7 @@ def resume_run(folder: Path, overrides: list[str]) -> Run:
     Of the `key=value` overrides those that a checkpoint cannot be continued with are refused by ConfigError, and others
     are named in one warning. CheckpointError if there is nothing to continue.
     """
-    folder = folder.expanduser().absolute()
+    folder = absolute(folder)
     if not (folder / RUN_FILE).is_file():
         raise CheckpointError(f"{folder}: no {RUN_FILE} there, so this is no run; name the folder that 'train' printed")
     with one_writer(folder), contextlib.ExitStack() as ray:

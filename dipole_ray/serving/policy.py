@@ -15,6 +15,7 @@ from dipole_ray.columns import Schema
 from dipole_ray.envs.make import EnvConfig
 from dipole_ray.errors import CheckpointError, ConfigError
 from dipole_ray.files.checkpoint import entries_of, newest_valid, read_checkpoint
+from dipole_ray.files.place import absolute
 
 _log = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ def load_policy(run: str | Path, device: str | torch.device = "cpu") -> TrainedP
 
     Neither the dataset nor the online rows need to be there.
     """
-    run = Path(run).expanduser().absolute()
+    run = absolute(run)
     path = newest_valid(run / "checkpoints") if (run / "checkpoints").is_dir() else run
     if path is None or not path.is_dir():
         raise CheckpointError(f"{run}: no checkpoint there; give a run folder that 'dipole train' printed")

@@ -10,7 +10,7 @@ from typing import Any
 from dipole_ray import settings
 from dipole_ray.errors import ConfigError
 from dipole_ray.files.provenance import digest
-from dipole_ray.runs.config import FIXED, RunConfig, presets, read_yaml, with_base
+from dipole_ray.runs.config import FIXED, RunConfig, located, located_value, presets, read_yaml, with_base
 from dipole_ray.runs.prepare import content_of
 from dipole_ray.sweep.config import SweepConfig
 from dipole_ray.sweep.records import DATA
@@ -29,7 +29,6 @@ OF_THE_SWEEP = {
     "tracking": "set it for all trials with tracking.KEY=VALUE",
     "checkpoint": "set it for all trials with checkpoint.KEY=VALUE",
 }
-PLACES = (DATA, "data.cache")  # settings that name places on the disk
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -147,9 +146,7 @@ def from_mapping(mapping: Mapping[str, Any]) -> Plan:
             known = ", ".join(SECTIONS)
             raise ConfigError(f"unknown section '{key}' of a sweep: {known} are known; is it under 'run:'?")
     sweep = settings.from_mapping(SweepConfig, mapping["sweep"], "sweep")
-    run = settings.merge({}, mapping.get("run") or {})
-    if isinstance(data := run.get("data"), dict):  # absolute, for trials work in folders of their own
-        data.update({name: _located(f"data.{name}", value) for name, value in data.items()})
+    run = located(mapping.get("run") or {})
     space = {key: read_domain(key, value) for key, value in _space_mapping(mapping.get("space")).items()}
     plan = Plan(sweep=sweep, space=space, run=run)
     base = plan.run_config({})
@@ -170,11 +167,6 @@ def _space_mapping(space: Any) -> Mapping[str, Any]:
     if not isinstance(space, Mapping | None):
         raise ConfigError(f"space is {space!r}: a section is needed, such as space: {{agent.beta: {{grid: [1, 3]}}}}")
     return space or {}
-
-
-def _located(key: str, value: Any) -> Any:
-    """Return a setting's value, absolute where it is a place on the disk."""
-    return str(Path(value).expanduser().resolve()) if key in PLACES and isinstance(value, str) else value
 
 
 def _check_key(plan: Plan, base: RunConfig, key: str, domain: Domain) -> None:
@@ -216,5 +208,5 @@ def _typed(plan: Plan, key: str, domain: Domain) -> Domain:
         except ConfigError as error:
             whole = "" if domain.is_list else f"; {domain.kind} draws decimals: use {{choice: [...]}}"
             raise ConfigError(f"space: {error}{whole if 'whole number' in str(error) else ''}") from None
-        typed.append(_located(key, flat.get(key, value)))
+        typed.append(located_value(key, flat.get(key, value)))
     return Domain(domain.kind, tuple(typed)) if domain.is_list else domain

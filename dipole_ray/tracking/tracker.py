@@ -17,6 +17,7 @@ from stat import S_ISVTX
 from typing import Any, Literal, Self, SupportsFloat
 
 from dipole_ray.errors import ConfigError
+from dipole_ray.files.place import absolute
 from dipole_ray.tracking.metrics_file import METRICS_FILE, MetricsFile
 from dipole_ray.tracking.mlflow_feed import MlflowFeed
 from dipole_ray.tracking.mlflow_server import redacted, sqlite_uri
@@ -53,8 +54,8 @@ class TrackingConfig:
 
     def resolve_uri(self, runs_dir: Path) -> str:
         """Return the MLflow address that holds for runs in `runs_dir`."""
-        default = sqlite_uri(_database(runs_dir.resolve()))
-        return self.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or default
+        given = self.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+        return located_uri(given) if given else sqlite_uri(_database(runs_dir.resolve()))
 
 
 def _database(runs_dir: Path) -> Path:
@@ -68,14 +69,14 @@ def _database(runs_dir: Path) -> Path:
     return above / inside.name if is_own and not inside.exists() else inside
 
 
-def located_uri(uri: str | None) -> str | None:
-    """Return an MLflow address with its file or folder, if it names one, absolute."""
-    if uri is None or uri == "databricks":  # MLflow's own name for a server
+def located_uri(uri: str, start: str | Path = "") -> str:
+    """Return an MLflow address with its file or folder, if it names one, absolute (see `absolute`)."""
+    if uri == "databricks":  # MLflow's own name for a server
         return uri
     scheme = next((one for one in ("sqlite:///", "file:") if uri.startswith(one)), "")
     place = uri.removeprefix(scheme)
     is_relative = not place.startswith("/") and (scheme or ":" not in uri)
-    return f"{scheme}{Path(place).expanduser().absolute()}" if is_relative else uri
+    return f"{scheme}{absolute(place, start)}" if is_relative else uri
 
 
 class Tracker:
@@ -112,6 +113,7 @@ class Tracker:
         Raises:
             ConfigError: The folder cannot be written, or holds metrics already and `resume` is false.
         """
+        run_dir = absolute(run_dir)
         path = run_dir / METRICS_FILE
         if not resume and path.exists():
             raise ConfigError(f"{path} exists already: resume that run, or give the new one another name")

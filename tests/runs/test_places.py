@@ -1,23 +1,27 @@
 """Paths are meant as they are given, from wherever the process works later."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
 import yaml
 from ray import tune
 
-from dipole_ray import DIPOLE, DIPOLEConfig
+from dipole_ray import DIPOLE, DIPOLEConfig, Replay, open_dataset, settings
+from dipole_ray.bench.suite import from_mapping as suite_of
 from dipole_ray.collect import collect
 from dipole_ray.errors import CheckpointError, ConfigError
 from dipole_ray.files.checkpoint import newest_valid
-from dipole_ray.runs.config import RunConfig
+from dipole_ray.runs.config import PLACES, RunConfig
 from dipole_ray.runs.run import resume_run, start_run
 from dipole_ray.serving.policy import load_policy
-from dipole_ray.tracking.tracker import located_uri
+from dipole_ray.sweep.plan import from_mapping
+from dipole_ray.tracking.tracker import Tracker, TrackingConfig, located_uri
 from tests.rllib.small import config, train_until
 
 SMALL: dict[str, Any] = {
@@ -114,10 +118,60 @@ def test_an_input_that_is_no_folder_is_refused() -> None:
         DIPOLEConfig().environment("Pendulum-v1").offline_data(input_=lambda context: None).validate()
 
 
+NO_PLACES = {"name", "env.id", "env.success_timing", "tracking.experiment"}  # settings that are texts, and name no file
+
+
+def test_every_setting_that_is_a_place_is_absolute_in_runs_sweeps_and_suites(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = {doc.key for doc in settings.describe(RunConfig) if doc.type.removesuffix(" or null") in ("text", "a path")}
+    texts = {key for key in texts if not key.startswith("agent.")}  # names of ways to compute
+    assert texts - NO_PLACES == set(PLACES), "a text is a place, or is named above"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///of-the-environment.db")
+    run = {**SMALL, "folder": "runs", "data": {"path": "data", "cache": "~/cache"}}
+    run["tracking"] = {"mlflow": True, "tracking_uri": "sqlite:///mlflow.db"}
+    sweep = {"sweep": {"rungs": 2}, "space": {"data.path": {"grid": ["one", "/two"]}}, "run": run}
+    suite = {"suite": {"seeds": [0], "evaluations": 1}, "base": {**run, "env": {}}, "methods": {"m": {}}}
+    suite["base"]["agent"] = {**run["agent"], "num_candidates": 1, "omega": 1.0}
+    suite["tasks"] = {"pendulum": {"env": run["env"], "full_score": 0, "zero_score": -1000}}
+    plan, job = from_mapping(sweep), suite_of(suite).job("pendulum", "m", 0)
+    monkeypatch.chdir("/")
+    found = [plan.run_config({}), plan.run_config(plan.trials()[0]), job.located]
+    assert [one.data.path for one in found] == [f"{tmp_path}/data", f"{tmp_path}/one", f"{tmp_path}/data"]
+    for one in found:
+        assert one.tracking.tracking_uri == f"sqlite:///{tmp_path}/mlflow.db"
+        assert one.data.cache == str(Path.home() / "cache") and Path(one.folder).is_relative_to(tmp_path / "runs")
+    assert TrackingConfig().resolve_uri(tmp_path) == "sqlite:////of-the-environment.db"
+
+
+def test_what_is_opened_by_a_relative_path_works_from_another_working_directory(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of these goes to its files again later: to insert, to recover, to deliver, to read in another process."""
+    here = Path.cwd()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    data = open_dataset("data")
+    replay = Replay(schema=data.schema, offline=["data"], online="ring.arrow", capacity=100, run="mine")
+    tracker = Tracker(Path("run"), TrackingConfig(), run_name="run", parameters={})
+    monkeypatch.chdir(elsewhere)
+    rows = {name: column[:5] for name, column in next(data.iter_rows()).items()}
+    rows["remaining"] = np.arange(4, -1, -1, dtype=rows["remaining"].dtype)
+    replay.insert(rows, 1, 0, 0)
+    tracker.artifact(here / "data")
+    tracker.close(timeout_s=0.0)
+    replay.close()
+    assert data.directory == here / "data" and not list(elsewhere.iterdir())
+    assert json.loads((here / "run" / "mlflow.json").read_text())["folder"] == str(here / "run")
+    again = Replay(schema=data.schema, online=here / "ring.arrow", capacity=100, run="mine")
+    assert again.sizes()["online"] == 4
+    again.close()
+
+
 def test_addresses_of_mlflow_that_name_files_are_absolute() -> None:
     here = Path.cwd()
     assert located_uri("sqlite:///runs.db") == f"sqlite:///{here}/runs.db"
     assert located_uri("file:mlruns") == f"file:{here}/mlruns"
     assert located_uri("mlruns") == f"{here}/mlruns"
-    for same in (None, "sqlite:////a/runs.db", "file:///a", "http://host:5000", "databricks", "/a"):
+    for same in ("sqlite:////a/runs.db", "file:///a", "http://host:5000", "databricks", "/a"):
         assert located_uri(same) == same

@@ -21,6 +21,7 @@ from dipole_ray.envs.gl import disable_rendering_by_default
 from dipole_ray.errors import ConfigError, DatasetError
 from dipole_ray.files.durable import replacing
 from dipole_ray.files.lock import FolderLock
+from dipole_ray.files.place import absolute
 from dipole_ray.parallel import map_tasks
 
 RULES = 1  # version of this package's own part in the rewards
@@ -108,7 +109,7 @@ def label_episodes(
     task = env_id.removeprefix(PREFIX)
     versions = "-".join(version(package) for package in ("dm_control", "mujoco"))
     folder = cache / "exorl-rewards" / physics_digest(files) / f"{task}-{RULES}-{versions}"
-    blocks = _plan(env_id, files, folder)
+    blocks = _plan(env_id, list(map(absolute, files)), absolute(folder))
     if all(map(_saved, blocks)):
         return blocks
     with FolderLock(folder, math.inf):
