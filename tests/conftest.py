@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,3 +32,31 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next((i for i, start in enumerate(LONGEST) if path.startswith(start)), len(LONGEST))
 
     items.sort(key=place)
+
+
+@pytest.fixture(scope="session")
+def ray_results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """RLlib's folders are among the tests' temporary ones."""
+    folder = str(tmp_path_factory.mktemp("ray_results"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ray.train.constants.DEFAULT_STORAGE_PATH", folder)
+        patch.setattr("ray.tune.trainable.trainable.DEFAULT_STORAGE_PATH", folder, raising=False)
+        yield
+
+
+@pytest.fixture(scope="module")
+def cluster(ray_results: None) -> None:
+    """A local Ray with four CPU slots, which stays for the modules after."""
+    from tests.local_ray import keep_ray
+
+    keep_ray()
+
+
+@pytest.fixture(scope="module")
+def no_ray() -> Iterator[None]:
+    """No Ray runs in this process, and what the module starts ends with it."""
+    import ray
+
+    ray.shutdown()
+    yield
+    ray.shutdown()

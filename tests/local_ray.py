@@ -1,21 +1,16 @@
-"""A local Ray for the tests of a folder."""
+"""One Ray for all tests of a process: starting one takes seconds."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-
-import pytest
 import ray
 
+CPUS = 4
+"""CPU slots of the tests' Ray, whatever the machine has."""
 
-@contextmanager
-def local_ray(results: Path) -> Iterator[None]:
-    """Run the block with four CPU slots, whatever the machine has; RLlib's folders are in `results`."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ray.train.constants.DEFAULT_STORAGE_PATH", str(results))
-        patch.setattr("ray.tune.trainable.trainable.DEFAULT_STORAGE_PATH", str(results), raising=False)
-        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
-        yield
+
+def keep_ray() -> None:
+    """Have the tests' Ray run: the one that a module before has left, or a new one."""
+    if ray.is_initialized() and ray.cluster_resources()["CPU"] != CPUS:
         ray.shutdown()
+    if not ray.is_initialized():
+        ray.init(num_cpus=CPUS, include_dashboard=False, log_to_driver=False)

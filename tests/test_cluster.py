@@ -16,6 +16,8 @@ from dipole_ray.errors import ConfigError, ResourcesUnavailable
 from tests.cli.commands import dipole_here, write_config
 from tests.cli.test_doctor import ray_control_service
 
+pytestmark = pytest.mark.usefixtures("no_ray")
+
 START = """
 import ray
 from dipole_ray.cluster import start_ray

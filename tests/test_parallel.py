@@ -3,7 +3,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,9 @@ from dipole_ray.parallel import map_tasks
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
+def cluster(no_ray: None) -> None:
+    """A Ray of this module's, whose workers have imported nothing yet."""
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 def uneven_square(number: int) -> int:

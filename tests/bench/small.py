@@ -11,7 +11,7 @@ from dipole_ray.settings import merge
 from tests.cli.commands import SMALL
 
 SUITE: dict[str, Any] = {
-    "suite": {"seeds": [0, 1], "metric": "return", "evaluations": 2, "resources": {"cpus": 0.5}},
+    "suite": {"seeds": [0, 1], "metric": "return", "evaluations": 2, "resources": {"cpus": 1}},
     "base": merge(
         SMALL,
         {

@@ -66,7 +66,7 @@ def bench(*words: str | Path) -> Ended:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def folder(no_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The working directory: data, and a suite of two methods and one that explodes; with Ray."""
     folder = tmp_path_factory.mktemp("user")
     data = collect("Pendulum-v1", 1000, 0, folder / "data", progress=False)[0]
@@ -75,9 +75,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.chdir(folder)
         patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)  # workers make the tests' own environments
         patch.setattr("ray.train.constants.DEFAULT_STORAGE_PATH", str(folder / "ray_results"))
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)  # one worker, which imports torch once
         yield folder
-        ray.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +162,7 @@ def test_the_report_says_what_the_runs_measured(folder: Path, finished: Ended) -
 
 def test_parts_and_settings_on_the_command_line(folder: Path, finished: Ended) -> None:
     training = ("training.offline_learner_steps=20", "training.online_env_steps=240")
-    shape = ("evaluation.every_learner_steps=40", "suite.evaluations=1", "suite.resources={cpus: 1}")
+    shape = ("evaluation.every_learner_steps=40", "suite.evaluations=1", "suite.resources={cpus: 0.5}")
     words = (*training, *shape, "suite.name=part")
     early = bench("report", "mine.yaml", *words)
     assert early.status == 2
@@ -200,8 +199,9 @@ def test_a_run_that_fails_is_named_and_tried_again(folder: Path) -> None:
     assert done.status == 0 and "2 with a result, 0 failed" in done.out, done
 
 
-def test_runs_that_break_are_named_and_the_others_go_on(folder: Path) -> None:
+def test_runs_that_break_are_named_and_the_others_go_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that dies is nobody's end but its run's, and a broken environment is no method's doing."""
+    monkeypatch.setenv("RAY_TASK_MAX_RETRIES", "1")  # of 3: each imports torch anew
     kinds = {"kills": "Kills", "reward": "NanReward", "observation": "NanObservation"}
     tasks = {name: {"env": {"id": f"tests.broken_envs:{kind}-v0"}} for name, kind in kinds.items()}
     data = Path(yaml.safe_load((folder / "mine.yaml").read_text())["base"]["data"]["path"])

@@ -54,7 +54,7 @@ def test_one_cell_without_ray_and_its_json(tmp_path: Path, capsys: pytest.Captur
     assert json.loads(again.read_text()) != rows
 
 
-def test_single_field_agent_is_evaluated_without_omega(tmp_path: Path) -> None:
+def test_single_field_agent_is_evaluated_without_omega(cluster: None, tmp_path: Path) -> None:
     run = saved_run(tmp_path / "run", small(weight_scheme="bc"))
     table = tmp_path / "rows.json"
     assert main(["evaluate", str(run), "--candidates", "1", "2", "--episodes", "1", "--json", str(table)]) == 0

@@ -65,7 +65,7 @@ def test_another_seed_gives_other_data(reference: list[Path], tmp_path: Path) ->
 
 
 def test_workers_and_shards_make_no_difference_to_the_bytes(
-    reference: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    no_ray: None, reference: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dataset, "SHARD_TRANSITIONS", 4000)
     files = collect(MAZE, TRANSITIONS, 3, tmp_path, num_workers=2, progress=False)

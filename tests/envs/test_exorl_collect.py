@@ -22,7 +22,6 @@ from dipole_ray.envs.exorl.tasks import DOMAINS
 from dipole_ray.envs.make import make_env
 from dipole_ray.envs.standard import StandardEnv
 from dipole_ray.errors import ConfigError, DatasetError
-from dipole_ray.parallel import ray_session
 
 SMALL = ExplorerConfig(hidden_dim=32, embedding_dim=16, batch_size=32, seed_steps=250)
 
@@ -71,12 +70,13 @@ def test_random_episodes_hold_what_happened_and_do_not_depend_on_the_blocks(tmp_
     }
 
 
-def test_ray_collects_and_labels_what_one_process_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray_collects_and_labels_what_one_process_does(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(rewards, "BLOCK_STEPS", 4000)
-    with ray_session():
-        far = collect_exorl("cheetah", "random", 11_000, 0, tmp_path / "far", num_workers=2, progress=False)
-        files = find_episodes(far)
-        shared = label_episodes("exorl/cheetah-run", files, tmp_path / "two", num_workers=2, progress=False)
+    far = collect_exorl("cheetah", "random", 11_000, 0, tmp_path / "far", num_workers=2, progress=False)
+    files = find_episodes(far)
+    shared = label_episodes("exorl/cheetah-run", files, tmp_path / "two", num_workers=2, progress=False)
     near = collect_exorl("cheetah", "random", 11_000, 0, tmp_path / "near", num_workers=1, progress=False)
     assert contents(far) == contents(near) and len(files) == 11
     alone = label_episodes("exorl/cheetah-run", files, tmp_path / "one", num_workers=1, progress=False)

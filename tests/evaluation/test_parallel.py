@@ -16,6 +16,7 @@ from tests.agents.battery import tiny_config
 from tests.cli.test_evaluate_cli import saved_run
 
 
+@pytest.mark.usefixtures("cluster")
 @pytest.mark.parametrize("omegas", [(0.5,), (0.0, 1.0)], ids=["one cell, here", "two cells, on Ray"])
 def test_a_grid_in_parallel_gives_what_each_cell_gives_alone(omegas: tuple[float, ...], tmp_path: Path) -> None:
     policy = load_policy(str(saved_run(tmp_path / "run", tiny_config("dipole"))))

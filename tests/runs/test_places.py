@@ -2,13 +2,11 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import ray
 import yaml
 from ray import tune
 
@@ -35,14 +33,13 @@ SMALL: dict[str, Any] = {
 
 
 @pytest.fixture
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A working directory with a dataset `data`, and another one beside it; Ray ends with the test."""
+def elsewhere(cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a dataset `data`, and another one beside it."""
     for name in ("here", "elsewhere"):
         (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path / "here")
     collect("Pendulum-v1", 500, 0, Path("made"), progress=False)[0].rename("data")
-    yield tmp_path / "elsewhere"
-    ray.shutdown()
+    return tmp_path / "elsewhere"
 
 
 def test_a_run_with_relative_paths_is_resumed_from_another_working_directory(

@@ -60,7 +60,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(folder: Path) -> tuple[Path, subprocess.CompletedProcess[str]]:
+def finished(cluster: None, folder: Path) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """An uninterrupted run, with MLflow."""
     ended = dipole_here("train", "small.yaml", "tracking.mlflow=true", "folder=whole", cwd=folder)
     assert ended.returncode == 0, ended.stderr

@@ -109,7 +109,7 @@ def test_a_suite_that_is_asked_to_stop_saves_its_runs_where_they_are(tmp_path: P
     assert 0 < int(saved.name) < 40_000
 
 
-def test_a_run_in_a_thread_is_a_run(tmp_path: Path) -> None:
+def test_a_run_in_a_thread_is_a_run(cluster: None, tmp_path: Path) -> None:
     """Handlers of signals can be set in the main thread alone."""
     data = collect("Pendulum-v1", 300, 0, tmp_path / "data", progress=False)[0]
     config = load(write_config(tmp_path / "small.yaml", data={"path": str(data)}), [f"folder={tmp_path}/runs"])

@@ -21,7 +21,7 @@ WRITTEN = Path(__file__).resolve().parent / "written_before"
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def run(cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the run, in a folder that its relative paths are right for."""
     shutil.copytree(WRITTEN, tmp_path / "here")
     monkeypatch.chdir(tmp_path / "here")

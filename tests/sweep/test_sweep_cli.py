@@ -16,16 +16,23 @@ from dipole_ray.sweep.plan import Plan
 from dipole_ray.sweep.result import SweepResult
 from dipole_ray.tracking.mlflow_server import connect
 from tests.cli.commands import dipole_here
+from tests.local_ray import CPUS
 from tests.sweep.small import sweep_mapping, write_sweep
+
+pytestmark = pytest.mark.usefixtures("cluster")
 
 MLFLOW = {"tracking": {"mlflow": True}}
 
 
 @pytest.fixture(scope="module")
-def user(pendulum: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+def user(
+    cluster: None, pendulum: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """The folder of a user who ran the small sweep, with MLflow, and what was printed."""
     folder = tmp_path_factory.mktemp("user")
-    write_sweep(folder / "small.yaml", sweep_mapping(pendulum, folder / "runs", run=MLFLOW))
+    one_at_a_time = {"resources": {"trial_cpus": CPUS}}  # in one process, which imports torch once
+    mapping = sweep_mapping(pendulum, folder / "runs", sweep=one_at_a_time, run=MLFLOW)
+    write_sweep(folder / "small.yaml", mapping)
     ended = dipole_here("sweep", "small.yaml", cwd=folder)
     assert ended.returncode == 0, ended.stderr
     return folder, ended
