@@ -28,10 +28,16 @@ def first_line(error: object) -> str:
     return sentences if dot else f"{line[:300].rpartition(' ')[0] or line[:300]} ..."
 
 
-def counted(number: float, noun: str, form: str = ".0f") -> str:
-    """Return a count with its noun, such as `1 trajectory` or `12000 trajectories`."""
+def counted(number: float, noun: str, form: str = ".0f", *, verb: str = "") -> str:
+    """Return a count with its noun and a verb, such as `1 trajectory ends` or `12000 trajectories end`."""
     plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
-    return f"{number:{form}} {noun if number == 1 else plural}"
+    return f"{number:{form}} {noun if number == 1 else plural} {agreeing(number, verb)}".rstrip()
+
+
+def agreeing(number: float, verb: str) -> str:
+    """Return a verb, given as it follows several, as it follows a number of things."""
+    one = {"have": "has", "are": "is", "touch": "touches", "": ""}.get(verb, f"{verb}s")
+    return one if number == 1 else verb
 
 
 class DipoleError(Exception):

@@ -152,7 +152,7 @@ def _add_options_of_formats(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--offset", metavar="DIM=VALUE", action="append", default=[], help=offset)
     clipped = "bring actions outside the bounds to them, and count them, instead of refusing them"
     parser.add_argument("--clip-actions", action="store_true", help=clipped)
-    limit = "time limit of --env, and of trajectories in a d4rl file without timeouts (default: the environment's)"
+    limit = "time limit of --env, and of trajectories in data that marks no time limits (default: the environment's)"
     parser.add_argument("--max-episode-steps", metavar="N", type=int, help=limit)
     parser.add_argument("--workers", metavar="W", type=int, help="exorl only: Ray tasks at a time (default: all cores)")
     parser.add_argument("--cache", metavar="DIR", type=Path, help=f"exorl only: keeps rewards (default: {CACHE})")
@@ -304,6 +304,7 @@ def _reading_of(
         mapping=TableMapping.from_pairs(args.map) if args.map and "mapping" in takes else None,
         observations=chosen_observations(args.map) if "observations" in takes else (),
         max_episode_steps=args.max_episode_steps or reading.max_episode_steps,
+        is_limit_asked=args.max_episode_steps is not None and args.env is None,
         actions_are=args.actions_are or reading.actions_are,
         clip_actions=args.clip_actions,
         offset=tuple(map(_offset, args.offset)) or (() if env is None else offset_of(env)),
@@ -332,9 +333,9 @@ def _check_options(args: argparse.Namespace, path: Path, kind: str, takes: froze
     if kind not in FORMATS and (args.actions_are or args.clip_actions or args.offset):
         what = "--actions-are, --clip-actions and --offset say how numbers are stored, and here they are already"
         raise ConfigError(f"{path}: {what}; leave them out, or inspect its original")
-    is_limited = args.env is not None or "max_episode_steps" in takes
+    is_limited = args.env is not None or kind in FORMATS
     if args.max_episode_steps is not None and (not is_limited or args.max_episode_steps < 1):
-        what = "it is the time limit, at least 1, of --env or of D4RL files without timeouts; leave it out"
+        what = "it is the time limit, at least 1, of --env or of data that marks no time limits; leave it out"
         raise ConfigError(f"--max-episode-steps {args.max_episode_steps} of {kind} data: {what}")
     for option in [name for name in ("workers", "cache") if getattr(args, name) is not None]:
         if "labels" not in takes:

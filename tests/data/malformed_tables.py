@@ -151,6 +151,7 @@ TABLES = [
         table(lambda c: {k: v for k, v in c.items() if k != "rewards"}),
         "'rewards'",
         "--map rewards=",
+        is_readable_for_inspect=True,
     ),
     Case("table: text", with_column(rewards=["a", "b", "c"]), "'rewards' is of type string", "map a column of numbers"),
     Case("table: lists of lists", with_column(observations=[[[1.0]]] * 3), "'observations'", "map a column"),

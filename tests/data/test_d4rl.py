@@ -16,15 +16,15 @@ from dipole_ray.data.dataset import open_dataset
 from dipole_ray.data.inspection.inspect import inspect_dataset
 from dipole_ray.data.schema import ACTION_LIMIT, Rows, concatenate
 from dipole_ray.data.sources import hdf5 as hdf5_source
-from dipole_ray.data.sources.formats import dataset_kind
-from dipole_ray.data.sources.reading import ImportReport
+from dipole_ray.data.sources.formats import FORMATS, dataset_kind
+from dipole_ray.data.sources.reading import ImportReport, Reading
 from dipole_ray.envs.make import EnvConfig
 from dipole_ray.errors import ConfigError, DatasetError
 from dipole_ray.runs.config import DataConfig
 from dipole_ray.runs.prepare import prepare_dataset
 from tests.data.reading import d4rl_schema, read_d4rl
 from tests.data.test_exorl import dipole
-from tests.synthetic import write_d4rl
+from tests.synthetic import write_d4rl, write_ogbench, write_table
 
 Arrays = dict[str, np.ndarray]
 LENGTHS = (7, 12, 1, 9, 5, 12)
@@ -134,7 +134,7 @@ def test_a_file_without_timeouts_needs_the_time_limit(tmp_path: Path) -> None:
         read(path)
     rows, report = read(path, max_episode_steps=10)
     assert transitions(rows) == qlearning(arrays, 10)
-    assert report.notes == ["no timeouts in the file: trajectories are cut after 10 steps"]
+    assert report.notes == ["no time limits are marked: trajectories are cut after 10 steps"]
     write_d4rl(path, arrays | {"timeouts": np.zeros(30, bool)})
     with pytest.raises(DatasetError, match="'timeouts' holds no 1"):
         read(path)
@@ -156,8 +156,8 @@ def test_an_end_that_no_flag_marks_shows_in_next_observations(tmp_path: Path) ->
     moving = np.flatnonzero(rows["remaining"])
     np.testing.assert_array_equal(rows["observations"][moving + 1], arrays["next_observations"])
     assert report.trajectories == len(LENGTHS)
-    assert re.match(r"1 trajectories end, unmarked, .* at row 6", report.notes[0])
-    assert any("1 trajectories end, unmarked" in finding.what for finding in inspect_dataset(path).findings)
+    assert re.match(r"1 trajectory ends, unmarked, .* at row 6", report.notes[0])
+    assert any("1 trajectory ends, unmarked" in finding.what for finding in inspect_dataset(path).findings)
 
 
 def test_a_file_of_many_slices_gives_what_a_file_of_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,8 +250,8 @@ def test_the_commands_import_and_inspect(tmp_path: Path, capsys: pytest.CaptureF
     assert dipole("import", old, "--env", "Pendulum-v1", "--out", tmp_path / "old") == 0  # its limit is 200
     assert "1194 transitions in 6 trajectories, 6 transitions (0.5 %) left out" in capsys.readouterr().out
     assert dipole("inspect", old, "--max-episode-steps", "300") == 0
-    with pytest.raises(ConfigError, match="--max-episode-steps 300 of table data"):
-        dipole("import", tmp_path, "--max-episode-steps", "300", "--out", tmp_path / "no", "--format", "table")
+    with pytest.raises(ConfigError, match="--max-episode-steps 300 of dataset data"):
+        dipole("inspect", tmp_path / "old", "--max-episode-steps", "300")
 
 
 def test_actions_are_scaled_from_the_bounds_of_the_environment(
@@ -323,3 +323,42 @@ def test_a_run_takes_a_file_as_its_data_and_converts_it_once(tmp_path: Path, cap
     assert other is not None and other != folder
     with pytest.raises(DatasetError, match=r"nowhere\.hdf5: no such file"):
         prepare_dataset(DataConfig(path=str(tmp_path / "nowhere.hdf5"), cache=str(tmp_path)), env)
+
+
+def test_masks_and_episodes_of_a_file_are_used_and_the_rest_is_listed(tmp_path: Path) -> None:
+    """As the same columns are in a table; a mask tells a terminal at a time limit from the end of the task."""
+    arrays = without(d4rl_arrays(), "next_observations", "timeouts")
+    arrays |= {"masks": 1.0 - arrays["terminals"], "episode_id": np.repeat(np.arange(len(LENGTHS)), LENGTHS)}
+    last = np.cumsum(LENGTHS) - 1
+    arrays["terminals"][last] = True
+    arrays |= {"infos/qpos": np.zeros((sum(LENGTHS), 2)), "colour": np.zeros(sum(LENGTHS))}
+    flat = {name: values for name, values in arrays.items() if "/" not in name}
+    (rows, report), table = read(write_d4rl(tmp_path / "own.hdf5", arrays)), ImportReport()
+    same = concatenate(list(FORMATS["table"].rows(write_table(tmp_path / "own.parquet", flat), Reading(), table)))
+    assert all(np.array_equal(rows[name], same[name]) for name in rows) and 0 < (rows["masks"] == 0).sum() < len(last)
+    assert "episode = episode_id" in report.columns and {*report.unread} == {"infos", "metadata", "colour"}
+    without_terminals = write_d4rl(tmp_path / "own.hdf5", without(arrays, "terminals"))
+    assert all(np.array_equal(values, same[name]) for name, values in read(without_terminals)[0].items())
+    with pytest.raises(DatasetError, match="'masks' equals 'terminals', and a mask is 0 where the task ends"):
+        read(write_d4rl(tmp_path / "own.hdf5", arrays | {"masks": arrays["terminals"].astype(float)}))
+
+
+@pytest.mark.parametrize("kind", ["hdf5", "parquet", "npz"])
+def test_a_time_limit_cuts_whatever_marks_none_and_is_refused_elsewhere(
+    tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ("observations", "actions", "rewards", "terminals")
+    arrays = {name: values for name, values in d4rl_arrays((10, 10, 10)).items() if name in names}
+    arrays["terminals"][:] = np.isin(np.arange(30), [4, 29])
+    write: Any = {"hdf5": write_d4rl, "parquet": write_table, "npz": write_ogbench}[kind]
+    path = write(tmp_path / f"own.{kind}", arrays)
+    words = [] if kind == "hdf5" else ["--format", "table", "--map", "terminals_are=termination"]
+    assert dipole("import", path, "--out", tmp_path / "out", "--max-episode-steps", "10", *words) == 0
+    assert "trajectories are cut after 10 steps" in capsys.readouterr().out
+    rows = concatenate(list(open_dataset(tmp_path / "out").iter_rows()))
+    assert [row[2] for row in transitions(rows)] == np.delete(arrays["rewards"], [14, 24]).tolist()
+    write(path, arrays | {"timeouts": np.isin(np.arange(30), [14, 24])})
+    with pytest.raises(
+        ConfigError, match="says itself where trajectories end, so --max-episode-steps 10 has no effect"
+    ):
+        dipole("import", path, "--out", tmp_path / "no", "--max-episode-steps", "10", *words[:2])

@@ -50,7 +50,7 @@ CASES: list[tuple[str, Callable[[np.random.Generator], list[Rows]], str, str]] =
     ("good", good, "ok", ""),
     ("few", lambda random: good(random)[:3], "warning", "only .* transitions"),
     ("one", lambda random: [walk(random, 12_000)], "warning", "a single trajectory of 12000"),
-    ("jump", with_jump, "warning", "1 transitions jump"),
+    ("jump", with_jump, "warning", "1 transition jumps"),
     (
         "limit",
         lambda random: [walk(random, 50) for _ in range(30)],

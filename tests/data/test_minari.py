@@ -331,3 +331,23 @@ def test_the_commands_import_and_inspect(
         dipole("import", path, "--out", tmp_path / "no", "--map", "rewards=r")
     with pytest.raises(DatasetError, match="leave --map out"):
         dipole("import", write("arrow"), "--out", tmp_path / "no", *choice)
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_what_is_not_read_is_listed(write: Callable[..., Path], storage: str) -> None:
+    path, report = write(storage, observations=GOAL), ImportReport()
+    for _ in read_minari(path, ("observation",), report=report):
+        pass
+    unread = {"observations/achieved_goal", "observations/desired_goal"}
+    assert unread < {*report.unread} and any(name.startswith("infos") for name in report.unread)
+    assert "observations = observations/observation" in report.columns
+    assert dipole("columns", path) == 0
+
+
+def test_a_bound_that_is_none_is_called_so(write: Callable[..., Path], tmp_path: Path) -> None:
+    """Neither infinity nor float32's largest number, which environments write for it, leaves in a verdict."""
+    largest = np.finfo(np.float32).max
+    path = write(buffers=episodes(actions=UNIT), actions=Box(np.float32([-largest, -2]), np.float32([largest, 2])))
+    assert dipole("inspect", path, "--json", tmp_path / "verdict.json") == 0
+    text = (tmp_path / "verdict.json").read_text()
+    assert "from [unbounded, -2] ... [unbounded, 2]" in text and "inf]" not in text and "e+38" not in text

@@ -105,7 +105,7 @@ def test_non_finite_rows_are_refused_or_dropped(tmp_path: Path) -> None:
     columns["rewards"][7] = np.nan
     path = write_table(tmp_path / "table.parquet", columns)
     mapping = TableMapping.guess(list(columns))
-    with pytest.raises(DatasetError, match=r"1 transitions touch NaN .* row 7 \(rewards\)"):
+    with pytest.raises(DatasetError, match=r"1 transition touches NaN .* row 7 \(rewards\)"):
         read(path, mapping)
     report = ImportReport()
     pieces = list(read_table(path, mapping, non_finite="drop", report=report))
@@ -214,7 +214,9 @@ def test_ends_that_nothing_marks_are_the_same_in_every_format(tmp_path: Path, ki
     found = transitions(rows)
     np.testing.assert_array_equal(found["next_observations"], columns["next_observations"])
     np.testing.assert_array_equal(found["masks"], 1.0 - columns["terminals"])
-    assert [f"{1 if timeouts else 2} trajectories end, unmarked" in note for note in report.notes].count(True) == 1
+    assert [
+        ("1 trajectory ends" if timeouts else "2 trajectories end") + ", unmarked" in note for note in report.notes
+    ].count(True) == 1
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "feather"])

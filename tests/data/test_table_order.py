@@ -126,7 +126,7 @@ def test_what_may_be_right_is_said(tmp_path: Path) -> None:
     warnings = read(write_table(tmp_path / "gap.parquet", part(columns, gone)))[1].warnings
     assert (
         len(warnings) == 1
-        and "1 transitions span more than five usual steps of time, the first at row 4" in warnings[0]
+        and "1 transition spans more than five usual steps of time, the first at row 4" in warnings[0]
     )
     alone = without(shuffled(recording()), "episode", "step", "timeouts", "seconds")
     found, report = read(write_table(tmp_path / "buffer.parquet", alone))

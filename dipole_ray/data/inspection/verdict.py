@@ -69,7 +69,8 @@ def _boundaries(summary: Summary) -> Iterator[Finding]:
         yield _warning(what, where, "check that every episode's last row is marked (terminals, timeouts or episode)")
     far = np.flatnonzero(jumps > JUMP_FACTOR * max(float(np.quantile(jumps, 0.99)), 1e-6))
     if len(far):
-        what = f"{len(far)} transitions jump more than {JUMP_FACTOR:.0f} times farther than 99 % of all"
+        jumping = counted(len(far), "transition", verb="jump")
+        what = f"{jumping} more than {JUMP_FACTOR:.0f} times farther than 99 % of all"
         remedy = "check for missing trajectory ends there; ignore this if the environment teleports"
         yield _warning(what, f"first at transition {far[0]}", remedy)
 
@@ -97,22 +98,23 @@ def _masks_and_rewards(summary: Summary) -> Iterator[Finding]:
 
 def _numbers(summary: Summary, report: ImportReport) -> Iterator[Finding]:
     if report.dropped_transitions:
-        what = f"{report.share(report.dropped_transitions)} touch NaN or infinity"
+        what = f"{report.share(report.dropped_transitions, 'touch')} NaN or infinity"
         where = ", ".join(report.non_finite) + (", ..." if len(report.non_finite) == MAX_NAMED else "")
         yield Finding("error", what, where, "repair them, or import with --non-finite drop")
     if report.unfollowed_transitions:
         lost, count = report.unfollowed_transitions, report.transitions + report.unfollowed_transitions
-        what = f"{report.share(lost)} are left out: nothing says what they led to"
+        what = f"{report.share(lost, 'are')} left out: nothing says what they led to"
         level: Level = "warning" if lost > LOST_FRACTION * count else "info"
         yield Finding(level, what, "last rows of trajectories that were cut", "store next_observations to keep them")
     if report.unread:
         shown = ", ".join(report.unread[:12]) + ", ..." * (len(report.unread) > 12)
         remedy = "map them if they mean something here (--map); 'dipole data columns' shows all"
-        yield _info(f"nothing reads {len(report.unread)} columns or arrays", shown, remedy)
+        yield _info(f"nothing reads {counted(len(report.unread), 'column')} or arrays", shown, remedy)
     for warning in report.warnings:
         yield Finding.from_message("warning", f"whole dataset: {warning}")
     if report.clipped_transitions:
-        what = f"{report.clipped_transitions} transitions have an action outside its bounds, and are clipped to them"
+        clipped = counted(report.clipped_transitions, "transition", verb="have")
+        what = f"{clipped} an action outside its bounds, brought to them"
         yield _info(what, "actions", "harmless if it is noise; otherwise name their environment with --env")
     for note in report.notes:
         yield _info(note, "whole dataset", "check that this is what was recorded")

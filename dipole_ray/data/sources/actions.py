@@ -194,7 +194,8 @@ def _reach(found: ActionBounds, low: np.ndarray, high: np.ndarray, which: np.nda
 
 def _range(bounds: ActionBounds) -> str:
     """Return bounds for people: the first eight."""
-    return " ... ".join(f"[{', '.join(f'{value:g}' for value in bound[:8])}]" for bound in bounds)
+    shown = (("unbounded" if np.isinf(value) else f"{value:g}" for value in bound[:8]) for bound in bounds)
+    return " ... ".join(f"[{', '.join(numbers)}]" for numbers in shown)
 
 
 def _dimensions(which: np.ndarray) -> str:

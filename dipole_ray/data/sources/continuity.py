@@ -13,7 +13,7 @@ import numpy as np
 
 from dipole_ray.data.sources.guarantees import is_followed
 from dipole_ray.data.sources.reading import Arrays, ImportReport
-from dipole_ray.errors import DatasetError
+from dipole_ray.errors import DatasetError, counted
 
 _SORT = "sort the table by episode and time"
 _RENAME = "name the files so that their numbers give the order in which they were recorded"
@@ -91,9 +91,10 @@ class Continuity:
                 found = f"its last row leads to the first of {right.name}, and {after.name} is read next"
                 raise DatasetError(f"{before}: {found}; {_RENAME}")
         if self._num_unproved:
+            taken = counted(self._num_unproved, "trajectory", verb="are")
             self._report.warnings.append(
-                f"{self._num_unproved} trajectories are taken to go on in the next file, in the order of the files' "
-                "numbers, and nothing in the table proves it; map times, episodes or next_observations"
+                f"{taken} taken to go on in the next file, in the order of the files' numbers, and nothing in the "
+                "table proves it; map times, episodes or next_observations"
             )
 
     def _begin_episode(self, rows: Arrays, row: int, first_row: int) -> None:

@@ -5,7 +5,8 @@ One row is one transition. `terminals` is 1 where the task ended (mask 0, also f
 trajectory. Where a time limit or the end of the file cuts it, only `next_observations` knows what the last action led
 to: where there are none that transition is left out, as in D4RL. Unlike there, a row with both flags is kept (its next
 observation is never used), and so is the file's last row if it is terminal. The bounds of actions are the
-environment's: the file has none. Everything under infos/ and metadata/ is ignored.
+environment's: the file has none. Arrays of masks and episodes are used where there are some; what else the file holds,
+infos/ and metadata/ too, is listed as not read.
 """
 
 from collections.abc import Iterator
@@ -15,14 +16,16 @@ from pathlib import Path
 import numpy as np
 
 from dipole_ray.columns import Schema
-from dipole_ray.data.narrowing import to_float32
-from dipole_ray.data.sources.guarantees import check_counts, mark_unfollowed
-from dipole_ray.data.sources.hdf5 import Array, Group, child, child_names, open_hdf5, read_flags, slice_rows
+from dipole_ray.data.sources.guarantees import check_counts, check_masks, mark_unfollowed
+from dipole_ray.data.sources.hdf5 import Array, Group, child, child_names, is_group, open_hdf5, read_flags, slice_rows
+from dipole_ray.data.sources.mapping import USUAL
 from dipole_ray.data.sources.npz import check_expansion
 from dipole_ray.data.sources.reading import Block, ImportReport, Reading, bad_array, to_float
 from dipole_ray.errors import DatasetError
 
 _REQUIRED = ("observations", "actions", "rewards", "terminals")
+_OPTIONAL = ("timeouts", "next_observations", "masks", "episode")  # by any of their usual names
+_FLAGS = ("terminals", "timeouts")
 _VECTORS = ("observations", "actions", "next_observations")
 
 
@@ -34,63 +37,72 @@ def schema(path: Path, reading: Reading) -> Schema:
 
 
 def read(path: Path, reading: Reading, report: ImportReport) -> Iterator[Block]:
-    """Yield whole trajectories, in blocks of some four megabytes (or one trajectory)."""
+    """Yield the rows in blocks of some four megabytes."""
     with open_hdf5(path) as file:
         arrays = _checked_arrays(file, path)
-        ends = _trajectory_ends(arrays, reading.max_episode_steps, path, report)
-        others = [name for name in child_names(file) if name not in ("infos", "metadata")]
-        report.reads({name: [name] for name in arrays}, others)
-        step, last_rows = slice_rows(arrays.values()), np.flatnonzero(ends)
-        start = 0
-        while start < len(ends):
-            stop = int(last_rows[np.searchsorted(last_rows, min(start + step, len(ends)) - 1)]) + 1
-            columns = {name: to_float(array.read(start, stop)) for name, array in arrays.items()}
-            columns["rewards"] = columns["rewards"].reshape(-1)
-            columns |= {"masks": 1 - to_float32(columns["terminals"].reshape(-1)), "ends": ends[start:stop]}
-            yield Block(path=path, columns=columns, first_row=start)
-            start = stop
+        ends, marks_limits = _trajectory_ends(arrays, reading.max_episode_steps, path, report)
+        report.reads({name: [array.name] for name, array in arrays.items()}, child_names(file))
+        step = slice_rows(arrays.values())
+        for start in range(0, len(ends), step):
+            stop = min(start + step, len(ends))
+            columns = {name: to_float(array.read(start, stop)) for name, array in arrays.items() if name != "episode"}
+            columns = {name: values if name in _VECTORS else values.reshape(-1) for name, values in columns.items()}
+            terminals = columns.get("terminals", np.zeros(stop - start, np.float32))
+            if "masks" in columns:
+                check_masks(columns["masks"], terminals, arrays["masks"].name, "terminals", path)
+            columns = {"masks": 1 - terminals, **columns, "ends": ends[start:stop]}
+            yield Block(path=path, columns=columns, first_row=start, marks_limits=marks_limits)
 
 
 def _checked_arrays(file: Group, path: Path) -> dict[str, Array]:
+    """Return the arrays by their meaning."""
     if "episode_0" in child_names(file):
         remedy = "give the folder that holds data/main_data.hdf5 instead of a file"
         raise DatasetError(f"{path}: holds groups 'episode_0', ..., the layout of Minari; {remedy}")
-    names = [*_REQUIRED, *(name for name in ("timeouts", "next_observations") if child(path, file, name) is not None)]
+    there = child_names(file)
+    optional = {
+        meaning: [name for name in USUAL[meaning] if name in there and not is_group(child(path, file, name))]
+        for meaning in _OPTIONAL
+    }
+    found = {name: name for name in _REQUIRED} | {meaning: names[0] for meaning, names in optional.items() if names}
+    if "terminals" not in there and ("masks" in found or "episode" in found):  # they say where the task ends
+        del found["terminals"]
     vector, number = ((2,), "f"), ((1, 2), "fiub")  # older files store rewards and flags as (N, 1)
-    arrays = {name: Array(path, file, name, *(vector if name in _VECTORS else number)) for name in names}
+    kinds = {meaning: vector if meaning in _VECTORS else number for meaning in found}
+    arrays = {meaning: Array(path, file, name, *kinds[meaning]) for meaning, name in found.items()}
     check_counts({name: array.shape[0] for name, array in arrays.items()}, path)
     for name, array in arrays.items():
         wanted = arrays["observations"].shape[1] if name == "next_observations" else 1
         if name not in ("observations", "actions") and array.shape[1:] not in ((), (wanted,)):
-            found = f"has shape {array.shape}, expected (rows, {wanted})"
-            raise bad_array(path, name, found, "save it as it was recorded")
-    check_expansion(path, sum(array.num_bytes for array in arrays.values()), f"arrays {', '.join(names)}")
+            shown = f"has shape {array.shape}, expected (rows, {wanted})"
+            raise bad_array(path, array.name, shown, "save it as it was recorded")
+    check_expansion(path, sum(array.num_bytes for array in arrays.values()), f"arrays {', '.join(found.values())}")
     return arrays
 
 
-def _trajectory_ends(arrays: dict[str, Array], limit: int | None, path: Path, report: ImportReport) -> np.ndarray:
-    """Return (N,) bool, the last row of each trajectory; what could not be taken from the flags is noted."""
-    terminals = read_flags(arrays["terminals"], "terminals", path)
-    timeouts = read_flags(arrays["timeouts"], "timeouts", path) if "timeouts" in arrays else np.zeros_like(terminals)
+def _trajectory_ends(
+    arrays: dict[str, Array], limit: int | None, path: Path, report: ImportReport
+) -> tuple[np.ndarray, bool]:
+    """Return (N,) bool, the last row of each trajectory, and whether time limits are among them."""
+    nothing = np.zeros(arrays["observations"].shape[0], bool)
+    flags = {name: read_flags(arrays[name], arrays[name].name, path) for name in _FLAGS if name in arrays}
+    terminals, timeouts = (flags.get(name, nothing) for name in ("terminals", "timeouts"))
     ends: np.ndarray = terminals | timeouts
-    if "next_observations" in arrays:
+    if "episode" in arrays:
+        episode = arrays["episode"].read(0, len(ends)).reshape(-1)
+        ends[:-1] |= episode[1:] != episode[:-1]
+    elif "next_observations" in arrays:
         _mark_unfollowed(arrays, ends, path, report)
     elif not timeouts.any():
-        if limit is not None:
-            start = 0
-            for last in [*np.flatnonzero(ends).tolist(), len(ends) - 1]:
-                ends[start + limit - 1 : last : limit] = True
-                start = last + 1
-            report.notes.append(f"no timeouts in the file: trajectories are cut after {limit} steps")
-        elif "timeouts" not in arrays or not terminals.any():
+        if limit is None and ("timeouts" not in arrays or not terminals.any()):
             found = "holds no 1" if "timeouts" in arrays else "is missing"
             remedy = "name the environment with --env, or its time limit with --max-episode-steps"
             why = "so it is not known where time limits cut trajectories"
             raise bad_array(path, "timeouts", f"{found}, {why}", remedy)
-        else:
+        if limit is None:
             report.notes.append("timeouts are all 0: trajectories end only where the task does")
-    ends[-1] = True
-    return ends
+        return ends, False
+    return ends, True
 
 
 def _mark_unfollowed(arrays: dict[str, Array], ends: np.ndarray, path: Path, report: ImportReport) -> None:

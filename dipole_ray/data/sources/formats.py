@@ -15,7 +15,6 @@ from dipole_ray.data.schema import Rows
 from dipole_ray.data.sources import d4rl, exorl, hdf5, lerobot, minari, ogbench, table, table_files
 from dipole_ray.data.sources.actions import ActionScale, known_bounds, range_warnings
 from dipole_ray.data.sources.guarantees import enforce
-from dipole_ray.data.sources.narrowing import SourceNarrowing
 from dipole_ray.data.sources.npz import read_headers
 from dipole_ray.data.sources.reading import ActionBounds, Block, Contents, ImportReport, Reading
 from dipole_ray.errors import DatasetError
@@ -59,8 +58,7 @@ class Format:
         report, scale = report or ImportReport(), self.action_scale(path, reading)
         report.notes += scale.notes()
         blocks = self.read(path, reading, report)
-        narrowing, drop = SourceNarrowing(reading.offset), reading.non_finite == "drop"
-        yield from enforce(blocks, scale, narrowing, drop=drop, join=self.is_joined, report=report)
+        yield from enforce(blocks, reading, scale, join=self.is_joined, report=report)
         report.warnings += range_warnings(scale, reading.action_bounds, report.action_range)
 
     def action_scale(self, path: Path, reading: Reading) -> ActionScale:
@@ -140,6 +138,8 @@ FORMATS = {
             what="a Minari folder",
             holds=minari.is_minari,
             files=minari.minari_files,
+            contents=minari.contents,
+            uses=minari.uses,
             schema=minari.schema,
             read=minari.read,
             takes=frozenset({"observations"}),
@@ -157,7 +157,6 @@ FORMATS = {
             contents=hdf5.hdf5_contents,
             schema=d4rl.schema,
             read=d4rl.read,
-            takes=frozenset({"max_episode_steps"}),
             own_choices=lambda _, reading: {"max_episode_steps": reading.max_episode_steps},
         ),
         Format(

@@ -13,30 +13,24 @@ import numpy as np
 from dipole_ray.data.schema import Rows, build_rows, concatenate
 from dipole_ray.data.sources.actions import ActionScale
 from dipole_ray.data.sources.narrowing import SourceNarrowing
-from dipole_ray.data.sources.reading import DAMAGED, Arrays, Block, ImportReport
-from dipole_ray.errors import DatasetError
+from dipole_ray.data.sources.reading import DAMAGED, Arrays, Block, ImportReport, Reading
+from dipole_ray.errors import ConfigError, DatasetError, counted
 
 CHUNK_ROWS = 10_000  # rows of short episodes that are handed on together
 MAX_NAMED = 10  # rows with non-finite numbers that a report names one by one
 
 
 def enforce(
-    blocks: Iterable[Block],
-    scale: ActionScale,
-    narrowing: SourceNarrowing,
-    *,
-    drop: bool,
-    join: bool,
-    report: ImportReport,
+    blocks: Iterable[Block], reading: Reading, scale: ActionScale, *, join: bool, report: ImportReport
 ) -> Iterator[Rows]:
     """Yield the rows of the trajectories that a reader found, and count what happened.
 
-    `scale` brings the actions to [-1, 1], `narrowing` the rest to float32. `drop` leaves transitions with a NaN or
-    infinity out instead of refusing them; `join` hands several blocks on together, where they are single episodes.
+    `scale` brings the actions to [-1, 1]; `join` hands several blocks on together, where they are single episodes.
     """
+    narrowing, drop = SourceNarrowing(reading.offset), reading.non_finite == "drop"
     held: list[Rows] = []
     path = Path()
-    for block in _whole_trajectories(blocks, report):
+    for block in _whole_trajectories(_cut_at_limit(blocks, reading, report), report):
         path, rows = block.path, _finish(_checked(block, narrowing), scale, drop, report)
         if rows is not None:
             held.append(rows)
@@ -55,6 +49,30 @@ def _checked(block: Block, narrowing: SourceNarrowing) -> Block:
     return narrowing.narrow(block)
 
 
+def _cut_at_limit(blocks: Iterable[Block], reading: Reading, report: ImportReport) -> Iterator[Block]:
+    """End trajectories after the environment's time limit where the original does not say where time limits cut.
+
+    The one rule for all formats; ConfigError where somebody asked for the limit, and it would have no effect.
+    """
+    limit, steps, cut = reading.max_episode_steps, 0, 0  # steps since the last end
+    for block in blocks:
+        if block.marks_limits and reading.is_limit_asked:
+            what = f"{block.path}: says itself where trajectories end, so --max-episode-steps {limit} has no effect"
+            raise ConfigError(f"{what}; leave it out")
+        if not block.marks_limits and limit is not None:
+            ends = block.columns["ends"].copy()
+            start, count = -steps, len(ends)
+            for end in [*np.flatnonzero(ends).tolist(), count]:
+                cut += len(range(start + limit - 1, end, limit))
+                ends[start + limit - 1 : end : limit] = True
+                start = end + 1
+            steps = count - 1 - int(np.flatnonzero(ends)[-1]) if ends.any() else steps + count
+            block = replace(block, columns=block.columns | {"ends": ends})
+        yield block
+    if cut:
+        report.notes.append(f"no time limits are marked: trajectories are cut after {counted(limit or 0, 'step')}")
+
+
 def _judge_losses(path: Path, report: ImportReport) -> None:
     """Refuse data of which most is lost, and say what looks as if its rows were not in order."""
     lost, kept = report.unfollowed_transitions, report.transitions + report.dropped_transitions
@@ -65,9 +83,10 @@ def _judge_losses(path: Path, report: ImportReport) -> None:
             "and time, or check what ends trajectories"
         )
     if report.unmarked_ends:
+        ended = counted(report.unmarked_ends, "trajectory", verb="end")
         report.notes.append(
-            f"{report.unmarked_ends} trajectories end, unmarked, where next_observations is not the next row's "
-            f"observation, the first at row {report.first_unmarked}"
+            f"{ended}, unmarked, where next_observations is not the next row's observation, the first at row "
+            f"{report.first_unmarked}"
         )
     if 2 * report.short_pieces > report.trajectories > 1:
         report.warnings.append(
@@ -75,14 +94,16 @@ def _judge_losses(path: Path, report: ImportReport) -> None:
             "as if the rows were not in order: they serve n_step=1 only; sort them by episode and time"
         )
     if report.returning_episodes:
+        again = counted(report.returning_episodes, "time")
         report.warnings.append(
-            f"{report.returning_episodes} times an episode comes again ({report.first_return}): each is read as a "
-            "trajectory of its own; if they are one, sort the table by episode and time"
+            f"{again} an episode comes again ({report.first_return}): each is read as a trajectory of its own; if they "
+            "are one, sort the table by episode and time"
         )
     if report.time_gaps:
+        spanning = counted(report.time_gaps, "transition", verb="span")
         report.warnings.append(
-            f"{report.time_gaps} transitions span more than five usual steps of time, the first at {report.first_gap}: "
-            "rows are missing there, or a trajectory ends unmarked; mark its last row (episode, terminals or timeouts)"
+            f"{spanning} more than five usual steps of time, the first at {report.first_gap}: rows are missing there, "
+            "or a trajectory ends unmarked; mark its last row (episode, terminals or timeouts)"
         )
 
 
@@ -127,7 +148,7 @@ def _finish(block: Block, scale: ActionScale, drop: bool, report: ImportReport) 
     bad, places = _non_finite(columns, kept, numbers)
     if bad.any():
         if not drop:
-            found = f"{int(bad.sum())} transitions touch NaN or infinity, the first at {places[0]}"
+            found = f"{counted(int(bad.sum()), 'transition', verb='touch')} NaN or infinity, the first at {places[0]}"
             raise DatasetError(f"{block.path}: {found}; repair the data or leave them out with --non-finite drop")
         kept &= ~bad
         report.dropped_transitions += int(bad.sum())
@@ -225,7 +246,7 @@ def _check_times(times: np.ndarray, ends: np.ndarray, block: Block, report: Impo
     if len(back := inner[steps < 0]):
         row = int(back[0])
         raise DatasetError(
-            f"{block.path}: time runs backwards {len(back)} times inside a trajectory, the first at row "
+            f"{block.path}: time runs backwards {counted(len(back), 'time')} inside a trajectory, the first at row "
             f"{block.first_row + row} (from {times[row]} to {times[row + 1]}); sort the table by episode and time, map "
             "the column that ends trajectories (episode, terminals or timeouts), or, if it is no time, give --map time="
         )
@@ -244,6 +265,13 @@ def check_flags(
         raise DatasetError(
             f"{path}: {name} must be 0 or 1, row {first_row + wrong[0]} holds {values[wrong[0]]}; store 1 {where}"
         )
+
+
+def check_masks(masks: np.ndarray, terminals: np.ndarray, name: str, other: str, path: Path) -> None:
+    """Refuse masks, (N,), that say the contrary: they are 0 where the task ended, and equal its terminals here."""
+    if np.array_equal(masks, terminals) and len(np.unique(masks)) > 1:
+        found = f"'{name}' equals '{other}', and a mask is 0 where the task ends"
+        raise DatasetError(f"{path}: {found}; store 1 - terminated as the mask, or leave it out")
 
 
 def check_counts(counts: dict[str, int], path: Path, remedy: str = "get the file again") -> None:

@@ -94,7 +94,7 @@ class Array:
         It must have one of the numbers of dimensions `dims`, and a type of numpy's `kinds`.
         """
         found = child(path, group, name)
-        self._path, self._where = path, _inside(group, name)
+        self.name, self._path, self._where = name, path, _inside(group, name)
         if found is None:
             there = ", ".join(sorted(child_names(group))[:12]) or "nothing"
             raise self._error(f"is missing (found {there})", OTHER_LAYOUT)

@@ -76,21 +76,26 @@ class TableMapping:
         """Return this mapping, once complete, without rewards where no column of a table is taken for them."""
         return replace(self, rewards=None) if self.rewards == "rewards" and "rewards" not in columns else self
 
-    def check(self, where: Path | str = "mapping") -> None:
+    @property
+    def marks_limits(self) -> bool:
+        """Whether the columns say where time limits cut trajectories."""
+        tells_others = self.masks or self.timeouts or self.episode or self.next_observations
+        return bool(tells_others) or self.terminals_are == "boundary"
+
+    def check(self, where: Path | str = "mapping", *, has_limit: bool = False) -> None:
         """Raise ConfigError unless the mapping, once complete, says where trajectories end, and where the task does.
 
-        `where` is the table it is for, which the error names.
+        `where` is the table it is for, which the error names; with `has_limit` the environment's time limit is known.
         """
         if self.terminals_are is not None and self.terminals is None:
             raise ConfigError(f"{where}: terminals_are is given and no terminals are; give --map terminals=COLUMN")
-        if not (self.terminals or self.timeouts or self.episode or self.next_observations):
-            remedy = "give --map terminals=COLUMN, or timeouts, episode or next_observations"
+        if not (has_limit or self.terminals or self.timeouts or self.episode or self.next_observations):
+            remedy = "give --map terminals=COLUMN, or timeouts, episode or next_observations; or --max-episode-steps N"
             raise ConfigError(f"{where}: no column is known to say where trajectories end; {remedy}")
         if self.masks and self.terminals_are == "termination":
             remedy = "leave one out (--map masks= for the column of that name)"
             raise ConfigError(f"{where}: masks and terminals_are=termination both say where the task ends; {remedy}")
-        tells_others = self.masks or self.timeouts or self.episode or self.next_observations
-        if self.terminals and not (tells_others or self.terminals_are):
+        if self.terminals and not (self.marks_limits or self.terminals_are):
             raise ConfigError(
                 f"{where}: '{self.terminals}' alone does not tell a time limit from the end of the task; give --map "
                 "terminals_are=termination where each ends the task, or --map terminals_are=boundary where none does, "

@@ -3,8 +3,8 @@
 An episode of T steps has T + 1 observations and T actions, rewards, terminations and truncations, so no transition is
 without its next observation. `terminations` give mask 0; they, `truncations` and the episode's last step end a
 trajectory. Actions are brought to [-1, 1], as the actions of environments are here, from the bounds of the action space
-in metadata.json, or of the environment's where that has none. Dict observations need a choice of what to join. Infos,
-seeds and scores are ignored.
+in metadata.json, or of the environment's where that has none. Dict observations need a choice of what to join. What is
+not read (infos, entries that were not chosen) is listed.
 """
 
 import json
@@ -17,11 +17,19 @@ import numpy as np
 from dipole_ray.columns import Schema
 from dipole_ray.data.narrowing import to_float32
 from dipole_ray.data.sources.guarantees import check_flags
-from dipole_ray.data.sources.minari_storage import MAIN_FILE, STEPS, arrow_episodes, hdf5_episodes
+from dipole_ray.data.sources.minari_storage import (
+    MAIN_FILE,
+    STEPS,
+    arrow_contents_of_first,
+    arrow_episodes,
+    hdf5_contents_of_first,
+    hdf5_episodes,
+)
 from dipole_ray.data.sources.reading import (
     ActionBounds,
     Arrays,
     Block,
+    Contents,
     ImportReport,
     Reading,
     bad_array,
@@ -61,6 +69,19 @@ def chosen_observations(pairs: Sequence[str]) -> tuple[str, ...]:
     return tuple(chosen)
 
 
+def contents(path: Path) -> Contents:
+    """Return the arrays of the first episode."""
+    folder = _folder(path)
+    storage = _metadata(folder)[0]
+    return hdf5_contents_of_first(folder) if storage == "hdf5" else arrow_contents_of_first(folder, storage)
+
+
+def uses(path: Path, reading: Reading) -> dict[str, tuple[str, ...]]:
+    """Return the arrays that are read, by their meaning."""
+    observed = tuple(f"observations/{name}" for name in reading.observations) or ("observations",)
+    return {"observations": observed, "actions": ("actions",), **{name: (name,) for name in STEPS}}
+
+
 def schema(path: Path, reading: Reading) -> Schema:
     """Return the dimensions of the first episode; there is one, or the dataset was refused."""
     _, _, arrays = next(_episodes(path, reading.observations))
@@ -70,6 +91,7 @@ def schema(path: Path, reading: Reading) -> Schema:
 def read(path: Path, reading: Reading, report: ImportReport) -> Iterator[Block]:
     """Yield the episodes one by one."""
     dims: tuple[int, int] | None = None
+    report.reads(uses(path, reading), contents(path))
     for where, name, arrays in _episodes(path, reading.observations):
         dims = _checked_dims(where, arrays, dims)
         observations = to_float(arrays["observations"])

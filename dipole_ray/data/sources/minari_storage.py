@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,14 +12,40 @@ import pyarrow as pa
 from dipole_ray.data.schema import concatenate
 from dipole_ray.data.sources.hdf5 import Array, child, child_names, is_group, open_hdf5
 from dipole_ray.data.sources.npz import check_expansion
-from dipole_ray.data.sources.reading import DAMAGED, OTHER_LAYOUT, Arrays, bad_array
+from dipole_ray.data.sources.reading import DAMAGED, OTHER_LAYOUT, Arrays, Contents, bad_array
 from dipole_ray.data.sources.table import column_matrix, column_vector
-from dipole_ray.data.sources.table_files import is_list, read_batches
-from dipole_ray.errors import DatasetError
+from dipole_ray.data.sources.table_files import contents, is_list, read_batches
+from dipole_ray.errors import DatasetError, counted
 
 MAIN_FILE = "main_data.hdf5"
 STEPS = ("rewards", "terminations", "truncations")
 _NAMES = ("observations", "actions", *STEPS)
+
+
+def hdf5_contents_of_first(folder: Path) -> Contents:
+    """Return the arrays of the first episode, entries of dicts as `a/b`, with types and shapes."""
+    path = folder / MAIN_FILE
+    with open_hdf5(path) as file:
+        return dict(_arrays_below(path, child(path, file, "episode_0"), ""))
+
+
+def _arrays_below(path: Path, group: object, prefix: str) -> Iterator[tuple[str, tuple[str, tuple[int, ...]]]]:
+    for name in child_names(group) if is_group(group) else ():  # type: ignore[arg-type]
+        found: Any = child(path, group, name)  # type: ignore[arg-type]
+        if is_group(found):
+            yield from _arrays_below(path, found, f"{prefix}{name}/")
+        else:
+            yield f"{prefix}{name}", (str(getattr(found, "dtype", "")), getattr(found, "shape", None) or ())
+
+
+def arrow_contents_of_first(folder: Path, suffix: str) -> Contents:
+    """Return the columns of the first episode, entries of dict observations as `a/b`, with types and shapes."""
+    files = sorted(file for file in (folder / "0").iterdir() if file.suffix == f".{suffix}")
+    found: Contents = {}
+    for name, (kind, shape) in (contents(files[0]) if files else {}).items():
+        parts = re.findall(r"(?:struct<|, )(\w+): ", kind) if kind.startswith("struct<") else []
+        found |= {f"{name}/{part}": ("", shape) for part in parts} or {name: (kind, shape)}
+    return found
 
 
 def hdf5_episodes(folder: Path, count: int | None, components: Sequence[str]) -> Iterator[tuple[Path, str, Arrays]]:
@@ -44,7 +71,7 @@ def hdf5_episodes(folder: Path, count: int | None, components: Sequence[str]) ->
             columns |= {step: Array(path, group, step, (1, 2)) for step in STEPS}
             # Many names can lead to the same episode.
             declared += sum(array.num_bytes for array in (*observations, *columns.values()))
-            check_expansion(path, declared, f"{number + 1} episodes")
+            check_expansion(path, declared, counted(number + 1, "episode"))
             arrays = {step: array.read(0, array.shape[0]) for step, array in columns.items()}
             lengths = [array.shape[0] for array in observations]
             if len(set(lengths)) > 1:
@@ -76,7 +103,7 @@ def _checked_numbers(path: Path, numbers: set[int], count: int | None) -> range:
     missing = next(number for number in range(len(numbers) + 1) if number not in numbers)
     if missing != len(numbers) or count not in (None, len(numbers)) or not numbers:
         said = f"metadata.json says {count}" if count is not None else "they count from 0"
-        found = f"holds {len(numbers)} episodes, the first missing is episode_{missing} ({said})"
+        found = f"holds {counted(len(numbers), 'episode')}, the first missing is episode_{missing} ({said})"
         raise DatasetError(f"{path}: {found}; the dataset is incomplete, get it again")
     return range(len(numbers))
 

@@ -24,7 +24,7 @@ from dipole_ray.data.sources.reading import (
     bad_array,
     to_float,
 )
-from dipole_ray.errors import DatasetError
+from dipole_ray.errors import DatasetError, counted
 
 _REQUIRED = ("observations", "actions", "terminals")
 _STATE = ("qpos", "button_states")
@@ -67,9 +67,10 @@ def read(path: Path, reading: Reading, report: ImportReport) -> Iterator[Block]:
         unused += int((arrays["rewards"][arrays["terminals"] != 0] != 0).sum()) if "rewards" in arrays else 0
         yield _block(arrays, relabel, path, report.rows_read)
     if unused:
+        skipped = counted(unused, "reward", verb="are")
         report.warnings.append(
-            f"{unused} rewards are not used, because terminals mark rows that hold only a last observation, as in "
-            "OGBench's files; if every row is a transition, read it with --format table --map terminals_are=termination"
+            f"{skipped} not used, because terminals mark rows that hold only a last observation, as in OGBench's "
+            "files; if every row is a transition, read it with --format table --map terminals_are=termination"
         )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from dipole_ray.data.narrowing import to_float32
 from dipole_ray.data.sources.mapping import TableMapping
-from dipole_ray.errors import DatasetError
+from dipole_ray.errors import DatasetError, agreeing, counted
 
 DAMAGED = "the file is damaged, get it again"
 OTHER_LAYOUT = "the file is damaged or of another layout, get it again"
@@ -31,7 +31,8 @@ class Reading:
     relabel: Relabel | None = None  # for .npz files without rewards
     labels: Labels | None = None  # for ExORL's episodes
     observations: Sequence[str] = ()  # for Minari: entries of dict observations to join, in order; `a/b` is one inside
-    max_episode_steps: int | None = None  # for D4RL files without timeouts: the environment's time limit
+    max_episode_steps: int | None = None  # the environment's time limit, for data that marks no ends of that kind
+    is_limit_asked: bool = False  # whether it must have an effect, since somebody gave it for this data alone
     action_bounds: ActionBounds | None = None  # of the environment's actions, which become -1 and 1
     # What recorded actions are: the environment's own, or scaled to [-1, 1] already.
     actions_are: Literal["environment", "unit"] = "environment"
@@ -86,10 +87,10 @@ class ImportReport:
         """What is read of a file and what is not, for people."""
         return ", ".join(self.columns) + (f"; not read: {', '.join(self.unread)}" if self.unread else "")
 
-    def share(self, count: int) -> str:
+    def share(self, count: int, verb: str = "") -> str:
         """Return a count of lost transitions with its share of all that the original has, as words."""
         total = self.transitions + self.dropped_transitions + self.unfollowed_transitions
-        return f"{count} transitions ({100 * count / max(1, total):.3g} %)"
+        return f"{counted(count, 'transition')} ({100 * count / max(1, total):.3g} %) {agreeing(count, verb)}".rstrip()
 
 
 @dataclass(kw_only=True, slots=True)
@@ -110,6 +111,7 @@ class Block:
     columns: Arrays
     is_closed: bool = False  # whether the last row of a trajectory holds only its last observation
     first_row: int = 0  # number of the first row in the original, for messages
+    marks_limits: bool = True  # whether the original says where time limits cut; otherwise the environment's does
     place: str = ""  # what the rows are counted in, such as `episode_7`; empty where that is the whole original
 
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 from dipole_ray.columns import Schema
 from dipole_ray.data.schema import concatenate
 from dipole_ray.data.sources.continuity import Continuity
-from dipole_ray.data.sources.guarantees import check_flags, mark_unfollowed
+from dipole_ray.data.sources.guarantees import check_flags, check_masks, mark_unfollowed
 from dipole_ray.data.sources.mapping import USUAL, TableMapping
 from dipole_ray.data.sources.reading import Arrays, Block, ImportReport, Reading, to_float
 from dipole_ray.data.sources.table_files import is_list, read_batches, table_files, table_schema
@@ -44,7 +44,7 @@ def has_rewards(path: Path, reading: Reading) -> bool:
 def mapping_of(path: Path, reading: Reading) -> TableMapping:
     """Return the mapping that was given, completed by the columns that have usual names."""
     mapping = _completed(table_schema(path), reading)
-    mapping.check(path)
+    mapping.check(path, has_limit=reading.max_episode_steps is not None)
     return mapping
 
 
@@ -82,6 +82,7 @@ def read(path: Path, reading: Reading, report: ImportReport) -> Iterator[Block]:
 def read_rows(path: Path, batches: Batches, mapping: TableMapping, report: ImportReport) -> Iterator[Block]:
     """Yield the rows of batches, each with its file, that continue each other."""
     order, width = Continuity(path, report), 0
+    block = partial(_block, path, marks_limits=mapping.marks_limits)
     last, file = Arrays(), path  # the newest row: only the next one tells whether it ends a trajectory
     for source, batch in batches:
         first_row = report.rows_read + len(last.get("ends", ()))
@@ -96,16 +97,16 @@ def read_rows(path: Path, batches: Batches, mapping: TableMapping, report: Impor
             order.join(rows, report.rows_read, file, source)
         order.follow(rows, report.rows_read)
         file, last = source, {name: values[-1:] for name, values in rows.items()}
-        yield _block(path, {name: values[:-1] for name, values in rows.items()}, report.rows_read)
+        yield block({name: values[:-1] for name, values in rows.items()}, report.rows_read)
     if not last:
         raise DatasetError(f"{path}: the table has no rows; nothing to import")
     order.finish()
-    yield _block(path, last | {"ends": np.ones(1, bool)}, report.rows_read)
+    yield block(last | {"ends": np.ones(1, bool)}, report.rows_read)
 
 
-def _block(path: Path, rows: Arrays, first_row: int) -> Block:
+def _block(path: Path, rows: Arrays, first_row: int, *, marks_limits: bool) -> Block:
     columns = {name: values for name, values in rows.items() if name not in ("episode", "flagged")}
-    return Block(path=path, columns=columns, first_row=first_row)
+    return Block(path=path, columns=columns, first_row=first_row, marks_limits=marks_limits)
 
 
 def _mark_ends(rows: Arrays, mapping: TableMapping, path: Path, report: ImportReport) -> None:
@@ -135,10 +136,8 @@ def _batch_arrays(batch: pa.RecordBatch, mapping: TableMapping, path: Path, firs
         if name in ("terminals", "timeouts"):
             where = "on the last row of each trajectory"
             check_flags(flags[name], f"column '{columns[name][0]}'", path, first_row, where)
-    inverted = {"masks", "terminals"} <= flags.keys() and np.array_equal(flags["masks"], flags["terminals"])
-    if inverted and len(np.unique(flags["masks"])) > 1:
-        found = f"'{columns['masks'][0]}' equals '{columns['terminals'][0]}', and a mask is 0 where the task ends"
-        raise DatasetError(f"{path}: {found}; store 1 - terminated as the mask, or leave it out with --map masks=")
+    if {"masks", "terminals"} <= flags.keys():
+        check_masks(flags["masks"], flags["terminals"], columns["masks"][0], columns["terminals"][0], path)
     arrays["rewards"] = flags.get("rewards", np.zeros(batch.num_rows, np.float32))
     arrays["masks"], arrays["flagged"] = mapping.masks_and_ends(flags, batch.num_rows)
     arrays["ends"] = arrays["flagged"].copy()
