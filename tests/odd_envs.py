@@ -58,6 +58,16 @@ class WhenSolved(Walk):
         return {"success": True} if is_over and is_solved else {}
 
 
+class WhenSolvable(WhenSolved):
+    """Tells success where there is one and it can be had."""
+
+    def __init__(self, solvable: bool = True) -> None:
+        self.solvable = solvable
+
+    def told(self, is_over: bool, is_solved: bool) -> Any:
+        return {"success": True} if is_over and self.solvable else {}
+
+
 class NoneUntilOver(Walk):
     """Tells None until the last step, and another key that is always None."""
 
@@ -223,4 +233,5 @@ for kind in (Always, LastStep, WhenSolved, NoneUntilOver, OneDict, Wide, Ints, F
     gymnasium.register(f"{kind.__name__}-v0", kind, max_episode_steps=100)
 for kind in (OldReset, OldStep, OtherShape, VectorReward, NaNReward, InfiniteObservation, NoInfo, Wordy, BreaksLater):
     gymnasium.register(f"{kind.__name__}-v0", kind, max_episode_steps=100)
+gymnasium.register("WhenSolvable-v0", WhenSolvable, max_episode_steps=100)
 gymnasium.register("Endless-v0", Walk)

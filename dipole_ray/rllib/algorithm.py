@@ -95,9 +95,9 @@ class DIPOLE(Algorithm):
         self._update_ratio = UpdateRatio(self._training.updates_per_env_step)
         self.learner_steps = self.env_steps = 0
         self.score: float | None = None  # none before the first evaluation
-        # Whether the task is known to define success, and whether the score is one; None before the first score.
+        # Whether the task is known to define success, and whether scores are: None until the first, but in a Tuner
         self.has_success = env_dims(self.config.env_settings()).has_success
-        self.is_score_success: bool | None = None
+        self.is_score_success = None if self.trial_id == "default" else self.has_success
         self._has_warned = False
         self.interrupted: Sized = ()
         # Of an iteration that a request to stop cut short: the next one, also after a resume, does only what is left.
@@ -345,7 +345,7 @@ class DIPOLE(Algorithm):
             self.recent = RecentEpisodes(int(metadata["num_episodes"]), metadata["recent"])
             success = metadata.get("success", {})  # older versions did not write it
             self.has_success = self.has_success or bool(success.get("is_known"))
-            self.is_score_success = None if self.score is None else success.get("is_score")
+            self.is_score_success = self.is_score_success if self.score is None else success.get("is_score")
             self.set_state({TRAINING_ITERATION: int(metadata["iteration"])})
             self._update_ratio.load_state(metadata["limiter"], int(metadata.get("owed_updates", 0)))
             if copy_ring(self.replay, Path(metadata["replay_directory"]), self.replay_directory):

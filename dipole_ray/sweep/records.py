@@ -16,11 +16,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dipole_ray.errors import CheckpointError
-from dipole_ray.files.durable import read_json, write_json
+from dipole_ray.files.durable import read_json, write_json, write_text
+from dipole_ray.files.lock import LOCK, FolderLock
 from dipole_ray.files.place import original_of, place_of
 from dipole_ray.sweep.space import Values
 
 SWEEP_FILE, TRIAL_FILE, TRIALS = "sweep.json", "trial.json", "trials"
+SCORE_FILE = "score_kind"  # in the sweep's folder: no trial is compared by a success with another by its return
+LOCK_WAIT_S = 60.0
 STOP_FILE = "stop"  # in the sweep's folder: its trials save and end
 FORMAT = 1
 DATA = "data.path"  # the setting whose value is a place, not what shapes a result
@@ -66,7 +69,7 @@ class SweepRecords:
             stored = read_json(path, _MAX_BYTES, FORMAT)
             key, created_s = _run_key(folder, stored), float(stored["created_s"])
             trials = {item["id"]: TrialRecord(**item) for item in stored["trials"]}
-            moved = _moved(stored["plan"]["space"], plan["space"])
+            moved = _moved(*(one.get("space", {}) for one in (stored["plan"], plan)))
         except (OSError, ValueError, KeyError, TypeError) as error:
             remedy = f"put a whole one back, or remove {folder} to start the sweep anew"
             raise CheckpointError(f"{path}: not readable ({error}); {remedy}") from None
@@ -133,6 +136,15 @@ class SweepRecords:
             "plan": self.plan,
         }
         write_json(self.folder / SWEEP_FILE, {**head, "trials": list(map(asdict, self.trials.values()))})
+
+
+def settled_score(sweep: Path, kind: str) -> str:
+    """Return what all scores of a sweep are, `success` or `return`: the `kind` of the trial that was scored first."""
+    place = sweep / SCORE_FILE
+    with FolderLock(sweep, LOCK_WAIT_S, f".{SCORE_FILE}{LOCK}"):
+        if not place.exists():
+            write_text(place, kind)
+    return place.read_text(encoding="utf-8").strip()
 
 
 def _moved(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:

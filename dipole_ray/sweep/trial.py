@@ -25,7 +25,7 @@ from dipole_ray.runs.prepare import prepare_dataset
 from dipole_ray.runs.session import CHECKPOINTS, LOCK_WAIT_S, Session, write_config
 from dipole_ray.stopping import Stopped
 from dipole_ray.sweep.plan import Plan
-from dipole_ray.sweep.records import STOP_FILE, TRIAL_FILE
+from dipole_ray.sweep.records import STOP_FILE, TRIAL_FILE, settled_score
 from dipole_ray.sweep.space import Values
 from dipole_ray.sweep.tracking import trial_tracker
 from dipole_ray.tracking.tracker import RunStatus, Tracker
@@ -159,11 +159,17 @@ class TrialRun(Session):
         self.log(self._metrics(rows, best, reported))
 
     def _scored(self, results: Sequence[CellResult]) -> list[Row]:
-        """Return rows that a `score` reads alike at every rung: with success at all of them, or at none."""
+        """Return rows that a `score` reads alike in every trial, at every rung: all with success, or none."""
         rows = self.rows(results)
-        if self.plan.sweep.metric == "score" and not self.algorithm.settle_score():
-            return [{**row, "success": None, "success_low": None, "success_high": None} for row in rows]
-        return rows
+        if self.plan.sweep.metric != "score":
+            return rows
+        kind = settled_score(self.folder.parent.parent, "success" if self.algorithm.settle_score() else "return")
+        self.algorithm.is_score_success = kind == "success"
+        if self.algorithm.is_score_success:
+            self.algorithm.has_success = True  # as another trial was told: who tells none has failed
+            return self.rows(results)
+        self.algorithm.settle_score()  # which says so where this trial is told success
+        return [{**row, "success": None, "success_low": None, "success_high": None} for row in rows]
 
     def _go_on(self, result: CellResult) -> None:
         """Raise Stopped after a cell where the sweep is asked to stop: the rung is scored when it goes on."""

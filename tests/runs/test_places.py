@@ -147,7 +147,7 @@ def test_what_is_opened_by_a_relative_path_works_from_another_working_directory(
 ) -> None:
     """Each of these goes to its files again later: to insert, to recover, to deliver, to read in another process."""
     here = Path.cwd()
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////dev/null/mlflow.db")
     data = open_dataset("data")
     replay = Replay(schema=data.schema, offline=["data"], online="ring.arrow", capacity=100, run="mine")
     tracker = Tracker(Path("run"), TrackingConfig(), run_name="run", parameters={})
@@ -156,7 +156,7 @@ def test_what_is_opened_by_a_relative_path_works_from_another_working_directory(
     rows["remaining"] = np.arange(4, -1, -1, dtype=rows["remaining"].dtype)
     replay.insert(rows, 1, 0, 0)
     tracker.artifact(here / "data")
-    tracker.close(timeout_s=0.0)
+    tracker.close()
     replay.close()
     assert data.directory == here / "data" and not list(elsewhere.iterdir())
     assert json.loads((here / "run" / "mlflow.json").read_text())["folder"] == str(here / "run")

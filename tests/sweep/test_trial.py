@@ -99,6 +99,30 @@ def test_a_trial_that_is_cut_off_continues_bit_for_bit(finished: Any, offline: P
     assert again.results == whole.results
 
 
+def test_no_trial_is_compared_by_its_success_with_another_by_its_return(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An environment that tells success only when it is solved: what the first score is, all of the sweep are."""
+    online = {"offline_learner_steps": 0, "online_env_steps": 16, "env_steps_per_iteration": 8}
+    run = {"env": {"id": "tests.odd_envs:WhenSolvable-v0"}, "data": {"path": None}, "training": online}
+    space = {"env.kwargs": {"grid": [{"solvable": False}, {"solvable": True}]}}
+
+    def scores(name: str, order: list[bool]) -> list[tuple[float, float | None]]:
+        plan = small_plan(tmp_path, tmp_path, space=space, run=run, sweep={"rungs": 1})
+        found = []
+        for solvable in order:
+            trial = TrialRun(str(solvable), {"env.kwargs": {"solvable": solvable}}, plan, tmp_path / name / "trials")
+            trial.advance()
+            trial.close()
+            found.append((trial.results[-1]["score"], trial.results[-1]["best"]["success"]))
+        return found
+
+    assert scores("solved first", [True, False]) == [(1.0, 1.0), (0.0, 0.0)]
+    assert "env.success=true" not in caplog.text
+    assert scores("solved last", [False, True]) == [(-4.0, None), (-4.0, None)]
+    assert "scores stay returns; with env.success=true" in caplog.text
+
+
 class _InTheLastUpdates(Sized):
     """Asks an algorithm to stop once its last environment step is done and updates are owed for it."""
 
