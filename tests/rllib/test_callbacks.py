@@ -83,12 +83,24 @@ class Counting(RLlibCallback):
         metrics_logger.log_value("my_steps", sum(len(episode) for episode in samples), reduce="lifetime_sum")
 
 
+def assert_told_of_a_worker_that_comes_back(algorithm: DIPOLE, told: list[Any]) -> None:
+    group = algorithm.env_runner_group
+    group.foreach_env_runner(lambda worker: os._exit(1), local_env_runner=False, timeout_seconds=0.0)
+    train_until(algorithm, lambda _: bool(told), most=50)
+    assert told[0]["env_runner_indices"] == [1] and not told[0]["is_evaluation"]
+    assert told[0]["env_runner_group"] is group
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.usefixtures("cluster")
 def test_callbacks_are_called_with_what_rllib_promises(tmp_path: Path, workers: int) -> None:
     made = config(None, workers=workers, **ONLINE).callbacks(Counting)
     seen: list[int] = []
-    made.callbacks(on_train_result=lambda **given: seen.append(given["result"]["mine"]))
+    told: list[Any] = []
+    made.callbacks(
+        on_train_result=lambda **given: seen.append(given["result"]["mine"]),
+        on_env_runners_recreated=lambda **given: told.append(given),
+    )
     made.evaluation(episodes=2, omegas=(1.0,), candidates=(1,))
     algorithm = made.build_algo()
     try:
@@ -108,6 +120,8 @@ def test_callbacks_are_called_with_what_rllib_promises(tmp_path: Path, workers: 
         algorithm.restore_from_path(path)
         assert counting.driver["loaded"] == algorithm.learner_steps
         algorithm.train()
+        if workers:
+            assert_told_of_a_worker_that_comes_back(algorithm, told)
     finally:
         algorithm.stop()
 
@@ -170,19 +184,3 @@ def test_a_checkpoint_names_the_callbacks_that_it_does_not_hold(
     algorithm.stop()
     DIPOLE.from_checkpoint(path).stop()
     assert "callbacks: ['Counting', 'on_sample_end=Counting.on_sample_end'] -> (absent)" in caplog.text
-
-
-def test_a_worker_that_comes_back_is_told_of(cluster: None) -> None:
-    told: list[Any] = []
-    made = config(None, workers=1, **ONLINE).callbacks(on_env_runners_recreated=lambda **given: told.append(given))
-    algorithm = made.build_algo()
-    try:
-        algorithm.train()
-        algorithm.env_runner_group.foreach_env_runner(
-            lambda worker: os._exit(1), local_env_runner=False, timeout_seconds=0.0
-        )
-        train_until(algorithm, lambda _: bool(told), most=50)
-        assert told[0]["env_runner_indices"] == [1] and not told[0]["is_evaluation"]
-        assert told[0]["env_runner_group"] is algorithm.env_runner_group
-    finally:
-        algorithm.stop()

@@ -13,11 +13,10 @@ from torch import Tensor
 
 from dipole_ray import DIPOLE
 from dipole_ray.evaluation.report import FILE_NAME, read_evaluation
-from tests.cli.commands import dipole, write_config
+from tests.cli.commands import dipole_here, write_config
 from tests.rllib.small import config, train_until
 
 SETTINGS = {"offline_learner_steps": 150, "learner_steps_per_iteration": 50}
-BASELINE = {"weight_scheme": "exp", "advantage_normalization": "batch_std", "omega": 0.0, "bootstrap": "policy"}
 
 
 def build(dataset: Path, learners: int, **settings: Any) -> DIPOLE:
@@ -97,21 +96,12 @@ def test_online_the_first_learner_publishes_what_all_have_learned(pair: DIPOLE) 
         assert all(torch.equal(tensor, state[f"networks.{name}"]) for name, tensor in published.items())
 
 
-def test_a_baseline_on_two_learners(cluster: None, pendulum: Path) -> None:
-    states = []
-    for learners in (0, 2):
-        algorithm = build(pendulum, learners, **BASELINE)
-        states.append(learned(algorithm, 100))
-        algorithm.stop()
-    assert_close(*states)
-
-
-def test_dipole_train_with_two_learners(pendulum: Path, tmp_path: Path) -> None:
+def test_dipole_train_with_two_learners(cluster: None, pendulum: Path, tmp_path: Path) -> None:
     """By one word on the command line, with evaluation, checkpoints and pictures at the end."""
     run = write_config(
         tmp_path / "run.yaml", data={"path": str(pendulum)}, training={"online_env_steps": 60}, folder="runs"
     )
-    done = dipole("train", run, "learner.num_learners=2", cwd=tmp_path)
+    done = dipole_here("train", run, "learner.num_learners=2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / "runs").iterdir()
     assert read_evaluation(folder / FILE_NAME).keys() == {"offline", "online"}

@@ -28,6 +28,7 @@ from ray.tune.schedulers import ASHAScheduler
 
 import dipole_ray
 from dipole_ray.rllib import privates
+from tests.rllib.echo import Echo
 from tests.rllib.small import config
 
 PACKAGE = Path(dipole_ray.__file__).parent
@@ -36,19 +37,6 @@ RAYS = (Algorithm, AlgorithmConfig, LearnerGroup, RLModule, EnvRunner, EnvRunner
 HOOKS = {"_forward", "_forward_exploration"}
 """Methods that RLlib's documentation asks a module to define."""
 BROKEN = f"Ray {ray.__version__} broke dipole_ray.rllib.privates"
-
-
-class Echo:
-    """An actor that does what it is given."""
-
-    def apply(self, func: object) -> object:
-        return func(self)  # type: ignore[operator]
-
-    def ping(self) -> str:
-        return "pong"
-
-    def node(self) -> str:
-        return str(ray.get_runtime_context().get_node_id())
 
 
 @cache
