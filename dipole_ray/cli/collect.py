@@ -15,6 +15,7 @@ examples:
   dipole data collect pointmaze-medium-navigate-v0 --transitions 50000 --seed 0 --out DIR
   dipole data collect cube-single-play-v0 --transitions 100000 --seed 0 --out DIR --workers 8
   dipole data collect Pendulum-v1 --transitions 50000 --seed 0 --out DIR
+  dipole data collect Pendulum-v1 env.kwargs.g=9.81 --transitions 50000 --out DIR   # an argument of the environment
 
   # ExORL's own episode files, in DIR/walker/rnd/buffer: by an explorer that seeks new states, or by uniform noise
   dipole data collect exorl walker --algo rnd --steps 100000 --seed 0 --out DIR
@@ -34,7 +35,10 @@ data.path=DIR take the episodes of all of them.
 def add_collect(commands: Any) -> None:
     """Add `collect` to the commands of `dipole data`."""
     parser = add_command(commands, "collect", run_collect, COLLECT_HELP)
-    names = "an OGBench dataset name or Pendulum-v1; or exorl and its domain: walker, quadruped, cheetah or jaco"
+    names = (
+        "an OGBench dataset name or Pendulum-v1, and env.kwargs.KEY=VALUE; or exorl and its domain: walker, quadruped, "
+        "cheetah or jaco"
+    )
     parser.add_argument("names", metavar="NAME", nargs="+", help=names)
     parser.add_argument("--algo", choices=("rnd", "random"), help="exorl only: who chooses the actions (default: rnd)")
     steps = "transitions (steps) to make"
@@ -49,18 +53,35 @@ def run_collect(args: argparse.Namespace) -> int:
     """Collect a dataset and say what to do next."""
     from dipole_ray.collect import collect
 
-    name, *domains = args.names
+    settings = [word for word in args.names if "=" in word]
+    name, *domains = [word for word in args.names if word not in settings] or [""]
     if name == "exorl":
+        if settings:
+            raise ConfigError(f"{settings[0]} has no effect on ExORL's domains, which take no arguments; leave it out")
         return _collect_exorl(args, domains)
     if domains or args.algo:
         what = f"domain '{domains[0]}'" if domains else f"--algo {args.algo}"
         raise ConfigError(f"{what} has no effect on '{name}': only exorl has domains; leave it out")
-    paths = collect(name, args.transitions, args.seed, args.out, num_workers=args.workers, overwrite=args.overwrite)
+    kwargs = _kwargs_of(name, settings)
+    how: Any = {"num_workers": args.workers, "overwrite": args.overwrite, "env_kwargs": kwargs}
+    paths = collect(name, args.transitions, args.seed, args.out, **how)
     print(*paths, sep="\n")
     task = "-singletask-".join(name.rsplit("-", 1))
-    use = f"import {paths[0]} --env {task} --out DIR" if paths[0].suffix == ".npz" else f"inspect {paths[0]}"
+    same = "".join(f" {quote(word)}" for word in settings)
+    use = f"import {paths[0]} --env {task} --out DIR{same}" if paths[0].suffix == ".npz" else f"inspect {paths[0]}"
     print(f"next: dipole data {use}")
     return 0
+
+
+def _kwargs_of(name: str, words: list[str]) -> dict[str, Any]:
+    """Return the environment's arguments that `env.kwargs...=VALUE` words give."""
+    from dipole_ray.envs.make import EnvConfig
+    from dipole_ray.settings import apply_overrides, from_mapping
+
+    if other := [word for word in words if not word.startswith(("env.kwargs=", "env.kwargs."))]:
+        raise ConfigError(f"'{other[0]}' has no effect on a collector; give env.kwargs.KEY=VALUE, or leave it out")
+    given: dict[str, Any] = apply_overrides({"env": {"id": name}}, words)["env"]
+    return from_mapping(EnvConfig, given, "env").kwargs
 
 
 def _collect_exorl(args: argparse.Namespace, domains: list[str]) -> int:

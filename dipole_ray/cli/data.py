@@ -172,6 +172,7 @@ def run_import(args: argparse.Namespace) -> int:
         raise DatasetError(f"{args.source}: is a dataset already; train on it as it is, or import its original")
     row, report = FORMATS[args.format or kind], ImportReport()
     reading, expected = _reading_of(args, args.source, row.name)
+    env = _env_of(args)
     if "labels" in row.takes and args.env is None:
         raise ConfigError(f"{args.source}: ExORL's episodes are rewarded for a task; {_name_a_task()}")
     reading = replace(reading, non_finite=args.non_finite)
@@ -180,6 +181,7 @@ def run_import(args: argparse.Namespace) -> int:
         remedy = "name the environment that made this data with --env"
         require_fit(schema, expected, what=args.source, whom=f"'{args.env}'", remedy=remedy)
     source = {"format": row.name, "file": row.remembered(args.source), "env": args.env, "non_finite": args.non_finite}
+    source |= {"env_settings": settings} if env is not None and (settings := env.overrides()) else {}
     source |= row.choices(args.source, reading, report)
     with Progress(f"import {args.source.name}", unit="transitions") as progress:
         rows = _counted(row.rows(args.source, reading, report), progress)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -123,7 +124,8 @@ def _convert(source: Path, row: Format, env: EnvConfig, out: Path, cache: Path) 
         columns.require_fit(schema, dims.schema, what=where, whom=whom, remedy=remedy)
     with _naming_an_import(source, row, env):
         rows = _summed(row.rows(source, reading, report), summary)
-        said = {"format": row.name, "file": row.remembered(source), "env": env.id}
+        said: dict[str, Any] = {"format": row.name, "file": row.remembered(source), "env": env.id}
+        said |= {"env_settings": settings} if (settings := env.overrides()) else {}
         write_dataset(out, rows, dims.schema, said | row.choices(source, reading, report))
     findings = judge(summary, report, has_rewards=True)
     for finding in findings:

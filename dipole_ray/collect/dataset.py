@@ -40,6 +40,7 @@ class Shard:
     first_episode: int  # its number within the split
     lengths: tuple[int, ...]  # transitions of each episode
     seed: int  # of the request
+    kwargs: dict[str, Any]  # arguments of the environment
 
     def __str__(self) -> str:
         last = self.first_episode + len(self.lengths) - 1
@@ -51,7 +52,7 @@ class Shard:
         return f"{self.split}-{self.first_episode:06d}.npz"
 
 
-def plan(name: str, transitions: int, seed: int) -> list[Shard]:
+def plan(name: str, transitions: int, seed: int, kwargs: dict[str, Any] | None = None) -> list[Shard]:
     """Return the shards of a request in order, the validation split last; its last episode may be shorter."""
     how = recipe(name)
     totals = {"train": transitions}
@@ -64,14 +65,15 @@ def plan(name: str, transitions: int, seed: int) -> list[Shard]:
         lengths = (how.episode_steps,) * full + (rest,) * (rest > 0)
         for first in range(0, len(lengths), block):
             some = lengths[first : first + block]
-            shards.append(Shard(name=name, split=split, first_episode=first, lengths=some, seed=seed))
+            how_many: Any = {"first_episode": first, "lengths": some}
+            shards.append(Shard(name=name, split=split, seed=seed, kwargs=kwargs or {}, **how_many))
     return shards
 
 
 def play(shard: Shard) -> list[Columns]:
     """Play the episodes of `shard` in an environment of its own."""
     episodes = []
-    with closing(recipe(shard.name).open()) as collector:
+    with closing(recipe(shard.name).open(**shard.kwargs)) as collector:
         for number, length in enumerate(shard.lengths, shard.first_episode):
             seed = np.random.SeedSequence(shard.seed, spawn_key=(_SPLITS.index(shard.split), number))
             episodes.append(collector.episode(seed, length))
@@ -86,11 +88,12 @@ def collect(
     num_workers: int | None = None,
     progress: bool = True,
     overwrite: bool = False,
+    env_kwargs: dict[str, Any] | None = None,
 ) -> list[Path]:
     """Make the dataset `name`, or return it if this very request has been fulfilled in `out` before.
 
-    The rows depend on `name`, `transitions` and `seed` alone. An interrupted call leaves its finished shards in a
-    hidden folder of `out`; the same call takes them up.
+    The rows depend on `name`, `transitions`, `seed` and `env_kwargs` alone. An interrupted call leaves its finished
+    shards in a hidden folder of `out`; the same call takes them up.
 
     Args:
         name: An OGBench dataset such as `pointmaze-medium-navigate-v0`, written as OGBench's pair `{name}.npz` and
@@ -102,6 +105,7 @@ def collect(
         num_workers: Ray tasks at a time; 1 collects in this process. None: what the work is worth.
         progress: Whether to show progress.
         overwrite: Whether to replace files of that name that were made by another request.
+        env_kwargs: Arguments of the environment's constructor.
 
     Returns:
         The files, training data first; or the dataset folder.
@@ -113,6 +117,7 @@ def collect(
     how = recipe(name)
     check_numbers(f"'{name}'", transitions=transitions, seed=seed, num_workers=num_workers)
     request = {"name": name, "collector": how.collector, "transitions": transitions, "seed": seed}
+    request |= {"env_kwargs": env_kwargs} if env_kwargs else {}
     out = Path(out)
     targets = files_of(name, out)
     digest = hashlib.sha256(json.dumps(request).encode()).hexdigest()[:8]
@@ -130,7 +135,7 @@ def collect(
                 f"({request_in_words(_record(out, name))}); choose another folder, or overwrite"
             )
         work.mkdir(parents=True, exist_ok=True)
-        shards = plan(name, transitions, seed)
+        shards = plan(name, transitions, seed, env_kwargs)
         _play_all(shards, work, num_workers, progress)
         record = {"request": request, "versions": {package: version(package) for package in PACKAGES}}
         write = _write_folder if name == PENDULUM else _write_pair

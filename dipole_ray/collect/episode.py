@@ -11,7 +11,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from dipole_ray.envs.make import standard_ogbench
+from dipole_ray.envs.make import EnvConfig, constructing, standard_ogbench
 from dipole_ray.envs.registry import load_ogbench
 from dipole_ray.envs.standard import Info, PrivateGlobalRandom, StandardEnv
 from dipole_ray.files.durable import replacing
@@ -41,7 +41,9 @@ class OgbenchCollector(Collector):
         """Open `env_id`, for example `pointmaze-medium-v0`, with OGBench's own `options`."""
         load_ogbench()
         options |= {"disable_env_checker": True, "terminate_at_goal": False}
-        super().__init__(standard_ogbench(lambda: gymnasium.make(env_id, **options), env_id))
+        with constructing(EnvConfig(id=env_id, kwargs=options)):
+            env = standard_ogbench(lambda: gymnasium.make(env_id, **options), env_id)
+        super().__init__(env)
         self._simulation: Any = self._env.unwrapped
 
     def episode(self, seed: np.random.SeedSequence, num_transitions: int) -> Columns:

@@ -27,9 +27,9 @@ MAX_ATTEMPTS = 50  # before giving up on a healthy episode; about one in a hundr
 class ManipulationCollector(OgbenchCollector):
     """Plays one sub-task after another with OGBench's oracles."""
 
-    def __init__(self, env_id: str, kind: str) -> None:
-        """Open `env_id`, for example `cube-single-v0`; `kind` is `play` or `noisy`."""
-        super().__init__(env_id, mode="data_collection", visualize_info=False)
+    def __init__(self, env_id: str, kind: str, **kwargs: Any) -> None:
+        """Open `env_id`, such as `cube-single-v0`, with arguments of its own; `kind` is `play` or `noisy`."""
+        super().__init__(env_id, **{"mode": "data_collection", "visualize_info": False, **kwargs})
         self._domain, self._variant, *_ = env_id.split("-")
         self._is_noisy = kind == "noisy"
         self._random_action_fraction = 0.2 if self._domain == "puzzle" else 0.1  # of noisy data

@@ -1,10 +1,12 @@
 """Pendulum-v1 data of mixed quality: an energy-shaping swing-up that is overruled more or less often."""
 
+from typing import Any
+
 import numpy as np
 
 from dipole_ray.collect.episode import Collector, Columns, env_seed
 from dipole_ray.data.schema import close_trajectory
-from dipole_ray.envs.make import make_env
+from dipole_ray.envs.make import EnvConfig, make_env
 
 # Torque in N m per unit of missing energy (per unit of inertia): above 0.1 it is nearly always the largest.
 ENERGY_GAIN = 1.0
@@ -32,8 +34,9 @@ def teacher_action(observation: np.ndarray) -> float:
 class PendulumCollector(Collector):
     """Plays the swing-up controller, overruled by random torques for a share of time drawn anew each episode."""
 
-    def __init__(self) -> None:
-        super().__init__(make_env("Pendulum-v1"))
+    def __init__(self, **kwargs: Any) -> None:
+        """Open Pendulum with arguments of its own."""
+        super().__init__(make_env(EnvConfig(id="Pendulum-v1", kwargs=kwargs)))
 
     def episode(self, seed: np.random.SeedSequence, num_transitions: int) -> Columns:
         """Return one episode, T+1 rows as a dataset holds them."""

@@ -1,5 +1,7 @@
 """The `navigate` data of OGBench's point mazes: one goal after another, with a noisy hand on the wheel."""
 
+from typing import Any
+
 import numpy as np
 
 from dipole_ray.collect.episode import OgbenchCollector
@@ -17,8 +19,9 @@ class PointmazeCollector(OgbenchCollector):
     The action is the unit vector towards the centre of the next cell, plus noise, clipped to [-1, 1].
     """
 
-    def __init__(self, env_id: str) -> None:
-        super().__init__(env_id)
+    def __init__(self, env_id: str, **kwargs: Any) -> None:
+        """Open `env_id` with arguments of its own."""
+        super().__init__(env_id, **kwargs)
         walls = self._simulation.maze_map
         self._cells: list[Cell] = [(int(i), int(j)) for i, j in np.argwhere(walls == 0)]
         self._vertices = [cell for cell in self._cells if not _is_corridor(walls, cell)]

@@ -19,7 +19,7 @@ class Recipe:
     """How one dataset is collected."""
 
     collector: str  # the controller and its version: rows change only when this does
-    open: Callable[[], Collector]
+    open: Callable[..., Collector]  # takes arguments of the environment
     episode_steps: int = 1000  # transitions of a whole episode
     transitions_per_s: float  # rough speed on one core; decides whether starting Ray is worth it
     validation_share: int = 10  # one transition in this many more goes into the validation file; 0 for none

@@ -4,6 +4,7 @@ Nothing is moved or deleted: a dataset is only ever read here, may be shared or 
 is back at the next opening, because every opening verifies every file.
 """
 
+import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,9 +48,10 @@ def restore_hint(directory: Path, source: dict[str, Any]) -> str:
     if isinstance(request, dict) and {"name", "transitions", "seed"} <= request.keys():
         words = ["collect", str(request["name"]), "--transitions", str(request["transitions"])]
         words += ["--seed", str(request["seed"]), "--out", str(directory.parent)]
+        words += [f"env.kwargs={json.dumps(request['env_kwargs'])}"] if "env_kwargs" in request else []
     elif isinstance(source.get("file"), str):
         words = ["import", source["file"], *(["--env", str(source["env"])] if source.get("env") else [])]
-        words += ["--out", str(directory)]
+        words += ["--out", str(directory), *source.get("env_settings", ())]
     else:
         return "restore the file from a copy, or write the dataset again"
     options = " and the --map options of the first time" if "mapping" in source else ""

@@ -126,7 +126,7 @@ def make_env(config: EnvConfig | str, render: bool = False) -> StandardEnv:
 
         options = _given(config, success_timing=config.success_timing, max_episode_steps=limit)
         build = partial(ogbench.make_env_and_datasets, config.id, env_only=True, **options)
-        with _constructing(config):
+        with constructing(config):
             env = standard_ogbench(build, config.id)
         env.subtract(config.observation_offset or {})
         return env
@@ -201,12 +201,12 @@ def _given(config: EnvConfig, **ours: Any) -> dict[str, Any]:
 
 def _make_gymnasium(config: EnvConfig, render: bool) -> gymnasium.Env:
     ours = {"max_episode_steps": config.max_episode_steps, "render_mode": "rgb_array" if render else None}
-    with _constructing(config):
+    with constructing(config):
         return gymnasium.make(config.id, **_given(config, **ours))
 
 
 @contextmanager
-def _constructing(config: EnvConfig) -> Iterator[None]:
+def constructing(config: EnvConfig) -> Iterator[None]:
     """Say what a constructor fails with, and at which line."""
     try:
         yield

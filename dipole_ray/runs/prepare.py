@@ -105,9 +105,10 @@ def _place(data: DataConfig, env: EnvConfig, *, make: bool) -> Path | None:
         path = Path(data.path).expanduser()
     elif data.collect_transitions:
         name = _TASK.sub("", env.id)  # what the task is learned from, such as cube-single-play-v0
-        folder = cache / "collected" / f"{name}-{data.collect_transitions}-seed{data.collect_seed}"
-        files = collect(name, data.collect_transitions, data.collect_seed, folder) if make else files_of(name, folder)
-        path = files[0]
+        own = f"-{digest(env.kwargs)}" if env.kwargs else ""
+        folder = cache / "collected" / f"{name}-{data.collect_transitions}-seed{data.collect_seed}{own}"
+        request = (name, data.collect_transitions, data.collect_seed, folder)
+        path = (collect(*request, env_kwargs=env.kwargs) if make else files_of(name, folder))[0]
     else:
         return None
     return converted(path, env, cache, make=make)

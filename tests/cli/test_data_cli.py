@@ -21,6 +21,7 @@ import pytest
 from dipole_ray.cli import main
 from dipole_ray.cli.data import add_parser
 from dipole_ray.data.dataset import open_dataset
+from dipole_ray.data.quarantine import restore_hint
 from dipole_ray.envs.make import EnvConfig
 from dipole_ray.errors import ConfigError, DatasetError
 from dipole_ray.replay.replay import Replay
@@ -281,8 +282,32 @@ def test_an_environment_is_told_its_limit_and_arguments_as_in_train(
     for place, limit in (("a", ["env.max_episode_steps=20"]), ("b", ["--max-episode-steps", "20"])):
         assert main([*endless, "--out", str(tmp_path / place), *limit]) == 0
         assert "env.id=tests.odd_envs:Endless-v0 env.max_episode_steps=20\n" in capsys.readouterr().out
+    assert open_dataset(tmp_path / "a").source["env_settings"] == ["env.max_episode_steps=20"]
     massive = ["data", "inspect", path, "--env", "tests.odd_envs:Massive-v0"]
     assert main(massive) == 2 and "give its arguments" in capsys.readouterr().err
     assert main([*massive, "env.kwargs={mass: 3}"]) == 0
     assert main([*massive, "agent.beta=3"]) == 2 and main(["data", "inspect", path, "env.kwargs.mass=3"]) == 2
     assert capsys.readouterr().err.count("give --env ENV_ID, and env.KEY=VALUE only") == 2
+
+
+def test_collectors_take_an_environments_arguments_and_write_them_down(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["data", "collect", "Pendulum-v1", "--transitions", "50", "--workers", "1", "--out"]
+    assert main([*words, str(tmp_path / "a")]) == 0
+    assert main([*words, str(tmp_path / "b"), "env.kwargs.g=1"]) == 0
+    plain, light = (open_dataset(tmp_path / place / "Pendulum-v1") for place in "ab")
+    assert light.source["request"]["env_kwargs"] == {"g": 1} and "env_kwargs" not in plain.source["request"]
+    assert light.manifest.files[0].crc32 != plain.manifest.files[0].crc32
+    assert "env.kwargs=" in restore_hint(light.directory, light.source)
+    data = DataConfig(collect_transitions=50, cache=str(tmp_path))
+    made = [prepare_dataset(data, EnvConfig(id="Pendulum-v1", kwargs=kwargs)) for kwargs in ({}, {"g": 1})]
+    contents = [open_dataset(folder).manifest.files[0].crc32 for folder in made if folder is not None]
+    assert contents == [dataset.manifest.files[0].crc32 for dataset in (plain, light)]
+    capsys.readouterr()
+    for wrong, found in (
+        ("env.success=true", "give env.kwargs.KEY=VALUE"),
+        ("env.kwargs.h=1", "change env.kwargs={'h'"),
+    ):
+        assert main([*words, str(tmp_path / "c"), wrong]) == 2 and found in capsys.readouterr().err
+    assert main(["data", "collect", "exorl", "jaco", "env.kwargs.g=1", *words[3:], str(tmp_path)]) == 2
