@@ -77,12 +77,14 @@ def _in_gymnasium(env_id: str) -> bool:
     if colon:
         try:
             importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            found = f"environment '{env_id}': cannot import '{module}' ({error})"
-            raise ConfigError(f"{found}; install it, or put its folder on PYTHONPATH") from error
         except (Exception, SystemExit) as error:  # any module's any error
+            missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
+            if missing and f"{module}.".startswith(f"{missing}."):
+                found = f"environment '{env_id}': cannot import '{module}' ({error})"
+                raise ConfigError(f"{found}; install it, or put its folder on PYTHONPATH") from error
             found = f"environment '{env_id}': '{module}' fails while it is imported: {described(error)}"
-            raise ConfigError(f"{found}; mend it there") from error
+            remedy = f"install '{missing}', or mend it there" if missing else "mend it there"
+            raise ConfigError(f"{found}; {remedy}") from error
     return name in gymnasium.registry
 
 

@@ -155,14 +155,14 @@ def test_c1_killed_worker_is_replaced_and_nobody_waits_for_it(
         lives = set(inserts.senders)
         pid = pid_of(handle(patient, victim))
         raylet, siblings = psutil.Process(pid).ppid(), {pid_of(handle(patient, w)) for w in range(1, WORKERS + 1)}
-        start = time.monotonic()
         if moment in ("in step", "at start"):
             arm(patient, victim, partial(die_in_step, calls=chance.randrange(1, 40)))
         elif moment == "while fetching weights":
             arm(patient, victim, die_with_weights)
         elif moment == "in insert":
             inserts.victim = victim
-        else:
+        start = time.monotonic()  # not before a trap is set, which waits for the victim while nobody collects
+        if moment == "while idle":
             time.sleep(0.5)  # all have answered what they were asked
             kill(pid)
             time.sleep(chance.uniform(0.0, 1.0))

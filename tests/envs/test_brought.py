@@ -12,6 +12,7 @@ import torch
 
 from dipole_ray.agents.dipole import AgentConfig
 from dipole_ray.envs.make import EnvConfig, env_dims, make_env
+from dipole_ray.envs.registry import family
 from dipole_ray.errors import ConfigError, DipoleError, EnvironmentUnavailable
 from dipole_ray.evaluation.cells import Cell
 from dipole_ray.evaluation.play import evaluate_cell
@@ -203,3 +204,14 @@ def test_a_module_that_fails_on_import_is_named_with_its_line(
     monkeypatch.delitem(__import__("sys").modules, "my_envs", raising=False)
     with pytest.raises(ConfigError, match=found):
         make_env("my_envs:Mine-v0")
+
+
+def test_what_a_users_module_lacks_is_named_with_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the module itself, which is there."""
+    (tmp_path / "lacks_something.py").write_text("import no_such_simulator\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    said = r"line 1: import no_such_simulator\); install 'no_such_simulator', or mend it there"
+    with pytest.raises(ConfigError, match=said):
+        family("lacks_something:Mine-v0")
+    with pytest.raises(ConfigError, match=r"cannot import 'lacks_all\.of_it'.*PYTHONPATH"):
+        family("lacks_all.of_it:Mine-v0")
