@@ -19,7 +19,7 @@ FLOORS = (
     {"parallel"},
     {"agents", "data"},
     {"replay", "tracking"},
-    {"envs"},
+    {"envs", "driving"},
     {"collect"},
     {"serving"},
     {"evaluation"},
@@ -36,6 +36,7 @@ ALLOWED = {
     "agents": {"torch", "numpy", "safetensors", "triton"},
     "data": {"numpy", "pyarrow", "h5py", "requests", "urllib3"},
     "replay": {"numpy", "pyarrow"},
+    "driving": {"numpy", "shapely", "scipy"},
     "errors": set(),
     "columns": set(),
     "files": {"filelock", "safetensors", "torch"},
@@ -44,6 +45,7 @@ ALLOWED = {
     "tables": {"rich"},
 }
 HOMES = {"requests": {"data"}, "ray": {"cluster", "parallel", "sweep", "rllib"}, "mlflow": {"tracking"}}
+HOMES |= {"shapely": {"driving"}, "scipy": {"driving"}}
 LIGHT_FOR_AGENTS_AND_DATA = {"errors", "columns", "progress", "settings", "files"}
 
 HEAVY = ("torch", "ray", "mlflow", "mujoco", "gymnasium", "pyarrow", "numpy", "matplotlib")

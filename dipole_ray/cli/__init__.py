@@ -1,4 +1,4 @@
-"""The command line: `dipole train | evaluate | sweep | bench | data | doctor`, each in a file of its own here."""
+"""The command line: `dipole train | evaluate | sweep | bench | data | drive | doctor`, each in a file here."""
 
 import argparse
 import contextlib
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
 
 from dipole_ray import __version__
-from dipole_ray.cli import bench, data, doctor, evaluate, sweep, train
+from dipole_ray.cli import bench, data, doctor, drive, evaluate, sweep, train
 from dipole_ray.errors import DipoleError
 from dipole_ray.stopping import Stopped, ending_on_stops
 
@@ -23,6 +23,7 @@ Dichotomous Diffusion Policy Optimization, from offline data to a fine-tuned pol
   dipole bench run|report|list         methods x tasks x seeds with intervals; the same command continues
   dipole data download|collect|import|inspect
                                        fetch, make, convert and check datasets
+  dipole drive score SCENE.json.gz     plans of a car, scored as NAVSIM scores them
   dipole doctor                        what this machine has and lacks, with remedies
 """
 
@@ -33,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="dipole", description=_DESCRIPTION, formatter_class=keeps_lines)
     top.add_argument("--version", action="version", version=f"dipole_ray {__version__}")
     subparsers = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (train, evaluate, sweep, bench, data, doctor):
+    for command in (train, evaluate, sweep, bench, data, drive, doctor):
         command.add_parser(subparsers)
     return top
 

@@ -1,0 +1,18 @@
+"""Driving: plans of a car scored as NAVSIM scores them, by the PDM score v1.1.
+
+A plan is poses of the car's rear axle; a scene is what surrounds it. `scene` says what a scene is and `scene_file`
+reads one; `plans`, `profiles` and `simulation` drive a plan; `area`, `collisions` and `comfort` judge the drive;
+`score` puts it together. Shapes: `B` plans, `K` poses of a plan, `T` = 41 steps of 0.1 s, `P` polygons of a map,
+`M` objects.
+"""
+
+from importlib.util import find_spec
+
+from dipole_ray.errors import DipoleError
+
+_missing = [name for name in ("shapely", "scipy") if find_spec(name) is None]
+if _missing:
+    raise DipoleError(
+        f"driving needs {' and '.join(_missing)}, not installed here: pip install 'dipole-ray[driving]', "
+        "in a checkout pip install -e '.[driving]'"
+    )
