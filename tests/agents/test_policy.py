@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +29,21 @@ ACTORS = {"dipole": {"fields"}, "fql": {"fields", "policy"}, "iql": {"policy", "
 
 
 class Tensors:
-    """Counts the tensors that came to life since it was made."""
+    """Counts the tensors that came to life since it was made: whatever was there is out of the collector's sight."""
 
     def __init__(self) -> None:
-        self.before = self.alive()  # held, so that no new tensor gets the identity of one that went
-
-    @staticmethod
-    def alive() -> list[Tensor]:
-        gc.collect()
-        return [one for one in gc.get_objects() if issubclass(type(one), Tensor)]
+        gc.freeze()
 
     def new(self) -> int:
-        before = {id(one) for one in self.before}
-        return sum(id(one) not in before for one in self.alive())
+        gc.collect()
+        return sum(issubclass(type(one), Tensor) for one in gc.get_objects())
+
+
+@pytest.fixture(autouse=True)
+def thawed() -> Iterator[None]:
+    """Show the collector everything again."""
+    yield
+    gc.unfreeze()
 
 
 def assert_only_acts(policy: Policy, config: AgentConfig, new_tensors: float) -> None:

@@ -11,7 +11,7 @@ import resource
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import h5py
@@ -101,22 +101,29 @@ def damaged(original: bytes, seed: int) -> bytes:
     return bytes(content)
 
 
-def ending_of(read: Callable[[], object]) -> str:
-    """Read in a forked process, because Arrow may end it, and say how that went."""
+def endings_of(read: Callable[[], object], file: Path, contents: Iterable[bytes]) -> collections.Counter[str]:
+    """Read a file with each of the contents in a forked process, because Arrow may end it, and count how that went."""
+    reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        try:
-            read()
-            os._exit(0)
-        except DatasetError:
-            os._exit(3)
-        except BaseException as error:
-            sys.stdout.write(f"{type(error).__name__}: {error}\n")
-            os._exit(4)
+        for content in contents:
+            file.write_bytes(content)
+            try:
+                read()
+                ending = "read"
+            except DatasetError:
+                ending = "refused"
+            except BaseException as error:
+                ending = f"{type(error).__name__}: {error}"
+            os.write(writing, json.dumps(ending).encode() + b"\n")
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        endings = collections.Counter(json.loads(line) for line in pipe)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return {0: "read", 3: "refused"}.get(status, f"ended with {status}")
+    return endings if status == 0 else endings + collections.Counter([f"ended with {status}"])
 
 
 @pytest.mark.parametrize("name", ["table.parquet", "table.feather", "plain.feather"])
@@ -126,10 +133,8 @@ def test_no_damage_to_a_table_ends_the_process(tmp_path: Path, name: str) -> Non
     if name.startswith("plain"):
         feather.write_feather(feather.read_table(str(path)), str(path), compression="uncompressed")
     original = path.read_bytes()
-    endings: collections.Counter[str] = collections.Counter()
-    for seed in range(80):
-        path.write_bytes(damaged(original, seed))
-        endings[ending_of(lambda: list(read_table(path, TableMapping.guess(table_columns(path)))))] += 1
+    every = (damaged(original, seed) for seed in range(80))
+    endings = endings_of(lambda: list(read_table(path, TableMapping.guess(table_columns(path)))), path, every)
     assert set(endings) == {"read", "refused"}, endings
     assert endings["refused"] > 40
 
@@ -139,10 +144,7 @@ def test_no_damage_to_an_hdf5_file_ends_the_process(tmp_path: Path, layout: str)
     """Where only numbers changed, a plain HDF5 file has no checksum that could tell."""
     path, file, read = damageable(layout, tmp_path)
     original = file.read_bytes()
-    endings: collections.Counter[str] = collections.Counter()
-    for seed in range(80):
-        file.write_bytes(damaged(original, seed))
-        endings[ending_of(lambda: list(read(path)))] += 1
+    endings = endings_of(lambda: list(read(path)), file, (damaged(original, seed) for seed in range(80)))
     assert set(endings) == {"read", "refused"}, endings
     assert endings["refused"] > 15
 

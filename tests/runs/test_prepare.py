@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dipole_ray import DIPOLEConfig
+from dipole_ray.cli import main
 from dipole_ray.collect.exorl import collect_exorl
 from dipole_ray.data.dataset import open_dataset
 from dipole_ray.data.sources.reading import Arrays
@@ -30,46 +33,44 @@ from tests.synthetic import ogbench_arrays, transition_columns, write_ogbench, w
 
 POINTMAZE = "pointmaze-medium-navigate-singletask-task1-v0"
 
-# Both begin in the same moment, with everything imported.
-TOGETHER = """
-import sys, time
-from pathlib import Path
-from dipole_ray.runs.config import DataConfig
-from dipole_ray.cli import main
-from dipole_ray.envs.make import EnvConfig
-from dipole_ray.runs.prepare import prepare_dataset
-me, folder = sys.argv[1], Path(sys.argv[2])
-(folder / f"ready-{me}").touch()
-while not (folder / "go").exists():
-    time.sleep(0.001)
-"""
+
+def be_one(me: int, folder: Path, work: Callable[[], int | None]) -> None:
+    """Wait for the others, which begin in the same moment, do the work, and end with its status."""
+    os.environ["HOME"] = str(folder)
+    (folder / f"ready-{me}").touch()
+    while not (folder / "go").exists():
+        time.sleep(0.001)
+    out, err = (folder / f"out-{me}").open("w"), (folder / f"err-{me}").open("w")
+    with out, err, redirect_stdout(out), redirect_stderr(err):
+        sys.exit(work())
 
 
-def at_once(tmp_path: Path, code: str, processes: int = 2) -> list[tuple[int, str, str]]:
-    """Run `code` in two processes at the same time, and return what each ends with: status, output, errors."""
-    variables = os.environ | {"HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    argv = [sys.executable, "-c", TOGETHER + code]
-    running = [
-        subprocess.Popen(
-            [*argv, str(me), str(tmp_path)], env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        for me in range(processes)
-    ]
+def at_once(tmp_path: Path, work: Callable[[], int | None]) -> list[tuple[int | None, str, str]]:
+    """Do `work` in two processes at the same time, and return what each ends with: status, output, errors."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # imported once for all
+    both = range(2)
+    running = [context.Process(target=be_one, args=(me, tmp_path, work)) for me in both]
+    for process in running:
+        process.start()
     deadline = time.monotonic() + 120
-    while len(list(tmp_path.glob("ready-*"))) < processes:
-        assert time.monotonic() < deadline and all(process.poll() is None for process in running)
+    while len(list(tmp_path.glob("ready-*"))) < len(running):
+        assert time.monotonic() < deadline and all(process.is_alive() for process in running)
         time.sleep(0.01)
     (tmp_path / "go").touch()
-    ends = [process.communicate(timeout=120) for process in running]
-    return [(process.returncode, *end) for process, end in zip(running, ends, strict=True)]
+    for process in running:
+        process.join(120)
+    texts = [[(tmp_path / f"{name}-{me}").read_text() for name in ("out", "err")] for me in both]
+    return [(process.exitcode, out, err) for process, (out, err) in zip(running, texts, strict=True)]
+
+
+def prepare(data: DataConfig, env: str) -> None:
+    print(prepare_dataset(data, EnvConfig(id=env)))
 
 
 def test_two_processes_collect_one_dataset_between_them(tmp_path: Path) -> None:
-    code = """
-data = DataConfig(collect_transitions=40_000, cache=str(folder / "cache"))
-print(prepare_dataset(data, EnvConfig(id="Pendulum-v1")))
-"""
-    ends = at_once(tmp_path, code)
+    data = DataConfig(collect_transitions=40_000, cache=str(tmp_path / "cache"))
+    ends = at_once(tmp_path, partial(prepare, data, "Pendulum-v1"))
     assert [status for status, _, _ in ends] == [0, 0], ends
     paths = {output.strip() for _, output, _ in ends}
     dataset = open_dataset(paths.pop(), strict=True)
@@ -78,12 +79,12 @@ print(prepare_dataset(data, EnvConfig(id="Pendulum-v1")))
     assert left == ["Pendulum-v1", *(entry.name for entry in dataset.manifest.files), "manifest.json"]
 
 
+def collect_jaco(folder: Path) -> None:
+    collect_exorl("jaco", "random", 1500, 0, folder, num_workers=1)
+
+
 def test_two_processes_collect_the_same_episodes(tmp_path: Path) -> None:
-    code = """
-from dipole_ray.collect.exorl import collect_exorl
-collect_exorl("jaco", "random", 1500, 0, folder / "data", num_workers=1)
-"""
-    ends = at_once(tmp_path, code)
+    ends = at_once(tmp_path, partial(collect_jaco, tmp_path / "data"))
     assert [status for status, _, _ in ends] == [0, 0], ends
     left = sorted(path.name for path in (tmp_path / "data/jaco").rglob("*"))
     assert left == ["buffer", "collect.json", *(f"episode_{index:06d}_250.npz" for index in range(6)), "random"]
@@ -91,11 +92,8 @@ collect_exorl("jaco", "random", 1500, 0, folder / "data", num_workers=1)
 
 def test_two_processes_label_and_convert_the_same_episodes(tmp_path: Path) -> None:
     episodes = collect_exorl("walker", "random", 5000, 0, tmp_path / "data", num_workers=1, progress=False)
-    code = f"""
-data = DataConfig(path={str(episodes)!r}, cache=str(folder / "cache"))
-print(prepare_dataset(data, EnvConfig(id="exorl/walker-walk")))
-"""
-    ends = at_once(tmp_path, code)
+    data = DataConfig(path=str(episodes), cache=str(tmp_path / "cache"))
+    ends = at_once(tmp_path, partial(prepare, data, "exorl/walker-walk"))
     assert [status for status, _, _ in ends] == [0, 0], ends
     paths = {output.strip() for _, output, _ in ends}
     dataset = open_dataset(paths.pop(), strict=True)
@@ -106,7 +104,7 @@ print(prepare_dataset(data, EnvConfig(id="exorl/walker-walk")))
 def test_two_imports_into_one_folder_give_one_dataset(tmp_path: Path) -> None:
     path = write_ogbench(tmp_path / "data.npz", ogbench_arrays(np.random.default_rng(0), [1000] * 200, 2, 2))
     words = ["data", "import", str(path), "--env", POINTMAZE, "--out", str(tmp_path / "out")]
-    ends = at_once(tmp_path, f"sys.exit(main({words!r}))")
+    ends = at_once(tmp_path, partial(main, words))
     assert sorted(status for status, _, _ in ends) == [0, 2], ends
     refused = next(errors for status, _, errors in ends if status == 2)
     assert "already holds a dataset" in refused
