@@ -16,20 +16,39 @@ from dipole_ray.evaluation.statistics import bootstrap_interval
 from dipole_ray.files.provenance import git_commit, package_versions
 
 
-def write_record(out: Path, name: str, command: str, numbers: dict[str, Any], title: str, tables: str) -> None:
-    """Write `numbers` with their provenance as `{name}-{date}.json`, and `tables` for a person as `{name}.md`."""
-    date = datetime.now(UTC).date().isoformat()
-    record = {
-        "date": date,
+def provenance(command: str) -> dict[str, Any]:
+    """Return when and where numbers were measured, with what, and by which command."""
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
         "command": command,
-        "machine": f"{platform.machine()}, {usable_cores()} cores",
+        "machine": f"{_processor()}, {usable_cores()} cores",
         "versions": package_versions(),
         "commit": git_commit(),
-        **numbers,
     }
-    out.mkdir(parents=True, exist_ok=True)
-    (out / f"{name}-{date}.json").write_text(json.dumps(record, indent=1) + "\n")
-    about = f"{date}, {record['machine']}; commit {str(record['commit'])[:7]}."
+
+
+def _processor() -> str:
+    """Return the processor's name, or its kind where the system does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{platform.machine()} {names[0]}" if names else platform.machine()
+
+
+def write_json(path: Path | None, command: str, numbers: dict[str, Any]) -> None:
+    """Write numbers with their provenance to a file, if one was asked for."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({**provenance(command), **numbers}, indent=1) + "\n", encoding="utf-8")
+
+
+def write_record(out: Path, name: str, command: str, numbers: dict[str, Any], title: str, tables: str) -> None:
+    """Write `numbers` with their provenance as `{name}-{date}.json`, and `tables` for a person as `{name}.md`."""
+    record = {**provenance(command), **numbers}
+    write_json(out / f"{name}-{record['date']}.json", command, numbers)
+    about = f"{record['date']}, {record['machine']}; commit {str(record['commit'])[:7]}."
     (out / f"{name}.md").write_text(f"# {title}\n\n{about}\n\n    {command}\n\n{tables.strip()}\n")
 
 

@@ -33,7 +33,7 @@ FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 # Third-party imports that a room is limited to, and libraries that only some rooms may import.
 ALLOWED = {
-    "agents": {"torch", "numpy", "safetensors", "triton"},
+    "agents": {"torch", "numpy", "safetensors", "triton", "numba", "llvmlite"},
     "data": {"numpy", "pyarrow", "h5py", "requests", "urllib3"},
     "replay": {"numpy", "pyarrow"},
     "driving": {"numpy", "shapely", "scipy"},

@@ -88,6 +88,7 @@ class Agent(ABC):
         self.networks, self.policy = self.draw(config, schema, **options)
         self.device, self.sizes = self.policy.device, self.policy.sizes
         self.generator, self.sample_actions = self.policy.generator, self.policy.sample_actions
+        self.policy.updates = lambda: self.learner_steps
         self._statistics = {name: torch.zeros((), device=self.device) for name in self.statistics}
         self._parameters = list(self.networks.trained_parameters().values())
         self._critic_parameters: list[Tensor] = list(self.networks.critic.parameters())

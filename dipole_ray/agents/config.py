@@ -57,6 +57,7 @@ WIDTHS = Rule(lambda x: len(x) > 0 and min(x) >= 1, "give at least one positive 
 AGGREGATION = one_of("min", "mean", "mean_minus_std")
 AS_VALUE = Rule(lambda x: x is None or AGGREGATION.holds(x), f"{AGGREGATION.wanted}, or null")
 BOOTSTRAP = one_of("policy", "value")
+SOLVER = one_of("euler", "midpoint")
 DIVISOR = one_of("none", "batch_std", "running_std")
 
 
@@ -80,6 +81,7 @@ class AgentConfig(metaclass=Tagged):
     target_omega = 0.0
     target_aggregation = "mean"
     advantage_normalization = "none"
+    solver = "euler"
 
     algorithm: str = "dipole"
     """`dipole` (the flow policies of `weight_scheme`), `fql` (flow Q-learning: a one-step policy that climbs Q, held to
@@ -121,7 +123,7 @@ class AgentConfig(metaclass=Tagged):
     hidden_dims: Annotated[tuple[int, ...], WIDTHS] = (512, 512, 512)
     """Hidden layers of every network, in units. Paper: 3 x 512."""
     denoise_steps: Annotated[int, COUNT] = 10
-    """Euler steps of the flow, >= 1. Paper: 10."""
+    """Steps of the flow's solver, >= 1. Paper: 10."""
     learning_rate: Annotated[float, ABOVE_ZERO] = 3e-4
     """Adam's, > 0, for all networks. Paper: 3e-4."""
     batch_size: Annotated[int, COUNT] = 256

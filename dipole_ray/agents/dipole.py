@@ -13,7 +13,18 @@ from torch import Tensor
 
 from dipole_ray.agents import flow, losses
 from dipole_ray.agents.agent import Losses
-from dipole_ray.agents.config import AGGREGATION, BOOTSTRAP, CEILING, COUNT, DIVISOR, FINITE, OMEGA, AgentConfig, one_of
+from dipole_ray.agents.config import (
+    AGGREGATION,
+    BOOTSTRAP,
+    CEILING,
+    COUNT,
+    DIVISOR,
+    FINITE,
+    OMEGA,
+    SOLVER,
+    AgentConfig,
+    one_of,
+)
 from dipole_ray.agents.fields import MakeFields
 from dipole_ray.agents.networks import Sizes
 from dipole_ray.agents.policy import Policy
@@ -51,6 +62,9 @@ class DipoleConfig(AgentConfig):
     """k in sigma(beta A + k), only for `dipole`. Paper: 0."""
     omega: Annotated[float, OMEGA] = 0.0
     """Greediness when acting with the two fields of `dipole` or `cfgrl`, >= -1; 0 is pi+ alone, -1 pi- alone."""
+    solver: Annotated[str, SOLVER] = "euler"
+    """How the flow is followed from noise to action: `euler` (paper), one evaluation of the fields a step, or
+    `midpoint`, two: how exact and how good that is says `benchmarks/results/solvers.md`."""
     exp_weight_max: Annotated[float, CEILING] = 100.0
     """Ceiling of the weight of `exp` and `iql`, > 0, may be infinite. FQL's AWR baselines: 100."""
     train_bc: bool = False
@@ -123,7 +137,8 @@ class FlowPolicy(Policy):
         # At 0 and -1 the other field has no weight.
         along = {0.0: [towards], -1.0: away}.get(float(omega), [towards, *away])
         along = ["bc"] if policy == "bc" else along
-        return flow.generate(self.networks.fields, observations, noise, along, self.config.denoise_steps, omega)
+        steps, solver = self.config.denoise_steps, self.config.solver
+        return flow.generate(self.networks.fields, observations, noise, along, steps, omega, solver)
 
 
 class DipoleAgent(ValueAgent):

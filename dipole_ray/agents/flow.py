@@ -1,4 +1,4 @@
-"""Flow matching: the straight path from noise to action, the guided field and its Euler sampler.
+"""Flow matching: the straight path from noise to action, the guided field and its samplers.
 
 Shapes: B rows, N candidates, O observation dim, A action dim; K denoise steps.
 """
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dipole_ray.agents.fields import StackedFields, VelocityField
 from dipole_ray.agents.networks import FUSED
+from dipole_ray.agents.packed import PackedFields
 
 
 def path_point(noise: Tensor, actions: Tensor, t: Tensor) -> Tensor:
@@ -31,26 +32,44 @@ def guided_velocity(positive: Tensor, negative: Tensor, omega: float | Tensor) -
     return positive + omega * (positive - negative)
 
 
-def sample(velocity: Callable[[Tensor, float], Tensor], noise: Tensor, denoise_steps: int, clip: bool = True) -> Tensor:
-    """Carry noise x_0, a draw of the standard normal, to actions of its shape: K Euler steps from t = 0 to t = 1.
+def sample(
+    velocity: Callable[[Tensor, float], Tensor],
+    noise: Tensor,
+    denoise_steps: int,
+    clip: bool = True,
+    solver: str = "euler",
+) -> Tensor:
+    """Carry noise x_0, a draw of the standard normal, to actions of its shape: K steps of a solver from t = 0 to t = 1.
 
-    The field is asked at t = 0, 1/K, ..., (K-1)/K; the result is clipped to the action box [-1, 1], once at the end.
+    `euler` asks the field at t = 0, 1/K, ..., (K-1)/K; `midpoint` uses that to go half a step, and asks again there
+    for the velocity of the whole step. The result is clipped to the action box [-1, 1], once at the end.
     """
     x = noise
     for k in range(denoise_steps):
-        x = x + velocity(x, k / denoise_steps) / denoise_steps
+        v = velocity(x, k / denoise_steps)
+        if solver == "midpoint":
+            v = velocity(x + v / (2 * denoise_steps), (k + 0.5) / denoise_steps)
+        x = x + v / denoise_steps
     return x.clamp(-1.0, 1.0) if clip else x
 
 
 def generate(
-    fields: VelocityField, observations: Tensor, noise: Tensor, along: list[str], denoise_steps: int, omega: float = 0.0
+    fields: VelocityField | PackedFields,
+    observations: Tensor,
+    noise: Tensor,
+    along: list[str],
+    denoise_steps: int,
+    omega: float = 0.0,
+    solver: str = "euler",
 ) -> Tensor:
     """Carry noise (B, N, A) to actions in [-1, 1], for observations (B, O).
 
     The way goes along one named field, or along two, v+ and v-, that omega combines; no other field is evaluated.
     """
+    if isinstance(fields, PackedFields):
+        return fields.generate(observations, noise, along, denoise_steps, omega, solver)
     context, fused = fields.encode(observations, along), FUSED.get()
-    if fused is not None and isinstance(fields, StackedFields) and not torch.is_grad_enabled():
+    if fused is not None and solver == "euler" and isinstance(fields, StackedFields) and not torch.is_grad_enabled():
         kernels, biases = fields.layers_of(along)
         if len(kernels) > 2:  # a single hidden layer would be the first and the last, read and written at once
             found: Tensor = fused.generate(kernels, biases, context, noise, denoise_steps, omega)
@@ -60,4 +79,4 @@ def generate(
         found = fields.velocity(context, x, t, along)
         return found[0] if len(found) == 1 else guided_velocity(found[0], found[1], omega)
 
-    return sample(velocity, noise, denoise_steps)
+    return sample(velocity, noise, denoise_steps, solver=solver)

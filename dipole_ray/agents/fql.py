@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dipole_ray.agents import flow, losses
 from dipole_ray.agents.agent import Agent, Losses
-from dipole_ray.agents.config import ABOVE_ZERO, AGGREGATION, COUNT, AgentConfig, one_of
+from dipole_ray.agents.config import ABOVE_ZERO, AGGREGATION, COUNT, SOLVER, AgentConfig, one_of
 from dipole_ray.agents.fields import MakeFields
 from dipole_ray.agents.networks import Sizes, StackedMLP
 from dipole_ray.agents.policy import Policy
@@ -35,6 +35,8 @@ class FqlConfig(AgentConfig):
     scale. Published: false."""
     train_bc: bool = False
     """Evaluate the cloned flow for comparison; it is trained in any case."""
+    solver: Annotated[str, SOLVER] = "euler"
+    """As in `DipoleConfig`, for the cloned flow."""
     target_candidates: Annotated[int, COUNT] = 1
     """As in `DipoleConfig`."""
     target_choice: Annotated[str, one_of("online", "target")] = "online"
@@ -68,12 +70,14 @@ class OneStepPolicy(Policy):
 
     def one_step(self, observations: Tensor, noise: Tensor) -> Tensor:
         """Return mu(s, z), not yet clipped, (B, N, A)."""
-        repeated = observations.unsqueeze(1).expand(-1, noise.shape[1], -1)
-        return self.networks.policy.forward(torch.cat((repeated, noise), dim=-1).flatten(0, 1)).view(noise.shape)
+        return self.networks.policy.at(observations, noise)[0]
 
     def cloned(self, observations: Tensor, noise: Tensor) -> Tensor:
         """Return the actions (B, N, A) that the cloned flow carries `noise` to."""
-        return flow.generate(self.networks.fields, observations, noise, ["bc"], self.config.denoise_steps)
+        config = self.config
+        return flow.generate(
+            self.networks.fields, observations, noise, ["bc"], config.denoise_steps, solver=config.solver
+        )
 
 
 class FqlAgent(Agent):

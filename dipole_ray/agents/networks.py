@@ -77,6 +77,12 @@ class StackedMLP(nn.Module):
             return self.after_first_layer(torch.bmm(inputs, kernel), members, bias)
         return self.after_first_layer(torch.baddbmm(bias, inputs, kernel), members)
 
+    def at(self, states: Tensor, candidates: Tensor) -> Tensor:
+        """Evaluate all members at N candidates (B, N, C) of each state (B, S), which comes first: (E, B, N, D)."""
+        repeated = states.unsqueeze(1).expand(-1, candidates.shape[1], -1)
+        found = self.forward(torch.cat((repeated, candidates), dim=-1).flatten(0, 1))
+        return found.view(-1, *candidates.shape[:2], found.shape[-1])
+
     def after_first_layer(self, hidden: Tensor, members: Members = None, late_bias: Tensor | None = None) -> Tensor:
         """Finish the pass from the first layer's pre-activation (E, B, H); returns (E, B, D).
 

@@ -5,15 +5,16 @@ A policy has no target, no V and no optimizer: it is all that a rollout worker, 
 Shapes: B rows, N candidates, O observation dim, A action dim, E critics.
 """
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dipole_ray.agents import losses, state
+from dipole_ray.agents import losses, packed, state
 from dipole_ray.agents.config import AgentConfig
 from dipole_ray.agents.fields import MakeFields
 from dipole_ray.agents.networks import Sizes
@@ -31,6 +32,7 @@ class Policy(ABC):
         networks: Those of `roles`; an agent's policy shares them with the agent.
         generator: Where noise comes from, unless the caller brings another source.
         is_fitted: Whether observations have been given the statistics to normalize with.
+        updates: Counts the steps of what learns with the same networks; 0 where nothing does.
     """
 
     roles: ClassVar[tuple[str, ...]]
@@ -44,6 +46,8 @@ class Policy(ABC):
         self.networks = networks.only(self.roles)
         self.generator = torch.Generator(self.device).manual_seed(noise_seed)
         self.is_fitted = False
+        self.updates: Callable[[], int] = lambda: 0
+        self._packed: tuple[object, Policy] | None = None
 
     @staticmethod
     @abstractmethod
@@ -96,15 +100,29 @@ class Policy(ABC):
         noise = self.normal((len(observations), candidates, self.sizes.action_dim), generator)
         if self.has_mode and candidates == 1 and not explore:
             noise = torch.zeros_like(noise)
-        actions = self.from_noise(observations, noise, omega, policy)
-        return self.best(observations, actions)
+        acting = self.packed()
+        actions = acting.from_noise(observations, noise, omega, policy)
+        return acting.best(observations, actions)
+
+    def packed(self) -> "Policy":
+        """Return what samples in this policy's place: on a CPU its copy with networks packed for the kernels.
+
+        They are packed anew once the weights have changed.
+        """
+        if self.device.type != "cpu" or packed.kernels() is None:
+            return self
+        version = self.updates(), *(tensor._version for tensor in self.networks.parameters())
+        if self._packed is None or self._packed[0] != version:
+            acting = copy.copy(self)
+            acting.networks = packed.pack(self.networks)
+            self._packed = version, acting
+        return self._packed[1]
 
     def best(self, observations: Tensor, actions: Tensor) -> Tensor:
         """Return the best of N actions (B, N, A) by the online critics, (B, A), observations normalized."""
         if actions.shape[1] == 1:
             return actions[:, 0]
-        repeated = observations.unsqueeze(1).expand(-1, actions.shape[1], -1)
-        q = self.networks.critic(torch.cat((repeated, actions), dim=-1).flatten(0, 1)).view(-1, *actions.shape[:2])
+        q = self.networks.critic.at(observations, actions).squeeze(-1)
         best = losses.aggregate(q, self.config.choice_aggregation, self.config.rho).argmax(dim=1)
         return actions[torch.arange(len(actions), device=self.device), best]
 

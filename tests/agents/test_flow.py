@@ -91,6 +91,23 @@ def test_ten_euler_steps_are_the_composed_affine_maps() -> None:
     np.testing.assert_allclose(sampled_moments(2.0, 10), [addend, factor**2], rtol=1e-13)
 
 
+def test_midpoint_asks_again_half_a_step_on_and_is_at_least_of_second_order() -> None:
+    velocity = gaussian_velocity(*POSITIVE)
+    noise, asked = torch.tensor([0.5], dtype=torch.float64), []
+
+    def noted(x: Tensor, t: float) -> Tensor:
+        asked.append(t)
+        return velocity(x, t)
+
+    def error(steps: int) -> float:
+        exact = exact_moments(0.0)
+        return float((flow.sample(noted, noise, steps, solver="midpoint") - exact[0] - exact[1] ** 0.5 * noise).abs())
+
+    errors = [error(steps) for steps in (2, 20, 40)]
+    assert asked[:4] == [0.0, 0.25, 0.5, 0.75]
+    assert errors[1] / errors[2] > 3.9 and errors[1] < 1e-3
+
+
 def test_guided_velocity_is_the_extrapolation_of_equation_10() -> None:
     generator = torch.Generator().manual_seed(0)
     positive, negative = torch.randn(2, 50, 3, dtype=torch.float64, generator=generator)

@@ -89,6 +89,7 @@ CHANGES: dict[str, tuple[dict[str, Any], Any]] = {
     "advantage_normalization": ({}, "batch_std"),
     "hidden_dims": ({}, (16, 16)),
     "denoise_steps": ({}, 3),
+    "solver": ({}, "midpoint"),
     "learning_rate": ({}, 3e-3),
 }
 """A setting the change needs, and the changed value, for each field that the agent itself acts on."""
@@ -103,6 +104,7 @@ CHANGES_OF_OTHERS: dict[str, dict[str, Any]] = {
         "num_critics": 3,
         "reward_scale": 3.0,
         "denoise_steps": 3,
+        "solver": "midpoint",
     },
     "iql": {
         "beta": 1.0,

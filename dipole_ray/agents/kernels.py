@@ -1,0 +1,290 @@
+"""Few rows through small networks on one core, compiled: packed products, what stands between two, and whole flows.
+
+Libraries want many rows: with the 32 candidates of one state MKL and oneDNN reach a third to two thirds of what a core
+can do, and starting an operation costs as much as a small layer. numba compiles this file at its first call, for the
+machine at hand. All arrays are of one type, float32 or float64; offsets and strides count numbers.
+
+Shapes: S states, N candidates of each, R = S N rows, C numbers of a candidate, F members of a stack, H units padded to
+whole vectors, D outputs, A action dim.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from llvmlite import binding, ir
+from numba import njit, types
+from numba.extending import intrinsic, overload
+from numba.np import arrayobj
+
+from dipole_ray.agents.networks import LAYER_NORM_EPS
+
+_FEATURES = binding.get_host_cpu_features()
+VECTOR_BYTES = 64 if _FEATURES.get("avx512f") else 32 if _FEATURES.get("avx2") else 16
+ROWS = 4 if VECTOR_BYTES == 32 else 8
+"""Rows of a register tile, two vectors wide: its sums fill half the registers, of which AVX2 has 16 and others 32."""
+TILE = 64
+"""Rows that pass through all layers and steps together: activations stay in the cache, weights are read once a tile."""
+OUT, BIAS, SCALE, SHIFT, DEPTH, UNITS, WIDTH = range(7)
+"""Columns of a layout, see `agents.packed`: offsets, then inputs, true outputs and padded outputs of a layer."""
+STATES, CANDIDATES, HIDDEN = range(3)
+"""Rows of a layout: the first layer's two parts, then the layers after it."""
+
+_OPTIONS: dict[str, Any] = {
+    "error_model": "numpy",  # Python's looks at every divisor, and no loop with a division is vectorized
+    "fastmath": {"reassoc", "contract", "arcp", "nsz", "afn"},  # all but what takes NaN and infinity for impossible
+}
+_LINEAR = 2.0 * math.sqrt(2.0 / math.pi)
+_CUBIC = 0.044715 * _LINEAR
+# Eigen's tanh: an odd polynomial over an even one, highest powers first, within _BOUND; beyond it is 1 in float32.
+_BOUND = np.float32(7.90531110763549805)
+_ODD = tuple(
+    np.float32(x)
+    for x in (
+        -2.76076847742355e-16,
+        2.00018790482477e-13,
+        -8.60467152213735e-11,
+        5.12229709037114e-08,
+        1.48572235717979e-05,
+        6.37261928875436e-04,
+        4.89352455891786e-03,
+    )
+)
+_EVEN = tuple(
+    np.float32(x) for x in (1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03)
+)
+_HALF_LINEAR, _HALF_CUBIC, _HALF = np.float32(_LINEAR / 2), np.float32(_CUBIC / 2), np.float32(0.5)
+
+
+def compiled(function: Callable[..., Any]) -> Any:
+    """Compile a function, and keep the result on the disk where there is a place for it."""
+    try:
+        return njit(nogil=True, cache=True, **_OPTIONS)(function)
+    except RuntimeError:  # neither the package's folder nor the user's can be written to
+        return njit(nogil=True, **_OPTIONS)(function)
+
+
+def columns(itemsize: int) -> int:
+    """Return how many columns of a kernel lie together: two vectors."""
+    return 2 * VECTOR_BYTES // itemsize
+
+
+@intrinsic
+def _tile(
+    typing: Any, x: Any, x_at: Any, x_stride: Any, w: Any, w_at: Any, depth: Any, y: Any, y_at: Any, y_stride: Any
+) -> Any:
+    """Add x (ROWS, depth) times w (depth, 2 vectors), packed, to y (ROWS, 2 vectors), all sums in registers."""
+    integer = types.intp
+    signature = types.void(x, integer, integer, w, integer, integer, y, integer, integer)
+
+    def call(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        arrays = {i: arrayobj.make_array(signature.args[i])(context, builder, arguments[i]).data for i in (0, 3, 6)}
+        _, x_at, x_stride, _, w_at, depth, _, y_at, y_stride = arguments
+        places = (builder.gep(arrays[i], [at]) for i, at in ((0, x_at), (3, w_at), (6, y_at)))
+        function = _tile_function(builder.module, context.get_value_type(x.dtype), x.dtype.bitwidth, depth.type)
+        builder.call(function, [*places, x_stride, depth, y_stride])
+        return context.get_dummy_value()
+
+    return signature, call
+
+
+def _tile_function(module: Any, scalar: Any, bits: int, index: Any) -> Any:
+    """Return in LLVM's terms the function (x, w, y, stride of x, depth, stride of y) that `_tile` calls."""
+    name, lanes = f"dipole_tile_{bits}", 8 * VECTOR_BYTES // bits
+    if name in module.globals:
+        return module.globals[name]
+    vector, pointer, fused = ir.VectorType(scalar, lanes), scalar.as_pointer(), ("contract",)
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [pointer] * 3 + [index] * 3), name)
+    function.linkage = "internal"
+    function.attributes.add("noinline")  # within a larger function there are too few registers left
+    x, w, y, x_stride, depth, y_stride = function.args
+    before, loop, after = (function.append_basic_block() for _ in range(3))
+    builder = ir.IRBuilder(before)
+
+    def vector_at(array: Any, offset: Any) -> Any:
+        return builder.bitcast(builder.gep(array, [offset]), vector.as_pointer())
+
+    def number(value: int) -> Any:
+        return ir.Constant(index, value)
+
+    rows = [builder.gep(x, [builder.mul(x_stride, number(row))]) for row in range(ROWS)]
+    starts = [builder.mul(y_stride, number(row)) for row in range(ROWS)]
+    places = [vector_at(y, builder.add(start, number(half * lanes))) for start in starts for half in (0, 1)]
+    begun = [builder.load(place, align=4) for place in places]
+    builder.branch(loop)
+
+    builder.position_at_end(loop)
+    k, sums = builder.phi(index), [builder.phi(vector) for _ in places]
+    weights = builder.mul(k, number(2 * lanes))
+    halves = [builder.load(vector_at(w, builder.add(weights, number(half * lanes))), align=4) for half in (0, 1)]
+    undefined, zero = ir.Constant(vector, ir.Undefined), ir.Constant(ir.IntType(32), 0)
+    everywhere = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
+    values = [builder.insert_element(undefined, builder.load(builder.gep(row, [k])), zero) for row in rows]
+    inputs = [builder.shuffle_vector(value, undefined, everywhere) for value in values]
+    products = [builder.fmul(each, half, flags=fused) for each in inputs for half in halves]
+    added = [builder.fadd(total, product, flags=fused) for total, product in zip(sums, products, strict=True)]
+    onward = builder.add(k, number(1))
+    for phi, start, end in zip([k, *sums], [number(0), *begun], [onward, *added], strict=True):
+        phi.add_incoming(start, before)
+        phi.add_incoming(end, loop)
+    builder.cbranch(builder.icmp_signed("<", onward, depth), loop, after)
+
+    builder.position_at_end(after)
+    for place, total in zip(places, added, strict=True):
+        builder.store(total, place, align=4)
+    builder.ret_void()
+    return function
+
+
+def _gate(x: Any) -> Any:
+    """Return the factor by which GELU scales its input, see `networks.gelu_tanh`."""
+    raise NotImplementedError
+
+
+@overload(_gate, jit_options=_OPTIONS)
+def _compile_gate(x: Any) -> Any:
+    def exact(x: Any) -> Any:
+        return 1.0 / (1.0 + math.exp(-x * (_LINEAR + _CUBIC * x * x)))
+
+    def gate(x: Any) -> Any:
+        half = min(max(x * (_HALF_LINEAR + _HALF_CUBIC * x * x), -_BOUND), _BOUND)
+        s = half * half
+        odd = (((((_ODD[0] * s + _ODD[1]) * s + _ODD[2]) * s + _ODD[3]) * s + _ODD[4]) * s + _ODD[5]) * s + _ODD[6]
+        even = ((_EVEN[0] * s + _EVEN[1]) * s + _EVEN[2]) * s + _EVEN[3]
+        return _HALF + _HALF * (half * odd / even)
+
+    return exact if x == types.float64 else gate
+
+
+@compiled
+def _product(x: Any, rows: Any, weights: Any, layer: Any, y: Any) -> None:
+    """Add x (rows, DEPTH) times a layer's kernel to y (rows, WIDTH), at the beginning of flat arrays."""
+    depth, width, step = layer[DEPTH], layer[WIDTH], 2 * VECTOR_BYTES // x.itemsize
+    for column in range(0, width, step):
+        for row in range(0, rows, ROWS):
+            kernel = layer[OUT] + column * depth
+            _tile(x, row * depth, depth, weights, kernel, depth, y, row * width + column, width)
+
+
+@compiled
+def _activate(z: Any, rows: Any, weights: Any, layer: Any, is_normalized: Any) -> None:
+    """Turn a layer's sums (rows, WIDTH) into GELU, and each row into its layer norm where the stack has that."""
+    width, units = layer[WIDTH], layer[UNITS]
+    scale, shift = weights[layer[SCALE] :], weights[layer[SHIFT] :]
+    count, epsilon = z.dtype.type(units), z.dtype.type(LAYER_NORM_EPS)
+    for row in range(rows):
+        line = z[row * width : (row + 1) * width]
+        for j in range(width):
+            line[j] *= _gate(line[j])
+        if is_normalized:
+            mean = variance = z.dtype.type(0)
+            for j in range(units):
+                mean += line[j]
+            mean /= count
+            for j in range(units):
+                variance += (line[j] - mean) * (line[j] - mean)
+            inverse = z.dtype.type(1) / np.sqrt(variance / count + epsilon)
+            for j in range(width):
+                line[j] = (line[j] - mean) * inverse * scale[j] + shift[j]
+
+
+@compiled
+def context(states: Any, num_states: Any, weights: Any, layout: Any, members: Any, shares: Any) -> None:
+    """Write the states' share of the first layer's sums, bias included, (members, S H); states (S inputs,).
+
+    S is a multiple of ROWS.
+    """
+    layer = layout[STATES]
+    width = layer[WIDTH]
+    for i in range(len(members)):
+        bias, share = weights[members[i], layer[BIAS] :], shares[i]
+        for row in range(num_states):
+            line = share[row * width : (row + 1) * width]
+            for j in range(width):
+                line[j] = bias[j]
+        _product(states, num_states, weights[members[i]], layer, share)
+
+
+@compiled
+def _evaluate(
+    x: Any, t: Any, start: Any, rows: Any, num_candidates: Any, shares: Any, weights: Any, layout: Any,
+    is_normalized: Any, z: Any, y: Any,
+) -> Any:  # fmt: skip
+    """Return the outputs (rows, WIDTH) of one member at candidates x (rows, C), those from `start` on; in z or y.
+
+    Reads and computes whole register tiles; the rows after `rows` are of no use.
+    """
+    layer, padded = layout[CANDIDATES], -(-rows // ROWS) * ROWS
+    time, width = weights[layer[BIAS] :], layer[WIDTH]
+    for row in range(padded):
+        state = (start + min(row, rows - 1)) // num_candidates
+        line, share = z[row * width : (row + 1) * width], shares[state * width : (state + 1) * width]
+        for j in range(width):
+            line[j] = share[j] + t * time[j]
+    _product(x, padded, weights, layer, z)
+    for after in range(HIDDEN, layout.shape[0]):
+        _activate(z, padded, weights, layout[after - 1], is_normalized)
+        bias, width = weights[layout[after, BIAS] :], layout[after, WIDTH]
+        for row in range(padded):
+            line = y[row * width : (row + 1) * width]
+            for j in range(width):
+                line[j] = bias[j]
+        _product(z, padded, weights, layout[after], y)
+        z, y = y, z
+    return z
+
+
+@compiled
+def evaluate(
+    candidates: Any, num_candidates: Any, shares: Any, weights: Any, layout: Any, is_normalized: Any, work: Any,
+    found: Any,
+) -> None:  # fmt: skip
+    """Write all members' outputs, (F, R D), at candidates (R C,), N of each state; `shares` are the states'."""
+    size, outputs, width = layout[CANDIDATES, DEPTH], layout[-1, UNITS], layout[-1, WIDTH]
+    x, z, y = work[0], work[1], work[2]
+    for start in range(0, len(candidates) // size, TILE):
+        rows = min(TILE, len(candidates) // size - start)
+        for i in range(rows * size):
+            x[i] = candidates[start * size + i]
+        for member in range(weights.shape[0]):
+            last = _evaluate(
+                x, x.dtype.type(0), start, rows, num_candidates, shares[member], weights[member], layout,
+                is_normalized, z, y,
+            )  # fmt: skip
+            for row in range(rows):
+                for d in range(outputs):
+                    found[member, (start + row) * outputs + d] = last[row * width + d]
+
+
+@compiled
+def generate(
+    points: Any, num_candidates: Any, shares: Any, weights: Any, layout: Any, members: Any, num_steps: Any,
+    is_midpoint: Any, omega: Any, work: Any,
+) -> None:  # fmt: skip
+    """Carry points (R A,), N of each state, along one member's field, or two that omega combines, see `flow.sample`."""
+    size, width, kind = layout[-1, UNITS], layout[-1, WIDTH], points.dtype.type
+    asked, z, y, v = work[0], work[1], work[2], work[3]
+    evaluations = 2 if is_midpoint else 1
+    for start in range(0, len(points) // size, TILE):
+        rows = min(TILE, len(points) // size - start)
+        x = points[start * size : (start + rows) * size]
+        for i in range(len(x)):
+            asked[i] = x[i]
+        for k in range(evaluations * num_steps):
+            for i in range(len(members)):
+                last = _evaluate(
+                    asked, kind(k / (evaluations * num_steps)), start, rows, num_candidates, shares[i],
+                    weights[members[i]], layout, False, z, y,
+                )  # fmt: skip
+                for row in range(rows):
+                    for a in range(size):
+                        at, found = row * size + a, last[row * width + a]
+                        v[at] = found if i == 0 else v[at] + kind(omega) * (v[at] - found)
+            # The first of two evaluations moves the point that is asked about by half a step, the last the sample.
+            for i in range(len(x)):
+                if is_midpoint and k % 2 == 0:
+                    asked[i] = x[i] + kind(0.5 / num_steps) * v[i]
+                else:
+                    x[i] += kind(1.0 / num_steps) * v[i]
+                    asked[i] = x[i]
