@@ -81,6 +81,7 @@ class DIPOLE(Algorithm):
         return request
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._is_trial = kwargs.get("storage") is not None  # RLlib drops what Tune says of a trial, its id too
         with writable_results():
             super().__init__(*args, **kwargs)
 
@@ -97,7 +98,7 @@ class DIPOLE(Algorithm):
         self.score: float | None = None  # none before the first evaluation
         # Whether the task is known to define success, and whether scores are: None until the first, but in a Tuner
         self.has_success = env_dims(self.config.env_settings()).has_success
-        self.is_score_success = None if self.trial_id == "default" else self.has_success
+        self.is_score_success = self.has_success if self._is_trial else None
         self._has_warned = False
         self.interrupted: Sized = ()
         # Of an iteration that a request to stop cut short: the next one, also after a resume, does only what is left.
@@ -261,8 +262,7 @@ class DIPOLE(Algorithm):
     def rows(self, results: Sequence[CellResult]) -> list[Row]:
         """Return the rows of played cells; once one episode of the run told its success, all have one."""
         self.has_success = self.has_success or tells_success(results)
-        confidence = self.config.evaluation_settings().confidence
-        return rows_of(results, self._agent, confidence, self.has_success)
+        return rows_of(results, self._agent, self.config.evaluation_settings().confidence, self.has_success)
 
     def settle_score(self) -> bool:
         """Return whether scores are successes, as far as known when the run is first scored: they never change over."""
@@ -436,7 +436,7 @@ class DIPOLE(Algorithm):
         if getattr(self, "experience", None) is not None:
             self.experience.stop()
         super().cleanup()
-        if self.trial_id == "default":  # outside Tune nothing but a ring is ever put into RLlib's own folder
+        if not self._is_trial:  # outside Tune nothing but a ring is ever put into RLlib's own folder
             with contextlib.suppress(OSError):
                 Path(self.logdir).rmdir()
 

@@ -33,7 +33,7 @@ STALL_S = 8.0
 """A deadline that a test can wait for, and that a worker starved by its neighbours still keeps."""
 RECOVERED_WITHIN_S = 180.0
 """The promise is 10 s; a start of a worker imports torch and RLlib, and tests may share two cores with others."""
-LONGEST_GAP_S = 5.0
+LONGEST_GAP_S = 3.0
 """The promise is 1 s; the same two cores start the new worker meanwhile, and whatever else runs on them."""
 MOMENTS = ("in step", "in insert", "while fetching weights", "at start", "while idle")
 

@@ -10,7 +10,7 @@ import pytest
 from ray import tune
 from ray.tune.utils import flatten_dict
 
-from dipole_ray import DIPOLE
+from dipole_ray import DIPOLE, DIPOLEConfig
 from dipole_ray.errors import ResourcesUnavailable
 from tests.rllib.small import config
 
@@ -76,3 +76,18 @@ def test_a_trial_that_never_fits_is_refused_with_the_arithmetic(pendulum: Path, 
     needed = r"needed 1 process of 1 CPU \+ 8 processes of 0.5 CPU; available 4 CPU"
     with pytest.raises(ResourcesUnavailable, match=needed):
         tuner.fit()
+
+
+@pytest.mark.slow
+def test_trials_are_compared_by_one_kind_of_score(tmp_path: Path) -> None:
+    """The environment tells success only when it is solved, and one trial's never is."""
+    space = DIPOLEConfig().environment("tests.odd_envs:WhenSolvable-v0")
+    space.environment(env_config={"solvable": tune.grid_search([True, False])})
+    space.training(preset="small", hidden_dims=[8, 8], batch_size=8, denoise_steps=2, offline_learner_steps=0)
+    space.training(online_env_steps=16, env_steps_per_iteration=16)
+    space.env_runners(num_envs_per_env_runner=1, rollout_fragment_length=8)
+    space.resources(num_cpus_for_main_process=1)
+    space.evaluation(evaluation_interval=1, episodes=3, omegas=[1.0], candidates=[1])
+    run_config = tune.RunConfig(stop={"training_iteration": 1}, storage_path=str(tmp_path), verbose=0)
+    results = tune.Tuner(DIPOLE, param_space=space, run_config=run_config).fit()
+    assert [result.metrics["score"] for result in results] == [-4.0, -4.0]
