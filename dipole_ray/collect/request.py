@@ -26,7 +26,7 @@ def writing(path: Path, what: str, parts: str) -> Iterator[None]:
         with FolderLock(path.parent, math.inf, f".{path.name}{LOCK}"):
             yield
     except OSError as error:
-        remedy = "free space there or choose a folder that can be written"
+        remedy = "free space there, or choose another place with --out, in a run with data.cache=PATH"
         kept = f"Finished {parts} are kept, and the same call goes on from them"
         raise DatasetError(f"cannot collect {what}: {error.strerror or error}; {remedy}. {kept}") from error
 
