@@ -10,8 +10,8 @@ INSTALLED := $(VENV)/installed
 train: install  ## the main job on the quick start: data, offline phase, online phase, table, pictures
 	$(BIN)/dipole train quickstart
 
-test: install lint  ## linters, types and every test but the long ones
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+test: install lint  ## linters, types and every test but the long ones; of three workers one often waits for processes
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test-slow: install  ## the long tests
 	$(BIN)/python -m pytest -m slow

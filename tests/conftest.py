@@ -19,7 +19,10 @@ os.environ.pop("MLFLOW_TRACKING_URI", None)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-LONGEST = ("rllib/test_remote.py", "rllib", "sweep", "bench", "runs", "cli", "replay")
+LONGEST = (
+    *("rllib/test_remote.py", "rllib", "runs", "sweep", "evaluation"),  # they share a Ray, see `cluster`
+    *("bench", "cli", "data/test_malformed_files.py", "test_", "tracking", "envs", "agents"),
+)
 """Where the long tests are, longest first."""
 
 
