@@ -124,6 +124,7 @@ class FlowPolicy(Policy):
     """The velocity fields of `config.fields`, of which omega combines the first two."""
 
     roles: ClassVar[tuple[str, ...]] = ("critic", "fields")
+    is_flow: ClassVar[bool] = True
     bc_remedy: ClassVar[str] = "set agent.train_bc=true"
 
     @staticmethod

@@ -27,6 +27,7 @@ class Policy(ABC):
 
     Attributes:
         roles: The networks that act, by name.
+        is_flow: Whether the guided policy takes `denoise_steps` of a `solver`.
         has_mode: Whether noise of zero gives the one action that the policy thinks best.
         bc_remedy: What to set so that there is a behaviour-cloning field.
         networks: Those of `roles`; an agent's policy shares them with the agent.
@@ -36,6 +37,7 @@ class Policy(ABC):
     """
 
     roles: ClassVar[tuple[str, ...]]
+    is_flow: ClassVar[bool] = False
     has_mode: ClassVar[bool] = False
     bc_remedy: ClassVar[str] = "set agent.algorithm=dipole"
 
@@ -47,7 +49,7 @@ class Policy(ABC):
         self.generator = torch.Generator(self.device).manual_seed(noise_seed)
         self.is_fitted = False
         self.updates: Callable[[], int] = lambda: 0
-        self._packed: tuple[object, Policy] | None = None
+        self._packed: tuple[tuple[object, ...], Policy] | None = None
 
     @staticmethod
     @abstractmethod
@@ -107,11 +109,11 @@ class Policy(ABC):
     def packed(self) -> "Policy":
         """Return what samples in this policy's place: on a CPU its copy with networks packed for the kernels.
 
-        They are packed anew once the weights have changed.
+        They are packed anew once the weights, or the settings, have changed.
         """
         if self.device.type != "cpu" or packed.kernels() is None:
             return self
-        version = self.updates(), *(tensor._version for tensor in self.networks.parameters())
+        version = self.config, self.updates(), *(tensor._version for tensor in self.networks.parameters())
         if self._packed is None or self._packed[0] != version:
             acting = copy.copy(self)
             acting.networks = packed.pack(self.networks)

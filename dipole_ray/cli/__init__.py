@@ -1,4 +1,4 @@
-"""The command line: `dipole train | evaluate | sweep | bench | data | drive | doctor`, each in a file here."""
+"""The command line: `dipole train | evaluate | latency | sweep | bench | data | drive | doctor`, each a file here."""
 
 import argparse
 import contextlib
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
 
 from dipole_ray import __version__
-from dipole_ray.cli import bench, data, doctor, drive, evaluate, sweep, train
+from dipole_ray.cli import bench, data, doctor, drive, evaluate, latency, sweep, train
 from dipole_ray.errors import DipoleError
 from dipole_ray.stopping import Stopped, ending_on_stops
 
@@ -19,6 +19,7 @@ Dichotomous Diffusion Policy Optimization, from offline data to a fine-tuned pol
 
   dipole train quickstart              five minutes on two cores: data, offline phase, online phase, table, pictures
   dipole evaluate runs/RUN             one checkpoint over a grid of omega and candidates
+  dipole latency runs/RUN --hz 50      how long an action takes, and the best setting for a control rate
   dipole sweep beta_expectile          many settings, each scored over omega and candidates; the same command continues
   dipole bench run|report|list         methods x tasks x seeds with intervals; the same command continues
   dipole data download|collect|import|inspect
@@ -34,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="dipole", description=_DESCRIPTION, formatter_class=keeps_lines)
     top.add_argument("--version", action="version", version=f"dipole_ray {__version__}")
     subparsers = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (train, evaluate, sweep, bench, data, drive, doctor):
+    for command in (train, evaluate, latency, sweep, bench, data, drive, doctor):
         command.add_parser(subparsers)
     return top
 

@@ -26,6 +26,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("policy", metavar="RUN", type=Path, help="a run's folder, or one checkpoint's")
     parser.add_argument("--omega", nargs="+", type=float, metavar="X", help="each >= -1 (default: 0 0.5 1 2)")
     parser.add_argument("--candidates", nargs="+", type=int, metavar="N", help="actions per step (default: 1 16)")
+    parser.add_argument("--steps", type=int, metavar="K", help="steps of the flow's solver (default: the run's)")
+    parser.add_argument("--solver", choices=["euler", "midpoint"], help="how the flow is followed (default: the run's)")
     parser.add_argument("--episodes", type=int, default=50, help="episodes per cell (default: 50)")
     parser.add_argument("--seed", type=int, default=0, help="seed of start states and policy noise (default: 0)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows as JSON")
@@ -49,13 +51,16 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     config = from_mapping(EvalConfig, {key: value for key, value in given.items() if value is not None}, "evaluation")
     if arguments.json is not None and not arguments.json.resolve().parent.is_dir():
         raise ConfigError(f"--json {arguments.json}: the folder does not exist; make it first")
-    trained = load_policy(arguments.policy)
+    changes = {"denoise_steps": arguments.steps, "solver": arguments.solver}
+    acting = {key: value for key, value in changes.items() if value is not None}
+    trained = load_policy(arguments.policy, **acting)
     results = evaluate_policy(trained, config)
     rows = rows_of(results, trained.policy.config, config.confidence, env_dims(trained.env).has_success)
     phase = "online" if trained.env_steps else "offline"
-    report.print_table({phase: rows}, title=f"{trained.env.id} after {trained.learner_steps} updates")
+    how = "".join(f", {key} {value}" for key, value in acting.items())
+    report.print_table({phase: rows}, title=f"{trained.env.id} after {trained.learner_steps} updates{how}")
     if arguments.json is not None:
-        arguments.json.write_text(json_text(report.sort_rows(rows)))
+        arguments.json.write_text(json_text([{**row, **acting} for row in report.sort_rows(rows)]))
         print(f"rows      {arguments.json}")
     if arguments.videos:
         from dipole_ray.evaluation.video import record_run
@@ -63,6 +68,6 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         for cell in [result.cell for result in results]:
             name = f"{'bc' if cell.omega is None else f'omega-{cell.omega:g}'}-candidates-{cell.candidates}.mp4"
             path = trained.path.parent.parent / "videos" / name
-            record_run(trained.path, cell, path, episodes=arguments.videos, seed=arguments.seed)
+            record_run(trained.path, cell, path, episodes=arguments.videos, seed=arguments.seed, **acting)
             print(f"video     {path}")
     return 0

@@ -16,12 +16,12 @@ def evaluate_policy(trained: TrainedPolicy, config: EvalConfig, *, progress: boo
     Raises:
         DipoleError: A cell could not be played; names it.
     """
-    path = trained.path
+    path, acting = trained.path, trained.acting
     how = {name: getattr(config, name) for name in ("episodes", "seed", "num_envs", "trajectories")}
 
     def play(cell: Cell) -> CellResult:  # in a process of its own, unless there is but one cell
         torch.set_num_threads(1)
-        own = load_policy(path)
+        own = load_policy(path, **acting)
         return evaluate_cell(own.policy, own.env, cell, **how)
 
     cells, name = cells_of(config, trained.policy.config), path.parent.parent.name

@@ -78,21 +78,23 @@ class _Filmed(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._writer.append_data(frame[:height, :width])
 
 
-def record_run(run: Path, cell: Cell, path: Path, *, episodes: int = 1, seed: int = 0) -> Path:
+def record_run(run: Path, cell: Cell, path: Path, *, episodes: int = 1, seed: int = 0, **acting: Any) -> Path:
     """Record the policy of a run or checkpoint folder as `record_video` does, in a process of its own.
+
+    `acting` are `load_policy`'s.
 
     OpenGL drivers end a whole process when they fail, and hardly bear being loaded into one that has grown; a run
     must lose neither its process nor its results to a picture. Raises as `record_video` and `load_policy` do.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         try:
-            return pool.submit(_record_run, run, cell, path, episodes, seed).result()
+            return pool.submit(_record_run, run, cell, path, episodes, seed, acting).result()
         except BrokenProcessPool as error:
             raise EnvironmentUnavailable(
                 f"{path}: the process that renders was ended by its OpenGL driver; 'dipole doctor' tries rendering"
             ) from error
 
 
-def _record_run(run: Path, cell: Cell, path: Path, episodes: int, seed: int) -> Path:
-    trained = load_policy(run)
+def _record_run(run: Path, cell: Cell, path: Path, episodes: int, seed: int, acting: dict[str, Any]) -> Path:
+    trained = load_policy(run, **acting)
     return record_video(trained.policy, trained.env, cell, path, episodes=episodes, seed=seed)

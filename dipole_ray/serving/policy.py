@@ -1,9 +1,11 @@
 """A trained policy from a checkpoint: torch and the environment's config, no Ray."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -34,12 +36,15 @@ class TrainedPolicy:
     learner_steps: int
     env_steps: int
     """Updates and environment steps that it had."""
+    acting: Mapping[str, Any]
+    """Settings of the agent's that were put in the place of the saved ones."""
 
 
-def load_policy(run: str | Path, device: str | torch.device = "cpu") -> TrainedPolicy:
+def load_policy(run: str | Path, device: str | torch.device = "cpu", **acting: Any) -> TrainedPolicy:
     """Load what acts from a run's newest valid checkpoint, or from a checkpoint's folder; CheckpointError if none.
 
-    Neither the dataset nor the online rows need to be there.
+    Neither the dataset nor the online rows need to be there. `acting` are settings of the agent's that it is to act
+    with instead of those that it was trained with: `denoise_steps`, `solver`, `num_candidates`, `omega`.
     """
     run = absolute(run)
     path = newest_valid(run / "checkpoints") if (run / "checkpoints").is_dir() else run
@@ -56,6 +61,7 @@ def load_policy(run: str | Path, device: str | torch.device = "cpu") -> TrainedP
             schema = Schema.from_json(metadata)
         except ConfigError as error:
             raise CheckpointError(f"{checkpoint.path}: {error}") from None
+    config = settings.from_mapping(AgentConfig, {**settings.to_mapping(config), **acting}, "agent")
     # Before any memory is taken for networks that the file cannot hold.
     widths = (schema.observation_dim + schema.action_dim, *config.hidden_dims)
     weights = config.num_critics * sum(before * after for before, after in pairwise(widths))
@@ -74,5 +80,10 @@ def load_policy(run: str | Path, device: str | torch.device = "cpu") -> TrainedP
     policy = make_policy(config, schema, seed=0, device=device)
     policy.load_agent_state(state)
     return TrainedPolicy(
-        policy=policy, env=env, path=checkpoint.path, learner_steps=checkpoint.learner_steps, env_steps=env_steps
+        policy=policy,
+        env=env,
+        path=checkpoint.path,
+        learner_steps=checkpoint.learner_steps,
+        env_steps=env_steps,
+        acting=acting,
     )

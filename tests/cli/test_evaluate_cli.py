@@ -54,6 +54,26 @@ def test_one_cell_without_ray_and_its_json(tmp_path: Path, capsys: pytest.Captur
     assert json.loads(again.read_text()) != rows
 
 
+def test_solver_and_steps_are_the_runs_unless_given_and_rows_say_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table, found = tmp_path / "rows.json", {}
+    for solver in ("euler", "midpoint"):
+        run = saved_run(tmp_path / solver, small(solver=solver))
+        for given in ([], ["--solver", "euler"], ["--solver", "midpoint", "--steps", "2"], ["--steps", "3"]):
+            words = ["--omega", "1.5", "--candidates", "3", "--episodes", "2", "--json", str(table), *given]
+            assert main(["evaluate", str(run), *words]) == 0
+            found[solver, *given] = json.loads(table.read_text())[0]
+    returns = {how: row["return"] for how, row in found.items()}
+    assert returns["euler",] == returns["euler", "--solver", "euler"] == returns["midpoint", "--solver", "euler"]
+    assert returns["midpoint",] == returns["euler", "--solver", "midpoint", "--steps", "2"] != returns["euler",]
+    assert returns["euler", "--steps", "3"] not in (returns["euler",], returns["midpoint", "--steps", "3"])
+    assert found["midpoint", "--steps", "3"]["denoise_steps"] == 3 and "denoise_steps 3" in capsys.readouterr().out
+    flat = saved_run(tmp_path / "iql", small(algorithm="iql", bootstrap="value"))
+    assert main(["evaluate", str(flat), "--solver", "midpoint", "--episodes", "1"]) == 2
+    assert "agent.solver" in capsys.readouterr().err
+
+
 def test_single_field_agent_is_evaluated_without_omega(cluster: None, tmp_path: Path) -> None:
     run = saved_run(tmp_path / "run", small(weight_scheme="bc"))
     table = tmp_path / "rows.json"
