@@ -2,20 +2,28 @@
 
 import argparse
 import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dipole_ray.cli.command import add_command
+from dipole_ray.cli.command import add_command, print_files
+from dipole_ray.errors import ConfigError, counted
+from dipole_ray.progress import Progress
+from dipole_ray.tables import DASH, print_table, terminal_table
 
 if TYPE_CHECKING:
     from dipole_ray.driving.scene_file import SceneFile
+    from dipole_ray.driving.score import Scores
 
 _SCORE = """\
-Score the plans of scene files by the PDM score of NAVSIM v1.1.
+Score plans by the PDM score of NAVSIM v1.1: those in scene files, or one for each scene from a file of plans.
 
 examples:
   dipole drive score scene.json.gz
   dipole drive score scenes/*.json.gz --json > scores.json
+  dipole drive score plans.npz scenes --csv scores.csv
 
 Each plan is driven by a simulated car for 4 s and judged:
   nc    no collision by its own fault: 1, 1/2 with what stands, 0 with a vehicle, pedestrian or bicycle
@@ -37,6 +45,9 @@ a scene file is gzipped JSON; metres, radians and seconds, everything but poses 
   pdm     the reference plan, 41 poses 0.1 s apart
   rows    a plan each: poses (K, 3), x, y, heading 0.5 s apart in the frame of the rear axle at the start; optionally
           res, the seven numbers that are known, which are then compared
+
+a file of plans is .npz with tokens (N,) and plans (N, K, 3), or .json with lists of poses by token. A scene's token is
+its file's name without .json.gz; its own rows are left aside, and a scene without a plan is left out of the mean.
 """
 _NAMES = ("nc", "dac", "ep", "ttc", "c", "ddc", "pdms")
 TOLERANCE = 1e-4  # of ep and pdms against stored ones; the others must be equal
@@ -47,8 +58,10 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("drive", help="score plans of a car as NAVSIM does", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     score = add_command(commands, "score", run_score, _SCORE, epilog=_FORMAT)
-    score.add_argument("scenes", metavar="SCENE", type=Path, nargs="+", help="a scene file, .json.gz")
+    files = "scene files, .json.gz, or folders of them; before them a file of plans, if they are not the scenes' own"
+    score.add_argument("files", metavar="FILE", type=Path, nargs="+", help=files)
     score.add_argument("--json", action="store_true", help="print one JSON list, a row a plan, and nothing else")
+    score.add_argument("--csv", metavar="FILE", type=Path, help="write the table of NAVSIM's evaluation of a plan file")
     bearing = (
         "angle to an object exactly ahead: as NAVSIM has it, sometimes not a number and then not ahead (default), or 0"
     )
@@ -56,40 +69,103 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run_score(arguments: argparse.Namespace) -> int:
+    """Score the plans in scene files, or those of a plan file in its scenes."""
+    from dipole_ray.driving.plan_file import PLAN_SUFFIXES
+
+    first, *others = arguments.files
+    if first.suffix in PLAN_SUFFIXES:
+        return _score_plan_file(first, _scene_files(others), arguments)
+    if arguments.csv is not None:
+        raise ConfigError("--csv is the table of a plan file; give one, .npz or .json, before the scenes")
+    return _score_scene_files(_scene_files(arguments.files), arguments)
+
+
+def _score_scene_files(paths: Sequence[Path], arguments: argparse.Namespace) -> int:
     """Score every plan of every file, and print the rows."""
-    from contextlib import nullcontext
-
-    from dipole_ray.driving.scene_file import SUFFIX, read_scene_file
-    from dipole_ray.errors import DipoleError
-    from dipole_ray.progress import Progress
-
     rows: list[dict[str, Any]] = []
     differences: list[str] = []
     compared = 0
-    paths: list[Path] = arguments.scenes
-    with Progress("score", len(paths), "scenes") if len(paths) > 1 else nullcontext() as progress:
-        for path in paths:
-            try:
-                file = read_scene_file(path)
-                found = _scored(file, arguments.bearing)
-            except DipoleError as error:
-                raise type(error)(f"{path}: {error}" if str(path) not in str(error) else str(error)) from error
-            for plan, (row, known) in enumerate(zip(found, file.stored, strict=True)):
-                rows.append({"scene": path.name.removesuffix(SUFFIX), "plan": plan, **row})
-                compared += known is not None
-                if known is not None and not _equal(row, known.tolist()):
-                    differences.append(f"{path.name} plan {plan}")
-            if progress is not None:
-                progress.advance(plans=len(rows))
+    for path, file in _read(paths):
+        for plan, (row, known) in enumerate(zip(_rows(file, arguments.bearing), file.stored, strict=True)):
+            rows.append({"scene": _token(path), "plan": plan, **row})
+            compared += known is not None
+            if known is not None and not _equal(row, known.tolist()):
+                differences.append(f"{path.name} plan {plan}")
     if arguments.json:
         print(json.dumps(rows, indent=1))
-    else:
-        _print_rows(rows, compared, differences)
+        return 0
+    caption = ""
+    if compared:
+        equal = compared - len(differences)
+        caption = f"{equal} of {compared} plans have the sub-scores stored with them (ep and pdms to {TOLERANCE:g})"
+        caption += f"; not {', '.join(differences[:5])}{' ...' if len(differences) > 5 else ''}" if differences else ""
+    _print_rows(rows, ("scene", "plan"), counted(len(rows), "plan"), caption)
     return 0
 
 
-def _scored(file: "SceneFile", bearing: Any) -> list[dict[str, float]]:
-    """Return a row for each plan; plans of one length are one batch."""
+def _score_plan_file(source: Path, paths: Sequence[Path], arguments: argparse.Namespace) -> int:
+    """Score the plan of every scene, print the rows, and write the official table where asked."""
+    from dipole_ray.driving.plan_file import official_csv, read_plans
+    from dipole_ray.driving.score import PDMScorer
+    from dipole_ray.files.durable import write_text
+
+    if arguments.csv is not None and not arguments.csv.resolve().parent.is_dir():
+        raise ConfigError(f"--csv {arguments.csv}: the folder does not exist; make it first")
+    plans = read_plans(source)
+    scores: dict[str, Scores | None] = dict.fromkeys(map(_token, paths))
+    if len(scores) < len(paths):
+        raise ConfigError("two scene files have the same name, and so the same token; give each scene once")
+    for path, file in _read([path for path in paths if _token(path) in plans]):
+        scores[_token(path)] = PDMScorer(file.scene, arguments.bearing).score(plans[_token(path)][None])
+    rows = [{"scene": token, **one.rows()[0]} for token, one in scores.items() if one is not None]
+    if arguments.csv is not None:
+        write_text(arguments.csv, official_csv(list(scores), list(scores.values())))
+    if strangers := [token for token in plans if token not in scores]:
+        some = f"{strangers[0]}{' ...' if len(strangers) > 1 else ''}"
+        print(f"{counted(len(strangers), 'plan')} of {source} without a scene: {some}", file=sys.stderr)
+    missing = len(scores) - len(rows)
+    if missing:
+        print(f"{counted(missing, 'scene')} without a plan, left out of the mean", file=sys.stderr)
+    if arguments.json:
+        print(json.dumps(rows, indent=1))
+    else:
+        _print_rows(rows, ("scene",), counted(len(rows), "scene"))
+        print_files(filter(None, [arguments.csv]))
+    return 0
+
+
+def _scene_files(given: Sequence[Path]) -> list[Path]:
+    """Return the scene files among files and folders."""
+    from dipole_ray.driving.scene_file import SUFFIX
+
+    found = []
+    for path in given:
+        inside = sorted(path.glob(f"*{SUFFIX}")) if path.is_dir() and not path.name.endswith(SUFFIX) else [path]
+        if not inside:
+            raise ConfigError(f"{path}: no scene files, *{SUFFIX}, in this folder")
+        found += inside
+    if not found:
+        raise ConfigError("no scenes to score the plans in; give their files or folders after the file of plans")
+    return found
+
+
+def _read(paths: Sequence[Path]) -> Iterator[tuple[Path, "SceneFile"]]:
+    """Yield each file's scene as it is read; with progress where there are several."""
+    from dipole_ray.driving.scene_file import read_scene_file
+
+    with Progress("score", len(paths), "scenes") if len(paths) > 1 else nullcontext() as progress:
+        for path in paths:
+            yield path, read_scene_file(path)
+            if progress is not None:
+                progress.advance()
+
+
+def _token(path: Path) -> str:
+    return path.name.removesuffix(".json.gz")
+
+
+def _rows(file: "SceneFile", bearing: Any) -> list[dict[str, float]]:
+    """Return a row for each of the file's own plans; plans of one length are one batch."""
     import numpy as np
 
     from dipole_ray.driving.score import PDMScorer
@@ -108,20 +184,11 @@ def _equal(row: dict[str, float], known: list[float]) -> bool:
     return all(abs(row[name] - one) <= allowed.get(name, 0.0) for name, one in zip(_NAMES, known, strict=True))
 
 
-def _print_rows(rows: list[dict[str, Any]], compared: int, differences: list[str]) -> None:
-    """Print the rows as a table with their mean."""
-    from dipole_ray.errors import counted
-    from dipole_ray.tables import print_table, terminal_table
-
-    lines = [[row["scene"], str(row["plan"]), *(f"{row[name]:.4g}" for name in _NAMES)] for row in rows]
-    if rows:
-        means = (sum(row[name] for row in rows) / len(rows) for name in _NAMES)
-        lines.append(["mean", counted(len(rows), "plan"), *(f"{mean:.4f}" for mean in means)])
-    caption = ""
-    if compared:
-        equal = compared - len(differences)
-        caption = f"{equal} of {compared} plans have the sub-scores stored with them (ep and pdms to {TOLERANCE:g})"
-        caption += f"; not {', '.join(differences[:5])}{' ...' if len(differences) > 5 else ''}" if differences else ""
+def _print_rows(rows: list[dict[str, Any]], words: Sequence[str], count: str, caption: str = "") -> None:
+    """Print the rows as a table with their mean; the first columns are `words`."""
+    lines = [[*(str(row[word]) for word in words), *(f"{row[name]:.4g}" for name in _NAMES)] for row in rows]
+    means = [f"{sum(row[name] for row in rows) / len(rows):.4f}" if rows else DASH for name in _NAMES]
+    lines.append([f"mean of {count}", *[""] * (len(words) - 1), *means])
+    numbers = range(len(words), len(words) + len(_NAMES))
     ruled = {len(rows) - 1} if rows else ()
-    table = terminal_table(["scene", "plan", *_NAMES], lines, numbers=range(2, 9), ruled=ruled, caption=caption)
-    print_table(table, 120)
+    print_table(terminal_table([*words, *_NAMES], lines, numbers=numbers, ruled=ruled, caption=caption), 120)

@@ -6,6 +6,7 @@ from dipole_ray.driving.vehicle import HEADING, Array, X, Y, wrap
 
 STEP_S, STEPS = 0.1, 40
 PLAN_STEP_S = 0.5
+MAX_POSE = 1e6  # metres or radians; beyond it the arithmetic says nothing
 
 
 def reference_poses(plans: Array, ego: Array, start_us: int) -> Array:

@@ -12,7 +12,7 @@ RED_LIGHT = "red_light"  # in the tokens of occupied places that are no objects
 
 LANES = frozenset({"LANE", "LANE_CONNECTOR"})
 DRIVABLE = frozenset({"ROADBLOCK", "INTERSECTION", "DRIVABLE_AREA", "CARPARK_AREA"})
-MAP_TYPES = LANES | DRIVABLE
+MAP_TYPES = LANES | DRIVABLE | {"ROADBLOCK_CONNECTOR"}  # which counts as neither, officially
 
 
 @dataclass(frozen=True, slots=True)

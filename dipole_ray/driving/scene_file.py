@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import shapely
 
-from dipole_ray.driving.plans import STEPS
+from dipole_ray.driving.plans import MAX_POSE, STEPS
 from dipole_ray.driving.scene import FRAMES, MAP_TYPES, RED_LIGHT, Frame, Scene, SceneObject
 from dipole_ray.driving.vehicle import STATE_DIM, Array
 from dipole_ray.errors import DatasetError
@@ -47,7 +47,7 @@ def read_scene_file(path: Path) -> SceneFile:
     try:
         content = _object(_unpacked(path), "the file", KEYS)
         rows = [_object(row, f"rows[{i}]", ("poses",)) for i, row in enumerate(_list(content["rows"], "rows"))]
-        plans = tuple(_numbers(row["poses"], f"rows[{i}].poses", (None, 3)) for i, row in enumerate(rows))
+        plans = tuple(_numbers(row["poses"], f"rows[{i}].poses", (None, 3), MAX_POSE) for i, row in enumerate(rows))
         results = [row.get("res") for row in rows]
         stored = tuple(None if one is None else _numbers(one, f"rows[{i}].res", (7,)) for i, one in enumerate(results))
         return SceneFile(_scene(content), plans, stored)
@@ -160,7 +160,7 @@ def _microseconds(value: Any) -> int:
     return value
 
 
-def _numbers(value: Any, where: str, shape: tuple[int | None, ...]) -> Array:
+def _numbers(value: Any, where: str, shape: tuple[int | None, ...], most: float = MAX_NUMBER) -> Array:
     """Return finite numbers of a shape in which None stands for any length but 0."""
     try:
         array = np.asarray(value)
@@ -173,9 +173,9 @@ def _numbers(value: Any, where: str, shape: tuple[int | None, ...]) -> Array:
     if array.ndim != len(shape) or not all(fits):
         raise _Damaged(f"{where} is {' x '.join(map(str, array.shape)) or 'one number'}, {wanted} is needed")
     array = array.astype(np.float64)
-    if not (np.abs(array) <= MAX_NUMBER).all():
-        bad = array[~(np.abs(array) <= MAX_NUMBER)][0]
-        raise _Damaged(f"{where} holds {bad:g}; numbers are finite and below {MAX_NUMBER:g}")
+    if not (np.abs(array) <= most).all():
+        bad = array[~(np.abs(array) <= most)][0]
+        raise _Damaged(f"{where} holds {bad:g}; numbers are finite and at most {most:g}")
     return array
 
 

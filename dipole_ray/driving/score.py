@@ -8,7 +8,7 @@ import shapely
 from dipole_ray.driving.area import DrivableMap, oncoming_score
 from dipole_ray.driving.collisions import Bearing, Traffic
 from dipole_ray.driving.comfort import comfort_score
-from dipole_ray.driving.plans import reference_poses
+from dipole_ray.driving.plans import MAX_POSE, reference_poses
 from dipole_ray.driving.scene import Scene
 from dipole_ray.driving.simulation import simulate
 from dipole_ray.driving.vehicle import Array, box_points
@@ -17,7 +17,6 @@ from dipole_ray.errors import ConfigError, NonFiniteError
 BATCH = 64
 MIN_PROGRESS_M = 5.0
 EP_WEIGHT, TTC_WEIGHT, COMFORT_WEIGHT = 5.0, 5.0, 2.0  # DDC is reported, with weight 0
-MAX_POSE = 1e6  # metres or radians; beyond it the arithmetic says nothing
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,6 +87,7 @@ DAMAGES: dict[str, tuple[Callable[[Content], Any], str]] = {
     "a plan is empty": (changed("rows", 1, "poses", value=[]), "rows[1].poses is"),
     "a plan is NaN": (changed("rows", 2, "poses", 3, 1, value=float("nan")), "rows[2].poses holds nan"),
     "a plan is infinite": (changed("rows", 2, "poses", 3, 1, value=float("inf")), "rows[2].poses holds inf"),
+    "a plan leaves the planet": (changed("rows", 0, "poses", 0, 0, value=2e6), "rows[0].poses holds 2e+06"),
     "a plan is text": (changed("rows", 0, "poses", value=[["1", "2", "3"]] * 8), "rows[0].poses is not an array"),
     "a number is huge": (changed("ego0", 3, value=1e300), "ego0 holds 1e+300"),
     "a whole number is huge": (changed("ego0", 3, value=10**400), "ego0 is not an array of numbers"),
