@@ -145,3 +145,13 @@ def test_episodes_of_v2_tell_success_by_lines(tmp_path: Path) -> None:
         (path / "meta" / "episodes.jsonl").write_text('{"episode_index": 0, "success": true}\n' + wrong)
         with pytest.raises(DatasetError, match=rf"{found}.*; "):
             dipole("import", path, "--out", tmp_path / "again")
+
+
+def test_a_label_that_only_later_files_have_is_not_lost(tmp_path: Path) -> None:
+    """As where success is written only when there is one."""
+    path = write(tmp_path / "robot", "v2.1", frames() | {"next.reward": np.ones(FRAMES, np.float32)})
+    later = path / "data" / "chunk-000" / "episode_000003.parquet"
+    table = pq.read_table(later)
+    pq.write_table(table.append_column("next.success", pa.array(np.arange(len(table)) == 11)), later)
+    with pytest.raises(DatasetError, match=r"episode_000003\.parquet: has the column 'next\.success', which episode_0"):
+        dipole("import", path, "--out", tmp_path / "data")

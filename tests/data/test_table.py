@@ -171,7 +171,7 @@ def test_tables_that_cannot_be_read_give_one_sentence(tmp_path: Path) -> None:
     table = pa.table({"rewards": pa.array([1.0, None, 2.0]), "episode": [0, 0, 0]})
     table = table.append_column("observations", pa.array([[1.0]] * 3)).append_column("actions", pa.array([[0.1]] * 3))
     pq.write_table(table, path)
-    check("column 'rewards' has 1 missing values, the first near row 1", TableMapping(episode="episode"))
+    check("column 'rewards' has 1 missing value, the first near row 1", TableMapping(episode="episode"))
     pq.write_table(table.set_column(0, "rewards", pa.array(["a", "b", "c"])), path)
     check("column 'rewards' is of type string", TableMapping(episode="episode"))
     path.write_bytes(path.read_bytes()[:-20])

@@ -6,11 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from dipole_ray.data.schema import concatenate
+from dipole_ray.data.sources.formats import FORMATS
 from dipole_ray.data.sources.mapping import TableMapping
-from dipole_ray.data.sources.reading import ImportReport
+from dipole_ray.data.sources.reading import ImportReport, Reading
 from dipole_ray.errors import DatasetError
 from tests.data.reading import read_table
 from tests.data.test_table import columns_of_table as columns_of_short
@@ -143,3 +145,42 @@ def test_a_column_called_time_that_is_none_can_be_left_out(tmp_path: Path) -> No
     assert len(read(path, time="")[0]["rewards"]) == len(read(path, time="seconds")[0]["rewards"]) == 120
     texts = write_table(tmp_path / "texts.parquet", columns | {"time": columns["time"].astype(str)})
     assert len(read(texts)[0]["rewards"]) == 120
+
+
+def test_what_a_folder_hides_is_said(tmp_path: Path) -> None:
+    """Loggers that count episodes anew in every file, rows without a time, and folders inside."""
+    columns = {
+        name: values for name, values in columns_of_short().items() if name in ("observations", "actions", "rewards")
+    }
+    count = len(columns["rewards"])
+    for number in range(2):
+        write_table(tmp_path / f"{number}.parquet", columns | {"episode": np.zeros(count, np.int64)})
+    (tmp_path / "more").mkdir()
+    report = ImportReport()
+    list(FORMATS["table"].rows(tmp_path, Reading(), report))
+    assert any("1 trajectory is taken to go on in the next file" in text for text in report.warnings)
+    assert any("folders inside are not read (more)" in text for text in report.warnings)
+    times = np.arange(count, dtype=np.float64)
+    times[3] = np.nan
+    path, report = write_table(tmp_path / "more" / "0.parquet", columns_of_short() | {"time": times}), ImportReport()
+    list(FORMATS["table"].rows(path, Reading(), report))
+    assert any("1 row has no time" in text for text in report.warnings)
+
+
+def test_an_arrow_stream_is_called_one(tmp_path: Path) -> None:
+    table = pa.table({name: list(values) for name, values in columns_of_short().items()})
+    with pa.OSFile(str(tmp_path / "own.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises(
+        DatasetError, match=r"is an Arrow stream, not an Arrow file; write it with pyarrow\.ipc\.new_file"
+    ):
+        list(FORMATS["table"].rows(tmp_path / "own.arrow", Reading(), ImportReport()))
+
+
+def test_a_column_that_only_a_later_file_has_is_not_lost(tmp_path: Path) -> None:
+    """The first file says which columns are read: ends that only the second marks would be nowhere."""
+    columns = recording()
+    write_table(tmp_path / "0.parquet", without(part(columns, slice(0, 90)), "terminals"))
+    write_table(tmp_path / "1.parquet", part(columns, slice(90, 120)))
+    with pytest.raises(DatasetError, match=r"1\.parquet: has the column 'terminals', which 0\.parquet lacks.*apart"):
+        list(FORMATS["table"].rows(tmp_path, Reading(), ImportReport()))

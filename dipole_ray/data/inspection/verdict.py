@@ -109,7 +109,7 @@ def _numbers(summary: Summary, report: ImportReport) -> Iterator[Finding]:
     if report.unread:
         shown = ", ".join(report.unread[:12]) + ", ..." * (len(report.unread) > 12)
         remedy = "map them if they mean something here (--map); 'dipole data columns' shows all"
-        yield _info(f"nothing reads {counted(len(report.unread), 'column')} or arrays", shown, remedy)
+        yield _info(f"nothing reads {counted(len(report.unread), 'column')}", shown, remedy)
     for warning in report.warnings:
         yield Finding.from_message("warning", f"whole dataset: {warning}")
     if report.clipped_transitions:

@@ -99,6 +99,9 @@ def _judge_losses(path: Path, report: ImportReport) -> None:
             f"{again} an episode comes again ({report.first_return}): each is read as a trajectory of its own; if they "
             "are one, sort the table by episode and time"
         )
+    if report.untimed_rows:
+        told = counted(report.untimed_rows, "row", verb="have")
+        report.warnings.append(f"{told} no time, so their order is not checked; fill it, or leave it out (--map time=)")
     if report.time_gaps:
         spanning = counted(report.time_gaps, "transition", verb="span")
         report.warnings.append(
@@ -241,6 +244,7 @@ def _check_following(block: Block) -> None:
 
 def _check_times(times: np.ndarray, ends: np.ndarray, block: Block, report: ImportReport) -> None:
     """Refuse times that fall inside a trajectory, and count where they rise far more than usual."""
+    report.untimed_rows += int(np.isnan(times).sum())
     inner = np.flatnonzero(~ends[:-1])
     steps = times[inner + 1] - times[inner]
     if len(back := inner[steps < 0]):

@@ -19,7 +19,7 @@ from dipole_ray.columns import Schema
 from dipole_ray.data.sources.continuity import natural_order
 from dipole_ray.data.sources.mapping import TableMapping
 from dipole_ray.data.sources.reading import ActionBounds, Block, Contents, ImportReport, Reading
-from dipole_ray.data.sources.table import Batches, batch_schema, mapped, read_rows
+from dipole_ray.data.sources.table import Batches, batch_schema, mapped, read_rows, require_same_columns
 from dipole_ray.data.sources.table_files import contents as file_contents
 from dipole_ray.data.sources.table_files import read_batches, table_schema
 from dipole_ray.errors import DatasetError
@@ -162,6 +162,7 @@ def _frames(path: Path, reading: Reading, report: ImportReport) -> tuple[TableMa
 
 
 def _batches(files: list[Path], mapping: TableMapping, extra: dict[str, np.ndarray]) -> Batches:
+    require_same_columns(files, _USUAL)
     for file in files:
         for batch in read_batches(file, partial(_chosen, mapping, file, extra)):
             for name, values in extra.items():

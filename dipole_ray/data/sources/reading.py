@@ -55,6 +55,7 @@ class ImportReport:
     unmarked_ends: int = 0  # of trajectories, by a next observation that is not the next row's
     first_unmarked: int = 0  # row of the first of them
     short_pieces: int = 0  # trajectories of one transition with which the task did not end
+    untimed_rows: int = 0  # whose time is missing, where others have one
     time_gaps: int = 0  # transitions over which the time rises far more than usual
     first_gap: str = ""
     returning_episodes: int = 0  # pieces of episodes that come after rows of others

@@ -5,7 +5,7 @@ time limit only closes it (nobody knows what its action led to); the last row of
 its next observation is never used.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -20,7 +20,7 @@ from dipole_ray.data.sources.guarantees import check_flags, check_masks, mark_un
 from dipole_ray.data.sources.mapping import USUAL, TableMapping
 from dipole_ray.data.sources.reading import Arrays, Block, ImportReport, Reading, to_float
 from dipole_ray.data.sources.table_files import is_list, read_batches, table_files, table_schema
-from dipole_ray.errors import DatasetError
+from dipole_ray.errors import DatasetError, counted
 
 Batches = Iterator[tuple[Path, pa.RecordBatch]]  # of all files of a table, each with its file
 
@@ -75,6 +75,8 @@ def read(path: Path, reading: Reading, report: ImportReport) -> Iterator[Block]:
     mapping, available = mapping_of(path, reading), table_columns(path)
     columns = mapping.resolve(available, path)
     report.reads(columns, available)
+    if folders := sorted(inside.name for inside in path.iterdir() if inside.is_dir()) if path.is_dir() else []:
+        report.warnings.append(f"folders inside are not read ({', '.join(folders[:5])}); import each, or move files up")
     report.names |= {name: found for name, found in columns.items() if len(found) > 1}
     return read_rows(path, _batches(path, mapping), mapping, report)
 
@@ -231,15 +233,29 @@ def _to_numbers(values: pa.Array, name: str, path: Path) -> np.ndarray:
 def _check_nulls(values: pa.Array, name: str, path: Path, first_row: int) -> None:
     if values.null_count:
         row = int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])
-        found = f"column '{name}' has {values.null_count} missing values, the first near row {first_row + row}"
+        found = (
+            f"column '{name}' has {counted(values.null_count, 'missing value')}, the first near row {first_row + row}"
+        )
         raise DatasetError(f"{path}: {found}; fill them or remove those rows")
 
 
 def _batches(path: Path, mapping: TableMapping) -> Batches:
     """Yield the batches of all files, each with its file."""
-    for file in table_files(path):
+    files = table_files(path)
+    require_same_columns(files, USUAL)
+    for file in files:
         for batch in read_batches(file, partial(mapped, mapping, file)):
             yield file, batch
+
+
+def require_same_columns(files: Sequence[Path], usual: Mapping[str, Sequence[str]]) -> None:
+    """Refuse files of which a later one has a column of a usual name that the first, which is asked, has not."""
+    first = set(table_schema(files[0]).names)
+    for file in files[1:]:
+        news = [name for name in table_schema(file).names if name in {*chain(*usual.values())} - first]
+        if news:
+            found = f"has the column '{news[0]}', which {files[0].name} lacks, so that nothing would read it"
+            raise DatasetError(f"{file}: {found}; save all files with the same columns, or import them apart")
 
 
 def mapped(mapping: TableMapping, file: Path, available: list[str]) -> Iterable[str]:

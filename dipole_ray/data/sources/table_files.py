@@ -22,6 +22,7 @@ from dipole_ray.errors import DatasetError
 
 SUFFIXES = (".parquet", ".arrow", ".feather", ".ipc")
 PARQUET, ARROW, ZIP = b"PAR1", b"ARROW1", b"PK\x03\x04"  # how the files begin
+_STREAM = b"\xff\xff\xff\xff"  # how an Arrow stream begins
 _BATCH_ROWS = 65_536
 _BUFFER_BYTES = 1 << 20
 _BROKEN = (pa.ArrowException, OSError, ValueError, MemoryError)
@@ -192,6 +193,8 @@ def _open_table(file: Path) -> tuple[pq.ParquetFile | pa.RecordBatchFileReader, 
         if start.startswith(PARQUET) or (file.suffix == ".parquet" and not start.startswith(ARROW)):
             table = pq.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER_BYTES)
             return table, table.schema_arrow
+        if start.startswith(_STREAM):
+            raise DatasetError(f"{file}: is an Arrow stream, not an Arrow file; write it with pyarrow.ipc.new_file")
         table = pa.ipc.open_file(pa.OSFile(str(file)), options=pa.ipc.IpcReadOptions(use_threads=False))
         return table, table.schema
     except _BROKEN as error:
