@@ -45,11 +45,13 @@ class NanResets(NanSteps):
 
 
 class NanAlways(NanSteps):
-    """Never gives a finite reward."""
+    """Never gives a finite reward, once it is broken; one that is so from its first step on is refused before a run."""
+
+    is_broken = False
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         observation, _, terminated, truncated, info = super().step(action)
-        return observation, float("nan"), terminated, truncated, info
+        return observation, float("nan") if self.is_broken else 0.0, terminated, truncated, info
 
 
 gymnasium.register("NanSteps-v0", NanSteps, max_episode_steps=50)

@@ -15,7 +15,7 @@ from dipole_ray.data.dataset import write_dataset
 from dipole_ray.errors import NonFiniteError
 from tests.chaos.kit import ring_rows
 from tests.cli.commands import write_config
-from tests.rllib.nan_env import STEPS_BETWEEN
+from tests.rllib.nan_env import STEPS_BETWEEN, NanAlways
 from tests.rllib.small import AGENT, LOOP
 from tests.synthetic import random_trajectory
 
@@ -74,8 +74,11 @@ def test_an_episode_that_begins_with_nan_is_begun_again() -> None:
     algorithm.stop()
 
 
-def test_an_environment_that_gives_nothing_else_is_an_error_and_no_endless_loop() -> None:
+def test_an_environment_that_gives_nothing_else_is_an_error_and_no_endless_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     algorithm = config("NanAlways").build_algo()
+    monkeypatch.setattr(NanAlways, "is_broken", True)
     with pytest.raises(NonFiniteError, match=r"NanAlways-v0': 100 steps or resets in a row gave NaN .* repair it"):
         algorithm.train()
     assert algorithm.replay.sizes()["online"] == 0
