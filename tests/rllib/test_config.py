@@ -34,6 +34,7 @@ AGENT_VALUES: dict[str, Any] = {
     "normalize_q_loss": False,
     "train_bc": True,
     "expectile": 0.7,
+    "solver": "midpoint",
     "discount": 0.9,
     "tau": 0.1,
     "bootstrap": "policy",
