@@ -3,6 +3,7 @@
 Shapes: B batch rows, N candidates, O observation dim, A action dim, E critics.
 """
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import reduce
@@ -21,9 +22,11 @@ from dipole_ray.agents.fields import MakeFields, StackedFields
 from dipole_ray.agents.networks import Sizes, StackedMLP
 from dipole_ray.agents.policy import Policy
 from dipole_ray.agents.roles import Networks, Roles
+from dipole_ray.agents.steps import Steps
 from dipole_ray.columns import Schema
 from dipole_ray.errors import ConfigError, NonFiniteError
 
+_LOG = logging.getLogger(__name__)
 Batch = Mapping[str, np.ndarray | Tensor]
 Losses = tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]
 """The loss of each group of networks, the metrics, and the running statistics that the batch would leave."""
@@ -56,6 +59,7 @@ class Agent(ABC):
         sample_actions: See `Policy.sample_actions`.
         learner_steps: Calls of `update`, the skipped ones included: each has used up its batch and its noise.
         skipped_updates: How many of them changed nothing because the loss or the gradient was not finite.
+        steps: How gradients are taken and applied, see `compile`.
         branches: Runs the independent parts of a step side by side where a captured step asks for it.
         data_parallel: Its place among learners that step together, alone by default. All see the same averages
             before the finite check, so they skip together.
@@ -94,6 +98,7 @@ class Agent(ABC):
         self._critic_parameters: list[Tensor] = list(self.networks.critic.parameters())
         self._target_parameters: list[Tensor] = list(self.networks.target_critic.parameters())
         self.optimizer = state.make_adam(self._parameters, config.learning_rate)
+        self.steps = Steps(config, self.optimizer, self._critic_parameters, self._target_parameters)
 
     @classmethod
     def draw(
@@ -125,6 +130,21 @@ class Agent(ABC):
         roles |= cls.policy_class.draw_actor(config, make_fields, sizes, generator)
         networks = Networks(sizes, roles).to(device)
         return networks, cls.policy_class(config, networks, int(torch.randint(2**62, (1,), generator=generator).item()))
+
+    def compile(self, threads: int = 1) -> bool:
+        """Update by compiled loops on so many threads from now on, where numba and a CPU can; return whether they do.
+
+        Parameters and the state dict stay the same, and results differ by rounding. Else a warning says why not.
+        """
+        if self.device.type != "cpu":
+            return False
+        try:
+            from dipole_ray.agents.compiled import CompiledSteps
+
+            self.steps = CompiledSteps(self.steps, self.networks, threads)
+        except Exception as error:  # numba and LLVM have many ways to say that they cannot
+            _LOG.warning("updates run uncompiled, at about half the speed: %s: %s", type(error).__name__, error)
+        return self.steps.is_compiled
 
     @abstractmethod
     def _losses(self, batch: dict[str, Tensor], diagnostics: bool) -> Losses:
@@ -167,21 +187,13 @@ class Agent(ABC):
             NonFiniteError: After 10 skipped updates in a row, once the batch is saved.
         """
         tensors = self._read_batch(batch)
-        total, metrics, statistics = self._loss(tensors, diagnostics)
-        self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        total = total.detach()
-        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-        self.data_parallel.all_reduce_mean([*gradients, total, *metrics.values()])
-        grad_norm = torch.nn.utils.get_total_norm(gradients)
+        total, metrics, statistics = self.steps.differentiate(lambda: self._loss(tensors, diagnostics))
+        self.data_parallel.all_reduce_mean([*self.steps.gradients, total, *metrics.values()])
+        grad_norm = self.steps.gradient_norm()
         self.learner_steps += 1
         # The one wait for the device in an update.
         if bool(torch.isfinite(reduce(torch.add, statistics.values(), total + grad_norm))):
-            if self.config.target_update == "before":
-                self._move_targets()
-            self.optimizer.step()
-            if self.config.target_update == "after":
-                self._move_targets()
+            self.steps.apply()
             for name, value in statistics.items():
                 self._statistics[name].copy_(value)
             self.consecutive_skips = 0
@@ -190,11 +202,6 @@ class Agent(ABC):
         metrics["system/grad_norm"] = grad_norm
         metrics["system/skipped_updates"] = torch.tensor(float(self.skipped_updates))
         return metrics
-
-    @torch.no_grad()
-    def _move_targets(self) -> None:
-        """Move the target critics a Polyak step towards the critics as they are now."""
-        torch._foreach_lerp_(self._target_parameters, self._critic_parameters, self.config.tau)
 
     def _loss(self, batch: dict[str, Tensor], diagnostics: bool) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """Return the sum of the losses on a batch as it was read, metrics and new running statistics."""

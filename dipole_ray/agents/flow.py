@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dipole_ray.agents.fields import StackedFields, VelocityField
-from dipole_ray.agents.networks import FUSED
+from dipole_ray.agents.networks import FUSED, PASSES
 from dipole_ray.agents.packed import PackedFields
 
 
@@ -68,6 +68,10 @@ def generate(
     """
     if isinstance(fields, PackedFields):
         return fields.generate(observations, noise, along, denoise_steps, omega, solver)
+    passes = PASSES.get()
+    if passes is not None and solver == "euler" and isinstance(fields, StackedFields) and not torch.is_grad_enabled():
+        moved: Tensor = passes.generate(fields, observations, noise, along, denoise_steps, omega)
+        return moved
     context, fused = fields.encode(observations, along), FUSED.get()
     if fused is not None and solver == "euler" and isinstance(fields, StackedFields) and not torch.is_grad_enabled():
         kernels, biases = fields.layers_of(along)

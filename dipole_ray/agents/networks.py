@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 LAYER_NORM_EPS = 1e-6
-# GELU's tanh approximation is x (1 + tanh(u / 2)) / 2 = x sigma(u) with u = _LINEAR x + _CUBIC x^3.
-_LINEAR = 2.0 * math.sqrt(2.0 / math.pi)
-_CUBIC = 0.044715 * _LINEAR
+# GELU's tanh approximation is x (1 + tanh(u / 2)) / 2 = x sigma(u) with u = LINEAR x + CUBIC x^3.
+LINEAR = 2.0 * math.sqrt(2.0 / math.pi)
+CUBIC = 0.044715 * LINEAR
 _LARGEST_SLOPE = 1e30
 
 
@@ -39,6 +39,9 @@ class Sizes:
 
 FUSED: ContextVar[ModuleType | None] = ContextVar("fused", default=None)
 """The module `agents.fused` while a captured step computes with its kernels."""
+
+PASSES: ContextVar[Any] = ContextVar("passes", default=None)
+"""The `passes.Passes` that evaluate stacks within a step of `compiled`."""
 
 Members = slice | list[int] | None
 """Which members of a stack to evaluate; all by default. A slice copies no kernel, a list does."""
@@ -70,6 +73,10 @@ class StackedMLP(nn.Module):
 
         Inputs are (B, I), seen by every member, or (E, B, I) with one block for each.
         """
+        passes = PASSES.get()
+        if passes is not None:
+            found: Tensor = passes.evaluate(self, inputs, members)
+            return found
         kernel, bias = (_choose(parameter, members) for parameter in self._dense[0])
         if inputs.dim() == 2:
             inputs = inputs.expand(kernel.shape[0], *inputs.shape)
@@ -153,7 +160,7 @@ class _Gelu(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
         x, gate = ctx.saved_tensors
-        slope = torch.addcmul(x.new_full((), _LINEAR), x, x, value=3.0 * _CUBIC).mul_(x)
+        slope = torch.addcmul(x.new_full((), LINEAR), x, x, value=3.0 * CUBIC).mul_(x)
         # x s (1 - s) u' + s, in place, without another buffer than the slope's; s (1 - s) is 0 where x^3 overflows.
         slope.clamp_(-_LARGEST_SLOPE, _LARGEST_SLOPE).addcmul_(slope, gate, value=-1.0).mul_(gate).add_(gate)
         return slope.mul_(gradient)
@@ -161,4 +168,4 @@ class _Gelu(torch.autograd.Function):
 
 def _gate(x: Tensor) -> Tensor:
     """Return sigma(u), the factor by which GELU scales its input."""
-    return torch.addcmul(x.new_full((), _LINEAR), x, x, value=_CUBIC).mul_(x).sigmoid_()
+    return torch.addcmul(x.new_full((), LINEAR), x, x, value=CUBIC).mul_(x).sigmoid_()

@@ -76,6 +76,7 @@ class DIPOLELearner(FaultAwareApply):
             ring = self.config.replay_directory  # without a run's folder the learner knows of no place but this
             place = Path(tempfile.gettempdir()) / f"dipole-{os.getpid()}" if ring is None else Path(ring).parent
             self.agent.failure_directory = place / "failures"
+        self.agent.compile(self.config.learner_num_threads)
 
     def update_on(
         self, batches: Mapping[str, np.ndarray], batch_size: int, publish: bool = False
@@ -111,6 +112,7 @@ class DIPOLELearner(FaultAwareApply):
                 sums[name] = sums[name] + value if name in sums else value
         metrics = {name: float(value) for name, value in last.items()}
         metrics.update({name: float(total) / num_updates for name, total in sums.items() if "/loss" in name})
+        metrics["system/compiled_updates"] = float(self.agent.steps.is_compiled)
         return metrics
 
     def fit_observations(self, mean: np.ndarray, std: np.ndarray) -> None:

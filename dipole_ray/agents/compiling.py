@@ -1,0 +1,45 @@
+"""Compiles functions of plain loops for the machine at hand, by numba, and keeps the result in the user's cache."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+
+OPTIONS: dict[str, Any] = {
+    # Python's looks at each divisor, and no loop with a division is vectorized.
+    "error_model": "numpy",
+    # All freedoms but those that assume finite numbers: an update is judged by its gradient's norm.
+    "fastmath": {"reassoc", "contract", "arcp", "nsz", "afn"},
+}
+
+
+_SOURCES = ("compiling", "loops", "networks", "passes", "products")
+
+
+def _cache_directory() -> str:
+    """Return the place of what these very files compile to.
+
+    numba itself notices a change in the file of a function, but not in those of the functions that it calls.
+    """
+    sources = [Path(__file__).with_name(f"{name}.py") for name in _SOURCES]
+    version = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
+    own = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "dipole_ray", "compiled")
+    return str(Path(os.environ.get("NUMBA_CACHE_DIR") or own, version).expanduser())
+
+
+_CACHE_DIRECTORY = _cache_directory()
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function, which is compiled at its first call and runs without the interpreter's lock."""
+    before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, _CACHE_DIRECTORY
+    try:
+        made: Callable[..., Any] = numba.njit(nogil=True, cache=True, **OPTIONS)(function)
+    except RuntimeError:  # no place that can be written to
+        made = numba.njit(nogil=True, **OPTIONS)(function)
+    finally:
+        numba.config.CACHE_DIR = before
+    return made

@@ -1,0 +1,295 @@
+"""Passes of stacked MLPs on a CPU, forward and backward, each compiled as a whole; autograd sees one node a stack.
+
+The rows of a pass are dealt to threads that meet only at its end, so a thread that has to wait for a core holds the
+others up a few times an update, and not at every layer.
+
+Shapes: E members, B rows, I inputs, O outputs, H hidden units, F fields, A action dim.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dipole_ray.agents.compiling import compiled
+from dipole_ray.agents.fields import StackedFields
+from dipole_ray.agents.loops import activate, activate_backward, normalize, normalize_backward
+from dipole_ray.agents.networks import LAYER_NORM_EPS, Members, StackedMLP
+from dipole_ray.agents.products import multiply, workspace
+
+Array = np.ndarray
+_MIN_WORK = 2**24
+"""Multiplications that make another thread worth its start."""
+
+
+class Stack(NamedTuple):
+    """The parameters of a stack by layer, or their gradients: kernels (E, I, O), the others (E, 1, O) or (E, 1, H)."""
+
+    kernels: tuple[Array, ...]
+    biases: tuple[Array, ...]
+    scales: tuple[Array, ...]
+    """Of the layer norms; where there are none, the biases stand here, too, since no tuple may be empty."""
+    shifts: tuple[Array, ...]
+
+
+class Room(NamedTuple):
+    """Memory of a pass by hidden layer: pre-activations and results (E, B, H), and their gradients (B, H)."""
+
+    zs: tuple[Array, ...]
+    ys: tuple[Array, ...]
+    ds: tuple[Array, ...]
+
+
+class Pass(NamedTuple):
+    """What a pass reads and leaves: inputs (E or 1, B, I), the hidden layers, outputs (E, B, O)."""
+
+    inputs: Array
+    hidden: Room
+    outputs: Array
+
+
+@compiled
+def run_forward(stack: Stack, members: Array, is_normal: bool, epsilon: Any, run: Pass, start: int, stop: int) -> None:
+    """Fill a pass of these members between two rows."""
+    room, last = workspace(run.inputs), len(stack.kernels) - 1
+    for e in range(len(members)):
+        m, x = members[e], run.inputs[e % run.inputs.shape[0], start:stop]
+        for layer in range(last):
+            z, y = run.hidden.zs[layer][e, start:stop], run.hidden.ys[layer][e, start:stop]
+            bias = stack.biases[layer][m, 0]
+            multiply(x, False, stack.kernels[layer][m], False, z, False, room)
+            if is_normal:
+                normalize(z, bias, stack.scales[layer][m, 0], stack.shifts[layer][m, 0], epsilon, y)
+            else:
+                activate(z, bias, y)
+            x = y
+        found, bias = run.outputs[e, start:stop], stack.biases[last][m, 0]
+        multiply(x, False, stack.kernels[last][m], False, found, False, room)
+        for row in range(found.shape[0]):
+            for o in range(found.shape[1]):
+                found[row, o] += bias[o]
+
+
+@compiled
+def run_backward(
+    stack: Stack, members: Array, is_normal: bool, epsilon: Any, run: Pass, gradient: Array, sums: Stack, learns: bool,
+    inputs: Array, start: int, stop: int,
+) -> None:  # fmt: skip
+    """Add to the parameters' gradients what the rows between two say, given that of the outputs (E, B, O).
+
+    The gradient of the inputs goes to `inputs` (E, B, I), unless that has no rows.
+    """
+    room, last = workspace(run.inputs), len(stack.kernels) - 1
+    for e in range(len(members)):
+        m, d = members[e], gradient[e, start:stop]
+        if learns:
+            for row in range(d.shape[0]):
+                for o in range(d.shape[1]):
+                    sums.biases[last][m, 0, o] += d[row, o]
+        for layer in range(last, 0, -1):
+            if learns:
+                multiply(run.hidden.ys[layer - 1][e, start:stop], True, d, False, sums.kernels[layer][m], True, room)
+            kernel, below = stack.kernels[layer][m], layer - 1
+            z, previous, d = run.hidden.zs[below][e, start:stop], d, run.hidden.ds[below][start:stop]
+            multiply(previous, False, kernel, True, d, False, room)
+            if is_normal:
+                of = sums.biases[below][m, 0], sums.scales[below][m, 0], sums.shifts[below][m, 0]
+                normalize_backward(z, d, stack.scales[below][m, 0], epsilon, of)
+            else:
+                activate_backward(z, d, sums.biases[below][m, 0])
+        if learns:
+            x = run.inputs[e % run.inputs.shape[0], start:stop]
+            multiply(x, True, d, False, sums.kernels[0][m], True, room)
+        if inputs.shape[1] > 0:
+            multiply(d, False, stack.kernels[0][m], True, inputs[e, start:stop], False, room)
+
+
+@compiled
+def run_flow(
+    stack: Stack, members: Array, epsilon: Any, run: Pass, shares: Array, steps: int, start: int, stop: int
+) -> None:
+    """Carry the points in the inputs (1, B, O + A + 1) along the fields, each with its share of the velocity."""
+    inputs, velocities = run.inputs[0], run.outputs
+    fields, _, actions = velocities.shape
+    first = inputs.shape[1] - actions - 1
+    for k in range(steps):
+        inputs[start:stop, first + actions] = k / steps
+        run_forward(stack, members, False, epsilon, run, start, stop)
+        for f in range(fields):
+            for row in range(start, stop):
+                for a in range(actions):
+                    inputs[row, first + a] += shares[f] * velocities[f, row, a]
+
+
+class Plan(NamedTuple):
+    """How some members of a stack are gone through; made once."""
+
+    stack: Stack
+    members: Array
+    """Their places in the stack, E of them."""
+    is_normal: bool
+    epsilon: Any
+    gradients: list[Stack]
+    """Of the parameters, one a thread."""
+    spare: Stack
+    """Takes the gradients that nothing learns from."""
+    hidden: tuple[int, ...]
+    """Widths."""
+    size: int
+    """Multiplications of a row's forward pass."""
+
+
+class Passes:
+    """Evaluates the stacks of one agent, whose parameters and gradients must stay where they are in memory."""
+
+    def __init__(self, gradients: dict[nn.Parameter, tuple[Tensor, ...]], threads: int) -> None:
+        """Take the gradient tensors of all trained parameters, one a thread, to which every backward pass adds."""
+        self._gradients = gradients
+        self._threads = threads
+        self._crew = ThreadPoolExecutor(threads - 1, "passes") if threads > 1 else None
+        self._plans: dict[tuple[StackedMLP, tuple[int, ...] | None], Plan] = {}
+        self._free: dict[tuple[int, int, tuple[int, ...]], list[Room]] = {}
+
+    def evaluate(self, mlp: StackedMLP, inputs: Tensor, members: Members = None) -> Tensor:
+        """Return what `StackedMLP.forward` does."""
+        plan = self._plan(mlp, members)
+        if torch.is_grad_enabled() and (mlp.kernels[0].requires_grad or inputs.requires_grad):
+            result: Tensor = _Pass.apply(inputs, mlp.kernels[0], self, plan)
+            return result
+        run = self.forward(plan, inputs)
+        self.release(plan, run)
+        return torch.from_numpy(run.outputs)
+
+    def warm_up(self, mlp: StackedMLP) -> None:
+        """Compile the passes of a stack, without a trace but in the gradients that they were given."""
+        plan = self._plan(mlp, None)
+        run = self.forward(plan, torch.zeros_like(mlp.kernels[0][0, :, :1].T))
+        self.backward(plan, run, torch.zeros_like(torch.from_numpy(run.outputs)), learns=False, needs_inputs=True)
+
+    def forward(self, plan: Plan, inputs: Tensor) -> Pass:
+        """Return the pass of the inputs, (B, I) for every member or (E, B, I)."""
+        run = self._pass(plan, inputs if inputs.dim() == 3 else inputs.unsqueeze(0))
+        self.deal(
+            lambda _, *part: run_forward(plan.stack, plan.members, plan.is_normal, plan.epsilon, run, *part),
+            run.inputs.shape[1],
+            plan.size,
+        )
+        return run
+
+    def backward(self, plan: Plan, run: Pass, gradient: Tensor, learns: bool, needs_inputs: bool) -> Tensor:
+        """Add to the parameters' gradients, if it learns, given that of the outputs (E, B, O).
+
+        Returned is the gradient of the inputs (E, B, I), without rows unless needed.
+        """
+        rows, d = run.inputs.shape[1], gradient.contiguous().numpy()
+        inputs = np.empty((len(plan.members), rows if needs_inputs else 0, run.inputs.shape[2]), run.inputs.dtype)
+        way = plan.stack, plan.members, plan.is_normal, plan.epsilon
+        self.deal(
+            lambda thread, *part: run_backward(
+                *way, run, d, plan.gradients[thread] if learns else plan.spare, learns, inputs, *part
+            ),
+            rows,
+            2 * plan.size,
+        )
+        self.release(plan, run)
+        return torch.from_numpy(inputs)
+
+    def generate(
+        self, fields: StackedFields, observations: Tensor, noise: Tensor, along: list[str], steps: int, omega: float
+    ) -> Tensor:
+        """Return what `flow.generate` does, without a gradient."""
+        candidates, actions = noise.shape[1:]
+        plan = self._plan(fields.mlp, [fields.names.index(name) for name in along])
+        states = observations.repeat_interleave(candidates, dim=0) if candidates > 1 else observations
+        x = torch.cat((states, noise.flatten(0, 1), noise.new_empty(len(states), 1)), dim=1)
+        run = self._pass(plan, x.unsqueeze(0))
+        shares = np.array([1.0] if len(along) == 1 else [1.0 + omega, -omega]) / steps
+        shares = shares.astype(run.inputs.dtype)
+        self.deal(
+            lambda _, *part: run_flow(plan.stack, plan.members, plan.epsilon, run, shares, steps, *part),
+            len(x),
+            steps * plan.size,
+        )
+        self.release(plan, run)
+        return x[:, -actions - 1 : -1].clamp(-1.0, 1.0).view_as(noise)
+
+    def deal(self, work: Callable[..., Any], count: int, size: int) -> list[Any]:
+        """Return what the work comes to on each thread's part of what there is to count, of this size each.
+
+        Few multiplications stay on one thread. The caller's own part is the first; it waits for the others' ends.
+        """
+        parts = max(1, min(self._threads, count, count * size // _MIN_WORK))
+        if self._crew is None or parts == 1:
+            return [work(0, 0, count)]
+        ends = [count * part // parts for part in range(parts + 1)]
+        others = [self._crew.submit(work, part, *ends[part : part + 2]) for part in range(1, parts)]
+        return [work(0, *ends[:2]), *(each.result() for each in others)]
+
+    def release(self, plan: Plan, run: Pass) -> None:
+        """Let another pass have the room of this one: fresh memory comes a page at a time, each with a fault."""
+        self._free[len(plan.members), run.inputs.shape[1], plan.hidden].append(run.hidden)
+
+    def _pass(self, plan: Plan, inputs: Tensor) -> Pass:
+        """Return a pass of the inputs (E or 1, B, I) that is to be computed, its room from those released."""
+        array, members, first = np.ascontiguousarray(inputs.detach().numpy()), len(plan.members), plan.stack.kernels[0]
+        if len(array) not in (1, members) or array.shape[2] != first.shape[1] or array.dtype != first.dtype:
+            found = f"{array.dtype} of shape {array.shape}"  # compiled loops look at no bounds
+            raise ValueError(f"stack of {members} kernels {first.dtype} {first.shape[1:]}: inputs are {found}")
+        rows, kind = array.shape[1], array.dtype
+        free = self._free.setdefault((members, rows, plan.hidden), [])
+        if not free:
+            zs, ys = (tuple(np.empty((members, rows, width), kind) for width in plan.hidden) for _ in range(2))
+            free.append(Room(zs, ys, tuple(np.empty((rows, width), kind) for width in plan.hidden)))
+        return Pass(array, free.pop(), np.empty((members, rows, plan.stack.biases[-1].shape[2]), kind))
+
+    def _gradient(self, thread: int, parameter: nn.Parameter) -> Tensor:
+        return self._gradients[parameter][thread]
+
+    def _plan(self, mlp: StackedMLP, members: Members) -> Plan:
+        """Return how the chosen members are gone through."""
+        chosen = None if members is None else tuple(np.arange(mlp.num_members)[members].tolist())
+        if (mlp, chosen) not in self._plans:
+            self._plans[mlp, chosen] = self._new_plan(mlp, range(mlp.num_members) if chosen is None else chosen)
+        return self._plans[mlp, chosen]
+
+    def _new_plan(self, mlp: StackedMLP, chosen: Sequence[int]) -> Plan:
+        """Make arrays of the parameters' memory and of that of their gradients."""
+        parts = [list(part) for part in (mlp.kernels, mlp.biases, mlp.norm_scales, mlp.norm_shifts)]
+        parts = [part or parts[1][:-1] for part in parts]
+
+        def arrays(of: Callable[[nn.Parameter], Tensor]) -> Stack:
+            return Stack(*(tuple(of(parameter).detach().numpy() for parameter in part) for part in parts))
+
+        stack, dims = arrays(lambda parameter: parameter), [kernel.shape[1:] for kernel in mlp.kernels]
+        spare = Stack(stack.kernels, *(tuple(map(np.zeros_like, part)) for part in stack[1:]))
+        is_trained = {parameter in self._gradients for part in parts for parameter in part}
+        if len(is_trained) > 1:
+            raise ValueError("a stack of which some parameters are frozen and some not has no compiled pass")
+        by_thread = [partial(self._gradient, thread) for thread in range(self._threads)]
+        gradients = [arrays(of) if all(is_trained) else spare for of in by_thread]
+        epsilon = stack.kernels[0].dtype.type(LAYER_NORM_EPS)
+        size = len(chosen) * sum(inputs * outputs for inputs, outputs in dims)
+        hidden = tuple(outputs for _, outputs in dims[:-1])
+        return Plan(stack, np.array(chosen), mlp.layer_norm, epsilon, gradients, spare, hidden, size)
+
+
+class _Pass(torch.autograd.Function):
+    """A stack's pass as one node; the parameters' gradients go where `Passes` was told."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, anchor: Tensor, passes: Passes, plan: Plan) -> Tensor:  # type: ignore[override]
+        run = passes.forward(plan, inputs)
+        ctx.kept, ctx.learns, ctx.is_shared = (passes, plan, run), anchor.requires_grad, inputs.dim() == 2
+        return torch.from_numpy(run.outputs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        passes, plan, run = ctx.kept
+        needed = ctx.needs_input_grad[0]
+        found = passes.backward(plan, run, gradient, ctx.learns, needed)
+        inputs = found.sum(dim=0) if ctx.is_shared else found
+        return inputs if needed else None, None, None, None

@@ -1,0 +1,231 @@
+"""Matrix products of the sizes of an update, on one core.
+
+A vendor's library is tuned for large products and one maker's processors: on AMD's, MKL reaches half of this, and each
+call from Python costs as much as a product of width 128. What decides is the innermost tile, some rows by two vectors
+of the result, that stays in registers while the depth is gone through. Compilers do not find it, so it is spelled out
+in LLVM's instructions, for whatever vectors the machine has.
+
+Shapes: M rows and N columns of the product, K depth.
+"""
+
+from typing import Any
+
+import numpy as np
+from llvmlite import binding, ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from dipole_ray.agents.compiling import compiled
+
+_HAS = binding.get_host_cpu_features()
+# Bytes of a vector, and rows of a tile that leave registers for two vectors of b and one value of a.
+_VECTOR_BYTES, _ROWS = (64, 12) if _HAS.get("avx512f") else (32, 6) if _HAS.get("avx2") else (16, 6)
+_VECTORS = 2
+_FEW_ROWS = 4 if _ROWS > 6 else 2
+_DEPTH = 256
+"""Rows of b that are gone through at once: the panel of `_COLUMNS` stays in the first cache."""
+
+Array = np.ndarray
+_INDEX = ir.IntType(64)
+
+
+def _lanes(array: Any) -> int:
+    """Return how many numbers of this array's type a vector holds."""
+    return int(_VECTOR_BYTES * 8 // array.dtype.bitwidth)
+
+
+def _vector(context: Any, array: Any) -> ir.VectorType:
+    return ir.VectorType(context.get_data_type(array.dtype), _lanes(array))
+
+
+def _address(context: Any, builder: Any, array: Any, value: Any, place: Any) -> Any:
+    """Return the pointer to an array's element at a place counted in elements."""
+    return builder.gep(context.make_array(array)(context, builder, value).data, [place])
+
+
+def _shuffled(builder: Any, first: Any, second: Any, lanes: list[int]) -> Any:
+    """Return the lanes of two vectors, one after the other, in this order."""
+    return builder.shuffle_vector(first, second, ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), lanes))
+
+
+def _tile(rows: int) -> Any:
+    """Return the function of a tile of this height.
+
+    It writes, or adds, to c (rows by two vectors, rows `c_row` apart) the product of a, whose rows lie `a_row` and
+    columns `a_step` apart, and of a panel b of two vectors' width, over `depth`. Places are counted in elements.
+    """
+
+    @intrinsic
+    def tile(
+        typing: Any, a: Any, a_at: Any, a_row: Any, a_step: Any, b: Any, c: Any, c_at: Any, c_row: Any, depth: Any,
+        adds: Any,
+    ) -> Any:  # fmt: skip
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            a_value, a_at, a_row, a_step, b_value, c_value, c_at, c_row, depth, adds = arguments
+            vector, lanes = _vector(context, a), _lanes(a)
+            name = f"llvm.fma.v{lanes}f{a.dtype.bitwidth}"
+            fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3), name)
+            zero, undefined = ir.Constant(vector, [0.0] * lanes), ir.Constant(vector, ir.Undefined)
+            before, loop, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
+            left = _address(context, builder, a, a_value, a_at)
+            right = _address(context, builder, b, b_value, _INDEX(0))
+            result = _address(context, builder, c, c_value, c_at)
+            builder.branch(loop)
+
+            builder.position_at_end(loop)
+            starts = [_INDEX(0), left, right, *[zero] * (rows * _VECTORS)]
+            states = [builder.phi(start.type) for start in starts]
+            (k, left, right), sums = states[:3], states[3:]
+            loads = [
+                builder.bitcast(builder.gep(right, [_INDEX(v * lanes)]), vector.as_pointer()) for v in range(_VECTORS)
+            ]
+            loads = [builder.load(each, align=a.dtype.bitwidth // 8) for each in loads]
+            added, row = [], left
+            for i in range(rows):
+                value = builder.insert_element(undefined, builder.load(row), ir.IntType(32)(0))
+                spread = _shuffled(builder, value, undefined, [0] * lanes)
+                added += [builder.call(fma, (spread, loads[v], sums[i * _VECTORS + v])) for v in range(_VECTORS)]
+                row = builder.gep(row, [a_row])
+            onward = builder.add(k, _INDEX(1))
+            ends = [onward, builder.gep(left, [a_step]), builder.gep(right, [_INDEX(lanes * _VECTORS)]), *added]
+            for state, start, end in zip(states, starts, ends, strict=True):
+                state.add_incoming(start, before)
+                state.add_incoming(end, loop)
+            builder.cbranch(builder.icmp_signed("<", onward, depth), loop, after)
+
+            builder.position_at_end(after)
+            places = [builder.gep(result, [builder.mul(c_row, _INDEX(i))]) for i in range(rows)]
+            places = [builder.gep(place, [_INDEX(v * lanes)]) for place in places for v in range(_VECTORS)]
+            places = [builder.bitcast(place, vector.as_pointer()) for place in places]
+            with builder.if_else(adds) as (then, otherwise):
+                with then:
+                    for place, value in zip(places, added, strict=True):
+                        builder.store(builder.fadd(builder.load(place, align=4), value), place, align=4)
+                with otherwise:
+                    for place, value in zip(places, added, strict=True):
+                        builder.store(value, place, align=4)
+            return context.get_dummy_value()
+
+        index = types.intp
+        return types.void(a, index, index, index, b, c, index, index, index, types.boolean), generate
+
+    return tile
+
+
+_tall_tile, _low_tile, _row_tile = _tile(_ROWS), _tile(_FEW_ROWS), _tile(1)
+
+
+@intrinsic
+def _transpose(typing: Any, source: Any, place: Any, row: Any, target: Any, target_at: Any, target_row: Any) -> Any:
+    """Write a square of the source, a vector wide, as columns of the target; rows lie `row` and `target_row` apart."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        source_value, place, row, target_value, target_at, target_row = arguments
+        lanes, kind = _lanes(source), _vector(context, source).as_pointer()
+        start = _address(context, builder, source, source_value, place)
+        starts = [builder.gep(start, [builder.mul(row, _INDEX(i))]) for i in range(lanes)]
+        lines = [builder.load(builder.bitcast(each, kind), align=4) for each in starts]
+        block = lanes // 2
+        while block:  # swap the off-diagonal blocks of all squares of twice this size
+            swapped = list(lines)
+            for i in (i for i in range(lanes) if not i & block):
+                pair = lines[i], lines[i + block]
+                upper = [lanes + j - block if j & block else j for j in range(lanes)]
+                lower = [lanes + j if j & block else j + block for j in range(lanes)]
+                swapped[i], swapped[i + block] = (_shuffled(builder, *pair, order) for order in (upper, lower))
+            lines, block = swapped, block // 2
+        start = _address(context, builder, target, target_value, target_at)
+        for i, line in enumerate(lines):
+            builder.store(
+                line, builder.bitcast(builder.gep(start, [builder.mul(target_row, _INDEX(i))]), kind), align=4
+            )
+        return context.get_dummy_value()
+
+    index = types.intp
+    return types.void(source, index, index, target, index, index), generate
+
+
+@compiled
+def _pack(b: Array, transposed: bool, start: int, first: int, depth: int, panel: Array) -> None:
+    """Copy the columns from `start` on and the rows from `first` on of b, or of its transpose, to a panel; pad by 0."""
+    width = panel.shape[1]
+    columns = min(width, (b.shape[0] if transposed else b.shape[1]) - start)
+    lanes = width // _VECTORS
+    done, deep = (columns // lanes * lanes, depth // lanes * lanes) if transposed else (0, 0)
+    for j in range(0, done, lanes):
+        for k in range(0, deep, lanes):
+            _transpose(b, (start + j) * b.shape[1] + first + k, b.shape[1], panel, k * width + j, width)
+    if transposed:
+        for j in range(columns):
+            for k in range(deep if j < done else 0, depth):
+                panel[k, j] = b[start + j, first + k]
+    else:
+        part = b[first : first + depth, start : start + columns]  # an index from 0 needs no look at its sign
+        for k in range(depth):
+            for j in range(columns):
+                panel[k, j] = part[k, j]
+    for k in range(depth):
+        for j in range(columns, width):
+            panel[k, j] = 0
+
+
+@compiled
+def workspace(like: Array) -> Any:
+    """Return what `multiply` needs as room, for numbers as in `like`: a panel and a tile at the edge of a result."""
+    width = _VECTORS * _VECTOR_BYTES // like.itemsize
+    return np.empty((_DEPTH, width), like.dtype), np.empty((_ROWS, width), like.dtype)
+
+
+@compiled
+def _multiply_vector(a: Array, a_transposed: bool, b: Array, c: Array, adds: bool) -> None:
+    """Do what `multiply` does for a b that has one column."""
+    vector, result = b.reshape(b.size), c.reshape(c.size)
+    if not adds:
+        result[:] = 0
+    for i in range(a.shape[0]):
+        line = a[i]
+        if a_transposed:
+            for j in range(len(line)):
+                result[j] += vector[i] * line[j]
+        else:
+            total = line[0] * vector[0]
+            for j in range(1, len(line)):
+                total += line[j] * vector[j]
+            result[i] += total
+
+
+@compiled
+def multiply(a: Array, a_transposed: bool, b: Array, b_transposed: bool, c: Array, adds: bool, room: Any) -> None:
+    """Write, or add, to c (M, N) the product of a (M, K) and b (K, N), each of which may be given transposed.
+
+    All are contiguous. Each number is summed up in the order of K whatever M and N, so rows may be computed apart.
+    """
+    panel, edge = room
+    (rows, columns), width = c.shape, panel.shape[1]
+    if columns == 1:  # nearly all of a tile would be padding
+        _multiply_vector(a, a_transposed, b, c, adds)
+        return
+    total = a.shape[0] if a_transposed else a.shape[1]
+    a_row, a_step = (1, a.shape[1]) if a_transposed else (a.shape[1], 1)
+    for first in range(0, total, _DEPTH):
+        depth, adding = min(_DEPTH, total - first), adds or first > 0
+        for start in range(0, columns, width):
+            _pack(b, b_transposed, start, first, depth, panel)
+            within, row = min(width, columns - start), 0
+            while row < rows:
+                height = _ROWS if rows - row >= _ROWS else _FEW_ROWS if rows - row >= _FEW_ROWS else 1
+                whole = within == width
+                target, place, stride = (c, row * columns + start, columns) if whole else (edge, 0, width)
+                at, also = row * a_row + first * a_step, adding and whole
+                if height == _ROWS:
+                    _tall_tile(a, at, a_row, a_step, panel, target, place, stride, depth, also)
+                elif height == _FEW_ROWS:
+                    _low_tile(a, at, a_row, a_step, panel, target, place, stride, depth, also)
+                else:
+                    _row_tile(a, at, a_row, a_step, panel, target, place, stride, depth, also)
+                if not whole:
+                    for i in range(height):
+                        for j in range(within):
+                            c[row + i, start + j] = edge[i, j] + (c[row + i, start + j] if adding else 0)
+                row += height

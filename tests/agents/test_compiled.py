@@ -1,0 +1,190 @@
+"""Updates by compiled loops equal the readable ones: losses, gradients, a hundred updates, skips and checkpoints."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from dipole_ray.agents import state
+from dipole_ray.agents.agent import Agent
+from dipole_ray.agents.config import AgentConfig
+from dipole_ray.agents.steps import Steps
+from dipole_ray.errors import NonFiniteError
+from tests.agents import battery
+from tests.agents.battery import ROWS, assert_same, make_agent, make_batch, tiny_config
+from tests.agents.test_captured import AGENTS, assert_close, named, spoilt
+
+pytest.importorskip("numba")
+
+from dipole_ray.agents import passes
+from dipole_ray.agents.products import multiply, workspace
+
+SETTINGS = [
+    *AGENTS,
+    {"preset": "ifql", "target_update": "before", "num_critics": 3, "value_aggregation": "mean_minus_std"},
+    {"preset": "cfgrl", "hidden_dims": (40,)},
+]
+
+
+@pytest.fixture(params=[1, 3])
+def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Return a number of threads, to which the smallest pass is dealt."""
+    monkeypatch.setattr(passes, "_MIN_WORK", 1)
+    return int(request.param)
+
+
+def pair(settings: dict[str, Any], threads: int = 1) -> tuple[Agent, Agent]:
+    """Return an agent and its compiled twin."""
+    agent, twin = (make_agent(tiny_config(**settings), device="cpu") for _ in range(2))
+    assert twin.compile(threads) and not agent.steps.is_compiled
+    return agent, twin
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=named)
+def test_a_hundred_updates_end_where_readable_ones_do(settings: dict[str, Any], threads: int) -> None:
+    """Some are skipped, and counted alike; the metrics of every step are the same."""
+    agent, twin = pair(settings, threads)
+    for step in range(100):
+        batch = spoilt(make_batch(step)) if step in (3, *range(20, 29)) else make_batch(step)
+        expected, found = agent.update(batch), twin.update(batch)
+        assert found.keys() == expected.keys()
+        if twin.consecutive_skips == 0:
+            for name, value in found.items():
+                torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5, msg=f"{name} at {step}")
+    assert twin.skipped_updates == agent.skipped_updates == 10
+    assert_close(agent, twin)
+
+
+def in_double(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> Agent:
+    """Return the agent with all of its numbers in float64, its noise too, which is drawn in float32."""
+    agent.networks.double()
+    agent._parameters = list(agent.networks.trained_parameters().values())
+    agent.optimizer = state.make_adam(agent._parameters, agent.config.learning_rate)
+    critics, targets = (list(net.parameters()) for net in (agent.networks.critic, agent.networks.target_critic))
+    agent.steps = Steps(agent.config, agent.optimizer, critics, targets)
+    agent._statistics = {name: value.double() for name, value in agent._statistics.items()}
+    read, normal, draw = agent._read_batch, agent.policy.normal, torch.rand
+    monkeypatch.setattr(agent, "_read_batch", lambda batch: {k: v.double() for k, v in read(batch).items()})
+    monkeypatch.setattr(agent.policy, "normal", lambda *shape: normal(*shape).double())
+    monkeypatch.setattr(torch, "rand", lambda *shape, **options: draw(*shape, **options).double())
+    return agent
+
+
+@pytest.mark.parametrize("settings", SETTINGS[:-1], ids=named)
+def test_losses_and_gradients_are_equal_in_float64(
+    settings: dict[str, Any], threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent, twin = (make_agent(tiny_config(**settings), device="cpu") for _ in range(2))
+    for each in (agent, twin):
+        in_double(each, monkeypatch)
+    assert twin.compile(threads)
+    for step in range(3):
+        expected, found = agent.update(make_batch(step)), twin.update(make_batch(step))
+        for name, value in expected.items():
+            assert float(found[name]) == pytest.approx(float(value), rel=1e-6 if "norm" in name else 1e-10), name
+        for (name, parameter), own in zip(agent.networks.named_parameters(), twin.networks.parameters(), strict=True):
+            if parameter.requires_grad:
+                torch.testing.assert_close(own.grad, parameter.grad, rtol=1e-9, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize("settings", [{"preset": "small", "train_bc": True}, {"preset": "fql"}], ids=named)
+def test_updates_that_are_not_finite_change_no_tensor(settings: dict[str, Any], threads: int, tmp_path: Path) -> None:
+    _, twin = pair(settings, threads)
+    twin.update(make_batch(0))
+    twin.failure_directory = tmp_path
+    before, batch = twin.state_dict(), make_batch(1)
+    for name in ("rewards", "observations", "next_observations"):
+        for value in (np.nan, np.inf, 1e38):
+            column = batch[name].copy()
+            column[3] = value
+            twin.update({**batch, name: column})
+    kept = before.keys() - {"learner_steps", "skipped_updates", "consecutive_skips", "generator"}
+    after = twin.state_dict()
+    assert_same({name: before[name] for name in kept}, {name: after[name] for name in kept})
+    with pytest.raises(NonFiniteError, match="in 10 updates in a row"):
+        twin.update(spoilt(batch))
+
+
+@pytest.mark.parametrize("settings", [{"preset": "small"}, {"preset": "paper"}, {"preset": "iql"}], ids=named)
+def test_a_checkpoint_goes_on_bitwise_and_on_either_way(settings: dict[str, Any], threads: int) -> None:
+    agent, twin = pair(settings, threads)
+    before = agent.state_dict()
+    assert_same(before, twin.state_dict())
+    for step in range(3):
+        twin.update(make_batch(step))
+    resumed, readable = make_agent(twin.config, seed=9, device="cpu"), make_agent(twin.config, seed=9, device="cpu")
+    assert resumed.compile(threads)
+    resumed.update(make_batch(50))  # memory that was used before leaves no trace
+    saved = twin.state_dict()
+    for other in (resumed, readable):
+        other.load_state_dict(saved)
+        assert_same(saved, other.state_dict())
+    for step in range(3, 6):
+        assert_same(twin.update(make_batch(step)), resumed.update(make_batch(step)))
+        readable.update(make_batch(step))
+    assert_same(twin.state_dict(), resumed.state_dict())
+    assert_close(readable, twin)
+    twin.load_state_dict(readable.state_dict())
+    assert_same(readable.state_dict(), twin.state_dict())
+
+
+@pytest.mark.parametrize("preset", ["paper", "fql"])
+def test_a_compiled_agent_keeps_the_promises_of_every_agent(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def compiled(config: AgentConfig, **options: Any) -> Any:
+        agent = make_agent(config, **options, device="cpu")
+        assert agent.compile()
+        return agent
+
+    monkeypatch.setattr(battery, "make_agent", compiled)
+    battery.run_battery(tiny_config(preset))
+
+
+def test_without_numba_updates_are_the_readable_ones(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    agent, other = (make_agent(tiny_config("small"), device="cpu") for _ in range(2))
+    for name in [name for name in sys.modules if name.startswith("dipole_ray.agents.")]:
+        if name.rsplit(".", 1)[1] in ("compiled", "compiling", "loops", "passes", "products"):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "numba", None)
+    with caplog.at_level(logging.WARNING):
+        assert not other.compile()
+    assert "updates run uncompiled" in caplog.text and "numba" in caplog.text
+    for step in range(3):
+        assert_same(agent.update(make_batch(step)), other.update(make_batch(step)))
+    assert_same(agent.state_dict(), other.state_dict())
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 5, 2), (13, 300, 33), (50, 17, 64), (12, 64, 1), (7, 1, 40)])
+def test_products_equal_those_of_numpy(shape: tuple[int, int, int], kind: type) -> None:
+    """Whatever lies beyond whole tiles and panels; each of the two may lie transposed, and the product may be added."""
+    rows, depth, columns = shape
+    rng = np.random.default_rng(0)
+    a, b = (rng.normal(size=size).astype(kind) for size in ((rows, depth), (depth, columns)))
+    start = rng.normal(size=(rows, columns)).astype(kind)
+    for a_transposed in (False, True):
+        for b_transposed in (False, True):
+            for adds in (False, True):
+                left = np.ascontiguousarray(a.T) if a_transposed else a
+                right = np.ascontiguousarray(b.T) if b_transposed else b
+                found = start.copy()
+                multiply(left, a_transposed, right, b_transposed, found, adds, workspace(left))
+                expected = a.astype(np.float64) @ b + (start if adds else 0)
+                tolerance = 40 * np.finfo(kind).eps * np.sqrt(depth)
+                np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_a_stack_is_not_given_inputs_of_another_width() -> None:
+    """Compiled loops would read beyond them."""
+    _, twin = pair({"preset": "small"})
+    wrong: Tensor = torch.zeros(ROWS, 3)
+    with pytest.raises(ValueError, match="inputs are float32 of shape"):
+        twin.steps._passes.evaluate(twin.networks.critic, wrong)  # type: ignore[attr-defined]
