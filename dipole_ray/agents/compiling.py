@@ -16,7 +16,7 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-_SOURCES = ("compiling", "loops", "networks", "passes", "products")
+_SOURCES = ("compiling", "kernels", "loops", "networks", "passes", "products")
 
 
 def _cache_directory() -> str:

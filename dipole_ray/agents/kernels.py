@@ -137,24 +137,24 @@ def _tile_function(module: Any, scalar: Any, bits: int, index: Any) -> Any:
     return function
 
 
-def _gate(x: Any) -> Any:
+def gate(x: Any) -> Any:
     """Return the factor by which GELU scales its input, see `networks.gelu_tanh`."""
     raise NotImplementedError
 
 
-@overload(_gate, jit_options=_OPTIONS)
+@overload(gate, jit_options=_OPTIONS)
 def _compile_gate(x: Any) -> Any:
     def exact(x: Any) -> Any:
         return 1.0 / (1.0 + math.exp(-x * (_LINEAR + _CUBIC * x * x)))
 
-    def gate(x: Any) -> Any:
+    def rational(x: Any) -> Any:
         half = min(max(x * (_HALF_LINEAR + _HALF_CUBIC * x * x), -_BOUND), _BOUND)
         s = half * half
         odd = (((((_ODD[0] * s + _ODD[1]) * s + _ODD[2]) * s + _ODD[3]) * s + _ODD[4]) * s + _ODD[5]) * s + _ODD[6]
         even = ((_EVEN[0] * s + _EVEN[1]) * s + _EVEN[2]) * s + _EVEN[3]
         return _HALF + _HALF * (half * odd / even)
 
-    return exact if x == types.float64 else gate
+    return exact if x == types.float64 else rational
 
 
 @compiled
@@ -176,7 +176,7 @@ def _activate(z: Any, rows: Any, weights: Any, layer: Any, is_normalized: Any) -
     for row in range(rows):
         line = z[row * width : (row + 1) * width]
         for j in range(width):
-            line[j] *= _gate(line[j])
+            line[j] *= gate(line[j])
         if is_normalized:
             mean = variance = z.dtype.type(0)
             for j in range(units):

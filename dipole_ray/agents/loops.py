@@ -3,7 +3,6 @@
 Shapes: B rows, H hidden units, P parameters, T threads.
 """
 
-import math
 from typing import Any
 
 import numpy as np
@@ -11,57 +10,18 @@ from numba import types
 from numba.extending import overload
 
 from dipole_ray.agents.compiling import OPTIONS, compiled
+from dipole_ray.agents.kernels import gate
 from dipole_ray.agents.networks import CUBIC, LINEAR
 
 Array = np.ndarray
 
-# Eigen's rational approximation of tanh in float32 on [-_BOUND, _BOUND], highest powers first; beyond it is 1.
-_BOUND = np.float32(7.90531110763549805)
-_ODD = np.array(
-    (
-        -2.76076847742355e-16,
-        2.00018790482477e-13,
-        -8.60467152213735e-11,
-        5.12229709037114e-08,
-        1.48572235717979e-05,
-        6.37261928875436e-04,
-        4.89352455891786e-03,
-    ),
-    np.float32,
-)
-_EVEN = np.array((1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03), np.float32)
-_O0, _O1, _O2, _O3, _O4, _O5, _O6 = _ODD
-_E0, _E1, _E2, _E3 = _EVEN
 _BLOCK = 4096
 """Squares that are summed up in the numbers' own precision."""
-_HALF, _HALF_LINEAR, _HALF_CUBIC = (np.float32(x) for x in (0.5, LINEAR / 2, CUBIC / 2))
-
-
-def _gate(x: Any) -> Any:
-    """Return sigma(u), the factor by which GELU scales its input; see `networks`."""
-    raise NotImplementedError
 
 
 def _gate_slope(x: Any) -> Any:
     """Return du/dx."""
     raise NotImplementedError
-
-
-@overload(_gate, jit_options=OPTIONS)
-def _compile_gate(x: Any) -> Any:
-    """Use (1 + tanh(u / 2)) / 2 in float32: a library's exponential is called number by number, ten times as slow."""
-
-    def exact(x: Any) -> Any:
-        return 1.0 / (1.0 + math.exp(-x * (LINEAR + CUBIC * x * x)))
-
-    def rational(x: Any) -> Any:
-        half = min(max(x * (_HALF_LINEAR + _HALF_CUBIC * x * x), -_BOUND), _BOUND)
-        s = half * half
-        odd = (((((_O0 * s + _O1) * s + _O2) * s + _O3) * s + _O4) * s + _O5) * s + _O6
-        even = ((_E0 * s + _E1) * s + _E2) * s + _E3
-        return _HALF + _HALF * (half * odd / even)
-
-    return exact if x == types.float64 else rational
 
 
 @overload(_gate_slope, jit_options=OPTIONS)
@@ -82,7 +42,7 @@ def activate(z: Array, bias: Array, y: Array) -> None:
         for j in range(z.shape[1]):
             x = z[row, j] + bias[j]
             z[row, j] = x
-            y[row, j] = x * _gate(x)
+            y[row, j] = x * gate(x)
 
 
 @compiled
@@ -92,8 +52,8 @@ def activate_backward(z: Array, d: Array, bias: Array) -> None:
     for row in range(z.shape[0]):
         for j in range(z.shape[1]):
             x = z[row, j]
-            gate = _gate(x)
-            d[row, j] *= gate + x * gate * (one - gate) * _gate_slope(x)
+            sigma = gate(x)
+            d[row, j] *= sigma + x * sigma * (one - sigma) * _gate_slope(x)
             bias[j] += d[row, j]
 
 
@@ -106,7 +66,7 @@ def normalize(z: Array, bias: Array, scale: Array, shift: Array, epsilon: Any, y
         for j in range(z.shape[1]):
             x = z[row, j] + bias[j]
             z[row, j] = x
-            y[row, j] = x * _gate(x)
+            y[row, j] = x * gate(x)
             mean += y[row, j]
         mean /= units
         for j in range(z.shape[1]):
@@ -129,9 +89,9 @@ def normalize_backward(z: Array, d: Array, scale: Array, epsilon: Any, sums: tup
         mean = variance = d_mean = d_along = zero
         for j in range(z.shape[1]):
             x = z[row, j]
-            gate = _gate(x)
-            normal[j] = x * gate
-            slope[j] = gate + x * gate * (one - gate) * _gate_slope(x)
+            sigma = gate(x)
+            normal[j] = x * sigma
+            slope[j] = sigma + x * sigma * (one - sigma) * _gate_slope(x)
             mean += normal[j]
         mean /= units
         for j in range(z.shape[1]):
