@@ -61,7 +61,10 @@ def made_scene(num_objects: int = 60, num_cells: int = 10) -> Scene:
         ego=ego,
         start_us=0,
         frames=frames,
-        objects={name: SceneObject(True, float(np.hypot(*way))) for name, way in zip(names, ways, strict=True)},
+        objects={
+            name: SceneObject(True, float(np.hypot(*way)), float(np.arctan2(*way[::-1])))
+            for name, way in zip(names, ways, strict=True)
+        },
         centerline=shapely.LineString([(-100, 0), (100, 0)]),
         route=frozenset(tokens),
         map_tokens=tokens,

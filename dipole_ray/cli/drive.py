@@ -39,7 +39,7 @@ a scene file is gzipped JSON; metres, radians and seconds, everything but poses 
   ego0    11 numbers: x, y, heading, vx, vy, ax, ay, steering angle and rate, yaw rate and acceleration (rear axle)
   t0      time of the start, microseconds
   occ     51 frames 0.1 s apart: tokens, and wkb, a polygon in hexadecimal for each
-  objs    by token: agent (true: vehicle, pedestrian, bicycle) and speed at first sight
+  objs    by token: agent (true: vehicle, pedestrian, bicycle), heading and speed at first sight
   center  points (n, 2) of the centreline; route: ids of the lanes on the route
   map     tokens, types and wkb of ROADBLOCK, LANE, LANE_CONNECTOR, INTERSECTION, CARPARK_AREA and DRIVABLE_AREA
   pdm     the reference plan, 41 poses 0.1 s apart

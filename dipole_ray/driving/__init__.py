@@ -2,8 +2,8 @@
 
 A plan is poses of the car's rear axle; a scene is what surrounds it. `scene` says what a scene is and `scene_file`
 reads one; `plans`, `profiles` and `simulation` drive a plan; `area`, `collisions` and `comfort` judge the drive;
-`score` puts it together. Shapes: `B` plans, `K` poses of a plan, `T` = 41 steps of 0.1 s, `P` polygons of a map,
-`M` objects.
+`score` puts it together; `closed` plans the reference that progress is compared with.
+Shapes: `B` plans, `K` poses of a plan, `T` = 41 steps of 0.1 s, `P` polygons of a map, `M` objects.
 """
 
 from importlib.util import find_spec

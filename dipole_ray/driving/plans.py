@@ -18,10 +18,14 @@ def reference_poses(plans: Array, ego: Array, start_us: int) -> Array:
     count = plans.shape[1]
     start_s = start_us * 1e-6
     knots_us = np.concatenate([[start_us], _cut((np.arange(count) * PLAN_STEP_S + PLAN_STEP_S + start_s) * 1e6)])
-    times_us = np.clip(_cut((np.arange(STEPS + 1) * STEP_S + start_s) * 1e6), knots_us[0], knots_us[-1])
-    poses = _in_world(plans, ego)
-    poses[..., 2] = np.unwrap(poses[..., 2], axis=1)
-    after = np.clip(np.searchsorted(knots_us, times_us), 1, count)
+    return sampled(_in_world(plans, ego), knots_us, start_us)
+
+
+def sampled(poses: Array, knots_us: Array, start_us: int) -> Array:
+    """Return the poses (B, 41, 3) every 0.1 s between poses (B, n, 3) in the world at the times (n,)."""
+    times_us = np.clip(_cut((np.arange(STEPS + 1) * STEP_S + start_us * 1e-6) * 1e6), knots_us[0], knots_us[-1])
+    poses = np.concatenate([poses[..., :2], np.unwrap(poses[..., 2:], axis=1)], axis=-1)
+    after = np.clip(np.searchsorted(knots_us, times_us), 1, len(knots_us) - 1)
     since_us, span_us = times_us - knots_us[after - 1], knots_us[after] - knots_us[after - 1]
     slopes = (poses[:, after] - poses[:, after - 1]) / span_us[:, None]
     reference: Array = slopes * since_us[:, None] + poses[:, after - 1]

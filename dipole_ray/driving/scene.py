@@ -23,6 +23,8 @@ class SceneObject:
     """A vehicle, a pedestrian or a bicycle; False: something that stands, such as a cone."""
     speed: float
     """m/s"""
+    heading: float
+    """radians; only forecasts need it"""
 
 
 @dataclass(frozen=True, slots=True)

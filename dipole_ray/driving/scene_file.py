@@ -112,10 +112,11 @@ def _objects(content: Any) -> dict[str, SceneObject]:
     objects = {}
     for token, one in _object(content, "objs", ()).items():
         where = f"objs[{token!r:.40}]"
-        known = _object(one, where, ("agent", "speed"))
+        known = _object(one, where, ("agent", "heading", "speed"))
         if not isinstance(known["agent"], bool):
             raise _Damaged(f"{where}.agent is {known['agent']!r:.40}, true or false is needed")
-        objects[token] = SceneObject(known["agent"], float(_numbers(known["speed"], f"{where}.speed", ())))
+        speed, heading = (float(_numbers(known[key], f"{where}.{key}", ())) for key in ("speed", "heading"))
+        objects[token] = SceneObject(known["agent"], speed, heading)
     return objects
 
 

@@ -3,20 +3,16 @@
 from dataclasses import dataclass, fields
 
 import numpy as np
-import shapely
 
-from dipole_ray.driving.area import DrivableMap, oncoming_score
-from dipole_ray.driving.collisions import Bearing, Traffic
-from dipole_ray.driving.comfort import comfort_score
+from dipole_ray.driving.collisions import Bearing
+from dipole_ray.driving.judge import Judge
 from dipole_ray.driving.plans import MAX_POSE, reference_poses
 from dipole_ray.driving.scene import Scene
 from dipole_ray.driving.simulation import simulate
-from dipole_ray.driving.vehicle import Array, box_points
+from dipole_ray.driving.vehicle import Array
 from dipole_ray.errors import ConfigError, NonFiniteError
 
 BATCH = 64
-MIN_PROGRESS_M = 5.0
-EP_WEIGHT, TTC_WEIGHT, COMFORT_WEIGHT = 5.0, 5.0, 2.0  # DDC is reported, with weight 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +52,8 @@ class PDMScorer:
             bearing: `official` keeps NaN for the angle to an object exactly ahead where the cosine rounds above 1, as
                 NAVSIM has it; `clipped` takes it as 0, for scores that are not to be compared with NAVSIM's.
         """
-        self._scene = scene
-        self._map, self._traffic = DrivableMap(scene), Traffic(scene, bearing)
-        judged = self._judge(simulate(scene.reference[None, :], scene.ego))
-        self._reference_progress = judged[0][0] * judged[1][0] * judged[5][0]
+        self._scene, self._judge = scene, Judge(scene, bearing)
+        self._reference = self._judge(simulate(scene.reference[None, :], scene.ego)).progress[0]
 
     def score(self, plans: Array) -> Scores:
         """Return the scores of plans (B, K, 3): poses (x, y, heading) 0.5 s apart in the frame of the car's rear axle.
@@ -79,26 +73,9 @@ class PDMScorer:
     def _score(self, plans: Array) -> Scores:
         scene = self._scene
         states = simulate(reference_poses(plans, scene.ego, scene.start_us), scene.ego)
-        nc, dac, ttc, c, ddc, progress = self._judge(states)
-        safe = nc * dac
-        raw = progress * safe
-        most = np.maximum(raw, self._reference_progress)
-        moved = most > MIN_PROGRESS_M
-        ep = np.where(moved, raw / np.where(moved, most, 1.0), safe > 0)
-        weights = EP_WEIGHT + TTC_WEIGHT + COMFORT_WEIGHT
-        pdms = safe * (EP_WEIGHT * ep + TTC_WEIGHT * ttc + COMFORT_WEIGHT * c) / weights
-        return Scores(nc, dac, ep, ttc, c, ddc, pdms)
-
-    def _judge(self, states: Array) -> tuple[Array, Array, Array, Array, Array, Array]:
-        """Return NC, DAC, TTC, C, DDC and the progress in metres of simulated states (B, 41, 11)."""
-        points = box_points(states)
-        area = self._map.locate(states, points)
-        nc, ttc = self._traffic.judge(states, points, area)
-        dac = (~area.off_road.any(axis=1)).astype(float)
-        ends = shapely.points(points[:, [0, -1], 4])
-        start, end = shapely.line_locate_point(self._scene.centerline, ends).T
-        progress = np.maximum(end - start, 0.0)
-        return nc, dac, ttc, comfort_score(states), oncoming_score(points, area), progress
+        judged = self._judge(states)
+        ep, pdms = judged.compared(np.maximum(judged.progress, self._reference))
+        return Scores(judged.nc, judged.dac, ep, judged.ttc, judged.c, judged.ddc, pdms)
 
 
 def checked_plans(plans: Array) -> Array:

@@ -19,6 +19,7 @@ from dipole_ray.driving.vehicle import (
     X,
     Y,
     wrap,
+    wrap_evenly,
 )
 
 HORIZON = 10
@@ -58,7 +59,7 @@ def _lateral_state(state: Array, pose: Array) -> tuple[Array, Array, Array]:
     """Return the error to the side, the error of the heading and the steering angle."""
     x, y = state[:, X] - pose[:, 0], state[:, Y] - pose[:, 1]
     sideways = -x * np.sin(pose[:, 2]) + y * np.cos(pose[:, 2])
-    return sideways, _wrap_evenly(state[:, HEADING] - pose[:, 2]), state[:, STEER]
+    return sideways, wrap_evenly(state[:, HEADING] - pose[:, 2]), state[:, STEER]
 
 
 def _steer_rate(errors: tuple[Array, Array, Array], distance: Array, curvature: Array) -> Array:
@@ -72,7 +73,7 @@ def _steer_rate(errors: tuple[Array, Array, Array], distance: Array, curvature: 
     side = side + (distance * headings[:, :-1]).sum(axis=1)
     effects = _before(distance / WHEELBASE * (STEP_S * np.arange(HORIZON)))
     effect = (distance * effects[:, :-1]).sum(axis=1)
-    heading, turned = _wrap_evenly(headings[:, -1]), effects[:, -1]
+    heading, turned = wrap_evenly(headings[:, -1]), effects[:, -1]
     cost = LATERAL_COST * effect * side + HEADING_COST * turned * heading
     rate: Array = -cost / (LATERAL_COST * effect**2 + HEADING_COST * turned**2 + 1)
     return rate
@@ -81,11 +82,6 @@ def _steer_rate(errors: tuple[Array, Array, Array], distance: Array, curvature: 
 def _before(steps: Array) -> Array:
     """Return the sums (B, 11) of what comes before each of ten steps and after the last."""
     return np.concatenate([np.zeros((len(steps), 1)), np.cumsum(steps, axis=1)], axis=1)
-
-
-def _wrap_evenly(angle: Array) -> Array:
-    wrapped: Array = np.arctan2(np.sin(angle), np.cos(angle))
-    return wrapped
 
 
 def _moved(state: Array, acceleration: Array, steer_rate: Array) -> Array:

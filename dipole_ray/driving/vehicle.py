@@ -18,6 +18,12 @@ def wrap(angle: Array) -> Array:
     return (angle + np.pi) % (2 * np.pi) - np.pi
 
 
+def wrap_evenly(angle: Array) -> Array:
+    """Return angles in [-pi, pi], exact where they already are small."""
+    wrapped: Array = np.arctan2(np.sin(angle), np.cos(angle))
+    return wrapped
+
+
 def box_points(states: Array) -> Array:
     """Return the box of the car at states (..., 11), in points (..., 5, 2).
 
