@@ -71,8 +71,14 @@ def _take(column: np.ndarray, rows: np.ndarray, table: np.ndarray | None = None)
 
 def _discounted_sum(rewards: np.ndarray, rows: np.ndarray, steps: np.ndarray, powers: np.ndarray) -> np.ndarray:
     """Sum discounted rewards over each window, in float64 and in the order of time."""
-    total = np.zeros(len(rows))
-    for k in range(int(steps.max(initial=0))):
-        inside = np.flatnonzero(steps > k)
-        total[inside] += powers[k] * rewards[(rows[inside] + k) % len(rewards)]
+    num_steps = len(powers) - 1
+    places = np.arange(num_steps)[:, None]
+    if (
+        rows.max(initial=0) <= len(rewards) - num_steps
+    ):  # no window runs over the end of the file, so each is one piece of memory
+        found = np.lib.stride_tricks.sliding_window_view(rewards, num_steps)[rows].T
+    else:
+        found = np.take(rewards, rows + places, mode="wrap")
+    weighted = np.where(places < steps, found, 0.0) * powers[:-1, None]
+    total: np.ndarray = np.add.reduce(weighted, axis=0, initial=0.0)
     return total.astype(np.float32)

@@ -4,7 +4,7 @@
                                          ├──> sample(batch_size, num_batches) ──> batch for DipoleAgent.update
     insert(rows) ──> online ring ────────┘
 
-Nothing is held in memory but the row numbers of the transitions; sampling is `np.take` on mapped columns. The whole
+Nothing is held in memory but the row numbers of trajectories' ends; sampling is `np.take` on mapped columns. The whole
 state is a few kilobytes of JSON: counts, checksums, the sampler's random state and the last insert of each worker.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import EllipsisType
 from typing import Any
@@ -40,6 +41,13 @@ def check_fraction(offline_fraction: float | None) -> None:
         raise ConfigError(
             f"offline_fraction={offline_fraction} must lie in [0, 1], or be null for the union's own shares"
         )
+
+
+def _transition_rows(closing: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """Return the rows of transitions by their numbers, in a file whose closing rows lie at `closing`."""
+    before = closing - np.arange(len(closing))  # transitions before each closing row
+    rows: np.ndarray = numbers + np.searchsorted(before, numbers, side="right")
+    return rows
 
 
 class Batch(dict[str, Any]):
@@ -141,10 +149,11 @@ class Replay:
         self._table_rows = {name: len(entries) for name, entries in dataset.tables.items()}
         tables = {name: dataset.tables[table] for name, table in dataset.schema.references.items()}
         for segment in dataset.segments:
-            rows = np.flatnonzero(segment.columns["remaining"])
-            self.num_offline += len(rows)
+            remaining = segment.columns["remaining"]
+            closing = np.flatnonzero(remaining == 0)
+            self.num_offline += len(remaining) - len(closing)
             self._ends.append(self.num_offline)
-            self._parts.append((segment.columns, rows.__getitem__, tables))
+            self._parts.append((segment.columns, partial(_transition_rows, closing), tables))
         return tables
 
     @property

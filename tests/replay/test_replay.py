@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,17 @@ def test_without_a_share_the_union_is_uniform(tmp_path: Path) -> None:
         replay.insert(constant_trajectory(2.0, 150), worker=0, incarnation=0, sequence=0)
         online = (replay.sample(256, 100)["rewards"] == 2.0).mean()
     assert online == pytest.approx(0.75, abs=0.01)
+
+
+def test_the_memory_of_an_open_dataset_does_not_grow_with_its_transitions(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "data", [constant_trajectory(1.0, 200_000)], SCHEMA, {})
+    tracemalloc.start()
+    try:
+        replay = Replay(schema=SCHEMA, offline=[tmp_path / "data"])
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert replay.num_offline == 200_000 and held < 200_000, "not a byte a transition"
 
 
 def test_a_configured_share_begins_with_the_first_online_row(tmp_path: Path) -> None:
