@@ -9,16 +9,16 @@ whole vectors, D outputs, A action dim.
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from llvmlite import binding, ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic, overload
 from numba.np import arrayobj
 
-from dipole_ray.agents.networks import LAYER_NORM_EPS
+from dipole_ray.agents.compiling import OPTIONS, compiled
+from dipole_ray.agents.networks import CUBIC, LAYER_NORM_EPS, LINEAR
 
 _FEATURES = binding.get_host_cpu_features()
 VECTOR_BYTES = 64 if _FEATURES.get("avx512f") else 32 if _FEATURES.get("avx2") else 16
@@ -31,12 +31,6 @@ OUT, BIAS, SCALE, SHIFT, DEPTH, UNITS, WIDTH = range(7)
 STATES, CANDIDATES, HIDDEN = range(3)
 """Rows of a layout: the first layer's two parts, then the layers after it."""
 
-_OPTIONS: dict[str, Any] = {
-    "error_model": "numpy",  # Python's looks at every divisor, and no loop with a division is vectorized
-    "fastmath": {"reassoc", "contract", "arcp", "nsz", "afn"},  # all but what takes NaN and infinity for impossible
-}
-_LINEAR = 2.0 * math.sqrt(2.0 / math.pi)
-_CUBIC = 0.044715 * _LINEAR
 # Eigen's tanh: an odd polynomial over an even one, highest powers first, within _BOUND; beyond it is 1 in float32.
 _BOUND = np.float32(7.90531110763549805)
 _ODD = tuple(
@@ -54,15 +48,7 @@ _ODD = tuple(
 _EVEN = tuple(
     np.float32(x) for x in (1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03)
 )
-_HALF_LINEAR, _HALF_CUBIC, _HALF = np.float32(_LINEAR / 2), np.float32(_CUBIC / 2), np.float32(0.5)
-
-
-def compiled(function: Callable[..., Any]) -> Any:
-    """Compile a function, and keep the result on the disk where there is a place for it."""
-    try:
-        return njit(nogil=True, cache=True, **_OPTIONS)(function)
-    except RuntimeError:  # neither the package's folder nor the user's can be written to
-        return njit(nogil=True, **_OPTIONS)(function)
+_HALF_LINEAR, _HALF_CUBIC, _HALF = np.float32(LINEAR / 2), np.float32(CUBIC / 2), np.float32(0.5)
 
 
 def columns(itemsize: int) -> int:
@@ -142,10 +128,10 @@ def gate(x: Any) -> Any:
     raise NotImplementedError
 
 
-@overload(gate, jit_options=_OPTIONS)
+@overload(gate, jit_options=OPTIONS)
 def _compile_gate(x: Any) -> Any:
     def exact(x: Any) -> Any:
-        return 1.0 / (1.0 + math.exp(-x * (_LINEAR + _CUBIC * x * x)))
+        return 1.0 / (1.0 + math.exp(-x * (LINEAR + CUBIC * x * x)))
 
     def rational(x: Any) -> Any:
         half = min(max(x * (_HALF_LINEAR + _HALF_CUBIC * x * x), -_BOUND), _BOUND)

@@ -11,18 +11,17 @@ Shapes: M rows and N columns of the product, K depth.
 from typing import Any
 
 import numpy as np
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from dipole_ray.agents.compiling import compiled
+from dipole_ray.agents.kernels import VECTOR_BYTES
 
-_HAS = binding.get_host_cpu_features()
-# Bytes of a vector, and rows of a tile that leave registers for two vectors of b and one value of a.
-_VECTOR_BYTES, _ROWS = (64, 12) if _HAS.get("avx512f") else (32, 6) if _HAS.get("avx2") else (16, 6)
+# Rows of a tile that leave registers, of which AVX2 has half as many, for two vectors of b and one value of a.
+_ROWS, _FEW_ROWS = (12, 4) if VECTOR_BYTES == 64 else (6, 2)
 _VECTORS = 2
-_FEW_ROWS = 4 if _ROWS > 6 else 2
 _DEPTH = 256
 """Rows of b that are gone through at once: the panel of `_COLUMNS` stays in the first cache."""
 
@@ -32,7 +31,7 @@ _INDEX = ir.IntType(64)
 
 def _lanes(array: Any) -> int:
     """Return how many numbers of this array's type a vector holds."""
-    return int(_VECTOR_BYTES * 8 // array.dtype.bitwidth)
+    return int(VECTOR_BYTES * 8 // array.dtype.bitwidth)
 
 
 def _vector(context: Any, array: Any) -> ir.VectorType:
@@ -173,7 +172,7 @@ def _pack(b: Array, transposed: bool, start: int, first: int, depth: int, panel:
 @compiled
 def workspace(like: Array) -> Any:
     """Return what `multiply` needs as room, for numbers as in `like`: a panel and a tile at the edge of a result."""
-    width = _VECTORS * _VECTOR_BYTES // like.itemsize
+    width = _VECTORS * VECTOR_BYTES // like.itemsize
     return np.empty((_DEPTH, width), like.dtype), np.empty((_ROWS, width), like.dtype)
 
 
