@@ -40,7 +40,7 @@ def measure(agent: Agent, env_id: str, num_envs: int, candidates: int, rounds: i
     """Return the milliseconds of a core that one environment step takes in the simulator and in the policy."""
     envs = [make_env(EnvConfig(id=env_id)) for _ in range(num_envs)]
     seeds = itertools.count()
-    loop = ActingLoop(envs, lambda _: actions, lambda _: Episode(seed=next(seeds)))
+    loop = ActingLoop(envs, lambda *_: actions, lambda _: Episode(seed=next(seeds)))
     loop.start(range(num_envs))
 
     def act() -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -25,17 +27,17 @@ class MazeWalker:
     def sample_actions(
         self,
         observations: Tensor,
-        omega: float | None = None,
+        omega: float | Tensor | None = None,
         num_candidates: int | None = None,
-        generator: torch.Generator | None = None,
+        generator: Any = None,
         policy: PolicyName = "guided",
     ) -> Tensor:
         """Return the oracle's direction, at a speed of (1 + omega) / 3, with a little noise."""
-        if policy == "bc" or omega is None:
+        if policy == "bc":
             return torch.zeros(len(observations), 2)
         steps = []
         for position in observations.numpy():
             subgoal, _ = self._maze.get_oracle_subgoal(position, self._goal)  # type: ignore[attr-defined]
             steps.append((subgoal - position) / max(float(np.linalg.norm(subgoal - position)), 1e-6))
-        noise = torch.randn((len(steps), 2), generator=generator)
-        return (torch.from_numpy(np.stack(steps)).float() * (1 + omega) / 3 + 0.3 * noise).clamp(-1, 1)
+        speed = (1 + torch.as_tensor(omega)).view(-1, 1) / 3
+        return (torch.from_numpy(np.stack(steps)).float() * speed + 0.3 * generator((len(steps), 2))).clamp(-1, 1)

@@ -6,7 +6,7 @@ Shapes: B batch rows, N candidates, O observation dim, A action dim, E critics, 
 import math
 import warnings
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -132,11 +132,12 @@ class FlowPolicy(Policy):
         """Return one field for each name in `config.fields`."""
         return {"fields": make_fields(config.fields, sizes, generator)}
 
-    def from_noise(self, observations: Tensor, noise: Tensor, omega: float, policy: str) -> Tensor:
+    def from_noise(self, observations: Tensor, noise: Tensor, omega: float | Tensor, policy: str) -> Tensor:
         """Return the actions (B, N, A) that `noise` flows to; evaluates only the fields that matter."""
         towards, *away = self.config.fields[:2]  # pi+, and what omega pushes away from, where there is one
         # At 0 and -1 the other field has no weight.
-        along = {0.0: [towards], -1.0: away}.get(float(omega), [towards, *away])
+        alone: dict[Any, list[str]] = {} if isinstance(omega, Tensor) else {0.0: [towards], -1.0: away}
+        along = alone.get(omega, [towards, *away])
         along = ["bc"] if policy == "bc" else along
         steps, solver = self.config.denoise_steps, self.config.solver
         return flow.generate(self.networks.fields, observations, noise, along, steps, omega, solver)

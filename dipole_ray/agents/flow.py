@@ -59,12 +59,13 @@ def generate(
     noise: Tensor,
     along: list[str],
     denoise_steps: int,
-    omega: float = 0.0,
+    omega: float | Tensor = 0.0,
     solver: str = "euler",
 ) -> Tensor:
     """Carry noise (B, N, A) to actions in [-1, 1], for observations (B, O).
 
-    The way goes along one named field, or along two, v+ and v-, that omega combines; no other field is evaluated.
+    The way goes along one named field, or along two, v+ and v-, that omega combines, a number or one for each row
+    (B, 1, 1); no other field is evaluated.
     """
     if isinstance(fields, PackedFields):
         return fields.generate(observations, noise, along, denoise_steps, omega, solver)

@@ -246,9 +246,12 @@ def evaluate(
 @compiled
 def generate(
     points: Any, num_candidates: Any, shares: Any, weights: Any, layout: Any, members: Any, num_steps: Any,
-    is_midpoint: Any, omega: Any, work: Any,
+    is_midpoint: Any, omegas: Any, work: Any,
 ) -> None:  # fmt: skip
-    """Carry points (R A,), N of each state, along one member's field, or two that omega combines, see `flow.sample`."""
+    """Carry points (R A,), N of each state, along one member's field, or two that the states' omegas (S,) combine.
+
+    See `flow.sample`.
+    """
     size, width, kind = layout[-1, UNITS], layout[-1, WIDTH], points.dtype.type
     asked, z, y, v = work[0], work[1], work[2], work[3]
     evaluations = 2 if is_midpoint else 1
@@ -264,9 +267,10 @@ def generate(
                     weights[members[i]], layout, False, z, y,
                 )  # fmt: skip
                 for row in range(rows):
+                    omega = omegas[(start + row) // num_candidates]
                     for a in range(size):
                         at, found = row * size + a, last[row * width + a]
-                        v[at] = found if i == 0 else v[at] + kind(omega) * (v[at] - found)
+                        v[at] = found if i == 0 else v[at] + omega * (v[at] - found)
             # The first of two evaluations moves the point that is asked about by half a step, the last the sample.
             for i in range(len(x)):
                 if is_midpoint and k % 2 == 0:

@@ -74,13 +74,21 @@ class PackedFields(PackedMLP):
         self._names = fields.names
 
     def generate(
-        self, observations: Tensor, noise: Tensor, along: Sequence[str], denoise_steps: int, omega: float, solver: str
+        self,
+        observations: Tensor,
+        noise: Tensor,
+        along: Sequence[str],
+        denoise_steps: int,
+        omega: float | Tensor,
+        solver: str,
     ) -> Tensor:
         """Return the actions (B, N, A) in [-1, 1], see `flow.generate`."""
         members = np.array([self._names.index(name) for name in along])
         shares, work = self._shares(observations, members), self._work(noise)
         moved = noise.clone(memory_format=torch.contiguous_format)
-        how = denoise_steps, solver == "midpoint", float(omega)
+        omegas = np.empty(len(observations), self.weights.dtype)
+        omegas[:] = omega.view(-1).numpy() if isinstance(omega, Tensor) else omega
+        how = denoise_steps, solver == "midpoint", omegas
         points, count = moved.view(-1).numpy(), noise.shape[1]
         self._kernels.generate(points, count, shares, self.weights, self.layout, members, *how, work)
         return moved.clamp_(-1.0, 1.0)

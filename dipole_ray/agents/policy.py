@@ -21,6 +21,9 @@ from dipole_ray.agents.networks import Sizes
 from dipole_ray.agents.roles import Networks, Roles
 from dipole_ray.errors import ConfigError
 
+Noise = torch.Generator | Callable[[tuple[int, ...]], Tensor]
+"""Where noise comes from: a generator, or what returns a standard normal tensor of a shape (B, N, A)."""
+
 
 class Policy(ABC):
     """Acts on observations. A subclass says what its actor is (`draw_actor`) and how noise becomes an action.
@@ -57,8 +60,11 @@ class Policy(ABC):
         """Return what acts beside the critics, by role, drawn from `generator`."""
 
     @abstractmethod
-    def from_noise(self, observations: Tensor, noise: Tensor, omega: float, policy: str) -> Tensor:
-        """Return the actions (B, N, A) in [-1, 1] that `policy` makes of noise (B, N, A), observations normalized."""
+    def from_noise(self, observations: Tensor, noise: Tensor, omega: float | Tensor, policy: str) -> Tensor:
+        """Return the actions (B, N, A) in [-1, 1] that `policy` makes of noise (B, N, A), observations normalized.
+
+        Omega is one number, or one for each row, (B, 1, 1).
+        """
 
     @property
     def has_bc(self) -> bool:
@@ -69,9 +75,9 @@ class Policy(ABC):
     def sample_actions(
         self,
         observations: np.ndarray | Tensor,
-        omega: float | None = None,
+        omega: float | Tensor | None = None,
         num_candidates: int | None = None,
-        generator: torch.Generator | None = None,
+        generator: Noise | None = None,
         policy: str = "guided",
         explore: bool = False,
     ) -> Tensor:
@@ -79,7 +85,8 @@ class Policy(ABC):
 
         Args:
             observations: (B, O), float32.
-            omega: Greediness; None for the config's. At 0 only pi+ is evaluated, at -1 only pi-.
+            omega: Greediness; None for the config's. At 0 only pi+ is evaluated, at -1 only pi-. Or one for each
+                observation, (B,), and then both are evaluated.
             num_candidates: N; None for the config's. With 1 the critics are not asked.
             generator: Where the noise comes from; None for the policy's own generator.
             policy: `guided`, the policy that is trained, or `bc` for the behaviour-cloning field.
@@ -128,8 +135,11 @@ class Policy(ABC):
         best = losses.aggregate(q, self.config.choice_aggregation, self.config.rho).argmax(dim=1)
         return actions[torch.arange(len(actions), device=self.device), best]
 
-    def _check_policy(self, policy: str, omega: float | None) -> float:
+    def _check_policy(self, policy: str, omega: float | Tensor | None) -> float | Tensor:
         """Return the omega to sample with, or raise ConfigError if it cannot be sampled so."""
+        if isinstance(omega, Tensor):
+            self._check_policy(policy, float(omega.abs().max()))
+            return omega.to(self.device).view(-1, 1, 1)
         if policy not in ("guided", "bc"):
             raise ConfigError(f"policy: found '{policy}'; choose guided or bc")
         if policy == "bc" and not self.has_bc:
@@ -143,9 +153,11 @@ class Policy(ABC):
         default = 0.0 if policy == "bc" else self.config.omega
         return default if omega is None else omega
 
-    def normal(self, shape: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:
-        """Draw standard normal noise on the policy's device, from its own generator unless another is given."""
+    def normal(self, shape: tuple[int, ...], generator: Noise | None = None) -> Tensor:
+        """Draw standard normal noise on the policy's device, from its own generator unless another source is given."""
         source = self.generator if generator is None else generator
+        if not isinstance(source, torch.Generator):
+            return source(shape).to(self.device)
         return torch.randn(shape, generator=source, device=source.device).to(self.device)
 
     def normalized(self, observations: Tensor) -> Tensor:

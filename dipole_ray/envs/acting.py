@@ -20,8 +20,6 @@ from dipole_ray.errors import EnvironmentFault
 
 logger = logging.getLogger(__name__)
 
-Act = Callable[[np.ndarray], np.ndarray]
-"""From observations (B, O) to actions (B, A), or to chunks (B, H, A) of actions to be taken one after another."""
 
 MAX_BROKEN = 100
 """Steps and resets in a row with NaN or infinity after which an environment counts as broken for good."""
@@ -48,6 +46,11 @@ class Episode:
         self.length += 1
         self.episode_return += reward
         self.success = float(np.fmax(self.success, success))
+
+
+Act = Callable[[np.ndarray, Sequence[Any]], np.ndarray]
+"""From observations (B, O), and the `Episode`s that they are of, to actions (B, A), or to chunks (B, H, A) of actions
+to be taken one after another."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -207,7 +210,8 @@ class ActingLoop:
         """Return the next action of each environment (n, A), asking for more where none is left."""
         asked = [i for i in running if not self._planned[i]]
         if asked:
-            answer = np.asarray(self._act(np.stack([self._observations[i] for i in asked])), np.float32)
+            observations = np.stack([self._observations[i] for i in asked])
+            answer = np.asarray(self._act(observations, [self.episodes[i] for i in asked]), np.float32)
             for i, chunk in zip(asked, answer if answer.ndim == 3 else answer[:, None], strict=True):
                 self._planned[i].extend(chunk)
         return np.stack([self._planned[i].popleft() for i in running])

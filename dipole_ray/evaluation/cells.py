@@ -25,7 +25,7 @@ class EvalConfig:
     bc: bool = True
     """Also evaluate the behaviour-cloned policy, where the agent trained one."""
     num_envs: int = 50
-    """Environments stepped together, at most one an episode. Changing it changes the policy's random numbers."""
+    """Environments stepped together by each worker, at most one an episode. Results do not depend on it."""
     seed: int = 0
     """Seed of the start states and of the policy's noise; independent of the training seed."""
     confidence: float = 0.95

@@ -1,9 +1,13 @@
-"""Evaluate a trained policy over a whole grid in parallel: every cell is a Ray task, from one checkpoint."""
+"""Evaluate a trained policy over a whole grid in parallel: pieces of it are Ray tasks, from one checkpoint."""
+
+from typing import Any
 
 import torch
 
-from dipole_ray.evaluation.cells import Cell, EvalConfig, cells_of
-from dipole_ray.evaluation.play import CellResult, evaluate_cell
+from dipole_ray.cores import usable_cores
+from dipole_ray.evaluation.cells import EvalConfig, cells_of
+from dipole_ray.evaluation.pieces import Piece, Together, split
+from dipole_ray.evaluation.play import CellResult, evaluate_cells
 from dipole_ray.parallel import map_tasks
 from dipole_ray.serving.policy import TrainedPolicy, load_policy
 
@@ -14,15 +18,22 @@ def evaluate_policy(trained: TrainedPolicy, config: EvalConfig, *, progress: boo
     Every task reads the checkpoint again; what `config` says of evaluations during training is not looked at.
 
     Raises:
-        DipoleError: A cell could not be played; names it.
+        DipoleError: A piece of the grid could not be played; names it.
     """
     path, acting = trained.path, trained.acting
-    how = {name: getattr(config, name) for name in ("episodes", "seed", "num_envs", "trajectories")}
+    how = {name: getattr(config, name) for name in ("seed", "num_envs", "trajectories")}
 
-    def play(cell: Cell) -> CellResult:  # in a process of its own, unless there is but one cell
+    def play(piece: Piece) -> list[CellResult]:  # in a process of its own, unless there is but one piece
         torch.set_num_threads(1)
         own = load_policy(path, **acting)
-        return evaluate_cell(own.policy, own.env, cell, **how)
+        return evaluate_cells(own.policy, own.env, piece.cells, episodes=piece.episodes, **how)
 
     cells, name = cells_of(config, trained.policy.config), path.parent.parent.name
-    return map_tasks(play, cells, description=f"evaluating {name}", unit="cells", progress=progress)
+    pieces = split(cells, config.episodes, min(len(cells), usable_cores()))
+    shown: Any = {"unit": "episodes", "size": lambda piece: piece.num_episodes, "progress": progress}
+    played = map_tasks(play, pieces, description=f"evaluating {name}", **shown)
+    together = Together(pieces)
+    whole = {
+        result.cell: result for piece, some in zip(pieces, played, strict=True) for result in together.take(piece, some)
+    }
+    return [whole[cell] for cell in cells]

@@ -1,51 +1,35 @@
-"""Play the episodes of a cell: return, success, length and paths of each.
+"""Play the episodes of cells: return, success, length and paths of each.
 
-All running episodes act through one batched policy call per step, because the cost of a call hardly depends on the
-number of rows. Every cell starts its episodes from the same states (common random numbers), so that differences between
-cells come from the policies. Nothing here knows Ray: a caller may play cells anywhere.
+Every cell starts its episodes from the same states (common random numbers), so that differences between cells come
+from the policies. All running episodes, whatever their cells, act through shared calls of the policy (see
+`batches.py`), because the cost of a call hardly depends on the number of rows. Nothing here knows Ray: a caller may
+play cells, and parts of their episodes, anywhere.
 """
 
 import math
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import gymnasium
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from dipole_ray.envs.acting import Act, ActingLoop, Episode, Listener
+from dipole_ray.envs.acting import ActingLoop, Episode, Listener
 from dipole_ray.envs.make import EnvConfig, make_env
-from dipole_ray.errors import ConfigError, EnvironmentFault, NonFiniteError
-from dipole_ray.evaluation.cells import Cell, PolicyName
+from dipole_ray.errors import ConfigError, EnvironmentFault
+from dipole_ray.evaluation.batches import Batches, CellEpisode, Noise, SamplesActions, episode_seed
+from dipole_ray.evaluation.cells import Cell
 from dipole_ray.evaluation.trajectories import Maze, Trajectory, maze_of
 
-_EPISODE_STREAM, _POLICY_STREAM = 0xE9150DE, 0x90110C1  # keep the two kinds of seeds apart
 _AT_BOUND = 1.0 - 1e-6
-
-
-class SamplesActions(Protocol):
-    """What evaluation needs of a policy; all of ours have it."""
-
-    def sample_actions(
-        self,
-        observations: Tensor,
-        omega: float | None = None,
-        num_candidates: int | None = None,
-        generator: torch.Generator | None = None,
-        policy: PolicyName = "guided",
-    ) -> Tensor:
-        """Return actions (B, A) in [-1, 1] for float32 observations (B, O)."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CellResult:
-    """What the episodes of one cell gave; N episodes, in the order of their seeds."""
+    """What episodes of one cell gave; N episodes, in the order of their numbers."""
 
     cell: Cell
     returns: NDArray[np.float64]  # undiscounted sums of rewards, (N,)
@@ -56,8 +40,13 @@ class CellResult:
     paths: tuple[NDArray[np.float32], ...]
     maze: Maze | None
     """Positions (T + 1, 2) in metres of the first episodes, and the floor plan; nothing outside mazes."""
-    action_bound_fraction: float  # share of action components at the bound, |a| >= 1 - 1e-6, in [0, 1]
-    logged: Any = None  # what the caller's listener logged meanwhile
+    at_bound: NDArray[np.float64]  # share of action components at the bound, |a| >= 1 - 1e-6, summed over steps, (N,)
+    logged: tuple[Any, ...] = ()  # what the caller's listeners logged meanwhile
+
+    @property
+    def action_bound_fraction(self) -> float:
+        """Share of all action components that were at the bound, in [0, 1]."""
+        return float(self.at_bound.sum() / self.lengths.sum())
 
     def trajectories(self, phase: str) -> list[Trajectory]:
         """Return the recorded paths, labelled for `write_trajectories`."""
@@ -67,94 +56,103 @@ class CellResult:
         return [Trajectory(**labels, success=bool(success), positions=path) for path, success in pairs]
 
 
-def episode_seed(seed: int, episode: int) -> int:
-    """Return the reset seed of an episode, the same in every cell; 31 bits."""
-    return int(np.random.SeedSequence([_EPISODE_STREAM, seed, episode]).generate_state(1)[0]) & 0x7FFFFFFF
-
-
-def acting(agent: SamplesActions, cell: Cell, seed: int) -> Act:
-    """Return what acts as a cell says, with noise seeded by (seed, cell), and refuses NaN and infinity."""
-    # As bits, because a seed is made of whole numbers; + 0.0 makes -0.0 the same omega as 0.0.
-    omega_bits = int(np.float64(np.inf if cell.omega is None else cell.omega + 0.0).view(np.uint64))
-    state = np.random.SeedSequence([_POLICY_STREAM, seed, omega_bits, cell.candidates]).generate_state(1, np.uint64)
-    device: Any = getattr(agent, "device", "cpu")
-    generator = torch.Generator(device=device).manual_seed(int(state[0]) & 0x7FFFFFFFFFFFFFFF)
-    sample = partial(agent.sample_actions, omega=cell.omega, num_candidates=cell.candidates, generator=generator)
-
-    def act(observations: NDArray[np.float32]) -> NDArray[np.float32]:
-        with torch.no_grad():
-            actions: NDArray[np.float32] = sample(torch.from_numpy(observations), policy=cell.policy).cpu().numpy()
-        finite = np.isfinite(actions).reshape(len(actions), -1).all(axis=1)
-        if not finite.all():  # the environment's fault, or the policy's
-            row = int(np.argmin(finite))
-            if not np.isfinite(observations[row]).all():
-                raise EnvironmentFault(f"evaluation ({cell}): observation {observations[row]}; check the environment")
-            raise NonFiniteError(
-                f"evaluation ({cell}): the policy's action {actions[row]} for the observation {observations[row]} is "
-                "not finite; use an earlier checkpoint or lower the learning rate"
-            )
-        return actions
-
-    return act
-
-
 def evaluate_cell(
     agent: SamplesActions,
     env: EnvConfig | str | Sequence[gymnasium.Env],
     cell: Cell,
     *,
     episodes: int,
+    **how: Any,
+) -> CellResult:
+    """Play the first episodes of one cell; `how` is `evaluate_cells`'s."""
+    return evaluate_cells(agent, env, [cell], episodes=range(episodes), **how)[0]
+
+
+def evaluate_cells(
+    agent: SamplesActions,
+    env: EnvConfig | str | Sequence[gymnasium.Env],
+    cells: Sequence[Cell],
+    *,
+    episodes: range,
     seed: int,
     num_envs: int = 50,
     trajectories: int = 0,
     listener: Listener | None = None,
-) -> CellResult:
-    """Play the episodes of one cell.
+    on_step: Callable[[], object] = lambda: None,
+) -> list[CellResult]:
+    """Play the episodes with these numbers of every cell.
 
-    The result depends on the agent, the cell, the seed and the number of environments, on nothing else. `env` is what
-    to make at most `num_envs` environments of, or environments to use, which stay open. In mazes the paths of the first
-    episodes are kept, as many as `trajectories` says. A `listener` is told of every reset and step.
+    An episode depends on the agent, its cell, the seed and its number, on nothing else (see `batches.py`): neither on
+    what is played beside it nor on the number of environments. `env` is what to make at most `num_envs` environments
+    of, or environments to use, which stay open. In mazes the paths of the first episodes are kept, as many as
+    `trajectories` says. A `listener` is told of every reset and step, and `on_step` is called after each step of all
+    environments.
 
     Raises:
         NonFiniteError: If an action is NaN or infinite.
         EnvironmentFault: If a reward or an observation is.
     """
-    if episodes < 1:
-        raise ConfigError(f"an evaluation needs at least one episode; found {episodes}")
+    if not episodes:
+        raise ConfigError(f"an evaluation needs at least one episode; found {len(episodes)}")
     if isinstance(env, EnvConfig | str):
         with ExitStack() as closing:
-            made = [closing.enter_context(make_env(env)) for _ in range(min(num_envs, episodes))]
-            how: Any = {"trajectories": trajectories, "listener": listener}
-            return evaluate_cell(agent, made, cell, episodes=episodes, seed=seed, **how)
-    played = [_Episode(seed=episode_seed(seed, i), index=i, keeps_path=i < trajectories) for i in range(episodes)]
-    waiting = iter(played)  # an environment takes the next one as soon as it is free
-    loop = ActingLoop(env, acting(agent, cell, seed), lambda _: next(waiting, None), listener=listener)
-    loop.start(range(min(len(env), episodes)))
+            count = min(num_envs, len(episodes) * len(cells))
+            made = [closing.enter_context(make_env(env)) for _ in range(count)]
+            how: Any = {"trajectories": trajectories, "listener": listener, "on_step": on_step}
+            return evaluate_cells(agent, made, cells, episodes=episodes, seed=seed, **how)
+    played = {cell: [_episode(seed, cell, i, i < trajectories) for i in episodes] for cell in cells}
+    waiting = deque(episode for cell in cells for episode in played[cell])
+    loop = ActingLoop(env, Batches(agent), lambda _: waiting.popleft() if waiting else None, listener=listener)
+    loop.start(range(min(len(env), len(waiting))))
     maze = maze_of(env[0])
-    bound_hits = components = 0
     while loop.episodes:
-        actions = loop.step().actions
-        bound_hits += int(np.count_nonzero(np.abs(actions) >= _AT_BOUND))
-        components += actions.size
-    successes = np.array([episode.success for episode in played])
+        steps = loop.step()
+        for episode, share in zip(steps.episodes, (np.abs(steps.actions) >= _AT_BOUND).mean(axis=1), strict=True):
+            episode.at_bound += float(share)  # type: ignore[attr-defined]
+        on_step()
+    return [_result(cell, played[cell], maze) for cell in cells]
+
+
+def joined(parts: Sequence[CellResult]) -> CellResult:
+    """Return the result of a cell whose episodes were played in parts, given in their order."""
+    told = [np.zeros(len(part.returns), np.bool_) if part.successes is None else part.successes for part in parts]
+    return CellResult(
+        cell=parts[0].cell,
+        returns=np.concatenate([part.returns for part in parts]),
+        successes=None if all(part.successes is None for part in parts) else np.concatenate(told),
+        lengths=np.concatenate([part.lengths for part in parts]),
+        paths=tuple(path for part in parts for path in part.paths),
+        maze=parts[0].maze,
+        at_bound=np.concatenate([part.at_bound for part in parts]),
+        logged=tuple(one for part in parts for one in part.logged),
+    )
+
+
+def _episode(seed: int, cell: Cell, index: int, keeps_path: bool) -> "_Episode":
+    identity: Any = {"cell": cell, "index": index, "noise": Noise(seed, cell, index)}
+    return _Episode(seed=episode_seed(seed, index), keeps_path=keeps_path, **identity)
+
+
+def _result(cell: Cell, episodes: Sequence["_Episode"], maze: Maze | None) -> CellResult:
+    successes = np.array([episode.success for episode in episodes])
     return CellResult(
         cell=cell,
-        returns=np.array([episode.episode_return for episode in played], np.float64),
+        returns=np.array([episode.episode_return for episode in episodes], np.float64),
         successes=None if np.isnan(successes).all() else successes > 0,
-        lengths=np.array([episode.length for episode in played], np.int64),
-        paths=tuple(np.stack(e.positions) for e in played if e.positions) if maze is not None else (),
+        lengths=np.array([episode.length for episode in episodes], np.int64),
+        paths=tuple(np.stack(e.positions) for e in episodes if e.positions) if maze is not None else (),
         maze=maze,
-        action_bound_fraction=bound_hits / components,
+        at_bound=np.array([episode.at_bound for episode in episodes], np.float64),
     )
 
 
 @dataclass(kw_only=True, slots=True)
-class _Episode(Episode):
+class _Episode(CellEpisode):
     """A counted episode, and its path where one is kept."""
 
-    index: int
     keeps_path: bool
     positions: list[NDArray[np.float32]] = field(default_factory=list)
+    at_bound: float = 0.0
 
     def begin(self, observation: NDArray[np.float32]) -> None:
         # The observations of all OGBench mazes begin with the agent's x and y.

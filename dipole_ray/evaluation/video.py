@@ -13,8 +13,9 @@ import numpy as np
 
 from dipole_ray.envs.make import EnvConfig, make_env
 from dipole_ray.errors import ConfigError, EnvironmentUnavailable
+from dipole_ray.evaluation.batches import SamplesActions
 from dipole_ray.evaluation.cells import Cell
-from dipole_ray.evaluation.play import SamplesActions, evaluate_cell
+from dipole_ray.evaluation.play import evaluate_cell
 from dipole_ray.files.durable import commit_file
 from dipole_ray.serving.policy import load_policy
 
@@ -26,8 +27,8 @@ def record_video(
 ) -> Path:
     """Record episodes, one after another, as the MP4 file `path`, whose folder is made, and return `path`.
 
-    The episodes start where the counted ones of the same seed do; their noise differs, for they run alone. The video
-    shows each state, in real time or with 30 frames per second where the environment names no rate.
+    They are the first of the counted ones of the same seed. The video shows each state, in real time or with 30 frames
+    per second where the environment names no rate.
 
     Raises:
         ConfigError: If there are no episodes or the file name does not end in .mp4.

@@ -4,7 +4,7 @@ import math
 import secrets
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,8 +21,8 @@ from dipole_ray.data.schema import Rows
 from dipole_ray.envs.acting import ActingLoop, Episode, Faults
 from dipole_ray.envs.make import EnvConfig, make_env
 from dipole_ray.errors import ConfigError
-from dipole_ray.evaluation.cells import Cell
-from dipole_ray.evaluation.play import CellResult, evaluate_cell
+from dipole_ray.evaluation.pieces import Piece
+from dipole_ray.evaluation.play import CellResult, evaluate_cells
 from dipole_ray.rllib.callbacks import WorkerCallbacks
 from dipole_ray.rllib.experience import FragmentRecorder, FragmentReport
 from dipole_ray.rllib.heartbeat import Heartbeat, Watched
@@ -107,8 +107,8 @@ class DIPOLEEnvRunner(EnvRunner):
     # ---- collecting ----
 
     def set_policy(self, version: int, state: Any) -> None:
-        """Act with a published policy from now on, unless it is older than the present one."""
-        if version > self.policy_version:
+        """Act with a published policy from now on."""
+        if version != self.policy_version:
             self.module.policy.load_policy_state(ray.get(state) if isinstance(state, ray.ObjectRef) else state)
             self.policy_version = version
 
@@ -145,15 +145,27 @@ class DIPOLEEnvRunner(EnvRunner):
             logged=self._callbacks.metrics(),
         )
 
-    def evaluate(self, cell: Cell, *, num_envs: int, version: int, policy: Any, **how: Any) -> CellResult:
-        """Play a cell with a published policy, beside the training episodes; `how` is `evaluate_cell`'s."""
+    def evaluate(
+        self, piece: Piece, *, num_envs: int, version: int, policy: Any, **how: Any
+    ) -> tuple[Piece, list[CellResult]]:
+        """Play a piece of a grid with a published policy, beside the training episodes; `how` is `evaluate_cells`'s.
+
+        The policy may be older than the one that acted last, which the next request brings along again.
+        """
         self.set_policy(version, policy)
+        num_envs = min(num_envs, piece.num_episodes)
         more = [self._make_one() for _ in range(num_envs - len(self._eval_envs))]
         self._eval_envs += more
-        envs = self._eval_envs[:num_envs]
-        with self._callbacks.in_evaluation(envs, are_new=bool(more)) as metrics:
-            result = evaluate_cell(self.module.policy, envs, cell, listener=self._callbacks.listener, **how)
-        return replace(result, logged=metrics.logged)
+        envs, listener = self._eval_envs[:num_envs], self._callbacks.listener
+        # Whoever listens is told of one cell at a time.
+        results: list[CellResult] = []
+        for cells in [piece.cells] if listener is None else [(cell,) for cell in piece.cells]:
+            with self._callbacks.in_evaluation(envs, are_new=bool(more)) as metrics:
+                how |= {"episodes": piece.episodes, "listener": listener}
+                played = evaluate_cells(self.module.policy, envs, cells, **how)
+            more = []
+            results += [replace(one, logged=() if metrics.logged is None else (metrics.logged,)) for one in played]
+        return piece, results
 
     # ---- exact resume ----
 
@@ -204,7 +216,7 @@ class DIPOLEEnvRunner(EnvRunner):
         assert self._loop is not None
         return self._loop
 
-    def _act(self, observations: np.ndarray) -> np.ndarray:
+    def _act(self, observations: np.ndarray, episodes: Sequence[Episode]) -> np.ndarray:
         return np.asarray(self.module.policy.sample_actions(observations, generator=self._generator, explore=True))
 
     def _next_episode(self, i: int) -> Episode:

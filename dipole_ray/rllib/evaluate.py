@@ -1,6 +1,6 @@
 """Evaluation inside the algorithm: the whole grid of omega and candidates from one set of weights."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ray.rllib.algorithms.algorithm import Algorithm
@@ -37,7 +37,8 @@ def evaluate_grid(algorithm: Algorithm, eval_group: EnvRunnerGroup | None) -> tu
     algorithm.metrics.aggregate([logger.reduce()], key=EVALUATION_RESULTS)
     for result in (one for one in results if one.logged):  # by callbacks
         keys = [cell_key(result.cell)] + [ENV_RUNNER_RESULTS] * (result.cell == chosen_cell(agent))
-        algorithm.metrics.aggregate([{key: result.logged for key in keys}], key=EVALUATION_RESULTS)
+        logs = [{key: logged for key in keys} for logged in result.logged]
+        algorithm.metrics.aggregate(logs, key=EVALUATION_RESULTS)
     env_steps = int(sum(result.lengths.sum() for result in results))
     return logged, env_steps, env_steps
 
@@ -47,26 +48,46 @@ def play(
     eval_group: EnvRunnerGroup | None,
     cells: Sequence[Cell],
     *,
-    episodes: int,
-    seed: int | None = None,
     on_result: Callable[[CellResult], None] | None = None,
+    on_wait: Callable[[], object] = lambda: None,
+    **how: Any,
 ) -> list[CellResult]:
-    """Play the episodes of `cells` with the learner's weights; each cell is one worker's job.
+    """Play the episodes of `cells` with the learner's weights; each worker plays a part of them.
 
-    Without RLlib's evaluation workers (`eval_group`) the rollout workers play, which are idle meanwhile. The seed of
-    start states and noise is the config's unless given. `on_result` is called with each result as it comes; those
-    returned have the order of `cells`.
+    `on_result` is called with each result as it comes, and `on_wait`, which may raise, several times a second; the
+    results returned have the order of `cells`. `how` is `playing`'s.
     """
-    config = algorithm.config.evaluation_settings()
-    source = algorithm.experience if eval_group is None else algorithm.make_experience(eval_group)
-    algorithm.publish_weights()
-    counts = {name: min(getattr(config, name), episodes) for name in ("num_envs", "trajectories")}
-    how = {"episodes": episodes, "seed": config.seed if seed is None else seed, **counts}
+
+    def wait() -> bool:
+        on_wait()
+        return True
+
     results: dict[Cell, CellResult] = {}
-    # The slowest cells first (many candidates, least greedy): the workers then finish together.
-    order = sorted(cells, key=lambda cell: (-cell.candidates, -1.0 if cell.omega is None else cell.omega))
-    for result in source.evaluate(order, algorithm.learner.policy, **how):
+    for result in playing(algorithm, eval_group, cells, on_wait=wait, **how):
+        assert result is not None, "a source waits where it is told to"
         results[result.cell] = result
         if on_result is not None:
             on_result(result)
     return [results[cell] for cell in cells]
+
+
+def playing(
+    algorithm: Algorithm,
+    eval_group: EnvRunnerGroup | None,
+    cells: Sequence[Cell],
+    *,
+    episodes: int,
+    on_wait: Callable[[], bool],
+    seed: int | None = None,
+) -> Iterator[CellResult | None]:
+    """Publish the learner's weights and yield results as they come, None instead of a wait where `on_wait` says so.
+
+    Without RLlib's evaluation workers (`eval_group`) the rollout workers play. The seed of start states and noise is
+    the config's unless given.
+    """
+    config = algorithm.config.evaluation_settings()
+    source = algorithm.experience if eval_group is None else algorithm.make_experience(eval_group)
+    algorithm.publish_weights()
+    how: Any = {"num_envs": config.num_envs, "trajectories": config.trajectories, "episodes": episodes}
+    how["seed"] = config.seed if seed is None else seed
+    return source.evaluate(cells, algorithm.learner.policy, on_wait=on_wait, **how)  # type: ignore[no-any-return]

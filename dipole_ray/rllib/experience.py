@@ -56,14 +56,30 @@ class Experience(Protocol):
     def num_workers(self) -> int:
         """Workers that can be asked now, against which their waiting is measured."""
 
+    @property
+    def plays_beside(self) -> bool:
+        """Whether it can play an evaluation while the learner goes on."""
+
     def came_back(self) -> list[int]:
         """Return the workers that are in service again since the last call."""
 
     def gather(self, policy: Callable[[], PublishedPolicy]) -> Iterator[FragmentReport]:
         """Yield fragments until a stop is asked for; who is idle acts with `policy()` next, while one is used."""
 
-    def evaluate(self, cells: Sequence[Cell], policy: PublishedPolicy, **how: Any) -> Iterator[CellResult]:
-        """Yield the result of each cell as it is finished, not in order; `how` is `evaluate_cell`'s."""
+    def evaluate(
+        self,
+        cells: Sequence[Cell],
+        policy: PublishedPolicy,
+        *,
+        episodes: int,
+        on_wait: Callable[[], bool],
+        **how: Any,
+    ) -> Iterator[CellResult | None]:
+        """Yield the result of each cell as it is finished, not in order; `how` is `evaluate_cells`'s.
+
+        `on_wait`, which may raise, is called several times a second meanwhile; where it returns false a source that
+        `plays_beside` yields None instead of waiting, and its other work goes on.
+        """
 
     def metrics(self) -> dict[str, float]:
         """Return the state of the workers as `rollout/name`s."""

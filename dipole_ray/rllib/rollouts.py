@@ -15,6 +15,7 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 from dipole_ray.evaluation.cells import Cell
+from dipole_ray.evaluation.pieces import Piece, Together, split
 from dipole_ray.evaluation.play import CellResult
 from dipole_ray.rllib.experience import FragmentReport, PublishedPolicy, SourceState
 from dipole_ray.rllib.workers import Workers
@@ -42,6 +43,11 @@ class Rollouts:
     def num_workers(self) -> int:
         """Rollout workers that can be asked now; the training process itself counts when there are no others."""
         return len(self.workers.usable()) if self._is_remote else 1
+
+    @property
+    def plays_beside(self) -> bool:
+        """Whether there are workers that can play while the learner goes on."""
+        return self._is_remote
 
     def came_back(self) -> list[int]:
         """Return the workers that answered again since the last call."""
@@ -92,43 +98,68 @@ class Rollouts:
             newest = policy()
             yield self._local.collect(self._fragment_steps, newest.version, newest.state)
 
-    def evaluate(self, cells: Sequence[Cell], policy: PublishedPolicy, **how: Any) -> Iterator[CellResult]:
-        """Yield the result of each cell, played by one worker, as it is finished."""
+    def evaluate(
+        self,
+        cells: Sequence[Cell],
+        policy: PublishedPolicy,
+        *,
+        episodes: int,
+        on_wait: Callable[[], bool],
+        **how: Any,
+    ) -> Iterator[CellResult | None]:
+        """Yield the result of each cell as it is finished, see `Experience.evaluate`; workers play pieces of the grid.
+
+        Where nobody waits for them, one worker is left to collect.
+        """
         how = {**how, "version": policy.version}
+        players = self.num_workers if on_wait() else max(1, self.num_workers - 1)
+        pieces = split(cells, episodes, players)
+        together = Together(pieces)
         if not self._is_remote:
-            for cell in cells:
-                yield self._local.evaluate(cell, policy=policy.state, **how)
+            for piece in pieces:
+                played = self._local.evaluate(piece, policy=policy.state, on_step=on_wait, **how)
+                yield from together.take(*played)
             return
         shared = _share(policy)
         self._num_evaluations += 1
         # Numbered, so that no answer to an earlier evaluation is taken for one of this.
         tag = f"evaluate (grid {self._num_evaluations})"
-        finished: set[Cell] = set()
-        assigned: dict[int, Cell] = {}
+        finished: set[Piece] = set()
+        assigned: dict[int, Piece] = {}
 
         def hand_out() -> None:
-            taken = finished | {result.cell for result in self._unread[tag]}
-            taken |= {assigned[worker] for worker in self.workers.busy(tag)}  # not the cell of a worker that died
-            waiting = [cell for cell in cells if cell not in taken]
-            for worker, cell in zip(self.workers.idle(tag), waiting, strict=False):
-                assigned[worker] = cell
-                self.workers.ask([worker], tag, "evaluate", cell=cell, policy=shared, **how)
+            taken = finished | {piece for piece, _ in self._unread[tag]}
+            taken |= {assigned[worker] for worker in self.workers.busy(tag)}  # not the piece of a worker that died
+            waiting = [piece for piece in pieces if piece not in taken]
+            free = self.workers.idle(tag)[: players - len(self.workers.busy(tag))]
+            for worker, piece in zip(free, waiting, strict=False):
+                assigned[worker] = piece
+                self.workers.ask([worker], tag, "evaluate", piece=piece, policy=shared, **how)
 
         try:
-            for result in self._answers(tag, hand_out):
-                finished.add(result.cell)
-                yield result
-                if len(finished) == len(cells):
+            for answer in self._answers(tag, hand_out, waits=on_wait):
+                if answer is None:
+                    yield None
+                    continue
+                finished.add(answer[0])
+                yield from together.take(*answer)
+                if len(finished) == len(pieces):
                     return
         finally:
             del self._unread[tag]
 
-    def _answers(self, tag: str, ask: Callable[[], None], *, ends_early: bool = False) -> Iterator[Any]:
-        """Yield answers as they come, asking again before every wait; never silent for long."""
+    def _answers(
+        self, tag: str, ask: Callable[[], None], *, ends_early: bool = False, waits: Callable[[], bool] = lambda: True
+    ) -> Iterator[Any]:
+        """Yield answers as they come, asking again before every wait; never silent for long.
+
+        Where `waits` returns false, None is yielded instead of a wait.
+        """
         last = time.monotonic()
         unread = self._unread.setdefault(tag, deque())
         while not (ends_early and self.interrupted):
-            for its_tag, answer in self.workers.answers(0.0 if unread else POLL_S):
+            is_patient = waits()
+            for its_tag, answer in self.workers.answers(0.0 if unread or not is_patient else POLL_S):
                 if its_tag in self._unread:
                     self._unread[its_tag].append(answer)
             if len(unread) <= 1:  # more wait already: workers that outrun the learner would pile them up for ever
@@ -136,7 +167,10 @@ class Rollouts:
             if unread:
                 last = time.monotonic()
                 yield unread.popleft()
-            elif time.monotonic() - last > SILENCE_S:
+                continue
+            if not is_patient:
+                yield None
+            if time.monotonic() - last > SILENCE_S:
                 text = "no rollout worker answered '%s' for %.0f s (%d of %d healthy, %d retired): waiting on"
                 counts = self.workers.num_healthy, len(self.workers), self.workers.num_retired
                 logger.warning(text, tag, time.monotonic() - last, *counts)

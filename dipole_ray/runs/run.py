@@ -31,6 +31,7 @@ from dipole_ray.files.resume import config_differences, guard_resume, version_di
 from dipole_ray.files.storage import checkpoint_bytes, require_lasting, require_room
 from dipole_ray.parallel import ray_session
 from dipole_ray.progress import Progress
+from dipole_ray.runs.beside import EvaluationBeside
 from dipole_ray.runs.config import FIXED, RunConfig, load, saved_config
 from dipole_ray.runs.prepare import prepare_dataset, require_fit
 from dipole_ray.runs.session import CHECKPOINTS, RUN_FILE, Session, new_folder, one_writer, typed, write_config
@@ -126,6 +127,7 @@ class Run(Session):
         self.stops = StopRequests()
         """The signals that asked it to stop."""
         self._iteration_began = 0  # updates at the last iteration's end: what was evaluated or not depends on it
+        self._beside: EvaluationBeside | None = None  # which workers play while the learner goes on
         self.evaluation: dict[str, list[report.Row]] = {}
         """Rows of the whole grid, of the phases that are over."""
         self.maze: Maze | None = None
@@ -152,7 +154,8 @@ class Run(Session):
 
     def metadata(self) -> dict[str, Any]:
         """Return the phases whose evaluation is done, and where the iteration at hand began."""
-        return {"evaluated": list(self.evaluation), "iteration_began": self._iteration_began}
+        began = self._iteration_began if self._beside is None else self._beside.began  # it is due again
+        return {"evaluated": list(self.evaluation), "iteration_began": began}
 
     @property
     def resume_command(self) -> str:
@@ -208,10 +211,12 @@ class Run(Session):
                     progress.update(self._count(phase))
                     return
                 metrics = dict(self.algorithm.group_metrics)
+                saves = self.algorithm.learner_steps - self.saved_at[0] >= self.config.checkpoint.every_learner_steps
                 with contextlib.suppress(Stopped), self.stops.ending_at_once():  # the evaluation then comes later
                     if self._count(phase) < total:  # the whole grid follows at the end of the phase
                         metrics.update(self._evaluate_if_due(self._iteration_began))
                     self._iteration_began = self.algorithm.learner_steps
+                    self._take_evaluation(wait=saves or self._count(phase) >= total)
                 self.log(metrics)
                 score = self.algorithm.score
                 progress.update(
@@ -220,7 +225,7 @@ class Run(Session):
                     success=metrics.get("rollout/success"),
                     evaluation=None if score is None else f"{score:.2f}",
                 )
-                if self.algorithm.learner_steps - self.saved_at[0] >= self.config.checkpoint.every_learner_steps:
+                if saves and self._beside is None:
                     self.save()
 
     def _progress(self, description: str, total: int, unit: str, completed: int = 0) -> Progress:
@@ -232,7 +237,10 @@ class Run(Session):
         return self.algorithm.learner_steps if phase == "offline" else self.algorithm.env_steps
 
     def _evaluate_if_due(self, before: int) -> dict[str, float]:
-        """Evaluate the chosen cell, or the grid, with a few episodes where the updates since `before` make it due."""
+        """Evaluate the chosen cell, or the grid, with a few episodes where the updates since `before` make it due.
+
+        Where workers can play it while the learner goes on, they begin, and `_take_evaluation` logs it later.
+        """
         config, agent = self.config.evaluation, self.config.agent
         every = config.every_learner_steps
         if not every or self.algorithm.learner_steps // every == before // every:
@@ -240,7 +248,21 @@ class Run(Session):
         cells, seed = [chosen_cell(agent)], config.seed
         if config.interval_grid:  # on other episodes each time, over which benchmarks average
             cells, seed = cells_with_chosen(config, agent), seed + self.algorithm.learner_steps // every
-        return self._measured(self.play(cells, config.interval_episodes, seed=seed))
+        if not self.algorithm.experience.plays_beside:
+            return self._measured(self.play(cells, config.interval_episodes, seed=seed))
+        self._take_evaluation(wait=True)  # one at a time
+        self._beside = EvaluationBeside(self.algorithm, cells, config.interval_episodes, seed, before)
+        return {}
+
+    def _take_evaluation(self, *, wait: bool) -> None:
+        """Log the evaluation beside training, at the steps that its weights had, if it is over or to be waited for."""
+        if self._beside is None:
+            return
+        results = self._beside.results(wait=wait)
+        if results is not None:
+            self.evaluation_s = self._beside.seconds
+            self.log(self._measured(results), self._beside.steps)
+            self._beside = None
 
     def _evaluate(self, phase: str) -> None:
         """Evaluate the whole grid at the end of a phase, and write rows and paths."""

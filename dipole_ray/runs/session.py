@@ -103,9 +103,10 @@ class Session:
         self.interrupted = interrupted
         self.algorithm.end_early_on(interrupted)
 
-    def log(self, metrics: dict[str, float]) -> None:
-        """Append one line of metrics at the present steps."""
-        self.tracker.log(metrics, env_steps=self.algorithm.env_steps, learner_steps=self.algorithm.learner_steps)
+    def log(self, metrics: dict[str, float], steps: tuple[int, int] | None = None) -> None:
+        """Append one line of metrics at the present updates and environment steps, or at those given."""
+        learner_steps, env_steps = self.steps if steps is None else steps
+        self.tracker.log(metrics, env_steps=env_steps, learner_steps=learner_steps)
 
     def play(self, cells: Sequence[Cell], episodes: int, **how: Any) -> list[CellResult]:
         """Play the episodes of some cells, all with the present weights; see `rllib.evaluate.play`."""

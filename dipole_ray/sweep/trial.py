@@ -146,7 +146,7 @@ class TrialRun(Session):
         """Play the grid on the selecting episodes; at the last rung, the chosen cell on others."""
         sweep, grid = self.plan.sweep, self.plan.sweep.evaluation
         cells = cells_of(self.config.evaluation, self.config.agent)
-        how: Any = {"on_result": self._go_on}
+        how: Any = {"on_wait": self._go_on}
         rows = self._scored(self.play(cells, grid.select_episodes, seed=grid.select_seed, **how))
         best, reported = sweep.best(rows), None
         if self.rung + 1 >= sweep.rungs:
@@ -171,8 +171,8 @@ class TrialRun(Session):
         self.algorithm.settle_score()  # which says so where this trial is told success
         return [{**row, "success": None, "success_low": None, "success_high": None} for row in rows]
 
-    def _go_on(self, result: CellResult) -> None:
-        """Raise Stopped after a cell where the sweep is asked to stop: the rung is scored when it goes on."""
+    def _go_on(self) -> None:
+        """Raise Stopped where the sweep is asked to stop: the rung is scored when it goes on."""
         if self.interrupted:
             raise Stopped
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
@@ -22,7 +24,7 @@ class Chunks:
         self.action_dim = action_dim
         self.rows: list[int] = []
 
-    def __call__(self, observations: np.ndarray) -> np.ndarray:
+    def __call__(self, observations: np.ndarray, episodes: Sequence[Episode] = ()) -> np.ndarray:
         """Return chunks (B, H, A)."""
         self.rows.append(len(observations))
         angles = observations[:, :1, None] * 7 + np.arange(H)[None, :, None] + np.arange(self.action_dim) / 3
@@ -55,7 +57,7 @@ def alone(env: str, i: int, act: Act, steps: int) -> tuple[np.ndarray, np.ndarra
         if over:
             episode += 1
             observation, left = single.reset(seed=100 * i + episode)[0], []
-        left = left or list(act(observation[None])[0])
+        left = left or list(act(observation[None], [])[0])
         observations.append(observation)
         actions.append(left.pop(0))
         observation, _, terminated, truncated, _ = single.step(actions[-1])
@@ -69,7 +71,7 @@ def test_a_step_is_exactly_what_each_environment_does_alone() -> None:
     drawn = iter(actions)
     waiting = {i: [Episode(seed=10 + i)] for i in range(3)}
     loop = ActingLoop(
-        envs_of(POINTMAZE), lambda _: next(drawn)[loop_rows], lambda i: waiting[i].pop() if waiting[i] else None
+        envs_of(POINTMAZE), lambda *_: next(drawn)[loop_rows], lambda i: waiting[i].pop() if waiting[i] else None
     )
     singles = envs_of(POINTMAZE)
     before = {i: single.reset(seed=10 + i)[0] for i, single in enumerate(singles)}
@@ -110,7 +112,7 @@ def test_chunks_are_the_policy_asked_every_h_steps_and_at_every_start(env: str, 
 
 def test_an_answer_without_a_chunk_is_one_action() -> None:
     policy = Chunks(1)
-    loop = loop_of(PENDULUM, lambda observations: policy(observations)[:, 0], [0, 0, 0])
+    loop = loop_of(PENDULUM, lambda observations, _: policy(observations)[:, 0], [0, 0, 0])
     loop.start(range(3))
     for _ in range(10):
         step = loop.step()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +12,12 @@ from torch import Tensor
 
 from dipole_ray.agents.dipole import AgentConfig, DipoleAgent
 from dipole_ray.columns import Schema
-from dipole_ray.envs.make import EnvConfig, make_env
+from dipole_ray.envs.make import EnvConfig, env_dims, make_env
 from dipole_ray.errors import ConfigError, NonFiniteError
+from dipole_ray.evaluation.batches import episode_seed
 from dipole_ray.evaluation.cells import Cell, EvalConfig, PolicyName, cells_of, grid
-from dipole_ray.evaluation.play import CellResult, episode_seed, evaluate_cell
+from dipole_ray.evaluation.pieces import split
+from dipole_ray.evaluation.play import CellResult, evaluate_cell, evaluate_cells, joined
 from dipole_ray.evaluation.statistics import wilson_interval
 from dipole_ray.evaluation.table import summarize
 from tests.maze_walker import MAZE, MazeWalker
@@ -70,7 +73,7 @@ def test_every_cell_starts_from_the_same_states_and_differs_in_its_noise() -> No
 
 
 class Recorder:
-    """Acts at random and notes how many rows each call had."""
+    """Acts by its noise alone and notes how many rows each call had."""
 
     def __init__(self) -> None:
         self.rows: list[int] = []
@@ -78,13 +81,14 @@ class Recorder:
     def sample_actions(
         self,
         observations: Tensor,
-        omega: float | None = None,
+        omega: float | Tensor | None = None,
         num_candidates: int | None = None,
-        generator: torch.Generator | None = None,
+        generator: Any = None,
         policy: PolicyName = "guided",
     ) -> Tensor:
         self.rows.append(len(observations))
-        return torch.rand((len(observations), 1), generator=generator) * 2 - 1
+        drawn: Tensor = generator((len(observations), 1))
+        return drawn.clamp(-1, 1)
 
 
 def test_one_call_serves_all_running_episodes_and_no_finished_one() -> None:
@@ -95,12 +99,49 @@ def test_one_call_serves_all_running_episodes_and_no_finished_one() -> None:
     assert sum(policy.rows) == int(result.lengths.sum())
 
 
+def test_cells_that_differ_in_omega_alone_share_calls() -> None:
+    policy = Recorder()
+    cells = [Cell("guided", omega, 16) for omega in (0.5, 1.0, 2.0)] + [Cell("guided", 0.0, 16), Cell("bc", None, 16)]
+    results = evaluate_cells(policy, PENDULUM, cells, episodes=range(5), seed=0, num_envs=50)
+    assert policy.rows == [15, 5, 5] * 30
+    assert [result.cell for result in results] == cells
+
+
+GRID = grid(EvalConfig(omegas=(-1.0, 0.0, 0.5, 2.0), candidates=(1, 3)), has_bc=True)
+
+
+@pytest.mark.parametrize(("dims", "env"), [((128, 128), MAZE), ((64, 64), "dm_control/walker-walk")], ids=str)
+def test_an_episode_is_bitwise_the_same_whatever_is_played_beside_it(dims: tuple[int, ...], env: str) -> None:
+    # Libraries' products with six columns round a row by its place, and all by the number of rows, on some machines.
+    config = EnvConfig(id=env, max_episode_steps=6)
+    agent = DipoleAgent(AgentConfig.preset("small", hidden_dims=dims, train_bc=True), env_dims(config).schema, seed=0)
+    how: Any = {"seed": 3, "trajectories": 9}
+    envs = [make_env(config) for _ in range(12)]
+    together = evaluate_cells(agent, envs, GRID, episodes=range(5), **how)
+    for whole in together[::3]:
+        alone = evaluate_cell(agent, envs[:1], whole.cell, episodes=5, **how)
+        beside = [cell for cell in GRID if cell != whole.cell][:4]
+        first = evaluate_cells(agent, envs[:5], [*beside, whole.cell], episodes=range(2), **how)[-1]
+        rest = evaluate_cells(agent, envs[:2], [whole.cell], episodes=range(2, 5), **how)[0]
+        for other in (alone, joined([first, rest])):
+            assert same(whole, other) and summarize(whole) == summarize(other)
+
+
+@pytest.mark.parametrize(("episodes", "workers"), [(50, 2), (50, 1), (10, 3), (3, 8), (7, 64)])
+def test_the_pieces_of_a_grid_hold_every_episode_once_and_none_is_much_larger(episodes: int, workers: int) -> None:
+    pieces = split(GRID, episodes, workers)
+    held = [(cell, i) for piece in pieces for cell in piece.cells for i in piece.episodes]
+    assert sorted(held, key=str) == sorted(((cell, i) for cell in GRID for i in range(episodes)), key=str)
+    lengths = [len(piece.episodes) for piece in pieces]
+    assert max(lengths) <= min(lengths) + 1 and len(pieces) == 2 * min(workers, episodes)
+
+
 def test_a_policy_may_plan_several_actions_at_once() -> None:
     class Planner(Recorder):
-        def sample_actions(self, observations: Tensor, *args: object, **kwargs: object) -> Tensor:
-            actions = torch.rand((len(observations), 4, 1), generator=kwargs["generator"])  # type: ignore[call-overload]
-            self.rows.append(len(actions))
-            return actions * 2 - 1
+        def sample_actions(self, observations: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            self.rows.append(len(observations))
+            drawn: Tensor = kwargs["generator"]((len(observations), 4, 1))
+            return drawn.clamp(-1, 1)
 
     policy = Planner()
     result = evaluate_cell(policy, PENDULUM, Cell(), episodes=5, seed=0, num_envs=2)
@@ -108,7 +149,7 @@ def test_a_policy_may_plan_several_actions_at_once() -> None:
     assert policy.rows == [2] * 8 * 2 + [1] * 8, "30 steps are seven chunks of four actions and half of one"
     with pytest.raises(NonFiniteError, match="omega 1, 1 candidate"):
         broken = Planner()
-        broken.sample_actions = lambda *args, **kwargs: torch.full((2, 4, 1), torch.nan)  # type: ignore[method-assign]
+        broken.sample_actions = lambda seen, **how: torch.full((len(seen), 4, 1), torch.nan)  # type: ignore[method-assign]
         evaluate_cell(broken, PENDULUM, Cell(), episodes=2, seed=0)
 
 

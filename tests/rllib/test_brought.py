@@ -30,7 +30,7 @@ def brought(name: str, workers: int = 0, **env_config: Any) -> DIPOLEConfig:
 def result(successes: list[bool] | None) -> CellResult:
     """Return what a cell gave: returns of -5, and success where it is told."""
     told = None if successes is None else np.array(successes)
-    counts: Any = {"returns": np.full(2, -5.0), "lengths": np.full(2, 3), "action_bound_fraction": 0.0}
+    counts: Any = {"returns": np.full(2, -5.0), "lengths": np.full(2, 3), "at_bound": np.zeros(2)}
     return CellResult(cell=Cell(), successes=told, paths=(), maze=None, **counts)
 
 

@@ -84,7 +84,9 @@ class Scorer:
         for cell in reversed(cells):
             scenes = self._scenes(how["episodes"])
             scores, ones = judged(scenes.numpy(), self._plans(scenes, policy)), np.ones(len(scenes), np.int64)
-            yield CellResult(cell, scores, None, ones, (), None, 0.0)
+            yield CellResult(cell, scores, None, ones, (), None, np.zeros(len(ones)))
+
+    plays_beside = False
 
     def metrics(self) -> dict[str, float]:
         return {"rollout/scorers": 1.0}
