@@ -14,7 +14,7 @@ PACKAGE = Path(dipole_ray.__file__).parent
 
 # A room may import rooms on its own floor and below; a new file must be given its floor here.
 FLOORS = (
-    {"errors", "columns", "cores", "progress", "settings", "stopping", "tables"},
+    {"errors", "columns", "cores", "progress", "settings", "spans", "stopping", "tables"},
     {"cluster", "files"},
     {"parallel"},
     {"agents", "data"},

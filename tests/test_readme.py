@@ -19,7 +19,7 @@ README = (ROOT / "README.md").read_text()
 SIZES = "training.offline_learner_steps=40 training.online_env_steps=40 evaluation.episodes=1 env.max_episode_steps=20"
 SWEEP = "run.data.collect_transitions=2000 run.training.offline_learner_steps=40 run.env.max_episode_steps=20"
 SMALLER = (
-    (r"^train quickstart(.*)", rf"train quickstart\1 data.collect_transitions=2000 {SIZES}"),
+    (r"^train (.*)quickstart(.*)", rf"train \1quickstart\2 data.collect_transitions=2000 {SIZES}"),
     (r"^train --resume runs/RUN", "train --resume {run} training.online_env_steps=60"),
     (r"^train cube_single(.*)", rf"train cube_single\1 {SIZES} training.online_env_steps=0"),
     (r"runs/RUN", "{run}"),

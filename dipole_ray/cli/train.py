@@ -32,6 +32,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings on top")
     parser.add_argument("--resume", metavar="RUN", type=Path, help="continue the run in this folder")
     parser.add_argument("--address", help="Ray cluster to run on (default: RAY_ADDRESS, or a local one)")
+    parser.add_argument(
+        "--profile", metavar="FILE", type=Path, help="write a trace of the run that ui.perfetto.dev opens"
+    )
     parser.add_argument("--help-config", action="store_true", help="explain every setting and stop")
 
 
@@ -45,6 +48,7 @@ def run_train(arguments: argparse.Namespace) -> int:
         print(*describe(RunConfig), sep="\n")
         return 0
     from dipole_ray.evaluation.report import print_table
+    from dipole_ray.runs.profile import profiled
     from dipole_ray.runs.run import resume_run, start_run
     from dipole_ray.runs.session import RUN_FILE, typed
 
@@ -54,7 +58,8 @@ def run_train(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"'{source}' and --resume: a resumed run has its own config; give only KEY=VALUE with it")
     if arguments.resume is None and source is None and not words:
         raise ConfigError(f"nothing to train: name a preset ({', '.join(presets())}), a YAML file, or KEY=VALUE")
-    run = start_run(load(source, words)) if arguments.resume is None else resume_run(arguments.resume, words)
+    with profiled(arguments.profile):
+        run = start_run(load(source, words)) if arguments.resume is None else resume_run(arguments.resume, words)
     folder = typed(run.folder)
     if run.evaluation:
         print_table(run.evaluation, chosen=run.chosen, title=folder.name)

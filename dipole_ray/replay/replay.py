@@ -28,6 +28,7 @@ from dipole_ray.files.place import absolute
 from dipole_ray.replay.journal import by_sender
 from dipole_ray.replay.n_step import gather_n_step, nested
 from dipole_ray.replay.ring import OnlineRing
+from dipole_ray.spans import spanned
 
 STATE_VERSION = 1
 _CHUNK_ROWS = 65_536
@@ -170,6 +171,7 @@ class Replay:
         """Return how many offline and online transitions can be sampled now."""
         return {"offline": self.num_offline, "online": self.num_online}
 
+    @spanned("insert")
     def insert(self, rows: Rows, worker: int, incarnation: int, sequence: int) -> int:
         """Add rows, as `close_trajectory` makes them, to the online ring, all of them or none.
 
@@ -191,6 +193,7 @@ class Replay:
             self._ring.append(rows, worker=worker, incarnation=incarnation, sequence=sequence)
         return self._ring.contents.env_steps
 
+    @spanned("sample")
     def sample(
         self, batch_size: int, num_batches: int = 1, offline_fraction: float | EllipsisType | None = ...
     ) -> dict[str, Any]:

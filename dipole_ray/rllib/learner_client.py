@@ -31,6 +31,7 @@ from dipole_ray.rllib.learner import DIPOLELearner, UpdateReport
 from dipole_ray.rllib.placement import learners_of, node_for_learners, require_room
 from dipole_ray.rllib.privates import give_learners, prefer_node
 from dipole_ray.rllib.waiting import wait_for
+from dipole_ray.spans import spanned
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ class LearnerClient(LearnerGroup):
         self.learners: list[Any] = []  # the one of this process, or the actors
         self._start()
 
+    @spanned("update")
     def submit(self, batches: Any, *, publish: bool) -> list[UpdateReport]:
         """Queue one call on batches or a reference to them; return the reports of calls that it waited for."""
         if not self.is_remote:
@@ -79,6 +81,7 @@ class LearnerClient(LearnerGroup):
         self._pending.append(([report for report, _ in answers], answers[0][1] if publish else None))
         return finished
 
+    @spanned("update")
     def drain(self) -> list[UpdateReport]:
         """Wait until no call is in flight; return their reports."""
         return [self._finish_oldest() for _ in range(len(self._pending))]
@@ -88,6 +91,7 @@ class LearnerClient(LearnerGroup):
         self._call(self.learners, "fit_observations", mean, std)
         self.publish()
 
+    @spanned("publish")
     def publish(self) -> None:
         """Make the weights after all submitted updates the next policy version."""
         self.drain()

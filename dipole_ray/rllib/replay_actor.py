@@ -30,6 +30,7 @@ from dipole_ray.files.checkpoint import Checkpoint
 from dipole_ray.replay.replay import Replay
 from dipole_ray.rllib.sections import TrainingConfig
 from dipole_ray.rllib.waiting import wait_for
+from dipole_ray.spans import spanned
 
 RING_FILE = "online.arrow"
 
@@ -76,6 +77,7 @@ class ReplayClient:
         self._env_steps = 0
         self._call("sizes")  # opening errors surface here
 
+    @spanned("insert")
     def insert(self, rows: Any, worker: int, incarnation: int, sequence: int) -> int:
         """Append one fragment, arrays or a reference to them, unless it is there already.
 
@@ -93,6 +95,7 @@ class ReplayClient:
         self._env_steps = total
         return total
 
+    @spanned("sample")
     def sample(self, batch_size: int, num_batches: int) -> Any:
         """Return at once a reference to batches being gathered."""
         return self._replay.sample.remote(batch_size, num_batches)

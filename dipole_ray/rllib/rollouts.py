@@ -19,6 +19,7 @@ from dipole_ray.evaluation.pieces import Piece, Together, split
 from dipole_ray.evaluation.play import CellResult
 from dipole_ray.rllib.experience import FragmentReport, PublishedPolicy, SourceState
 from dipole_ray.rllib.workers import Workers
+from dipole_ray.spans import span
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +97,9 @@ class Rollouts:
             yield from self._answers(self._collect, request, ends_early=True)
         while not self.interrupted:
             newest = policy()
-            yield self._local.collect(self._fragment_steps, newest.version, newest.state)
+            with span("collect"):
+                fragment = self._local.collect(self._fragment_steps, newest.version, newest.state)
+            yield fragment
 
     def evaluate(
         self,
@@ -159,7 +162,9 @@ class Rollouts:
         unread = self._unread.setdefault(tag, deque())
         while not (ends_early and self.interrupted):
             is_patient = waits()
-            for its_tag, answer in self.workers.answers(0.0 if unread or not is_patient else POLL_S):
+            with span("collect" if ends_early else "evaluate"):
+                answers = self.workers.answers(0.0 if unread or not is_patient else POLL_S)
+            for its_tag, answer in answers:
                 if its_tag in self._unread:
                     self._unread[its_tag].append(answer)
             if len(unread) <= 1:  # more wait already: workers that outrun the learner would pile them up for ever

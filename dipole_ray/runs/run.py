@@ -224,6 +224,8 @@ class Run(Session):
                     loss=metrics.get("actor/loss_positive", metrics.get("actor/loss_bc", metrics.get("actor/loss"))),
                     success=metrics.get("rollout/success"),
                     evaluation=None if score is None else f"{score:.2f}",
+                    learner_waits=_percent(metrics.get("time/learner_wait_fraction")),
+                    workers_wait=_percent(metrics.get("time/rollout_wait_fraction")),
                 )
                 if saves and self._beside is None:
                     self.save()
@@ -320,3 +322,7 @@ class Run(Session):
         newest = newest_valid(self.folder / CHECKPOINTS)
         if newest is not None:
             self.tracker.artifact(newest, "checkpoint")
+
+
+def _percent(fraction: float | None) -> str | None:
+    return None if fraction is None else f"{fraction:.0%}"

@@ -27,6 +27,7 @@ from dipole_ray.rllib.config import SECTIONS, DIPOLEConfig
 from dipole_ray.rllib.evaluate import play
 from dipole_ray.rllib.replay_actor import RING_FILE, ring_rows
 from dipole_ray.runs.config import RunConfig
+from dipole_ray.spans import spanned
 from dipole_ray.tracking.tracker import Tracker
 
 RUN_FILE, CHECKPOINTS = "run.yaml", "checkpoints"
@@ -108,6 +109,7 @@ class Session:
         learner_steps, env_steps = self.steps if steps is None else steps
         self.tracker.log(metrics, env_steps=env_steps, learner_steps=learner_steps)
 
+    @spanned("evaluate")
     def play(self, cells: Sequence[Cell], episodes: int, **how: Any) -> list[CellResult]:
         """Play the episodes of some cells, all with the present weights; see `rllib.evaluate.play`."""
         start = time.perf_counter()
@@ -123,6 +125,7 @@ class Session:
         """Call `write`; while the disk refuses, the run stands still and tries again."""
         persist(write, retry_minutes=self.config.checkpoint.retry_minutes, interrupted=self.interrupted)
 
+    @spanned("save")
     def save(self) -> None:
         """Write a checkpoint of the present state and remove the oldest."""
         self.persist(self.write)

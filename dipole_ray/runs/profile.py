@@ -1,0 +1,83 @@
+"""A trace of a run: the phases of the training process, and torch's operations in it, for Perfetto.
+
+The file has Chrome's trace format, which ui.perfetto.dev opens. `collect` and `evaluate` wait for workers where there
+are such; `sample`, `update` and `publish` hand batches to a learner in an actor, or are its work where it is in this
+process: then torch's operations of the first seconds stand below them.
+"""
+
+import contextlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dipole_ray.errors import ConfigError
+from dipole_ray.files.durable import write_text
+from dipole_ray.spans import recorded_by
+
+TORCH_S = 10.0
+"""Seconds from the first update on in which torch's operations are kept: a second has a hundred thousand."""
+_CLOCK = "dipole clock"
+
+
+@contextlib.contextmanager
+def profiled(path: Path | None) -> Iterator[None]:
+    """Write the trace of the block to `path`, also where the block fails; None: nothing is traced."""
+    if path is None:
+        yield
+        return
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(f"--profile {path}: the folder does not exist; make it first")
+    trace = _Trace()
+    try:
+        with recorded_by(trace.record):
+            yield
+    finally:
+        write_text(path, json.dumps(trace.finished()))
+
+
+class _Trace:
+    """Spans as events of Chrome's format, times in microseconds."""
+
+    def __init__(self) -> None:
+        self._events: list[dict[str, Any]] = []
+        self._profiler: Any = None
+        self._clock = self._stops = 0
+        self._of_torch: dict[str, Any] = {}
+
+    def record(self, name: str, start_ns: int, end_ns: int) -> None:
+        """Take a span, see `spans.Record`."""
+        event = {"ph": "X", "cat": "dipole", "name": name, "ts": start_ns / 1e3, "dur": (end_ns - start_ns) / 1e3}
+        self._events.append(event | {"pid": os.getpid(), "tid": os.getpid()})
+        if name == "sample" and self._profiler is None:  # the first update follows
+            self._profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
+            self._profiler.start()
+            self._clock, self._stops = time.time_ns(), end_ns + int(TORCH_S * 1e9)
+            with torch.profiler.record_function(_CLOCK):
+                pass
+        elif self._stops and end_ns > self._stops:
+            self._stop()
+
+    def _stop(self) -> None:
+        """Read what torch recorded."""
+        self._stops = 0
+        self._profiler.stop()
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "torch.json"
+            self._profiler.export_chrome_trace(str(file))
+            self._of_torch = json.loads(file.read_text(encoding="utf-8"))
+
+    def finished(self) -> dict[str, Any]:
+        """Return the whole trace, on torch's clock where torch recorded anything."""
+        if self._stops:
+            self._stop()
+        of_torch = self._of_torch.pop("traceEvents", [])
+        clocks = [event["ts"] for event in of_torch if event.get("name") == _CLOCK and event.get("ph") == "X"]
+        later = clocks[0] - self._clock / 1e3 if clocks else 0.0
+        own = [event | {"ts": event["ts"] + later} for event in self._events]
+        return {**self._of_torch, "traceEvents": of_torch + own}
