@@ -52,16 +52,17 @@ class CompiledSteps(Steps):
         self._by_thread.zero_()
         loops.add_up(self._by_thread.numpy(), 0, 0)
         loops.adam(*self._adam(), 0, 0)
+        loops.follow(*self._followers(), 0, 0)
 
     def differentiate(self, loss: Callable[[], Loss]) -> Loss:
         """Do what `Steps` does, the networks evaluated by `Passes`."""
-        self._by_thread.zero_()
         for parameter, gradient in zip(self.parameters, self._gradient_of, strict=True):
             if parameter.grad is not gradient:
                 parameter.grad = gradient  # what is no stacked MLP adds to it by autograd
         token, threads = PASSES.set(self._passes), torch.get_num_threads()
-        torch.set_num_threads(1)
+        torch.set_num_threads(1)  # torch's threads meet after each operation, and turn while they wait
         try:
+            self._by_thread.zero_()
             total, metrics, statistics = loss()
             total.backward()
         finally:
@@ -99,6 +100,11 @@ class CompiledSteps(Steps):
     def _deal(self, work: Callable[..., Any]) -> list[Any]:
         return self._passes.deal(work, len(self._flat), _WORK_OF_ADAM)
 
-    @torch.no_grad()
     def _move_targets(self) -> None:
-        self._flat_targets.lerp_(self._flat_critics, self.config.tau)
+        arrays = self._followers()
+        self._passes.deal(lambda _, *part: loops.follow(*arrays, *part), len(arrays[0]), _WORK_OF_ADAM)
+
+    def _followers(self) -> tuple[Any, ...]:
+        """Return what a Polyak step reads and writes, see `loops.follow`."""
+        targets, critics = self._flat_targets.numpy(), self._flat_critics.numpy()
+        return targets, critics, targets.dtype.type(self.config.tau)

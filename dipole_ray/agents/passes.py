@@ -22,7 +22,7 @@ from dipole_ray.agents.networks import LAYER_NORM_EPS, Members, StackedMLP
 from dipole_ray.agents.products import multiply, workspace
 
 Array = np.ndarray
-_MIN_WORK = 2**24
+_MIN_WORK = 2**26
 """Multiplications that make another thread worth its start."""
 
 
@@ -220,14 +220,19 @@ class Passes:
     def deal(self, work: Callable[..., Any], count: int, size: int) -> list[Any]:
         """Return what the work comes to on each thread's part of what there is to count, of this size each.
 
-        Few multiplications stay on one thread. The caller's own part is the first; it waits for the others' ends.
+        Few multiplications stay on one thread. The caller's own part is the first; then it takes on what no thread has
+        begun, since that waits for a core, and waits for the rest.
         """
         parts = max(1, min(self._threads, count, count * size // _MIN_WORK))
         if self._crew is None or parts == 1:
             return [work(0, 0, count)]
         ends = [count * part // parts for part in range(parts + 1)]
-        others = [self._crew.submit(work, part, *ends[part : part + 2]) for part in range(1, parts)]
-        return [work(0, *ends[:2]), *(each.result() for each in others)]
+        rest = [(part, *ends[part : part + 2]) for part in range(1, parts)]
+        others = [self._crew.submit(work, *each) for each in rest]
+        found = [work(0, *ends[:2])]
+        for each, other in zip(rest, others, strict=True):
+            found.append(work(*each) if other.cancel() else other.result())
+        return found
 
     def release(self, plan: Plan, run: Pass) -> None:
         """Let another pass have the room of this one: fresh memory comes a page at a time, each with a fault."""
