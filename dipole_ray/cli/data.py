@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -52,8 +52,9 @@ examples:
 
 meanings for --map: observations, actions, rewards, next_observations, masks (0 = the task ended), terminals,
   timeouts (1 = a time limit cut the trajectory), episode, time (checks the order), terminals_are (termination or
-  boundary). What is not mapped is taken by its usual name where the table has it (MEANING= leaves it out);
-  dipole data columns FILE shows what a table has, and what would be read as what.
+  boundary), files_are (trajectories: none goes on in the next file; parts: one does where nothing ends it). What is
+  not mapped is taken by its usual name where the table has it (MEANING= leaves it out); dipole data columns FILE shows
+  what a table has, and what would be read as what.
 
 LeRobot has no observation after an episode's last action: its last frame only closes it, unless the task ended
 there. Rewards are next.reward, else 1 at success (next.success, or success in meta/episodes), else the progress of
@@ -72,8 +73,9 @@ already. Data whose actions were scaled before it was saved needs --actions-are 
 action outside the bounds is refused, unless --clip-actions says that it is noise.
 
 Observations are stored in float32, which tells numbers of about seven digits apart. Where more is lost than rounding
-(metres of UTM, Unix times), the dimensions are named: --offset 0=5400000 subtracts that from dimension 0 first. The
-dataset says so, and environments of runs on it subtract the same (env.observation_offset).
+(metres of UTM, Unix times), the dimensions are named: --offset 0=5400000 subtracts that from dimension 0 first, and
+--offset x=5400000 from a table's column x, where each dimension is a column. The dataset says so, and environments of
+runs on it subtract the same (env.observation_offset).
 
 Of an ExORL episode only observation, action and physics are read: rewards are computed from the recorded states, in
 parallel through Ray, and kept in --cache, so that an interrupted import goes on and a second one of the same task is
@@ -301,7 +303,7 @@ def _reading_of(
         reading, expected = reading_for(args.env, dims, cache, args.workers, begin), dims.schema
     if args.env is None or "labels" not in takes:
         begin()
-    return replace(
+    reading = replace(
         reading,
         mapping=TableMapping.from_pairs(args.map) if args.map and "mapping" in takes else None,
         observations=chosen_observations(args.map) if "observations" in takes else (),
@@ -309,20 +311,29 @@ def _reading_of(
         is_limit_asked=args.max_episode_steps is not None and args.env is None,
         actions_are=args.actions_are or reading.actions_are,
         clip_actions=args.clip_actions,
-        offset=tuple(map(_offset, args.offset)) or (() if env is None else offset_of(env)),
-    ), expected
+    )
+    columns = FORMATS[kind].uses(path, reading).get("observations", ()) if args.offset else ()
+    offset = _offsets(args.offset, columns if len(columns) > 1 else ())
+    return replace(reading, offset=offset or (() if env is None else offset_of(env))), expected
 
 
-def _offset(pair: str) -> tuple[int, float]:
-    """Return the dimension and the number of `DIM=VALUE`."""
-    dimension, _, number = pair.partition("=")
-    try:
-        found = int(dimension), float(number)
-    except ValueError:
-        found = -1, math.inf
-    if found[0] < 0 or not math.isfinite(found[1]):
-        raise ConfigError(f"--offset {pair}: write DIM=VALUE, the number of a dimension from 0 and a finite number")
-    return found
+def _offsets(pairs: Sequence[str], columns: Sequence[str]) -> tuple[tuple[int, float], ...]:
+    """Return the dimensions and the numbers of `DIM=VALUE`; DIM may be one of the columns, where each is a number."""
+    found: dict[int, float] = {}
+    for pair in pairs:
+        name, _, number = pair.rpartition("=")
+        try:
+            dimension, value = columns.index(name) if name in columns else int(name), float(number)
+        except ValueError:
+            dimension, value = -1, math.inf
+        if dimension < 0 or not math.isfinite(value):
+            named = f" or one of {', '.join(columns[:8])}{', ...' if len(columns) > 8 else ''}" if columns else ""
+            what = f"write DIM=VALUE, the number of a dimension from 0{named} and a finite number"
+            raise ConfigError(f"--offset {pair}: {what}")
+        if dimension in found:
+            raise ConfigError(f"--offset {pair}: dimension {dimension} has an offset already; give it once")
+        found[dimension] = value
+    return tuple(found.items())
 
 
 def _check_options(args: argparse.Namespace, path: Path, kind: str, takes: frozenset[str]) -> None:

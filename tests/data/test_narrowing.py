@@ -12,10 +12,11 @@ from dipole_ray.columns import Schema
 from dipole_ray.data.dataset import open_dataset, write_dataset
 from dipole_ray.data.inspection.inspect import inspect_dataset
 from dipole_ray.data.schema import close_trajectory, concatenate
+from dipole_ray.data.sources.formats import FORMATS
 from dipole_ray.data.sources.mapping import TableMapping
 from dipole_ray.data.sources.reading import Arrays, Reading
 from dipole_ray.envs.make import EnvConfig, env_dims
-from dipole_ray.errors import ConfigError
+from dipole_ray.errors import ConfigError, DatasetError
 from dipole_ray.replay.replay import Replay
 from tests.data.test_exorl import dipole
 from tests.synthetic import transition_columns, write_d4rl, write_table
@@ -100,6 +101,37 @@ def test_names_of_columns_stand_beside_the_numbers_of_dimensions(tmp_path: Path)
     mapping = TableMapping(observations=("x2", "x1"), actions=("a1", "a0"))
     (error,) = inspect_dataset(write_table(path, columns | named), Reading(mapping=mapping)).findings
     assert "the first at row 7 (3 in dimension 1 ('a0'))" in error.what
+
+
+def test_offsets_name_a_dimension_once_by_its_number_or_its_column(tmp_path: Path) -> None:
+    columns = drive(lambda step: 5.4e6 + 0.03 * step)
+    named = {name: columns["observations"][:, i] for i, name in enumerate(("east", "north", "up"))}
+    del columns["observations"], columns["next_observations"]
+    path = write_table(tmp_path / "own.parquet", columns | named)
+    words = ["import", path, "--map", "observations=east,north,up", "--offset", "north=5400000"]
+    assert dipole(*words, "--out", tmp_path / "out") == 0
+    assert open_dataset(tmp_path / "out").manifest.source["offset"] == {"1": 5.4e6}
+    for wrong, told in (
+        (("--offset", "1=3"), "dimension 1 has an offset already"),
+        (("--offset", "down=3"), "the number of a dimension from 0 or one of east, north, up"),
+        (("--map", "observations=up"), "observations is mapped twice"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            dipole(*words, *wrong, "--out", tmp_path / "wrong")
+
+
+@pytest.mark.parametrize("name", ["rewards", "observations"])
+def test_numbers_beyond_float32_are_called_so(tmp_path: Path, name: str) -> None:
+    columns = drive(lambda step: 0.03 * step)
+    del columns["next_observations"]
+    columns[name] = columns[name].astype(np.float64)
+    columns[name][7] = 1e39
+    path = write_table(tmp_path / "own.parquet", columns)
+    with pytest.raises(DatasetError, match=rf"row 7 \({name}\) holds 1e\+39, beyond the 3\.4e38 of float32"):
+        list(FORMATS["table"].rows(path, Reading()))
+    error = inspect_dataset(path, Reading()).findings[0]
+    assert "or a number beyond float32" in error.what and f"row 7 ({name})" in error.where
+    list(FORMATS["table"].rows(path, Reading(non_finite="drop")))
 
 
 def test_rows_of_ones_own_and_datasets_of_rounded_numbers_are_warned_of(

@@ -148,23 +148,58 @@ def test_a_column_called_time_that_is_none_can_be_left_out(tmp_path: Path) -> No
 
 
 def test_what_a_folder_hides_is_said(tmp_path: Path) -> None:
-    """Loggers that count episodes anew in every file, rows without a time, and folders inside."""
+    """Files and folders that are no tables, tables of other suffixes, and rows without a time."""
     columns = {
         name: values for name, values in columns_of_short().items() if name in ("observations", "actions", "rewards")
     }
     count = len(columns["rewards"])
-    for number in range(2):
-        write_table(tmp_path / f"{number}.parquet", columns | {"episode": np.zeros(count, np.int64)})
+    for number, name in enumerate(["0.parquet", "1.PARQUET", "2.pq"]):
+        written = write_table(tmp_path / "own.parquet", columns | {"episode": np.full(count, number)})
+        written.rename(tmp_path / name)
     (tmp_path / "more").mkdir()
+    for name in ("3.csv", "_SUCCESS", ".2.pq.crc"):
+        (tmp_path / name).write_text("no table")
     report = ImportReport()
     list(FORMATS["table"].rows(tmp_path, Reading(), report))
-    assert any("1 trajectory is taken to go on in the next file" in text for text in report.warnings)
+    assert report.rows_read == 3 * count
+    assert any("no tables are not read (3.csv)" in text for text in report.warnings)
     assert any("folders inside are not read (more)" in text for text in report.warnings)
     times = np.arange(count, dtype=np.float64)
     times[3] = np.nan
     path, report = write_table(tmp_path / "more" / "0.parquet", columns_of_short() | {"time": times}), ImportReport()
     list(FORMATS["table"].rows(path, Reading(), report))
     assert any("1 row has no time" in text for text in report.warnings)
+
+
+def files_of_episodes(folder: Path, *, shift: float = 0.0, **columns: np.ndarray) -> Path:
+    """Write three files of twelve rows, each a walk from where the one before ended, the last moved by `shift`."""
+    folder.mkdir()
+    for number in range(3):
+        walk = (0.1 * np.arange(12 * number, 12 * number + 12) + shift * (number == 2))[:, None].astype(np.float32)
+        rows = {"observations": walk, "actions": 0 * walk, "rewards": walk[:, 0]} | columns
+        write_table(folder / f"{number}.parquet", rows)
+    return folder
+
+
+def test_files_that_count_their_episodes_anew_are_joined_or_parted_as_somebody_says(tmp_path: Path) -> None:
+    folder = files_of_episodes(tmp_path / "own", episode=np.zeros(12, np.int64))
+    with pytest.raises(DatasetError, match=r"begin with episode 0.* files_are=trajectories .* files_are=parts"):
+        read(folder)
+    parted, report = read(folder, files_are="trajectories")
+    assert report.trajectories == 3 and len(parted["rewards"]) == 33 and not report.warnings
+    joined, report = read(folder, files_are="parts")
+    assert report.trajectories == 1 and len(joined["rewards"]) == 35 and not report.warnings
+    alone = files_of_episodes(tmp_path / "alone")
+    assert read(alone, files_are="trajectories")[1].trajectories == 3
+
+
+def test_a_file_that_begins_far_from_where_the_one_before_ended_is_not_its_continuation(tmp_path: Path) -> None:
+    flags = {"terminals": np.zeros(12, bool), "timeouts": np.zeros(12, bool)}
+    assert read(files_of_episodes(tmp_path / "near", **flags))[1].trajectories == 1
+    folder = files_of_episodes(tmp_path / "far", shift=5.0, **flags)
+    with pytest.raises(DatasetError, match=r"1\.parquet: its last row and the first of 2\.parquet lie 5\.1 apart"):
+        read(folder)
+    assert read(folder, files_are="trajectories")[1].trajectories == 3
 
 
 def test_an_arrow_stream_is_called_one(tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def _masks_and_rewards(summary: Summary) -> Iterator[Finding]:
 
 def _numbers(summary: Summary, report: ImportReport) -> Iterator[Finding]:
     if report.dropped_transitions:
-        what = f"{report.share(report.dropped_transitions, 'touch')} NaN or infinity"
+        what = f"{report.share(report.dropped_transitions, 'touch')} NaN, infinity or a number beyond float32"
         where = ", ".join(report.non_finite) + (", ..." if len(report.non_finite) == MAX_NAMED else "")
         yield Finding("error", what, where, "repair them, or import with --non-finite drop")
     if report.unfollowed_transitions:

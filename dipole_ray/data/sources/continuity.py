@@ -16,6 +16,9 @@ from dipole_ray.data.sources.reading import Arrays, ImportReport
 from dipole_ray.errors import DatasetError, counted
 
 _SORT = "sort the table by episode and time"
+_SAY = "say so with --map files_are=trajectories where a file's last trajectory ends with it"
+_FAR = 3  # times the farthest step inside trajectories: beyond, a file's first row follows no other's last
+_FEW_STEPS = 10  # too few to tell how far steps go
 _RENAME = "name the files so that their numbers give the order in which they were recorded"
 
 
@@ -39,13 +42,17 @@ class _Piece:
 class Continuity:
     """Is shown the rows of a table in the order in which they are read, and raises where that is not theirs."""
 
-    def __init__(self, path: Path, report: ImportReport) -> None:
-        self._path, self._report = path, report
+    def __init__(self, path: Path, report: ImportReport, *, are_parts: bool = False) -> None:
+        """`are_parts`: somebody said that files go on in the next where nothing ends their last trajectory."""
+        self._path, self._report, self._are_parts = path, report, are_parts
         self._episodes: dict[Hashable, _Piece] = {}  # by name, the end of their newest piece
         self._starts: dict[bytes, Path] = {}  # files by their first observation
         self._unfinished: list[tuple[Path, Path, bytes]] = []  # a file, the one read after it, what its last row led to
         self._tick: float | None = None  # the usual difference between the times of two rows
         self._num_unproved = 0
+        self._farthest, self._num_steps = np.zeros(()), 0  # (O,), how far observations went inside trajectories
+        self._first_names: set[Hashable] = set()  # of the episodes with which files begin
+        self._first_unproved: tuple[Path, Path] | None = None  # of the joints within an episode of one name
 
     def follow(self, rows: Arrays, first_row: int) -> None:
         """Take consecutive rows, of which the first was shown before as the last, unless `first_row` is 0.
@@ -53,6 +60,9 @@ class Continuity:
         `rows` has `ends`, `flagged` (the ends that a flag marks), and where the table has them `next_observations`,
         `times` and `episode`.
         """
+        if (inner := np.flatnonzero(~rows["ends"][:-1])).size:
+            steps = np.abs(rows["observations"][inner + 1] - rows["observations"][inner]).max(axis=0)
+            self._farthest, self._num_steps = np.fmax(self._farthest, steps), self._num_steps + len(inner)
         if "times" in rows:
             steps = np.diff(rows["times"])[~rows["ends"][:-1]]
             steps = steps[steps > 0]
@@ -60,6 +70,8 @@ class Continuity:
         if "episode" not in rows:
             return
         changes = np.flatnonzero(rows["episode"][1:] != rows["episode"][:-1]) + 1
+        if not first_row:
+            self._first_names.add(rows["episode"][0])
         for row in changes if first_row else [0, *changes]:
             if row:
                 self._episodes[rows["episode"][row - 1]] = self._piece(rows, int(row) - 1, first_row)
@@ -68,6 +80,8 @@ class Continuity:
     def join(self, rows: Arrays, first_row: int, before: Path, after: Path) -> None:
         """Check the first two of consecutive rows: the last of one file, and the first of the file after it."""
         last = self._piece(rows, 0, first_row)
+        if "episode" in rows:
+            self._first_names.add(rows["episode"][1])
         self._starts.setdefault(rows["observations"][1].tobytes(), after)
         if last.following is not None and not last.is_over:
             self._unfinished.append((before, after, last.following.tobytes()))
@@ -80,9 +94,30 @@ class Continuity:
             found = f"time goes from {last.time:g} (row {last.row}) to {rows['times'][1]:g} there"
         if found is not None:
             found = f"its last trajectory does not go on in {after.name}, the file read next: {found}"
-            raise DatasetError(f"{before}: {found}; {_RENAME}, and mark every trajectory's last row as an end")
-        # The same name of an episode proves nothing: a logger may begin to count anew in every file.
-        self._num_unproved += not {"next_observations", "times"} & rows.keys()
+            remedy = f"{_RENAME}, and mark every trajectory's last row as an end, or {_SAY}"
+            raise DatasetError(f"{before}: {found}; {remedy}")
+        if not {"next_observations", "times"} & rows.keys():
+            self._num_unproved += 1
+            self._require_near(rows, before, after)
+            if "episode" in rows and self._first_unproved is None:
+                self._first_unproved = before, after
+
+    def _require_near(self, rows: Arrays, before: Path, after: Path) -> None:
+        """Refuse a first row of a file that lies farther from the last of another than steps ever went."""
+        jump = np.abs(rows["observations"][1] - rows["observations"][0])
+        if self._are_parts or self._num_steps < _FEW_STEPS or not (far := jump > _FAR * self._farthest).any():
+            return
+        where = self._report.dimension("observations", int(far.argmax()))
+        place = f"its last row and the first of {after.name}"
+        found = f"{place} lie {jump[far][0]:.6g} apart in {where} of the observations"
+        raise DatasetError(
+            f"{before}: {found}, {_FAR} times farther than any step before; {_SAY}, or --map files_are=parts where it "
+            "goes on, or map times or next_observations"
+        )
+
+    def begin_anew(self) -> None:
+        """Take it that a file has no trajectory of the files before it: somebody said so."""
+        self._episodes.clear()
 
     def finish(self) -> None:
         """Compare what the files say of each other, and report what was merely assumed."""
@@ -91,11 +126,22 @@ class Continuity:
             if right not in (before, after):
                 found = f"its last row leads to the first of {right.name}, and {after.name} is read next"
                 raise DatasetError(f"{before}: {found}; {_RENAME}")
-        if self._num_unproved:
+        # Where all files begin with an episode of one name, a logger may count anew in every file.
+        if self._first_unproved and len(self._first_names) == 1 and not self._are_parts:
+            before, after = self._first_unproved
+            name = next(iter(self._first_names))
+            found = f"all files begin with episode {name}, and {before.name} ends with it"
+            raise DatasetError(
+                f"{self._path}: {found}, so that {after.name} may go on or begin anew; say which with "
+                "--map files_are=trajectories (a file's last trajectory ends with it) or --map files_are=parts (it "
+                "goes on in the next), or map times or next_observations"
+            )
+        if self._num_unproved and not self._are_parts:
             taken = counted(self._num_unproved, "trajectory", verb="are")
             self._report.warnings.append(
                 f"{taken} taken to go on in the next file, in the order of the files' numbers, and nothing in the "
-                "table proves it; map times or next_observations, or give every episode a name of its own"
+                "table proves it; map times or next_observations, or say so with --map files_are=parts "
+                "(files_are=trajectories where they do not)"
             )
 
     def _begin_episode(self, rows: Arrays, row: int, first_row: int) -> None:

@@ -31,7 +31,7 @@ def enforce(
     held: list[Rows] = []
     path = Path()
     for block in _whole_trajectories(_cut_at_limit(blocks, reading, report), report):
-        path, rows = block.path, _finish(_checked(block, narrowing), scale, drop, report)
+        path, rows = block.path, _finish(_checked(block, narrowing, drop), scale, drop, report)
         if rows is not None:
             held.append(rows)
         if held and (not join or sum(len(piece["remaining"]) for piece in held) >= CHUNK_ROWS):
@@ -43,10 +43,10 @@ def enforce(
     _judge_losses(path, report)
 
 
-def _checked(block: Block, narrowing: SourceNarrowing) -> Block:
+def _checked(block: Block, narrowing: SourceNarrowing, drop: bool) -> Block:
     if not block.is_closed and "next_observations" in block.columns:
         _check_following(block)  # in the numbers that were recorded
-    return narrowing.narrow(block)
+    return narrowing.narrow(block, drop=drop)
 
 
 def _cut_at_limit(blocks: Iterable[Block], reading: Reading, report: ImportReport) -> Iterator[Block]:

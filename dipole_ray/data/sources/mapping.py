@@ -29,6 +29,7 @@ USUAL = {
     "time": ("time", "timestamp", "step", "timestep", "frame_index"),
 }
 _REQUIRED = ("observations", "actions", "rewards")
+_KINDS = ("terminals_are", "files_are")  # what is said with words, not columns
 _VECTORS = ("observations", "actions", "next_observations")
 
 
@@ -54,10 +55,14 @@ class TableMapping:
     time: str | None = None  # a number that never falls inside a trajectory; only checks the order of the rows
     # What `terminals` mean where the columns leave it open: the task ended, or merely the trajectory.
     terminals_are: Literal["termination", "boundary"] | None = None
+    # What the files of a folder are where the columns leave it open: trajectories of their own, or parts of one record.
+    files_are: Literal["trajectories", "parts"] | None = None
 
     def __post_init__(self) -> None:
         if self.terminals_are not in (None, "termination", "boundary"):
             raise ConfigError(f"terminals_are={self.terminals_are!r} must be 'termination' or 'boundary'")
+        if self.files_are not in (None, "trajectories", "parts"):
+            raise ConfigError(f"files_are={self.files_are!r} must be 'trajectories' or 'parts'")
 
     def complete(self, columns: Sequence[str], usual: Mapping[str, Sequence[str]] = USUAL) -> TableMapping:
         """Return this mapping with the columns of a table that have a usual name and are not mapped otherwise."""
@@ -80,7 +85,7 @@ class TableMapping:
     def marks_limits(self) -> bool:
         """Whether the columns say where time limits cut trajectories."""
         tells_others = self.masks or self.timeouts or self.episode or self.next_observations
-        return bool(tells_others) or self.terminals_are == "boundary"
+        return bool(tells_others) or self.terminals_are == "boundary" or self.files_are == "trajectories"
 
     def check(self, where: Path | str = "mapping", *, has_limit: bool = False) -> None:
         """Raise ConfigError unless the mapping, once complete, says where trajectories end, and where the task does.
@@ -89,8 +94,12 @@ class TableMapping:
         """
         if self.terminals_are is not None and self.terminals is None:
             raise ConfigError(f"{where}: terminals_are is given and no terminals are; give --map terminals=COLUMN")
-        if not (has_limit or self.terminals or self.timeouts or self.episode or self.next_observations):
-            remedy = "give --map terminals=COLUMN, or timeouts, episode or next_observations; or --max-episode-steps N"
+        tells = self.terminals or self.timeouts or self.episode or self.next_observations
+        if not (has_limit or tells or self.files_are == "trajectories"):
+            remedy = (
+                "give --map terminals=COLUMN, or timeouts, episode or next_observations; --map files_are=trajectories "
+                "where a file is one; or --max-episode-steps N"
+            )
             raise ConfigError(f"{where}: no column is known to say where trajectories end; {remedy}")
         if self.masks and self.terminals_are == "termination":
             remedy = "leave one out (--map masks= for the column of that name)"
@@ -118,12 +127,14 @@ class TableMapping:
         values: dict[str, Any] = {}
         for pair in pairs:
             name, separator, column = pair.partition("=")
-            can_be_empty = name not in (*_REQUIRED, "terminals_are")
+            can_be_empty = name not in (*_REQUIRED, *_KINDS)
             if not separator or not (column or can_be_empty) or name not in names:
                 near = difflib.get_close_matches(name, names, n=1)
                 hint = f"did you mean '{near[0]}'? " if near and near[0] != name else ""
                 remedy = f"{hint}write MEANING=COLUMN with a meaning of {', '.join(names)}"
                 raise ConfigError(f"--map {pair}: {remedy} (MEANING= leaves a column of that name out)")
+            if name in values:
+                raise ConfigError(f"--map {pair}: {name} is mapped twice; give it once, several columns as A,B,C")
             values[name] = tuple(column.split(",")) if "," in column else column
         return cls(**values)
 
@@ -140,7 +151,7 @@ class TableMapping:
 
     def columns(self) -> dict[str, Columns]:
         """Return what is mapped, by meaning."""
-        return {name: value for name, value in self.to_json().items() if name != "terminals_are"}
+        return {name: value for name, value in self.to_json().items() if name not in _KINDS}
 
     def found(self, available: Sequence[str]) -> dict[str, tuple[str, ...]]:
         """Return meaning -> column names, of those that are there."""

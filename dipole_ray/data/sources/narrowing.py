@@ -7,7 +7,7 @@ import numpy as np
 
 from dipole_ray.data.narrowing import Narrowing
 from dipole_ray.data.sources.reading import Block, ImportReport
-from dipole_ray.errors import ConfigError
+from dipole_ray.errors import ConfigError, DatasetError
 
 
 class SourceNarrowing:
@@ -18,12 +18,15 @@ class SourceNarrowing:
         self._offset = offset
         self._observations, self._rewards = Narrowing(), Narrowing()
 
-    def narrow(self, block: Block) -> Block:
-        """Return a block with float32 numbers."""
+    def narrow(self, block: Block, *, drop: bool = False) -> Block:
+        """Return a block with float32 numbers; DatasetError at one beyond, unless what is not finite is dropped."""
         columns = {**block.columns, "rewards": self._rewards.narrow(block.columns["rewards"])}
         for name in ("observations", "next_observations"):
             if name in columns:
                 columns[name] = self._observations.narrow(self._less(columns[name]))
+        for name in () if drop else ("rewards", "observations", "next_observations"):
+            if name in columns:
+                _require_range(block.columns[name], columns[name], name, block)
         return replace(block, columns=columns)
 
     def _less(self, values: np.ndarray) -> np.ndarray:
@@ -56,3 +59,14 @@ class SourceNarrowing:
             remedy = "save them as smaller numbers, such as what each step adds to a total, and import those"
             report.narrowed.append(f"{lost.told('the rewards')}; {remedy}")
         report.warnings += report.narrowed
+
+
+def _require_range(wide: np.ndarray, narrow: np.ndarray, name: str, block: Block) -> None:
+    """Refuse finite numbers beyond float32's, which are no infinity of the original's."""
+    beyond = np.isfinite(wide) & np.isinf(narrow)
+    if beyond.any():
+        row = int(np.argwhere(beyond)[0][0])
+        place = f"{block.place} row {block.first_row + row} ({name})".lstrip()
+        found = f"{place} holds {wide[beyond][0]:g}, beyond the 3.4e38 of float32"
+        remedy = "divide such numbers before, or import without their rows (--non-finite drop)"
+        raise DatasetError(f"{block.path}: {found}; {remedy}")

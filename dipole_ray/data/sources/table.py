@@ -19,7 +19,7 @@ from dipole_ray.data.sources.continuity import Continuity
 from dipole_ray.data.sources.guarantees import check_flags, check_masks, mark_unfollowed
 from dipole_ray.data.sources.mapping import USUAL, TableMapping
 from dipole_ray.data.sources.reading import Arrays, Block, ImportReport, Reading, to_float
-from dipole_ray.data.sources.table_files import is_list, read_batches, table_files, table_schema
+from dipole_ray.data.sources.table_files import is_list, read_batches, table_files, table_schema, unread_files
 from dipole_ray.errors import DatasetError, counted
 
 Batches = Iterator[tuple[Path, pa.RecordBatch]]  # of all files of a table, each with its file
@@ -75,15 +75,14 @@ def read(path: Path, reading: Reading, report: ImportReport) -> Iterator[Block]:
     mapping, available = mapping_of(path, reading), table_columns(path)
     columns = mapping.resolve(available, path)
     report.reads(columns, available)
-    if folders := sorted(inside.name for inside in path.iterdir() if inside.is_dir()) if path.is_dir() else []:
-        report.warnings.append(f"folders inside are not read ({', '.join(folders[:5])}); import each, or move files up")
+    report.warnings += unread_files(path)
     report.names |= {name: found for name, found in columns.items() if len(found) > 1}
     return read_rows(path, _batches(path, mapping), mapping, report)
 
 
 def read_rows(path: Path, batches: Batches, mapping: TableMapping, report: ImportReport) -> Iterator[Block]:
     """Yield the rows of batches, each with its file, that continue each other."""
-    order, width = Continuity(path, report), 0
+    order, width = Continuity(path, report, are_parts=mapping.files_are == "parts"), 0
     block = partial(_block, path, marks_limits=mapping.marks_limits)
     last, file = Arrays(), path  # the newest row: only the next one tells whether it ends a trajectory
     for source, batch in batches:
@@ -95,7 +94,10 @@ def read_rows(path: Path, batches: Batches, mapping: TableMapping, report: Impor
             raise DatasetError(f"{path}: {what}; import tables of different environments one by one")
         rows = concatenate([last, rows]) if last else rows
         _mark_ends(rows, mapping, path, report)
-        if last and source != file:
+        if last and source != file and mapping.files_are == "trajectories":
+            rows["ends"][0] = True
+            order.begin_anew()
+        elif last and source != file:
             order.join(rows, report.rows_read, file, source)
         order.follow(rows, report.rows_read)
         file, last = source, {name: values[-1:] for name, values in rows.items()}

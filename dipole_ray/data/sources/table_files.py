@@ -4,7 +4,7 @@ What a file is decides its beginning, its suffix only where that says nothing. F
 are trusted in nothing.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -54,14 +54,43 @@ def is_transitions(path: Path) -> bool:
 def table_files(path: Path) -> list[Path]:
     """Return the table files at `path`, in the order of their names and of the numbers in these."""
     suffixes = (*SUFFIXES, ".npz")
-    found = [file for file in path.iterdir() if file.suffix in suffixes] if path.is_dir() else [path]
+    found = [file for file in _visible(path) if _is_table(file)] if path.is_dir() else [path]
     files = sorted(found, key=natural_order)
     if not files or not (files[0].suffix in suffixes or beginning(files[0]).startswith((PARQUET, ARROW, ZIP))):
-        raise DatasetError(f"{path}: no table here; give a file, or a folder of files, ending in {', '.join(suffixes)}")
+        inside = "".join(f"; {warning}" for warning in unread_files(path))
+        remedy = f"give a file, or a folder of files, ending in {', '.join(suffixes)}"
+        raise DatasetError(f"{path}: no table here; {remedy}{inside}")
     strange = [file for file in files if not file.is_file()]  # a link to nowhere, a folder, a pipe that would block
     if strange:
         raise DatasetError(f"{strange[0]}: no table here, not a regular file; remove it or restore what it points to")
     return files
+
+
+def unread_files(path: Path) -> list[str]:
+    """Return, as `what; remedy`, which files and folders inside a folder of tables are not read."""
+    if not path.is_dir():
+        return []
+    folders = sorted(inside.name for inside in _visible(path) if inside.is_dir())
+    files = sorted(inside.name for inside in _visible(path) if inside.is_file() and not _is_table(inside))
+    told = []
+    if folders:
+        told.append(f"folders inside are not read ({_listed(folders)}); import each, or move files up")
+    if files:
+        told.append(f"files inside that are no tables are not read ({_listed(files)}); convert those that hold rows")
+    return told
+
+
+def _visible(folder: Path) -> list[Path]:
+    """Return what lies in a folder, without what Spark, Dask and systems put beside tables (`_metadata`, `.crc`)."""
+    return [inside for inside in folder.iterdir() if not inside.name.startswith(("_", "."))]
+
+
+def _is_table(file: Path) -> bool:
+    return file.suffix in (*SUFFIXES, ".npz") or beginning(file).startswith((PARQUET, ARROW))
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def table_schema(path: Path) -> pa.Schema:
