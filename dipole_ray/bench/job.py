@@ -23,7 +23,7 @@ from dipole_ray.files.lock import FolderLock
 from dipole_ray.files.provenance import digest
 from dipole_ray.files.resume import config_differences
 from dipole_ray.runs.config import RunConfig, load
-from dipole_ray.runs.prepare import data_key, find_dataset
+from dipole_ray.runs.prepare import content_of, data_key, find_dataset
 from dipole_ray.runs.run import train_in
 from dipole_ray.runs.session import LOCK_WAIT_S, RUN_FILE
 from dipole_ray.tracking.metrics_file import METRICS_FILE
@@ -50,8 +50,25 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        """Folder of the run."""
-        return Path(self.config.folder) / f"seed-{self.seed}-{self.digest}"
+        """Folder of the run: that of a finished one too whose data had another place and the same content."""
+        runs = Path(self.config.folder)
+        own = runs / f"seed-{self.seed}-{self.digest}"
+        if own.is_dir() or self.config.data.path is None:
+            return own
+        return next((other for other in sorted(runs.glob(f"seed-{self.seed}-*")) if self._is_moved(other)), own)
+
+    def _is_moved(self, folder: Path) -> bool:
+        """Return whether a folder holds the result of this run, of data that lay elsewhere."""
+        result = read_result(folder)
+        if result is None or not (folder / RUN_FILE).is_file():
+            return False
+        kept, current = load(folder / RUN_FILE), self.located
+        differing = {item.key for item in config_differences(_shaping(kept), _shaping(current))}
+        if differing != {"data.path"}:
+            return False
+        assert kept.data.path is not None and current.data.path is not None
+        is_copy = content_of(kept.data.path) == content_of(current.data.path)
+        return is_copy or (result.get("data") is not None and result["data"] == data_of(current))
 
     @property
     def located(self) -> RunConfig:

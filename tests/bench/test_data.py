@@ -79,6 +79,19 @@ def test_a_report_mixes_no_data_and_results_that_do_not_name_theirs_pass(tmp_pat
         collect_results(suite, "mine")
 
 
+def test_results_are_found_again_where_their_data_has_moved(tmp_path: Path) -> None:
+    data = collected(tmp_path / "data", seed=0)
+    suite = suite_on(data, tmp_path / "runs")
+    for job in suite.jobs():
+        finish(job, data_of(job.config))
+    data.rename(tmp_path / "moved")
+    moved = suite_on(tmp_path / "moved", tmp_path / "runs")
+    assert [job.folder for job in moved.jobs()] == [job.folder for job in suite.jobs()]
+    assert run_suite(moved).finished == 4 and len(collect_results(moved, "mine")["runs"]) == 4
+    other = suite_on(collected(tmp_path / "other", seed=1), tmp_path / "runs")
+    assert not any(job.folder.is_dir() for job in other.jobs()), "other data is other runs"
+
+
 def test_data_that_is_converted_is_known_once_it_was(tmp_path: Path) -> None:
     path = tmp_path / "data.npz"
     config = RunConfig.from_mapping(
