@@ -73,7 +73,9 @@ class StandardEnv(gymnasium.Wrapper):
         self.inner_action_space = inner
         """Actions of the wrapped environment."""
         self._low, self._high = inner.low.astype(inner.dtype), inner.high.astype(inner.dtype)
-        self._centre, self._half_range = (self._high + self._low) / 2, (self._high - self._low) / 2
+        # In float64 and halved first: the sum of two bounds may be beyond their own type, or between its numbers.
+        low, high = self._low.astype(np.float64) / 2, self._high.astype(np.float64) / 2
+        self._centre, self._half_range = high + low, high - low
         self._is_unit_range = bool(np.all(self._low == -1.0) and np.all(self._high == 1.0))
         self._offset: np.ndarray | None = None
         self._global_draws = global_draws

@@ -14,8 +14,9 @@ from dipole_ray.columns import Schema
 from dipole_ray.data.dataset import open_dataset, write_dataset
 from dipole_ray.data.inspection.inspect import inspect_dataset
 from dipole_ray.data.schema import concatenate
+from dipole_ray.data.sources.actions import ActionScale
 from dipole_ray.data.sources.formats import FORMATS
-from dipole_ray.data.sources.reading import Arrays, Reading
+from dipole_ray.data.sources.reading import Arrays, ImportReport, Reading
 from dipole_ray.envs.make import EnvConfig, env_dims
 from dipole_ray.errors import ConfigError, DatasetError
 from dipole_ray.runs.config import DataConfig
@@ -196,3 +197,16 @@ def test_data_of_another_environment_is_said_to_be_that(tmp_path: Path) -> None:
     inspection = inspect_dataset(path, Reading(action_bounds=unit), expected=Schema(11, 3))
     assert inspection.findings[0].what.startswith("observations have 3 and actions 2 dimensions, the environment has")
     assert inspection.figures["transitions"] == 1500
+
+
+@pytest.mark.parametrize("low", [0.1, -1e6, 3e4])
+def test_what_float32_rounds_past_close_bounds_is_no_noise(low: float) -> None:
+    """A table of float32 cannot hold the bounds of an environment that has them in float64."""
+    high = low + 1e-7 * abs(low)
+    scale, report = ActionScale(bounds=(np.array([low]), np.array([high])), owner="the environment"), ImportReport()
+    actions = np.array([[low], [high]], np.float32)
+    kept = scale.finish(scale.stored(actions, Path("log")), np.arange(2), Path("log"), report)
+    assert (np.abs(kept) <= 1).all() and not report.clipped_transitions
+    far = scale.stored(actions + np.float32(1e-5 * low), Path("log"))
+    with pytest.raises(DatasetError, match="2 of 2 actions lie outside"):
+        scale.finish(far, np.arange(2), Path("log"), report)

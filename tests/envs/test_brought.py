@@ -13,6 +13,7 @@ import torch
 from dipole_ray.agents.dipole import AgentConfig
 from dipole_ray.envs.make import EnvConfig, env_dims, make_env
 from dipole_ray.envs.registry import family
+from dipole_ray.envs.standard import StandardEnv
 from dipole_ray.errors import ConfigError, DipoleError, EnvironmentUnavailable
 from dipole_ray.evaluation.cells import Cell
 from dipole_ray.evaluation.play import evaluate_cell
@@ -215,3 +216,22 @@ def test_what_a_users_module_lacks_is_named_with_its_line(tmp_path: Path, monkey
         family("lacks_something:Mine-v0")
     with pytest.raises(ConfigError, match=r"cannot import 'lacks_all\.of_it'.*PYTHONPATH"):
         family("lacks_all.of_it:Mine-v0")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "dtype"),
+    [
+        (40_000, 60_000, np.float16),  # of which the sum is beyond its type
+        (1e38, 1.5e38, np.float32),
+        (0.1, np.nextafter(np.float32(0.1), np.float32(1)), np.float32),  # of which the middle is none of its numbers
+        (0.3, 0.3, np.float32),
+    ],
+)
+def test_bounds_are_reached_whatever_their_type_holds(low: float, high: float, dtype: type) -> None:
+    inner = odd_envs.Walk()
+    inner.action_space = gymnasium.spaces.Box(dtype(low), dtype(high), (1,), dtype)
+    env = StandardEnv(inner)
+    corners = env.unmap(np.array([[-1.0], [1.0]], np.float32))
+    np.testing.assert_array_equal(corners, np.array([[low], [high]], dtype))
+    middle = env.unmap(np.zeros((1, 1), np.float32))
+    np.testing.assert_allclose(middle, low / 2 + high / 2, rtol=1e-3)

@@ -89,13 +89,20 @@ class ActionScale:
         rounding = ACTION_TOLERANCE * np.maximum(1.0, np.abs(low))
         return (low + high) / 2, np.where(low == high, rounding, (high - low) / 2)
 
+    def _rounding(self) -> np.ndarray | float:
+        """Return how far beyond [-1, 1] an action, (A,), may lie by rounding: far where bounds are close together."""
+        if self.bounds is None or self._keeps:
+            return ACTION_TOLERANCE
+        largest = np.abs(np.where(np.isinf(self.bounds), 0.0, self.bounds)).max(axis=0)
+        return np.asarray(np.maximum(ACTION_TOLERANCE, np.spacing(to_float32(largest)) / self._affine()[1]))
+
     def finish(self, actions: np.ndarray, numbers: np.ndarray, path: Path, report: ImportReport) -> np.ndarray:
         """Return scaled actions of transitions, (N, A), within [-1, 1], and note in which range they were.
 
         Raises:
             DatasetError: If one lies outside by more than rounding, unless such are clipped; says how many and where.
         """
-        far = np.abs(actions) > 1.0 + ACTION_TOLERANCE
+        far = np.abs(actions) > 1.0 + self._rounding()
         outside = np.flatnonzero(far.any(axis=1))
         if len(outside) and not self.clips:
             found = self._outside(actions, outside[0], numbers, report)
