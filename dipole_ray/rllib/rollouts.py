@@ -115,7 +115,7 @@ class Rollouts:
         Where nobody waits for them, one worker is left to collect.
         """
         how = {**how, "version": policy.version}
-        players = self.num_workers if on_wait() else max(1, self.num_workers - 1)
+        players = max(1, len(self.workers) - (not on_wait()))  # those too that cannot be asked just now
         pieces = split(cells, episodes, players)
         together = Together(pieces)
         if not self._is_remote:

@@ -127,6 +127,16 @@ def test_restore_rolls_back_everything_and_the_workers_act_with_it(
     assert algorithm.replay.sizes()["online"] == algorithm.env_steps
 
 
+def test_an_evaluation_that_begins_while_no_worker_can_be_asked_is_played_once_one_can(
+    algorithm: DIPOLE, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workers, asked = algorithm.experience.workers, list[int]()  # type: ignore[attr-defined]
+    usable = workers.usable
+    monkeypatch.setattr(workers, "usable", lambda: [] if len(asked) < 4 and not asked.append(1) else usable())
+    (result,) = play(algorithm, None, [Cell()], episodes=3)
+    assert len(result.returns) == 3 and len(asked) == 4
+
+
 def test_both_phases_with_remote_workers_learner_and_evaluation(
     algorithm: DIPOLE, pendulum: Path, tmp_path: Path
 ) -> None:
