@@ -362,3 +362,30 @@ def test_a_time_limit_cuts_whatever_marks_none_and_is_refused_elsewhere(
         ConfigError, match="says itself where trajectories end, so --max-episode-steps 10 has no effect"
     ):
         dipole("import", path, "--out", tmp_path / "no", "--max-episode-steps", "10", *words[:2])
+
+
+def test_times_of_a_file_are_checked_as_those_of_a_table(tmp_path: Path) -> None:
+    """What has a time's name and is none (a number alone, a text a row) is not read."""
+    count = 40
+    rng = np.random.default_rng(0)
+    arrays: dict[str, Any] = {
+        "observations": rng.standard_normal((count, 3)).astype(np.float32),
+        "actions": rng.uniform(-1, 1, (count, 2)).astype(np.float32),
+        "rewards": np.full(count, 3e38, np.float32),
+        "terminals": np.arange(count) % 10 == 9,
+        "timeouts": np.zeros(count, bool),
+        "time": 1.7e9,
+        "timestamp": np.array([b"noon"] * count),
+    }
+    for step, is_right in ((np.arange(count), True), (np.arange(count)[::-1], False)):
+        path = tmp_path / f"{is_right}.hdf5"
+        with h5py.File(path, "w") as file:
+            for name, values in (arrays | {"step": step}).items():
+                file[name] = values
+        inspection = inspect_dataset(path)
+        assert (inspection.verdict != "error") == is_right
+        if is_right:
+            assert sum(inspection.histograms["returns"][1]) == 4, "of rewards beyond what float32 sums"
+        else:
+            assert "time runs backwards 36 times" in inspection.findings[0].what
+            assert "save the file without it" in inspection.findings[0].remedy

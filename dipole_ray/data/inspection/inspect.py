@@ -136,6 +136,11 @@ def _histograms(summary: Summary, labelled: bool) -> dict[str, tuple[list[float]
     edges = np.linspace(-1.0, 1.0, len(summary.action_histogram) + 1)
     found = {"actions": (edges.tolist(), summary.action_histogram.tolist())}
     for name in ("lengths", "returns") if labelled else ("lengths",):
-        counts, edges = np.histogram(summary.figures(name), bins=30)
+        figures = np.asarray(summary.figures(name), np.float64)
+        low, high, largest = figures.min(), figures.max(), np.abs(figures).max()
+        # Between numbers so large and close together, 30 bins have no edges of their own.
+        is_coarse = 100 * np.spacing(largest) > (high - low or 1.0)
+        ends = (low - 1e-3 * largest, high + 1e-3 * largest) if is_coarse else None
+        counts, edges = np.histogram(figures, bins=30, range=ends)
         found[name] = (edges.tolist(), counts.tolist())
     return found

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import h5py
 import numpy as np
 
 from dipole_ray.columns import Schema
@@ -51,7 +52,9 @@ def read(path: Path, reading: Reading, report: ImportReport) -> Iterator[Block]:
             if "masks" in columns:
                 check_masks(columns["masks"], terminals, arrays["masks"].name, "terminals", path)
             columns = {"masks": 1 - terminals, **columns, "ends": ends[start:stop]}
-            yield Block(path=path, columns=columns, first_row=start, marks_limits=marks_limits)
+            if "time" in columns:
+                columns["times"] = columns.pop("time")
+            yield Block(path=path, columns=columns, first_row=start, marks_limits=marks_limits, is_mapped=False)
 
 
 def _checked_arrays(file: Group, path: Path) -> dict[str, Array]:
@@ -64,6 +67,8 @@ def _checked_arrays(file: Group, path: Path) -> dict[str, Array]:
         meaning: [name for name in USUAL[meaning] if name in there and not is_group(child(path, file, name))]
         for meaning in _OPTIONAL
     }
+    rows = getattr(child(path, file, "observations"), "shape", ())[:1] if "observations" in there else ()
+    optional["time"] = [name for name in USUAL["time"] if name in there and _is_time(child(path, file, name), rows)]
     found = {name: name for name in _REQUIRED} | {meaning: names[0] for meaning, names in optional.items() if names}
     if "terminals" not in there and ("masks" in found or "episode" in found):  # they say where the task ends
         del found["terminals"]
@@ -78,6 +83,12 @@ def _checked_arrays(file: Group, path: Path) -> dict[str, Array]:
             raise bad_array(path, array.name, shown, "save it as it was recorded")
     check_expansion(path, sum(array.num_bytes for array in arrays.values()), f"arrays {', '.join(found.values())}")
     return arrays
+
+
+def _is_time(value: object, rows: tuple[int, ...]) -> bool:
+    """Return whether what has a time's name holds a number a row: one alone, or a text, is when something was saved."""
+    is_numbers = isinstance(value, h5py.Dataset) and value.dtype.kind in "fiu"
+    return is_numbers and getattr(value, "shape", None) in (rows, (*rows, 1))
 
 
 def _trajectory_ends(

@@ -249,10 +249,14 @@ def _check_times(times: np.ndarray, ends: np.ndarray, block: Block, report: Impo
     steps = times[inner + 1] - times[inner]
     if len(back := inner[steps < 0]):
         row = int(back[0])
+        marks = "the column that ends trajectories (episode, terminals or timeouts)"
+        remedy = f"map {marks}, or, if it is no time, give --map time="
+        if not block.is_mapped:
+            remedy = f"save {marks} too, or, if it is no time, save the file without it"
         raise DatasetError(
             f"{block.path}: time runs backwards {counted(len(back), 'time')} inside a trajectory, the first at row "
-            f"{block.first_row + row} (from {times[row]} to {times[row + 1]}); sort the table by episode and time, map "
-            "the column that ends trajectories (episode, terminals or timeouts), or, if it is no time, give --map time="
+            f"{block.first_row + row} (from {times[row]} to {times[row + 1]}); sort the table by episode and time, "
+            f"{remedy}"
         )
     gaps = inner[steps > 5 * np.median(steps[steps > 0])] if (steps > 0).any() else inner[:0]
     if len(gaps) and not report.time_gaps:

@@ -113,6 +113,7 @@ class Block:
     is_closed: bool = False  # whether the last row of a trajectory holds only its last observation
     first_row: int = 0  # number of the first row in the original, for messages
     marks_limits: bool = True  # whether the original says where time limits cut; otherwise the environment's does
+    is_mapped: bool = True  # whether --map says what its columns are
     place: str = ""  # what the rows are counted in, such as `episode_7`; empty where that is the whole original
 
 
