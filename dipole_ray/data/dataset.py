@@ -213,6 +213,17 @@ def common_offset(sources: Mapping[str | Path, dict[str, Any]]) -> dict[str, flo
     return first
 
 
+def require_same_bounds(sources: Mapping[str | Path, dict[str, Any]]) -> None:
+    """Raise DatasetError where datasets were made with other bounds as -1 and 1: one stored action would mean two."""
+    told = {path: source.get("action_bounds") for path, source in sources.items()}
+    known = {path: bounds for path, bounds in told.items() if isinstance(bounds, list)}
+    for path, bounds in known.items():
+        first = next(iter(known))
+        if bounds != known[first]:
+            what = f"actions were scaled to [-1, 1] from the bounds {bounds}, those in {first} from {known[first]}"
+            raise DatasetError(f"{path}: {what}; import both with the same --env")
+
+
 def read_manifest(directory: Path) -> Manifest:
     """Read the manifest of a dataset without opening its files."""
     path = directory / MANIFEST

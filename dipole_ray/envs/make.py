@@ -63,10 +63,14 @@ class EnvConfig:
             raise ConfigError(f"{found}: only OGBench's single tasks know it; leave it out")
         if self.max_episode_steps is not None and self.max_episode_steps < 1:
             raise ConfigError(f"env.max_episode_steps is {self.max_episode_steps}; it must be at least 1")
+        named: set[int] = set()
         for dimension, number in (self.observation_offset or {}).items():
-            if not (dimension.isdecimal() and math.isfinite(number)):
+            if not (str(dimension).isdecimal() and math.isfinite(number)):
                 found = f"env.observation_offset says {dimension}: {number}"
                 raise ConfigError(f"{found}; give the number of a dimension, from 0, and a finite number to subtract")
+            if int(dimension) in named:
+                raise ConfigError(f"env.observation_offset names dimension {int(dimension)} twice; give it once")
+            named.add(int(dimension))
         if self.observation_offset is not None:
             offset = {str(int(dimension)): float(number) for dimension, number in self.observation_offset.items()}
             object.__setattr__(self, "observation_offset", offset)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from dipole_ray.columns import Schema, require_fit
-from dipole_ray.data.dataset import common_offset, losses_of, open_dataset, read_manifest
+from dipole_ray.data.dataset import common_offset, losses_of, open_dataset, read_manifest, require_same_bounds
 from dipole_ray.data.schema import Rows, validate_rows
 from dipole_ray.data.segment import SegmentEntry
 from dipole_ray.errors import CheckpointError, ConfigError, DatasetError, warn_once
@@ -125,7 +125,9 @@ class Replay:
         self.num_offline, tables = 0, {}
         for directory in offline:
             tables = self._open_offline(Path(directory))
-        common_offset({directory: read_manifest(Path(directory)).source for directory in offline})
+        sources = {directory: read_manifest(Path(directory)).source for directory in offline}
+        common_offset(sources)
+        require_same_bounds(sources)
         if schema.tables and len(offline) != 1:
             found = f"rows refer to side tables of one dataset ({', '.join(schema.tables)})"
             raise ConfigError(f"{found}, and {len(offline)} are given; give one")

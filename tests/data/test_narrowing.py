@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -155,3 +156,23 @@ def test_an_environments_first_steps_show_what_float32_loses() -> None:
     assert "dimension 1 of its observations" in warning and "env.observation_offset={1: 5400" in warning
     assert env_dims(EnvConfig(id="tests.odd_envs:Far-v0", observation_offset={"1": 5.4e6})).warnings == ()
     assert env_dims("Pendulum-v1").warnings == env_dims("Hopper-v5").warnings == ()
+
+
+def test_an_offset_of_ones_own_may_have_numbers_for_dimensions_and_names_each_once() -> None:
+    given: Any = {0: 1, 2: 5.4e6}
+    assert EnvConfig(id="Pendulum-v1", observation_offset=given).observation_offset == {"0": 1.0, "2": 5.4e6}
+    with pytest.raises(ConfigError, match="names dimension 0 twice"):
+        EnvConfig(id="Pendulum-v1", observation_offset={"0": 1.0, "00": 2.0})
+
+
+def test_datasets_of_different_bounds_do_not_share_a_replay(tmp_path: Path) -> None:
+    rows = close_trajectory(np.zeros((4, 1)), np.zeros((3, 1)), np.zeros(3), np.ones(3))
+    bounds = ([[-0.4], [0.4]], [[-0.4], [0.4]], None, "unit", [[-2.0], [2.0]])
+    folders = [tmp_path / str(number) for number in range(len(bounds))]
+    for folder, one in zip(folders, bounds, strict=True):
+        write_dataset(folder, [rows], Schema(1, 1), {"action_bounds": one})
+    Replay(schema=Schema(1, 1), offline=folders[:4])
+    with pytest.raises(
+        DatasetError, match=r"bounds \[\[-2\.0\], \[2\.0\]\], those in .* import both with the same --env"
+    ):
+        Replay(schema=Schema(1, 1), offline=folders)
