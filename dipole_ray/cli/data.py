@@ -250,7 +250,9 @@ def run_columns(args: argparse.Namespace) -> int:
         table.add_column(title, no_wrap=title != "read as")
     for name, (dtype, shape) in contents.items():
         table.add_row(name, dtype, str(shape), meanings.get(name, ""))
-    Console(soft_wrap=True).print(f"{args.path} ({kind})", table, sep="\n", highlight=False, markup=False)
+    count = len(row.files(args.path)) if row is not None and kind == "table" else 1
+    what = f"{kind}, the first of {count} files" if count > 1 else kind
+    Console(soft_wrap=True).print(f"{args.path} ({what})", table, sep="\n", highlight=False, markup=False)
     if question is not None:
         print(f"an import would ask: {question}")
     return 0

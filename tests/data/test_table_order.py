@@ -15,6 +15,7 @@ from dipole_ray.data.sources.mapping import TableMapping
 from dipole_ray.data.sources.reading import ImportReport, Reading
 from dipole_ray.errors import DatasetError
 from tests.data.reading import read_table
+from tests.data.test_exorl import dipole
 from tests.data.test_table import columns_of_table as columns_of_short
 from tests.data.test_table import transitions, without
 from tests.synthetic import transition_columns, write_table
@@ -181,7 +182,9 @@ def files_of_episodes(folder: Path, *, shift: float = 0.0, **columns: np.ndarray
     return folder
 
 
-def test_files_that_count_their_episodes_anew_are_joined_or_parted_as_somebody_says(tmp_path: Path) -> None:
+def test_files_that_count_their_episodes_anew_are_joined_or_parted_as_somebody_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = files_of_episodes(tmp_path / "own", episode=np.zeros(12, np.int64))
     with pytest.raises(DatasetError, match=r"begin with episode 0.* files_are=trajectories .* files_are=parts"):
         read(folder)
@@ -189,6 +192,7 @@ def test_files_that_count_their_episodes_anew_are_joined_or_parted_as_somebody_s
     assert report.trajectories == 3 and len(parted["rewards"]) == 33 and not report.warnings
     joined, report = read(folder, files_are="parts")
     assert report.trajectories == 1 and len(joined["rewards"]) == 35 and not report.warnings
+    assert dipole("columns", folder) == 0 and "(table, the first of 3 files)" in capsys.readouterr().out
     alone = files_of_episodes(tmp_path / "alone")
     assert read(alone, files_are="trajectories")[1].trajectories == 3
 
