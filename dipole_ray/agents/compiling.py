@@ -16,7 +16,7 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-_SOURCES = ("compiling", "kernels", "loops", "networks", "passes", "products")
+_SOURCES = ("compiling", "kernels", "loops", "networks", "passes", "products", "tiles")
 
 
 def _cache_directory() -> str:

@@ -12,16 +12,13 @@ import math
 from typing import Any
 
 import numpy as np
-from llvmlite import binding, ir
 from numba import types
-from numba.extending import intrinsic, overload
-from numba.np import arrayobj
+from numba.extending import overload
 
 from dipole_ray.agents.compiling import OPTIONS, compiled
 from dipole_ray.agents.networks import CUBIC, LAYER_NORM_EPS, LINEAR
+from dipole_ray.agents.tiles import VECTOR_BYTES, VECTORS, tile_of
 
-_FEATURES = binding.get_host_cpu_features()
-VECTOR_BYTES = 64 if _FEATURES.get("avx512f") else 32 if _FEATURES.get("avx2") else 16
 ROWS = 4 if VECTOR_BYTES == 32 else 8
 """Rows of a register tile, two vectors wide: its sums fill half the registers, of which AVX2 has 16 and others 32."""
 TILE = 64
@@ -48,79 +45,13 @@ _ODD = tuple(
 _EVEN = tuple(
     np.float32(x) for x in (1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03)
 )
+_tile = tile_of(ROWS)
 _HALF_LINEAR, _HALF_CUBIC, _HALF = np.float32(LINEAR / 2), np.float32(CUBIC / 2), np.float32(0.5)
 
 
 def columns(itemsize: int) -> int:
     """Return how many columns of a kernel lie together: two vectors."""
-    return 2 * VECTOR_BYTES // itemsize
-
-
-@intrinsic
-def _tile(
-    typing: Any, x: Any, x_at: Any, x_stride: Any, w: Any, w_at: Any, depth: Any, y: Any, y_at: Any, y_stride: Any
-) -> Any:
-    """Add x (ROWS, depth) times w (depth, 2 vectors), packed, to y (ROWS, 2 vectors), all sums in registers."""
-    integer = types.intp
-    signature = types.void(x, integer, integer, w, integer, integer, y, integer, integer)
-
-    def call(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        arrays = {i: arrayobj.make_array(signature.args[i])(context, builder, arguments[i]).data for i in (0, 3, 6)}
-        _, x_at, x_stride, _, w_at, depth, _, y_at, y_stride = arguments
-        places = (builder.gep(arrays[i], [at]) for i, at in ((0, x_at), (3, w_at), (6, y_at)))
-        function = _tile_function(builder.module, context.get_value_type(x.dtype), x.dtype.bitwidth, depth.type)
-        builder.call(function, [*places, x_stride, depth, y_stride])
-        return context.get_dummy_value()
-
-    return signature, call
-
-
-def _tile_function(module: Any, scalar: Any, bits: int, index: Any) -> Any:
-    """Return in LLVM's terms the function (x, w, y, stride of x, depth, stride of y) that `_tile` calls."""
-    name, lanes = f"dipole_tile_{bits}", 8 * VECTOR_BYTES // bits
-    if name in module.globals:
-        return module.globals[name]
-    vector, pointer, fused = ir.VectorType(scalar, lanes), scalar.as_pointer(), ("contract",)
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [pointer] * 3 + [index] * 3), name)
-    function.linkage = "internal"
-    function.attributes.add("noinline")  # within a larger function there are too few registers left
-    x, w, y, x_stride, depth, y_stride = function.args
-    before, loop, after = (function.append_basic_block() for _ in range(3))
-    builder = ir.IRBuilder(before)
-
-    def vector_at(array: Any, offset: Any) -> Any:
-        return builder.bitcast(builder.gep(array, [offset]), vector.as_pointer())
-
-    def number(value: int) -> Any:
-        return ir.Constant(index, value)
-
-    rows = [builder.gep(x, [builder.mul(x_stride, number(row))]) for row in range(ROWS)]
-    starts = [builder.mul(y_stride, number(row)) for row in range(ROWS)]
-    places = [vector_at(y, builder.add(start, number(half * lanes))) for start in starts for half in (0, 1)]
-    begun = [builder.load(place, align=4) for place in places]
-    builder.branch(loop)
-
-    builder.position_at_end(loop)
-    k, sums = builder.phi(index), [builder.phi(vector) for _ in places]
-    weights = builder.mul(k, number(2 * lanes))
-    halves = [builder.load(vector_at(w, builder.add(weights, number(half * lanes))), align=4) for half in (0, 1)]
-    undefined, zero = ir.Constant(vector, ir.Undefined), ir.Constant(ir.IntType(32), 0)
-    everywhere = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
-    values = [builder.insert_element(undefined, builder.load(builder.gep(row, [k])), zero) for row in rows]
-    inputs = [builder.shuffle_vector(value, undefined, everywhere) for value in values]
-    products = [builder.fmul(each, half, flags=fused) for each in inputs for half in halves]
-    added = [builder.fadd(total, product, flags=fused) for total, product in zip(sums, products, strict=True)]
-    onward = builder.add(k, number(1))
-    for phi, start, end in zip([k, *sums], [number(0), *begun], [onward, *added], strict=True):
-        phi.add_incoming(start, before)
-        phi.add_incoming(end, loop)
-    builder.cbranch(builder.icmp_signed("<", onward, depth), loop, after)
-
-    builder.position_at_end(after)
-    for place, total in zip(places, added, strict=True):
-        builder.store(total, place, align=4)
-    builder.ret_void()
-    return function
+    return VECTORS * VECTOR_BYTES // itemsize
 
 
 def gate(x: Any) -> Any:
@@ -146,11 +77,11 @@ def _compile_gate(x: Any) -> Any:
 @compiled
 def _product(x: Any, rows: Any, weights: Any, layer: Any, y: Any) -> None:
     """Add x (rows, DEPTH) times a layer's kernel to y (rows, WIDTH), at the beginning of flat arrays."""
-    depth, width, step = layer[DEPTH], layer[WIDTH], 2 * VECTOR_BYTES // x.itemsize
+    depth, width, step = layer[DEPTH], layer[WIDTH], VECTORS * VECTOR_BYTES // x.itemsize
     for column in range(0, width, step):
+        kernel = weights[layer[OUT] + column * depth :]
         for row in range(0, rows, ROWS):
-            kernel = layer[OUT] + column * depth
-            _tile(x, row * depth, depth, weights, kernel, depth, y, row * width + column, width)
+            _tile(x, row * depth, depth, 1, kernel, y, row * width + column, width, depth, True)
 
 
 @compiled

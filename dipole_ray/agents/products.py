@@ -1,9 +1,7 @@
 """Matrix products of the sizes of an update, on one core.
 
 A vendor's library is tuned for large products and one maker's processors: on AMD's, MKL reaches half of this, and each
-call from Python costs as much as a product of width 128. What decides is the innermost tile, some rows by two vectors
-of the result, that stays in registers while the depth is gone through. Compilers do not find it, so it is spelled out
-in LLVM's instructions, for whatever vectors the machine has.
+call from Python costs as much as a product of width 128.
 
 Shapes: M rows and N columns of the product, K depth.
 """
@@ -11,108 +9,21 @@ Shapes: M rows and N columns of the product, K depth.
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
 from dipole_ray.agents.compiling import compiled
-from dipole_ray.agents.kernels import VECTOR_BYTES
+from dipole_ray.agents.tiles import INDEX, VECTOR_BYTES, VECTORS, address_of, lanes_of, shuffled, tile_of, vector_of
 
 # Rows of a tile that leave registers, of which AVX2 has half as many, for two vectors of b and one value of a.
 _ROWS, _FEW_ROWS = (12, 4) if VECTOR_BYTES == 64 else (6, 2)
-_VECTORS = 2
 _DEPTH = 256
-"""Rows of b that are gone through at once: the panel of `_COLUMNS` stays in the first cache."""
+"""Rows of b that are gone through at once: the panel stays in the first cache."""
 
 Array = np.ndarray
-_INDEX = ir.IntType(64)
 
 
-def _lanes(array: Any) -> int:
-    """Return how many numbers of this array's type a vector holds."""
-    return int(VECTOR_BYTES * 8 // array.dtype.bitwidth)
-
-
-def _vector(context: Any, array: Any) -> ir.VectorType:
-    return ir.VectorType(context.get_data_type(array.dtype), _lanes(array))
-
-
-def _address(context: Any, builder: Any, array: Any, value: Any, place: Any) -> Any:
-    """Return the pointer to an array's element at a place counted in elements."""
-    return builder.gep(context.make_array(array)(context, builder, value).data, [place])
-
-
-def _shuffled(builder: Any, first: Any, second: Any, lanes: list[int]) -> Any:
-    """Return the lanes of two vectors, one after the other, in this order."""
-    return builder.shuffle_vector(first, second, ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), lanes))
-
-
-def _tile(rows: int) -> Any:
-    """Return the function of a tile of this height.
-
-    It writes, or adds, to c (rows by two vectors, rows `c_row` apart) the product of a, whose rows lie `a_row` and
-    columns `a_step` apart, and of a panel b of two vectors' width, over `depth`. Places are counted in elements.
-    """
-
-    @intrinsic
-    def tile(
-        typing: Any, a: Any, a_at: Any, a_row: Any, a_step: Any, b: Any, c: Any, c_at: Any, c_row: Any, depth: Any,
-        adds: Any,
-    ) -> Any:  # fmt: skip
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            a_value, a_at, a_row, a_step, b_value, c_value, c_at, c_row, depth, adds = arguments
-            vector, lanes = _vector(context, a), _lanes(a)
-            name = f"llvm.fma.v{lanes}f{a.dtype.bitwidth}"
-            fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3), name)
-            zero, undefined = ir.Constant(vector, [0.0] * lanes), ir.Constant(vector, ir.Undefined)
-            before, loop, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
-            left = _address(context, builder, a, a_value, a_at)
-            right = _address(context, builder, b, b_value, _INDEX(0))
-            result = _address(context, builder, c, c_value, c_at)
-            builder.branch(loop)
-
-            builder.position_at_end(loop)
-            starts = [_INDEX(0), left, right, *[zero] * (rows * _VECTORS)]
-            states = [builder.phi(start.type) for start in starts]
-            (k, left, right), sums = states[:3], states[3:]
-            loads = [
-                builder.bitcast(builder.gep(right, [_INDEX(v * lanes)]), vector.as_pointer()) for v in range(_VECTORS)
-            ]
-            loads = [builder.load(each, align=a.dtype.bitwidth // 8) for each in loads]
-            added, row = [], left
-            for i in range(rows):
-                value = builder.insert_element(undefined, builder.load(row), ir.IntType(32)(0))
-                spread = _shuffled(builder, value, undefined, [0] * lanes)
-                added += [builder.call(fma, (spread, loads[v], sums[i * _VECTORS + v])) for v in range(_VECTORS)]
-                row = builder.gep(row, [a_row])
-            onward = builder.add(k, _INDEX(1))
-            ends = [onward, builder.gep(left, [a_step]), builder.gep(right, [_INDEX(lanes * _VECTORS)]), *added]
-            for state, start, end in zip(states, starts, ends, strict=True):
-                state.add_incoming(start, before)
-                state.add_incoming(end, loop)
-            builder.cbranch(builder.icmp_signed("<", onward, depth), loop, after)
-
-            builder.position_at_end(after)
-            places = [builder.gep(result, [builder.mul(c_row, _INDEX(i))]) for i in range(rows)]
-            places = [builder.gep(place, [_INDEX(v * lanes)]) for place in places for v in range(_VECTORS)]
-            places = [builder.bitcast(place, vector.as_pointer()) for place in places]
-            with builder.if_else(adds) as (then, otherwise):
-                with then:
-                    for place, value in zip(places, added, strict=True):
-                        builder.store(builder.fadd(builder.load(place, align=4), value), place, align=4)
-                with otherwise:
-                    for place, value in zip(places, added, strict=True):
-                        builder.store(value, place, align=4)
-            return context.get_dummy_value()
-
-        index = types.intp
-        return types.void(a, index, index, index, b, c, index, index, index, types.boolean), generate
-
-    return tile
-
-
-_tall_tile, _low_tile, _row_tile = _tile(_ROWS), _tile(_FEW_ROWS), _tile(1)
+_tall_tile, _low_tile, _row_tile = tile_of(_ROWS), tile_of(_FEW_ROWS), tile_of(1)
 
 
 @intrinsic
@@ -121,9 +32,9 @@ def _transpose(typing: Any, source: Any, place: Any, row: Any, target: Any, targ
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         source_value, place, row, target_value, target_at, target_row = arguments
-        lanes, kind = _lanes(source), _vector(context, source).as_pointer()
-        start = _address(context, builder, source, source_value, place)
-        starts = [builder.gep(start, [builder.mul(row, _INDEX(i))]) for i in range(lanes)]
+        lanes, kind = lanes_of(source), vector_of(context, source).as_pointer()
+        start = address_of(context, builder, source, source_value, place)
+        starts = [builder.gep(start, [builder.mul(row, INDEX(i))]) for i in range(lanes)]
         lines = [builder.load(builder.bitcast(each, kind), align=4) for each in starts]
         block = lanes // 2
         while block:  # swap the off-diagonal blocks of all squares of twice this size
@@ -132,13 +43,11 @@ def _transpose(typing: Any, source: Any, place: Any, row: Any, target: Any, targ
                 pair = lines[i], lines[i + block]
                 upper = [lanes + j - block if j & block else j for j in range(lanes)]
                 lower = [lanes + j if j & block else j + block for j in range(lanes)]
-                swapped[i], swapped[i + block] = (_shuffled(builder, *pair, order) for order in (upper, lower))
+                swapped[i], swapped[i + block] = (shuffled(builder, *pair, order) for order in (upper, lower))
             lines, block = swapped, block // 2
-        start = _address(context, builder, target, target_value, target_at)
+        start = address_of(context, builder, target, target_value, target_at)
         for i, line in enumerate(lines):
-            builder.store(
-                line, builder.bitcast(builder.gep(start, [builder.mul(target_row, _INDEX(i))]), kind), align=4
-            )
+            builder.store(line, builder.bitcast(builder.gep(start, [builder.mul(target_row, INDEX(i))]), kind), align=4)
         return context.get_dummy_value()
 
     index = types.intp
@@ -150,7 +59,7 @@ def _pack(b: Array, transposed: bool, start: int, first: int, depth: int, panel:
     """Copy the columns from `start` on and the rows from `first` on of b, or of its transpose, to a panel; pad by 0."""
     width = panel.shape[1]
     columns = min(width, (b.shape[0] if transposed else b.shape[1]) - start)
-    lanes = width // _VECTORS
+    lanes = width // VECTORS
     done, deep = (columns // lanes * lanes, depth // lanes * lanes) if transposed else (0, 0)
     for j in range(0, done, lanes):
         for k in range(0, deep, lanes):
@@ -172,7 +81,7 @@ def _pack(b: Array, transposed: bool, start: int, first: int, depth: int, panel:
 @compiled
 def workspace(like: Array) -> Any:
     """Return what `multiply` needs as room, for numbers as in `like`: a panel and a tile at the edge of a result."""
-    width = _VECTORS * VECTOR_BYTES // like.itemsize
+    width = VECTORS * VECTOR_BYTES // like.itemsize
     return np.empty((_DEPTH, width), like.dtype), np.empty((_ROWS, width), like.dtype)
 
 
