@@ -12,6 +12,8 @@ import pytest
 # Before torch, numpy or Ray are imported: a thread pool per test process would fight over the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+# Compiled once for all tests, whatever home one has.
+os.environ.setdefault("NUMBA_CACHE_DIR", str(Path.home() / ".cache" / "dipole_ray" / "compiled"))
 os.environ.pop("RAY_ADDRESS", None)
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 

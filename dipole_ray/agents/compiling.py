@@ -13,6 +13,9 @@ OPTIONS: dict[str, Any] = {
     "error_model": "numpy",
     # All freedoms but those that assume finite numbers: an update is judged by its gradient's norm.
     "fastmath": {"reassoc", "contract", "arcp", "nsz", "afn"},
+    # A function called by others would else stand in the cached code of each, optimised for that one, and all would run
+    # the first that a process loads: other last bits in a process that compiles than in one that finds the cache.
+    "forceinline": True,
 }
 
 

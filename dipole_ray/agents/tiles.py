@@ -45,7 +45,7 @@ def tile_of(rows: int) -> Any:
     columns `a_step` apart, and of a panel b of two vectors' width, over `depth`. Places are counted in elements.
     """
 
-    @intrinsic
+    @intrinsic  # type: ignore[untyped-decorator]
     def tile(
         typing: Any, a: Any, a_at: Any, a_row: Any, a_step: Any, b: Any, c: Any, c_at: Any, c_row: Any, depth: Any,
         adds: Any,

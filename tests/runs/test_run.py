@@ -146,8 +146,10 @@ def _files(client: Any, run_id: str, folder: str) -> list[Any]:
 def interrupt(folder: Path, runs: str, reached: tuple[str, int]) -> tuple[int, str, Path]:
     """Train until a metric reaches a value, press Ctrl-C; return status, output and run folder."""
     command = [sys.executable, "-c", LAUNCH, "train", "small.yaml", f"folder={runs}", "training.online_env_steps=240"]
+    # It compiles what the other runs find compiled, and its numbers must be the same.
+    variables = {**environment(folder), "NUMBA_CACHE_DIR": str(folder / "compiled")}
     process = subprocess.Popen(
-        command, cwd=folder, env=environment(folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, cwd=folder, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + DEADLINE_S
     try:
