@@ -110,7 +110,7 @@ def import_speed(folder: Path, schema: Schema, transitions: int) -> dict[str, An
     file = folder / "big-v0.npz"
     np.savez_compressed(file, **columns)  # type: ignore[arg-type]
     start = time.perf_counter()
-    with np.load(file) as opened:
+    with np.load(file, allow_pickle=False) as opened:
         for name in opened.files:
             opened[name]
     bare = time.perf_counter() - start

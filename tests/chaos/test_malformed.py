@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import json
 import os
 import subprocess
@@ -18,7 +17,7 @@ from tests.chaos.conftest import Measured
 from tests.data.malformed import EXECUTED, Reading
 from tests.data.malformed_tables import columns
 from tests.data.reading import read_table
-from tests.data.test_malformed_files import damageable, damaged, ending_of
+from tests.data.test_malformed_files import damageable, damaged, endings_of
 from tests.synthetic import write_table
 
 pytestmark = pytest.mark.chaos
@@ -53,10 +52,8 @@ def test_damaged_tables(tmp_path: Path, name: str, measured: Measured) -> None:
     if name.startswith("plain"):
         feather.write_feather(feather.read_table(str(path)), str(path), compression="uncompressed")
     original = path.read_bytes()
-    endings: collections.Counter[str] = collections.Counter()
-    for seed in range(1000, 1400):
-        path.write_bytes(damaged(original, seed))
-        endings[ending_of(lambda: list(read_table(path, TableMapping.guess(table_columns(path)))))] += 1
+    contents = (damaged(original, seed) for seed in range(1000, 1400))
+    endings = endings_of(lambda: list(read_table(path, TableMapping.guess(table_columns(path)))), path, contents)
     ended = sum(endings.values()) - endings["read"] - endings["refused"]
     measured("F1", "damaged tables that ended the process", ended, "of 400", bar="0")
     assert ended == 0, endings
@@ -66,10 +63,7 @@ def test_damaged_tables(tmp_path: Path, name: str, measured: Measured) -> None:
 def test_damaged_hdf5_files(tmp_path: Path, layout: str, measured: Measured) -> None:
     path, file, read = damageable(layout, tmp_path)
     original = file.read_bytes()
-    endings: collections.Counter[str] = collections.Counter()
-    for seed in range(1000, 1400):
-        file.write_bytes(damaged(original, seed))
-        endings[ending_of(lambda: list(read(path)))] += 1
+    endings = endings_of(lambda: list(read(path)), file, (damaged(original, seed) for seed in range(1000, 1400)))
     ended = sum(endings.values()) - endings["read"] - endings["refused"]
     measured("F1", "damaged HDF5 files that ended the process", ended, "of 400", bar="0")
     assert ended == 0, endings

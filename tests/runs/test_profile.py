@@ -37,9 +37,9 @@ def test_a_trace_has_every_phase_and_torchs_operations_within_the_updates(folder
     assert {event["name"] for event in own} == PHASES
     assert all(event["dur"] >= 0 for event in own)
     updates = [(event["ts"], event["ts"] + event["dur"]) for event in own if event["name"] == "update"]
-    steps = [event["ts"] for event in events if event["name"] == "aten::_fused_adam_"]
-    assert 10 <= len(steps) <= 60, "of the first seconds, which hold the first call at least"
-    assert all(any(start <= step <= end for start, end in updates) for step in steps), "on one clock"
+    weights = [event["ts"] for event in events if event["name"] == "aten::sigmoid"]
+    assert len(weights) >= 10, "of the first seconds, which hold the first call at least"
+    assert all(any(start <= weight <= end for start, end in updates) for weight in weights), "on one clock"
 
 
 def test_a_trace_without_a_folder_is_refused_before_the_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

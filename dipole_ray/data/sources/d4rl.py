@@ -13,12 +13,21 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-import h5py
 import numpy as np
 
 from dipole_ray.columns import Schema
 from dipole_ray.data.sources.guarantees import check_counts, check_masks, mark_unfollowed
-from dipole_ray.data.sources.hdf5 import Array, Group, child, child_names, is_group, open_hdf5, read_flags, slice_rows
+from dipole_ray.data.sources.hdf5 import (
+    Array,
+    Group,
+    child,
+    child_names,
+    is_group,
+    open_hdf5,
+    read_flags,
+    shape_of_numbers,
+    slice_rows,
+)  # fmt: skip
 from dipole_ray.data.sources.mapping import USUAL
 from dipole_ray.data.sources.npz import check_expansion
 from dipole_ray.data.sources.reading import Block, ImportReport, Reading, bad_array, to_float
@@ -67,8 +76,10 @@ def _checked_arrays(file: Group, path: Path) -> dict[str, Array]:
         meaning: [name for name in USUAL[meaning] if name in there and not is_group(child(path, file, name))]
         for meaning in _OPTIONAL
     }
-    rows = getattr(child(path, file, "observations"), "shape", ())[:1] if "observations" in there else ()
-    optional["time"] = [name for name in USUAL["time"] if name in there and _is_time(child(path, file, name), rows)]
+    rows = shape_of_numbers(child(path, file, "observations"))[:1] if "observations" in there else ()
+    # What has a time's name and is one number, or a text, says when something was saved.
+    shapes = {name: shape_of_numbers(child(path, file, name)) for name in USUAL["time"] if name in there}
+    optional["time"] = [name for name, shape in shapes.items() if rows and shape in (rows, (*rows, 1))]
     found = {name: name for name in _REQUIRED} | {meaning: names[0] for meaning, names in optional.items() if names}
     if "terminals" not in there and ("masks" in found or "episode" in found):  # they say where the task ends
         del found["terminals"]
@@ -83,12 +94,6 @@ def _checked_arrays(file: Group, path: Path) -> dict[str, Array]:
             raise bad_array(path, array.name, shown, "save it as it was recorded")
     check_expansion(path, sum(array.num_bytes for array in arrays.values()), f"arrays {', '.join(found.values())}")
     return arrays
-
-
-def _is_time(value: object, rows: tuple[int, ...]) -> bool:
-    """Return whether what has a time's name holds a number a row: one alone, or a text, is when something was saved."""
-    is_numbers = isinstance(value, h5py.Dataset) and value.dtype.kind in "fiu"
-    return is_numbers and getattr(value, "shape", None) in (rows, (*rows, 1))
 
 
 def _trajectory_ends(

@@ -45,6 +45,13 @@ def open_hdf5(path: Path) -> Iterator[Group]:
         raise incomplete(path, "HDF5 file", error) from error
 
 
+def shape_of_numbers(value: object) -> tuple[int, ...]:
+    """Return the shape of an array of real numbers; () of anything else."""
+    if not isinstance(value, h5py.Dataset) or value.dtype.kind not in "fiu":
+        return ()
+    return tuple(value.shape or ())  # an empty one has None
+
+
 def is_group(value: object) -> bool:
     """Return whether this is a group, not an array or nothing."""
     return isinstance(value, h5py.Group)
