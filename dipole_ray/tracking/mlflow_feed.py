@@ -146,6 +146,8 @@ class MlflowFeed:
                     self._client.set_terminated(self.state.run_id, self._status)
                     return
             except Exception as error:  # whatever a tracker does, training goes on
+                if self._given_up.is_set():  # what was not delivered has been said
+                    return
                 self._is_open = False  # look the run up again: the server may have lost it
                 self._report(error)
                 if closing and self.is_refused:

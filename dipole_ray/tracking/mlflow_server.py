@@ -84,8 +84,8 @@ REFUSALS = {
     r"database schema|Can't locate revision": "the database is of another version of MLflow: 'mlflow db upgrade URI' "
     "brings an older one up to date",
     r"not a database|readonly database|unable to open database": "choose a file that is MLflow's and can be written",
-    r"Permission denied|Not a directory|Read-only file|No such file": "MLflow's files lie in a folder that cannot be "
-    "written here: choose another address, or have the server take them (--artifacts-destination)",
+    r"Permission denied|Not a directory|Read-only file|No such file|File exists|File name too long": "MLflow's files "
+    "lie in a folder that cannot be written here: choose another address, or have the server take them (--artifacts-destination)",
 }
 """What MLflow, or what lies below it, says of trouble that lasts, as patterns, and what mends it."""
 

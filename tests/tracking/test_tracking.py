@@ -298,12 +298,32 @@ def test_without_mlflow_training_goes_on_and_a_later_resume_delivers(
     assert not any("secret" in text for text in (*caplog.messages, (run_dir / "mlflow.json").read_text()))
 
 
-def test_a_server_that_never_answers_does_not_hold_training_up(tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["file", "long" * 64], ids=["a file", "a name too long"])
+def test_nobody_waits_for_a_database_where_no_folder_can_be(
+    place: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    tracker = start(tmp_path / "run", TrackingConfig(tracking_uri=f"sqlite:///{tmp_path}/{place}/mlflow.db"))
+    log_lines(tracker, range(2))
+    began = time.monotonic()
+    tracker.close(timeout_s=60)
+    assert time.monotonic() - began < 20
+    assert "choose another address" in caplog.text and "once that is mended" in caplog.messages[-1]
+
+
+def test_a_server_that_never_answers_does_not_hold_training_up(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor does the thread say anything after the end, when the connection breaks."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
         tracker = start(tmp_path / "run", TrackingConfig(tracking_uri=uri))
         log_lines(tracker, range(1000))
         tracker.close(timeout_s=0.1)
+        said = list(caplog.messages)
+    assert tracker._feed is not None
+    tracker._feed._thread.join(60)
+    assert caplog.messages == said and "not delivered within 0.1 s" in said[-1]
     assert len(read_metrics(tmp_path / "run")) == 1000
 
 
