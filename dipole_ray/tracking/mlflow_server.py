@@ -85,7 +85,8 @@ REFUSALS = {
     "brings an older one up to date",
     r"not a database|readonly database|unable to open database": "choose a file that is MLflow's and can be written",
     r"Permission denied|Not a directory|Read-only file|No such file|File exists|File name too long": "MLflow's files "
-    "lie in a folder that cannot be written here: choose another address, or have the server take them (--artifacts-destination)",
+    "lie in a folder that cannot be written here: choose another address, or have the server take them "
+    "(--artifacts-destination)",
 }
 """What MLflow, or what lies below it, says of trouble that lasts, as patterns, and what mends it."""
 
