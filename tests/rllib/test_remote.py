@@ -231,7 +231,10 @@ def test_errors_of_the_user_arrive_as_ours(pendulum: Path, tmp_path: Path) -> No
         build(pendulum, expectile=2.0)
 
 
-def test_an_environment_that_always_raises_is_named_instead_of_restarted_for_ever() -> None:
+def test_an_environment_that_always_raises_is_named_instead_of_restarted_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("dipole_ray.rllib.workers.MAX_PAUSE_S", 0.2)  # the four rests take 15 s otherwise
     broken = config(None, workers=1, offline_learner_steps=0).environment("tests.broken_envs:Raises-v0")
     algorithm = broken.build_algo()
     try:
