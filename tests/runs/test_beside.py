@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ from dipole_ray.collect import collect
 from dipole_ray.evaluation.cells import chosen_cell
 from dipole_ray.evaluation.play import evaluate_cell
 from dipole_ray.evaluation.table import rows_of
-from dipole_ray.runs.beside import EvaluationBeside
 from dipole_ray.runs.config import RunConfig
 from dipole_ray.runs.run import Run, train_in
 from dipole_ray.serving.policy import load_policy
@@ -36,19 +36,38 @@ def config(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> RunConfig
     return RunConfig.from_mapping(mapping)
 
 
-def test_an_evaluation_tells_of_the_weights_of_its_step_and_the_learner_goes_on(
-    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    began: list[EvaluationBeside] = []
+@dataclass
+class Story:
+    """A run that was asked to stop right after an evaluation began, and then went on to its end."""
+
+    stopped: Run
+    lines_at_the_stop: list[dict[str, Any]]
+    ended: Run
+    kept: dict[int, Path]
+    """A checkpoint of the weights with which each evaluation of the second part began, by updates."""
+    went_on: list[bool]
+    """Of each of them, whether the learner made updates meanwhile."""
+
+
+@pytest.fixture(scope="module")
+def story(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Story:
+    """Both parts of the run: each starts processes, which takes longer than all they do."""
+    folder = tmp_path_factory.mktemp("story")
     kept: dict[int, Path] = {}
     went_on: list[bool] = []
     begin, take = Run._evaluate_if_due, Run._take_evaluation
 
-    def begin_and_keep(self: Run, before: int) -> dict[str, float]:
+    def stopping(self: Run, before: int) -> dict[str, float]:
         found = begin(self, before)
-        if self._beside is not None and self._beside not in began:
-            began.append(self._beside)
-            kept[self.steps[0]] = Path(self.algorithm.save_to_path(tmp_path / f"at-{self.steps[0]}"))
+        if self._beside is not None:
+            self.stops.numbers.append(15)  # as SIGTERM does
+        return found
+
+    def begin_and_keep(self: Run, before: int) -> dict[str, float]:
+        earlier = self._beside
+        found = begin(self, before)
+        if self._beside is not None and self._beside is not earlier:
+            kept[self.steps[0]] = Path(self.algorithm.save_to_path(folder / f"at-{self.steps[0]}"))
         return found
 
     def take_and_note(self: Run, *, wait: bool) -> None:
@@ -57,36 +76,32 @@ def test_an_evaluation_tells_of_the_weights_of_its_step_and_the_learner_goes_on(
         if one is not None and self._beside is None:
             went_on.append(self.steps[0] > one.steps[0])
 
-    monkeypatch.setattr(Run, "_evaluate_if_due", begin_and_keep)
-    monkeypatch.setattr(Run, "_take_evaluation", take_and_note)
-    run = train_in(tmp_path / "run", config)
-    assert run.finished and any(went_on)
-    logged = {line["learner_steps"]: line for line in read_metrics(run.folder) if "eval/return" in line}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "_evaluate_if_due", stopping)
+        stopped = train_in(folder / "run", config)
+        lines = read_metrics(stopped.folder)
+        patch.setattr(Run, "_evaluate_if_due", begin_and_keep)
+        patch.setattr(Run, "_take_evaluation", take_and_note)
+        return Story(stopped, lines, train_in(folder / "run", config), kept, went_on)
+
+
+def test_an_evaluation_tells_of_the_weights_of_its_step_and_the_learner_goes_on(
+    config: RunConfig, story: Story
+) -> None:
+    assert story.ended.finished and any(story.went_on)
+    logged = {line["learner_steps"]: line for line in read_metrics(story.ended.folder) if "eval/return" in line}
     cell = chosen_cell(config.agent)
-    assert set(kept) == {40, 140, 170}, "80 and 200 are the ends of the phases"
-    for steps, checkpoint in kept.items():
+    assert set(story.kept) == {60, 140, 170}, "80 and 200 are the ends of the phases"
+    for steps, checkpoint in story.kept.items():
         trained = load_policy(checkpoint)
         alone = evaluate_cell(trained.policy, trained.env, cell, episodes=EPISODES, seed=0)
         (row,) = rows_of([alone], config.agent)
         assert logged[steps]["eval/return"] == pytest.approx(row["return"], rel=1e-12)
 
 
-def test_a_stop_or_an_end_leaves_no_evaluation_out(config: RunConfig, tmp_path: Path) -> None:
-    def stopping(self: Run, before: int) -> dict[str, float]:
-        found = begin(self, before)
-        if self._beside is not None:
-            self.stops.numbers.append(15)  # as SIGTERM does, right after an evaluation began
-        return found
-
-    begin = Run._evaluate_if_due
-    Run._evaluate_if_due = stopping  # type: ignore[method-assign]
-    try:
-        stopped = train_in(tmp_path / "run", config)
-    finally:
-        Run._evaluate_if_due = begin  # type: ignore[method-assign]
-    assert not stopped.finished and stopped.steps == (40, 0)
-    assert not [line for line in read_metrics(stopped.folder) if "eval/return" in line]
-    again = train_in(tmp_path / "run", config)
-    assert again.finished
-    steps = [line["learner_steps"] for line in read_metrics(again.folder) if "eval/return" in line]
+def test_a_stop_or_an_end_leaves_no_evaluation_out(story: Story) -> None:
+    assert not story.stopped.finished and story.stopped.steps == (40, 0)
+    assert not [line for line in story.lines_at_the_stop if "eval/return" in line]
+    assert story.ended.finished
+    steps = [line["learner_steps"] for line in read_metrics(story.ended.folder) if "eval/return" in line]
     assert steps == [60, 80, 140, 170, 200], "the one that was cut off comes after the next iteration"
