@@ -16,7 +16,7 @@ from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from dipole_ray.cluster import refuse_client, start_ray
+from dipole_ray.cluster import refuse_client, start_ray, stop_ray
 from dipole_ray.errors import ConfigError, DipoleError
 from dipole_ray.progress import Progress
 from dipole_ray.stopping import keeping_handlers, spare_this_process
@@ -120,7 +120,7 @@ def ray_session() -> Iterator[None]:
     try:
         yield
     finally:
-        ray.shutdown()
+        stop_ray()
 
 
 @contextmanager

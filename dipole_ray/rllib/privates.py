@@ -1,5 +1,7 @@
 """Every private name of Ray that the package uses, each behind a function that says why no public one serves.
 
+Only `cluster.stop_ray` has its own: it serves commands that never import RLlib.
+
 Each has a probe in `tests/rllib/test_ray_privates.py`, which names the version of Ray that breaks it.
 """
 
