@@ -55,26 +55,6 @@ def start_ray(**options: Any) -> Any:
         raise ResourcesUnavailable(f"{what} ({type(error).__name__}: {first_line(error)}): {remedy}") from error
 
 
-def stop_ray() -> None:
-    """Leave Ray, and end the processes of a local one.
-
-    Those started under `keeping_handlers` do not hear SIGTERM, so `ray.shutdown` would wait a second for each of them.
-    One is enough for the first, the raylet, to end its workers after their driver has left.
-    """
-    import ray
-    from ray._private.worker import _global_node as node
-
-    if node is not None:
-        end = node.kill_all_processes
-
-        def end_at_once(**_: Any) -> None:
-            node._kill_process_type("raylet", check_alive=False, allow_graceful=True)
-            end(check_alive=False)
-
-        node.kill_all_processes = end_at_once
-    ray.shutdown()
-
-
 def settle_address() -> None:
     """Keep what joins Ray next, such as Tune, from waiting for a dead cluster for many minutes; raises likewise."""
     import ray

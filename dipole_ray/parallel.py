@@ -16,7 +16,7 @@ from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from dipole_ray.cluster import refuse_client, start_ray, stop_ray
+from dipole_ray.cluster import refuse_client, start_ray
 from dipole_ray.errors import ConfigError, DipoleError
 from dipole_ray.progress import Progress
 from dipole_ray.stopping import keeping_handlers, spare_this_process
@@ -102,10 +102,11 @@ def map_tasks(
 
 
 @contextmanager
-def ray_session() -> Iterator[None]:
+def ray_session(stop: Callable[[], None] | None = None) -> Iterator[None]:
     """Connect to Ray for the block: keep a connection there is, else join the cluster found, else start a local one.
 
-    What was started here is stopped here, on failure and Ctrl-C too; see `start_ray` for what it raises.
+    What was started here is stopped here, by `stop` or else `ray.shutdown`, on failure and Ctrl-C too; see `start_ray`
+    for what it raises.
     """
     import ray
 
@@ -120,7 +121,7 @@ def ray_session() -> Iterator[None]:
     try:
         yield
     finally:
-        stop_ray()
+        (stop or ray.shutdown)()
 
 
 @contextmanager

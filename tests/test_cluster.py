@@ -19,18 +19,12 @@ from tests.cli.test_doctor import ray_control_service
 pytestmark = pytest.mark.usefixtures("no_ray")
 
 START = """
-import time
 import ray
-from dipole_ray.cluster import start_ray, stop_ray
+from dipole_ray.cluster import start_ray
 from dipole_ray.cores import usable_cores
-from dipole_ray.stopping import keeping_handlers
-with keeping_handlers():
-    start_ray()
+start_ray()
 assert ray.cluster_resources()["CPU"] == usable_cores(), ray.cluster_resources()
 assert ray.get(ray.remote(lambda: 42).remote(), timeout=60) == 42
-began = time.monotonic()
-stop_ray()
-print(time.monotonic() - began)
 """
 
 
@@ -91,11 +85,8 @@ def test_a_cluster_that_died_without_a_word_is_passed_over(
         cluster.cluster_address()
 
 
-def test_ray_starts_with_a_long_folder_and_without_a_home_and_ends_at_once(tmp_path: Path) -> None:
-    """Its sockets' names are too long there, and it has no place for its token; it gets both from us.
-
-    Its processes hear no SIGTERM, and `ray.shutdown` alone would wait a second for each of them.
-    """
+def test_ray_starts_with_a_long_folder_and_without_a_home(tmp_path: Path) -> None:
+    """Its sockets' names are too long there, and it has no place for its token; it gets both from us."""
     long = tmp_path / ("long" * 20)
     long.mkdir()
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "TMPDIR"))}
@@ -104,4 +95,3 @@ def test_ray_starts_with_a_long_folder_and_without_a_home_and_ends_at_once(tmp_p
     assert done.returncode == 0, done.stderr
     assert "too long for the names of Ray's sockets" in done.stderr
     assert "Failed to start the dashboard" not in done.stderr, "Ray waits a minute for it"
-    assert float(done.stdout.split()[-1]) < 3.5

@@ -11,6 +11,7 @@ from dipole_ray.bench.suite import Suite
 from dipole_ray.envs.make import env_dims
 from dipole_ray.files.storage import require_lasting
 from dipole_ray.parallel import map_tasks, ray_session
+from dipole_ray.rllib.privates import stop_ray
 from dipole_ray.runs.prepare import prepare_datasets
 
 REMEDY = "give each run more room with suite.resources.cpus"  # for runs whose worker keeps dying
@@ -43,7 +44,7 @@ def run_suite(suite: Suite, only: Mapping[str, Sequence[str]] | None = None) -> 
     for env in {job.config.env for job in left}:
         env_dims(env)  # what can be refused is refused before data is made and Ray started
     if left:
-        with ray_session():
+        with ray_session(stop_ray):
             prepare_datasets(job.located for job in left)
             require_same_data(every)  # once more: what was converted just now could not be compared before
             results = map_tasks(

@@ -1,7 +1,5 @@
 """Every private name of Ray that the package uses, each behind a function that says why no public one serves.
 
-Only `cluster.stop_ray` has its own: it serves commands that never import RLlib.
-
 Each has a probe in `tests/rllib/test_ray_privates.py`, which names the version of Ray that breaks it.
 """
 
@@ -160,3 +158,21 @@ def admits_strangers(address: str) -> bool:
     except ray.exceptions.AuthenticationError:
         return False
     return True
+
+
+def stop_ray() -> None:
+    """Leave Ray, and end the processes of a local one that `parallel.ray_session` started.
+
+    They do not hear SIGTERM, and `ray.shutdown` waits a second for each of them. One is enough for the first, the
+    raylet, to end its workers after their driver has left.
+    """
+    node = ray._private.worker._global_node
+    if node is not None:
+        end = node.kill_all_processes
+
+        def end_at_once(**_: Any) -> None:
+            node._kill_process_type("raylet", check_alive=False, allow_graceful=True)
+            end(check_alive=False)
+
+        node.kill_all_processes = end_at_once
+    ray.shutdown()

@@ -31,6 +31,7 @@ from dipole_ray.files.resume import config_differences, guard_resume, version_di
 from dipole_ray.files.storage import checkpoint_bytes, require_lasting, require_room
 from dipole_ray.parallel import ray_session
 from dipole_ray.progress import Progress
+from dipole_ray.rllib.privates import stop_ray
 from dipole_ray.runs.beside import EvaluationBeside
 from dipole_ray.runs.config import FIXED, RunConfig, load, saved_config
 from dipole_ray.runs.prepare import prepare_dataset, require_fit
@@ -51,7 +52,7 @@ def start_run(config: RunConfig) -> Run:
     folder = new_folder(config)
     with contextlib.ExitStack() as undo:
         undo.callback(shutil.rmtree, folder, ignore_errors=True)
-        with one_writer(folder), ray_session():
+        with one_writer(folder), ray_session(stop_ray):
             write_config(folder, config)
             dataset = dataset or prepare_dataset(config.data, config.env)
             run = Run(folder, config, dataset, checkpoint=None)
@@ -75,7 +76,7 @@ def resume_run(folder: Path, overrides: list[str]) -> Run:
         saved = load(folder / RUN_FILE).to_mapping() if checkpoint is None else saved_config(checkpoint)
         differences = guard_resume(saved, config.to_mapping(), FIXED)
         config = config.located()
-        ray.enter_context(ray_session())
+        ray.enter_context(ray_session(stop_ray))
         run = Run(folder, config, prepare_dataset(config.data, config.env), checkpoint)
         if checkpoint is not None:
             # Threads left automatic count too, for the last bits of a sum depend on them.
@@ -98,7 +99,7 @@ def train_in(folder: Path, config: RunConfig) -> Run:
     checkpoint = _newest_checkpoint(folder) if (folder / CHECKPOINTS).is_dir() else None
     if checkpoint is not None:
         warn_of(guard_resume(saved_config(checkpoint), config.to_mapping(), FIXED))
-    with ray_session():
+    with ray_session(stop_ray):
         dataset = prepare_dataset(config.data, config.env)
         require_fit(dataset, config.env)
         return Run(folder, config, dataset, checkpoint).train(unattended=True)

@@ -17,6 +17,7 @@ from dipole_ray.files.lock import FolderLock
 from dipole_ray.files.storage import require_lasting
 from dipole_ray.parallel import ray_session
 from dipole_ray.progress import Progress
+from dipole_ray.rllib.privates import stop_ray
 from dipole_ray.runs.prepare import prepare_datasets
 from dipole_ray.stopping import StopRequests, noting_stops
 from dipole_ray.sweep.callback import SweepCallback
@@ -59,7 +60,7 @@ def run_sweep(plan: Plan) -> SweepResult:
         os.environ.setdefault(name, value)
     with contextlib.ExitStack() as stack:
         if left:
-            stack.enter_context(ray_session())
+            stack.enter_context(ray_session(stop_ray))
             trials = [(record.id, record.values) for record in records.unfinished()] or [("a trial", {})]
             require_placeable(plan, trials)
             prepare_datasets(plan.run_config(values) for _, values in trials)  # before trials ask for them at once

@@ -7,10 +7,12 @@ import importlib
 import inspect
 import pkgutil
 import re
+import subprocess
 import textwrap
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import ray
@@ -27,7 +29,9 @@ from ray.tune import Trainable
 from ray.tune.schedulers import ASHAScheduler
 
 import dipole_ray
+from dipole_ray.cluster import start_ray
 from dipole_ray.rllib import privates
+from dipole_ray.stopping import keeping_handlers
 from tests.rllib.echo import Echo
 from tests.rllib.small import config
 
@@ -173,3 +177,15 @@ def test_asha_keeps_results_by_rung() -> None:
 @pytest.mark.usefixtures("cluster")
 def test_a_cluster_without_a_token_admits_strangers() -> None:
     assert privates.admits_strangers(ray.get_runtime_context().gcs_address), f"{BROKEN}.admits_strangers"
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_a_ray_whose_processes_hear_no_signal_ends_without_waiting_for_each() -> None:
+    with keeping_handlers():
+        start_ray(include_dashboard=False, log_to_driver=False)
+    node = ray._private.worker._global_node
+    processes = [info.process for kind in node.all_processes.values() for info in kind]
+    with patch.object(subprocess.Popen, "terminate") as asked:  # what `ray.shutdown` does first with each of them
+        privates.stop_ray()
+    assert not ray.is_initialized() and all(process.poll() is not None for process in processes), f"{BROKEN}.stop_ray"
+    assert asked.call_count <= 1 < len(processes), f"{BROKEN}.stop_ray"
