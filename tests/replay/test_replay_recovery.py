@@ -121,7 +121,7 @@ def lines_of(path: Path, steps: list[tuple[str, Any]]) -> int:
     return low
 
 
-@pytest.mark.parametrize(("longest", "missing"), [(10, 0), (60, 80)])
+@pytest.mark.parametrize(("longest", "missing"), [(10, 0), pytest.param(60, 80, marks=pytest.mark.slow)])
 def test_killed_between_any_two_lines_it_loses_at_most_the_insert_under_way(
     tmp_path: Path, longest: int, missing: int
 ) -> None:

@@ -58,6 +58,7 @@ def test_tuner_tries_values_and_keeps_checkpoints(
     assert best.metrics["score"] == max(result.metrics["score"] for result in results)
 
 
+@pytest.mark.slow
 def test_a_trial_with_actors_of_its_own_keeps_to_its_placement_group(pendulum: Path, tmp_path: Path) -> None:
     """One CPU for the trial, one for the learner and half a CPU for the worker: where they live is Tune's decision."""
     tuner = tune.Tuner(

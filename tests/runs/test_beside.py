@@ -17,6 +17,8 @@ from dipole_ray.runs.run import Run, train_in
 from dipole_ray.serving.policy import load_policy
 from dipole_ray.tracking.metrics_file import read_metrics
 
+pytestmark = pytest.mark.slow
+
 EPISODES = 3
 
 
