@@ -23,23 +23,14 @@ from typing import Any
 import numpy as np
 
 from benchmarks.record import write_json
+from benchmarks.replay_speed import TRAJECTORY, trajectory
 from benchmarks.speed.timing import spread
 from dipole_ray.columns import Schema
 from dipole_ray.data.dataset import write_dataset
-from dipole_ray.data.schema import Rows, close_trajectory
+from dipole_ray.data.schema import Rows
 from dipole_ray.replay.replay import Replay
 
-TRAJECTORY = 1000
 SAMPLES = {"1-step, 32 batches of 256": (1, 32), "30-step, 32 batches of 256": (30, 32), "1-step, one batch": (1, 1)}
-
-
-def trajectory(random: np.random.Generator, schema: Schema) -> Rows:
-    return close_trajectory(
-        random.normal(size=(TRAJECTORY + 1, schema.observation_dim)),
-        random.uniform(-1, 1, size=(TRAJECTORY, schema.action_dim)),
-        random.normal(size=TRAJECTORY),
-        np.ones(TRAJECTORY),
-    )
 
 
 def rates(work: Callable[[], int], rounds: int, seconds: float) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from dipole_ray.tracking.tracker import Tracker, TrackingConfig
 
+DEAD_URI = "http://user:secret@127.0.0.1:9"
 PARAMETERS = {"agent": {"beta": 1.0, "hidden_dims": [64, 64]}, "seed": 0}
 
 
