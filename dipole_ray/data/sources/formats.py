@@ -180,8 +180,8 @@ FORMATS = {
 def dataset_kind(path: Path) -> str:
     """Return `dataset`, or the name of the format of what lies at `path`; DatasetError if nothing lies there."""
     if not path.exists():
-        remedy = "give a dataset folder, a file of OGBench or D4RL, a Minari folder or a table"
-        raise DatasetError(f"{path}: no such file or folder; {remedy}")
+        *kinds, last = (row.what for row in FORMATS.values())
+        raise DatasetError(f"{path}: no such file or folder; give a dataset folder, {', '.join(kinds)} or {last}")
     if path.is_dir() and ((path / MANIFEST).exists() or any(path.glob("data-*.arrow"))):
         return DATASET
     start = table_files.beginning(path)
