@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from dipole_ray.errors import ConfigError
@@ -23,6 +24,7 @@ from dipole_ray.spans import recorded_by
 TORCH_S = 10.0
 """Seconds from the first update on in which torch's operations are kept: a second has a hundred thousand."""
 _CLOCK = "dipole clock"
+_COMPARISONS = 16
 
 
 @contextlib.contextmanager
@@ -47,7 +49,8 @@ class _Trace:
     def __init__(self) -> None:
         self._events: list[dict[str, Any]] = []
         self._profiler: Any = None
-        self._clock = self._stops = 0
+        self._stops = 0
+        self._readings: list[tuple[int, int]] = []
         self._of_torch: dict[str, Any] = {}
 
     def record(self, name: str, start_ns: int, end_ns: int) -> None:
@@ -57,15 +60,22 @@ class _Trace:
         if name == "sample" and self._profiler is None:  # the first update follows
             self._profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
             self._profiler.start()
-            self._clock, self._stops = time.time_ns(), end_ns + int(TORCH_S * 1e9)
-            with torch.profiler.record_function(_CLOCK):
-                pass
+            self._stops = end_ns + int(TORCH_S * 1e9)
+            self._compare_clocks()
         elif self._stops and end_ns > self._stops:
             self._stop()
+
+    def _compare_clocks(self) -> None:
+        """Let torch record moments which our clock encloses; several, as a process may pause in any."""
+        for _ in range(_COMPARISONS):
+            before = time.time_ns()
+            with torch.profiler.record_function(_CLOCK):
+                self._readings.append((before, time.time_ns()))
 
     def _stop(self) -> None:
         """Read what torch recorded."""
         self._stops = 0
+        self._compare_clocks()
         self._profiler.stop()
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "torch.json"
@@ -77,7 +87,17 @@ class _Trace:
         if self._stops:
             self._stop()
         of_torch = self._of_torch.pop("traceEvents", [])
-        clocks = [event["ts"] for event in of_torch if event.get("name") == _CLOCK and event.get("ph") == "X"]
-        later = clocks[0] - self._clock / 1e3 if clocks else 0.0
-        own = [event | {"ts": event["ts"] + later} for event in self._events]
+        own = [event | {"ts": ts} for event, ts in zip(self._events, self._on_torchs_clock(of_torch), strict=True)]
         return {**self._of_torch, "traceEvents": of_torch + own}
+
+    def _on_torchs_clock(self, of_torch: list[dict[str, Any]]) -> list[float]:
+        """Return when the spans began, in microseconds, by the tightest comparison at torch's start and at its end."""
+        begins = [event["ts"] for event in self._events]
+        moments = sorted(event["ts"] for event in of_torch if event.get("name") == _CLOCK and event.get("ph") == "X")
+        if len(moments) != len(self._readings) or not moments:
+            return begins
+        widths = [after - before for before, after in self._readings]
+        first, last = (min(half, key=widths.__getitem__) for half in np.array_split(range(len(widths)), 2))
+        ours = [sum(self._readings[index]) / 2e3 for index in (first, last)]
+        rate = (moments[last] - moments[first]) / (ours[1] - ours[0])
+        return [moments[first] + rate * (begin - ours[0]) for begin in begins]

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from dipole_ray.cli import main
 from dipole_ray.collect import collect
+from dipole_ray.runs import profile
 
 PHASES = {"collect", "insert", "sample", "update", "publish", "evaluate", "save"}
 
@@ -29,7 +33,12 @@ def folder(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_trace_has_every_phase_and_torchs_operations_within_the_updates(folder: Path) -> None:
+@pytest.mark.parametrize("pauses", [False, True], ids=["", "the process pauses as the clocks are compared"])
+def test_a_trace_has_every_phase_and_torchs_operations_within_the_updates(
+    folder: Path, pauses: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if pauses:
+        monkeypatch.setattr(profile, "time", SimpleNamespace(time_ns=_slow_at_first(time.time_ns)))
     trace = folder / "trace.json"
     assert main(["train", str(folder / "run.yaml"), "--profile", str(trace)]) == 0
     events = [event for event in json.loads(trace.read_text())["traceEvents"] if event.get("ph") == "X"]
@@ -40,6 +49,18 @@ def test_a_trace_has_every_phase_and_torchs_operations_within_the_updates(folder
     weights = [event["ts"] for event in events if event["name"] == "aten::sigmoid"]
     assert len(weights) >= 10, "of the first seconds, which hold the first call at least"
     assert all(any(start <= weight <= end for start, end in updates) for weight in weights), "on one clock"
+
+
+def _slow_at_first(time_ns: Callable[[], int]) -> Callable[[], int]:
+    """A clock whose first readings return late: the scheduler gives the core away in between."""
+    left = iter([0.05] * 3)
+
+    def read() -> int:
+        now = time_ns()
+        time.sleep(next(left, 0.0))
+        return now
+
+    return read
 
 
 def test_a_trace_without_a_folder_is_refused_before_the_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
