@@ -212,14 +212,19 @@ class Agent(ABC):
     def _path(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Draw noise (B, A) and times (B, 1) for a step of flow matching, and return noise, x_t and t."""
         noise = self._noise(len(actions))
-        joint = len(actions) * self.data_parallel.size
-        t = self.data_parallel.shard(torch.rand(joint, 1, generator=self.generator, device=self.device))
+        t = self.data_parallel.shard(self._draw("uniform", (len(actions) * self.data_parallel.size, 1)))
         return noise, flow.path_point(noise, actions, t), t
 
     def _noise(self, rows: int, *candidates: int) -> Tensor:
         """Draw noise (B, A), or (B, N, A), for this learner's rows: its shard of the whole batch's."""
         joint = (rows * self.data_parallel.size, *candidates, self.sizes.action_dim)
-        return self.data_parallel.shard(self.policy.normal(joint))
+        return self.data_parallel.shard(self._draw("normal", joint))
+
+    def _draw(self, kind: str, shape: tuple[int, ...]) -> Tensor:
+        """Draw numbers that are standard `normal`, or `uniform` in [0, 1); all draws of a step come through here."""
+        if kind == "normal":
+            return self.policy.normal(shape)
+        return torch.rand(*shape, generator=self.generator, device=self.device)
 
     def _estimates(self, observations: Tensor, actions: Tensor) -> Tensor:
         """Return the critics' Q(s, a), (E, B)."""

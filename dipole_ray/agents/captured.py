@@ -5,27 +5,25 @@ Python. Here the device decides: a step that is not finite is computed like any 
 and the running statistics are told not to move. Losses, draws and their order are those of `Agent.update`, so a state
 dict taken between two calls continues in either.
 
-Shapes: K updates a call, B batch rows, N table rows, W numbers in a row.
+Shapes: K updates a call, B batch rows, N table rows.
 """
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
-from itertools import accumulate
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from dipole_ray.agents import state
-from dipole_ray.agents.agent import COLUMNS, MAX_CONSECUTIVE_SKIPS, Agent, Batch
+from dipole_ray.agents.agent import MAX_CONSECUTIVE_SKIPS, Agent, Batch
 from dipole_ray.agents.branches import Branches
 from dipole_ray.agents.networks import FUSED
+from dipole_ray.agents.rows import RowLayout
 
-_ROW_ALIGNMENT = 4
-"""Numbers: each column of the table begins at 16 bytes, as matrix products like it."""
-_WARM_UP_STEPS = 3
+WARM_UP_STEPS = 3
 """Steps before a capture: libraries make their handles and workspaces in the first, which no graph may hold."""
 
 
@@ -74,15 +72,8 @@ class CapturedUpdates:
         self._gradients = torch.zeros_like(self._parameters)
         self._gradient_of = state.views(self._gradients, agent._parameters)
 
-        sizes, device = agent.sizes, agent.device
-        widths = {"observations": sizes.observation_dim, "actions": sizes.action_dim}
-        widths["next_observations"] = sizes.observation_dim
-        aligned = [-(-widths.get(name, 1) // _ROW_ALIGNMENT) * _ROW_ALIGNMENT for name in COLUMNS]
-        starts = dict(zip(COLUMNS, accumulate(aligned, initial=0), strict=False))
-        self._places = {
-            name: slice(start, start + widths[name]) if name in widths else start for name, start in starts.items()
-        }
-        self._table = torch.zeros(table_rows or batch_size * max_updates, sum(aligned), device=device)
+        self._layout, device = RowLayout(agent.sizes), agent.device
+        self._table = torch.zeros(table_rows or batch_size * max_updates, self._layout.width, device=device)
         self._index = torch.zeros(max_updates, batch_size, dtype=torch.int64, device=device)
         self._position = torch.zeros(1, dtype=torch.int64, device=device)
         self._consecutive_skips = torch.zeros((), device=device)
@@ -90,9 +81,7 @@ class CapturedUpdates:
 
     def load(self, columns: Batch) -> None:
         """Put rows, as `Agent.update` takes them, into the table; they stay there until the next call of this."""
-        tensors = self.agent._read_batch(columns)
-        for name, place in self._places.items():
-            self._table[: len(tensors["rewards"]), place].copy_(tensors[name])
+        self._layout.write(self._table, self.agent._read_batch(columns))
 
     def run(self, index: Tensor) -> dict[str, float]:
         """Take one step on each row of `index`, (K, B), which says where in the table the rows of its batch lie.
@@ -139,7 +128,7 @@ class CapturedUpdates:
         self._consecutive_skips.fill_(MAX_CONSECUTIVE_SKIPS)  # the guard is shut: nothing learns from these steps
         on_cuda = agent.device.type == "cuda"
         with beside_the_current_stream(agent.device) if on_cuda else nullcontext():
-            for _ in range(_WARM_UP_STEPS if on_cuda else 1):
+            for _ in range(WARM_UP_STEPS if on_cuda else 1):
                 plain, full = self._update(diagnostics=False), self._update(diagnostics=True)
         self._names, self._diagnostic_names = list(plain), list(full)
         self._metrics = torch.zeros(self.max_updates, len(plain), device=agent.device)
@@ -237,8 +226,7 @@ class CapturedUpdates:
 
     def _batch(self, index: Tensor) -> dict[str, Tensor]:
         """Return the table's rows at `index`, (B,), by column."""
-        rows = self._table.index_select(0, index)
-        return {name: rows[:, place] for name, place in self._places.items()}
+        return self._layout.read(self._table.index_select(0, index))
 
     def _read(self, updates: int) -> dict[str, float]:
         """Wait for the call's steps, count them, and return their metrics."""

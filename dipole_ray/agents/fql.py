@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dipole_ray.agents import flow, losses
 from dipole_ray.agents.agent import Agent, Losses
 from dipole_ray.agents.config import ABOVE_ZERO, AGGREGATION, COUNT, SOLVER, AgentConfig, one_of
 from dipole_ray.agents.fields import MakeFields
-from dipole_ray.agents.networks import Sizes, StackedMLP
+from dipole_ray.agents.networks import STACKED, Sizes, StackedMLP
 from dipole_ray.agents.policy import Policy
 from dipole_ray.agents.roles import Roles
 
@@ -133,10 +133,17 @@ class FqlAgent(Agent):
 
 
 @contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
+def frozen(module: StackedMLP) -> Iterator[None]:
     """Make what is computed in this block pass gradients through `module`, but leave none in its parameters."""
-    module.requires_grad_(False)
+    is_stacked = STACKED.get()  # its parameters are then no leaves, of which torch could be told so
+    if is_stacked:
+        module.note_parameters(detached=True)
+    else:
+        module.requires_grad_(False)
     try:
         yield
     finally:
-        module.requires_grad_(True)
+        if is_stacked:
+            module.note_parameters()
+        else:
+            module.requires_grad_(True)

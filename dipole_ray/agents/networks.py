@@ -40,6 +40,9 @@ class Sizes:
 FUSED: ContextVar[ModuleType | None] = ContextVar("fused", default=None)
 """The module `agents.fused` while a captured step computes with its kernels."""
 
+STACKED: ContextVar[bool] = ContextVar("stacked", default=False)
+"""Whether a step of `stacked` evaluates the networks of many agents at once, which only torch's own functions allow."""
+
 PASSES: ContextVar[Any] = ContextVar("passes", default=None)
 """The `passes.Passes` that evaluate stacks within a step of `compiled`."""
 
@@ -64,9 +67,15 @@ class StackedMLP(nn.Module):
         norm_dims = dims[1:-1] if layer_norm else ()
         self.norm_scales = nn.ParameterList([nn.Parameter(torch.ones(num_members, 1, h)) for h in norm_dims])
         self.norm_shifts = nn.ParameterList([nn.Parameter(torch.zeros(num_members, 1, h)) for h in norm_dims])
-        # The same parameters in plain tuples: looking them up in a ParameterList is slow beside a small network's pass.
-        self._dense = tuple(zip(self.kernels, self.biases, strict=True))
-        self._norms = tuple(zip(self.norm_scales, self.norm_shifts, strict=True))
+        self.note_parameters()
+
+    def note_parameters(self, *, detached: bool = False) -> None:
+        """Compute from now on with the parameters as they are registered now, or so that none gets a gradient."""
+        kinds: list[list[Tensor]] = [list(each) for each in (self.kernels, self.biases, self.norm_scales)]
+        kinds.append(list(self.norm_shifts))
+        kernels, biases, scales, shifts = ([one.detach() for one in each] if detached else each for each in kinds)
+        # In plain tuples: looking them up in a ParameterList is slow beside a small network's pass.
+        self._dense, self._norms = tuple(zip(kernels, biases, strict=True)), tuple(zip(scales, shifts, strict=True))
 
     def forward(self, inputs: Tensor, members: Members = None) -> Tensor:
         """Evaluate the chosen members, E of them, and return (E, B, D).
@@ -137,7 +146,7 @@ def gelu_tanh(x: Tensor) -> Tensor:
     On a CPU it costs half of torch's own, which at these widths is a sixth of an update: torch vectorises the sigmoid
     several times better than the tanh.
     """
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or STACKED.get():
         return F.gelu(x, approximate="tanh")
     if torch.is_grad_enabled() and x.requires_grad:
         result: Tensor = _Gelu.apply(x)

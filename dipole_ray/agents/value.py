@@ -71,8 +71,9 @@ class ValueAgent(Agent):
         all at 0 or 1 too large. The advantage is the one before any normalisation, the weight the first field's.
         """
         v, advantage, weight = map(self.data_parallel.all_gather, (v.detach(), advantage, weight))
-        levels = _quantile_levels(weight.dtype, weight.device)
-        quantiles = zip(WEIGHT_QUANTILES, torch.quantile(weight, levels), strict=True)
+        below, above, fractions = _ranks(len(weight), weight.dtype, weight.device)
+        ranked = weight.sort().values  # not torch.quantile, which a stacked step would call member by member
+        quantiles = zip(WEIGHT_QUANTILES, torch.lerp(ranked[below], ranked[above], fractions), strict=True)
         return {
             "value/v_mean": v.mean(),
             "actor/advantage_mean": advantage.mean(),
@@ -83,6 +84,11 @@ class ValueAgent(Agent):
 
 
 @cache
-def _quantile_levels(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return the levels of the quantiles, brought to the device once: a captured step may copy nothing to it."""
-    return torch.tensor(list(WEIGHT_QUANTILES.values()), dtype=dtype, device=device)
+def _ranks(rows: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the ranks around each quantile of so many rows, and how far it lies between them.
+
+    They are brought to the device once: a captured step may copy nothing to it.
+    """
+    ranks = torch.tensor(list(WEIGHT_QUANTILES.values()), dtype=dtype, device=device) * (rows - 1)
+    below, above = ranks.floor(), ranks.ceil()
+    return below.long(), above.long(), ranks - below

@@ -6,12 +6,15 @@ import os
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
 from dipole_ray.agents import agent as agents
+from dipole_ray.agents import state
 from dipole_ray.agents.agent import Agent
 from dipole_ray.agents.config import AgentConfig
+from dipole_ray.agents.steps import Steps
 from dipole_ray.columns import Schema
 
 OBSERVATION_DIM, ACTION_DIM, ROWS = 5, 2, 32
@@ -42,6 +45,21 @@ def make_batch(seed: int, rows: int = ROWS, discount: float = 0.995) -> Batch:
 def make_agent(config: AgentConfig, seed: int = 0, **options: Any) -> Any:
     """Return the config's agent for the batches of `make_batch`; typed loosely, for tests that look inside."""
     return agents.make_agent(config, SCHEMA, seed=seed, **{"device": DEVICE, **options})
+
+
+def in_double(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> Agent:
+    """Return the agent with all of its numbers in float64, its noise too, which is drawn in float32."""
+    agent.networks.double()
+    agent._parameters = list(agent.networks.trained_parameters().values())
+    agent.optimizer = state.make_adam(agent._parameters, agent.config.learning_rate)
+    critics, targets = (list(net.parameters()) for net in (agent.networks.critic, agent.networks.target_critic))
+    agent.steps = Steps(agent.config, agent.optimizer, critics, targets)
+    agent._statistics = {name: value.double() for name, value in agent._statistics.items()}
+    read, normal, draw = agent._read_batch, agent.policy.normal, torch.rand
+    monkeypatch.setattr(agent, "_read_batch", lambda batch: {k: v.double() for k, v in read(batch).items()})
+    monkeypatch.setattr(agent.policy, "normal", lambda *shape: normal(*shape).double())
+    monkeypatch.setattr(torch, "rand", lambda *shape, **options: draw(*shape, **options).double())
+    return agent
 
 
 def assert_same(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:

@@ -12,13 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from dipole_ray.agents import state
 from dipole_ray.agents.agent import Agent
 from dipole_ray.agents.config import AgentConfig
-from dipole_ray.agents.steps import Steps
 from dipole_ray.errors import NonFiniteError
 from tests.agents import battery
-from tests.agents.battery import ROWS, assert_same, make_agent, make_batch, tiny_config
+from tests.agents.battery import ROWS, assert_same, in_double, make_agent, make_batch, tiny_config
 from tests.agents.test_captured import AGENTS, assert_close, named, spoilt
 
 pytest.importorskip("numba")
@@ -60,21 +58,6 @@ def test_a_hundred_updates_end_where_readable_ones_do(settings: dict[str, Any], 
                 torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5, msg=f"{name} at {step}")
     assert twin.skipped_updates == agent.skipped_updates == 10
     assert_close(agent, twin)
-
-
-def in_double(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> Agent:
-    """Return the agent with all of its numbers in float64, its noise too, which is drawn in float32."""
-    agent.networks.double()
-    agent._parameters = list(agent.networks.trained_parameters().values())
-    agent.optimizer = state.make_adam(agent._parameters, agent.config.learning_rate)
-    critics, targets = (list(net.parameters()) for net in (agent.networks.critic, agent.networks.target_critic))
-    agent.steps = Steps(agent.config, agent.optimizer, critics, targets)
-    agent._statistics = {name: value.double() for name, value in agent._statistics.items()}
-    read, normal, draw = agent._read_batch, agent.policy.normal, torch.rand
-    monkeypatch.setattr(agent, "_read_batch", lambda batch: {k: v.double() for k, v in read(batch).items()})
-    monkeypatch.setattr(agent.policy, "normal", lambda *shape: normal(*shape).double())
-    monkeypatch.setattr(torch, "rand", lambda *shape, **options: draw(*shape, **options).double())
-    return agent
 
 
 @pytest.mark.parametrize("settings", SETTINGS[:-1], ids=named)
