@@ -229,6 +229,36 @@ class Wordy(Walk):
         return {"success": "yes"}
 
 
+class Counts(Walk):
+    """Tells how often it succeeded."""
+
+    def told(self, is_over: bool, is_solved: bool) -> Any:
+        return {"success": 2}
+
+
+class Leaves(Walk):
+    """Ends the process where it lacks something."""
+
+    def __init__(self) -> None:
+        raise SystemExit("no licence")
+
+
+class FarReward(Walk):
+    """Gives a reward that no float32 holds."""
+
+    def step(self, action: np.ndarray) -> Step:
+        observation, _, terminated, truncated, info = super().step(action)
+        return observation, 1e300, terminated, truncated, info
+
+
+class NoActions(Walk):
+    """Takes actions without a number."""
+
+    action_space = gymnasium.spaces.Box(-1.0, 1.0, (0,), np.float32)
+
+
+for kind in (Counts, Leaves, FarReward, NoActions):
+    gymnasium.register(f"{kind.__name__}-v0", kind, max_episode_steps=100)
 for kind in (Always, LastStep, WhenSolved, NoneUntilOver, OneDict, Wide, Ints, Far, Table, Massive, Fails, FailsInStep):
     gymnasium.register(f"{kind.__name__}-v0", kind, max_episode_steps=100)
 for kind in (OldReset, OldStep, OtherShape, VectorReward, NaNReward, InfiniteObservation, NoInfo, Wordy, BreaksLater):

@@ -1,14 +1,17 @@
 """Whether an environment of anybody's does what gymnasium asks of one."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium
 import numpy as np
 
+from dipole_ray.data.narrowing import to_float32
 from dipole_ray.envs.faults import failure
 from dipole_ray.envs.standard import success_of
 from dipole_ray.errors import ConfigError
+
+_WITHIN = " within float32's 3.4e38"
 
 
 def check_contract(env: gymnasium.Env, env_id: str) -> None:
@@ -29,7 +32,7 @@ def check_contract(env: gymnasium.Env, env_id: str) -> None:
 def _answer(env_id: str, name: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     try:
         return call(*args, **kwargs)
-    except Exception as error:  # any environment's any error
+    except (Exception, SystemExit) as error:  # any environment's any error
         raise failure(env_id, name, error) from error
 
 
@@ -47,8 +50,9 @@ def _check_step(answer: Any, env: gymnasium.Env, env_id: str) -> None:
     _check_observation(observation, env, env_id, "step")
     if not _is_number(reward, "fiub"):
         raise _broken(env_id, "step", f"the reward {_words(reward)}", "return one number, such as float(reward)")
-    if not np.isfinite(reward):
-        raise _broken(env_id, "step", f"the reward {reward}", "return a finite number")
+    if not np.isfinite(to_float32(np.asarray(reward))):
+        remedy = f"return a finite number{_WITHIN * bool(np.isfinite(reward))}"
+        raise _broken(env_id, "step", f"the reward {reward}", remedy)
     for name, flag in (("terminated", terminated), ("truncated", truncated)):
         if not _is_number(flag, "biu"):
             raise _broken(env_id, "step", f"{name} as {_words(flag)}", f"return bool({name})")
@@ -63,18 +67,18 @@ def _check_observation(observation: Any, env: gymnasium.Env, env_id: str, name: 
     if found is None or found.dtype.kind not in "fiub" or found.shape != space.shape:
         text = f"the observation {_words(observation)}, and its observation space has shape {space.shape}"
         raise _broken(env_id, name, text, "make the two agree")
-    if not np.isfinite(found).all():
-        raise _broken(env_id, name, f"NaN or infinity in the observation {found.tolist()}", "return finite numbers")
+    if not np.isfinite(to_float32(found)).all():
+        is_far = bool(np.isfinite(found).all())
+        what = f"{'a number beyond float32' if is_far else 'NaN or infinity'} in the observation {found.tolist()}"
+        raise _broken(env_id, name, what, f"return finite numbers{_WITHIN * is_far}")
 
 
 def _check_info(info: Any, env_id: str, name: str) -> None:
-    if not isinstance(info, Mapping):
-        raise _broken(env_id, name, f"the info {_words(info)}", "return a dict, {} where there is nothing to tell")
     try:
         success_of(info)
-    except (TypeError, ValueError):
-        told = {key: info[key] for key in ("success", "is_success") if key in info}
-        raise _broken(env_id, name, f"{told} in its info", "tell success as one number or bool") from None
+    except ValueError as error:
+        found, _, remedy = str(error).partition("; ")
+        raise _broken(env_id, name, found, remedy) from None
 
 
 def _is_number(value: Any, kinds: str) -> bool:

@@ -26,6 +26,6 @@ def described(error: BaseException) -> str:
     return f"{text} ({frame.filename}, line {frame.lineno}: {frame.line})"
 
 
-def failure(env_id: str, name: str, error: Exception) -> EnvironmentUnavailable:
+def failure(env_id: str, name: str, error: BaseException) -> EnvironmentUnavailable:
     """Return the error of an environment whose method `name` raised."""
     return EnvironmentUnavailable(f"environment '{env_id}' fails in {name}: {described(error)}; mend it there")

@@ -23,6 +23,7 @@ from dipole_ray.envs.faults import described
 from dipole_ray.envs.gl import disable_rendering_by_default, enable_rendering
 from dipole_ray.envs.narrowing import narrowing_warnings
 from dipole_ray.envs.registry import family
+from dipole_ray.envs.spaces import problem
 from dipole_ray.envs.standard import StandardEnv, success_of
 from dipole_ray.errors import ConfigError, EnvironmentUnavailable
 
@@ -137,10 +138,9 @@ def make_env(config: EnvConfig | str, render: bool = False) -> StandardEnv:
     if kind != "gymnasium" and config.kwargs:
         raise ConfigError(f"env.kwargs is {config.kwargs}, and '{config.id}' takes no arguments; leave it out")
     made = _make_gymnasium(config, render) if kind == "gymnasium" else ControlEnv(config.id, limit)
-    problem = _problem(made)
-    if problem is not None:
+    if (found := problem(made)) is not None:
         made.close()
-        raise ConfigError(f"environment '{config.id}' {problem}")
+        raise ConfigError(f"environment '{config.id}' {found}")
     env = StandardEnv(made)
     env.subtract(config.observation_offset or {})
     return env
@@ -214,7 +214,7 @@ def constructing(config: EnvConfig) -> Iterator[None]:
     """Say what a constructor fails with, and at which line."""
     try:
         yield
-    except Exception as error:  # any environment's any error
+    except (Exception, SystemExit) as error:  # any environment's any error
         found = f"environment '{config.id}' is registered, but cannot be built here: {described(error)}"
         if not config.kwargs:
             remedy = "mend it there, or give its arguments, if it needs some, with env.kwargs"
@@ -223,38 +223,3 @@ def constructing(config: EnvConfig) -> Iterator[None]:
         near = [name for key in config.kwargs for name in difflib.get_close_matches(key, own, 1)]
         meant = f"; if a setting was meant, the nearest valid one is 'env.{near[0]}'" if near else ""
         raise ConfigError(f"{found}; mend it there, or change env.kwargs={config.kwargs}{meant}") from error
-
-
-_FLATTEN = "register a version wrapped in gymnasium.wrappers.FlattenObservation"
-_TRANSFORM = (
-    "register a version wrapped in gymnasium.wrappers.TransformAction(env, f, gymnasium.spaces.Box(LOW, HIGH, (N,))), "
-    "whose f makes the environment's action of N numbers"
-)
-_EXACT = 2**24  # whole numbers up to here are the same in float32
-
-
-def _problem(env: gymnasium.Env) -> str | None:
-    """Return why an environment cannot be used, with a remedy; None if it can."""
-    for name, space, remedy in (
-        ("observation", env.observation_space, _FLATTEN),
-        ("action", env.action_space, _TRANSFORM),
-    ):
-        if not isinstance(space, gymnasium.spaces.Box):
-            return f"has a {type(space).__name__} {name} space; only a flat Box can be used: {remedy}"
-        if len(space.shape) != 1:
-            return f"has {name}s of shape {space.shape}; only flat vectors can be used: {remedy}"
-    observed, acted = env.observation_space, env.action_space
-    assert isinstance(observed, gymnasium.spaces.Box) and isinstance(acted, gymnasium.spaces.Box)
-    if not np.issubdtype(observed.dtype, np.floating) and max(-observed.low.min(), observed.high.max()) > _EXACT:
-        found = f"has observations of type {observed.dtype} up to {observed.high.max()}, which float32 would round"
-        remedy = "register a version wrapped in gymnasium.wrappers.TransformObservation that scales them, or narrow"
-        return f"{found}; {remedy} the bounds of its observation space to +-{_EXACT}"
-    if not np.issubdtype(acted.dtype, np.floating):
-        return f"has actions of type {acted.dtype}, and a policy's are real numbers: {_TRANSFORM}"
-    # An environment that knows no bound often writes the largest number there is.
-    if not acted.is_bounded() or max(-acted.low.min(), acted.high.max()) >= np.finfo(np.float32).max:
-        return f"has unbounded actions, and a policy's lie between bounds: {_TRANSFORM}"
-    if env.spec is None or env.spec.max_episode_steps is None:
-        remedy = "set env.max_episode_steps, in RLlib's config env_config={'max_episode_steps': STEPS}"
-        return f"has no time limit, so an episode may never end; {remedy}"
-    return None

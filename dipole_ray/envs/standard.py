@@ -17,9 +17,21 @@ GlobalDraws = Literal["never", "reset", "step"]
 
 
 def success_of(info: Mapping[str, Any]) -> float:
-    """Return the success in [0, 1] that a step's info tells; NaN where it tells none, by no key or by None."""
-    told = (info.get(name) for name in ("success", "is_success"))
-    return next((float(np.asarray(value).item()) for value in told if value is not None), math.nan)
+    """Return the success in [0, 1] that a step's info tells; NaN where it tells none, by no key, by None or by NaN.
+
+    Raises:
+        ValueError: If it tells something else, or is no mapping.
+    """
+    if not isinstance(info, Mapping):
+        raise ValueError(f"the info of type {type(info).__name__}; return a dict, {{}} where there is nothing to tell")
+    told = {name: info[name] for name in ("success", "is_success") if info.get(name) is not None}
+    try:
+        success = next((float(np.asarray(value).item()) for value in told.values()), math.nan)
+    except (TypeError, ValueError):
+        success = math.inf
+    if success < 0 or success > 1:
+        raise ValueError(f"{told!r:.200} in its info; tell success as one number from 0 to 1, or a bool")
+    return success
 
 
 class PrivateGlobalRandom:
@@ -96,9 +108,9 @@ class StandardEnv(gymnasium.Wrapper):
         with nullcontext() if self._global_draws == "never" else self._global_random.swapped_in():
             try:
                 observation, info = self.env.reset(seed=seed, options=options)
-            except Exception as error:  # any environment's any error
+                return self._seen(observation), info
+            except (Exception, SystemExit) as error:  # any environment's any error
                 raise failure(self._id, "reset", error) from error
-        return self.observed(observation), info
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, Info]:
         """Advance one step with `action`, float32 (A,); values beyond [-1, 1] are clipped.
@@ -114,11 +126,20 @@ class StandardEnv(gymnasium.Wrapper):
         with self._global_random.swapped_in() if self._global_draws == "step" else nullcontext():
             try:
                 observation, reward, terminated, truncated, info = self.env.step(action)
-            except Exception as error:  # any environment's any error
+                observed, success = self._seen(observation), success_of(info)
+                number, flags = float(reward), (bool(terminated), bool(truncated))
+            except (Exception, SystemExit) as error:  # any environment's any error
                 raise failure(self._id, "step", error) from error
-        if not math.isnan(success := success_of(info)):
+        if not math.isnan(success):
             info = {**info, "success": success}  # another dict: an environment may give its own again and again
-        return self.observed(observation), float(reward), bool(terminated), bool(truncated), info
+        return observed, number, *flags, info
+
+    def _seen(self, observation: Any) -> np.ndarray:
+        """Return one observation as policies take it; ValueError where it has not the shape of its space."""
+        found = self.observed(observation)
+        if found.shape != self.observation_space.shape:
+            raise ValueError(f"the observation has shape {found.shape}, its space {self.observation_space.shape}")
+        return found
 
     def subtract(self, offset: Mapping[str, float]) -> None:
         """Subtract numbers from dimensions of observations from now on; ConfigError if there is no such dimension."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,56 @@ def test_the_wrapper_that_a_refusal_names_helps(observed: Any, acted: Any, wrap:
         assert env_dims(registered(lambda: wrap(Spaces(observed, acted)))).action_dim == 1
 
 
+@pytest.mark.parametrize(
+    "acted",
+    [
+        gymnasium.spaces.Discrete(3, start=-1),
+        gymnasium.spaces.MultiDiscrete([3, 2], start=[1, 0]),
+        gymnasium.spaces.MultiBinary((2, 2)),
+        gymnasium.spaces.Box(-2, 5, (2, 2), np.int64),
+        gymnasium.spaces.Box(0, 255, (3,), np.uint8),
+        gymnasium.spaces.Box(-0.4, 0.4, (2, 2), np.float64),
+        gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float32),
+    ],
+)
+def test_the_wrapper_that_a_refusal_writes_down_is_code_that_helps(acted: gymnasium.Space) -> None:
+    """Also for whole numbers: every corner of the actions reaches the environment, which asserts what it is given."""
+    with pytest.raises(ConfigError, match=r"register a version wrapped in ") as refused:
+        env_dims(registered(lambda: Spaces(LINE, acted)))
+    code = str(refused.value).partition("wrapped in ")[2].partition(", with bounds")[0]
+    wrap = eval(f"lambda env: {code}", {"gymnasium": gymnasium, "np": np, "LOW": -1, "HIGH": 1})  # noqa: S307
+    env = make_env(registered(lambda: wrap(Spaces(LINE, acted))))
+    for corner in (-1.0, 0.0, 1.0):
+        env.reset(seed=0)
+        env.step(np.full(env.action_space.shape or (), corner, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("late", "found"),
+    [
+        ({"told": lambda *_: {"success": "yes"}}, r"\{'success': 'yes'\} in its info; tell success as one number"),
+        (
+            {"told": lambda *_: {"is_success": 3}},
+            r"\{'is_success': 3\} in its info; tell success as one number from 0 to 1",
+        ),
+        ({"told": lambda *_: None}, r"the info of type NoneType; return a dict"),
+        ({"observed": lambda: np.zeros(3)}, r"the observation has shape \(3,\), its space \(2,\)"),
+        ({"observed": lambda: {"a": 1}}, r"TypeError"),
+        ({"step": lambda action: (np.zeros(2), None, False, False, {})}, r"TypeError.*NoneType"),
+        ({"step": lambda action: (np.zeros(2), 0.0, False, {})}, r"not enough values"),
+        ({"step": lambda action: sys.exit(3)}, r"SystemExit: 3"),
+    ],
+)
+def test_what_breaks_only_later_is_one_sentence_with_the_environments_name(late: dict[str, Any], found: str) -> None:
+    env = make_env("tests.odd_envs:Always-v0")
+    env.reset(seed=0)
+    env.step(np.zeros(1, np.float32))
+    vars(env.unwrapped).update(late)
+    with pytest.raises(EnvironmentUnavailable, match=rf"^environment 'Always-v0' fails in step: .*{found}") as refused:
+        env.step(np.zeros(1, np.float32))
+    assert "\n" not in str(refused.value)
+
+
 def test_a_step_limit_can_be_given_wherever_one_is_missing() -> None:
     with pytest.raises(ConfigError, match=r"env\.max_episode_steps"):
         make_env("tests.odd_envs:Endless-v0")
@@ -179,6 +230,10 @@ def test_arguments_reach_the_constructor_and_are_what_a_checkpoint_holds() -> No
         ("InfiniteObservation", r"reset returns NaN or infinity in the observation \[0\.0, inf\]"),
         ("NoInfo", r"the info of type NoneType; return a dict"),
         ("Wordy", r"'success': 'yes'.*one number"),
+        ("Counts", r"'success': 2.*one number from 0 to 1"),
+        ("Leaves", r"cannot be built here: SystemExit: no licence \(.*odd_envs\.py, line \d+"),
+        ("FarReward", r"step returns the reward 1e\+300; return a finite number within float32"),
+        ("NoActions", r"actions without a number"),
     ],
 )
 def test_what_an_environment_breaks_is_said_at_the_start(name: str, found: str) -> None:
