@@ -36,7 +36,7 @@ ALLOWED = {
     "agents": {"torch", "numpy", "safetensors", "triton", "numba", "llvmlite"},
     "data": {"numpy", "pyarrow", "h5py", "requests", "urllib3"},
     "replay": {"numpy", "pyarrow"},
-    "driving": {"numpy", "shapely", "scipy"},
+    "driving": {"numpy", "pyarrow", "shapely", "scipy", "yaml"},
     "errors": set(),
     "columns": set(),
     "files": {"filelock", "safetensors", "torch"},

@@ -1,12 +1,14 @@
-"""`dipole drive`: plans of a car, scored as NAVSIM scores them."""
+"""`dipole drive`: scenes for a car, and its plans scored as NAVSIM scores them."""
 
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dipole_ray.cli.command import add_command, print_files
 from dipole_ray.errors import ConfigError, counted
@@ -14,6 +16,8 @@ from dipole_ray.progress import Progress
 from dipole_ray.tables import DASH, print_table, terminal_table
 
 if TYPE_CHECKING:
+    from dipole_ray.driving.container import SceneFolder
+    from dipole_ray.driving.scene import Scene
     from dipole_ray.driving.scene_file import SceneFile
     from dipole_ray.driving.score import Scores
 
@@ -24,6 +28,7 @@ examples:
   dipole drive score scene.json.gz
   dipole drive score scenes/*.json.gz --json > scores.json
   dipole drive score plans.npz scenes --csv scores.csv
+  dipole drive score plans.npz navtest --csv scores.csv    # a folder that dipole drive import or record made
 
 Each plan is driven by a simulated car for 4 s and judged:
   nc    no collision by its own fault: 1, 1/2 with what stands, 0 with a vehicle, pedestrian or bicycle
@@ -47,18 +52,33 @@ a scene file is gzipped JSON; metres, radians and seconds, everything but poses 
           res, the seven numbers that are known, which are then compared
 
 a file of plans is .npz with tokens (N,) and plans (N, K, 3), or .json with lists of poses by token. A scene's token is
-its file's name without .json.gz; its own rows are left aside, and a scene without a plan is left out of the mean.
+its own in a folder of scenes, and else its file's name without .json.gz; a file's own rows are left aside, and a scene
+without a plan is left out of the mean.
 """
+_IMPORT = """\
+Make a folder of scenes from NAVSIM's logs, a file a log, on all cores (or a Ray cluster); what was interrupted goes on.
+
+examples:
+  dipole drive import navsim_logs/test navtest --maps nuplan-maps-v1.0 --navsim ~/navsim --split navtest
+  dipole drive import navsim_logs/test navtest --caches metric_cache --navsim ~/navsim --split navtest
+
+With --caches the scenes are those of NAVSIM's own metric caching. With --maps the route, the centreline and the plan of
+PDM-Closed, with which progress is compared, are made here from nuPlan's maps. Logs and caches are pickles: they are
+read without running anything that they name.
+"""
+Item = TypeVar("Item")
 _NAMES = ("nc", "dac", "ep", "ttc", "c", "ddc", "pdms")
 TOLERANCE = 1e-4  # of ep and pdms against stored ones; the others must be equal
 
 
 def add_parser(subparsers: Any) -> None:
     """Add the subcommand to the parsers of `dipole`."""
-    parser = subparsers.add_parser("drive", help="score plans of a car as NAVSIM does", description=__doc__)
+    text = "make scenes for a car, score its plans as NAVSIM does"
+    parser = subparsers.add_parser("drive", help=text, description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_import(commands)
     score = add_command(commands, "score", run_score, _SCORE, epilog=_FORMAT)
-    files = "scene files, .json.gz, or folders of them; before them a file of plans, if they are not the scenes' own"
+    files = "scenes: files, .json.gz, or folders; before them a file of plans, if they are not the scene files' own"
     score.add_argument("files", metavar="FILE", type=Path, nargs="+", help=files)
     score.add_argument("--json", action="store_true", help="print one JSON list, a row a plan, and nothing else")
     score.add_argument("--csv", metavar="FILE", type=Path, help="write the table of NAVSIM's evaluation of a plan file")
@@ -68,13 +88,45 @@ def add_parser(subparsers: Any) -> None:
     score.add_argument("--bearing", choices=("official", "clipped"), default="official", help=bearing)
 
 
+def _add_import(commands: Any) -> None:
+    parser = add_command(commands, "import", run_import, _IMPORT)
+    parser.add_argument("logs", metavar="LOGS", type=Path, help="folder of NAVSIM's logs, .pkl")
+    parser.add_argument("out", metavar="OUT", type=Path, help="folder to write; a new one, or one to go on with")
+    parser.add_argument("--maps", metavar="FOLDER", type=Path, help="nuPlan's maps")
+    parser.add_argument("--caches", metavar="FOLDER", type=Path, help="NAVSIM's metric caches, instead of the maps")
+    parser.add_argument("--split", metavar="NAME", help="a split of NAVSIM's, such as navtest (default: every scene)")
+    parser.add_argument("--navsim", metavar="FOLDER", type=Path, help="your checkout of NAVSIM, which says the splits")
+
+
+def run_import(arguments: argparse.Namespace) -> int:
+    """Make a folder of scenes from NAVSIM's logs."""
+    from dipole_ray.driving.importing import import_logs
+    from dipole_ray.driving.split import ALL_SCENES, read_split
+
+    if (arguments.split is None) != (arguments.navsim is None):
+        raise ConfigError("--split and --navsim belong together: a split's name, and the checkout that says what it is")
+    split = ALL_SCENES if arguments.split is None else read_split(arguments.navsim, arguments.split)
+    shards = import_logs(arguments.logs, arguments.out, maps=arguments.maps, caches=arguments.caches, split=split)
+    print(
+        f"{arguments.out}: {counted(sum(len(one.tokens) for one in shards), 'scene')} of {counted(len(shards), 'log')}"
+    )
+    return _say_lost([sentence for one in shards for sentence in one.lost])
+
+
+def _say_lost(lost: Sequence[str]) -> int:
+    """Say how many scenes could not be made, and why the first one."""
+    if lost:
+        print(f"{counted(len(lost), 'scene')} could not be made and left out; the first: {lost[0]}", file=sys.stderr)
+    return 0
+
+
 def run_score(arguments: argparse.Namespace) -> int:
     """Score the plans in scene files, or those of a plan file in its scenes."""
     from dipole_ray.driving.plan_file import PLAN_SUFFIXES
 
     first, *others = arguments.files
     if first.suffix in PLAN_SUFFIXES:
-        return _score_plan_file(first, _scene_files(others), arguments)
+        return _score_plan_file(first, _sources(others), arguments)
     if arguments.csv is not None:
         raise ConfigError("--csv is the table of a plan file; give one, .npz or .json, before the scenes")
     return _score_scene_files(_scene_files(arguments.files), arguments)
@@ -82,10 +134,13 @@ def run_score(arguments: argparse.Namespace) -> int:
 
 def _score_scene_files(paths: Sequence[Path], arguments: argparse.Namespace) -> int:
     """Score every plan of every file, and print the rows."""
+    from dipole_ray.driving.scene_file import read_scene_file
+
     rows: list[dict[str, Any]] = []
     differences: list[str] = []
     compared = 0
-    for path, file in _read(paths):
+    for path in _shown(paths):
+        file = read_scene_file(path)
         for plan, (row, known) in enumerate(zip(_rows(file, arguments.bearing), file.stored, strict=True)):
             rows.append({"scene": _token(path), "plan": plan, **row})
             compared += known is not None
@@ -103,7 +158,41 @@ def _score_scene_files(paths: Sequence[Path], arguments: argparse.Namespace) -> 
     return 0
 
 
-def _score_plan_file(source: Path, paths: Sequence[Path], arguments: argparse.Namespace) -> int:
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """A scene that is read when it is needed."""
+
+    token: str
+    read: "Callable[[], Scene]"
+
+
+def _sources(given: Sequence[Path]) -> list[_Source]:
+    """Return the scenes of files and folders."""
+    from dipole_ray.driving.container import SceneFolder, is_scene_folder
+
+    sources: list[_Source] = []
+    for path in given:
+        if is_scene_folder(path):
+            folder = SceneFolder(path)
+            sources += [_Source(token, partial(_of_folder, folder, token)) for token in folder.tokens]
+        else:
+            sources += [_Source(_token(file), partial(_of_file, file)) for file in _scene_files([path])]
+    if not sources:
+        raise ConfigError("no scenes to score the plans in; give their files or folders after the file of plans")
+    return sources
+
+
+def _of_folder(folder: "SceneFolder", token: str) -> "Scene":
+    return folder.read(token).scene
+
+
+def _of_file(path: Path) -> "Scene":
+    from dipole_ray.driving.scene_file import read_scene_file
+
+    return read_scene_file(path).scene
+
+
+def _score_plan_file(source: Path, sources: Sequence[_Source], arguments: argparse.Namespace) -> int:
     """Score the plan of every scene, print the rows, and write the official table where asked."""
     from dipole_ray.driving.plan_file import official_csv, read_plans
     from dipole_ray.driving.score import PDMScorer
@@ -112,12 +201,12 @@ def _score_plan_file(source: Path, paths: Sequence[Path], arguments: argparse.Na
     if arguments.csv is not None and not arguments.csv.resolve().parent.is_dir():
         raise ConfigError(f"--csv {arguments.csv}: the folder does not exist; make it first")
     plans = read_plans(source)
-    scores: dict[str, Scores | None] = dict.fromkeys(map(_token, paths))
-    if len(scores) < len(paths):
-        raise ConfigError("two scene files have the same name, and so the same token; give each scene once")
-    for path, file in _read([path for path in paths if _token(path) in plans]):
-        scores[_token(path)] = PDMScorer(file.scene, arguments.bearing).score(plans[_token(path)][None])
-    rows = [{"scene": token, **one.rows()[0]} for token, one in scores.items() if one is not None]
+    scores: dict[str, Scores | None] = dict.fromkeys(one.token for one in sources)
+    if len(scores) < len(sources):
+        raise ConfigError("two scenes have the same token, a file's being its name; give each scene once")
+    for one in _shown([one for one in sources if one.token in plans]):
+        scores[one.token] = PDMScorer(one.read(), arguments.bearing).score(plans[one.token][None])
+    rows = [{"scene": token, **found.rows()[0]} for token, found in scores.items() if found is not None]
     if arguments.csv is not None:
         write_text(arguments.csv, official_csv(list(scores), list(scores.values())))
     if strangers := [token for token in plans if token not in scores]:
@@ -136,26 +225,25 @@ def _score_plan_file(source: Path, paths: Sequence[Path], arguments: argparse.Na
 
 def _scene_files(given: Sequence[Path]) -> list[Path]:
     """Return the scene files among files and folders."""
+    from dipole_ray.driving.container import is_scene_folder
     from dipole_ray.driving.scene_file import SUFFIX
 
     found = []
     for path in given:
+        if is_scene_folder(path):
+            raise ConfigError(f"{path}: its scenes have no plans of their own; give a file of plans before it")
         inside = sorted(path.glob(f"*{SUFFIX}")) if path.is_dir() and not path.name.endswith(SUFFIX) else [path]
         if not inside:
             raise ConfigError(f"{path}: no scene files, *{SUFFIX}, in this folder")
         found += inside
-    if not found:
-        raise ConfigError("no scenes to score the plans in; give their files or folders after the file of plans")
     return found
 
 
-def _read(paths: Sequence[Path]) -> Iterator[tuple[Path, "SceneFile"]]:
-    """Yield each file's scene as it is read; with progress where there are several."""
-    from dipole_ray.driving.scene_file import read_scene_file
-
-    with Progress("score", len(paths), "scenes") if len(paths) > 1 else nullcontext() as progress:
-        for path in paths:
-            yield path, read_scene_file(path)
+def _shown(items: Sequence[Item]) -> Iterator[Item]:
+    """Yield each of the scenes; with progress where there are several."""
+    with Progress("score", len(items), "scenes") if len(items) > 1 else nullcontext() as progress:
+        for item in items:
+            yield item
             if progress is not None:
                 progress.advance()
 

@@ -3,6 +3,9 @@
 A plan is poses of the car's rear axle; a scene is what surrounds it. `scene` says what a scene is and `scene_file`
 reads one; `plans`, `profiles` and `simulation` drive a plan; `area`, `collisions` and `comfort` judge the drive;
 `score` puts it together; `closed` plans the reference that progress is compared with.
+Scenes come from drives: `log` (with `pickles`) is what NAVSIM keeps of one, `roads` and `route` the map (`geopackage`)
+and the way on it, `tracks` what moves; `recorded` makes scenes of them, `metric_cache` reads NAVSIM's, and `container`
+(with `rows`) keeps them on disk.
 Shapes: `B` plans, `K` poses of a plan, `T` = 41 steps of 0.1 s, `P` polygons of a map, `M` objects.
 """
 

@@ -34,18 +34,19 @@ MIN_GAP_M, HEADWAY_S, ACCELERATION, DECELERATION, EXPONENT = 1.0, 1.5, 1.5, 3.0,
 PLAN_STEPS = 50
 
 
-def pdm_closed(scene: Scene, speed_limit: float | None = None) -> Array:
+def pdm_closed(scene: Scene, speed_limit: float | None = None, center: PosePath | None = None) -> Array:
     """Return the plan of PDM-Closed, poses (51, 3) in the world at 0.1 s; the scene's own reference is not looked at.
 
     Args:
         scene: Only its first frame is used: objects go on with the speed and the heading they have there.
         speed_limit: m/s, of the lane that the car is on; None takes 15 m/s, as the official planner does.
+        center: The centreline with the headings of its lanes; None takes those between its points.
     """
     if speed_limit is not None and not speed_limit > 0:
         raise ConfigError(f"speed_limit is {speed_limit}; metres per second above 0 are needed, or None")
     targets = SPEED_FRACTIONS * (FALLBACK_SPEED if speed_limit is None else speed_limit)
     forecast = _forecast(scene)
-    center = PosePath.through(scene.centerline)
+    center = center or PosePath.through(scene.centerline)
     paths = [center if offset == 0 else center.parallel(offset) for offset in OFFSETS_M]
     proposals = np.concatenate([_Unroll(forecast, path, targets).poses() for path in paths])
     judged = Judge(forecast, "official")(simulate(proposals[:, : STEPS + 1], scene.ego))
@@ -54,9 +55,9 @@ def pdm_closed(scene: Scene, speed_limit: float | None = None) -> Array:
     return best
 
 
-def reference_plan(scene: Scene, speed_limit: float | None = None) -> Array:
+def reference_plan(scene: Scene, speed_limit: float | None = None, center: PosePath | None = None) -> Array:
     """Return the plan of PDM-Closed as a scene's reference (41, 3), at the cut times of `plans`."""
-    plan = pdm_closed(scene, speed_limit)
+    plan = pdm_closed(scene, speed_limit, center)
     knots_us = scene.start_us + np.arange(len(plan)) * 100_000.0
     reference: Array = sampled(plan[None], knots_us, scene.start_us)[0]
     return reference

@@ -24,15 +24,34 @@ def wrap_evenly(angle: Array) -> Array:
     return wrapped
 
 
-def box_points(states: Array) -> Array:
-    """Return the box of the car at states (..., 11), in points (..., 5, 2).
+def corners(centers: Array, heading: Array, length: Array | float, width: Array | float) -> Array:
+    """Return the corners (..., 4, 2), front left, rear left, rear right, front right, of boxes around centers (..., 2).
 
-    These are the corners front left, rear left, rear right and front right, and the centre.
+    The turn by a right angle is nuPlan's, whose rounding decides which boxes touch.
     """
-    heading = states[..., HEADING, None]
-    along = np.concatenate([np.cos(heading), np.sin(heading)], axis=-1)
-    # The turn by a right angle is nuPlan's, whose rounding decides which boxes touch.
-    across = np.concatenate([np.cos(heading + np.pi / 2), np.sin(heading + np.pi / 2)], axis=-1)
+    along = np.stack([np.cos(heading), np.sin(heading)], axis=-1)
+    across = np.stack([np.cos(heading + np.pi / 2), np.sin(heading + np.pi / 2)], axis=-1)
+    left, ahead = np.asarray(width)[..., None] / 2, np.asarray(length)[..., None] / 2
+    ways = [(left, ahead), (left, -ahead), (-left, -ahead), (-left, ahead)]
+    return np.stack([centers + (side * across + front * along) for side, front in ways], axis=-2)
+
+
+def box_points(states: Array) -> Array:
+    """Return the box of the car at states (..., 11), in points (..., 5, 2): its corners, and its centre."""
+    heading = states[..., HEADING]
+    along = np.stack([np.cos(heading), np.sin(heading)], axis=-1)
     center = states[..., [X, Y]] + REAR_AXLE_TO_CENTER * along
-    corners = [(WIDTH / 2, LENGTH / 2), (WIDTH / 2, -LENGTH / 2), (-WIDTH / 2, -LENGTH / 2), (-WIDTH / 2, LENGTH / 2)]
-    return np.stack([*(center + (left * across + ahead * along) for left, ahead in corners), center], axis=-2)
+    return np.concatenate([corners(center, heading, LENGTH, WIDTH), center[..., None, :]], axis=-2)
+
+
+def turned(vectors: Array, angle: float) -> Array:
+    """Return vectors (..., 2) turned to the left."""
+    cos, sin = np.cos(angle), np.sin(angle)
+    x, y = vectors[..., 0], vectors[..., 1]
+    return np.stack([x * cos - y * sin, x * sin + y * cos], axis=-1)
+
+
+def seen_from(poses: Array, origin: Array) -> Array:
+    """Return poses (..., 3) of the world in the frame of a pose (3,)."""
+    moved = turned(poses[..., :2] - origin[:2], -origin[2])
+    return np.concatenate([moved, wrap_evenly(poses[..., 2:] - origin[2])], axis=-1)
