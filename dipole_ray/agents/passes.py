@@ -22,6 +22,7 @@ from dipole_ray.agents.networks import LAYER_NORM_EPS, Members, StackedMLP
 from dipole_ray.agents.products import multiply, workspace
 
 Array = np.ndarray
+_NO_SHARES = np.zeros(1)
 _MIN_WORK = 2**26
 """Multiplications that make another thread worth its start."""
 
@@ -53,25 +54,48 @@ class Pass(NamedTuple):
 
 
 @compiled
-def run_forward(stack: Stack, members: Array, is_normal: bool, epsilon: Any, run: Pass, start: int, stop: int) -> None:
-    """Fill a pass of these members between two rows."""
+def carry(points: Array, velocities: Array, shares: Array) -> None:
+    """Move the points in the inputs (B, O + A + 1) by the share of each field's velocity (F, B, A)."""
+    first = points.shape[1] - velocities.shape[2] - 1
+    for f in range(velocities.shape[0]):
+        for row in range(velocities.shape[1]):
+            for a in range(velocities.shape[2]):
+                points[row, first + a] += shares[f] * velocities[f, row, a]
+
+
+@compiled
+def run_forward(
+    stack: Stack, members: Array, is_normal: bool, epsilon: Any, run: Pass, shares: Array, steps: int, start: int,
+    stop: int,
+) -> None:  # fmt: skip
+    """Fill a pass of these members between two rows.
+
+    With steps, the inputs are (1, B, O + A + 1), and their points are carried along the fields in so many passes, each
+    field with its share of the velocity.
+    """
     room, last = workspace(run.inputs), len(stack.kernels) - 1
-    for e in range(len(members)):
-        m, x = members[e], run.inputs[e % run.inputs.shape[0], start:stop]
-        for layer in range(last):
-            z, y = run.hidden.zs[layer][e, start:stop], run.hidden.ys[layer][e, start:stop]
-            bias = stack.biases[layer][m, 0]
-            multiply(x, False, stack.kernels[layer][m], False, z, False, room)
-            if is_normal:
-                normalize(z, bias, stack.scales[layer][m, 0], stack.shifts[layer][m, 0], epsilon, y)
-            else:
-                activate(z, bias, y)
-            x = y
-        found, bias = run.outputs[e, start:stop], stack.biases[last][m, 0]
-        multiply(x, False, stack.kernels[last][m], False, found, False, room)
-        for row in range(found.shape[0]):
-            for o in range(found.shape[1]):
-                found[row, o] += bias[o]
+    for k in range(max(steps, 1)):
+        if steps > 0:
+            run.inputs[0, start:stop, -1] = k / steps
+        for e in range(len(members)):
+            m, x = members[e], run.inputs[e % run.inputs.shape[0], start:stop]
+            for layer in range(last + 1):  # one call in a loop: each is compiled, inlined, for itself
+                bias = stack.biases[layer][m, 0]
+                z = run.outputs[e, start:stop] if layer == last else run.hidden.zs[layer][e, start:stop]
+                multiply(x, False, stack.kernels[layer][m], False, z, False, room)
+                if layer == last:
+                    for row in range(z.shape[0]):
+                        for o in range(z.shape[1]):
+                            z[row, o] += bias[o]
+                    break
+                y = run.hidden.ys[layer][e, start:stop]
+                if is_normal:
+                    normalize(z, bias, stack.scales[layer][m, 0], stack.shifts[layer][m, 0], epsilon, y)
+                else:
+                    activate(z, bias, y)
+                x = y
+        if steps > 0:
+            carry(run.inputs[0, start:stop], run.outputs[:, start:stop], shares)
 
 
 @compiled
@@ -90,39 +114,23 @@ def run_backward(
             for row in range(d.shape[0]):
                 for o in range(d.shape[1]):
                     sums.biases[last][m, 0, o] += d[row, o]
-        for layer in range(last, 0, -1):
+        for layer in range(last, -1, -1):
+            below = layer - 1
             if learns:
-                multiply(run.hidden.ys[layer - 1][e, start:stop], True, d, False, sums.kernels[layer][m], True, room)
-            kernel, below = stack.kernels[layer][m], layer - 1
-            z, previous, d = run.hidden.zs[below][e, start:stop], d, run.hidden.ds[below][start:stop]
-            multiply(previous, False, kernel, True, d, False, room)
+                x = run.hidden.ys[below][e, start:stop] if layer else run.inputs[e % run.inputs.shape[0], start:stop]
+                multiply(x, True, d, False, sums.kernels[layer][m], True, room)
+            if layer == 0 and inputs.shape[1] == 0:
+                break
+            above, d = d, run.hidden.ds[below][start:stop] if layer else inputs[e, start:stop]
+            multiply(above, False, stack.kernels[layer][m], True, d, False, room)
+            if layer == 0:
+                break
+            z = run.hidden.zs[below][e, start:stop]
             if is_normal:
                 of = sums.biases[below][m, 0], sums.scales[below][m, 0], sums.shifts[below][m, 0]
                 normalize_backward(z, d, stack.scales[below][m, 0], epsilon, of)
             else:
                 activate_backward(z, d, sums.biases[below][m, 0])
-        if learns:
-            x = run.inputs[e % run.inputs.shape[0], start:stop]
-            multiply(x, True, d, False, sums.kernels[0][m], True, room)
-        if inputs.shape[1] > 0:
-            multiply(d, False, stack.kernels[0][m], True, inputs[e, start:stop], False, room)
-
-
-@compiled
-def run_flow(
-    stack: Stack, members: Array, epsilon: Any, run: Pass, shares: Array, steps: int, start: int, stop: int
-) -> None:
-    """Carry the points in the inputs (1, B, O + A + 1) along the fields, each with its share of the velocity."""
-    inputs, velocities = run.inputs[0], run.outputs
-    fields, _, actions = velocities.shape
-    first = inputs.shape[1] - actions - 1
-    for k in range(steps):
-        inputs[start:stop, first + actions] = k / steps
-        run_forward(stack, members, False, epsilon, run, start, stop)
-        for f in range(fields):
-            for row in range(start, stop):
-                for a in range(actions):
-                    inputs[row, first + a] += shares[f] * velocities[f, row, a]
 
 
 class Plan(NamedTuple):
@@ -173,11 +181,7 @@ class Passes:
     def forward(self, plan: Plan, inputs: Tensor) -> Pass:
         """Return the pass of the inputs, (B, I) for every member or (E, B, I)."""
         run = self._pass(plan, inputs if inputs.dim() == 3 else inputs.unsqueeze(0))
-        self.deal(
-            lambda _, *part: run_forward(plan.stack, plan.members, plan.is_normal, plan.epsilon, run, *part),
-            run.inputs.shape[1],
-            plan.size,
-        )
+        self._run(plan, run, _NO_SHARES.astype(run.inputs.dtype), 0)
         return run
 
     def backward(self, plan: Plan, run: Pass, gradient: Tensor, learns: bool, needs_inputs: bool) -> Tensor:
@@ -209,11 +213,7 @@ class Passes:
         run = self._pass(plan, x.unsqueeze(0))
         shares = np.array([1.0] if len(along) == 1 else [1.0 + omega, -omega]) / steps
         shares = shares.astype(run.inputs.dtype)
-        self.deal(
-            lambda _, *part: run_flow(plan.stack, plan.members, plan.epsilon, run, shares, steps, *part),
-            len(x),
-            steps * plan.size,
-        )
+        self._run(plan, run, shares, steps)
         self.release(plan, run)
         return x[:, -actions - 1 : -1].clamp(-1.0, 1.0).view_as(noise)
 
@@ -250,6 +250,10 @@ class Passes:
             zs, ys = (tuple(np.empty((members, rows, width), kind) for width in plan.hidden) for _ in range(2))
             free.append(Room(zs, ys, tuple(np.empty((rows, width), kind) for width in plan.hidden)))
         return Pass(array, free.pop(), np.empty((members, rows, plan.stack.biases[-1].shape[2]), kind))
+
+    def _run(self, plan: Plan, run: Pass, shares: Array, steps: int) -> None:
+        way = plan.stack, plan.members, plan.is_normal, plan.epsilon, run, shares, steps
+        self.deal(lambda _, *part: run_forward(*way, *part), run.inputs.shape[1], max(steps, 1) * plan.size)
 
     def _gradient(self, thread: int, parameter: nn.Parameter) -> Tensor:
         return self._gradients[parameter][thread]
