@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dipole_ray.agents import loops, state
+from dipole_ray.agents.compiling import compiling_once
 from dipole_ray.agents.fields import StackedFields
 from dipole_ray.agents.networks import PASSES, StackedMLP
 from dipole_ray.agents.passes import Passes
@@ -42,6 +43,11 @@ class CompiledSteps(Steps):
         self._gradient_of = views[0]
         self.gradients = [self._by_thread[0]]
         self._passes = Passes(dict(zip(self.parameters, zip(*views, strict=True), strict=True)), threads)
+        with compiling_once():
+            self._warm_up(networks)
+
+    def _warm_up(self, networks: nn.Module) -> None:
+        """Compile whatever an update calls."""
         for module in networks.modules():
             if isinstance(module, StackedMLP):
                 self._passes.warm_up(module)

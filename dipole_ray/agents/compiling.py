@@ -1,12 +1,17 @@
 """Compiles functions of plain loops for the machine at hand, by numba, and keeps the result in the user's cache."""
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numba
+
+from dipole_ray.errors import DipoleError
+from dipole_ray.files.lock import FolderLock
 
 OPTIONS: dict[str, Any] = {
     # Python's looks at each divisor, and no loop with a division is vectorized.
@@ -18,6 +23,8 @@ OPTIONS: dict[str, Any] = {
     "forceinline": True,
 }
 
+_log = logging.getLogger(__name__)
+_WAIT_S = 120.0
 
 _SOURCES = ("compiling", "kernels", "loops", "networks", "passes", "products", "tiles")
 
@@ -46,3 +53,11 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     finally:
         numba.config.CACHE_DIR = before
     return made
+
+
+def compiling_once() -> AbstractContextManager[object]:
+    """Let one process of a machine compile, and others wait and load what it made, as trials start side by side."""
+    try:
+        return FolderLock(Path(_CACHE_DIRECTORY), _WAIT_S, say=_log.debug)
+    except (DipoleError, OSError):  # no place for a lock, or one that compiles for too long: each for itself
+        return nullcontext()

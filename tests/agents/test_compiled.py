@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from tests.agents.test_captured import AGENTS, assert_close, named, spoilt
 
 pytest.importorskip("numba")
 
-from dipole_ray.agents import passes
+from dipole_ray.agents import compiling, passes
 from dipole_ray.agents.products import multiply, workspace
 
 SETTINGS = [
@@ -171,3 +172,27 @@ def test_a_stack_is_not_given_inputs_of_another_width() -> None:
     wrong: Tensor = torch.zeros(ROWS, 3)
     with pytest.raises(ValueError, match="inputs are float32 of shape"):
         twin.steps._passes.evaluate(twin.networks.critic, wrong)  # type: ignore[attr-defined]
+
+
+def test_one_process_compiles_while_others_wait(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(compiling, "_CACHE_DIRECTORY", str(tmp_path / "new"))
+    order: list[str] = []
+
+    def compile_too() -> None:
+        with compiling.compiling_once():
+            order.append("second")
+
+    with compiling.compiling_once():
+        other = threading.Thread(target=compile_too)
+        other.start()
+        other.join(0.5)
+        order.append("first")
+    other.join()
+    assert order == ["first", "second"]
+
+
+def test_where_no_lock_can_be_each_process_compiles_for_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(compiling, "_CACHE_DIRECTORY", str(tmp_path / "file"))
+    with compiling.compiling_once():
+        pass

@@ -143,11 +143,10 @@ def _files(client: Any, run_id: str, folder: str) -> list[Any]:
     return files
 
 
-def interrupt(folder: Path, runs: str, reached: tuple[str, int]) -> tuple[int, str, Path]:
+def interrupt(folder: Path, runs: str, reached: tuple[str, int], compiled: Path | None) -> tuple[int, str, Path]:
     """Train until a metric reaches a value, press Ctrl-C; return status, output and run folder."""
     command = [sys.executable, "-c", LAUNCH, "train", "small.yaml", f"folder={runs}", "training.online_env_steps=240"]
-    # It compiles what the other runs find compiled, and its numbers must be the same.
-    variables = {**environment(folder), "NUMBA_CACHE_DIR": str(folder / "compiled")}
+    variables = environment(folder) | ({"NUMBA_CACHE_DIR": str(compiled)} if compiled else {})
     process = subprocess.Popen(
         command, cwd=folder, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -165,18 +164,20 @@ def interrupt(folder: Path, runs: str, reached: tuple[str, int]) -> tuple[int, s
 
 
 @pytest.mark.parametrize(
-    "reached",
+    ("reached", "anew"),
     [
-        pytest.param(("learner_steps", 20), id="in the offline phase", marks=pytest.mark.slow),
-        pytest.param(("env_steps", 60), id="in the online phase"),
+        pytest.param(("learner_steps", 20), False, id="in the offline phase", marks=pytest.mark.slow),
+        pytest.param(("env_steps", 60), False, id="in the online phase"),
+        pytest.param(("env_steps", 80), True, id="of a run that compiles anew", marks=pytest.mark.slow),
     ],
 )
 def test_ctrl_c_and_resume_end_where_the_whole_run_ends(
-    folder: Path, finished: tuple[Path, subprocess.CompletedProcess[str]], reached: tuple[str, int]
+    folder: Path, finished: tuple[Path, subprocess.CompletedProcess[str]], reached: tuple[str, int], anew: bool
 ) -> None:
-    """Status 130, the command that continues, and then the very same agent."""
+    """Status 130, the command that continues, and then the very same agent, whoever compiled its updates."""
     whole, _ = finished
-    status, output, run = interrupt(folder, f"broken-{reached[0]}", reached)
+    compiled = folder / "compiled" if anew else None
+    status, output, run = interrupt(folder, f"broken-{reached[0]}-{reached[1]}", reached, compiled)
     assert status == 130, output
     assert f"dipole train --resume {run.relative_to(folder)}" in output
     stopped = read_checkpoint(run / "checkpoints")
