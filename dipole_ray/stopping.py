@@ -8,7 +8,7 @@ ignored, as under nohup, stays ignored.
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -83,7 +83,7 @@ def noting_stops() -> Iterator[StopRequests]:
 def ending_on_stops() -> Iterator[None]:
     """Raise Stopped in the block at the first SIGTERM or SIGHUP, as Python itself does at Ctrl-C."""
     end = _End()
-    with _handling(end, *(number for number in SIGNALS if number != signal.SIGINT)):
+    with _handling(end, [number for number in SIGNALS if number != signal.SIGINT]):
         try:
             yield
         except KeyboardInterrupt:  # Ray raises a plain one in place of what a handler raised while it waited
@@ -103,12 +103,14 @@ class _End:
 
 
 @contextlib.contextmanager
-def _handling(handler: Callable[[int, FrameType | None], Any], *numbers: int) -> Iterator[dict[int, Any]]:
-    """Handle signals in the block (none given: all), and give the handlers that they had and get back."""
+def _handling(
+    handler: Callable[[int, FrameType | None], Any], numbers: Iterable[int] = SIGNALS
+) -> Iterator[dict[int, Any]]:
+    """Handle signals in the block, and give the handlers that they had and get back."""
     before: dict[int, Any] = {}
     try:
         if threading.current_thread() is threading.main_thread():
-            for number in numbers or SIGNALS:
+            for number in numbers:
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     before[number] = signal.signal(number, handler)
         yield before
@@ -119,22 +121,37 @@ def _handling(handler: Callable[[int, FrameType | None], Any], *numbers: int) ->
 
 @contextlib.contextmanager
 def keeping_handlers() -> Iterator[None]:
-    """Give signals that the caller handles their handlers back after the block, in which a library sets its own.
+    """Keep the handlers that the caller has in a block in which a library would set its own.
 
-    Processes that are started in the block do not hear SIGTERM and SIGHUP: sent to all processes of a terminal, a job
-    or a service, they would end those that a run needs for its last checkpoint.
+    Requests to stop in the block are met when it ends: in its midst they would leave processes that it has begun to
+    start. Ctrl-C pressed again ends it at once. Processes that are started in the block do not hear SIGTERM and SIGHUP:
+    sent to all processes of a terminal, a job or a service, they would end those that a run needs for its last
+    checkpoint. The mask that they inherit keeps signals from no other thread of this process.
     """
-    spared = set(SIGNALS) - {signal.SIGINT}
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, spared)
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, set(SIGNALS) - {signal.SIGINT})
+    requests, handled = StopRequests(), [number for number in SIGNALS if callable(signal.getsignal(number))]
+    try:
+        with _handling(requests, handled) as before, _handlers_kept(before):
+            yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    for number in requests.numbers[:1]:
+        signal.raise_signal(number)
+
+
+@contextlib.contextmanager
+def _handlers_kept(numbers: Container[int]) -> Iterator[None]:
+    """Let nobody set the handlers of these signals in the block."""
+    set_handler = signal.signal
+
+    def keep(number: int, handler: Any) -> Any:
+        return signal.getsignal(number) if number in numbers else set_handler(number, handler)
+
+    signal.signal = keep
     try:
         yield
     finally:
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in handlers.items():
-                if callable(handler) and signal.getsignal(number) is not handler:
-                    signal.signal(number, handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal = set_handler
 
 
 def spare_this_process() -> None:

@@ -14,6 +14,8 @@ from dipole_ray.cli import bench, data, doctor, drive, evaluate, latency, sweep,
 from dipole_ray.errors import DipoleError
 from dipole_ray.stopping import Stopped, ending_on_stops
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""What disks answer that take nothing more, which is no defect of ours."""
 _DESCRIPTION = """\
 Dichotomous Diffusion Policy Optimization, from offline data to a fine-tuned policy, on Ray.
 
@@ -54,7 +56,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; errors of the user's are one sentence on standard error and status 2."""
+    """Run one command; errors of the user's, and full disks, are one sentence on standard error and status 2."""
     with _readers_may_leave():
         return _run(argv)
 
@@ -69,6 +71,13 @@ def _run(argv: Sequence[str] | None) -> int:
             return int(arguments.run(arguments))
     except DipoleError as error:
         print(f"error: {error}", *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        what = f"{error.filename or 'a file'} cannot be written ({error.strerror})"
+        said = [*getattr(error, "__notes__", ())] or ["free space, then give the same command again"]
+        print(f"error: {what}: what was finished before is kept", *said, sep="\n", file=sys.stderr)
         return 2
     except Stopped as stop:
         print("interrupted", file=sys.stderr)

@@ -1,9 +1,13 @@
 """What subcommands have in common: how they are added to the parser, and how they name the files that they wrote."""
 
 import argparse
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+
+from dipole_ray.errors import ConfigError
+from dipole_ray.files.durable import write_text
 
 CACHE = Path("~/.cache/dipole_ray")  # where a run keeps what it converts too, unless data.cache says otherwise
 
@@ -21,6 +25,33 @@ def add_command(
     parser: argparse.ArgumentParser = commands.add_parser(name, **words)
     parser.set_defaults(run=run)
     return parser
+
+
+def require_place(option: str, path: Path | None) -> None:
+    """Raise ConfigError where the file that an option asks for cannot be written, before the work for it is done."""
+    if path is None:
+        return
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise ConfigError(f"{option} {path}: the folder does not exist; make it first")
+    if path.is_dir():
+        raise ConfigError(f"{option} {path} is a folder; give a file, such as {path / option.strip('-')}")
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        raise ConfigError(f"{option} {path}: it may not be written; choose another place")
+
+
+def write_file(option: str, path: Path, text: str) -> None:
+    """Write the file that an option asks for; ConfigError where the disk refuses."""
+    try:
+        write_text(path, text)
+    except OSError as error:
+        raise refusal(option, path, error) from error
+
+
+def refusal(option: str, path: Path, error: OSError) -> ConfigError:
+    """Return the error of a disk that refuses the file that an option asks for."""
+    why = f"cannot be written ({error.strerror or error})"
+    return ConfigError(f"{option} {path}: {why}; free space there, or choose another place")
 
 
 def print_files(files: Iterable[Path]) -> None:

@@ -13,7 +13,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from dipole_ray.cli.collect import add_collect
-from dipole_ray.cli.command import CACHE, add_command
+from dipole_ray.cli.command import CACHE, add_command, refusal, require_place, write_file
 from dipole_ray.cli.download import add_download
 from dipole_ray.errors import ConfigError, DatasetError, counted
 
@@ -266,20 +266,21 @@ def run_inspect(args: argparse.Namespace) -> int:
     from dipole_ray.files.durable import json_text
     from dipole_ray.progress import Progress
 
+    require_place("--json", args.json)
+    require_place("--plot", args.plot)
     progress = Progress(f"inspect {args.path.name}", unit="transitions")
     with ExitStack() as stack:  # for the bar comes after the labelling, which has one of its own
         begin = partial(stack.enter_context, progress)
         reading, expected = _reading_of(args, args.path, dataset_kind(args.path), begin)
         inspection = inspect_dataset(args.path, reading, expected=expected, on_transitions=progress.update)
     print_inspection(inspection)
-    try:
-        if args.json is not None:
-            args.json.write_text(json_text(inspection.to_json()), encoding="utf-8")
-        if args.plot is not None:
+    if args.json is not None:
+        write_file("--json", args.json, json_text(inspection.to_json()))
+    if args.plot is not None:
+        try:
             plot_inspection(inspection, args.plot)
-    except OSError as error:
-        found = f"{error.filename or args.plot}: cannot be written ({error.strerror or error})"
-        raise ConfigError(f"{found}; choose another place for the output") from error
+        except OSError as error:
+            raise refusal("--plot", args.plot, error) from error
     return 1 if inspection.verdict == "error" else 0
 
 

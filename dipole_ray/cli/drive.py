@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dipole_ray.cli.command import add_command, print_files
+from dipole_ray.cli.command import add_command, print_files, require_place, write_file
 from dipole_ray.errors import ConfigError, counted
 from dipole_ray.progress import Progress
 from dipole_ray.tables import DASH, print_table, terminal_table
@@ -196,10 +196,8 @@ def _score_plan_file(source: Path, sources: Sequence[_Source], arguments: argpar
     """Score the plan of every scene, print the rows, and write the official table where asked."""
     from dipole_ray.driving.plan_file import official_csv, read_plans
     from dipole_ray.driving.score import PDMScorer
-    from dipole_ray.files.durable import write_text
 
-    if arguments.csv is not None and not arguments.csv.resolve().parent.is_dir():
-        raise ConfigError(f"--csv {arguments.csv}: the folder does not exist; make it first")
+    require_place("--csv", arguments.csv)
     plans = read_plans(source)
     scores: dict[str, Scores | None] = dict.fromkeys(one.token for one in sources)
     if len(scores) < len(sources):
@@ -208,7 +206,7 @@ def _score_plan_file(source: Path, sources: Sequence[_Source], arguments: argpar
         scores[one.token] = PDMScorer(one.read(), arguments.bearing).score(plans[one.token][None])
     rows = [{"scene": token, **found.rows()[0]} for token, found in scores.items() if found is not None]
     if arguments.csv is not None:
-        write_text(arguments.csv, official_csv(list(scores), list(scores.values())))
+        write_file("--csv", arguments.csv, official_csv(list(scores), list(scores.values())))
     if strangers := [token for token in plans if token not in scores]:
         some = f"{strangers[0]}{' ...' if len(strangers) > 1 else ''}"
         print(f"{counted(len(strangers), 'plan')} of {source} without a scene: {some}", file=sys.stderr)

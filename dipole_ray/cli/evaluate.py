@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from dipole_ray.cli.command import add_command
+from dipole_ray.cli.command import add_command, require_place, write_file
 
 _EPILOG = """\
 examples:
@@ -37,7 +37,6 @@ def add_parser(subparsers: Any) -> None:
 def run_evaluate(arguments: argparse.Namespace) -> int:
     """Evaluate, print the table, and write rows and videos where asked."""
     from dipole_ray.envs.make import env_dims
-    from dipole_ray.errors import ConfigError
     from dipole_ray.evaluation import report
     from dipole_ray.evaluation.cells import EvalConfig
     from dipole_ray.evaluation.parallel import evaluate_policy
@@ -49,8 +48,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     given = {"episodes": arguments.episodes, "seed": arguments.seed}
     given |= {"omegas": arguments.omega, "candidates": arguments.candidates}
     config = from_mapping(EvalConfig, {key: value for key, value in given.items() if value is not None}, "evaluation")
-    if arguments.json is not None and not arguments.json.resolve().parent.is_dir():
-        raise ConfigError(f"--json {arguments.json}: the folder does not exist; make it first")
+    require_place("--json", arguments.json)
     changes = {"denoise_steps": arguments.steps, "solver": arguments.solver}
     acting = {key: value for key, value in changes.items() if value is not None}
     trained = load_policy(arguments.policy, **acting)
@@ -60,7 +58,8 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     how = "".join(f", {key} {value}" for key, value in acting.items())
     report.print_table({phase: rows}, title=f"{trained.env.id} after {trained.learner_steps} updates{how}")
     if arguments.json is not None:
-        arguments.json.write_text(json_text([{**row, **acting} for row in report.sort_rows(rows)]))
+        text = json_text([{**row, **acting} for row in report.sort_rows(rows)])
+        write_file("--json", arguments.json, text)
         print(f"rows      {arguments.json}")
     if arguments.videos:
         from dipole_ray.evaluation.video import record_run

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dipole_ray.cli.command import add_command
+from dipole_ray.cli.command import add_command, require_place, write_file
 
 _EPILOG = """\
 examples:
@@ -49,8 +49,7 @@ def run_latency(arguments: argparse.Namespace) -> int:
 
     if arguments.hz is not None and not 0 < arguments.hz < float("inf"):
         raise ConfigError(f"--hz {arguments.hz}: give a finite number above 0")
-    if arguments.json is not None and not arguments.json.resolve().parent.is_dir():
-        raise ConfigError(f"--json {arguments.json}: the folder does not exist; make it first")
+    require_place("--json", arguments.json)
     devices = arguments.device or ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     given = {"steps": arguments.steps, "candidates": arguments.candidates, "batches": arguments.batch}
     given = {key: tuple(dict.fromkeys(value)) for key, value in given.items() if value is not None}
@@ -74,6 +73,7 @@ def run_latency(arguments: argparse.Namespace) -> int:
         none = f"no setting fits; the fastest is {fastest}: take fewer steps, a smaller network or a faster device"
         print(f"{place} at {arguments.hz:g} Hz ({1e3 / arguments.hz:.2f} ms): {chosen or none}")
     if arguments.json is not None:
-        arguments.json.write_text(json_text({"hz": arguments.hz, "rows": [asdict(one) for one in found], "best": best}))
+        text = json_text({"hz": arguments.hz, "rows": [asdict(one) for one in found], "best": best})
+        write_file("--json", arguments.json, text)
         print(f"rows      {arguments.json}")
     return 0

@@ -30,22 +30,28 @@ def commit_file(temporary: Path, final: Path) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """Give the path of a temporary file, which becomes `path` when the block ends, replacing what stood there.
 
-    If the block or the disk fails, the temporary file is removed and `path` stays as it was.
+    If the block or the disk fails, the temporary file is removed and `path` stays as it was. An error of the disk names
+    `path`: that of a full one, which comes with the bytes, names no file.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         yield temporary
         commit_file(temporary, path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename in (None, str(temporary)):
+            error.filename = str(path)
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Write a text in UTF-8, whole or not at all, and return the path."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    """Write a text in UTF-8, whole or not at all, and return the path.
+
+    What is no regular file, such as `/dev/stdout`, takes the text itself and is not replaced.
+    """
+    with replacing(path) if path.is_file() or not path.exists() else contextlib.nullcontext(path) as place:
+        place.write_text(text, encoding="utf-8")
     return path
 
 

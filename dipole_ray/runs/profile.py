@@ -7,6 +7,7 @@ process: then torch's operations of the first seconds stand below them.
 
 import contextlib
 import json
+import logging
 import os
 import tempfile
 import time
@@ -23,13 +24,17 @@ from dipole_ray.spans import recorded_by
 
 TORCH_S = 10.0
 """Seconds from the first update on in which torch's operations are kept: a second has a hundred thousand."""
+_log = logging.getLogger(__name__)
 _CLOCK = "dipole clock"
 _COMPARISONS = 16
 
 
 @contextlib.contextmanager
 def profiled(path: Path | None) -> Iterator[None]:
-    """Write the trace of the block to `path`, also where the block fails; None: nothing is traced."""
+    """Write the trace of the block to `path`, also where the block fails; None: nothing is traced.
+
+    A disk that refuses the trace is said, and takes nothing from what the block has done.
+    """
     if path is None:
         yield
         return
@@ -40,7 +45,10 @@ def profiled(path: Path | None) -> Iterator[None]:
         with recorded_by(trace.record):
             yield
     finally:
-        write_text(path, json.dumps(trace.finished()))
+        try:
+            write_text(path, json.dumps(trace.finished()))
+        except OSError as error:
+            _log.error("--profile %s: the trace cannot be written (%s) and is lost", path, error.strerror or error)
 
 
 class _Trace:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from dipole_ray.agents.config import AgentConfig
 from dipole_ray.cli import main
 from dipole_ray.columns import Schema
 from dipole_ray.files.checkpoint import write_checkpoint
+from dipole_ray.files.durable import replacing, write_text
 from dipole_ray.serving.policy import load_policy
 from dipole_ray.settings import to_mapping
 
@@ -130,3 +133,32 @@ def test_policy_without_ray(tmp_path: Path) -> None:
     assert policy.policy.config == config and policy.learner_steps == 7 and policy.env.id == "Pendulum-v1"
     saved = make_agent(config, Schema(3, 1), seed=0).policy.policy_state()
     assert all((tensor == saved[name]).all() for name, tensor in policy.policy.policy_state().items())
+
+
+def test_a_full_disk_and_a_place_that_takes_no_file_are_sentences(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, few = saved_run(tmp_path / "run", small()), ["--omega", "0", "--candidates", "1", "--episodes", "1"]
+    assert main(["evaluate", str(run), *few, "--json", "/dev/full"]) == 2
+    printed = capsys.readouterr()
+    assert "DIPOLE" in printed.out and "--json /dev/full: cannot be written (No space left on device)" in printed.err
+    assert main(["evaluate", str(run), *few, "--json", str(tmp_path)]) == 2
+    printed = capsys.readouterr()
+    assert not printed.out and f"--json {tmp_path} is a folder; give a file, such as {tmp_path}/json" in printed.err
+
+    def fill(*_: object) -> int:
+        with replacing(tmp_path / "leaderboard.json"):
+            Path("/dev/full").write_text("more than there is room for")
+        return 0
+
+    monkeypatch.setattr("dipole_ray.cli.doctor.run_doctor", fill)
+    assert main(["doctor"]) == 2
+    assert f"error: {tmp_path}/leaderboard.json cannot be written (No space left" in capsys.readouterr().err
+
+
+def test_a_pipe_takes_a_text_and_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(pipe := tmp_path / "pipe")
+    with ThreadPoolExecutor() as pool:
+        read = pool.submit(pipe.read_text)
+        write_text(pipe, "all of it")
+        assert read.result(10) == "all of it" and pipe.is_fifo()

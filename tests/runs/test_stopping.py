@@ -23,7 +23,7 @@ from dipole_ray.runs import session
 from dipole_ray.runs.config import load
 from dipole_ray.runs.run import resume_run, start_run
 from dipole_ray.runs.session import new_folder
-from dipole_ray.stopping import SIGNALS, Stopped, ending_on_stops, noting_stops
+from dipole_ray.stopping import SIGNALS, Stopped, ending_on_stops, keeping_handlers, noting_stops
 from dipole_ray.tracking.mlflow_feed import connect
 from tests.bench.small import write_suite
 from tests.cli.commands import environment, write_config
@@ -151,6 +151,29 @@ def test_a_library_that_raises_its_own_interrupt_hides_no_signal() -> None:
     with pytest.raises(Stopped) as stop, noting_stops() as stops, stops.ending_at_once():
         wait()
     assert stop.value.number == signal.SIGTERM
+
+
+def test_a_request_while_a_library_starts_is_met_afterwards() -> None:
+    """Threads that a library has started before take a signal that the main thread blocks, and its handler hears it."""
+    before, done = signal.getsignal(signal.SIGTERM), []
+    with pytest.raises(Stopped) as stop, ending_on_stops(), keeping_handlers():
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(signal.SIGTERM))  # as Ray does
+        unmasked, waiting = threading.Event(), threading.Event()
+
+        def listen() -> None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, [])
+            unmasked.set()
+            waiting.wait()
+
+        listener = threading.Thread(target=listen, daemon=True)
+        listener.start()
+        unmasked.wait()
+        os.kill(os.getpid(), signal.SIGTERM)
+        done += [time.sleep(0.1) for _ in range(3)]
+        waiting.set()
+        listener.join()
+    assert stop.value.number == signal.SIGTERM and len(done) == 3
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_what_nohup_ignores_stays_ignored() -> None:
