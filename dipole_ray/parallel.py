@@ -116,9 +116,9 @@ def ray_session(stop: Callable[[], None] | None = None) -> Iterator[None]:
         return
     # Ray's C++ core prints advice to its own developers at level ERROR; real failures surface as exceptions.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    with keeping_handlers(), _without_greeting():
-        start_ray(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
+        with keeping_handlers(), _without_greeting():
+            start_ray(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         yield
     finally:
         (stop or ray.shutdown)()

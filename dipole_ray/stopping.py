@@ -147,7 +147,7 @@ def _handlers_kept(numbers: Container[int]) -> Iterator[None]:
     def keep(number: int, handler: Any) -> Any:
         return signal.getsignal(number) if number in numbers else set_handler(number, handler)
 
-    signal.signal = keep
+    signal.signal = keep  # type: ignore[assignment]
     try:
         yield
     finally:

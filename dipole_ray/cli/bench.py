@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
-from dipole_ray.cli.command import add_command, print_files
+from dipole_ray.cli.command import add_command, print_files, to_cluster
 from dipole_ray.errors import ConfigError, counted
 
 _RUN = """\
@@ -73,7 +73,8 @@ def run_bench(arguments: argparse.Namespace) -> int:
         if not names:
             raise ConfigError(f"--only {word}: write KIND=NAME,NAME, such as --only method=dipole,fql")
         parts[kind] += names.split(",")
-    words = shlex.join([arguments.suite, *(f"--only={word}" for word in arguments.only), *arguments.overrides])
+    options = [*(f"--only={word}" for word in arguments.only), *to_cluster(arguments)]
+    words = shlex.join([arguments.suite, *options, *arguments.overrides])
     try:
         result = run_suite(suite, parts)
     except KeyboardInterrupt:

@@ -27,6 +27,11 @@ def add_command(
     return parser
 
 
+def to_cluster(arguments: argparse.Namespace) -> list[str]:
+    """Return the words that a next command needs to run on the cluster that this one was given."""
+    return [] if arguments.address is None else [f"--address={arguments.address}"]
+
+
 def require_place(option: str, path: Path | None) -> None:
     """Raise ConfigError where the file that an option asks for cannot be written, before the work for it is done."""
     if path is None:

@@ -55,8 +55,7 @@ def run_latency(arguments: argparse.Namespace) -> int:
     given = {key: tuple(dict.fromkeys(value)) for key, value in given.items() if value is not None}
     grid = Grid(**given, devices=tuple(dict.fromkeys(devices)), calls=arguments.calls)
     acting = {} if arguments.solver is None else {"solver": arguments.solver}
-    with Progress("measuring", unit="calls") as progress:
-        found = measure(arguments.policy, grid, progress, **acting)
+    found = measure(arguments.policy, grid, Progress("measuring", unit="calls"), **acting)
     cells = [
         [one.device, str(one.batch), str(one.candidates), DASH if one.steps is None else str(one.steps)]
         + [f"{value:.2f}" for value in (one.p50_ms, one.p95_ms, one.p99_ms)]

@@ -4,7 +4,7 @@ import argparse
 import shlex
 from typing import Any
 
-from dipole_ray.cli.command import add_command, print_files
+from dipole_ray.cli.command import add_command, print_files, to_cluster
 
 _EPILOG = """\
 examples:
@@ -72,11 +72,11 @@ def run_sweep_command(arguments: argparse.Namespace) -> int:
     if result.view_command is not None:
         print(f"mlflow    {result.view_command}")
     if not result.finished:
-        words = shlex.join([arguments.source, *arguments.overrides])
+        words = shlex.join([arguments.source, *arguments.overrides, *to_cluster(arguments)])
         print(f"\nstopped; continue with the same command:\n  dipole sweep {words}")
         return result.stops.exit_status
     best = result.folder / "best.yaml"
     if best in result.files:
         trial = result.folder / "trials" / result.board[0]["trial"]
-        print(f"\nnext:\n  dipole train {shlex.quote(str(best))}\n  dipole evaluate {shlex.quote(str(trial))}")
+        print(f"\nnext:\n  {shlex.join(['dipole', 'train', str(best), *to_cluster(arguments)])}\n  dipole evaluate {shlex.quote(str(trial))}")
     return 0 if result.board else 1

@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dipole_ray.cli.command import add_command, print_files
+from dipole_ray.cli.command import add_command, print_files, to_cluster
 
 if TYPE_CHECKING:
     from dipole_ray.runs.config import RunConfig
@@ -60,11 +60,11 @@ def run_train(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"nothing to train: name a preset ({', '.join(presets())}), a YAML file, or KEY=VALUE")
     with profiled(arguments.profile):
         run = start_run(load(source, words)) if arguments.resume is None else resume_run(arguments.resume, words)
-    folder = typed(run.folder)
+    folder, cluster = typed(run.folder), to_cluster(arguments)
     if run.evaluation:
         print_table(run.evaluation, chosen=run.chosen, title=folder.name)
     if not run.finished:
-        print(f"\nstopped; continue with:\n  {run.resume_command}")
+        print(f"\nstopped; continue with:\n  {shlex.join([*shlex.split(run.resume_command), *cluster])}")
         return run.stops.exit_status
     print(f"\nrun       {folder}")
     print_files(run.pictures)
@@ -74,7 +74,7 @@ def run_train(arguments: argparse.Namespace) -> int:
     grid = " --omega 0 1 3 --candidates 1 32" if run.chosen is not None else ""
     print(f"  {shlex.join(['dipole', 'evaluate', str(folder)])}{grid} --episodes 50")
     given = [*filter(None, [source]), *words] if arguments.resume is None else [str(folder / RUN_FILE), *words]
-    print(f"  {_another(run.config, given)}")
+    print(f"  {_another(run.config, [*given, *cluster])}")
     print("  dipole train --help-config    # every setting, explained")
     return 0
 

@@ -229,7 +229,9 @@ def read_manifest(directory: Path) -> Manifest:
     path = directory / MANIFEST
     if not path.is_file():
         found = "an import that did not finish" if any(directory.glob("data-*.arrow")) else "no dataset"
+        inside = sorted(file.parent for file in directory.glob(f"*/{MANIFEST}"))
         remedy = "make one with 'dipole data import' or 'dipole data collect'"
+        remedy = f"{inside[0]} is one" if inside else remedy
         raise DatasetError(f"{directory}: no {MANIFEST}, so this is {found}; {remedy}")
     try:
         value = read_json(path)

@@ -1,7 +1,7 @@
 """How long a policy takes for an action: by steps of its flow, candidates, states at a time and device."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -69,25 +69,34 @@ class Grid:
 def measure(run: Path, grid: Grid, progress: Progress, **acting: object) -> list[Latency]:
     """Return what the grid's settings take with a run's policy; `acting` are `load_policy`'s.
 
-    Settings of one device take turns, so that a change of the machine's load does not meet one of them alone.
+    `progress` is entered here, once there is something to measure.
     """
     found = []
-    for device in grid.devices:
-        policy = load_policy(run, device, **acting).policy
-        steps: Sequence[int | None] = grid.steps if policy.is_flow else (None,)
-        settings = list(product(grid.batches, grid.candidates, steps))
-        taken: dict[tuple[int, int, int | None], list[float]] = {setting: [] for setting in settings}
-        progress.begin(f"measuring on {device}", total=len(settings) * grid.calls)
-        for turn in range(_TURNS):
-            for setting in settings:
-                calls = grid.calls * (turn + 1) // _TURNS - grid.calls * turn // _TURNS
-                taken[setting] += _milliseconds(policy, *setting, calls)
-                progress.advance(calls)
-        for (batch, candidates, count), values in taken.items():
-            p50, p95, p99 = np.percentile(values, (50, 95, 99), method="higher").tolist()
-            measured = {"p50_ms": p50, "p95_ms": p95, "p99_ms": p99, "calls": len(values)}
-            found.append(Latency(device=device, batch=batch, candidates=candidates, steps=count, **measured))
+    policies = {device: load_policy(run, device, **acting).policy for device in grid.devices}
+    with progress:
+        for device, policy in policies.items():
+            found += _measured(policy, device, grid, progress)
     return found
+
+
+def _measured(policy: Policy, device: str, grid: Grid, progress: Progress) -> Iterator[Latency]:
+    """Yield what each setting takes on one device.
+
+    Settings take turns, so that a change of the machine's load does not meet one of them alone.
+    """
+    steps: Sequence[int | None] = grid.steps if policy.is_flow else (None,)
+    settings = list(product(grid.batches, grid.candidates, steps))
+    taken: dict[tuple[int, int, int | None], list[float]] = {setting: [] for setting in settings}
+    progress.begin(f"measuring on {device}", total=len(settings) * grid.calls)
+    for turn in range(_TURNS):
+        for setting in settings:
+            calls = grid.calls * (turn + 1) // _TURNS - grid.calls * turn // _TURNS
+            taken[setting] += _milliseconds(policy, *setting, calls)
+            progress.advance(calls)
+    for (batch, candidates, count), values in taken.items():
+        p50, p95, p99 = np.percentile(values, (50, 95, 99), method="higher").tolist()
+        measured = {"p50_ms": p50, "p95_ms": p95, "p99_ms": p99, "calls": len(values)}
+        yield Latency(device=device, batch=batch, candidates=candidates, steps=count, **measured)
 
 
 def best_for(found: Sequence[Latency], hz: float) -> Latency | None:

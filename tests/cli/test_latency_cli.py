@@ -70,3 +70,9 @@ def test_what_cannot_be_measured_is_refused(
 ) -> None:
     assert main(["latency", str(saved_run(tmp_path / "run", small())), *words]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_no_bar_is_shown_of_what_does_not_begin(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["latency", str(tmp_path / "nowhere")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and "nowhere" in said and "measuring" not in said

@@ -119,7 +119,8 @@ def test_a_stopped_sweep_prints_a_command_that_a_shell_takes(
 
     monkeypatch.setattr("dipole_ray.sweep.driver.run_sweep", stopped)
     file = write_sweep(tmp_path / "small.yaml", sweep_mapping(pendulum, tmp_path / "runs"))
-    words = ["sweep", str(file), "space.agent.beta={grid: [1, 3]}"]
+    monkeypatch.setenv("RAY_ADDRESS", "")  # which the option sets for this process
+    words = ["sweep", str(file), "space.agent.beta={grid: [1, 3]}", "--address=10.0.0.1:6379"]
     assert main(words) == 130
     assert shlex.split(capsys.readouterr().out.partition("same command:")[2]) == ["dipole", *words]
 
