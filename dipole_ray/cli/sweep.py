@@ -78,5 +78,6 @@ def run_sweep_command(arguments: argparse.Namespace) -> int:
     best = result.folder / "best.yaml"
     if best in result.files:
         trial = result.folder / "trials" / result.board[0]["trial"]
-        print(f"\nnext:\n  {shlex.join(['dipole', 'train', str(best), *to_cluster(arguments)])}\n  dipole evaluate {shlex.quote(str(trial))}")
+        train = shlex.join(["dipole", "train", str(best), *to_cluster(arguments)])
+        print(f"\nnext:\n  {train}\n  dipole evaluate {shlex.quote(str(trial))}")
     return 0 if result.board else 1

@@ -49,7 +49,7 @@ def _wrapper(name: str, space: gymnasium.Space) -> str:
         return f"{_WRAP}TransformObservation(env, f, gymnasium.spaces.Box(LOW, HIGH, (N,))), whose f makes N numbers"
     reshaped = "action.reshape(env.action_space.shape)"
     if isinstance(space, Discrete):
-        first, last = int(space.start), int(space.start + space.n - 1)
+        first, last = int(space.start), int(space.start) + int(space.n) - 1
         return _transform("int(np.rint(action[0]))", f"Box({first}, {last}, (1,))")
     if isinstance(space, MultiBinary):
         return _transform(_WHOLE, f"Box(0, 1, ({int(np.prod(space.shape))},))")

@@ -71,7 +71,7 @@ def measure(run: Path, grid: Grid, progress: Progress, **acting: object) -> list
 
     `progress` is entered here, once there is something to measure.
     """
-    found = []
+    found: list[Latency] = []
     policies = {device: load_policy(run, device, **acting).policy for device in grid.devices}
     with progress:
         for device, policy in policies.items():

@@ -121,7 +121,8 @@ def test_a_flipped_bit_in_the_manifest_is_found_and_an_old_manifest_without_chec
 
 def test_a_manifest_that_is_not_ours_is_refused(tmp_path: Path) -> None:
     write_dataset(tmp_path / "data", trajectories(), SCHEMA, {})
-    with pytest.raises(DatasetError, match=f"{tmp_path}: no manifest.json, so this is no dataset; {tmp_path}/data is one"):
+    said = f"{tmp_path}: no manifest.json, so this is no dataset; {tmp_path}/data is one"
+    with pytest.raises(DatasetError, match=said):
         open_dataset(tmp_path)
     path = tmp_path / "data" / "manifest.json"
     good = json.loads(path.read_text())

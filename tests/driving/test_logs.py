@@ -60,7 +60,7 @@ def test_plain_arrays_of_every_kind_survive() -> None:
     for protocol in range(2, 6):
         found = loads(pickle.dumps(values, protocol=protocol))
         assert all(np.array_equal(a, b) and type(a) is type(b) for a, b in zip(found, values, strict=True))
-        wanted = pickle.loads(pickle.dumps(values, protocol=protocol))  # which makes numbers native
+        wanted = pickle.loads(pickle.dumps(values, protocol=protocol))  # noqa: S301 - our own; numbers come native
         assert [one.dtype for one in found[:9]] == [one.dtype for one in wanted[:9]]
 
 
