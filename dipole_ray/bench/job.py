@@ -24,8 +24,8 @@ from dipole_ray.files.provenance import digest
 from dipole_ray.files.resume import config_differences
 from dipole_ray.runs.config import RunConfig, load
 from dipole_ray.runs.prepare import content_of, data_key, find_dataset
-from dipole_ray.runs.run import train_in
 from dipole_ray.runs.session import LOCK_WAIT_S, RUN_FILE
+from dipole_ray.runs.start import train_in
 from dipole_ray.tracking.metrics_file import METRICS_FILE
 
 ERROR_FILE = "error.txt"

@@ -75,6 +75,8 @@ class Suite:
             config = RunConfig.from_mapping(settings.apply_overrides(mapping, self.overrides))
         except ConfigError as error:
             raise ConfigError(f"suite {self.config.name}, task {task}, method {trained}: {error}") from None
+        if config.seeds:
+            raise ConfigError(f"suite {self.config.name}: seeds is {list(config.seeds)}: set them as suite.seeds")
         folder = Path(config.folder).expanduser().resolve() / "bench" / self.config.name / task / trained
         # One cell of many: in one process, evaluated over the grid, on episodes that all methods have with this seed.
         config = config.changed(

@@ -24,6 +24,7 @@ from dipole_ray.agents.agent import Agent, make_agent
 from dipole_ray.agents.captured import CapturedUpdates
 from dipole_ray.agents.data_parallel import DataParallel
 from dipole_ray.columns import Schema
+from dipole_ray.rllib.stack import LearnerStack
 
 JOIN_TIMEOUT = timedelta(minutes=30)
 """Longest wait of a learner for the others, at the start and in each exchange."""
@@ -52,6 +53,7 @@ class DIPOLELearner(FaultAwareApply):
     def __init__(self, config: Any) -> None:
         self.config = config
         self._captured: CapturedUpdates | None = None  # on a GPU, from the first call on
+        self.stack: LearnerStack | None = None  # with which learners of other runs it takes its steps, if with any
 
     def address(self) -> str:
         """Return where the others can join this learner, the first."""
@@ -93,14 +95,19 @@ class DIPOLELearner(FaultAwareApply):
         rows = batch_size // parallel.size
         num_updates = len(shares["rewards"]) // rows
         captures = self.agent.device.type == "cuda" and parallel.size == 1
-        if captures and (self._captured is None or self._captured.max_updates < num_updates):
-            self._captured = CapturedUpdates(self.agent, batch_size, num_updates)
-        metrics = self._captured.update_on(shares) if self._captured else self._update_on(shares, rows)
+        if self.stack is not None:
+            metrics = self.stack.update_on(self, shares)
+        elif captures:
+            if self._captured is None or self._captured.max_updates < num_updates:
+                self._captured = CapturedUpdates(self.agent, batch_size, num_updates)
+            metrics = self._captured.update_on(shares)
+        else:
+            metrics = self.update_alone(shares, rows)
         policy = self.policy_state() if publish else None
         return UpdateReport(num_updates=num_updates, busy_s=time.perf_counter() - start, metrics=metrics), policy
 
-    def _update_on(self, shares: Mapping[str, Tensor], rows: int) -> dict[str, float]:
-        """Step by step, return what `CapturedUpdates.update_on` does."""
+    def update_alone(self, shares: Mapping[str, Tensor], rows: int) -> dict[str, float]:
+        """Take each consecutive batch of so many `rows` by the agent's own step, and return the call's metrics."""
         columns = {name: share.to(self.agent.device, non_blocking=True) for name, share in shares.items()}
         num_updates = len(columns["rewards"]) // rows
         sums: dict[str, Tensor] = {}

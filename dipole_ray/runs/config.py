@@ -70,6 +70,10 @@ class RunConfig:
     """Folder that holds the runs, relative to the working directory of the command."""
     seed: int = 0
     """Seed of networks, updates, replay sampling and rollouts."""
+    seeds: tuple[int, ...] = ()
+    """Several seeds, such as [0, 1, 2, 3], in the place of `seed`: a run for each, all in one process, with one dataset
+    in memory and, on a GPU, one stacked step for all. Each has a folder `<folder>/<name>-<date>-<time>-seed-<seed>`,
+    which is a run's like any other."""
     env: EnvConfig
     """The environment and task."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -92,6 +96,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Reject contradictions between sections."""
+        self._require_seeds()
         require_equal_shares(self.agent.batch_size, self.learner.num_learners)
         if self.data.path is not None or self.data.collect_transitions > 0:
             return
@@ -108,6 +113,23 @@ class RunConfig:
         if fraction := self.training.offline_fraction:
             raise ConfigError(f"training.offline_fraction is {fraction} {unmet} leave the fraction null")
 
+    def _require_seeds(self) -> None:
+        """Raise ConfigError where `seeds` are no seeds, or something else contradicts them."""
+        if not self.seeds:
+            return
+        if min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds):
+            raise ConfigError(f"seeds is {list(self.seeds)}: different whole numbers >= 0 are needed")
+        if self.seed:
+            raise ConfigError(f"seed is {self.seed} and seeds is {list(self.seeds)}: drop one of them")
+        if self.learner.actors or self.rollout.num_workers:
+            found = f"rollout.num_workers is {self.rollout.num_workers}, learner.remote {self.learner.remote}"
+            remedy = "set rollout.num_workers=0 learner.remote=false, or start a run for each seed"
+            raise ConfigError(f"seeds is {list(self.seeds)}, whose runs share one process, and {found}: {remedy}")
+
+    def members(self) -> list[RunConfig]:
+        """Return the configs of single runs, one for each of `seeds`, or this one where there are none."""
+        return [replace(self, seed=seed, seeds=()) for seed in self.seeds] or [self]
+
     @staticmethod
     def from_mapping(mapping: Mapping[str, Any]) -> RunConfig:
         """Build a run's config from nested plain values; `agent.preset` names the preset the agent's keys override."""
@@ -122,7 +144,10 @@ class RunConfig:
 
     def to_mapping(self) -> dict[str, Any]:
         """Return the config as nested plain values that `from_mapping` reads back."""
-        return settings.to_mapping(self)
+        plain = settings.to_mapping(self)
+        if not self.seeds:  # a single run's is what it was before there were any
+            del plain["seeds"]
+        return plain
 
     def changed(self, **changes: Any) -> RunConfig:
         """Return the config with other values of some settings, those of a section as `learner={"remote": False}`."""

@@ -1,4 +1,4 @@
-"""A training run from its config to its pictures: both phases, each with its evaluation, and the resume.
+"""A training run once it is built: both phases, each with its evaluation, to its pictures.
 
 A run folder holds `run.yaml` (the resolved config), `metrics.jsonl`, `checkpoints/`, `replay/` (the online rows),
 `evaluation.json`, the paths of its episodes, and the pictures. Ctrl-C, SIGTERM and SIGHUP end the run within seconds,
@@ -11,120 +11,36 @@ import contextlib
 import io
 import logging
 import shlex
-import shutil
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
 from dipole_ray import plots
-from dipole_ray.data.segment import verified_once
-from dipole_ray.envs.make import env_dims
-from dipole_ray.errors import CheckpointError, EnvironmentUnavailable
+from dipole_ray.errors import EnvironmentUnavailable
 from dipole_ray.evaluation import report, trajectories
 from dipole_ray.evaluation.cells import cell_key, cells_with_chosen, chosen_cell
 from dipole_ray.evaluation.play import CellResult
 from dipole_ray.evaluation.table import cell_metrics, row_metrics
 from dipole_ray.evaluation.trajectories import Maze, Trajectory
 from dipole_ray.evaluation.video import record_run
-from dipole_ray.files.checkpoint import Checkpoint, newest_valid, read_checkpoint
-from dipole_ray.files.place import absolute
-from dipole_ray.files.resume import config_differences, guard_resume, version_differences, warn_of
-from dipole_ray.files.storage import checkpoint_bytes, require_lasting, require_room
-from dipole_ray.parallel import ray_session
+from dipole_ray.files.checkpoint import Checkpoint, newest_valid
+from dipole_ray.files.storage import checkpoint_bytes, require_room
 from dipole_ray.progress import Progress
-from dipole_ray.rllib.privates import stop_ray
 from dipole_ray.runs.beside import EvaluationBeside
-from dipole_ray.runs.config import FIXED, RunConfig, load, saved_config
-from dipole_ray.runs.prepare import prepare_dataset, require_fit
-from dipole_ray.runs.session import CHECKPOINTS, RUN_FILE, Session, new_folder, one_writer, typed, write_config
+from dipole_ray.runs.config import RunConfig
+from dipole_ray.runs.session import CHECKPOINTS, Session, typed
 from dipole_ray.stopping import Stopped, StopRequests, noting_stops
 
 _log = logging.getLogger(__name__)
-
-
-@verified_once()
-def start_run(config: RunConfig) -> Run:
-    """Train a new run; DipoleError where config, data, environment or run folder do not allow it."""
-    config = config.located()
-    require_lasting(Path(config.folder), "folder")
-    env_dims(config.env)  # what can be refused is refused before a folder is made and Ray started
-    dataset = None if config.data.collect_transitions else prepare_dataset(config.data, config.env)
-    require_fit(dataset, config.env)
-    folder = new_folder(config)
-    with contextlib.ExitStack() as undo:
-        undo.callback(shutil.rmtree, folder, ignore_errors=True)
-        with one_writer(folder), ray_session(stop_ray):
-            write_config(folder, config)
-            dataset = dataset or prepare_dataset(config.data, config.env)
-            run = Run(folder, config, dataset, checkpoint=None)
-            undo.pop_all()  # from here on there is something to keep
-            return run.train()
-
-
-@verified_once()
-def resume_run(folder: Path, overrides: list[str]) -> Run:
-    """Continue a run from its newest valid checkpoint, or from its beginning where it has not saved one yet.
-
-    Of the `key=value` overrides those that a checkpoint cannot be continued with are refused by ConfigError, and others
-    are named in one warning. CheckpointError if there is nothing to continue.
-    """
-    folder = absolute(folder)
-    if not (folder / RUN_FILE).is_file():
-        raise CheckpointError(f"{folder}: no {RUN_FILE} there, so this is no run; name the folder that 'train' printed")
-    with one_writer(folder), contextlib.ExitStack() as ray:
-        checkpoint = _newest_checkpoint(folder)
-        config = load(folder / RUN_FILE, overrides)
-        saved = load(folder / RUN_FILE).to_mapping() if checkpoint is None else saved_config(checkpoint)
-        differences = guard_resume(saved, config.to_mapping(), FIXED)
-        config = config.located()
-        ray.enter_context(ray_session(stop_ray))
-        run = Run(folder, config, prepare_dataset(config.data, config.env), checkpoint)
-        if checkpoint is not None:
-            # Threads left automatic count too, for the last bits of a sum depend on them.
-            key, now = "learner_num_threads", run.algorithm.config.to_plain()
-            differences += config_differences({key: checkpoint.metadata["algorithm"][key]}, {key: now[key]})
-            differences += version_differences(checkpoint.versions)
-        warn_of(differences)  # only now: until here the checkpoint could still be refused
-        return run.train()
-
-
-@verified_once()
-def train_in(folder: Path, config: RunConfig) -> Run:
-    """Train the run of a folder to its end, unattended: without progress bars and pictures.
-
-    The run starts from its newest valid checkpoint, or from its beginning where there is none; the folder is made if
-    missing, and the caller sees to it that nobody else writes there. After any error the same call goes on.
-    """
-    if not (folder / RUN_FILE).is_file():
-        write_config(folder, config)
-    checkpoint = _newest_checkpoint(folder) if (folder / CHECKPOINTS).is_dir() else None
-    if checkpoint is not None:
-        warn_of(guard_resume(saved_config(checkpoint), config.to_mapping(), FIXED))
-    with ray_session(stop_ray):
-        dataset = prepare_dataset(config.data, config.env)
-        require_fit(dataset, config.env)
-        return Run(folder, config, dataset, checkpoint).train(unattended=True)
-
-
-def _newest_checkpoint(folder: Path) -> Checkpoint | None:
-    """Return what a run continues from; None, with a warning, if it ended before it saved anything."""
-    newest = newest_valid(folder / CHECKPOINTS)
-    if newest is None:
-        if any((folder / CHECKPOINTS).glob("[0-9]*")):
-            raise CheckpointError(f"{folder}: none of its checkpoints is whole; start the run anew")
-        _log.warning("%s: the run ended before its first checkpoint and starts from the beginning", folder)
-        return None
-    checkpoint = read_checkpoint(newest)
-    if "run" not in checkpoint.metadata:
-        raise CheckpointError(f"{newest}: not written by 'dipole train', so there is no run to continue from it")
-    return checkpoint
 
 
 class Run(Session):
     """A run while it trains, and what came of it."""
 
     def __init__(self, folder: Path, config: RunConfig, dataset: Path | None, checkpoint: Checkpoint | None) -> None:
-        self.unattended = self.finished = False
+        self.finished = False
         """Whether it came to its end, and was not asked to stop."""
+        self._shows = self._draws = True  # a progress bar, and pictures at the end
         self.stops = StopRequests()
         """The signals that asked it to stop."""
         self._iteration_began = 0  # updates at the last iteration's end: what was evaluated or not depends on it
@@ -159,11 +75,6 @@ class Run(Session):
         return {"evaluated": list(self.evaluation), "iteration_began": began}
 
     @property
-    def resume_command(self) -> str:
-        """The command that continues the run, as people would type it."""
-        return shlex.join(["dipole", "train", "--resume", str(typed(self.folder))])
-
-    @property
     def chosen(self) -> tuple[float, int] | None:
         """Omega and candidates named before the run; None for a method without omega."""
         cell = chosen_cell(self.config.agent)
@@ -171,21 +82,34 @@ class Run(Session):
 
     def train(self, *, unattended: bool = False) -> Run:
         """Run what is left of both phases and hand over what came of them; unattended: no progress bar, no pictures."""
-        self.unattended, training = unattended, self.config.training
+        for _ in self.iterations(shows=not unattended, draws=not unattended):
+            pass
+        return self
+
+    def iterations(
+        self, stops: StopRequests | None = None, *, shows: bool = True, draws: bool = True
+    ) -> Generator[None, Callable[[], object] | None, None]:
+        """Train as `train` does, and give way before each iteration, for other runs to go on in turn.
+
+        Whoever sends a function has had the iteration done: the function ends, or raises, as `algorithm.train` did.
+        Requests to stop are noted here, unless `stops` notes them for several runs.
+        """
+        self._shows, self._draws, training = shows, draws, self.config.training
         totals = {"offline": training.offline_learner_steps, "online": training.online_env_steps}
+        noted = noting_stops() if stops is None else contextlib.nullcontext(stops)
         try:
-            with self.tracker, noting_stops() as self.stops:
+            with self.tracker, noted as self.stops:
                 self.end_early_on(self.stops)
                 for phase, total in totals.items():
                     if self._count(phase) < total or (total and phase not in self.evaluation):
-                        self._train_phase(phase, total)
+                        yield from self._train_phase(phase, total)
                         if self.saved_at != self.steps:
                             self.save()
                         with self.stops.ending_at_once():
                             self._evaluate(phase)
                         self.save()  # again, so that a resume does not evaluate anew
                 with self.stops.ending_at_once():
-                    if not self.unattended:
+                    if self._draws:
                         self.persist(self._draw)
                     self._record_videos()
                     self.hand_over()
@@ -196,18 +120,18 @@ class Run(Session):
             if self.newest is not None:
                 updates, env_steps = self.saved_at
                 kept = f"kept up to update {updates} and environment step {env_steps}"
-                error.add_note(f"{kept}; once it is mended, continue with:\n  {self.resume_command}")
+                error.add_note(f"{kept}; once it is mended, continue with:\n  {resume_command([self])}")
             raise
         finally:
             self.algorithm.stop()
-        return self
 
-    def _train_phase(self, phase: str, total: int) -> None:
+    def _train_phase(self, phase: str, total: int) -> Generator[None, Callable[[], object] | None, None]:
         """Iterate until the phase's count is reached or the run is asked to stop."""
         unit = "updates" if phase == "offline" else "env steps"
         with self._progress(phase, total, unit, completed=min(self._count(phase), total)) as progress:
             while (self._count(phase) < total or self.algorithm.is_within_iteration) and not self.stops:
-                self.algorithm.train()
+                trained = yield
+                (trained or self.algorithm.train)()
                 if self.algorithm.is_cut_short:  # what is left of the iteration comes after the resume
                     progress.update(self._count(phase))
                     return
@@ -232,8 +156,8 @@ class Run(Session):
                     self.save()
 
     def _progress(self, description: str, total: int, unit: str, completed: int = 0) -> Progress:
-        """Return a bar, which nobody sees where the run is unattended."""
-        stream = io.StringIO() if self.unattended else None
+        """Return a bar, which nobody sees where the run shows none."""
+        stream = None if self._shows else io.StringIO()
         return Progress(description, total, unit, completed=completed, stream=stream)
 
     def _count(self, phase: str) -> int:
@@ -323,6 +247,11 @@ class Run(Session):
         newest = newest_valid(self.folder / CHECKPOINTS)
         if newest is not None:
             self.tracker.artifact(newest, "checkpoint")
+
+
+def resume_command(runs: Sequence[Run]) -> str:
+    """Return the command that continues runs together, as people would type it."""
+    return shlex.join(["dipole", "train", "--resume", *(str(typed(run.folder)) for run in runs)])
 
 
 def _percent(fraction: float | None) -> str | None:

@@ -81,6 +81,11 @@ class Session:
             checkpoint.metadata["replay_directory"] = str(replay)  # a copy of a run folder has a ring of its own
         return cast(DIPOLE, config.build_algo())
 
+    def abandon(self) -> None:
+        """End a session that is not used after all."""
+        self.algorithm.stop()
+        self.tracker.close("KILLED")
+
     def prepare(self, checkpoint: Checkpoint | None) -> None:
         """Take back what `metadata` saved, and refuse what cannot go on; nothing has been logged yet."""
 
@@ -183,19 +188,28 @@ def typed(path: Path) -> Path:
 
 def new_folder(config: RunConfig) -> Path:
     """Make a new, empty folder for a run, named after the run and the second; else ConfigError."""
+    return new_folders(config, [""])[0]
+
+
+def new_folders(config: RunConfig, endings: Sequence[str]) -> list[Path]:
+    """Make a folder as `new_folder` for each run of several that start together, all of one name before its ending."""
     first = Path(config.folder).expanduser() / f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    folder, number = first, 1
+    name, number = first, 1
     try:
         first.parent.mkdir(parents=True, exist_ok=True)
         while True:
+            folders = [name.with_name(f"{name.name}{ending}") for ending in endings]
             try:
-                folder.mkdir()
-                return folder
+                folders[0].mkdir()
             except FileExistsError:  # the runs of a job array start in the same second
                 number += 1
-                folder = first.with_name(f"{first.name}-{number}")
+                name = first.with_name(f"{first.name}-{number}")
+                continue
+            for folder in folders[1:]:
+                folder.mkdir()
+            return folders
     except OSError as error:
-        raise _cannot_be_made(folder, error) from error
+        raise _cannot_be_made(name, error) from error
 
 
 def write_config(folder: Path, config: RunConfig) -> None:

@@ -24,6 +24,7 @@ ACTING = {"agent.omega": "omegas", "agent.num_candidates": "candidates"}
 # Sections of a run that no trial may have of its own, with the remedy
 OF_THE_SWEEP = {
     "name": "trials are named by the sweep",
+    "seeds": "a trial has one seed: vary it with seed: {grid: [0, 1]} in the space",
     "folder": "set it for all trials with folder=PATH",
     "evaluation": "trials are scored by sweep.evaluation",
     "tracking": "set it for all trials with tracking.KEY=VALUE",
@@ -150,6 +151,8 @@ def from_mapping(mapping: Mapping[str, Any]) -> Plan:
     space = {key: read_domain(key, value) for key, value in _space_mapping(mapping.get("space")).items()}
     plan = Plan(sweep=sweep, space=space, run=run)
     base = plan.run_config({})
+    if base.seeds:
+        raise ConfigError(f"run: seeds is {list(base.seeds)}: {OF_THE_SWEEP['seeds']}")
     if not space:
         raise ConfigError("space is empty: name what varies, such as agent.beta: {grid: [1, 3, 10]}")
     if plan.total_steps(base) < sweep.rungs:

@@ -25,7 +25,7 @@ import ray
 import yaml
 
 from dipole_ray.runs.config import load
-from dipole_ray.runs.run import start_run
+from dipole_ray.runs.start import start_run
 from tests.chaos.point_env import Point
 
 INTERVAL_S = 5.0

@@ -24,7 +24,7 @@ from dipole_ray import DIPOLE
 from dipole_ray.collect import collect
 from dipole_ray.files.checkpoint import newest_valid, read_checkpoint
 from dipole_ray.runs.config import load
-from dipole_ray.runs.run import resume_run, start_run
+from dipole_ray.runs.start import resume_run, start_run
 from dipole_ray.tracking.metrics_file import read_metrics
 from tests.chaos.conftest import Measured
 from tests.chaos.kit import config, ring_rows

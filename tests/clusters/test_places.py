@@ -12,7 +12,7 @@ import pytest
 from dipole_ray.errors import ConfigError
 from dipole_ray.files.lock import FolderLock
 from dipole_ray.runs.config import load
-from dipole_ray.runs.run import start_run
+from dipole_ray.runs.start import start_run
 from dipole_ray.settings import merge
 from dipole_ray.sweep.driver import run_sweep
 from dipole_ray.sweep.plan import Plan, from_mapping

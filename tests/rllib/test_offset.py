@@ -19,7 +19,7 @@ from dipole_ray.evaluation.cells import Cell
 from dipole_ray.evaluation.play import evaluate_cell
 from dipole_ray.files.checkpoint import Checkpoint, read_checkpoint
 from dipole_ray.runs.config import RunConfig
-from dipole_ray.runs.run import resume_run, start_run
+from dipole_ray.runs.start import resume_run, start_run
 from dipole_ray.serving.policy import load_policy
 from tests.cli.test_data_cli import dipole
 from tests.rllib.small import config
@@ -138,7 +138,7 @@ def test_a_run_of_before_goes_on_as_it_was(less: Path, tmp_path: Path, monkeypat
         del checkpoint.metadata["run"]["env"]["observation_offset"]
         return checkpoint
 
-    monkeypatch.setattr("dipole_ray.runs.run.read_checkpoint", of_before)
+    monkeypatch.setattr("dipole_ray.runs.start.read_checkpoint", of_before)
     resumed = resume_run(run.folder, ["training.online_env_steps=16"])
     assert resumed.finished and resumed.algorithm.config.env_settings().observation_offset == {}
     again = DIPOLEConfig.from_plain(of_before(resumed.newest).metadata["algorithm"])

@@ -13,7 +13,7 @@ from dipole_ray.collect import collect
 from dipole_ray.errors import CheckpointError, ConfigError, DipoleError
 from dipole_ray.files.checkpoint import STATE_FILE, _checksum, newest_valid, read_checkpoint
 from dipole_ray.runs.config import load
-from dipole_ray.runs.run import resume_run, start_run
+from dipole_ray.runs.start import resume_run, start_run
 from tests.cli.commands import write_config
 from tests.rllib.small import config
 

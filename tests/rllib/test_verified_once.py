@@ -12,7 +12,7 @@ from dipole_ray.data import segment
 from dipole_ray.data.dataset import open_dataset
 from dipole_ray.errors import CorruptSegment
 from dipole_ray.runs.config import load
-from dipole_ray.runs.run import resume_run, start_run
+from dipole_ray.runs.start import resume_run, start_run
 from tests.cli.commands import write_config
 from tests.rllib.small import config
 

@@ -13,7 +13,8 @@ from dipole_ray.evaluation.cells import chosen_cell
 from dipole_ray.evaluation.play import evaluate_cell
 from dipole_ray.evaluation.table import rows_of
 from dipole_ray.runs.config import RunConfig
-from dipole_ray.runs.run import Run, train_in
+from dipole_ray.runs.run import Run
+from dipole_ray.runs.start import train_in
 from dipole_ray.serving.policy import load_policy
 from dipole_ray.tracking.metrics_file import read_metrics
 

@@ -16,7 +16,7 @@ from dipole_ray.collect import collect
 from dipole_ray.errors import CheckpointError, ConfigError
 from dipole_ray.files.checkpoint import newest_valid
 from dipole_ray.runs.config import PLACES, RunConfig
-from dipole_ray.runs.run import resume_run, start_run
+from dipole_ray.runs.start import resume_run, start_run
 from dipole_ray.serving.policy import load_policy
 from dipole_ray.sweep.plan import from_mapping
 from dipole_ray.tracking.tracker import Tracker, TrackingConfig, located_uri

@@ -212,7 +212,7 @@ def test_a_stop_in_the_last_updates_loses_none_of_them(
 ) -> None:
     """All environment steps are done then, yet the phase is not over."""
     whole, _ = finished
-    monkeypatch.setattr("dipole_ray.runs.run.Run", InTheLastUpdates)
+    monkeypatch.setattr("dipole_ray.runs.start.Run", InTheLastUpdates)
     assert dipole_here("train", "small.yaml", "folder=last", cwd=folder).returncode == 128 + signal.SIGTERM
     monkeypatch.undo()
     run = only(folder, "last/small-*")

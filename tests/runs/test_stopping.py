@@ -21,8 +21,8 @@ from dipole_ray.files.checkpoint import read_checkpoint
 from dipole_ray.files.lock import FolderLock
 from dipole_ray.runs import session
 from dipole_ray.runs.config import load
-from dipole_ray.runs.run import resume_run, start_run
 from dipole_ray.runs.session import new_folder
+from dipole_ray.runs.start import resume_run, start_run
 from dipole_ray.stopping import SIGNALS, Stopped, ending_on_stops, keeping_handlers, noting_stops
 from dipole_ray.tracking.mlflow_feed import connect
 from tests.bench.small import write_suite
