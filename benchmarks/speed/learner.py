@@ -34,10 +34,10 @@ SCHEMA = Schema(28, 5)
 Update = Callable[[int], object]
 
 
-def twins(size: str, bootstrap: str, threads: int, with_jax: bool) -> dict[str, Update]:
+def twins(size: str, bootstrap: str, threads: int, with_jax: bool, with_bf16: bool) -> dict[str, Update]:
     """Return a readable and a compiled agent's updates, and JAX's; they are checked to differ by rounding."""
     config = DipoleConfig.preset("paper", hidden_dims=SIZES[size], bootstrap=bootstrap)
-    readable, compiled = (DipoleAgent(config, SCHEMA, seed=0) for _ in range(2))
+    readable, compiled, halved = (DipoleAgent(config, SCHEMA, seed=0) for _ in range(3))
     if not compiled.compile(threads):
         raise SystemExit("error: numba cannot compile here; see the warning above")
     batches = random_batches(readable, 8)
@@ -51,6 +51,9 @@ def twins(size: str, bootstrap: str, threads: int, with_jax: bool) -> dict[str, 
         return lambda number: agent.update(batches[number % len(batches)], diagnostics=False)
 
     found = {"readable": updates(readable), "compiled": updates(compiled)}
+    if with_bf16:
+        halved.compile(threads, "bf16")
+        found["bf16"] = updates(halved)
     return found | {"jax": jax_updates(config, batches)} if with_jax else found
 
 
@@ -92,11 +95,11 @@ def neighbour() -> Iterator[Callable[[bool], None]]:
 
 
 def measure(
-    size: str, bootstrap: str, threads: int, rounds: int, seconds: float, busy: bool, with_jax: bool
+    size: str, bootstrap: str, threads: int, rounds: int, seconds: float, busy: bool, with_jax: bool, with_bf16: bool
 ) -> dict[str, Any]:
     """Return rates of both ways, and the ratios of neighbouring rounds; of compiled to readable, of busy to idle."""
     torch.set_num_threads(threads)
-    update = twins(size, bootstrap, threads, with_jax)
+    update = twins(size, bootstrap, threads, with_jax, with_bf16)
     clock = time.process_time if threads == 1 else time.perf_counter
     found: dict[str, list[float]] = {}
     with neighbour() as beside:
@@ -111,6 +114,8 @@ def measure(
         return spread([x / y for x, y in zip(found[above], found[below], strict=True)])
 
     ratios = {"compiled / readable": ratio("compiled", "readable")}
+    if with_bf16:
+        ratios |= {"bf16 / readable": ratio("bf16", "readable"), "bf16 / compiled": ratio("bf16", "compiled")}
     if with_jax:
         ratios["compiled / jax"] = ratio("compiled", "jax")
     if busy:
@@ -140,12 +145,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=0.5, help="of one way's round")
     parser.add_argument("--neighbour", action="store_true")
+    parser.add_argument("--bf16", action="store_true", help="also with `learner.matmul_precision: bf16`")
     parser.add_argument("--jax", action="store_true", help="also against JAX; needs the extra `jax`, one thread")
     args = parser.parse_args()
     rows = []
     for size in args.sizes:
         for bootstrap in args.bootstraps:
-            rows.append(measure(size, bootstrap, args.threads, args.rounds, args.seconds, args.neighbour, args.jax))
+            how = args.threads, args.rounds, args.seconds, args.neighbour, args.jax, args.bf16
+            rows.append(measure(size, bootstrap, *how))
             print(show(rows[-1]), flush=True)
     unit = "updates per second of " + ("a core" if args.threads == 1 else "the clock")
     command = f"python -m benchmarks.speed.learner {' '.join(sys.argv[1:])}"

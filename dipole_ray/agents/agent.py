@@ -21,6 +21,7 @@ from dipole_ray.agents.data_parallel import DataParallel
 from dipole_ray.agents.fields import MakeFields, StackedFields
 from dipole_ray.agents.networks import Sizes, StackedMLP
 from dipole_ray.agents.policy import Policy
+from dipole_ray.agents.precision import SETTING, require_precision
 from dipole_ray.agents.roles import Networks, Roles
 from dipole_ray.agents.steps import Steps
 from dipole_ray.columns import Schema
@@ -131,18 +132,22 @@ class Agent(ABC):
         networks = Networks(sizes, roles).to(device)
         return networks, cls.policy_class(config, networks, int(torch.randint(2**62, (1,), generator=generator).item()))
 
-    def compile(self, threads: int = 1) -> bool:
+    def compile(self, threads: int = 1, matmul_precision: str = "float32") -> bool:
         """Update by compiled loops on so many threads from now on, where numba and a CPU can; return whether they do.
 
-        Parameters and the state dict stay the same, and results differ by rounding. Else a warning says why not.
+        Parameters and the state dict stay the same, and results differ by rounding: of sums, and with `bf16` of the
+        factors of all matrix products. Else a warning says why not, or a ConfigError where that leaves no bf16.
         """
+        require_precision(matmul_precision, self.device)
         if self.device.type != "cpu":
             return False
         try:
             from dipole_ray.agents.compiled import CompiledSteps
 
-            self.steps = CompiledSteps(self.steps, self.networks, threads)
+            self.steps = CompiledSteps(self.steps, self.networks, threads, in_halves=matmul_precision == "bf16")
         except Exception as error:  # numba and LLVM have many ways to say that they cannot
+            if matmul_precision == "bf16":
+                raise ConfigError(f"{SETTING}: bf16 cannot be compiled here ({error}); set float32") from error
             _LOG.warning("updates run uncompiled, at about half the speed: %s: %s", type(error).__name__, error)
         return self.steps.is_compiled
 

@@ -30,8 +30,11 @@ class CompiledSteps(Steps):
 
     is_compiled = True
 
-    def __init__(self, steps: Steps, networks: nn.Module, threads: int) -> None:
-        """Compile what is to be run, for the stacks among the networks; numba's own errors where it cannot."""
+    def __init__(self, steps: Steps, networks: nn.Module, threads: int, *, in_halves: bool = False) -> None:
+        """Compile what is to be run, for the stacks among the networks; numba's own errors where it cannot.
+
+        Matrix products round their factors to bfloat16 where they are computed `in_halves`, see `halves`.
+        """
         super().__init__(steps.config, steps.optimizer, steps.critics, steps.targets)
         self._flat, self._flat_targets = state.flatten(self.parameters), state.flatten(self.targets)
         start = self.critics[0].storage_offset()
@@ -42,7 +45,8 @@ class CompiledSteps(Steps):
         views = [state.views(flat, self.parameters) for flat in self._by_thread]
         self._gradient_of = views[0]
         self.gradients = [self._by_thread[0]]
-        self._passes = Passes(dict(zip(self.parameters, zip(*views, strict=True), strict=True)), threads)
+        trained = dict(zip(self.parameters, zip(*views, strict=True), strict=True))
+        self._passes = Passes(trained, threads, in_halves=in_halves)
         with compiling_once():
             self._warm_up(networks)
 

@@ -26,7 +26,7 @@ OPTIONS: dict[str, Any] = {
 _log = logging.getLogger(__name__)
 _WAIT_S = 120.0
 
-_SOURCES = ("compiling", "kernels", "loops", "networks", "passes", "products", "tiles")
+_SOURCES = ("compiling", "halves", "kernels", "loops", "networks", "passes", "products", "tiles")
 
 
 def _cache_directory() -> str:

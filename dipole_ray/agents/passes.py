@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from dipole_ray.agents.compiling import compiled
 from dipole_ray.agents.fields import StackedFields
+from dipole_ray.agents.halves import product, room_for
 from dipole_ray.agents.loops import activate, activate_backward, normalize, normalize_backward
 from dipole_ray.agents.networks import LAYER_NORM_EPS, Members, StackedMLP
-from dipole_ray.agents.products import multiply, workspace
+from dipole_ray.agents.tiles import PAIR
 
 Array = np.ndarray
 _NO_SHARES = np.zeros(1)
@@ -65,15 +66,15 @@ def carry(points: Array, velocities: Array, shares: Array) -> None:
 
 @compiled
 def run_forward(
-    stack: Stack, members: Array, is_normal: bool, epsilon: Any, run: Pass, shares: Array, steps: int, start: int,
-    stop: int,
+    stack: Stack, members: Array, is_normal: bool, epsilon: Any, number: Any, run: Pass, shares: Array, steps: int,
+    start: int, stop: int,
 ) -> None:  # fmt: skip
-    """Fill a pass of these members between two rows.
+    """Fill a pass of these members between two rows; `number` is of the type that products are computed in.
 
     With steps, the inputs are (1, B, O + A + 1), and their points are carried along the fields in so many passes, each
     field with its share of the velocity.
     """
-    room, last = workspace(run.inputs), len(stack.kernels) - 1
+    room, last = room_for(number, run.inputs, stop - start), len(stack.kernels) - 1
     for k in range(max(steps, 1)):
         if steps > 0:
             run.inputs[0, start:stop, -1] = k / steps
@@ -82,7 +83,7 @@ def run_forward(
             for layer in range(last + 1):  # one call in a loop: each is compiled, inlined, for itself
                 bias = stack.biases[layer][m, 0]
                 z = run.outputs[e, start:stop] if layer == last else run.hidden.zs[layer][e, start:stop]
-                multiply(x, False, stack.kernels[layer][m], False, z, False, room)
+                product(x, False, stack.kernels[layer][m], False, z, False, room)
                 if layer == last:
                     for row in range(z.shape[0]):
                         for o in range(z.shape[1]):
@@ -100,14 +101,17 @@ def run_forward(
 
 @compiled
 def run_backward(
-    stack: Stack, members: Array, is_normal: bool, epsilon: Any, run: Pass, gradient: Array, sums: Stack, learns: bool,
-    inputs: Array, start: int, stop: int,
+    stack: Stack, members: Array, is_normal: bool, epsilon: Any, number: Any, run: Pass, gradient: Array, sums: Stack,
+    learns: bool, inputs: Array, start: int, stop: int,
 ) -> None:  # fmt: skip
     """Add to the parameters' gradients what the rows between two say, given that of the outputs (E, B, O).
 
     The gradient of the inputs goes to `inputs` (E, B, I), unless that has no rows.
     """
-    room, last = workspace(run.inputs), len(stack.kernels) - 1
+    last, rows = len(stack.kernels) - 1, stop - start
+    for kernel in stack.kernels:
+        rows = max(rows, kernel.shape[1])
+    room = room_for(number, run.inputs, rows)
     for e in range(len(members)):
         m, d = members[e], gradient[e, start:stop]
         if learns:
@@ -118,11 +122,11 @@ def run_backward(
             below = layer - 1
             if learns:
                 x = run.hidden.ys[below][e, start:stop] if layer else run.inputs[e % run.inputs.shape[0], start:stop]
-                multiply(x, True, d, False, sums.kernels[layer][m], True, room)
+                product(x, True, d, False, sums.kernels[layer][m], True, room)
             if layer == 0 and inputs.shape[1] == 0:
                 break
             above, d = d, run.hidden.ds[below][start:stop] if layer else inputs[e, start:stop]
-            multiply(above, False, stack.kernels[layer][m], True, d, False, room)
+            product(above, False, stack.kernels[layer][m], True, d, False, room)
             if layer == 0:
                 break
             z = run.hidden.zs[below][e, start:stop]
@@ -141,6 +145,8 @@ class Plan(NamedTuple):
     """Their places in the stack, E of them."""
     is_normal: bool
     epsilon: Any
+    number: Any
+    """Of the type that products are computed in, see `halves.room_for`."""
     gradients: list[Stack]
     """Of the parameters, one a thread."""
     spare: Stack
@@ -154,10 +160,13 @@ class Plan(NamedTuple):
 class Passes:
     """Evaluates the stacks of one agent, whose parameters and gradients must stay where they are in memory."""
 
-    def __init__(self, gradients: dict[nn.Parameter, tuple[Tensor, ...]], threads: int) -> None:
-        """Take the gradient tensors of all trained parameters, one a thread, to which every backward pass adds."""
+    def __init__(self, gradients: dict[nn.Parameter, tuple[Tensor, ...]], threads: int, *, in_halves: bool) -> None:
+        """Take the gradient tensors of all trained parameters, one a thread, to which every backward pass adds.
+
+        Products are computed `in_halves`, or in the parameters' own numbers.
+        """
         self._gradients = gradients
-        self._threads = threads
+        self._threads, self._in_halves = threads, in_halves
         self._crew = ThreadPoolExecutor(threads - 1, "passes") if threads > 1 else None
         self._plans: dict[tuple[StackedMLP, tuple[int, ...] | None], Plan] = {}
         self._free: dict[tuple[int, int, tuple[int, ...]], list[Room]] = {}
@@ -191,7 +200,7 @@ class Passes:
         """
         rows, d = run.inputs.shape[1], gradient.contiguous().numpy()
         inputs = np.empty((len(plan.members), rows if needs_inputs else 0, run.inputs.shape[2]), run.inputs.dtype)
-        way = plan.stack, plan.members, plan.is_normal, plan.epsilon
+        way = plan.stack, plan.members, plan.is_normal, plan.epsilon, plan.number
         self.deal(
             lambda thread, *part: run_backward(
                 *way, run, d, plan.gradients[thread] if learns else plan.spare, learns, inputs, *part
@@ -252,7 +261,7 @@ class Passes:
         return Pass(array, free.pop(), np.empty((members, rows, plan.stack.biases[-1].shape[2]), kind))
 
     def _run(self, plan: Plan, run: Pass, shares: Array, steps: int) -> None:
-        way = plan.stack, plan.members, plan.is_normal, plan.epsilon, run, shares, steps
+        way = plan.stack, plan.members, plan.is_normal, plan.epsilon, plan.number, run, shares, steps
         self.deal(lambda _, *part: run_forward(*way, *part), run.inputs.shape[1], max(steps, 1) * plan.size)
 
     def _gradient(self, thread: int, parameter: nn.Parameter) -> Tensor:
@@ -280,10 +289,11 @@ class Passes:
             raise ValueError("a stack of which some parameters are frozen and some not has no compiled pass")
         by_thread = [partial(self._gradient, thread) for thread in range(self._threads)]
         gradients = [arrays(of) if all(is_trained) else spare for of in by_thread]
-        epsilon = stack.kernels[0].dtype.type(LAYER_NORM_EPS)
+        own = stack.kernels[0].dtype.type
+        epsilon, number = own(LAYER_NORM_EPS), PAIR(0) if self._in_halves else own(0)
         size = len(chosen) * sum(inputs * outputs for inputs, outputs in dims)
         hidden = tuple(outputs for _, outputs in dims[:-1])
-        return Plan(stack, np.array(chosen), mlp.layer_norm, epsilon, gradients, spare, hidden, size)
+        return Plan(stack, np.array(chosen), mlp.layer_norm, epsilon, number, gradients, spare, hidden, size)
 
 
 class _Pass(torch.autograd.Function):

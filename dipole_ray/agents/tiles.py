@@ -4,8 +4,10 @@ It decides how fast a product is, and compilers do not find it, so it is spelled
 whatever vectors the machine has.
 """
 
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from llvmlite import binding, ir
 from numba import types
 from numba.core import cgutils
@@ -16,6 +18,22 @@ VECTOR_BYTES = 64 if _FEATURES.get("avx512f") else 32 if _FEATURES.get("avx2") e
 VECTORS = 2
 """Bytes of a vector, and vectors in a row of a tile."""
 INDEX = ir.IntType(64)
+PAIR = np.uint32
+"""Holds two bfloat16 numbers that are next to each other along the depth of a product, the first in the low half."""
+HAS_PAIRS = bool(VECTOR_BYTES == 64 and _FEATURES.get("avx512bf16"))
+"""Whether the machine multiplies such pairs and adds the two products in float32, one instruction a vector."""
+
+
+class _BFloat(ir.HalfType):
+    """LLVM's bfloat, which llvmlite lacks."""
+
+    intrinsic_name = "bf16"
+
+    def __str__(self) -> str:
+        return "bfloat"
+
+
+_BFloat._create_instance()
 
 
 def lanes_of(array: Any) -> int:
@@ -38,11 +56,39 @@ def shuffled(builder: Any, first: Any, second: Any, lanes: list[int]) -> Any:
     return builder.shuffle_vector(first, second, ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), lanes))
 
 
+def _multiply_add(builder: Any, numbers: Any, total: Any) -> Callable[[Any, Any, Any], Any]:
+    """Return what adds the product of two vectors of these numbers, or of pairs, to a vector of type `total`."""
+    lanes = total.count
+    if numbers != types.uint32:
+        name = f"llvm.fma.v{lanes}f{numbers.bitwidth}"
+        fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(total, [total] * 3), name)
+        return lambda left, right, sums: builder.call(fma, (left, right, sums))
+    halves = ir.VectorType(_BFloat(), 2 * lanes)
+    form = ir.FunctionType(total, [total, halves, halves])
+    dot = cgutils.get_or_insert_function(builder.module, form, f"llvm.x86.avx512bf16.dpbf16ps.{lanes * 32}")
+    return lambda left, right, sums: builder.call(
+        dot, (sums, builder.bitcast(left, halves), builder.bitcast(right, halves))
+    )
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def pair_of(typing: Any, first: Any, second: Any) -> Any:
+    """Return two float32 numbers, rounded to bfloat16, as a pair."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        halves = [builder.bitcast(builder.fptrunc(each, _BFloat()), ir.IntType(16)) for each in arguments]
+        low, high = (builder.zext(half, ir.IntType(32)) for half in halves)
+        return builder.or_(low, builder.shl(high, ir.IntType(32)(16)))
+
+    return types.uint32(types.float32, types.float32), generate
+
+
 def tile_of(rows: int) -> Any:
     """Return the function of a tile of this height.
 
     It writes, or adds, to c (rows by two vectors, rows `c_row` apart) the product of a, whose rows lie `a_row` and
-    columns `a_step` apart, and of a panel b of two vectors' width, over `depth`. Places are counted in elements.
+    columns `a_step` apart, and of a panel b of two vectors' width, over `depth`. Places are counted in elements. Where
+    a and b hold pairs, an element is one, and the depth is counted in them.
     """
 
     @intrinsic  # type: ignore[untyped-decorator]
@@ -52,10 +98,9 @@ def tile_of(rows: int) -> Any:
     ) -> Any:  # fmt: skip
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             a_value, a_at, a_row, a_step, b_value, c_value, c_at, c_row, depth, adds = arguments
-            vector, lanes = vector_of(context, a), lanes_of(a)
-            name = f"llvm.fma.v{lanes}f{a.dtype.bitwidth}"
-            fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3), name)
-            zero, undefined = ir.Constant(vector, [0.0] * lanes), ir.Constant(vector, ir.Undefined)
+            vector, loaded, lanes = vector_of(context, c), vector_of(context, a), lanes_of(c)
+            fma = _multiply_add(builder, a.dtype, vector)
+            zero, undefined = ir.Constant(vector, [0.0] * lanes), ir.Constant(loaded, ir.Undefined)
             before, loop, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
             left = address_of(context, builder, a, a_value, a_at)
             right = address_of(context, builder, b, b_value, INDEX(0))
@@ -67,14 +112,14 @@ def tile_of(rows: int) -> Any:
             states = [builder.phi(start.type) for start in starts]
             (k, left, right), sums = states[:3], states[3:]
             loads = [
-                builder.bitcast(builder.gep(right, [INDEX(v * lanes)]), vector.as_pointer()) for v in range(VECTORS)
+                builder.bitcast(builder.gep(right, [INDEX(v * lanes)]), loaded.as_pointer()) for v in range(VECTORS)
             ]
             loads = [builder.load(each, align=a.dtype.bitwidth // 8) for each in loads]
             added, row = [], left
             for i in range(rows):
                 value = builder.insert_element(undefined, builder.load(row), ir.IntType(32)(0))
                 spread = shuffled(builder, value, undefined, [0] * lanes)
-                added += [builder.call(fma, (spread, loads[v], sums[i * VECTORS + v])) for v in range(VECTORS)]
+                added += [fma(spread, loads[v], sums[i * VECTORS + v]) for v in range(VECTORS)]
                 row = builder.gep(row, [a_row])
             onward = builder.add(k, INDEX(1))
             ends = [onward, builder.gep(left, [a_step]), builder.gep(right, [INDEX(lanes * VECTORS)]), *added]

@@ -41,7 +41,7 @@ from dipole_ray.rllib.placement import workers_beside_driver
 from dipole_ray.rllib.privates import is_frozen, is_registered_with_tune, sync_no_states, translated
 from dipole_ray.rllib.replay_actor import ArrowOfflineData
 from dipole_ray.rllib.rllib_keys import FILLED, KEPT, REFUSED, RENAMED, Empty
-from dipole_ray.rllib.sections import RolloutConfig, TrainingConfig, require_equal_shares
+from dipole_ray.rllib.sections import LearnerConfig, RolloutConfig, TrainingConfig, require_equal_shares
 
 Section = TypeVar("Section")
 
@@ -78,6 +78,7 @@ class DIPOLEConfig(AlgorithmConfig):
         self.rollout_fragment_length = 64
         self.num_gpus_per_learner: Any = "auto"
         self.learner_num_threads: Any = None
+        self.learner_matmul_precision = LearnerConfig().matmul_precision
         self.env_runner_stall_s = RolloutConfig().stall_s
         self.replay_directory: str | None = None
         self.custom_evaluation_function = evaluate_grid
@@ -164,10 +165,12 @@ class DIPOLEConfig(AlgorithmConfig):
         super().env_runners(**kwargs)
         return self
 
-    def learners(self, *, num_threads: int | None = None, **kwargs: Any) -> Self:
-        """Set RLlib's learner settings, and `num_threads`: torch threads of the learner (None = automatic)."""
+    def learners(self, *, num_threads: int | None = None, matmul_precision: str | None = None, **kwargs: Any) -> Self:
+        """Set RLlib's learner settings, and `num_threads` and `matmul_precision` (see `LearnerConfig`)."""
         if num_threads is not None:
             self.learner_num_threads = num_threads
+        if matmul_precision is not None:
+            self.learner_matmul_precision = LearnerConfig(matmul_precision=matmul_precision).matmul_precision
         # What the user sets is no longer automatic, and a checkpoint keeps it.
         self._automatic = {key: value for key, value in self._automatic.items() if key not in kwargs}
         super().learners(**kwargs)

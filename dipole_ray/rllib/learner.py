@@ -8,6 +8,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -23,6 +24,7 @@ from torch import Tensor
 from dipole_ray.agents.agent import Agent, make_agent
 from dipole_ray.agents.captured import CapturedUpdates
 from dipole_ray.agents.data_parallel import DataParallel
+from dipole_ray.agents.precision import torch_products
 from dipole_ray.columns import Schema
 from dipole_ray.rllib.stack import LearnerStack
 
@@ -78,7 +80,7 @@ class DIPOLELearner(FaultAwareApply):
             ring = self.config.replay_directory  # without a run's folder the learner knows of no place but this
             place = Path(tempfile.gettempdir()) / f"dipole-{os.getpid()}" if ring is None else Path(ring).parent
             self.agent.failure_directory = place / "failures"
-        self.agent.compile(self.config.learner_num_threads)
+        self.agent.compile(self.config.learner_num_threads, self.config.learner_matmul_precision)
 
     def update_on(
         self, batches: Mapping[str, np.ndarray], batch_size: int, publish: bool = False
@@ -98,13 +100,18 @@ class DIPOLELearner(FaultAwareApply):
         if self.stack is not None:
             metrics = self.stack.update_on(self, shares)
         elif captures:
-            if self._captured is None or self._captured.max_updates < num_updates:
-                self._captured = CapturedUpdates(self.agent, batch_size, num_updates)
-            metrics = self._captured.update_on(shares)
+            with self.products():
+                if self._captured is None or self._captured.max_updates < num_updates:
+                    self._captured = CapturedUpdates(self.agent, batch_size, num_updates)
+                metrics = self._captured.update_on(shares)
         else:
             metrics = self.update_alone(shares, rows)
         policy = self.policy_state() if publish else None
         return UpdateReport(num_updates=num_updates, busy_s=time.perf_counter() - start, metrics=metrics), policy
+
+    def products(self) -> AbstractContextManager[None]:
+        """Let torch's products in a block be of the precision that the config asks for."""
+        return torch_products(self.config.learner_matmul_precision)
 
     def update_alone(self, shares: Mapping[str, Tensor], rows: int) -> dict[str, float]:
         """Take each consecutive batch of so many `rows` by the agent's own step, and return the call's metrics."""
@@ -114,7 +121,8 @@ class DIPOLELearner(FaultAwareApply):
         last: dict[str, Tensor] = {}
         for k in range(num_updates):
             batch = {name: column[k * rows : (k + 1) * rows] for name, column in columns.items()}
-            last = self.agent.update(batch, diagnostics=k == num_updates - 1)
+            with self.products():
+                last = self.agent.update(batch, diagnostics=k == num_updates - 1)
             for name, value in last.items():  # stays on the device: nothing is waited for between two updates
                 sums[name] = sums[name] + value if name in sums else value
         metrics = {name: float(value) for name, value in last.items()}

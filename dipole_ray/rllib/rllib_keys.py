@@ -12,8 +12,8 @@ READ = (
     "num_env_runners num_envs_per_env_runner rollout_fragment_length num_cpus_per_env_runner num_gpus_per_env_runner "
     "custom_resources_per_env_runner validate_env_runners_after_construction max_requests_in_flight_per_env_runner "
     "env_runner_stall_s num_learners num_cpus_per_learner num_gpus_per_learner custom_resources_per_learner "
-    "local_gpu_idx learner_num_threads evaluation_interval evaluation_num_env_runners "
-    "evaluation_unhealthy_workers_timeout_s "
+    "local_gpu_idx learner_num_threads learner_matmul_precision evaluation_interval "
+    "evaluation_num_env_runners evaluation_unhealthy_workers_timeout_s "
     "min_time_s_per_iteration min_train_timesteps_per_iteration min_sample_timesteps_per_iteration log_level seed"
 )
 """Attributes of RLlib's config that RLlib, or we, read."""

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from dipole_ray.agents.precision import PRECISIONS, SETTING
 from dipole_ray.errors import ConfigError
 
 
@@ -81,6 +82,9 @@ class LearnerConfig:
     one. More than one are actors in any case, each on a GPU of its own where the cluster has one."""
     num_threads: int | None = None
     """Torch threads of each learner; None = the cores that no rollout worker needs (never oversubscribed)."""
+    matmul_precision: str = "float32"
+    """What updates round the factors of their matrix products to: `float32` (nothing), on a CPU with AVX512-BF16
+    `bf16`, on a GPU `tf32`. Sums, losses, weights and moments stay float32, and so does acting."""
 
     @property
     def actors(self) -> int:
@@ -88,12 +92,14 @@ class LearnerConfig:
         return self.num_learners if self.remote or self.num_learners > 1 else 0
 
     def __post_init__(self) -> None:
-        """Reject no learner and an empty thread pool."""
+        """Reject no learner, an empty thread pool and a precision that nobody knows."""
         if self.num_learners < 1:
             remedy = "learner.remote=false runs it in the training process"
             raise ConfigError(f"learner.num_learners is {self.num_learners}: at least 1 ({remedy})")
         if self.num_threads is not None and self.num_threads < 1:
             raise ConfigError(f"learner.num_threads is {self.num_threads}: at least 1, or null for automatic")
+        if self.matmul_precision not in PRECISIONS:
+            raise ConfigError(f"{SETTING} is '{self.matmul_precision}': choose one of {', '.join(PRECISIONS)}")
 
 
 def require_equal_shares(batch_size: int, num_learners: int) -> None:

@@ -95,9 +95,10 @@ class LearnerStack:
         batch_size = self._members[0].agent.config.batch_size
         num_updates = rows.pop() // batch_size
         try:
-            if self._updates is None or self._updates.max_updates < num_updates:
-                self._updates = StackedUpdates([one.agent for one in self._members], batch_size, num_updates)
-            found = self._updates.update_on([calls[member] for member in self._members])
+            with self._members[0].products():  # all members' are the same
+                if self._updates is None or self._updates.max_updates < num_updates:
+                    self._updates = StackedUpdates([one.agent for one in self._members], batch_size, num_updates)
+                found = self._updates.update_on([calls[member] for member in self._members])
         except Exception as error:  # every member's, as it could be nobody's own
             return {member: error for member in calls}
         stacked = {"system/stacked_members": float(len(calls)), "system/compiled_updates": 0.0}

@@ -163,7 +163,11 @@ def rllib_config(run: RunConfig, dataset: Path | None, replay: Path | None) -> D
         num_cpus_per_env_runner=run.rollout.cpus_per_worker,
         stall_s=run.rollout.stall_s,
     )
-    config.learners(num_learners=run.learner.actors, num_threads=run.learner.num_threads)
+    config.learners(
+        num_learners=run.learner.actors,
+        num_threads=run.learner.num_threads,
+        matmul_precision=run.learner.matmul_precision,
+    )
     config.debugging(seed=run.seed)
     return config
 

@@ -110,7 +110,7 @@ def _can_stack(runs: Sequence[Run]) -> bool:
         require_alike([agent.config for agent in agents])
     except ConfigError:  # runs that are continued together may be of any kind: they go in turn
         return False
-    return len({agent.sizes for agent in agents}) == 1
+    return len({(one.learners[0].agent.sizes, one.config.learner_matmul_precision) for one in learners}) == 1
 
 
 def _done(run: Run) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,19 @@ from torch import Tensor
 
 from dipole_ray.agents.agent import Agent
 from dipole_ray.agents.config import AgentConfig
-from dipole_ray.errors import NonFiniteError
+from dipole_ray.agents.fields import StackedFields
+from dipole_ray.errors import ConfigError, NonFiniteError
 from tests.agents import battery
 from tests.agents.battery import ROWS, assert_same, in_double, make_agent, make_batch, tiny_config
 from tests.agents.test_captured import AGENTS, assert_close, named, spoilt
 
 pytest.importorskip("numba")
 
-from dipole_ray.agents import compiling, passes
+from dipole_ray.agents import compiling, passes, precision, tiles
+from dipole_ray.agents.halves import multiply_halves, workspace_of_halves
 from dipole_ray.agents.products import multiply, workspace
+
+needs_pairs = pytest.mark.skipif(not tiles.HAS_PAIRS, reason="the CPU lacks AVX512-BF16")
 
 SETTINGS = [
     *AGENTS,
@@ -39,10 +44,10 @@ def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return int(request.param)
 
 
-def pair(settings: dict[str, Any], threads: int = 1) -> tuple[Agent, Agent]:
+def pair(settings: dict[str, Any], threads: int = 1, matmul_precision: str = "float32") -> tuple[Agent, Agent]:
     """Return an agent and its compiled twin."""
     agent, twin = (make_agent(tiny_config(**settings), device="cpu") for _ in range(2))
-    assert twin.compile(threads) and not agent.steps.is_compiled
+    assert twin.compile(threads, matmul_precision) and not agent.steps.is_compiled
     return agent, twin
 
 
@@ -164,6 +169,113 @@ def test_products_equal_those_of_numpy(shape: tuple[int, int, int], kind: type) 
                 expected = a.astype(np.float64) @ b + (start if adds else 0)
                 tolerance = 40 * np.finfo(kind).eps * np.sqrt(depth)
                 np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
+
+
+SHAPES = [(1, 1, 1), (3, 5, 2), (13, 300, 33), (50, 17, 64), (12, 64, 1), (7, 1, 40), (37, 601, 150)]
+
+
+@needs_pairs
+@pytest.mark.parametrize("shape", SHAPES)
+def test_products_of_halves_equal_those_of_numbers_that_torch_rounded(shape: tuple[int, int, int]) -> None:
+    """Summed up in float32; nothing is rounded where a product has one term or one column, and no NaN is lost."""
+    rows, depth, columns = shape
+    random = torch.Generator().manual_seed(0)
+    a, b, start = (torch.randn(size, generator=random) for size in ((rows, depth), (depth, columns), (rows, columns)))
+    rounds = depth > 1 and columns > 1
+    factors = [x.bfloat16().double() if rounds else x.double() for x in (a, b)]
+    for a_transposed in (False, True):
+        for b_transposed in (False, True):
+            for adds in (False, True):
+                left = (a.T if a_transposed else a).contiguous().numpy()
+                right = (b.T if b_transposed else b).contiguous().numpy()
+                found, room = start.clone(), workspace_of_halves(rows)
+                multiply_halves(left, a_transposed, right, b_transposed, found.numpy(), adds, room)
+                expected = factors[0] @ factors[1] + (start if adds else 0)
+                torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6 * depth)
+    for worst in (np.nan, np.inf, np.uint32(0x7FFFFFFF).view(np.float32)):
+        left = a.numpy().copy()
+        left[-1, -1] = worst
+        multiply_halves(left, False, b.numpy(), False, found.numpy(), False, workspace_of_halves(rows))
+        assert not torch.isfinite(found[-1]).any()
+
+
+class Rounded(torch.autograd.Function):
+    """`baddbmm` whose factors are rounded to bfloat16, as are those of its gradients' products; not of one term."""
+
+    @staticmethod
+    def forward(ctx: Any, bias: Tensor, a: Tensor, b: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(a, b)
+        return bias + Rounded.product(a, b)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        a, b = ctx.saved_tensors
+        product = Rounded.product
+        return gradient.sum(dim=1, keepdim=True), product(gradient, b.mT), product(a.mT, gradient)
+
+    @staticmethod
+    def product(a: Tensor, b: Tensor) -> Tensor:
+        rounds = a.shape[2] > 1 and b.shape[2] > 1
+        return torch.bmm(*(x.bfloat16().float() if rounds else x for x in (a, b)))
+
+
+class WholeInputs(StackedFields):
+    """Fields whose first layer reads observation, action and time at once, as the compiled one does."""
+
+    def encode(self, observations: Tensor, fields: Sequence[str]) -> Tensor:
+        return observations
+
+    def velocity(self, context: Tensor, x: Tensor, t: float | Tensor, fields: Sequence[str]) -> Tensor:
+        assert isinstance(t, float)
+        states, flat = context.repeat_interleave(x.shape[1], dim=0), x.flatten(0, 1)
+        inputs = torch.cat((states, flat, torch.full_like(flat[:, :1], t)), dim=1)
+        return self.mlp.forward(inputs, self._members(fields)).unflatten(1, x.shape[:2])
+
+
+@needs_pairs
+@pytest.mark.parametrize("settings", SETTINGS, ids=named)
+def test_updates_in_bf16_round_the_factors_of_products_and_nothing_else(
+    settings: dict[str, Any], threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Losses are those of torch with rounded factors, from which float32's differ a hundred times as much."""
+    agent, twin = pair(settings, threads, "bf16")
+    exact, batch = make_agent(tiny_config(**settings), device="cpu"), make_batch(0)
+    metrics = [exact.update(batch, diagnostics=False), twin.update(batch, diagnostics=False)]
+    with monkeypatch.context() as patched:
+        for name in ("encode", "velocity"):
+            patched.setattr(StackedFields, name, getattr(WholeInputs, name))
+        patched.setattr(torch, "baddbmm", Rounded.apply)
+        metrics.append(agent.update(batch, diagnostics=False))
+    losses = [torch.stack([value for name, value in each.items() if "loss" in name]) for each in metrics]
+    gradients = [
+        torch.cat([one.grad.flatten() for one in each._parameters if one.grad is not None])
+        for each in (exact, twin, agent)
+    ]
+    for far, found, expected in (losses, gradients):
+        assert (found - expected).norm() < 0.02 * (far - expected).norm()
+    assert {parameter.dtype for parameter in twin._parameters} == {torch.float32}
+
+
+@needs_pairs
+def test_a_checkpoint_of_updates_in_bf16_goes_on_bitwise() -> None:
+    _, twin = pair({"preset": "small"}, matmul_precision="bf16")
+    twin.update(make_batch(0))
+    _, resumed = pair({"preset": "small"}, matmul_precision="bf16")
+    resumed.load_state_dict(twin.state_dict())
+    for each in (twin, resumed):
+        each.update(make_batch(1))
+    assert_same(twin.state_dict(), resumed.state_dict())
+
+
+def test_a_precision_that_is_not_there_is_refused_with_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = make_agent(tiny_config(preset="small"), device="cpu")
+    with pytest.raises(ConfigError, match=r"tf32 is a GPU's, .* set bf16 or float32"):
+        agent.compile(1, "tf32")
+    with pytest.raises(ConfigError, match="bf16 is for a CPU, and this learner computes on cuda:0; set tf32"):
+        precision.require_precision("bf16", torch.device("cuda:0"))
+    monkeypatch.setattr(tiles, "HAS_PAIRS", False)
+    with pytest.raises(ConfigError, match=r"AVX512-BF16 .* set float32"):
+        agent.compile(1, "bf16")
 
 
 def test_a_stack_is_not_given_inputs_of_another_width() -> None:

@@ -92,6 +92,7 @@ def test_no_key_of_ours_is_an_attribute_of_rllibs() -> None:
         "replay_directory",
         "eval_settings",
         "learner_num_threads",
+        "learner_matmul_precision",
         "env_runner_stall_s",
     }
     rllibs = set(vars(AlgorithmConfig())) | set(dir(AlgorithmConfig))
@@ -249,7 +250,7 @@ def test_run_config_reaches_every_part() -> None:
                 "cpus_per_worker": 0.25,
                 "stall_s": 90.0,
             },
-            "learner": {"num_learners": 2, "num_threads": 2},
+            "learner": {"num_learners": 2, "num_threads": 2, "matmul_precision": "bf16"},
             "evaluation": {"episodes": 6, "omegas": [1.0], "candidates": [2]},
         }
     )
@@ -264,6 +265,7 @@ def test_run_config_reaches_every_part() -> None:
     assert (plain["seed"], plain["input"], made.replay_directory) == (5, *places)
     assert (plain["num_env_runners"], plain["num_envs_per_env_runner"], plain["rollout_fragment_length"]) == (2, 3, 7)
     assert (plain["num_cpus_per_env_runner"], plain["num_learners"], plain["learner_num_threads"]) == (0.25, 2, 2)
+    assert plain["learner_matmul_precision"] == "bf16"
     assert made.env_runner_stall_s == DIPOLEConfig.from_plain(plain).env_runner_stall_s == 90.0
 
 
