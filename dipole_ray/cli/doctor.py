@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from dipole_ray.cli.command import CACHE, add_command
 from dipole_ray.cores import usable_cores
-from dipole_ray.errors import first_line
+from dipole_ray.errors import ConfigError, first_line
 
 LOW_DISK_GIB, MIN_DISK_GIB = 5.0, 0.5
 REASONS = {
@@ -274,7 +274,11 @@ def check_mlflow(runs: Path) -> Finding:
     from dipole_ray.tracking.mlflow_server import redacted, sqlite_file
     from dipole_ray.tracking.tracker import TrackingConfig
 
-    uri = TrackingConfig().resolve_uri(runs)
+    try:
+        uri = TrackingConfig().resolve_uri(runs)
+    except ConfigError as error:
+        found, _, remedy = str(error).partition(": ")
+        return Finding("MLflow", "fail", found, remedy)
     shown, database = redacted(uri), sqlite_file(uri)
     if database is not None and not database.exists():
         return Finding("MLflow", "ok", f"{_installed('mlflow')}, {shown} is made by the first run")

@@ -40,7 +40,7 @@ from dipole_ray.rllib.module import DIPOLERLModule
 from dipole_ray.rllib.placement import workers_beside_driver
 from dipole_ray.rllib.privates import is_frozen, is_registered_with_tune, sync_no_states, translated
 from dipole_ray.rllib.replay_actor import ArrowOfflineData
-from dipole_ray.rllib.rllib_keys import FILLED, KEPT, REFUSED, RENAMED, Empty
+from dipole_ray.rllib.rllib_keys import FILLED, KEPT, REFUSED, RENAMED, Empty, require_possible
 from dipole_ray.rllib.sections import LearnerConfig, RolloutConfig, TrainingConfig, require_equal_shares
 
 Section = TypeVar("Section")
@@ -113,6 +113,12 @@ class DIPOLEConfig(AlgorithmConfig):
         is_read = key not in REFUSED or (key == "_learner_class" and isinstance(value, type))
         if is_complete and not is_read and not self.in_evaluation and value != getattr(self, key):
             raise ConfigError(REFUSED[key])
+        if is_complete:
+            if not (key.startswith("_") or hasattr(self, key) or type(self) is not DIPOLEConfig):
+                near = difflib.get_close_matches(key, [*SECTION_OF, *KEPT], n=1)
+                hint = f"did you mean '{near[0]}'?" if near else "a class derived from DIPOLEConfig may have others"
+                raise ConfigError(f"unknown setting '{key}': {hint}")
+            require_possible(key, value)
         if key == "callbacks_class" and (lost := [name for one in force_list(value) for name in never_called(one)]):
             raise ConfigError(f"callbacks: '{lost[0]}' is called by nothing in DIPOLE; leave it out of the class")
         super().__setattr__(key, absolute_paths(value) if key in ("input_", "replay_directory") else value)

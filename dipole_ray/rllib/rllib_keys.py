@@ -1,5 +1,7 @@
 """Which of RLlib's own settings are read and saved, and what takes the place of all the others."""
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
@@ -97,6 +99,47 @@ def _refused() -> dict[str, str]:
 
 REFUSED = _refused()
 """What is said about a setting of RLlib's that nothing would read, where somebody sets it."""
+LEAST = dict.fromkeys(
+    [
+        "num_env_runners",
+        "evaluation_num_env_runners",
+        "num_learners",
+        "evaluation_interval",
+        "seed",
+        "min_train_timesteps_per_iteration",
+        "min_sample_timesteps_per_iteration",
+    ],
+    0,
+) | dict.fromkeys(
+    [
+        "num_envs_per_env_runner",
+        "rollout_fragment_length",
+        "max_requests_in_flight_per_env_runner",
+        "learner_num_threads",
+    ],
+    1,
+)
+"""Settings of RLlib's that are whole numbers, or None, with the least that each may be."""
+AMOUNTS = tuple(f"num_{kind}_per_{owner}" for kind in ("cpus", "gpus") for owner in ("env_runner", "learner"))
+AMOUNTS += ("num_cpus_for_main_process", "min_time_s_per_iteration", "evaluation_unhealthy_workers_timeout_s")
+"""Those that are numbers from 0 on, None or auto."""
+
+
+def require_possible(key: str, value: Any) -> None:
+    """Raise ConfigError for a value of RLlib's setting that nothing could obey; Tune's search spaces are not judged."""
+    if not isinstance(value, int | float | str):
+        if key == "env_config" and not isinstance(value, Mapping):
+            raise ConfigError(f"env_config is {value!r}: give a dict, such as {{'max_episode_steps': 200}}")
+        return
+    if key in ("input_", "replay_directory") and value == "":
+        raise ConfigError(f"{key} is empty: give the path of a folder, or leave it out")
+    number = value if not isinstance(value, bool | str) else math.nan
+    if key in LEAST and not (isinstance(number, int) and number >= LEAST[key]):
+        raise ConfigError(f"{key} is {value!r}: give a whole number of at least {LEAST[key]}")
+    if key in AMOUNTS and value != "auto" and not 0 <= number < math.inf:
+        raise ConfigError(f"{key} is {value!r}: give a finite number of at least 0")
+
+
 FILLED = ("learner_config_dict", "algorithm_config_overrides_per_module", "exploration_config")
 """Those that RLlib's setters do not set, but fill."""
 

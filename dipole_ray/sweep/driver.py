@@ -72,7 +72,7 @@ def run_sweep(plan: Plan) -> SweepResult:
         tracker = stack.enter_context(sweep_tracker(plan, records))
         stops = _train(plan, records, tracker) if left else StopRequests()
         finished = not records.having("planned") and len(records.trials) == plan.num_trials
-        deliver_trials(plan, records)
+        deliver_trials(plan, records, stopped=bool(stops))
         result = write_result(plan, records, finished=finished, stops=stops, view_command=tracker.view_command)
         for path in result.files:
             tracker.artifact(path, "pictures" if path.suffix == ".png" else "")

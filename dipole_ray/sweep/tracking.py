@@ -22,6 +22,7 @@ from dipole_ray.tracking.tracker import RunStatus, Tracker
 ENDINGS: dict[str, RunStatus] = {"done": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 AGAIN = "the same 'dipole sweep' again"
 DELIVERY_S, DELIVERY_EACH_S = 30.0, 5.0  # longest wait for MLflow at the end of a sweep, and more for each trial
+STOPPED_S = 5.0  # and at the end of one that is asked to stop, which may be killed soon
 
 _log = logging.getLogger(__name__)
 
@@ -48,13 +49,13 @@ def _tags(plan: Plan) -> dict[str, str]:
     return {"dipole.sweep": plan.sweep.name, "mlflow.source.name": "dipole sweep"}
 
 
-def deliver_trials(plan: Plan, records: SweepRecords) -> None:
+def deliver_trials(plan: Plan, records: SweepRecords, *, stopped: bool) -> None:
     """Deliver what trials could not, and end the MLflow runs of those whose process was killed; never for long."""
     if not plan.run_config({}).tracking.mlflow:
         return
     worker = threading.Thread(target=_deliver, args=(plan, records), name="mlflow-trials", daemon=True)
     worker.start()
-    worker.join(DELIVERY_S + DELIVERY_EACH_S * len(records.trials))
+    worker.join(STOPPED_S if stopped else DELIVERY_S + DELIVERY_EACH_S * len(records.trials))
     if worker.is_alive():
         _log.warning("MLflow is slow: not all trials are delivered; the same command again delivers the rest")
 

@@ -73,8 +73,13 @@ REFUSALS = {
     "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, to those of a user who may write there",
     r"MLFLOW_ALLOW_FILE_STORE": "give a database, such as sqlite:////PATH/mlflow.db, in the place of a folder, or set "
     "MLFLOW_ALLOW_FILE_STORE=true",
-    r"^ENDPOINT_NOT_FOUND\b|not in a valid JSON format": "no MLflow answers there, but something else: correct the "
-    "address, or sign in where a page asks for it",
+    # Statuses of 400 on, without an answer of MLflow's own; 408, 425 and 429 ask to come again.
+    r"^ENDPOINT_NOT_FOUND\b|not in a valid JSON format|error code (40[0-79]|41\d|42[0-46-8]|43\d|45\d|501) != 200": (
+        "no MLflow answers there, but something else, such as a proxy: correct the address, or sign in where a page "
+        "asks for it"
+    ),
+    r"InvalidUrl|Invalid url": "correct the address: write http://HOST:PORT",
+    r"Unity Catalog tracking URI": "give the address of a tracking server, such as databricks or http://HOST:PORT",
     r"unsupported URI|UnsupportedModelRegistryStoreURI|Could not parse SQLAlchemy URL|Invalid database URI": "write "
     "http://HOST:PORT for a server, or sqlite:////PATH/mlflow.db",
     r"SSLError": "see whether the address begins with http or https, and name the server's certificate in "

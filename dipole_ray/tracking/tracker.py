@@ -24,6 +24,8 @@ from dipole_ray.tracking.mlflow_server import redacted, sqlite_uri
 
 FLOAT32_MAX = 3.4028234663852886e38
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
+CLOSING_S: dict[RunStatus, float] = {"FINISHED": 30.0, "FAILED": 30.0, "KILLED": 15.0}
+"""Longest wait for MLflow at the end of a run; whoever asks one to stop kills it soon, often after 30 s in all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +72,16 @@ def _database(runs_dir: Path) -> Path:
 
 
 def located_uri(uri: str, start: str | Path = "") -> str:
-    """Return an MLflow address with its file or folder, if it names one, absolute (see `absolute`)."""
+    """Return an MLflow address with its file or folder, if it names one, absolute (see `absolute`).
+
+    Raises:
+        ConfigError: A database in memory, with which everything in it would be gone.
+    """
+    if uri.strip("/") == "sqlite:" or uri.startswith("sqlite:///:memory:"):
+        why = "names no file, so MLflow would keep the run in memory and lose it"
+        raise ConfigError(
+            f"tracking.tracking_uri or MLFLOW_TRACKING_URI is '{uri}', which {why}: write sqlite:///FILE.db"
+        )
     if uri == "databricks":  # MLflow's own name for a server
         return uri
     scheme = next((one for one in ("sqlite:///", "file:") if uri.startswith(one)), "")
@@ -187,12 +198,15 @@ class Tracker:
         if self._feed is not None:
             self._feed.artifact(path, folder)
 
-    def close(self, status: RunStatus = "FINISHED", timeout_s: float = 30.0) -> None:
-        """Deliver what is left and end the MLflow run; say what was not delivered in time: a later resume does it."""
+    def close(self, status: RunStatus = "FINISHED", timeout_s: float | None = None) -> None:
+        """Deliver what is left and end the MLflow run; say what was not delivered in time: a later resume does it.
+
+        None waits as long as `CLOSING_S` has for the status.
+        """
         with self._lock:
             self._file.close()
         if self._feed is not None:
-            self._feed.close(status, timeout_s)
+            self._feed.close(status, CLOSING_S[status] if timeout_s is None else timeout_s)
 
 
 def _finite(value: SupportsFloat | None) -> float | None:

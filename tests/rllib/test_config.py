@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray import tune
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.callbacks.callbacks import RLlibCallback
 
@@ -152,6 +153,8 @@ OTHER_VALUES: dict[str, Any] = {
     "policies_to_train": ["default_policy"],
     "count_steps_by": "agent_steps",
     "custom_resources_per_learner": {"disk": 1},
+    "num_cpus_per_learner": 2,
+    "num_gpus_per_learner": 0.5,
 }
 """Where a value must be of a kind that its default does not show."""
 
@@ -202,6 +205,38 @@ def test_what_nothing_reads_is_refused_however_it_is_set() -> None:
         ):
             with pytest.raises(ConfigError, match=key):
                 set_it(DIPOLEConfig())
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("num_env_runners", -1, "a whole number of at least 0"),
+        ("num_envs_per_env_runner", 0, "a whole number of at least 1"),
+        ("rollout_fragment_length", 2.5, "a whole number of at least 1"),
+        ("num_learners", "two", "a whole number of at least 0"),
+        ("seed", -1, "a whole number of at least 0"),
+        ("num_cpus_per_env_runner", float("inf"), "a finite number of at least 0"),
+        ("env_config", [1], "give a dict"),
+        ("input_", "", "input_ is empty"),
+        ("num_env_runner", 2, "unknown setting 'num_env_runner': did you mean 'num_env_runners'"),
+        ("learning_ratte", 2.0, "did you mean 'learning_rate'"),
+    ],
+)
+def test_what_nothing_could_obey_is_refused_when_it_is_set(key: str, value: Any, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        setattr(DIPOLEConfig(), key, value)
+    with pytest.raises(ConfigError, match=said):
+        DIPOLEConfig()[key] = value
+
+
+def test_a_config_of_ones_own_has_attributes_of_its_own_and_search_spaces_are_not_judged() -> None:
+    class Own(DIPOLEConfig):
+        pass
+
+    made = Own()
+    made.own = 3  # type: ignore[attr-defined]
+    made.env_runners(num_env_runners=tune.choice([0, 2])).debugging(seed=tune.grid_search([1, 2]))
+    assert made.own == 3 and made.to_dict()["seed"] == {"grid_search": [1, 2]}  # type: ignore[attr-defined]
 
 
 def test_automatic_choices_are_made_anew_where_a_checkpoint_is_continued() -> None:

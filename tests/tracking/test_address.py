@@ -22,7 +22,8 @@ def no_server_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "said"), [(401, "MLFLOW_TRACKING_PASSWORD"), (404, "correct the address"), (503, "")]
+    ("status", "said"),
+    [(401, "MLFLOW_TRACKING_PASSWORD"), (404, "correct the address"), (503, ""), (405, "a proxy"), (429, "")],
 )
 def test_a_refusal_has_a_remedy_and_an_outage_none(status: int, said: str) -> None:
     class Answer(BaseHTTPRequestHandler):
@@ -53,6 +54,22 @@ def test_the_address_is_the_config_then_the_environment_then_sqlite(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://a")
     assert TrackingConfig().resolve_uri(tmp_path) == "http://a"
     assert TrackingConfig(tracking_uri="http://b").resolve_uri(tmp_path) == "http://b"
+
+
+@pytest.mark.parametrize("uri", ["http://:5000", "http://127.0.0.1:99999", "databricks-uc", "uc:http://a"])
+def test_what_can_be_no_address_is_refused_and_no_outage(uri: str) -> None:
+    with pytest.raises(Exception, match=r"Invalid url|not supported") as caught:
+        connect(uri).get_experiment_by_name("any")
+    assert isinstance(caught.value, Exception) and "address" in remedy_of(caught.value)
+
+
+@pytest.mark.parametrize("uri", ["sqlite://", "sqlite:///", "sqlite:///:memory:"])
+def test_a_database_in_memory_is_refused(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"lose it: write sqlite:///FILE\.db"):
+        TrackingConfig(tracking_uri=uri).resolve_uri(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(ConfigError, match=f"'{uri}'"):
+        TrackingConfig().resolve_uri(tmp_path)
 
 
 def test_credentials_stay_out_of_files_and_messages() -> None:

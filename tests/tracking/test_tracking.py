@@ -22,7 +22,7 @@ import torch
 from dipole_ray.tracking.metrics_file import read_metrics
 from dipole_ray.tracking.mlflow_feed import RUN_KEY_TAG
 from dipole_ray.tracking.mlflow_server import connect, sqlite_file
-from dipole_ray.tracking.tracker import TrackingConfig
+from dipole_ray.tracking.tracker import CLOSING_S, TrackingConfig
 from tests.tracking.small import DEAD_URI, log_lines, start
 
 
@@ -95,7 +95,7 @@ def test_a_resume_continues_the_run_and_sends_no_step_twice(runs: Path) -> None:
     changed = {"agent": {"beta": 5.0, "hidden_dims": [64, 64]}, "seed": 0, "added": True}
     tracker = start(run_dir, parameters=changed, resume=True, state=state)
     log_lines(tracker, range(5, 12), offset=0.5)
-    tracker.close("KILLED")
+    tracker.close("KILLED", timeout_s=60)
     assert [line["critic/loss"] for line in read_metrics(run_dir)] == [
         *range(5),
         *(step + 0.5 for step in range(5, 12)),
@@ -115,7 +115,7 @@ def test_a_batch_whose_reply_was_lost_is_not_sent_again_with_other_values(runs: 
     wait_until(lambda: (run_dir / "mlflow.json").exists() and bool(_feed_state(run_dir)["run_id"]))
     before = (run_dir / "mlflow.json").read_bytes()
     log_lines(tracker, range(5))
-    tracker.close("KILLED")
+    tracker.close("KILLED", timeout_s=60)
     (run_dir / "mlflow.json").write_bytes(before)  # as after a kill between the server's commit and our note of it
     with start(run_dir, resume=True, state=state) as tracker:
         log_lines(tracker, range(8), offset=0.5)
@@ -307,14 +307,15 @@ def test_nobody_waits_for_a_database_where_no_folder_can_be(
 
 
 def test_a_server_that_never_answers_does_not_hold_training_up(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor does the thread say anything after the end, when the connection breaks."""
+    """Nor a run that is asked to stop; nor does the thread say anything after the end, when the connection breaks."""
+    monkeypatch.setitem(CLOSING_S, "KILLED", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
         tracker = start(tmp_path / "run", TrackingConfig(tracking_uri=uri))
         log_lines(tracker, range(1000))
-        tracker.close(timeout_s=0.1)
+        tracker.close("KILLED")
         said = list(caplog.messages)
     assert tracker._feed is not None
     tracker._feed._thread.join(60)
