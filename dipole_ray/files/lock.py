@@ -37,6 +37,7 @@ class FolderLock(AbstractContextManager["FolderLock"]):
         self._path = folder / name
         # Any thread may give it back; and a marker file in place of a lock would outlive a killed process.
         self._lock = FileLock(self._path, thread_local=False, fallback_to_soft=False)
+        self._missing = 0
         start = time.monotonic()
         told = start + PATIENCE_S - SILENCE_S
         while not self._taken():
@@ -63,7 +64,10 @@ class FolderLock(AbstractContextManager["FolderLock"]):
     def _taken(self) -> bool:
         try:
             self._lock.acquire(blocking=False)
-        except (Timeout, FileNotFoundError):  # somebody has it; or the folder was removed again
+        except (Timeout, FileNotFoundError) as error:  # somebody has it; or the folder was removed again
+            self._missing = 0 if self._path.exists() else self._missing + 1
+            if self._missing * POLL_S > PATIENCE_S:  # a place in which nothing can be made, such as /proc
+                raise FileNotFoundError(errno.ENOENT, "no file can be made there", str(self._path)) from error
             return False
         except OSError as error:
             if error.errno not in _WITHOUT_LOCKS:
