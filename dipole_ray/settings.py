@@ -73,8 +73,17 @@ class Tagged(type):
             elif value != (neutral := _fields(cls)[key].default):
                 reader = next((name for name, one in readers.items() if _takes(one, key, value)), [*readers][-1])
                 why = f"{tag} '{chosen}' does not read it"
-                raise unread(f"{section}.{key}", value, neutral, why, f"{cls.tag}={reader}")
+                raise unread(*_differing(f"{section}.{key}", value, neutral), why, f"{cls.tag}={reader}")
         return type.__call__(variant, **own)
+
+
+def _differing(key: str, value: Any, neutral: Any) -> tuple[str, Any, Any]:
+    """Return the dotted key, the value and the neutral value of a setting, of a section its first that differs."""
+    if not dataclasses.is_dataclass(value):
+        return key, value, neutral
+    names = [field.name for field in dataclasses.fields(value)]
+    first = next(name for name in names if getattr(value, name) != getattr(neutral, name))
+    return _differing(f"{key}.{first}", getattr(value, first), getattr(neutral, first))
 
 
 def _takes(variant: Any, key: str, value: Any) -> bool:

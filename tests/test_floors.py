@@ -33,7 +33,7 @@ FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 # Third-party imports that a room is limited to, and libraries that only some rooms may import.
 ALLOWED = {
-    "agents": {"torch", "numpy", "safetensors", "triton", "numba", "llvmlite"},
+    "agents": {"torch", "numpy", "safetensors", "triton", "numba", "llvmlite", "peft"},
     "data": {"numpy", "pyarrow", "h5py", "requests", "urllib3"},
     "replay": {"numpy", "pyarrow"},
     "driving": {"numpy", "pyarrow", "shapely", "scipy", "yaml"},
@@ -108,6 +108,17 @@ def test_third_party_imports_stay_in_their_rooms() -> None:
             if library not in ALLOWED.get(room, {library}) or room not in HOMES.get(library, {room}):
                 wrong.append(f"{file.relative_to(PACKAGE)}:{line} imports {name}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_one_file_imports_peft() -> None:
+    """It brings transformers along: three seconds that nobody pays who has no adapters."""
+    found = {
+        str(file.relative_to(PACKAGE))
+        for _, file, tree in _sources()
+        for _, name in _imports(tree, file)
+        if "peft" in name.split(".")
+    }
+    assert found == {"agents/adapters.py"}
 
 
 def test_files_import_each_other_one_way() -> None:

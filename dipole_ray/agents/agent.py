@@ -18,7 +18,7 @@ from dipole_ray.agents import flow, losses, state
 from dipole_ray.agents.branches import Branches
 from dipole_ray.agents.config import AgentConfig
 from dipole_ray.agents.data_parallel import DataParallel
-from dipole_ray.agents.fields import MakeFields, StackedFields
+from dipole_ray.agents.fields import MakeFields
 from dipole_ray.agents.networks import Sizes, StackedMLP
 from dipole_ray.agents.policy import Policy
 from dipole_ray.agents.precision import SETTING, require_precision
@@ -43,7 +43,7 @@ class Options(TypedDict, total=False):
 
     seed: Required[int]  # of the networks and of all noise
     device: str | torch.device
-    make_fields: MakeFields
+    make_fields: MakeFields | None  # None: as the config says
 
 
 class Agent(ABC):
@@ -109,7 +109,7 @@ class Agent(ABC):
         *,
         seed: int,
         device: str | torch.device = "cpu",
-        make_fields: MakeFields = StackedFields,
+        make_fields: MakeFields | None = None,
     ) -> tuple[Networks, Policy]:
         """Return untrained networks and the policy that acts with them; drawn on the CPU, so the same on every device.
 
@@ -128,7 +128,7 @@ class Agent(ABC):
         roles: Roles = {"critic": critic, "target_critic": target_critic}
         if cls.has_value:
             roles["value"] = mlp(1, sizes.observation_dim)
-        roles |= cls.policy_class.draw_actor(config, make_fields, sizes, generator)
+        roles |= cls.policy_class.draw_actor(config, make_fields or config.make_fields, sizes, generator)
         networks = Networks(sizes, roles).to(device)
         return networks, cls.policy_class(config, networks, int(torch.randint(2**62, (1,), generator=generator).item()))
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, NamedTuple, get_type_hints
 
+from dipole_ray.agents.fields import MakeFields, StackedFields
 from dipole_ray.errors import ConfigError
 from dipole_ray.settings import Tagged, unread
 
@@ -174,6 +175,16 @@ class AgentConfig(metaclass=Tagged):
     def fields(self) -> tuple[str, ...]:
         """Names of the vector fields this agent trains, in their stacked order."""
         return ()
+
+    @property
+    def has_bc(self) -> bool:
+        """Whether there is a behaviour-cloning field to act with."""
+        return "bc" in self.fields
+
+    @property
+    def make_fields(self) -> MakeFields:
+        """What makes the vector fields."""
+        return StackedFields
 
     @property
     def is_guided(self) -> bool:

@@ -6,13 +6,16 @@ Shapes: B batch rows, N candidates, O observation dim, A action dim, E critics, 
 import math
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from dipole_ray.agents import flow, losses
+from dipole_ray.agents import backbones, flow, losses
+from dipole_ray.agents.adapters import AdapterConfig
 from dipole_ray.agents.agent import Losses
+from dipole_ray.agents.backbones import BackboneConfig
 from dipole_ray.agents.config import (
     AGGREGATION,
     BOOTSTRAP,
@@ -30,12 +33,14 @@ from dipole_ray.agents.networks import Sizes
 from dipole_ray.agents.policy import Policy
 from dipole_ray.agents.roles import Roles
 from dipole_ray.agents.value import ValueAgent
+from dipole_ray.errors import ConfigError
+from dipole_ray.settings import unread
 
 __all__ = ["AgentConfig", "DipoleAgent", "DipoleConfig"]
 
 SCHEME_FIELDS = {"dipole": ("positive", "negative"), "bc": ("bc",), "exp": ("positive",), "cfgrl": ("positive", "bc")}
 """The vector fields that each weight scheme trains."""
-
+_OWN_NETWORKS, _NO_ADAPTERS = BackboneConfig(), AdapterConfig()
 
 MAX_SHIFT = 12.0
 """Shift beyond which one of the two fields hardly has weights: sigma(-12) is 6e-6."""
@@ -68,8 +73,8 @@ class DipoleConfig(AgentConfig):
     exp_weight_max: Annotated[float, CEILING] = 100.0
     """Ceiling of the weight of `exp` and `iql`, > 0, may be infinite. FQL's AWR baselines: 100."""
     train_bc: bool = False
-    """Evaluate an unweighted field for comparison: adds one unless there is one already (`bc`, `cfgrl`, `fql`). The
-    added field clones offline rows alone, so that it stays the dataset's baseline in the online phase."""
+    """Evaluate an unweighted field for comparison: adds one unless there is one already (`bc`, `cfgrl`, `fql`, a
+    backbone). The added field clones offline rows alone: it stays the dataset's baseline in the online phase."""
     bootstrap: Annotated[str, BOOTSTRAP] = "policy"
     """What Q bootstraps from: `policy`, Qbar(s', a') with a' from the policy (paper), or `value`, V(s') (IQL)."""
     target_candidates: Annotated[int, COUNT] = 1
@@ -82,6 +87,10 @@ class DipoleConfig(AgentConfig):
     """How the target critics make one TD target: `min`, `mean` or `mean_minus_std`. Paper: mean."""
     advantage_normalization: Annotated[str, DIVISOR] = "none"
     """Divisor of the advantage in the weights: `none` (paper), `batch_std` or `running_std`."""
+    backbone: BackboneConfig = _OWN_NETWORKS
+    """The network behind the fields."""
+    adapters: AdapterConfig = _NO_ADAPTERS
+    """Low-rank adapters on one frozen network instead of a network for each field."""
 
     def __post_init__(self) -> None:
         """Reject values out of range, and what the weight scheme or the bootstrap would not read."""
@@ -102,12 +111,34 @@ class DipoleConfig(AgentConfig):
         if self.bootstrap == "value":
             for name, neutral in {"target_omega": 0, "target_candidates": 1, "target_aggregation": "mean"}.items():
                 self.require(name, neutral, "bootstrap 'value' asks no target critic at s'", "agent.bootstrap=policy")
+        self._check_adapters(scheme)
+
+    def _check_adapters(self, scheme: str) -> None:
+        """Reject adapters that nothing weighs, and a backbone without adapters."""
+        if not self.adapters.rank:
+            if self.backbone.path is not None:
+                why, remedy = "without adapters no field lies on a backbone", "agent.adapters.rank above 0"
+                raise unread("agent.backbone.path", self.backbone.path, "null", why, remedy)
+            return
+        if self.weight_scheme not in ("dipole", "exp"):
+            remedy = "set agent.weight_scheme=dipole or exp, or agent.adapters.rank=0"
+            raise ConfigError(f"agent.adapters.rank: {scheme} trains a field of its own beside the backbone; {remedy}")
 
     @property
     def fields(self) -> tuple[str, ...]:
         """Names of the vector fields, in their stacked order."""
         names = SCHEME_FIELDS[self.weight_scheme]
-        return (*names, "bc") if self.train_bc and "bc" not in names else names
+        return (*names, "bc") if self.train_bc and "bc" not in names and not self.adapters.rank else names
+
+    @property
+    def has_bc(self) -> bool:
+        """Whether there is a behaviour-cloning field to act with: a trained one, or the backbone."""
+        return "bc" in self.fields or self.adapters.rank > 0
+
+    @property
+    def make_fields(self) -> MakeFields:
+        """What makes the vector fields."""
+        return partial(backbones.make_fields, self.backbone, self.adapters)
 
     @property
     def is_guided(self) -> bool:

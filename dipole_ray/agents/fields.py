@@ -59,6 +59,16 @@ class StackedFields(nn.Module):
         dims = (sizes.pair_dim + 1, *sizes.hidden_dims, sizes.action_dim)
         self.mlp = StackedMLP(len(names), dims, layer_norm=False, generator=generator)
 
+    @classmethod
+    def of(
+        cls, names: tuple[str, ...], observation_dim: int, kernels: Sequence[Tensor], biases: Sequence[Tensor]
+    ) -> "StackedFields":
+        """Return fields of given weights, see `StackedMLP.of`."""
+        made = cls.__new__(cls)
+        nn.Module.__init__(made)
+        made.names, made.observation_dim, made.mlp = names, observation_dim, StackedMLP.of(kernels, biases)
+        return made
+
     def forward(self, observations: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """Return the velocities of all fields, see `VelocityField.__call__`."""
         return self.mlp.forward(torch.cat((observations, x, t), dim=-1))

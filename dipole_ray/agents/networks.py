@@ -77,6 +77,16 @@ class StackedMLP(nn.Module):
         # In plain tuples: looking them up in a ParameterList is slow beside a small network's pass.
         self._dense, self._norms = tuple(zip(kernels, biases, strict=True)), tuple(zip(scales, shifts, strict=True))
 
+    @classmethod
+    def of(cls, kernels: Sequence[Tensor], biases: Sequence[Tensor]) -> "StackedMLP":
+        """Return a stack, without layer norms, of kernels (E, in, out) and biases (E, 1, out) that nothing trains."""
+        made = cls(len(kernels[0]), (), layer_norm=False, generator=torch.Generator())
+        made.kernels, made.biases = (
+            nn.ParameterList([nn.Parameter(each, requires_grad=False) for each in every]) for every in (kernels, biases)
+        )
+        made.note_parameters()
+        return made
+
     def forward(self, inputs: Tensor, members: Members = None) -> Tensor:
         """Evaluate the chosen members, E of them, and return (E, B, D).
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dipole_ray.agents.adapters import BACKBONE, AdaptedFields
 from dipole_ray.agents.fields import StackedFields
 from dipole_ray.agents.networks import StackedMLP
 from dipole_ray.agents.roles import Networks
@@ -94,11 +95,21 @@ class PackedFields(PackedMLP):
         return moved.clamp_(-1.0, 1.0)
 
 
+def is_worth_it(networks: Networks) -> bool:
+    """Return whether `pack` returns others than it is given."""
+    runs_kernels = networks.observation_mean.device.type == "cpu" and kernels() is not None
+    return runs_kernels or any(isinstance(role, AdaptedFields) for role in networks.children())
+
+
 def pack(networks: Networks) -> Any:
-    """Return the same networks by role: packed where they read a state and a candidate, else as they are."""
-    compiled, sizes = kernels(), networks.sizes
-    roles = {name: getattr(networks, name) for name, _ in networks.named_children()}
+    """Return the same networks by role: adapters merged, on a CPU packed where they read a state and a candidate."""
+    sizes, compiled = networks.sizes, kernels() if networks.observation_mean.device.type == "cpu" else None
+    roles: dict[str, Any] = {name: getattr(networks, name) for name, _ in networks.named_children()}
     for name, role in roles.items():
+        if isinstance(role, AdaptedFields):
+            roles[name] = role = role.merged((*role.names, BACKBONE))
+        if compiled is None:
+            continue
         if isinstance(role, StackedFields):
             roles[name] = PackedFields(role, sizes.action_dim, compiled)
         elif isinstance(role, StackedMLP) and role.kernels[0].shape[1] == sizes.pair_dim:

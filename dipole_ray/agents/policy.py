@@ -69,7 +69,7 @@ class Policy(ABC):
     @property
     def has_bc(self) -> bool:
         """Whether a behaviour-cloning field is trained, so that `sample_actions(policy="bc")` works."""
-        return "bc" in self.config.fields
+        return self.config.has_bc
 
     @torch.no_grad()
     def sample_actions(
@@ -114,11 +114,11 @@ class Policy(ABC):
         return acting.best(observations, actions)
 
     def packed(self) -> "Policy":
-        """Return what samples in this policy's place: on a CPU its copy with networks packed for the kernels.
+        """Return what samples in this policy's place: a copy with adapters merged, and on a CPU packed for the kernels.
 
-        They are packed anew once the weights, or the settings, have changed.
+        Networks are merged and packed anew once the weights, or the settings, have changed.
         """
-        if self.device.type != "cpu" or packed.kernels() is None:
+        if not packed.is_worth_it(self.networks):
             return self
         version = self.config, self.updates(), *(tensor._version for tensor in self.networks.parameters())
         if self._packed is None or self._packed[0] != version:

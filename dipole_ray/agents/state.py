@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from dipole_ray.errors import CheckpointError
 
+BACKBONE_CHECKSUM = "backbone_checksum"
+"""How the name of a tensor ends that says, as a SHA-256 of 32 numbers, to which frozen weights the others belong."""
 FLAT_ALIGNMENT = 64
 """Numbers: where a tensor begins in a flat one, as aligned as an own allocation (256 bytes)."""
 
@@ -70,6 +72,13 @@ def check_matches(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], w
         for name, tensor in found.items()
         if name in expected and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
     ]
+    for name, tensor, other in both:
+        if name.endswith(BACKBONE_CHECKSUM) and not problems and not torch.equal(tensor.cpu(), other.cpu()):
+            theirs, ours = (bytes(each.tolist()).hex()[:12] for each in (other, tensor))
+            raise CheckpointError(
+                f"{what}: its adapters belong to the backbone {theirs}, and this agent's is {ours}; give the file of "
+                "that backbone as agent.backbone.path"
+            )
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise CheckpointError(

@@ -112,7 +112,7 @@ def chosen_cell(agent: AgentConfig) -> Cell:
 def cells_of(config: EvalConfig, agent: AgentConfig) -> list[Cell]:
     """Return the cells of the grid that this agent can act in: one with a single field knows no omega."""
     if agent.is_guided:
-        return grid(config, "bc" in agent.fields)
+        return grid(config, agent.has_bc)
     own = [replace(chosen_cell(agent), candidates=count) for count in sorted(set(config.candidates))]
     added = agent.weight_scheme != "bc" and agent.train_bc and config.bc
     return [Cell("bc", None, cell.candidates) for cell in own if added] + own

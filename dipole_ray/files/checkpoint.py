@@ -33,11 +33,11 @@ FORMAT = 1
 STATE_FILE = "state.json"
 MAX_STATE_BYTES = 64 * 2**20
 
-Tensors = Mapping[str, Mapping[str, Tensor]]
-"""Flat tensors by file name without suffix; one safetensors file each."""
+Contents = Mapping[str, Mapping[str, Tensor] | str]
+"""By file name flat tensors, in a safetensors file whose suffix is left out, or the text of a .json file."""
 _log = logging.getLogger(__name__)
 _STEP_NAME = re.compile(r"\d{9,}")
-_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*(/[A-Za-z0-9_][A-Za-z0-9_-]*){0,2}(\.json)?")
 _WRITING, _REPLACED, _REMOVING = ".writing-", ".replaced-", ".removing-"
 
 
@@ -74,19 +74,19 @@ class Checkpoint:
     versions: dict[str, str]  # of packages at the time of writing
 
 
-def write_checkpoint(directory: Path, learner_steps: int, tensors: Tensors, metadata: Mapping[str, Any]) -> Path:
+def write_checkpoint(directory: Path, learner_steps: int, contents: Contents, metadata: Mapping[str, Any]) -> Path:
     """Write a checkpoint of a run into the folder of all of them, whole or not at all, and return its own folder.
 
     A run has one writer: what an earlier, killed one left half-written is removed. A checkpoint with the same
     `learner_steps`, which name it, is replaced. On a failure the checkpoints that were there before are untouched.
-    `tensors` may lie on any device; `metadata` are JSON values: text keys, finite numbers.
+    Tensors may lie on any device; `metadata` are JSON values: text keys, finite numbers.
 
     Raises:
         CheckpointError: The disk is full or read-only, or `metadata` is not JSON.
     """
     _require_json(dict(metadata), "metadata")  # first: what cannot be read back must not replace what can
-    for file_name in tensors:
-        if not _FILE_NAME.fullmatch(file_name):
+    for file_name, content in contents.items():
+        if not _FILE_NAME.fullmatch(file_name) or file_name.endswith(".json") != isinstance(content, str):
             raise CheckpointError(f"checkpoint file name '{file_name}': only letters, digits, '_' and '-' can be used")
     name = f"{learner_steps:09d}"
     final, writing = directory / name, directory / f"{_WRITING}{name}-{os.getpid()}"
@@ -94,7 +94,7 @@ def write_checkpoint(directory: Path, learner_steps: int, tensors: Tensors, meta
         directory.mkdir(parents=True, exist_ok=True)
         _remove(directory, _WRITING, _REMOVING)
         writing.mkdir()
-        _fill(writing, learner_steps, tensors, metadata)
+        _fill(writing, learner_steps, contents, metadata)
         if final.exists():
             # Until the next rename, `newest_valid` finds the old checkpoint under this second name.
             _remove(directory, _REPLACED)
@@ -124,10 +124,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
     tensors = {}
     for name, record in state["files"].items():
         data = _read_verified(path, name, record)
+        if name.endswith(".json"):  # for other programs
+            continue
         try:
             tensors[name] = safetensors.torch.load(data)
         except (SafetensorError, ValueError, RuntimeError, KeyError) as error:
-            raise _damaged(path / f"{name}.safetensors", f"not a safetensors file: {error}") from None
+            raise _damaged(_place(path, name), f"not a safetensors file: {error}") from None
     return Checkpoint(path, state["learner_steps"], tensors, state["metadata"], state["versions"])
 
 
@@ -192,20 +194,33 @@ def steps_of(path: Path) -> int:
     return int(path.name.removeprefix(_REPLACED))
 
 
-def _fill(folder: Path, learner_steps: int, tensors: Tensors, metadata: Mapping[str, Any]) -> None:
+def _fill(folder: Path, learner_steps: int, contents: Contents, metadata: Mapping[str, Any]) -> None:
     """Write all files of a checkpoint into `folder` and flush them to the disk."""
     files = {}
-    for name, flat in tensors.items():
-        # Clones, because safetensors refuses tensors that share memory, as tied weights and views do.
-        plain = {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in flat.items()}
-        data = safetensors.torch.save(plain)
-        (folder / f"{name}.safetensors").write_bytes(data)
+    for name, content in contents.items():
+        data = content.encode() if isinstance(content, str) else _saved(content)
+        file = _place(folder, name)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(data)
         files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     body = {"format": FORMAT, "learner_steps": learner_steps, "written_s": time.time(), "versions": package_versions()}
     body |= {"files": files, "metadata": dict(metadata)}
     (folder / STATE_FILE).write_text(json.dumps({**body, "checksum": _checksum(body)}, indent=1))
-    for file in (*folder.iterdir(), folder):
+    for file in (*folder.rglob("*"), folder):
         sync(file)
+
+
+def _saved(tensors: Mapping[str, Tensor]) -> bytes:
+    """Return a safetensors file of clones: it refuses tensors that share memory, as tied weights and views do."""
+    contiguous = torch.contiguous_format
+    plain = {key: value.detach().cpu().clone(memory_format=contiguous) for key, value in tensors.items()}
+    data: bytes = safetensors.torch.save(plain)
+    return data
+
+
+def _place(folder: Path, name: str) -> Path:
+    """Return where a file of a checkpoint lies."""
+    return folder / (name if name.endswith(".json") else f"{name}.safetensors")
 
 
 def _read_state(path: Path) -> dict[str, Any]:
@@ -242,7 +257,9 @@ def _is_file_table(table: Mapping[str, Any]) -> bool:
 
 def _read_verified(path: Path, name: str, record: Mapping[str, Any]) -> bytes:
     """Return the bytes of one tensor file if they are those that were written."""
-    file = path / f"{name}.safetensors"
+    file = _place(path, name)
+    if any((path / one).is_symlink() for one in file.relative_to(path).parents[:-1]):
+        raise _damaged(file, "its folder is a link")
     data = _read_regular(file, record["bytes"])
     if len(data) != record["bytes"]:
         raise _damaged(file, f"{len(data)} bytes, {record['bytes']} were written")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dipole_ray.errors import CheckpointError, ConfigError
-from dipole_ray.files.checkpoint import Tensors
+from dipole_ray.files.checkpoint import Contents
 from dipole_ray.files.durable import format_bytes
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 60.0
@@ -89,9 +89,12 @@ def persist(write: Callable[[], object], *, retry_minutes: float, interrupted: S
         _log.warning("the disk took the write; training goes on after %.0f s", time.monotonic() - start)
 
 
-def checkpoint_bytes(tensors: Tensors, metadata: Mapping[str, Any]) -> int:
+def checkpoint_bytes(contents: Contents, metadata: Mapping[str, Any]) -> int:
     """Return about how many bytes a checkpoint of this content takes."""
-    return sum(tensor.nbytes for flat in tensors.values() for tensor in flat.values()) + len(json.dumps(metadata))
+    sizes = (
+        len(one) if isinstance(one, str) else sum(each.nbytes for each in one.values()) for one in contents.values()
+    )
+    return sum(sizes) + len(json.dumps(metadata))
 
 
 def require_room(folder: Path, checkpoint_bytes: int, num_checkpoints: int) -> None:

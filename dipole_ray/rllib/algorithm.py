@@ -30,6 +30,7 @@ from ray.rllib.utils.metrics import (
 from ray.tune.result import TRAINING_ITERATION
 from torch import Tensor
 
+from dipole_ray.agents.adapter_files import join
 from dipole_ray.envs.make import env_dims
 from dipole_ray.errors import CheckpointError, ConfigError
 from dipole_ray.evaluation.play import CellResult
@@ -41,7 +42,7 @@ from dipole_ray.replay.update_ratio import UpdateRatio
 from dipole_ray.rllib.config import DIPOLEConfig
 from dipole_ray.rllib.experience import Experience, FragmentReport
 from dipole_ray.rllib.learner import UpdateReport
-from dipole_ray.rllib.learner_client import AGENT_FILE, LearnerClient, LearnerDied
+from dipole_ray.rllib.learner_client import LearnerClient, LearnerDied
 from dipole_ray.rllib.metrics import RecentEpisodes, iteration_metrics
 from dipole_ray.rllib.placement import (
     SpreadEnvRunnerGroup,
@@ -307,9 +308,9 @@ class DIPOLE(Algorithm):
 
     # ---- checkpoints: our own format (safetensors and JSON) behind RLlib's calls ----
 
-    def checkpoint_contents(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-        """Return the tensors by file, and the metadata, of everything needed to continue."""
-        tensors = {AGENT_FILE: self._with_learner(self.learner.agent_state)}
+    def checkpoint_contents(self) -> tuple[dict[str, dict[str, Tensor] | str], dict[str, Any]]:
+        """Return what lies in each file, and the metadata, of everything needed to continue."""
+        contents = self._with_learner(self.learner.agent_files)
         metadata: dict[str, Any] = {
             "algorithm": self.config.to_plain(),
             **env_dims(self.config.env_settings()).schema.to_json(),
@@ -329,15 +330,15 @@ class DIPOLE(Algorithm):
         }
         source = self.experience.state()
         if source is not None:
-            tensors[ROLLOUT_FILE], metadata["rollout"] = source
-        return tensors, metadata
+            contents[ROLLOUT_FILE], metadata["rollout"] = source
+        return contents, metadata
 
     def restore_contents(self, checkpoint: Checkpoint) -> None:
         """Continue exactly from a checkpoint, whatever this algorithm did before."""
         metadata = checkpoint.metadata
         with entries_of(checkpoint):
             require_present(checkpoint, (), here=self.replay_directory)
-            self._with_learner(lambda: self.learner.load_agent_state(checkpoint.tensors[AGENT_FILE]))
+            self._with_learner(lambda: self.learner.load_agent_state(join(checkpoint.tensors)))
             self.restart_point = checkpoint.path
             self.learner_steps, self.env_steps = int(metadata["learner_steps"]), int(metadata["env_steps"])
             self._done_of_iteration = int(metadata.get("done_of_iteration", 0))
@@ -366,8 +367,10 @@ class DIPOLE(Algorithm):
         _refuse("save_to_path", **{key: value for key, value in kwargs.items() if key != "use_msgpack"})  # Tune's own
         if path is None:
             raise CheckpointError("save_to_path needs the folder to write: algo.save_to_path('checkpoints/mine')")
-        tensors, metadata = self.checkpoint_contents()
-        self.restart_point = write_checkpoint(Path(path).expanduser().absolute(), self.learner_steps, tensors, metadata)
+        contents, metadata = self.checkpoint_contents()
+        self.restart_point = write_checkpoint(
+            Path(path).expanduser().absolute(), self.learner_steps, contents, metadata
+        )
         return str(self.restart_point)
 
     def restore_from_path(self, path: Any, **kwargs: Any) -> None:

@@ -25,6 +25,7 @@ from dipole_ray.agents.agent import Agent, make_agent
 from dipole_ray.agents.captured import CapturedUpdates
 from dipole_ray.agents.data_parallel import DataParallel
 from dipole_ray.agents.precision import torch_products
+from dipole_ray.agents.state import check_matches, copy_into
 from dipole_ray.columns import Schema
 from dipole_ray.rllib.stack import LearnerStack
 
@@ -142,6 +143,10 @@ class DIPOLELearner(FaultAwareApply):
         """Continue exactly from a state returned by `agent_state`."""
         self.agent.load_state_dict(dict(state))
 
+    def adapter_config(self) -> dict[str, Any]:
+        """Return how PEFT describes the agent's adapters; empty where it has none."""
+        return dict(getattr(getattr(self.agent.networks, "fields", None), "adapter_config", {}))
+
     def policy_state(self) -> dict[str, Tensor]:
         """Return what acting needs, on the CPU."""
         return (self._captured or self.agent.policy).policy_state()
@@ -154,7 +159,9 @@ class DIPOLELearner(FaultAwareApply):
     def load_module_state(self, state: Mapping[str, np.ndarray]) -> None:
         """Go on with the networks of a `module_state`; optimizer and counters stay as they are."""
         tensors = {name.removeprefix("networks."): torch.as_tensor(array) for name, array in state.items()}
-        self.agent.networks.load_state_dict(tensors)
+        own = self.agent.networks.state_dict()
+        check_matches(own, tensors, "module state")
+        copy_into(own, tensors)
 
 
 def _tensor(array: np.ndarray) -> Tensor:

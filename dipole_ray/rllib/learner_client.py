@@ -23,6 +23,7 @@ from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODUL
 from ray.rllib.core.learner.learner_group import LearnerGroup
 from torch import Tensor
 
+from dipole_ray.agents.adapter_files import join, split
 from dipole_ray.agents.data_parallel import RankLost
 from dipole_ray.errors import CheckpointError, ConfigError, ResourcesUnavailable
 from dipole_ray.files.checkpoint import Checkpoint, newest_valid, read_checkpoint, steps_of
@@ -37,7 +38,6 @@ logger = logging.getLogger(__name__)
 
 IN_FLIGHT = 2  # calls queued at the learner: one computing, one waiting with its batches, so that it never idles
 MAX_DEATHS = 5  # learners lost without one finished update between them, after which the run ends
-AGENT_FILE = "agent"  # of a checkpoint
 
 
 class LearnerDied(Exception):
@@ -63,6 +63,7 @@ class LearnerClient(LearnerGroup):
         self._pending: deque[tuple[list[Any], Any]] = deque()
         self.policy = PublishedPolicy(0, None)  # what was published last
         self._deaths_in_a_row = 0  # learners lost since the last one that finished an update
+        self._adapter_config: dict[str, Any] | None = None  # PEFT's, once a checkpoint is written
         self.learners: list[Any] = []  # the one of this process, or the actors
         self._start()
 
@@ -106,6 +107,13 @@ class LearnerClient(LearnerGroup):
         self.drain()
         return dict(self._call(self.learners[:1], "agent_state"))
 
+    def agent_files(self) -> dict[str, dict[str, Tensor] | str]:
+        """Return the agent's complete state as the files of a checkpoint."""
+        state = self.agent_state()
+        if self._adapter_config is None:
+            self._adapter_config = dict(self._call(self.learners[:1], "adapter_config"))
+        return split(state, self._adapter_config)
+
     def load_agent_state(self, state: Mapping[str, Tensor]) -> None:
         """Continue exactly from a state returned by `agent_state`, and publish its weights."""
         self._load("load_agent_state", state)
@@ -135,7 +143,7 @@ class LearnerClient(LearnerGroup):
                 if checkpoint is None:
                     begin()
                 else:
-                    self.load_agent_state(checkpoint.tensors[AGENT_FILE])
+                    self.load_agent_state(join(checkpoint.tensors))
             except LearnerDied as next_death:
                 death = next_death
             else:

@@ -2,12 +2,14 @@
 
 from typing import Any
 
+import torch
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.torch import TorchRLModule
 
 from dipole_ray.agents.agent import make_policy
 from dipole_ray.agents.config import AgentConfig
 from dipole_ray.agents.policy import Policy
+from dipole_ray.agents.state import check_matches, copy_into
 from dipole_ray.columns import Schema
 
 
@@ -22,6 +24,13 @@ class DIPOLERLModule(TorchRLModule):
         schema = Schema(*self.observation_space.shape, *self.action_space.shape)
         self.policy = make_policy(config, schema, seed=self.model_config["seed"])
         self.networks = self.policy.networks
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Act with the networks of a `DIPOLELearner.module_state`, where those that only learn are left."""
+        own = self.networks.state_dict()
+        given = {name.removeprefix("networks."): torch.tensor(array) for name, array in state.items()}
+        check_matches(own, {name: tensor for name, tensor in given.items() if name in own}, "module state")
+        copy_into(own, given)
 
     def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Return the policy's actions for a batch of observations (B, O)."""

@@ -27,7 +27,8 @@ from dipole_ray.tracking.tracker import TrackingConfig, located_uri
 
 PRESETS = Path(__file__).resolve().parents[1] / "tune_configs"
 _NETWORKS = ("algorithm", "hidden_dims", "num_critics", "weight_scheme", "train_bc", "observation_normalization")
-FIXED = ("env", "seed", *(f"agent.{name}" for name in _NETWORKS))
+_LAYERS = ("backbone.network", "adapters")
+FIXED = ("env", "seed", *(f"agent.{name}" for name in (*_NETWORKS, *_LAYERS)))
 """Settings of a run that its checkpoints cannot be continued without."""
 
 
@@ -194,6 +195,7 @@ PLACES: dict[str, Callable[[str, str | Path], str]] = {
     "folder": lambda path, start: str(absolute(path, start)),
     "data.path": _resolved,
     "data.cache": _resolved,
+    "agent.backbone.path": _resolved,
     "tracking.tracking_uri": located_uri,
 }
 """Every setting of a run that names a place, and what makes its value absolute."""

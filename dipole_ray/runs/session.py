@@ -138,9 +138,9 @@ class Session:
 
     def write(self) -> None:
         """Write what `save` saves, once; a subclass adds its own files."""
-        tensors, metadata = self.algorithm.checkpoint_contents()
+        contents, metadata = self.algorithm.checkpoint_contents()
         metadata |= {"run": self.config.to_mapping(), "tracker": self.tracker.sync(), **self.metadata()}
-        self.newest = write_checkpoint(self.folder / CHECKPOINTS, self.algorithm.learner_steps, tensors, metadata)
+        self.newest = write_checkpoint(self.folder / CHECKPOINTS, self.algorithm.learner_steps, contents, metadata)
         self.algorithm.restart_point = self.newest
         prune(self.newest, self.config.checkpoint.keep)
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from dipole_ray import settings
+from dipole_ray.agents.adapter_files import join
 from dipole_ray.agents.agent import make_policy
 from dipole_ray.agents.config import AgentConfig
 from dipole_ray.agents.policy import Policy
@@ -56,7 +57,7 @@ def load_policy(run: str | Path, device: str | torch.device = "cpu", **acting: A
         plain, env_steps = metadata["algorithm"], int(metadata["env_steps"])
         config = settings.from_mapping(AgentConfig, plain["agent"], "agent")
         env = settings.from_mapping(EnvConfig, {"observation_offset": {}, **plain["env"]}, "env")
-        state = checkpoint.tensors["agent"]
+        state = join(checkpoint.tensors)
         try:
             schema = Schema.from_json(metadata)
         except ConfigError as error:

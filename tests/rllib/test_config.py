@@ -15,6 +15,8 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.callbacks.callbacks import RLlibCallback
 
 from dipole_ray import DIPOLEConfig, settings
+from dipole_ray.agents.adapters import AdapterConfig
+from dipole_ray.agents.backbones import BackboneConfig
 from dipole_ray.agents.dipole import AgentConfig
 from dipole_ray.errors import ConfigError
 from dipole_ray.rllib.sections import TrainingConfig
@@ -57,6 +59,8 @@ AGENT_VALUES: dict[str, Any] = {
     "denoise_steps": 3,
     "learning_rate": 1e-2,
     "batch_size": 17,
+    "backbone": BackboneConfig(network="dit-tiny"),
+    "adapters": AdapterConfig(),
 }
 TRAINING_VALUES: dict[str, Any] = {
     "offline_learner_steps": 11,
