@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import time
 from collections.abc import Callable, Sequence, Sized
 from pathlib import Path
@@ -18,15 +17,8 @@ from typing import Any, TypeVar
 
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.callbacks.utils import make_callback
-from ray.rllib.core import ALL_MODULES
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
-from ray.rllib.utils.metrics import (
-    ENV_RUNNER_RESULTS,
-    EVALUATION_RESULTS,
-    LEARNER_RESULTS,
-    NUM_ENV_STEPS_SAMPLED_LIFETIME,
-    NUM_ENV_STEPS_TRAINED_LIFETIME,
-)
+from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EVALUATION_RESULTS
 from ray.tune.result import TRAINING_ITERATION
 from torch import Tensor
 
@@ -43,7 +35,7 @@ from dipole_ray.rllib.config import DIPOLEConfig
 from dipole_ray.rllib.experience import Experience, FragmentReport
 from dipole_ray.rllib.learner import UpdateReport
 from dipole_ray.rllib.learner_client import LearnerClient, LearnerDied
-from dipole_ray.rllib.metrics import RecentEpisodes, iteration_metrics
+from dipole_ray.rllib.metrics import RecentEpisodes, iteration_metrics, under_rllibs_keys
 from dipole_ray.rllib.placement import (
     SpreadEnvRunnerGroup,
     evaluators_of,
@@ -292,17 +284,9 @@ class DIPOLE(Algorithm):
         if self.env_steps:
             metrics["replay/updates_per_env_step"] = self._update_ratio.updates_done / self.env_steps
         self.group_metrics = metrics
-        rllibs = {(LEARNER_RESULTS, "default_policy", *name.split("/")): value for name, value in metrics.items()}
-        trained = self.learner_steps * self._agent.batch_size
-        rllibs[LEARNER_RESULTS, ALL_MODULES, NUM_ENV_STEPS_TRAINED_LIFETIME] = trained
-        rllibs |= {("learner_steps",): self.learner_steps, ("env_steps",): self.env_steps}
-        rllibs[ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME] = self.env_steps
-        if self.recent.count:
-            rllibs[ENV_RUNNER_RESULTS, "episode_return_mean"] = metrics["rollout/return"]
-            rllibs[ENV_RUNNER_RESULTS, "episode_len_mean"] = metrics["rollout/length"]
-        for key, value in rllibs.items():  # window=1: the last value as it is, no mean over iterations
-            if math.isfinite(value):  # Tune would write what is no JSON
-                self.metrics.log_value(key, value, window=1)
+        batch_size = self._agent.batch_size
+        for key, value in under_rllibs_keys(metrics, self.learner_steps, self.env_steps, batch_size).items():
+            self.metrics.log_value(key, value, window=1)  # the last value as it is, no mean over iterations
         if logged := [report.logged for report in fragments if report.logged]:
             self.metrics.aggregate(logged, key=ENV_RUNNER_RESULTS)
 

@@ -1,8 +1,16 @@
 """What an iteration reports, as `group/name`s: rates, waits, and the means of the last episodes."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from ray.rllib.core import ALL_MODULES
+from ray.rllib.utils.metrics import (
+    ENV_RUNNER_RESULTS,
+    LEARNER_RESULTS,
+    NUM_ENV_STEPS_SAMPLED_LIFETIME,
+    NUM_ENV_STEPS_TRAINED_LIFETIME,
+)
 
 from dipole_ray.rllib.experience import FragmentReport
 from dipole_ray.rllib.learner import UpdateReport
@@ -65,3 +73,19 @@ def iteration_metrics(
             "rollout/dropped_env_steps": float(sum(report.dropped_env_steps for report in fragments)),
         }
     return metrics
+
+
+def under_rllibs_keys(
+    metrics: Mapping[str, float], learner_steps: int, env_steps: int, batch_size: int
+) -> dict[tuple[str, ...], float]:
+    """Return an iteration's metrics, and the counts so far, under the keys where RLlib and Tune look for them."""
+    keyed: dict[tuple[str, ...], float] = {
+        (LEARNER_RESULTS, "default_policy", *name.split("/")): value for name, value in metrics.items()
+    }
+    keyed[LEARNER_RESULTS, ALL_MODULES, NUM_ENV_STEPS_TRAINED_LIFETIME] = learner_steps * batch_size
+    keyed |= {("learner_steps",): learner_steps, ("env_steps",): env_steps}
+    keyed[ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME] = env_steps
+    for name, theirs in {"return": "episode_return_mean", "length": "episode_len_mean"}.items():
+        if f"rollout/{name}" in metrics:
+            keyed[ENV_RUNNER_RESULTS, theirs] = metrics[f"rollout/{name}"]
+    return {key: value for key, value in keyed.items() if math.isfinite(value)}  # Tune would write what is no JSON
