@@ -124,7 +124,13 @@ def _ray_folder() -> Path:
 
 
 def _shorten_folder() -> None:
-    """Have Ray put its files into /tmp where the names of its sockets would be longer than the system takes."""
+    """Have Ray put its files into /tmp where the names of its sockets would be longer than the system takes.
+
+    A folder that is given relative to this process's is made absolute, for Ray's processes work elsewhere.
+    """
+    for name in ("RAY_TMPDIR", "TMPDIR"):
+        if given := os.environ.get(name):
+            os.environ[name] = str(Path(given).absolute())
     folder = _ray_folder()
     if len(os.fsencode(folder)) > MAX_FOLDER:
         os.environ["RAY_TMPDIR"] = "/tmp"

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ray import tune
@@ -86,12 +87,16 @@ def test_a_cluster_that_died_without_a_word_is_passed_over(
 
 
 def test_ray_starts_with_a_long_folder_and_without_a_home(tmp_path: Path) -> None:
-    """Its sockets' names are too long there, and it has no place for its token; it gets both from us."""
+    """Its sockets' names are too long there, and it has no place for its token; it gets both from us.
+
+    Nor do its processes work where this one does, from which a relative folder begins.
+    """
     long = tmp_path / ("long" * 20)
     long.mkdir()
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "TMPDIR"))}
-    env = {**kept, "TMPDIR": str(long), "HOME": "/dev/null/nobody"}
-    done = subprocess.run([sys.executable, "-c", START], env=env, capture_output=True, text=True, timeout=170)
+    env = {**kept, "TMPDIR": long.name, "HOME": "/dev/null/nobody", "PYTHONPATH": str(Path.cwd())}
+    command: Any = {"args": [sys.executable, "-c", START], "cwd": tmp_path, "env": env, "timeout": 170}
+    done = subprocess.run(**command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "too long for the names of Ray's sockets" in done.stderr
+    assert f"{long}/ray is too long for the names of Ray's sockets" in done.stderr
     assert "Failed to start the dashboard" not in done.stderr, "Ray waits a minute for it"

@@ -5,6 +5,7 @@ is trained and evaluated when is up to who drives it: a `Run` goes through both 
 """
 
 import contextlib
+import itertools
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence, Sized
@@ -197,23 +198,27 @@ def new_folder(config: RunConfig) -> Path:
 
 def new_folders(config: RunConfig, endings: Sequence[str]) -> list[Path]:
     """Make a folder as `new_folder` for each run of several that start together, all of one name before its ending."""
+    if Path(config.name).name != config.name or not config.name.strip():
+        raise ConfigError(f"name is '{config.name}': give the name of one folder; folder=PATH says where it lies")
     first = Path(config.folder).expanduser() / f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    name, number = first, 1
-    try:
-        first.parent.mkdir(parents=True, exist_ok=True)
-        while True:
-            folders = [name.with_name(f"{name.name}{ending}") for ending in endings]
+    for number in itertools.count(1):
+        name = first if number == 1 else first.with_name(f"{first.name}-{number}")
+        folders = [name.with_name(f"{name.name}{ending}") for ending in endings]
+        with contextlib.ExitStack() as undo:
             try:
-                folders[0].mkdir()
-            except FileExistsError:  # the runs of a job array start in the same second
-                number += 1
-                name = first.with_name(f"{first.name}-{number}")
-                continue
-            for folder in folders[1:]:
-                folder.mkdir()
+                for folder in folders:
+                    folder.parent.mkdir(parents=True, exist_ok=True)
+                    folder.mkdir()
+                    undo.callback(folder.rmdir)
+            except FileExistsError as error:  # the runs of a job array start in the same second
+                if folder.exists():
+                    continue
+                raise _cannot_be_made(folder, error) from error
+            except OSError as error:
+                raise _cannot_be_made(folder, error) from error
+            undo.pop_all()
             return folders
-    except OSError as error:
-        raise _cannot_be_made(name, error) from error
+    raise AssertionError("counting never ends")
 
 
 def write_config(folder: Path, config: RunConfig) -> None:

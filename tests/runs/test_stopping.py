@@ -16,12 +16,12 @@ import pytest
 
 from dipole_ray.cli import main
 from dipole_ray.collect import collect
-from dipole_ray.errors import FolderTaken
+from dipole_ray.errors import ConfigError, FolderTaken
 from dipole_ray.files.checkpoint import read_checkpoint
 from dipole_ray.files.lock import FolderLock
 from dipole_ray.runs import session
 from dipole_ray.runs.config import load
-from dipole_ray.runs.session import new_folder
+from dipole_ray.runs.session import new_folder, new_folders
 from dipole_ray.runs.start import resume_run, start_run
 from dipole_ray.stopping import SIGNALS, Stopped, ending_on_stops, keeping_handlers, noting_stops
 from dipole_ray.tracking.mlflow_feed import connect
@@ -198,6 +198,12 @@ def test_a_command_without_a_run_ends_with_the_signals_status(monkeypatch: pytes
 def test_runs_of_one_second_have_folders_of_their_own(tmp_path: Path) -> None:
     config = load("quickstart", [f"folder={tmp_path}/runs"])
     assert len({new_folder(config) for _ in range(30)}) == 30
+    both = [new_folders(config, endings) for endings in (["-seed-0", "-seed-1"], ["-seed-1", "-seed-2"]) for _ in "ab"]
+    assert len({folder for folders in both for folder in folders}) == 8
+    assert len(list((tmp_path / "runs").iterdir())) == 30 + 8, "nothing of what another had begun is left"
+    for name in ("a/b", "", "/tmp/a"):
+        with pytest.raises(ConfigError, match="give the name of one folder"):
+            new_folder(load("quickstart", [f"folder={tmp_path}/runs", f"name={name!r}"]))
 
 
 def test_a_run_has_one_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
