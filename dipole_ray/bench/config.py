@@ -12,18 +12,24 @@ NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXY
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ResourcesConfig:
-    """What one run of a suite reserves; it has no rollout workers and no learner besides its own process."""
+    """What one process of a suite reserves; its runs have no rollout workers and no learner besides it."""
 
     cpus: float = 1.0
     """CPU cores, > 0; its whole part is the learner's threads, at least one."""
     gpus: float = 0.0
-    """GPUs; 0.25 lets four runs share one, 0 computes on the CPU."""
+    """GPUs; 0.25 lets four processes share one, 0 computes on the CPU."""
+    stacked: int = 1
+    """Most runs in one process: of one task, differing in nothing but `seed` and `agent.beta`, `shift`, `expectile`,
+    `learning_rate`, `omega` and `num_candidates`. On a GPU all take one stacked step; on CPUs they train in turn, which
+    saves memory and no time. Each evaluates and, online, steps its environments in turn with the others."""
 
     def __post_init__(self) -> None:
         """Reject reservations of nothing."""
         if not self.cpus > 0 or self.gpus < 0:
             needed = "cores must be above 0, GPUs not negative; fractions let several runs share one"
             raise ConfigError(f"suite.resources: cpus={self.cpus}, gpus={self.gpus}: {needed}")
+        if self.stacked < 1:
+            raise ConfigError(f"suite.resources.stacked is {self.stacked}: at least 1 run is in a process")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,7 +57,7 @@ class SuiteConfig:
     paper: str | None = None
     """Table of `paper_numbers.yaml` to print beside ours."""
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
-    """What one run reserves."""
+    """What a run reserves, or several that are stacked in one process."""
 
     def __post_init__(self) -> None:
         """Reject names that make no folder and counts of nothing."""

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dipole_ray.bench.job import FAILED, Job, require_same_data, train
+from dipole_ray.bench.group import FAILED, Group, grouped, train
+from dipole_ray.bench.job import Job, require_same_data
 from dipole_ray.bench.result import DIVERGED, FINISHED
 from dipole_ray.bench.suite import Suite
 from dipole_ray.envs.make import env_dims
@@ -47,18 +48,25 @@ def run_suite(suite: Suite, only: Mapping[str, Sequence[str]] | None = None) -> 
         with ray_session(stop_ray):
             prepare_datasets(job.located for job in left)
             require_same_data(every)  # once more: what was converted just now could not be compared before
-            results = map_tasks(
+            groups = grouped(jobs, suite.config.resources.stacked)
+            found = map_tasks(
                 train,
-                jobs,
+                groups,
                 description=suite.config.name,
                 num_cpus=suite.config.resources.cpus,
                 num_gpus=suite.config.resources.gpus,
                 unit="updates",
-                size=lambda job: max(1, job.updates),
-                part=Job.progress,
-                saved=Job.stored,
-                lost=lambda job, words: job.without_result(FAILED, f"{words}: {REMEDY}"),
+                size=lambda group: max(1, group.updates),
+                part=Group.progress,
+                saved=Group.stored,
+                lost=lambda group, words: group.without_result(FAILED, f"{words}: {REMEDY}"),
             )
+            by_folder = {
+                job.folder: result
+                for group, trained in zip(groups, found, strict=True)
+                for job, result in zip(group.jobs, trained, strict=True)
+            }
+            results = [by_folder[job.folder] for job in jobs]
     return SuiteResult([(job, result) for job, result in zip(jobs, results, strict=True) if result is not None])
 
 

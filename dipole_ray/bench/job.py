@@ -7,29 +7,22 @@ setting makes another run and never passes for the old one.
 
 import json
 import os
-import traceback
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from dipole_ray import settings
-from dipole_ray.bench.result import DIVERGED, FINISHED, RESULT_FILE, read_result, result_of
+from dipole_ray.bench.result import read_result
 from dipole_ray.data.dataset import read_manifest
-from dipole_ray.errors import ConfigError, EnvironmentFault, FolderTaken, NonFiniteError
-from dipole_ray.files.durable import write_json
-from dipole_ray.files.lock import FolderLock
+from dipole_ray.errors import ConfigError
 from dipole_ray.files.provenance import digest
 from dipole_ray.files.resume import config_differences
 from dipole_ray.runs.config import RunConfig, load
 from dipole_ray.runs.prepare import content_of, data_key, find_dataset
-from dipole_ray.runs.session import LOCK_WAIT_S, RUN_FILE
-from dipole_ray.runs.start import train_in
+from dipole_ray.runs.session import RUN_FILE
 from dipole_ray.tracking.metrics_file import METRICS_FILE
 
-ERROR_FILE = "error.txt"
-FAILED, ELSEWHERE = "failed", "elsewhere"  # status of a run without a result: it broke, or another command is at it
 # Settings, or sections, that say where and how a run is kept, and do not shape its result
 PLACES = ("name", "folder", "tracking", "checkpoint", "learner", "data.cache", "evaluation.trajectories")
 _TAIL_BYTES = 1 << 14
@@ -63,7 +56,7 @@ class Job:
         if result is None or not (folder / RUN_FILE).is_file():
             return False
         kept, current = load(folder / RUN_FILE), self.located
-        differing = {item.key for item in config_differences(_shaping(kept), _shaping(current))}
+        differing = {item.key for item in config_differences(shaping(kept), shaping(current))}
         if differing != {"data.path"}:
             return False
         assert kept.data.path is not None and current.data.path is not None
@@ -81,7 +74,7 @@ class Job:
 
         A setting that a later version adds therefore changes no digest of what was run before it.
         """
-        plain = _shaping(self.config)
+        plain = shaping(self.config)
         return digest({key: plain[key] for key in plain if (key, plain[key]) not in _DEFAULTS.items()})
 
     @property
@@ -95,7 +88,7 @@ class Job:
         result = read_result(self.folder)
         if result is None:
             return None
-        kept, current = (_shaping(config) for config in (load(self.folder / RUN_FILE), self.located))
+        kept, current = (shaping(config) for config in (load(self.folder / RUN_FILE), self.located))
         changed = [item for item in config_differences(kept, current) if item.key != "data.path"]
         if changed:
             raise ConfigError(
@@ -119,7 +112,7 @@ class Job:
         return {"status": status, "error": error}
 
 
-def _shaping(config: RunConfig) -> dict[str, Any]:
+def shaping(config: RunConfig) -> dict[str, Any]:
     """Return the flat settings that shape a result."""
     flat = settings.flatten(config.to_mapping())
     return {key: value for key, value in flat.items() if not any(f"{key}.".startswith(f"{at}.") for at in PLACES)}
@@ -128,40 +121,6 @@ def _shaping(config: RunConfig) -> dict[str, Any]:
 # Defaults of the sections of a run, those of today: `Job.stored` refuses a result that was made with others.
 _SECTIONS = {field.name: field.default_factory for field in fields(RunConfig) if field.default_factory is not MISSING}
 _DEFAULTS = settings.flatten({name: settings.to_mapping(section()) for name, section in _SECTIONS.items()})
-
-
-def train(job: Job) -> dict[str, Any]:
-    """Run, or continue, a job to its end, and return its result; what has none is returned as such, not raised.
-
-    Only a result is written down: what failed, or is trained by another command, is tried again by the next start.
-    """
-    try:
-        with FolderLock(job.folder, LOCK_WAIT_S):
-            return job.stored() or _train(job)  # another command may have come to it first
-    except FolderTaken as error:  # not ours: nothing is written there
-        return job.without_result(ELSEWHERE, str(error))
-    except Exception as error:  # one broken run does not end the others
-        with suppress(OSError):
-            (job.folder / ERROR_FILE).write_text(traceback.format_exc())
-        return job.without_result(FAILED, f"{type(error).__name__}: {error}")
-
-
-def _train(job: Job) -> dict[str, Any]:
-    """Train a run and write its result down."""
-    status, words = FINISHED, None
-    try:
-        if not train_in(job.folder, job.located).finished:
-            raise KeyboardInterrupt
-    except EnvironmentFault:  # nobody's score: the environment is repaired, and the run tried again
-        raise
-    except NonFiniteError as error:  # the method's own doing, and so a result
-        status, words = DIVERGED, str(error).replace(f"{job.folder}/", "")
-    result = result_of(job.folder, job.config, status=status, error=words)
-    result |= {"task": job.task, "method": job.method, "seed": job.seed, "digest": job.digest}
-    result["data"] = data_of(job.located)
-    write_json(job.folder / RESULT_FILE, result)
-    (job.folder / ERROR_FILE).unlink(missing_ok=True)
-    return result
 
 
 def data_of(config: RunConfig) -> str | None:

@@ -124,9 +124,11 @@ def markdown(data: Mapping[str, Any], scores: Scores, pictures: Sequence[Path]) 
     machines = sorted({run.get("machine", data["machine"]) for run in runs})  # old results do not name theirs
     missing = f" **{data['planned'] - len(runs)} runs have no result yet.**" if data["planned"] > len(runs) else ""
     lines = [f"# {config.name}", "", config.question, ""]
+    most = max((run.get("stacked", 1) for run in runs), default=1)
+    shared = f" Up to {most} runs shared a process, and its time: updates/s are each run's own." if most > 1 else ""
     lines += [
         f"{data['date']}, {' and '.join(machines)}; {_origin(runs)}. {len(runs)} of {data['planned']} runs, "
-        f"{hours:.2f} hours of runs' time, of which {share:.0%} evaluating. Scores: {unit}.{missing}",
+        f"{hours:.2f} hours of runs' time, of which {share:.0%} evaluating. Scores: {unit}.{shared}{missing}",
         "",
         f"    {data['command']}",
     ]

@@ -63,7 +63,7 @@ def add_parser(subparsers: Any) -> None:
 def run_bench(arguments: argparse.Namespace) -> int:
     """Run the suite; status 1 if a run failed."""
     from dipole_ray.bench.driver import run_suite
-    from dipole_ray.bench.job import ELSEWHERE, FAILED
+    from dipole_ray.bench.group import ELSEWHERE, FAILED
     from dipole_ray.bench.result import DIVERGED
     from dipole_ray.bench.suite import load_suite
 

@@ -23,11 +23,12 @@ import pytest
 import ray
 import yaml
 
-from dipole_ray.bench import job as job_module
+from dipole_ray.bench import group as group_module
 from dipole_ray.bench.checks import planned_evaluations
-from dipole_ray.bench.job import Job, data_of, train
+from dipole_ray.bench.group import Group, grouped, train
+from dipole_ray.bench.job import data_of
 from dipole_ray.bench.report import read_report, scores_of
-from dipole_ray.bench.suite import load_suite
+from dipole_ray.bench.suite import from_mapping, load_suite
 from dipole_ray.cli import main
 from dipole_ray.collect import collect
 from dipole_ray.files.lock import FolderLock
@@ -35,8 +36,9 @@ from dipole_ray.files.provenance import git_commit
 from dipole_ray.runs.config import RunConfig
 from dipole_ray.serving.policy import load_policy
 from dipole_ray.tracking.metrics_file import read_metrics
-from tests.bench.small import write_suite
+from tests.bench.small import suite_mapping, write_suite
 from tests.cli.commands import LAUNCH, dipole, environment
+from tests.runs.test_run import final_agent
 
 DEADLINE_S = 240.0
 ROOT = Path(__file__).resolve().parents[2]
@@ -129,6 +131,35 @@ def test_a_run_that_diverges_is_a_result(folder: Path, finished: Ended) -> None:
     assert result["learner_steps"] < 60 and result["phase"] == "offline"
 
 
+def test_stacked_runs_have_the_results_of_runs_in_processes_of_their_own(folder: Path, finished: Ended) -> None:
+    """Each with its own seed and beta; one that diverges ends alone."""
+    words = ("suite.name=stacked", "suite.resources.stacked=4", "methods.steep.agent.beta=9")
+    ended = bench("run", "mine.yaml", *words, "--only", "method=dipole,exploding,steep")
+    assert ended.status == 0, ended.err
+    assert ended.out.count("diverged  exploding on pendulum") == 2 and "6 with a result" in ended.out
+    for name, file in results(folder).items():
+        if name.startswith("ifql"):
+            continue
+        alone = json.loads(file.read_text())
+        path = next(folder.glob(f"runs/bench/stacked/pendulum/{file.parents[1].name}/{file.parent.name}/{file.name}"))
+        stacked = json.loads(path.read_text())
+        assert (alone["stacked"], stacked["stacked"]) == (1, 2 if name.startswith("exploding") else 4)
+        same = ("status", "learner_steps", "evaluations", "diagnostics", "data", "digest")
+        assert {key: stacked[key] for key in same} == {key: alone[key] for key in same}, name
+        if name.startswith("dipole"):
+            assert final_agent(path.parent) == final_agent(file.parent)
+    assert bench("report", "mine.yaml", *words, "--out", "stacked").status == 0
+    assert "Up to 4 runs shared a process" in (folder / "stacked/stacked.md").read_text()
+
+
+def test_runs_share_a_process_that_differ_in_what_a_stack_allows() -> None:
+    methods: dict[str, Any] = {"a": {}, "b": {"agent": {"beta": 9.0}}, "c": {"agent": {"tau": 0.1}}}
+    suite = from_mapping(suite_mapping(methods=methods, suite={"seeds": [0, 1, 2]}))
+    found = [[(job.method, job.seed) for job in group.jobs] for group in grouped(suite.jobs(), 4)]
+    assert found == [[("a", 0), ("b", 0), ("a", 1), ("b", 1)], [("c", 0), ("c", 1), ("c", 2)], [("a", 2), ("b", 2)]]
+    assert [len(group.jobs) for group in grouped(suite.jobs(), 1)] == [1] * 9
+
+
 def test_the_same_command_again_runs_nothing(folder: Path, finished: Ended) -> None:
     def times() -> dict[str, int]:
         return {str(path): path.stat().st_mtime_ns for path in folder.glob("runs/bench/**/*") if path.is_file()}
@@ -218,10 +249,10 @@ def test_runs_that_break_are_named_and_the_others_go_on(folder: Path, monkeypatc
     assert [path.parents[2].name for path in folder.glob("runs/bench/broken/*/*/*/result.json")] == ["pendulum"]
 
 
-def impatient(job: Job) -> dict[str, Any]:
+def impatient(group: Group) -> list[dict[str, Any]]:
     """Train a run, but wait no two minutes for another command."""
-    job_module.LOCK_WAIT_S = 0.5
-    return train(job)
+    group_module.LOCK_WAIT_S = 0.5
+    return train(group)
 
 
 def test_a_run_that_another_command_trains_is_left_to_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
