@@ -19,6 +19,7 @@ from dipole_ray.errors import ConfigError, DatasetError, counted
 
 if TYPE_CHECKING:
     from dipole_ray.columns import Schema
+    from dipole_ray.data.inspection.summary import Repeats
     from dipole_ray.data.sources.reading import Reading
     from dipole_ray.envs.make import EnvConfig
 
@@ -60,8 +61,9 @@ LeRobot has no observation after an episode's last action: its last frame only c
 there. Rewards are next.reward, else 1 at success (next.success, or success in meta/episodes), else the progress of
 a reward model (*_progress.parquet). Without --env, actions are scaled from their least and greatest in meta.
 
-The files of a folder are read in the order of their numbers. A table may also be an .npz with one row a transition: one
-that has next_observations, timeouts or masks is taken so; any other .npz is OGBench's, with a row more a trajectory.
+The files of a folder are read in the order of their numbers. A table may also be an .npz or HDF5 with one row a
+transition. An .npz of observations, actions and terminals without next_observations, timeouts or masks is OGBench's,
+with a row more a trajectory; a HDF5 with D4RL's names is D4RL's. With --map either is a table.
 
 In D4RL's files terminals end the task (mask 0), timeouts only the trajectory. What the last action before a timeout led
 to is known only where there are next_observations: otherwise that transition is left out, as D4RL does, and counted. A
@@ -74,8 +76,8 @@ action outside the bounds is refused, unless --clip-actions says that it is nois
 
 Observations are stored in float32, which tells numbers of about seven digits apart. Where more is lost than rounding
 (metres of UTM, Unix times), the dimensions are named: --offset 0=5400000 subtracts that from dimension 0 first, and
---offset x=5400000 from a table's column x, where each dimension is a column. The dataset says so, and environments of
-runs on it subtract the same (env.observation_offset).
+--offset x=5400000 from dimension x: a table's column, where each dimension is one, or a name in LeRobot's info.json.
+The dataset says so, and environments of runs on it subtract the same (env.observation_offset).
 
 Of an ExORL episode only observation, action and physics are read: rewards are computed from the recorded states, in
 parallel through Ray, and kept in --cache, so that an interrupted import goes on and a second one of the same task is
@@ -164,15 +166,16 @@ def run_import(args: argparse.Namespace) -> int:
     """Import a file as a dataset and say what to do next."""
     from dipole_ray.columns import require_fit
     from dipole_ray.data.dataset import write_dataset
+    from dipole_ray.data.inspection.summary import Repeats
     from dipole_ray.data.sources.formats import DATASET, FORMATS, dataset_kind
     from dipole_ray.data.sources.guarantees import MAX_NAMED
     from dipole_ray.data.sources.reading import ImportReport
     from dipole_ray.progress import Progress
 
-    kind = dataset_kind(args.source)
+    kind = dataset_kind(args.source, args.map)
     if kind == DATASET:
         raise DatasetError(f"{args.source}: is a dataset already; train on it as it is, or import its original")
-    row, report = FORMATS[args.format or kind], ImportReport()
+    row, report, repeats = FORMATS[args.format or kind], ImportReport(), Repeats()
     reading, expected = _reading_of(args, args.source, row.name)
     env = _env_of(args)
     if "labels" in row.takes and args.env is None:
@@ -186,7 +189,7 @@ def run_import(args: argparse.Namespace) -> int:
     source |= {"env_settings": settings} if env is not None and (settings := env.overrides()) else {}
     source |= row.choices(args.source, reading, report)
     with Progress(f"import {args.source.name}", unit="transitions") as progress:
-        rows = _counted(row.rows(args.source, reading, report), progress)
+        rows = _counted(row.rows(args.source, reading, report), progress, repeats)
         manifest = write_dataset(args.out, rows, schema, source, overwrite=args.overwrite)
     places = ", ".join(report.non_finite) + (", ..." if len(report.non_finite) == MAX_NAMED else "")
     dropped = f", {report.share(report.dropped_transitions)} dropped as not finite: {places}" if places else ""
@@ -196,7 +199,7 @@ def run_import(args: argparse.Namespace) -> int:
         dropped += f", {report.clipped_transitions} with an action clipped to its bounds"
     if report.columns:
         print(f"read: {report.columns_text}")
-    for warning in report.warnings:
+    for warning in [*report.warnings, *([told] if (told := repeats.told()) else [])]:
         print(f"warning: {warning}")
     for note in report.notes:
         print(f"note: {note}")
@@ -216,9 +219,10 @@ def _env_settings(args: argparse.Namespace) -> str:
     return "".join(f" {quote(word)}" for word in [*limit, *args.overrides])
 
 
-def _counted(rows: Iterable[Any], progress: Any) -> Iterator[Any]:
+def _counted(rows: Iterable[Any], progress: Any, repeats: Repeats) -> Iterator[Any]:
     for piece in rows:
         yield piece
+        repeats.add(piece)
         progress.advance(int((piece["remaining"] > 0).sum()))
 
 
@@ -232,7 +236,7 @@ def run_columns(args: argparse.Namespace) -> int:
     from dipole_ray.data.sources.mapping import TableMapping
     from dipole_ray.data.sources.reading import Reading
 
-    kind = dataset_kind(args.path)
+    kind = dataset_kind(args.path, args.map)
     row, question = FORMATS.get(kind), None
     if row is None:
         columns = read_manifest(args.path).schema.columns.items()
@@ -271,7 +275,7 @@ def run_inspect(args: argparse.Namespace) -> int:
     progress = Progress(f"inspect {args.path.name}", unit="transitions")
     with ExitStack() as stack:  # for the bar comes after the labelling, which has one of its own
         begin = partial(stack.enter_context, progress)
-        reading, expected = _reading_of(args, args.path, dataset_kind(args.path), begin)
+        reading, expected = _reading_of(args, args.path, dataset_kind(args.path, args.map), begin)
         inspection = inspect_dataset(args.path, reading, expected=expected, on_transitions=progress.update)
     print_inspection(inspection)
     if args.json is not None:
@@ -315,13 +319,12 @@ def _reading_of(
         actions_are=args.actions_are or reading.actions_are,
         clip_actions=args.clip_actions,
     )
-    columns = FORMATS[kind].uses(path, reading).get("observations", ()) if args.offset else ()
-    offset = _offsets(args.offset, columns if len(columns) > 1 else ())
+    offset = _offsets(args.offset, FORMATS[kind].names(path, reading).get("observations", ()) if args.offset else ())
     return replace(reading, offset=offset or (() if env is None else offset_of(env))), expected
 
 
 def _offsets(pairs: Sequence[str], columns: Sequence[str]) -> tuple[tuple[int, float], ...]:
-    """Return the dimensions and the numbers of `DIM=VALUE`; DIM may be one of the columns, where each is a number."""
+    """Return the dimensions and the numbers of `DIM=VALUE`; DIM may be a name, where the dimensions have some."""
     found: dict[int, float] = {}
     for pair in pairs:
         name, _, number = pair.rpartition("=")

@@ -92,7 +92,7 @@ def test_refusals_leave_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="pointmaze"):
         dipole("import", path, "--out", out, "--env", "pointmaze-mediun-navigate-singletask-v0")
     with pytest.raises(ConfigError, match="--map is for tables"):
-        dipole("import", path, "--out", out, "--map", "rewards=r")
+        dipole("import", path, "--out", out, "--format", "ogbench", "--map", "rewards=r")
     arrays["observations"][3] = np.nan
     write_ogbench(path, arrays)
     with pytest.raises(DatasetError, match=r"the first at row 3 \(observations\); .* --non-finite drop"):

@@ -209,8 +209,8 @@ NPZ = [
     Case("no arrays", npz(lambda a: {}), "'observations'", "map the arrays"),
     Case(
         "wrong dtype",
-        replaced(observations=np.zeros((52, 4), np.uint8)),
-        "'observations' .*uint8",
+        replaced(observations=np.zeros((52, 4), np.complex64)),
+        "'observations' .*complex64",
         "save it as float32",
     ),
     Case("text", replaced(terminals=np.full(52, "no")), "'terminals'", "save it as a number"),
@@ -218,7 +218,7 @@ NPZ = [
     Case(
         "images", replaced(observations=np.zeros((52, 4, 4), np.float32)), r"'observations' .*\(52, 4, 4\)", "flatten"
     ),
-    Case("one dimension too few", replaced(actions=np.zeros(52, np.float32)), r"'actions' .*\(52,\)", "flatten"),
+    Case("one dimension too many", replaced(terminals=np.zeros((52, 2))), r"'terminals' .*\(52, 2\)", "flatten"),
     Case("no dimension", replaced(actions=np.zeros((52, 0), np.float32)), r"'actions' .*\(52, 0\)", "flatten"),
     Case("a scalar", replaced(terminals=np.float32(1)), "'terminals'", "flatten"),
     Case("ragged lengths", replaced(actions=np.zeros((51, 2), np.float32)), "actions 51", AGAIN),

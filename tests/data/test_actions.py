@@ -103,7 +103,7 @@ def test_what_passes_a_bound_is_refused_or_clipped_and_counted(
         return actions
 
     path = FILES[kind](tmp_path, recorded(noisy))
-    told = r"[12] of \d+ actions lie outside \[-3, 1\], the first at row 7 \(1.25 in dimension 1\).*--clip-actions"
+    told = r"[12] of \d+ actions lie outside \[-3, 1\], the first at row 7 \(1.25 in dimension 1\).*--clip"
     with pytest.raises(DatasetError, match=told):
         dipole("import", path, "--env", ENV, "--out", tmp_path / "out")
     assert dipole("import", path, "--env", ENV, "--out", tmp_path / "out", "--clip-actions") == 0

@@ -243,6 +243,8 @@ def test_the_commands_import_and_inspect(tmp_path: Path, capsys: pytest.CaptureF
     assert dipole("inspect", path) == 0
     assert "4 transitions (0.333 %) are left out: nothing says what they led to" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="--map is for tables"):
+        dipole("import", path, "--out", tmp_path / "no", "--format", "d4rl", "--map", "rewards=r")
+    with pytest.raises(DatasetError, match="no column 'r' for rewards"):
         dipole("import", path, "--out", tmp_path / "no", "--map", "rewards=r")
     with pytest.raises(DatasetError, match=r"'exorl/walker-run' has 24 and 6"):
         dipole("import", path, "--env", "exorl/walker-run", "--out", tmp_path / "no")

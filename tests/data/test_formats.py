@@ -76,7 +76,10 @@ def test_a_format_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
 
 
 BROKEN: dict[str, tuple[dict[str, Any], str]] = {
-    "range": ({"actions": np.full((1200, 1), 2.5)}, r"1198 of 1198 actions lie outside \[-2, 2\], .* the bounds of"),
+    "range": (
+        {"actions": np.full((1200, 1), 2.5)},
+        r"1198 of 1198 actions lie outside \[-2, 2\], .* the bounds of",
+    ),
     "width": ({"actions": np.zeros((1200, 2))}, "actions have 2 dimensions, the action space has 1"),
     "masks": ({"masks": np.full(1200, 0.5, np.float32)}, "masks must be 0 .* or 1, row 0 holds 0.5"),
     "nan": ({"rewards": np.full(1200, np.nan, np.float32)}, r"1198 transitions touch NaN .* row 0 \(rewards\)"),

@@ -58,7 +58,7 @@ CASES: list[tuple[str, Callable[[np.random.Generator], list[Rows]], str, str]] =
         "30 of 30 trajectories end the task after 50",
     ),
     ("never", lambda random: [walk(random, 50, ends=False) for _ in range(30)], "ok", "no transition ends the task"),
-    ("copies", lambda random: good(random) + good(np.random.default_rng(0))[:2], "warning", "2 of 42 trajectories are"),
+    ("copies", lambda random: good(random) + good(np.random.default_rng(0))[:2], "warning", "2 of 42 trajectories, "),
     ("constant state", changed("observations", lambda x: x * [1, 0, 1]), "ok", "1 of 3 observation dimensions"),
     ("saturated", changed("actions", lambda x: np.sign(x)), "warning", "100% of the action entries"),
     ("constant action", changed("actions", lambda x: x * [1, 0]), "warning", "1 of 2 action dimensions never"),

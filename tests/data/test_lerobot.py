@@ -16,7 +16,7 @@ from dipole_ray.data.dataset import open_dataset
 from dipole_ray.data.inspection.inspect import inspect_dataset
 from dipole_ray.data.schema import concatenate
 from dipole_ray.data.sources.formats import dataset_kind
-from dipole_ray.errors import DatasetError
+from dipole_ray.errors import ConfigError, DatasetError
 from tests.cli.test_data_cli import dipole
 from tests.data.test_table import transitions
 
@@ -145,6 +145,23 @@ def test_episodes_of_v2_tell_success_by_lines(tmp_path: Path) -> None:
         (path / "meta" / "episodes.jsonl").write_text('{"episode_index": 0, "success": true}\n' + wrong)
         with pytest.raises(DatasetError, match=rf"{found}.*; "):
             dipole("import", path, "--out", tmp_path / "again")
+
+
+@pytest.mark.parametrize("names", [["x", "y", "z"], {"motors": ["x", "y", "z"]}, {"x": 0, "y": 1, "z": 2}])
+def test_an_offset_names_a_dimension_as_the_info_does(tmp_path: Path, names: Any) -> None:
+    rewarded = frames() | {"next.reward": np.ones(FRAMES, np.float32)}
+    seen = rewarded["observation.state"].astype(np.float64)
+    far = rewarded | {"observation.state": seen + np.array([0, 0, 5.4e6])}
+    path = write(tmp_path / "robot", "v3.0", far)
+    info = json.loads((path / "meta" / "info.json").read_text())
+    info["features"] = {"observation.state": {"dtype": "float64", "shape": [3], "names": names}}
+    (path / "meta" / "info.json").write_text(json.dumps(info))
+    assert any("dimension 2 ('z') of the observations" in finding.what for finding in inspect_dataset(path).findings)
+    assert dipole("import", path, "--offset", "z=5400000", "--out", tmp_path / "data") == 0
+    rows = concatenate(list(open_dataset(tmp_path / "data").iter_rows()))
+    np.testing.assert_allclose(rows["observations"], rewarded["observation.state"], atol=1e-6)
+    with pytest.raises(ConfigError, match=r"--offset w=1: .* or one of x, y, z"):
+        dipole("import", path, "--offset", "w=1", "--out", tmp_path / "no")
 
 
 def test_a_label_that_only_later_files_have_is_not_lost(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def inspect_dataset(
     `on_transitions` is called with the transitions read so far.
     """
     path, reading = Path(path), replace(reading or Reading(), non_finite="drop", needs_rewards=False)
-    kind, report, summary = dataset_kind(path), ImportReport(), Summary()
+    kind, report, summary = dataset_kind(path, reading.mapping), ImportReport(), Summary()
     row = FORMATS.get(kind)
     findings: list[Finding] = []
     labelled = True
@@ -113,8 +113,8 @@ def _figures(summary: Summary, report: ImportReport, labelled: bool) -> dict[str
         "action_min": float(low.min()),
         "action_max": float(high.max()),
         "action_saturated_fraction": summary.num_saturated / max(1, int(summary.action_histogram.sum())),
-        "duplicate_transitions": summary.duplicates("transitions"),
-        "duplicate_trajectories": summary.duplicates("trajectories"),
+        "duplicate_transitions": summary.duplicate_transitions(),
+        "duplicate_trajectories": summary.repeats.copies,
         "dropped_transitions": report.dropped_transitions,
     }
     if labelled:

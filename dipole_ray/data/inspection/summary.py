@@ -1,10 +1,10 @@
 """Figures over a stream of rows: what `inspect` judges a dataset by.
 
-Memory stays at some 25 bytes a transition and 30 a trajectory, whatever the dimensions.
+Memory stays at some 25 bytes a transition and 130 a trajectory, whatever the dimensions.
 """
 
 from collections import defaultdict
-from typing import Literal
+from hashlib import blake2b
 
 import numpy as np
 
@@ -14,6 +14,34 @@ ACTION_BINS = 41
 SATURATED = 0.999  # action magnitude from which on an action counts as being at its limit
 
 
+class Repeats:
+    """Finds trajectories that are exact copies of earlier ones, by observations and actions; 12 bytes each are kept."""
+
+    def __init__(self) -> None:
+        self._seen: set[bytes] = set()
+        self.trajectories = self.copies = self.transitions = self.copied_transitions = 0
+
+    def add(self, rows: Rows) -> None:
+        """Take rows of whole trajectories; the last row is a closing row."""
+        start = 0
+        for end in np.flatnonzero(rows["remaining"] == 0).tolist():
+            found = blake2b(rows["observations"][start : end + 1].tobytes(), digest_size=12)
+            found.update(rows["actions"][start:end].tobytes())
+            is_copy, length = found.digest() in self._seen, end - start
+            self._seen.add(found.digest())
+            self.trajectories, self.transitions = self.trajectories + 1, self.transitions + length
+            self.copies, self.copied_transitions = self.copies + is_copy, self.copied_transitions + is_copy * length
+            start = end + 1
+
+    def told(self) -> str | None:
+        """Return in words how much is copied, `what; remedy`; None if nothing is."""
+        if not self.copies:
+            return None
+        share = f"{100 * self.copied_transitions / self.transitions:.3g} % of the transitions"
+        what = f"{self.copies} of {self.trajectories} trajectories, {share}, are exact copies of others"
+        return f"{what}; remove them, or know that they count twice (were files imported twice, or seeds repeated?)"
+
+
 class Summary:
     """Accumulates figures from chunks of whole trajectories; read the properties after the last `add`."""
 
@@ -21,6 +49,7 @@ class Summary:
         self.num_rows = self.num_transitions = self.num_masked = self.num_saturated = 0
         self.action_histogram = np.zeros(ACTION_BINS, dtype=np.int64)
         self.ranges: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # least and greatest entries of each column
+        self.repeats = Repeats()
         self._scale = np.zeros(0)
         self._parts: defaultdict[str, list[np.ndarray]] = defaultdict(list)
 
@@ -44,7 +73,10 @@ class Summary:
         bins = ((np.clip(moving["actions"], -1.0, 1.0) + 1.0) * (ACTION_BINS / 2)).astype(np.int64)
         self.action_histogram += np.bincount(np.minimum(bins, ACTION_BINS - 1).reshape(-1), minlength=ACTION_BINS)
         self._add_jumps(rows["observations"], np.flatnonzero(~closing))
-        self._add_hashes(rows, closing, starts)
+        self._parts["hashes"].append(
+            _hash_rows(np.concatenate([rows["observations"], rows["actions"]], axis=1))[~closing]
+        )
+        self.repeats.add(rows)
 
     def figures(self, name: str) -> np.ndarray:
         """Return a figure of every trajectory or transition.
@@ -54,9 +86,9 @@ class Summary:
         """
         return np.concatenate(self._parts[name])
 
-    def duplicates(self, what: Literal["transitions", "trajectories"]) -> int:
-        """Return how many trajectories, or transitions by their (observation, action), repeat an earlier one."""
-        hashes = self.figures(f"hashes of {what}")
+    def duplicate_transitions(self) -> int:
+        """Return how many transitions repeat an earlier one, by their (observation, action)."""
+        hashes = self.figures("hashes")
         return len(hashes) - len(np.unique(hashes))
 
     def _add_jumps(self, observations: np.ndarray, moving: np.ndarray) -> None:
@@ -65,13 +97,6 @@ class Summary:
             self._scale = np.where(spread > 0, spread, 1.0).astype(np.float32)
         step = (observations[moving + 1] - observations[moving]) / self._scale
         self._parts["jumps"].append(np.sqrt(np.mean(step * step, axis=1)))
-
-    def _add_hashes(self, rows: Rows, closing: np.ndarray, starts: np.ndarray) -> None:
-        hashes = _hash_rows(np.concatenate([rows["observations"], rows["actions"]], axis=1))
-        place = np.arange(len(closing)) - np.repeat(starts, np.diff(np.append(starts, len(closing))))
-        ordered = _mix(hashes + place.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
-        self._parts["hashes of trajectories"].append(np.add.reduceat(ordered, starts))
-        self._parts["hashes of transitions"].append(hashes[~closing])
 
 
 def _hash_rows(values: np.ndarray) -> np.ndarray:

@@ -142,10 +142,9 @@ def _actions(summary: Summary) -> Iterator[Finding]:
 
 
 def _duplicates(summary: Summary) -> Iterator[Finding]:
-    transitions, trajectories = summary.duplicates("transitions"), summary.duplicates("trajectories")
-    if trajectories:
-        what = f"{trajectories} of {len(summary.figures('lengths'))} trajectories are exact copies of others"
-        remedy = "remove them, or know that they count twice (were files imported twice, or seeds repeated?)"
+    transitions = summary.duplicate_transitions()
+    if told := summary.repeats.told():
+        what, _, remedy = told.partition("; ")
         yield _warning(what, "observations and actions", remedy)
     elif transitions > DUPLICATE_FRACTION * summary.num_transitions:
         what = f"{transitions / summary.num_transitions:.1%} of the transitions repeat an earlier one exactly"

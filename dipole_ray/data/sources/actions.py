@@ -15,6 +15,7 @@ UNIT = "unit"  # what a dataset says of bounds where actions were recorded in [-
 _NO_BOUND = float(np.finfo(np.float32).max) / 2  # a bound beyond is none
 Bounds = ActionBounds | tuple[tuple[float, ...], tuple[float, ...]]
 _REACHED = 0.99  # share of a bound from which on it counts as reached
+_USED = 0.01  # share of the bounds below which recorded actions hardly use them
 _HINT = "--actions-are unit"
 
 
@@ -189,6 +190,12 @@ def range_warnings(
         if _reach((least, greatest), -np.ones_like(low), np.ones_like(high), wide):
             what = f"no recorded action leaves [-1, 1], though the environment's bounds are {_range(bounds)}"
             return [f"{what}; if they were scaled to [-1, 1] before, import them with {_HINT}"]
+    if own is not None and stored is not None:
+        extent = stored[1] - stored[0]
+        if (is_unused := (extent > 0) & (extent < 2 * _USED) & (low < high)).any():
+            what = f"recorded actions use less than {_USED:.0%} of the bounds of {_dimensions(is_unused)}"
+            remedy = "if those are no real bounds, wrap the environment with narrower ones and import again"
+            return [f"{what}, {_range((low[is_unused], high[is_unused]))}; {remedy}"]
     return []
 
 

@@ -5,14 +5,14 @@ of an episode comes again. What cannot be in order is refused; what may be is sa
 """
 
 import re
-from collections.abc import Hashable
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from dipole_ray.data.sources.guarantees import is_followed
-from dipole_ray.data.sources.reading import Arrays, ImportReport
+from dipole_ray.data.sources.reading import Arrays, Block, ImportReport
 from dipole_ray.errors import DatasetError, counted
 
 _SORT = "sort the table by episode and time"
@@ -27,6 +27,22 @@ def natural_order(path: Path) -> list[str | tuple[int, str]]:
     parts = re.split(r"(\d+)", str(path))
     # Digits without leading zeros sort by length, then value; int() refuses numbers of thousands of digits.
     return [(len(part.lstrip("0")), part.lstrip("0")) if index % 2 else part for index, part in enumerate(parts)]
+
+
+def followed(blocks: Iterable[Block], path: Path, report: ImportReport) -> Iterator[Block]:
+    """Check the order of the rows of one file by the names of their episodes, where there are some, and drop these.
+
+    The blocks hold `flagged` too, the ends that a flag marks.
+    """
+    order, last = Continuity(path, report), Arrays()
+    for block in blocks:
+        columns = dict(block.columns)
+        names = ("observations", "ends", "flagged", "next_observations", "times", "episode")
+        rows = {name: columns[name] for name in names if name in columns}
+        seen = {name: np.concatenate([last[name], rows[name]]) for name in rows} if last else rows
+        order.follow(seen, block.first_row - bool(last))
+        last = {name: values[-1:] for name, values in rows.items()}
+        yield replace(block, columns={name: columns[name] for name in columns.keys() - {"flagged", "episode"}})
 
 
 @dataclass(slots=True)

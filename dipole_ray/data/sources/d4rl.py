@@ -9,13 +9,15 @@ environment's: the file has none. Arrays of masks and episodes are used where th
 infos/ and metadata/ too, is listed as not read.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from dipole_ray.columns import Schema
+from dipole_ray.data.sources.continuity import followed
 from dipole_ray.data.sources.guarantees import check_counts, check_masks, mark_unfollowed
 from dipole_ray.data.sources.hdf5 import (
     Array,
@@ -27,27 +29,39 @@ from dipole_ray.data.sources.hdf5 import (
     read_flags,
     shape_of_numbers,
     slice_rows,
+    width_of,
 )  # fmt: skip
 from dipole_ray.data.sources.mapping import USUAL
 from dipole_ray.data.sources.npz import check_expansion
-from dipole_ray.data.sources.reading import Block, ImportReport, Reading, bad_array, to_float
+from dipole_ray.data.sources.reading import Arrays, Block, ImportReport, Reading, bad_array, to_float, to_times
 from dipole_ray.errors import DatasetError
 
 _REQUIRED = ("observations", "actions", "rewards", "terminals")
 _OPTIONAL = ("timeouts", "next_observations", "masks", "episode")  # by any of their usual names
 _FLAGS = ("terminals", "timeouts")
 _VECTORS = ("observations", "actions", "next_observations")
+_AS_RECORDED: dict[str, Callable[[np.ndarray], np.ndarray]] = {"episode": np.asarray, "time": to_times}
 
 
 def schema(path: Path, reading: Reading) -> Schema:
     """Return the dimensions of a file from its headers alone."""
     with open_hdf5(path) as file:
         arrays = _checked_arrays(file, path)
-        return Schema(arrays["observations"].shape[1], arrays["actions"].shape[1])
+        return Schema(width_of(arrays["observations"]), width_of(arrays["actions"]))
+
+
+def uses(path: Path, reading: Reading) -> dict[str, tuple[str, ...]]:
+    """Return the arrays that would be read, by their meaning."""
+    with open_hdf5(path) as file:
+        return {meaning: (name,) for meaning, name in _found(file, path).items()}
 
 
 def read(path: Path, reading: Reading, report: ImportReport) -> Iterator[Block]:
     """Yield the rows in blocks of some four megabytes."""
+    return followed(_blocks(path, reading, report), path, report)
+
+
+def _blocks(path: Path, reading: Reading, report: ImportReport) -> Iterator[Block]:
     with open_hdf5(path) as file:
         arrays = _checked_arrays(file, path)
         ends, marks_limits = _trajectory_ends(arrays, reading.max_episode_steps, path, report)
@@ -55,23 +69,32 @@ def read(path: Path, reading: Reading, report: ImportReport) -> Iterator[Block]:
         step = slice_rows(arrays.values())
         for start in range(0, len(ends), step):
             stop = min(start + step, len(ends))
-            columns = {name: to_float(array.read(start, stop)) for name, array in arrays.items() if name != "episode"}
-            columns = {name: values if name in _VECTORS else values.reshape(-1) for name, values in columns.items()}
-            terminals = columns.get("terminals", np.zeros(stop - start, np.float32))
+            columns: Arrays = {}
+            for name, array in arrays.items():
+                values = _AS_RECORDED.get(name, to_float)(array.read(start, stop)).reshape(stop - start, -1)
+                columns[name] = values if name in _VECTORS else values[:, 0]
+            terminals, timeouts = (columns.get(name, np.zeros(stop - start, np.float32)) for name in _FLAGS)
             if "masks" in columns:
                 check_masks(columns["masks"], terminals, arrays["masks"].name, "terminals", path)
             columns = {"masks": 1 - terminals, **columns, "ends": ends[start:stop]}
+            columns["flagged"] = (terminals != 0) | (timeouts != 0)
             if "time" in columns:
                 columns["times"] = columns.pop("time")
-            yield Block(path=path, columns=columns, first_row=start, marks_limits=marks_limits, is_mapped=False)
+            time = arrays["time"].name if "time" in arrays else ""
+            block = Block(path=path, columns=columns, first_row=start, marks_limits=marks_limits, is_mapped=False)
+            yield replace(block, time_name=time)
 
 
-def _checked_arrays(file: Group, path: Path) -> dict[str, Array]:
-    """Return the arrays by their meaning."""
+def _found(file: Group, path: Path) -> dict[str, str]:
+    """Return the names of the arrays that are read, or are missing, by their meaning."""
     if "episode_0" in child_names(file):
         remedy = "give the folder that holds data/main_data.hdf5 instead of a file"
         raise DatasetError(f"{path}: holds groups 'episode_0', ..., the layout of Minari; {remedy}")
     there = child_names(file)
+    if there and all(is_group(child(path, file, name)) for name in there):
+        found = f"holds groups ({', '.join(there[:5])}), and no array beside them"
+        remedy = "save arrays with one row a transition at the top of a file, all trajectories one after another"
+        raise DatasetError(f"{path}: {found}; {remedy}, with 'terminals' and 'timeouts' or 'next_observations'")
     optional = {
         meaning: [name for name in USUAL[meaning] if name in there and not is_group(child(path, file, name))]
         for meaning in _OPTIONAL
@@ -80,15 +103,21 @@ def _checked_arrays(file: Group, path: Path) -> dict[str, Array]:
     # What has a time's name and is one number, or a text, says when something was saved.
     shapes = {name: shape_of_numbers(child(path, file, name)) for name in USUAL["time"] if name in there}
     optional["time"] = [name for name, shape in shapes.items() if rows and shape in (rows, (*rows, 1))]
-    found = {name: name for name in _REQUIRED} | {meaning: names[0] for meaning, names in optional.items() if names}
-    if "terminals" not in there and ("masks" in found or "episode" in found):  # they say where the task ends
-        del found["terminals"]
-    vector, number = ((2,), "f"), ((1, 2), "fiub")  # older files store rewards and flags as (N, 1)
-    kinds = {meaning: vector if meaning in _VECTORS else number for meaning in found}
-    arrays = {meaning: Array(path, file, name, *kinds[meaning]) for meaning, name in found.items()}
+    names = {name: name for name in _REQUIRED} | {meaning: names[0] for meaning, names in optional.items() if names}
+    if "terminals" not in there and ("masks" in names or "episode" in names):  # they say where the task ends
+        del names["terminals"]
+    return names
+
+
+def _checked_arrays(file: Group, path: Path) -> dict[str, Array]:
+    """Return the arrays by their meaning."""
+    found = _found(file, path)
+    # Older files store rewards and flags as (N, 1); a vector of one number may be (N,).
+    kinds = {meaning: "fiu" if meaning in _VECTORS else "fiub" for meaning in found}
+    arrays = {meaning: Array(path, file, name, (1, 2), kinds[meaning]) for meaning, name in found.items()}
     check_counts({name: array.shape[0] for name, array in arrays.items()}, path)
     for name, array in arrays.items():
-        wanted = arrays["observations"].shape[1] if name == "next_observations" else 1
+        wanted = width_of(arrays["observations"]) if name == "next_observations" else 1
         if name not in ("observations", "actions") and array.shape[1:] not in ((), (wanted,)):
             shown = f"has shape {array.shape}, expected (rows, {wanted})"
             raise bad_array(path, array.name, shown, "save it as it was recorded")
@@ -128,4 +157,5 @@ def _mark_unfollowed(arrays: dict[str, Array], ends: np.ndarray, path: Path, rep
     for start in range(0, len(ends) - 1, step):
         stop = min(start + step, len(ends) - 1)
         after, states = following.read(start, stop), observations.read(start + 1, stop + 1)
-        mark(ends[start:stop], to_float(after), to_float(states), first_row=start)
+        wide = (to_float(values).reshape(stop - start, -1) for values in (after, states))
+        mark(ends[start:stop], *wide, first_row=start)

@@ -4,7 +4,7 @@
 gives its dimensions and yields `Block`s, and one row here; `guarantees.py` enforces the schema on what it yields.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from dipole_ray.columns import Schema
 from dipole_ray.data.dataset import MANIFEST
 from dipole_ray.data.schema import Rows
-from dipole_ray.data.sources import d4rl, exorl, hdf5, lerobot, minari, ogbench, table, table_files
+from dipole_ray.data.sources import array_files, d4rl, exorl, lerobot, minari, ogbench, table, table_files
 from dipole_ray.data.sources.actions import ActionScale, known_bounds, range_warnings
 from dipole_ray.data.sources.guarantees import enforce
 from dipole_ray.data.sources.npz import read_headers
@@ -42,6 +42,8 @@ class Format:
     own_bounds: Callable[[Path], ActionBounds | None] = lambda path: None  # of its actions; None: the environment's
     recorded_bounds: Callable[[Path], ActionBounds | None] = lambda path: None  # the range, where nobody says
     is_unit: bool = False  # whether its actions are recorded in [-1, 1], whatever the environment's bounds
+    # The names of the dimensions of observations and actions, where there are some; --offset takes those, messages too.
+    names: Callable[[Path, Reading], Mapping[str, Sequence[str]]] = lambda path, reading: {}
     is_joined: bool = False  # whether it is read in single episodes, some of which are handed on together
     environment: str | None = "the environment of this data"  # what a run's env.id must name; None: labelling finds out
     remembered: Callable[[Path], str] = str  # what a dataset made from it says of where it came from
@@ -57,6 +59,7 @@ class Format:
         """
         report, scale = report or ImportReport(), self.action_scale(path, reading)
         report.notes += scale.notes()
+        report.names |= self.names(path, reading)
         blocks = self.read(path, reading, report)
         yield from enforce(blocks, reading, scale, join=self.is_joined, report=report)
         report.warnings += range_warnings(scale, reading.action_bounds, report.action_range)
@@ -91,14 +94,15 @@ FORMATS = {
         Format(
             name="table",
             what="a table",
-            beginnings=(table_files.PARQUET, table_files.ARROW),
+            beginnings=(array_files.PARQUET, array_files.ARROW),
             suffixes=table_files.SUFFIXES,
-            holds=table_files.is_transitions,
+            holds=array_files.is_transitions,
             files=table_files.table_files,
             contents=table_files.contents,
             uses=table.uses,
             schema=table.schema,
             has_rewards=table.has_rewards,
+            names=table.names,
             unrewarded="an import needs a column of them: name it with --map rewards=COLUMN, or add one",
             read=table.read,
             takes=frozenset({"mapping"}),
@@ -118,14 +122,16 @@ FORMATS = {
             read=lerobot.read,
             takes=frozenset({"mapping"}),
             recorded_bounds=lerobot.action_bounds,
+            names=lerobot.names,
             own_choices=lambda _, reading: {"mapping": reading.mapping.to_json()} if reading.mapping else {},
         ),
         Format(
             name="ogbench",
             what="an OGBench .npz",
-            beginnings=(table_files.ZIP,),
+            beginnings=(array_files.ZIP,),
             suffixes=(".npz",),
-            contents=table_files.npz_contents,
+            contents=array_files.array_contents,
+            uses=ogbench.uses,
             schema=ogbench.schema,
             read=ogbench.read,
             takes=frozenset({"relabel"}),
@@ -152,9 +158,10 @@ FORMATS = {
         Format(
             name="d4rl",
             what="D4RL's .hdf5",
-            beginnings=(b"\x89HDF",),
+            beginnings=(array_files.HDF5,),
             suffixes=(".hdf5", ".h5"),
-            contents=hdf5.hdf5_contents,
+            contents=array_files.array_contents,
+            uses=d4rl.uses,
             schema=d4rl.schema,
             read=d4rl.read,
             own_choices=lambda _, reading: {"max_episode_steps": reading.max_episode_steps},
@@ -164,7 +171,7 @@ FORMATS = {
             what="a folder of ExORL's episodes",
             holds=exorl.is_exorl,
             files=exorl.find_episodes,
-            contents=lambda path: table_files.npz_contents(exorl.find_episodes(path)[0]),
+            contents=lambda path: array_files.array_contents(exorl.find_episodes(path)[0]),
             schema=exorl.schema,
             read=exorl.read,
             takes=frozenset({"labels"}),
@@ -177,14 +184,19 @@ FORMATS = {
 }  # name -> row; where several fit, the first is meant
 
 
-def dataset_kind(path: Path) -> str:
-    """Return `dataset`, or the name of the format of what lies at `path`; DatasetError if nothing lies there."""
+def dataset_kind(path: Path, mapping: object = None) -> str:
+    """Return `dataset`, or the name of the format of what lies at `path`; DatasetError if nothing lies there.
+
+    A file of arrays is a table where somebody gives a `mapping` of its columns.
+    """
     if not path.exists():
         *kinds, last = (row.what for row in FORMATS.values())
         raise DatasetError(f"{path}: no such file or folder; give a dataset folder, {', '.join(kinds)} or {last}")
     if path.is_dir() and ((path / MANIFEST).exists() or any(path.glob("data-*.arrow"))):
         return DATASET
-    start = table_files.beginning(path)
+    if mapping and path.is_file() and array_files.is_arrays(path) and not minari.is_minari(path):
+        return "table"
+    start = array_files.beginning(path)
     by_contents = (name for name, row in FORMATS.items() if row.holds(path) or start.startswith(row.beginnings))
     by_name = (name for name, row in FORMATS.items() if path.suffix in row.suffixes)
     return next(by_contents, None) or next(by_name, "table")

@@ -17,6 +17,7 @@ from dipole_ray.data.sources.reading import DAMAGED, Arrays, Block, ImportReport
 from dipole_ray.errors import ConfigError, DatasetError, counted
 
 CHUNK_ROWS = 10_000  # rows of short episodes that are handed on together
+NOISE_FRACTION = 0.1  # share of clipped actions from which on they are hardly noise
 MAX_NAMED = 10  # rows with non-finite numbers that a report names one by one
 
 
@@ -88,6 +89,17 @@ def _judge_losses(path: Path, report: ImportReport) -> None:
             f"{ended}, unmarked, where next_observations is not the next row's observation, the first at row "
             f"{report.first_unmarked}"
         )
+    if report.clipped_transitions > NOISE_FRACTION * report.transitions:
+        clipped = report.share(report.clipped_transitions, "have")
+        report.warnings.append(
+            f"{clipped} an action outside the bounds, brought to them, which is more than noise does; name the "
+            "environment that made them with --env, or give --actions-are unit if they were scaled before"
+        )
+    if report.whole_actions and report.action_range and (report.action_range[0] < report.action_range[1]).any():
+        report.warnings.append(
+            "every recorded action is a whole number: if each is the number of a choice, policies here cannot play it, "
+            "for theirs are real numbers between the bounds; give their environment real actions first"
+        )
     if 2 * report.short_pieces > report.trajectories > 1:
         report.warnings.append(
             f"{report.short_pieces} of {report.trajectories} trajectories have one transition and no end of the task, "
@@ -139,8 +151,10 @@ def _joined(blocks: list[Block]) -> Block:
 
 def _finish(block: Block, scale: ActionScale, drop: bool, report: ImportReport) -> Rows | None:
     """Return the rows of a block, or None if no transition is left."""
-    columns = {**block.columns, "actions": scale.stored(block.columns["actions"], block.path)}
-    numbers = block.first_row + np.arange(len(columns["ends"]))
+    recorded = block.columns["actions"]
+    columns = {**block.columns, "actions": scale.stored(recorded, block.path)}
+    order = np.arange(len(recorded))
+    numbers = block.first_row + order
     times = columns.pop("times", None)
     if times is not None:
         _check_times(times, columns["ends"], block, report)
@@ -162,6 +176,9 @@ def _finish(block: Block, scale: ActionScale, drop: bool, report: ImportReport) 
         row = fractional[0]
         found = f"masks must be 0 (the task ended) or 1, row {numbers[row]} holds {masks[row]}"
         raise DatasetError(f"{block.path}: {found}; store 1 - terminated as the mask")
+    if report.whole_actions:
+        played = recorded[order][kept]
+        report.whole_actions = bool((played == np.rint(played)).all())
     actions = np.zeros_like(columns["actions"])
     actions[kept] = scale.finish(columns["actions"][kept], numbers[kept], block.path, report)
     # A kept transition needs the row after it as its next observation: that row closes the piece unless it is kept too.
@@ -253,10 +270,11 @@ def _check_times(times: np.ndarray, ends: np.ndarray, block: Block, report: Impo
         remedy = f"map {marks}, or, if it is no time, give --map time="
         if not block.is_mapped:
             remedy = f"save {marks} too, or, if it is no time, save the file without it"
+        column = f" in '{block.time_name}'" if block.time_name else ""
         raise DatasetError(
             f"{block.path}: time runs backwards {counted(len(back), 'time')} inside a trajectory, the first at row "
-            f"{block.first_row + row} (from {times[row]} to {times[row + 1]}); sort the table by episode and time, "
-            f"{remedy}"
+            f"{block.first_row + row} (from {times[row]} to {times[row + 1]}{column}); sort the table by episode and "
+            f"time, {remedy}"
         )
     gaps = inner[steps > 5 * np.median(steps[steps > 0])] if (steps > 0).any() else inner[:0]
     if len(gaps) and not report.time_gaps:
@@ -286,7 +304,12 @@ def check_counts(counts: dict[str, int], path: Path, remedy: str = "get the file
     """Raise DatasetError unless all arrays have the same number of rows, and some."""
     if len(set(counts.values())) > 1:
         found = ", ".join(f"{name} {count}" for name, count in counts.items())
-        raise DatasetError(f"{path}: arrays differ in their number of rows ({found}); {DAMAGED}")
+        least, one_more = min(counts.values()), [name for name, count in counts.items() if count > min(counts.values())]
+        is_last_seen = one_more == ["observations"] and counts["observations"] == least + 1
+        apart = "of a trajectory save observations[:-1] as observations, and observations[1:] as next_observations"
+        raise DatasetError(
+            f"{path}: arrays differ in their number of rows ({found}); {apart if is_last_seen else DAMAGED}"
+        )
     if not any(counts.values()):
         raise DatasetError(f"{path}: holds no rows; {remedy}")
 

@@ -24,6 +24,7 @@ from dipole_ray.files.durable import format_bytes
 
 Group: TypeAlias = h5py.Group
 
+GROUP = "group"  # what a group is called among arrays
 SLICE_BYTES = 1 << 22  # what is read at once
 _MAX_BAND_BYTES = 1 << 25  # chunks that hold the same rows, taken together; h5py's own choice is below a few megabytes
 _GZIP, _SHUFFLE = h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE
@@ -87,7 +88,7 @@ def hdf5_contents(path: Path) -> Contents:
     with open_hdf5(path) as file:
         found = {name: child(path, file, name) for name in child_names(file)}
         return {
-            name: (str(value.dtype), value.shape or ()) if isinstance(value, h5py.Dataset) else ("group", ())
+            name: (str(value.dtype), value.shape or ()) if isinstance(value, h5py.Dataset) else (GROUP, ())
             for name, value in found.items()
         }
 
@@ -173,7 +174,8 @@ class Array:
         # h5py's own enumeration of False and True is a bool; it fails on others whose names are no text.
         is_enumeration = h5py.check_enum_dtype(self._dtype) is not None
         if self._dtype.kind not in kinds or self._dtype.hasobject or is_enumeration:
-            wanted = "float32 (pixel and discrete data are not supported)" if kinds == "f" else "numbers"
+            wanted = "numbers" if "b" in kinds else "float32"
+            wanted += " (pixel and discrete data are not supported)" if kinds == "f" else ""
             info: Any = h5py.check_dtype(vlen=self._dtype) or h5py.check_dtype(ref=self._dtype)
             kind = f"{self._dtype} (of {getattr(info, '__name__', info)})" if info is not None else str(self._dtype)
             kind = "an enumeration" if is_enumeration else kind
@@ -209,6 +211,11 @@ class Array:
 
     def _error(self, found: str, remedy: str) -> DatasetError:
         return bad_array(self._path, self._where, found, remedy)
+
+
+def width_of(array: Array) -> int:
+    """Return how many numbers a row has."""
+    return math.prod(array.shape[1:])
 
 
 def slice_rows(arrays: Iterable[Array]) -> int:

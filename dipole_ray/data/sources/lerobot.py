@@ -9,6 +9,7 @@ closes it, unless the task ended there. Rewards are `next.reward`, else 1 where 
 import json
 from collections.abc import Iterator
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,26 @@ def uses(path: Path, reading: Reading) -> dict[str, tuple[str, ...]]:
     """Return the columns that would be read, by their meaning; those of a sidecar are in no file of frames."""
     columns = table_schema(data_files(path)[0]).names
     return (reading.mapping or TableMapping()).complete(columns, _USUAL).found(columns)
+
+
+def names(path: Path, reading: Reading) -> dict[str, tuple[str, ...]]:
+    """Return the names of dimensions: columns where each is one, else those that meta/info.json gives a column's."""
+    used, features = uses(path, reading), _info(path).get("features", {})
+    several = {meaning: found for meaning, found in used.items() if len(found) > 1}
+    single = {meaning: found[0] for meaning, found in used.items() if len(found) == 1}
+    return several | {meaning: named for meaning, name in single.items() if (named := _named(features.get(name)))}
+
+
+def _named(feature: Any) -> tuple[str, ...]:
+    """Return the names of a feature's numbers; () where there are none, or not as many."""
+    try:
+        named, shape = feature["names"], feature["shape"]
+        if isinstance(named, dict):  # `{"motors": [...]}`, or `{"x": 0, "y": 1}`
+            lists = all(isinstance(value, list) for value in named.values())
+            named = [*chain(*named.values())] if lists else sorted(named, key=named.__getitem__)
+        return tuple(map(str, named)) if [len(named)] == list(shape) else ()
+    except (KeyError, TypeError):
+        return ()
 
 
 def has_rewards(path: Path, reading: Reading) -> bool:

@@ -26,7 +26,8 @@ USUAL = {
     "terminals": ("terminals", "terminal", "terminated", "terminations"),
     "timeouts": ("timeouts", "timeout", "truncated", "truncations"),
     "episode": ("episode", "episode_id", "episode_index"),
-    "time": ("time", "timestamp", "step", "timestep", "frame_index"),
+    # The last two are the row numbers that pandas keeps: out of order where rows were shuffled.
+    "time": ("time", "timestamp", "step", "timestep", "frame_index", "t", "index", "__index_level_0__"),
 }
 _REQUIRED = ("observations", "actions", "rewards")
 _KINDS = ("terminals_are", "files_are")  # what is said with words, not columns

@@ -65,6 +65,7 @@ class ImportReport:
     warnings: list[str] = field(default_factory=list)  # what is likely to be wrong, a clause with its remedy each
     clipped_transitions: int = 0  # whose action was outside the bounds, and was brought to them
     action_range: ActionBounds | None = None  # least and greatest scaled actions, (A,) each, before they were clipped
+    whole_actions: bool = True  # whether every recorded action so far is a whole number
     notes: list[str] = field(default_factory=list)  # what else was decided, a clause each
 
     columns: list[str] = field(default_factory=list)  # columns or arrays that are read, `rewards = r`
@@ -114,6 +115,7 @@ class Block:
     first_row: int = 0  # number of the first row in the original, for messages
     marks_limits: bool = True  # whether the original says where time limits cut; otherwise the environment's does
     is_mapped: bool = True  # whether --map says what its columns are
+    time_name: str = ""  # the column that `times` are of
     place: str = ""  # what the rows are counted in, such as `episode_7`; empty where that is the whole original
 
 
@@ -121,6 +123,11 @@ def to_float(values: np.ndarray) -> np.ndarray:
     """Return float64 where float32 could not hold the numbers of this type, else float32."""
     is_wide = values.dtype.kind in "fiu" and values.dtype.itemsize > (4 if values.dtype.kind == "f" else 2)
     return values.astype(np.float64, copy=False) if is_wide else to_float32(values)
+
+
+def to_times(values: np.ndarray) -> np.ndarray:
+    """Return float64 or int64: microseconds since 1970 must stay apart, and differences of times have a sign."""
+    return values.astype(np.float64 if values.dtype.kind == "f" else np.int64)
 
 
 def bad_array(path: Path | str, name: str, found: str, remedy: str) -> DatasetError:

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from dipole_ray.columns import Schema
 from dipole_ray.data.schema import concatenate
 from dipole_ray.data.sources.continuity import Continuity
 from dipole_ray.data.sources.guarantees import check_flags, check_masks, mark_unfollowed
 from dipole_ray.data.sources.mapping import USUAL, TableMapping
-from dipole_ray.data.sources.reading import Arrays, Block, ImportReport, Reading, to_float
+from dipole_ray.data.sources.reading import Arrays, Block, ImportReport, Reading, to_float, to_times
 from dipole_ray.data.sources.table_files import is_list, read_batches, table_files, table_schema, unread_files
 from dipole_ray.errors import DatasetError, counted
 
@@ -34,6 +35,11 @@ def uses(path: Path, reading: Reading) -> dict[str, tuple[str, ...]]:
     """Return the columns that would be read, by their meaning, whether that is enough or not."""
     mapping = _completed(table_schema(path), reading)
     return mapping.found(table_columns(path))
+
+
+def names(path: Path, reading: Reading) -> dict[str, tuple[str, ...]]:
+    """Return the names of dimensions where each is a column."""
+    return {meaning: found for meaning, found in uses(path, reading).items() if len(found) > 1}
 
 
 def has_rewards(path: Path, reading: Reading) -> bool:
@@ -76,14 +82,13 @@ def read(path: Path, reading: Reading, report: ImportReport) -> Iterator[Block]:
     columns = mapping.resolve(available, path)
     report.reads(columns, available)
     report.warnings += unread_files(path)
-    report.names |= {name: found for name, found in columns.items() if len(found) > 1}
     return read_rows(path, _batches(path, mapping), mapping, report)
 
 
 def read_rows(path: Path, batches: Batches, mapping: TableMapping, report: ImportReport) -> Iterator[Block]:
     """Yield the rows of batches, each with its file, that continue each other."""
     order, width = Continuity(path, report, are_parts=mapping.files_are == "parts"), 0
-    block = partial(_block, path, marks_limits=mapping.marks_limits)
+    block = partial(_block, path, mapping)
     last, file = Arrays(), path  # the newest row: only the next one tells whether it ends a trajectory
     for source, batch in batches:
         first_row = report.rows_read + len(last.get("ends", ()))
@@ -108,9 +113,10 @@ def read_rows(path: Path, batches: Batches, mapping: TableMapping, report: Impor
     yield block(last | {"ends": np.ones(1, bool)}, report.rows_read)
 
 
-def _block(path: Path, rows: Arrays, first_row: int, *, marks_limits: bool) -> Block:
+def _block(path: Path, mapping: TableMapping, rows: Arrays, first_row: int) -> Block:
     columns = {name: values for name, values in rows.items() if name not in ("episode", "flagged")}
-    return Block(path=path, columns=columns, first_row=first_row, marks_limits=marks_limits)
+    limits, time = mapping.marks_limits, mapping.time or ""
+    return Block(path=path, columns=columns, first_row=first_row, marks_limits=limits, time_name=time)
 
 
 def _mark_ends(rows: Arrays, mapping: TableMapping, path: Path, report: ImportReport) -> None:
@@ -158,12 +164,20 @@ def _following(batch: pa.RecordBatch, names: tuple[str, ...], path: Path, first_
     """Return next observations, (N, dim), which may be missing: then the row is NaN."""
     given = np.ones(batch.num_rows, bool)
     for name in names:
-        given &= batch.column(name).is_valid().to_numpy(zero_copy_only=False)
+        given &= _is_given(batch.column(name))
     present = batch.select(names).filter(pa.array(given))
     found = column_matrix(present, names, path, first_row) if given.any() else np.empty((0, width), np.float32)
     matrix = np.full((batch.num_rows, found.shape[1]), np.nan, found.dtype)
     matrix[given] = found
     return matrix
+
+
+def _is_given(column: pa.Array) -> np.ndarray:
+    """Return (N,) bool: whether a row has a value; a list without one, empty or of nothing but nulls, is none."""
+    if not is_list(column.type):
+        return np.asarray(column.is_valid().to_numpy(zero_copy_only=False))
+    rows, is_number = pc.list_parent_indices(column).to_numpy(), column.flatten().is_valid()
+    return np.bincount(rows[is_number.to_numpy(zero_copy_only=False)], minlength=len(column)) > 0
 
 
 def _episodes(batch: pa.RecordBatch, name: str, path: Path, first_row: int) -> np.ndarray:
@@ -185,7 +199,7 @@ def _is_time(kind: pa.DataType) -> bool:
 
 
 def _times(batch: pa.RecordBatch, name: str, path: Path) -> np.ndarray:
-    """Return (N,) float64 or int64, not narrowed: microseconds since 1970 must stay apart; a missing one is NaN."""
+    """Return (N,) times, not narrowed; a missing one is NaN."""
     column = batch.column(name)
     if not _is_time(column.type):
         found = f"column '{name}' holds {column.type}, and times are numbers"
@@ -193,8 +207,7 @@ def _times(batch: pa.RecordBatch, name: str, path: Path) -> np.ndarray:
     if pa.types.is_temporal(column.type):
         width = column.type.bit_width
         column = column.view(pa.int64() if width == 64 else pa.int32())
-    values: np.ndarray = column.to_numpy(zero_copy_only=False)
-    return values.astype(np.float64 if values.dtype.kind == "f" else np.int64)
+    return to_times(column.to_numpy(zero_copy_only=False))
 
 
 def column_matrix(batch: pa.RecordBatch, names: tuple[str, ...], path: Path, first_row: int) -> np.ndarray:
@@ -204,7 +217,7 @@ def column_matrix(batch: pa.RecordBatch, names: tuple[str, ...], path: Path, fir
         return np.stack([column_vector(batch, name, path, first_row) for name in names], axis=1)
     _check_nulls(column, names[0], path, first_row)
     values = column.flatten()
-    _check_nulls(values, names[0], path, first_row)
+    _check_nulls(values, names[0], path, first_row, pc.list_parent_indices(column).to_numpy())
     if not pa.types.is_fixed_size_list(column.type):
         lengths = np.diff(column.offsets.to_numpy())
         if len(other := np.flatnonzero(lengths != lengths[:1])):
@@ -218,23 +231,31 @@ def column_matrix(batch: pa.RecordBatch, names: tuple[str, ...], path: Path, fir
 def column_vector(batch: pa.RecordBatch, name: str, path: Path, first_row: int) -> np.ndarray:
     """Return (N,) floats from a column of numbers."""
     column = batch.column(name)
+    if is_list(column.type):  # of one number, as some writers store every column
+        values = column_matrix(batch, (name,), path, first_row)
+        if values.shape[1] != 1:
+            found = f"column '{name}' holds lists of {values.shape[1]}, and one number a row is needed"
+            raise DatasetError(f"{path}: {found}; map another column, or save what it means as a number")
+        return values[:, 0]
     _check_nulls(column, name, path, first_row)
-    values = _to_numbers(column, name, path)
-    if len(values) != batch.num_rows:
-        raise DatasetError(f"{path}: column '{name}' holds lists; one number a row is needed")
-    return values
+    return _to_numbers(column, name, path)
 
 
 def _to_numbers(values: pa.Array, name: str, path: Path) -> np.ndarray:
     kind = values.type
     if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
-        raise DatasetError(f"{path}: column '{name}' is of type {kind}; map a column of numbers or of lists of numbers")
+        remedy = "map a column of numbers or of lists of numbers"
+        if pa.types.is_nested(kind):
+            remedy = f"flatten it before, as one list or one column a number, or {remedy}"
+        raise DatasetError(f"{path}: column '{name}' is of type {kind}; {remedy}")
     return to_float(values.to_numpy(zero_copy_only=False))
 
 
-def _check_nulls(values: pa.Array, name: str, path: Path, first_row: int) -> None:
+def _check_nulls(values: pa.Array, name: str, path: Path, first_row: int, rows: np.ndarray | None = None) -> None:
+    """Refuse missing values; `rows` says of which row each value is, where a row has several."""
     if values.null_count:
         row = int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])
+        row = row if rows is None else int(rows[row])
         found = (
             f"column '{name}' has {counted(values.null_count, 'missing value')}, the first near row {first_row + row}"
         )

@@ -1,62 +1,47 @@
-"""The files that a table comes in: Parquet, Arrow (Feather), or an .npz whose arrays have one row a transition.
+"""The files that a table comes in: Parquet, Arrow (Feather), or an .npz or HDF5 whose arrays have one row a transition.
 
 What a file is decides its beginning, its suffix only where that says nothing. Files are read in batches of rows, and
 are trusted in nothing.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dipole_ray.data.sources.array_files import (
+    ARRAY_SUFFIXES,
+    ARROW,
+    HDF5,
+    PARQUET,
+    ZIP,
+    array_batches,
+    array_contents,
+    array_schema,
+    beginning,
+    is_arrays,
+)
 from dipole_ray.data.sources.arrow_index import declared_bytes
 from dipole_ray.data.sources.continuity import natural_order
-from dipole_ray.data.sources.guarantees import check_counts
-from dipole_ray.data.sources.mapping import USUAL
-from dipole_ray.data.sources.npz import ArrayHeader, check_expansion, read_headers, stream_arrays
-from dipole_ray.data.sources.reading import Contents, bad_array, incomplete
+from dipole_ray.data.sources.npz import check_expansion
+from dipole_ray.data.sources.reading import Contents, incomplete
 from dipole_ray.errors import DatasetError
 
 SUFFIXES = (".parquet", ".arrow", ".feather", ".ipc")
-PARQUET, ARROW, ZIP = b"PAR1", b"ARROW1", b"PK\x03\x04"  # how the files begin
 _STREAM = b"\xff\xff\xff\xff"  # how an Arrow stream begins
 _BATCH_ROWS = 65_536
 _BUFFER_BYTES = 1 << 20
 _BROKEN = (pa.ArrowException, OSError, ValueError, MemoryError)
-# Arrays that only a table of transitions has: OGBench's layout has a row more a trajectory, and no need of them.
-_OF_TRANSITIONS = {name for meaning in ("next_observations", "timeouts", "masks") for name in USUAL[meaning]}
-
-
-def beginning(path: Path) -> bytes:
-    """Return the first bytes of a regular file; none of what is no such file."""
-    try:
-        with path.open("rb") if path.is_file() else nullcontext() as stream:
-            return b"" if stream is None else stream.read(8)
-    except OSError:
-        return b""
-
-
-def is_transitions(path: Path) -> bool:
-    """Return whether `path` is an .npz that has one row a transition, as its arrays tell."""
-    if not beginning(path).startswith(ZIP):
-        return False
-    try:
-        names = read_headers(path).keys()
-    except DatasetError:
-        return False
-    # `valids` marks the rows without a transition in what ogbench's compact_dataset=True gives, masks and all.
-    return bool(names & _OF_TRANSITIONS) and "valids" not in names
 
 
 def table_files(path: Path) -> list[Path]:
     """Return the table files at `path`, in the order of their names and of the numbers in these."""
-    suffixes = (*SUFFIXES, ".npz")
+    suffixes = (*SUFFIXES, *ARRAY_SUFFIXES)
     found = [file for file in _visible(path) if _is_table(file)] if path.is_dir() else [path]
     files = sorted(found, key=natural_order)
-    if not files or not (files[0].suffix in suffixes or beginning(files[0]).startswith((PARQUET, ARROW, ZIP))):
+    if not files or not (files[0].suffix in suffixes or beginning(files[0]).startswith((PARQUET, ARROW, ZIP, HDF5))):
         inside = "".join(f"; {warning}" for warning in unread_files(path))
         remedy = f"give a file, or a folder of files, ending in {', '.join(suffixes)}"
         raise DatasetError(f"{path}: no table here; {remedy}{inside}")
@@ -86,7 +71,7 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def _is_table(file: Path) -> bool:
-    return file.suffix in (*SUFFIXES, ".npz") or beginning(file).startswith((PARQUET, ARROW))
+    return file.suffix in (*SUFFIXES, *ARRAY_SUFFIXES) or beginning(file).startswith((PARQUET, ARROW, HDF5))
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -96,17 +81,16 @@ def _listed(names: Sequence[str]) -> str:
 def table_schema(path: Path) -> pa.Schema:
     """Return the columns of the (first) file of a table."""
     file = table_files(path)[0]
-    if _is_npz(file):
-        headers = read_headers(file)
-        return pa.schema([(name, _arrow_type(header)) for name, header in headers.items()])
+    if is_arrays(file):
+        return array_schema(file)
     return _open_table(file)[1]
 
 
 def contents(path: Path) -> Contents:
     """Return the columns of the (first) file of a table, with their types and shapes."""
     file = table_files(path)[0]
-    if _is_npz(file):
-        return npz_contents(file)
+    if is_arrays(file):
+        return array_contents(file)
     table, schema = _open_table(file)
     lists = [field.name for field in schema if is_list(field.type) and schema.names.count(field.name) == 1]
     first = next(read_batches(file, lambda _: lists, 1), None) if lists else None
@@ -124,49 +108,12 @@ def is_list(kind: pa.DataType) -> bool:
     return bool(pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind))
 
 
-def npz_contents(path: Path) -> Contents:
-    """Return the arrays of an .npz, with their types and shapes."""
-    return {name: (str(header.dtype), header.shape) for name, header in read_headers(path).items()}
-
-
-def _is_npz(file: Path) -> bool:
-    return beginning(file).startswith(ZIP) or file.suffix == ".npz"
-
-
-def _arrow_type(header: ArrayHeader) -> pa.DataType:
-    if header.dtype.kind not in "fiub":
-        return pa.string() if header.dtype.kind == "U" else pa.null()
-    kind = pa.from_numpy_dtype(header.dtype.newbyteorder("="))
-    return kind if header.shape[1:] in ((), (1,)) else pa.list_(kind)
-
-
-def _npz_batches(file: Path, choose: Callable[[list[str]], Iterable[str]]) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of an .npz as batches; arrays of shape (N, 1) are columns of numbers."""
-    headers = read_headers(file)
-    names = list(dict.fromkeys(choose(list(headers))))
-    for name in names:
-        header = headers[name]
-        if header.dtype.kind not in "fiubU" or len(header.shape) not in (1, 2) or 0 in header.shape[1:]:
-            found = f"is {header.dtype} of shape {header.shape}, and a column is a number or a vector a row"
-            raise bad_array(file, name, found, "flatten it, or map another array")
-    check_counts({name: headers[name].shape[0] for name in names}, file, "map arrays with one row a transition")
-    for arrays in stream_arrays(file, headers, names):
-        yield pa.RecordBatch.from_arrays([_arrow_column(arrays[name]) for name in names], names=names)
-
-
-def _arrow_column(values: np.ndarray) -> pa.Array:
-    values = np.ascontiguousarray(values, values.dtype.newbyteorder("="))
-    flat = pa.array(values.reshape(-1))
-    width = values.shape[1] if values.ndim == 2 else 1
-    return flat if width == 1 else pa.FixedSizeListArray.from_arrays(flat, width)
-
-
 def read_batches(
     file: Path, choose: Callable[[list[str]], Iterable[str]], rows: int = _BATCH_ROWS
 ) -> Iterator[pa.RecordBatch]:
     """Yield the batches of one file that have rows, with the columns that `choose` chooses."""
-    if _is_npz(file):
-        yield from _npz_batches(file, choose)
+    if is_arrays(file):
+        yield from array_batches(file, choose)
         return
     try:
         table, available = _open_table(file)
@@ -196,7 +143,15 @@ def _plain(values: pa.Array) -> pa.Array:
         if axes != sorted(axes):
             raise ValueError(f"a column of {values.type} has its axes in another order; save it as lists of numbers")
         return _plain(values.storage)
-    return _plain(values.dictionary_decode()) if isinstance(values, pa.DictionaryArray) else values
+    if isinstance(values, pa.DictionaryArray):
+        return _plain(values.dictionary_decode())
+    if isinstance(values, pa.ListViewArray | pa.LargeListViewArray):
+        ends = np.cumsum(values.value_lengths().fill_null(0).to_numpy())
+        values = pa.LargeListArray.from_arrays(np.append(0, ends), values.flatten(), mask=values.is_null())
+    inner = values.type.value_type if is_list(values.type) else values.type
+    if pa.types.is_decimal(inner):
+        return values.cast(pa.large_list(pa.float64()) if is_list(values.type) else pa.float64())
+    return values
 
 
 def _check_parquet(table: pq.ParquetFile, names: list[str], file: Path) -> None:
