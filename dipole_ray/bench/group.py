@@ -102,6 +102,8 @@ def _failed(job: Job, error: Exception) -> dict[str, Any]:
 def _train(jobs: Sequence[Job]) -> dict[Job, dict[str, Any]]:
     """Train runs together, and write their results down."""
     found: dict[Job, dict[str, Any]] = {}
+    for job in jobs:
+        job.note_data()
     runs, errors = train_in_each({job.folder: job.located for job in jobs})
     for job, run in zip(jobs, runs, strict=True):
         error, words = errors.get(job.folder), None

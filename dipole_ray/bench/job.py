@@ -16,6 +16,7 @@ from dipole_ray import settings
 from dipole_ray.bench.result import read_result
 from dipole_ray.data.dataset import read_manifest
 from dipole_ray.errors import ConfigError
+from dipole_ray.files.durable import read_json, write_json
 from dipole_ray.files.provenance import digest
 from dipole_ray.files.resume import config_differences
 from dipole_ray.runs.config import RunConfig, load
@@ -23,6 +24,7 @@ from dipole_ray.runs.prepare import content_of, data_key, find_dataset
 from dipole_ray.runs.session import RUN_FILE
 from dipole_ray.tracking.metrics_file import METRICS_FILE
 
+DATA_FILE = "data.json"  # what an unfinished run is trained on
 # Settings, or sections, that say where and how a run is kept, and do not shape its result
 PLACES = ("name", "folder", "tracking", "checkpoint", "learner", "data.cache", "evaluation.trajectories")
 _TAIL_BYTES = 1 << 14
@@ -43,7 +45,7 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        """Folder of the run: that of a finished one too whose data had another place and the same content."""
+        """Folder of the run: also that of one, finished or not, whose data had another place and the same content."""
         runs = Path(self.config.folder)
         own = runs / f"seed-{self.seed}-{self.digest}"
         if own.is_dir() or self.config.data.path is None:
@@ -51,9 +53,9 @@ class Job:
         return next((other for other in sorted(runs.glob(f"seed-{self.seed}-*")) if self._is_moved(other)), own)
 
     def _is_moved(self, folder: Path) -> bool:
-        """Return whether a folder holds the result of this run, of data that lay elsewhere."""
-        result = read_result(folder)
-        if result is None or not (folder / RUN_FILE).is_file():
+        """Return whether a folder holds this run, of data that lay elsewhere."""
+        known = read_result(folder) or _noted(folder)
+        if known is None or not (folder / RUN_FILE).is_file():
             return False
         kept, current = load(folder / RUN_FILE), self.located
         differing = {item.key for item in config_differences(shaping(kept), shaping(current))}
@@ -61,7 +63,7 @@ class Job:
             return False
         assert kept.data.path is not None and current.data.path is not None
         is_copy = content_of(kept.data.path) == content_of(current.data.path)
-        return is_copy or (result.get("data") is not None and result["data"] == data_of(current))
+        return is_copy or (known.get("data") is not None and known["data"] == data_of(current))
 
     @property
     def located(self) -> RunConfig:
@@ -107,6 +109,11 @@ class Job:
         except (OSError, ValueError, KeyError, IndexError):
             return 0
 
+    def note_data(self) -> None:
+        """Write down what the run is trained on, as its data may move before its end."""
+        if not (self.folder / DATA_FILE).exists():
+            write_json(self.folder / DATA_FILE, {"data": data_of(self.located)})
+
     def without_result(self, status: str, error: str) -> dict[str, Any]:
         """Return what stands for the result of a run that has none."""
         return {"status": status, "error": error}
@@ -121,6 +128,15 @@ def shaping(config: RunConfig) -> dict[str, Any]:
 # Defaults of the sections of a run, those of today: `Job.stored` refuses a result that was made with others.
 _SECTIONS = {field.name: field.default_factory for field in fields(RunConfig) if field.default_factory is not MISSING}
 _DEFAULTS = settings.flatten({name: settings.to_mapping(section()) for name, section in _SECTIONS.items()})
+
+
+def _noted(folder: Path) -> dict[str, Any] | None:
+    """Return what an unfinished run noted of its data when it began; None where it did not."""
+    try:
+        noted: dict[str, Any] = read_json(folder / DATA_FILE)
+    except (OSError, ValueError):
+        return None
+    return noted
 
 
 def data_of(config: RunConfig) -> str | None:

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, TextIO
 
 from dipole_ray import __version__
@@ -63,6 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     arguments = _parse(argv)
+    try:
+        Path.cwd()
+    except OSError:  # in which libraries fail in ways of their own
+        print("error: the working directory is gone: change to one that exists", file=sys.stderr)
+        return 2
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     if getattr(arguments, "address", None):  # of the commands that run on a cluster
         os.environ["RAY_ADDRESS"] = arguments.address

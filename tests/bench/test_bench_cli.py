@@ -99,7 +99,9 @@ def test_every_cell_is_a_run_with_a_result(folder: Path, finished: Ended) -> Non
     found = results(folder)
     assert sorted(found) == [f"{m}-seed-{s}" for m in ("dipole", "exploding", "ifql") for s in (0, 1)]
     run = found["dipole-seed-0"].parent
-    assert {"run.yaml", "metrics.jsonl", "checkpoints", "evaluation.json"} <= {path.name for path in run.iterdir()}
+    assert {"run.yaml", "metrics.jsonl", "checkpoints", "evaluation.json", "data.json"} <= {
+        path.name for path in run.iterdir()
+    }
     assert load_policy(run).learner_steps == 60, "dipole evaluate takes it"
 
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from dipole_ray.bench.driver import run_suite
-from dipole_ray.bench.job import Job, data_of, require_same_data
+from dipole_ray.bench.job import DATA_FILE, Job, data_of, require_same_data
 from dipole_ray.bench.report import collect as collect_results
 from dipole_ray.bench.suite import Suite, from_mapping
 from dipole_ray.collect import collect
@@ -88,6 +88,10 @@ def test_results_are_found_again_where_their_data_has_moved(tmp_path: Path) -> N
     moved = suite_on(tmp_path / "moved", tmp_path / "runs")
     assert [job.folder for job in moved.jobs()] == [job.folder for job in suite.jobs()]
     assert run_suite(moved).finished == 4 and len(collect_results(moved, "mine")["runs"]) == 4
+    first, begun = moved.jobs()[0], moved.jobs()[0].folder
+    (begun / "result.json").unlink()
+    write_json(begun / DATA_FILE, {"data": data_of(first.config)})
+    assert first.folder == begun and first.stored() is None, "a run that was cut off goes on"
     other = suite_on(collected(tmp_path / "other", seed=1), tmp_path / "runs")
     assert not any(job.folder.is_dir() for job in other.jobs()), "other data is other runs"
 

@@ -162,3 +162,13 @@ def test_a_pipe_takes_a_text_and_is_not_replaced(tmp_path: Path) -> None:
         read = pool.submit(pipe.read_text)
         write_text(pipe, "all of it")
         assert read.result(10) == "all of it" and pipe.is_fifo()
+
+
+def test_a_working_directory_that_is_gone_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (gone := tmp_path / "gone").mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert main(["evaluate", "run"]) == 2
+    assert "error: the working directory is gone" in capsys.readouterr().err

@@ -198,7 +198,7 @@ def test_a_command_without_a_run_ends_with_the_signals_status(monkeypatch: pytes
 def test_runs_of_one_second_have_folders_of_their_own(tmp_path: Path) -> None:
     config = load("quickstart", [f"folder={tmp_path}/runs"])
     assert len({new_folder(config) for _ in range(30)}) == 30
-    both = [new_folders(config, endings) for endings in (["-seed-0", "-seed-1"], ["-seed-1", "-seed-2"]) for _ in "ab"]
+    both = [new_folders(config, endings) for endings in (["-seed-0", "-seed-1"], ["-seed-2", "-seed-1"]) for _ in "ab"]
     assert len({folder for folders in both for folder in folders}) == 8
     assert len(list((tmp_path / "runs").iterdir())) == 30 + 8, "nothing of what another had begun is left"
     for name in ("a/b", "", "/tmp/a"):
