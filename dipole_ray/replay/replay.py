@@ -316,7 +316,7 @@ class Replay:
             restored: dict[str, Any] = {name: int(sampler[name]) for name in ("has_uint32", "uinteger")}
             restored |= {"bit_generator": "PCG64", "state": {name: int(sampler[name]) for name in ("state", "inc")}}
             senders, env_steps, lost = by_sender(state["last_sequences"]), int(state["env_steps_inserted"]), 0
-            if self._ring is not None:
+            if self._ring is not None and state["online"] is not None:  # an offline run may go on online, with no rows
                 lost = self._ring.load_state(state["online"], env_steps=env_steps, last_sequence=senders)
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"replay state is incomplete ({error!r}); resume from another checkpoint") from error
@@ -343,10 +343,10 @@ class Replay:
                 "on, but its samples are no longer those of the uninterrupted run",
                 *(", ".join(sorted(names)) or "none" for names in (now - before, before - now)),
             )
-        if (state["online"] is None) != (self._ring is None):
+        if state["online"] is not None and self._ring is None:
             raise CheckpointError(
-                f"the checkpoint has {'no ' if state['online'] is None else 'an '}online ring and this replay has "
-                f"{'none' if self._ring is None else 'one'}; resume with the same replay settings"
+                "the checkpoint has an online ring and this replay has none; resume with the online steps that the "
+                "run had, or more"
             )
 
     def close(self) -> None:

@@ -192,6 +192,17 @@ def test_ctrl_c_and_resume_end_where_the_whole_run_ends(
     assert iterations(run) == iterations(whole)
 
 
+def test_an_offline_run_goes_on_online_as_if_that_had_been_planned(
+    folder: Path, finished: tuple[Path, subprocess.CompletedProcess[str]]
+) -> None:
+    assert dipole_here("train", "small.yaml", "folder=first", "training.online_env_steps=0", cwd=folder).returncode == 0
+    run = only(folder, "first/small-*")
+    ended = dipole_here("train", "--resume", run.relative_to(folder), "training.online_env_steps=240", cwd=folder)
+    assert ended.returncode == 0, ended.stderr
+    assert final_agent(run) == final_agent(finished[0])
+    assert iterations(run) == iterations(finished[0])
+
+
 class InTheLastUpdates(Run):
     """A run that gets a SIGTERM after its last environment step, while updates are owed for it."""
 
