@@ -11,6 +11,8 @@ online they are not owed again, so that no burst of updates follows.
 """
 
 import logging
+import math
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -37,6 +39,7 @@ from dipole_ray.spans import spanned
 logger = logging.getLogger(__name__)
 
 IN_FLIGHT = 2  # calls queued at the learner: one computing, one waiting with its batches, so that it never idles
+PUBLISH_INTERVAL_S = 0.5  # between two policies of learners in actors: each is a copy of all that acts
 MAX_DEATHS = 5  # learners lost without one finished update between them, after which the run ends
 
 
@@ -55,26 +58,47 @@ def _refuse(sentence: str) -> Callable[..., Any]:
 class LearnerClient(LearnerGroup):
     """Starts the learner in this process, or one or several as actors, and calls them."""
 
-    def __init__(self, config: AlgorithmConfig) -> None:
+    def __init__(self, config: AlgorithmConfig, clock: Callable[[], float] = time.monotonic) -> None:
         if not issubclass(config.learner_class, DIPOLELearner):
             raise ConfigError(f"learner_class is {config.learner_class.__name__}: it must derive from DIPOLELearner")
         self.config = config
         self._batch_size = config.agent_settings().batch_size
         self._pending: deque[tuple[list[Any], Any]] = deque()
-        self.policy = PublishedPolicy(0, None)  # what was published last
+        self._published = PublishedPolicy(0, None)  # what was published last
+        self._is_outdated = False  # whether updates that were to be published were not
+        self._clock, self._due_s = clock, -math.inf
+        # Without workers nothing depends on the clock, and a resumed run goes on exactly: every call publishes.
+        self._interval_s = PUBLISH_INTERVAL_S if config.num_env_runners else 0.0
         self._deaths_in_a_row = 0  # learners lost since the last one that finished an update
         self._adapter_config: dict[str, Any] | None = None  # PEFT's, once a checkpoint is written
         self.learners: list[Any] = []  # the one of this process, or the actors
         self._start()
 
+    @property
+    def policy(self) -> PublishedPolicy:
+        """What to act with: the weights published last, or newer ones if they are there and may be published.
+
+        A learner in this process publishes when it is asked for, here. One in an actor publishes with its calls, as
+        often as `PUBLISH_INTERVAL_S` allows, and here what its last calls left, once they are done.
+        """
+        if self._is_outdated and (not self.is_remote or (self._is_due() and not self._is_busy())):
+            self.publish()
+        return self._published
+
     @spanned("update")
     def submit(self, batches: Any, *, publish: bool) -> list[UpdateReport]:
-        """Queue one call on batches or a reference to them; return the reports of calls that it waited for."""
+        """Queue one call on batches or a reference to them; return the reports of calls that it waited for.
+
+        Those that `publish` change what acts, now or with a later call, see `policy`.
+        """
+        self._is_outdated |= publish
         if not self.is_remote:
             here = wait_for([batches], "the replay: sample")[0] if isinstance(batches, ray.ObjectRef) else batches
-            report, state = self.learners[0].update_on(here, self._batch_size, publish)
-            self._set_policy(state)
+            report, _ = self.learners[0].update_on(here, self._batch_size)
             return [report]
+        publish = publish and self._is_due()
+        if publish:
+            self._is_outdated, self._due_s = False, self._clock() + self._interval_s
         finished = [self._finish_oldest()] if len(self._pending) >= IN_FLIGHT else []
         # Two answers, so that the driver passes the weights on without ever fetching them.
         calls = [learner.update_on.options(num_returns=2) for learner in self.learners]
@@ -97,10 +121,12 @@ class LearnerClient(LearnerGroup):
         """Make the weights after all submitted updates the next policy version."""
         self.drain()
         self._set_policy(self._call(self.learners[:1], "policy_state"))
+        self._is_outdated, self._due_s = False, self._clock() + self._interval_s
 
     def continue_versions(self, version: int) -> None:
         """Number the policies from beyond `version`, the last one published before a restart."""
-        self.policy = PublishedPolicy(max(self.policy.version, version) + 1, self.policy.state)
+        newest = self.policy
+        self._published = PublishedPolicy(max(newest.version, version) + 1, newest.state)
 
     def agent_state(self) -> dict[str, Tensor]:
         """Return the agent's complete state, after all submitted updates."""
@@ -235,7 +261,16 @@ class LearnerClient(LearnerGroup):
     def _set_policy(self, state: Any) -> None:
         """Publish `state`, if there is one, under the next version."""
         if state is not None:
-            self.policy = PublishedPolicy(self.policy.version + 1, state)
+            self._published = PublishedPolicy(self._published.version + 1, state)
+
+    def _is_due(self) -> bool:
+        """Return whether the last publication is long enough ago."""
+        return self._clock() >= self._due_s
+
+    def _is_busy(self) -> bool:
+        """Return whether a learner has not finished what it was given."""
+        calls = [report for reports, _ in self._pending for report in reports]
+        return bool(ray.wait(calls, num_returns=len(calls), timeout=0.0)[1]) if calls else False
 
     def _load(self, method: str, state: Mapping[str, Any]) -> None:
         """Hand a state to every learner and publish the weights."""
