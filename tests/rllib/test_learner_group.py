@@ -101,9 +101,8 @@ def test_an_iteration_that_the_learners_death_ended_is_finished_by_the_next(pend
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the learner would be on the GPU, which may have it")
-@pytest.mark.parametrize("learners", [0, 1])
-def test_a_precision_that_the_learners_device_lacks_is_refused_when_a_run_starts(learners: int, pendulum: Path) -> None:
-    made = config(pendulum, learners=learners).learners(matmul_precision="tf32")
+def test_a_precision_that_the_learners_device_lacks_is_refused_when_a_run_starts(pendulum: Path) -> None:
+    made = config(pendulum).learners(matmul_precision="tf32")
     with pytest.raises(ConfigError, match=r"learner.matmul_precision: tf32 is a GPU's, .* set bf16 or float32"):
         made.build_algo()
     with pytest.raises(ConfigError, match="choose one of float32, tf32, bf16"):
