@@ -7,102 +7,102 @@ their updates take the time that they take alone. On a GPU their updates are one
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence, Sized
+from typing import Any, cast
 
 from dipole_ray.agents.stacked_loss import require_alike
 from dipole_ray.errors import ConfigError
 from dipole_ray.progress import Progress
 from dipole_ray.rllib.stack import LearnerStack
 from dipole_ray.runs.run import Run
-from dipole_ray.stopping import noting_stops
+from dipole_ray.runs.session import Session
+from dipole_ray.stopping import Stopped, noting_stops
 
-Iterations = Generator[None, Callable[[], object] | None, None]
-
-
-def train_together(
-    runs: Sequence[Run], *, unattended: bool = False, stacked: bool | None = None
-) -> dict[Run, Exception]:
-    """Train runs to their ends; one that fails ends alone, and its error is returned.
-
-    Args:
-        runs: What to train; alone in its process, each is in all respects what it is here.
-        unattended: Without a progress bar and pictures.
-        stacked: Whether each update is one step of all their agents; None: on a GPU. It equals to rounding.
-    """
-    together = _Together(runs, unattended, stacked)
-    if len(runs) == 1:
-        together.note(runs[0], lambda: runs[0].train(unattended=unattended))
-    else:
-        together.train()
-    return together.errors
+Iterations = Generator[None, Callable[[], object] | None, Any]
+"""Gives way before each iteration; whoever sends a function has had it done, and the function ends or raises as it."""
 
 
-class _Together:
-    """Runs that train together, until each has ended."""
+class Together:
+    """Sessions that train together, an iteration each at a time, until each has come to its end."""
 
-    def __init__(self, runs: Sequence[Run], unattended: bool, stacked: bool | None) -> None:
-        self._runs, self._unattended = runs, unattended
-        self._stacked = _can_stack(runs) if stacked is None else stacked
-        self.errors: dict[Run, Exception] = {}
+    def __init__(self, iterations: Mapping[Session, Iterations], stops: Sized, stacked: bool | None = None) -> None:
+        """Begin with nothing; `stops` grows with requests to stop.
 
-    def note(self, run: Run, work: Callable[[], object]) -> bool:
-        """Do a part of a run's work, and return whether more is left; an error ends the run, and is noted."""
+        Each update is one step of all their agents where that is `stacked`; None: where a GPU allows it.
+        """
+        self._left = dict(iterations)
+        stacks = can_stack([*iterations]) if stacked is None else stacked
+        self._stack = LearnerStack([_learner(one) for one in iterations], stops) if stacks else None
+        self.errors: dict[Session, Exception | Stopped] = {}
+        """What ended sessions before their end."""
+
+    def train(self, after: Callable[[int], object] = lambda left: None) -> None:
+        """Train until each has ended; after each iteration call `after` with the number of those that have not."""
         try:
-            work()
-        except StopIteration:
-            return False
-        except Exception as error:  # one broken run does not end the others
-            self.errors[run] = error
-            return False
-        return True
-
-    def train(self) -> None:
-        """Train all runs."""
-        with contextlib.ExitStack() as ending:
-            stops = ending.enter_context(noting_stops())
-            stack = LearnerStack([_learner(run) for run in self._runs], stops) if self._stacked else None
-            left = {}
-            for run in self._runs:
-                left[run] = run.iterations(stops, shows=False, draws=not self._unattended)
-                ending.callback(left[run].close)
-            progress = None if self._unattended else ending.enter_context(self._progress())
-            self._advance(left, stack, {})
-            for run in left if stack is not None else ():
-                run.algorithm.end_early_on(stack.noticed)  # type: ignore[union-attr]
-            while left:
+            self._go_on({})
+            for session in self._left if self._stack is not None else ():
+                session.algorithm.end_early_on(self._stack.noticed)  # type: ignore[union-attr]
+            while self._left:
                 trained = {}
-                if stack is not None and len(left) > 1:
-                    found = stack.train({_learner(run): run.algorithm.train for run in left})
-                    trained = {run: found[_learner(run)] for run in left}
-                self._advance(left, stack, trained)
-                if progress is not None:
-                    progress.update(sum(map(_done, self._runs)), running=len(left), failed=len(self.errors) or None)
+                if self._stack is not None and len(self._left) > 1:
+                    found = self._stack.train({_learner(one): one.algorithm.train for one in self._left})
+                    trained = {one: found[_learner(one)] for one in self._left}
+                self._go_on(trained)
+                after(len(self._left))
+        finally:
+            for iterations in self._left.values():
+                iterations.close()
 
-    def _advance(
-        self, left: dict[Run, Iterations], stack: LearnerStack | None, trained: dict[Run, Callable[[], object]]
-    ) -> None:
-        """Let each run go on to its next iteration, and forget those that ended."""
-        for run, iterations in list(left.items()):
-            if not self.note(run, lambda: iterations.send(trained.get(run))):  # noqa: B023
-                del left[run]
-                if stack is not None:
-                    stack.leave(_learner(run))
-
-    def _progress(self) -> Progress:
-        total = sum(
-            run.config.training.offline_learner_steps + run.config.training.online_env_steps for run in self._runs
-        )
-        done = sum(map(_done, self._runs))
-        return Progress(f"{len(self._runs)} runs", total, "updates and env steps", completed=done)
-
-
-def _learner(run: Run) -> object:
-    return run.algorithm.learner.learners[0]
+    def _go_on(self, trained: Mapping[Session, Callable[[], object]]) -> None:
+        """Let each go on to its next iteration, and forget those that ended: one that breaks does not end others."""
+        for session, iterations in list(self._left.items()):
+            try:
+                iterations.send(trained.get(session))
+                continue
+            except StopIteration:
+                pass
+            except (Exception, Stopped) as error:
+                self.errors[session] = error
+            del self._left[session]
+            if self._stack is not None:
+                self._stack.leave(_learner(session))
 
 
-def _can_stack(runs: Sequence[Run]) -> bool:
-    """Return whether the learners of all runs are in this process, on a GPU, with agents of one shape."""
-    learners = [run.algorithm.learner for run in runs]
+def train_together(runs: Sequence[Run], *, unattended: bool = False) -> dict[Run, Exception]:
+    """Train runs to their ends, unattended: without a progress bar and pictures; return the errors of those that fail.
+
+    Each is in all respects what it would be alone in its process.
+    """
+    if len(runs) == 1:
+        try:
+            runs[0].train(unattended=unattended)
+        except Exception as error:
+            return {runs[0]: error}
+        return {}
+    with noting_stops() as stops, _progress(runs) if not unattended else contextlib.nullcontext() as progress:
+        together = Together({run: run.iterations(stops, shows=False, draws=not unattended) for run in runs}, stops)
+
+        def show(left: int) -> None:
+            if progress is not None:
+                progress.update(sum(map(_done, runs)), running=left, failed=len(together.errors) or None)
+
+        together.train(show)
+    return cast(dict[Run, Exception], together.errors)
+
+
+def _progress(runs: Sequence[Run]) -> Progress:
+    trainings, done = [run.config.training for run in runs], sum(map(_done, runs))
+    total = sum(training.offline_learner_steps + training.online_env_steps for training in trainings)
+    return Progress(f"{len(runs)} runs", total, "updates and env steps", completed=done)
+
+
+def _learner(session: Session) -> object:
+    return session.algorithm.learner.learners[0]
+
+
+def can_stack(sessions: Sequence[Session]) -> bool:
+    """Return whether the learners of all sessions are in this process, on a GPU, with agents of one shape."""
+    learners = [session.algorithm.learner for session in sessions]
     if any(one.is_remote or one.learners[0].agent.device.type != "cuda" for one in learners):
         return False
     agents = [one.learners[0].agent for one in learners]

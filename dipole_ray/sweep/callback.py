@@ -12,6 +12,7 @@ from ray.tune import Callback
 from dipole_ray.files.lock import LOCK
 from dipole_ray.progress import Progress
 from dipole_ray.stopping import StopRequests
+from dipole_ray.sweep.group import names_in
 from dipole_ray.sweep.plan import Plan
 from dipole_ray.sweep.records import STOP_FILE, SweepRecords, TrialRecord, TrialStatus
 from dipole_ray.sweep.trainable import values_of
@@ -55,18 +56,22 @@ class SweepCallback(Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Note that a trial runs, with the values it runs with."""
-        record = self._records.trials[str(trial)]
-        record.values = values_of(trial.config)
-        self._note(record, "running")
+        records = self._records_of(trial)
+        if len(records) == 1:
+            records[0].values = values_of(trial.config)
+        for record in records:
+            self._note(record, "running")
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Any, **info: Any) -> None:
         """Note a rung."""
-        record = self._records.trials[str(trial)]
-        record.rung, record.score = int(result["rung"]), float(result["score"])
-        self._steps[record.id] = (int(result["learner_steps"]), int(result["env_steps"]))
-        self._records.refresh(record)
+        records = self._records_of(trial)
+        for record in records:
+            for last in [result] if len(records) == 1 else self._records.results(record.id)[-1:]:
+                record.rung, record.score = int(last["rung"]), float(last["score"])
+                self._steps[record.id] = (int(last["learner_steps"]), int(last["env_steps"]))
+            self._records.refresh(record)
+            self._note(record, record.status)
         self._log()
-        self._note(record, record.status)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Say that a trial failed and goes on from its checkpoint."""
@@ -74,15 +79,22 @@ class SweepCallback(Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Note that a trial has ended, at the last rung or before it."""
-        record = self._records.trials[str(trial)]
-        self._records.refresh(record)
-        self._note(record, "done" if record.rung >= self._plan.sweep.rungs else "stopped")
+        for record in self._records_of(trial):
+            self._records.refresh(record)
+            self._note(record, "done" if record.rung >= self._plan.sweep.rungs else "stopped")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Note that a trial was given up."""
-        record = self._records.trials[str(trial)]
-        self._records.refresh(record)
-        self._note(record, "failed", _error_of(trial))
+        """Note that a trial was given up; of those that share its process, some may have come to their end."""
+        for record in self._records_of(trial):
+            notes = self._records.refresh(record)
+            if notes.get("finished"):
+                self._note(record, "done")
+            else:
+                self._note(record, "failed", _error_of(trial))
+
+    def _records_of(self, trial: Any) -> list[TrialRecord]:
+        """Return the records of what is one trial to Tune."""
+        return [self._records.trials[name] for name in names_in(str(trial))]
 
     def _note(self, record: TrialRecord, status: TrialStatus, error: str | None = None) -> None:
         """Write down what a trial does, and bring the bar to the present state; what an early end saves counts."""

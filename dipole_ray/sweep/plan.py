@@ -153,6 +153,12 @@ def from_mapping(mapping: Mapping[str, Any]) -> Plan:
     base = plan.run_config({})
     if base.seeds:
         raise ConfigError(f"run: seeds is {list(base.seeds)}: {OF_THE_SWEEP['seeds']}")
+    if sweep.resources.stacked > 1 and (base.learner.actors or base.rollout.num_workers):
+        found = f"rollout.num_workers is {base.rollout.num_workers}, learner.remote {base.learner.remote}"
+        remedy = "set rollout.num_workers=0 learner.remote=false, or sweep.resources.stacked=1"
+        raise ConfigError(
+            f"sweep.resources.stacked is {sweep.resources.stacked}, trials in one process: {found}: {remedy}"
+        )
     if not space:
         raise ConfigError("space is empty: name what varies, such as agent.beta: {grid: [1, 3, 10]}")
     if plan.total_steps(base) < sweep.rungs:

@@ -81,7 +81,7 @@ def leaderboard(plan: Plan, records: SweepRecords) -> Board:
         best, trial = last["best"], {"rank": rank, "trial": record.id, "status": record.status}
         cell = {"omega": best["omega"], "candidates": best["candidates"], "metric": sweep.measure(best)}
         scores = {"selected": scored(best, grid.select_seed), "reported": scored(last["report"], grid.report_seed)}
-        trial |= {"rung": int(last["rung"]), "values": record.values}
+        trial |= {"rung": int(last["rung"]), "values": record.values, "stacked": last.get("stacked", 1)}
         board.append({**trial, **cell, **scores, "run_id": record.run_id, "rows": last["rows"]})
     return board
 

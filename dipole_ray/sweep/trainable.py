@@ -13,8 +13,9 @@ from dipole_ray.files.durable import read_json
 from dipole_ray.rllib.placement import Resources, require_capacity
 from dipole_ray.runs.config import RunConfig
 from dipole_ray.stopping import Stopped, spare_this_process
+from dipole_ray.sweep.group import TrialGroup, names_in
 from dipole_ray.sweep.plan import Plan, from_mapping
-from dipole_ray.sweep.records import SWEEP_FILE, TRIALS
+from dipole_ray.sweep.records import SWEEP_FILE, TRIALS, SweepRecords
 from dipole_ray.sweep.space import Values
 from dipole_ray.sweep.trial import TrialRun
 
@@ -30,7 +31,7 @@ Bundle = tuple[str, int, Resources]  # a kind of process, how many of it, and wh
 class SweepTrial(tune.Trainable):
     """Tune's side of a trial; one step is one rung."""
 
-    run: TrialRun | None = None
+    run: TrialRun | TrialGroup | None = None
 
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
@@ -53,12 +54,15 @@ class SweepTrial(tune.Trainable):
                 time.sleep(1.0)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Put the trial's state where Tune, that is PBT, hands it to another trial."""
-        self._begun().export(Path(checkpoint_dir))
+        """Put the trial's state where Tune, that is PBT, hands it to another trial; of a group nobody takes it."""
+        if isinstance(run := self._begun(), TrialRun):
+            run.export(Path(checkpoint_dir))
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Take over what another trial saved."""
-        self._begun().take_over(Path(checkpoint))
+        run = self._begun()
+        assert isinstance(run, TrialRun), "a plan with PBT has no groups"
+        run.take_over(Path(checkpoint))
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Become another trial, or the same with other settings: only the process is kept."""
@@ -71,14 +75,22 @@ class SweepTrial(tune.Trainable):
             self.run.close()
             self.run = None
 
-    def _begun(self) -> TrialRun:
-        """Return the trial, begun or continued in its own folder at the first call."""
+    def _begun(self) -> TrialRun | TrialGroup:
+        """Return the trial, or the group, begun or continued in its own folder at the first call."""
         if self.run is None:
             folder = Path(self.config[SWEEP])
             plan, run_key = read_sweep(folder)
             values = values_of(self.config)
             learner = learner_settings(plan, plan.run_config(values))
-            self.run = TrialRun(self.trial_name, values, plan, folder / TRIALS, run_key=run_key, **learner)
+            names, place = names_in(self.trial_name), folder / TRIALS
+            if len(names) == 1:
+                self.run = TrialRun(self.trial_name, values, plan, place, run_key=run_key, **learner)
+            else:  # Tune has the values of the first; and where the group is tried again, some may be at their end
+                trials = SweepRecords.open(folder, plan.to_mapping()).trials
+                left = [name for name in names if trials[name].status != "done"] or names[-1:]
+                self.run = TrialGroup(
+                    {name: trials[name].values for name in left}, plan, place, run_key=run_key, **learner
+                )
         return self.run
 
 

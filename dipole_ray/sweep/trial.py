@@ -23,6 +23,7 @@ from dipole_ray.files.lock import FolderLock
 from dipole_ray.rllib.replay_actor import RING_FILE
 from dipole_ray.runs.prepare import prepare_dataset
 from dipole_ray.runs.session import CHECKPOINTS, LOCK_WAIT_S, Session, write_config
+from dipole_ray.runs.together import Iterations
 from dipole_ray.stopping import Stopped
 from dipole_ray.sweep.plan import Plan
 from dipole_ray.sweep.records import STOP_FILE, TRIAL_FILE, settled_score
@@ -46,6 +47,8 @@ class TrialRun(Session):
         `values` hold whatever the checkpoint's were. `run_key` finds the sweep's MLflow run.
         """
         self.trial, self.values = trial, dict(values)
+        self.stacked = 1
+        """How many trials share the process, this one included."""
         self.plan, self._run_key = plan, run_key
         self.rung = 0
         self.results: list[dict[str, Any]] = []  # of each rung
@@ -88,11 +91,18 @@ class TrialRun(Session):
 
         Where the sweep is asked to stop, the trial saves where it stands, closes, and raises Stopped.
         """
+        for _ in self.iterations():
+            pass
+        return self.result
+
+    def iterations(self) -> Iterations:
+        """Do what `advance` does, and give way before each iteration, for other trials to go on in turn."""
         if not self.is_finished:
             target = math.ceil(self.plan.total_steps(self.config) * (self.rung + 1) / self.plan.sweep.rungs)
             try:
                 while self._progress() < target or self.algorithm.is_within_iteration:
-                    self.algorithm.train()
+                    trained = yield
+                    (trained or self.algorithm.train)()
                     if self.algorithm.is_cut_short:
                         raise Stopped
                     self.log(dict(self.algorithm.group_metrics))
@@ -105,6 +115,10 @@ class TrialRun(Session):
         if self.is_finished:  # also where the trial was cut off just before its end
             self.hand_over()
             self.close("FINISHED")  # the sweep delivers later what MLflow does not take now
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """What Tune is told of the last rung."""
         last = {name: self.results[-1][name] for name in ("rung", "learner_steps", "env_steps", "score")}
         return {**last, "trial": self.trial, "done": self.is_finished}
 
@@ -153,7 +167,7 @@ class TrialRun(Session):
             reported = self._scored(self.play([_cell_of(best)], grid.report_episodes, seed=grid.report_seed, **how))[0]
         self.rung += 1
         result: dict[str, Any] = {"rung": self.rung, "learner_steps": self.steps[0], "env_steps": self.steps[1]}
-        result |= {"values": dict(self.values), "score": sweep.score(best)}
+        result |= {"values": dict(self.values), "score": sweep.score(best), "stacked": self.stacked}
         self.results.append({**result, "best": best, "rows": rows, "report": reported})
         self.algorithm.note_score(best)
         self.log(self._metrics(rows, best, reported))

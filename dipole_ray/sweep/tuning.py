@@ -9,6 +9,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTra
 from ray.tune.search import ConcurrencyLimiter, Searcher
 
 from dipole_ray.rllib.privates import asha_rungs
+from dipole_ray.sweep.group import grouped, names_in
 from dipole_ray.sweep.plan import Plan
 from dipole_ray.sweep.records import ENDED, SweepRecords
 from dipole_ray.sweep.space import Domain
@@ -26,9 +27,10 @@ def search_of(plan: Plan, records: SweepRecords) -> tuple[dict[str, Any], dict[s
         return {}, {"search_alg": limited, "num_samples": search.num_left}
     values = {record.id: record.values for record in records.unfinished()}
     # Trials are listed, not drawn, so that another start gives the very same ones; PBT allows no searcher for that.
-    space: dict[str, Any] = {SWEEP: str(records.folder), TRIAL: tune.grid_search(list(values))}
+    names = grouped(values, plan.sweep.resources.stacked)
+    space: dict[str, Any] = {SWEEP: str(records.folder), TRIAL: tune.grid_search(names)}
     for key in plan.space:
-        space[key] = tune.sample_from(lambda spec, key=key: values[spec.config[TRIAL]][key])
+        space[key] = tune.sample_from(lambda spec, key=key: values[names_in(spec.config[TRIAL])[0]][key])
     return space, {"max_concurrent_trials": most}
 
 

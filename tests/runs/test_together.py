@@ -52,7 +52,7 @@ def stack_updates(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return report, policy
 
     monkeypatch.setattr(DIPOLELearner, "update_on", update_on)
-    monkeypatch.setattr(together, "_can_stack", lambda runs: True)
+    monkeypatch.setattr(together, "can_stack", lambda sessions: True)
     return seen
 
 

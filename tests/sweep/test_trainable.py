@@ -13,6 +13,7 @@ from dipole_ray.errors import ResourcesUnavailable
 from dipole_ray.sweep.plan import Plan
 from dipole_ray.sweep.records import TRIALS, SweepRecords
 from dipole_ray.sweep.trainable import SWEEP, TRIAL, SweepTrial, name_of, require_placeable
+from dipole_ray.sweep.trial import TrialRun
 from tests.sweep.small import small_plan
 
 pytestmark = pytest.mark.usefixtures("cluster")
@@ -42,7 +43,7 @@ def test_a_trial_that_was_given_anothers_config_writes_into_its_own_folder(pendu
     assert (result["trial"], result["rung"], result["learner_steps"], result["done"]) == ("trial-001", 1, 20, False)
     assert [path.name for path in (plan.folder / TRIALS).iterdir()] == ["trial-001"]
     trial.reset(tune_config(plan, "trial-002", "trial-001", 7.0))
-    assert trial.train()["trial"] == "trial-002" and trial.run is not None
+    assert trial.train()["trial"] == "trial-002" and isinstance(trial.run, TrialRun)
     assert trial.run.algorithm.config.agent_settings().beta == 7.0
     trial.reset(tune_config(plan, "trial-001", "trial-001", 3.0))
     assert trial.train()["rung"] == 2, "it went on where it was"
