@@ -11,6 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
+from dipole_ray.agents.adapters import checksum, with_backbone
+from dipole_ray.files.checkpoint import BESIDE
+
 AGENT_FILE = "agent"
 """Of a checkpoint, what no adapter holds."""
 FOLDER = "adapters"
@@ -20,8 +23,13 @@ _FILE = re.compile(rf"{FOLDER}/(?P<adapter>\w+)/adapter_model")
 _PEFTS = re.compile(r"base_model\.model\.(?P<layer>.+\.lora_\w+)\.(?P<end>\w+)")
 
 
-def split(state: Mapping[str, Tensor], adapter_config: Mapping[str, Any]) -> dict[str, dict[str, Tensor] | str]:
-    """Return an `Agent.state_dict` by file, as `write_checkpoint` takes it; `adapter_config` is `AdaptedFields`'s."""
+def split(
+    state: Mapping[str, Tensor], adapter_config: Mapping[str, Any], backbone: Mapping[str, Tensor] | None = None
+) -> dict[str, dict[str, Tensor] | str]:
+    """Return an `Agent.state_dict` by file, as `write_checkpoint` takes it; `adapter_config` is `AdaptedFields`'s.
+
+    A backbone that the state only names lies once beside all checkpoints, under its checksum.
+    """
     files: dict[str, dict[str, Tensor] | str] = {}
     agent: dict[str, Tensor] = {}
     for name, tensor in state.items():
@@ -33,13 +41,22 @@ def split(state: Mapping[str, Tensor], adapter_config: Mapping[str, Any]) -> dic
         tensors = files.setdefault(f"{folder}/adapter_model", {})
         assert isinstance(tensors, dict)
         tensors[f"base_model.model.{own['layer']}.{own['end']}"] = tensor
+    if backbone is not None:
+        files[f"{BESIDE}backbone-{checksum(backbone).hex()[:16]}"] = dict(backbone)
     return {AGENT_FILE: agent, **files}
+
+
+def without_texts(files: Mapping[str, dict[str, Tensor] | str]) -> dict[str, dict[str, Tensor]]:
+    """Return the files that hold tensors."""
+    return {name: content for name, content in files.items() if not isinstance(content, str)}
 
 
 def join(files: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Return the `Agent.state_dict` that was split into these files of a checkpoint."""
     state = dict(files[AGENT_FILE])
     for file, tensors in files.items():
+        if file.startswith(f"{BESIDE}backbone-"):
+            state = with_backbone(state, tensors, "networks.fields.")
         if (place := _FILE.fullmatch(file)) is None:
             continue
         for name, tensor in tensors.items():

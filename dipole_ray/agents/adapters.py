@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from dipole_ray.agents import state
 from dipole_ray.agents.config import ABOVE_ZERO, Rule
 from dipole_ray.agents.fields import VelocityField
-from dipole_ray.errors import ConfigError
+from dipole_ray.errors import CheckpointError, ConfigError
 from dipole_ray.settings import unread
 
 BACKBONE = "bc"
@@ -29,6 +29,7 @@ BACKBONE = "bc"
 KINDS = {"linear": ("",), "attention": ("attention",), "mlp": ("mlp", "feedforward")}
 """Kinds of layers: the linear ones in a module whose class has one of these words in its name, in any case."""
 _BASE = ".base_layer."
+_GIVEN = "backbone."
 _RANK = Rule(lambda x: x >= 0, "give a whole number of at least 0 (none)")
 
 
@@ -147,6 +148,29 @@ class AdaptedFields(nn.Module):
         found = nn.Module.state_dict(self.network)
         return {name.replace(_BASE, "."): tensor for name, tensor in found.items() if not _is_adapters(name)}
 
+    def follow(self, tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+        """Be in the phase of a state whose tensors of these fields begin with `prefix`, and return what is then loaded.
+
+        A state of before `freeze` holds the backbone as these fields do; a later one its checksum, and perhaps the
+        backbone itself, see `with_backbone`, which is taken at once. CheckpointError if it is not the one named.
+        """
+        named = tensors.get(prefix + state.BACKBONE_CHECKSUM)
+        if named is None:
+            return dict(tensors)
+        if not bool(named.any()):
+            self.thaw()
+            return dict(tensors)
+        start = f"{prefix}{_GIVEN}"
+        given = {name.removeprefix(start): each for name, each in tensors.items() if name.startswith(start)}
+        rest = {name: each for name, each in tensors.items() if not name.startswith(start)}
+        if given and checksum(given) != bytes(named.tolist()):
+            raise CheckpointError("the backbone is not the one that the adapters belong to; use another checkpoint")
+        if given:
+            self.load_backbone(given)
+        if not self.is_frozen:
+            self.freeze()
+        return rest
+
     def load_backbone(self, tensors: Mapping[str, Tensor]) -> None:
         """Take these weights, named as in `backbone_state`, for the backbone; CheckpointError if they do not fit."""
         own = self.backbone_state()
@@ -206,6 +230,11 @@ class SeparateFields(nn.Module):
 
     def _chosen(self, fields: Sequence[str]) -> list[Any]:
         return [self.networks[self.names.index(name)] for name in fields]
+
+
+def with_backbone(tensors: Mapping[str, Tensor], backbone: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return a state, whose tensors of the fields begin with `prefix`, with the backbone that it only names."""
+    return {**tensors, **{f"{prefix}{_GIVEN}{name}": tensor for name, tensor in backbone.items()}}
 
 
 def checksum(tensors: Mapping[str, Tensor]) -> bytes:

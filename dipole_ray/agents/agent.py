@@ -95,11 +95,26 @@ class Agent(ABC):
         self.generator, self.sample_actions = self.policy.generator, self.policy.sample_actions
         self.policy.updates = lambda: self.learner_steps
         self._statistics = {name: torch.zeros((), device=self.device) for name in self.statistics}
-        self._parameters = list(self.networks.trained_parameters().values())
         self._critic_parameters: list[Tensor] = list(self.networks.critic.parameters())
         self._target_parameters: list[Tensor] = list(self.networks.target_critic.parameters())
-        self.optimizer = state.make_adam(self._parameters, config.learning_rate)
-        self.steps = Steps(config, self.optimizer, self._critic_parameters, self._target_parameters)
+        self._begin_steps()
+
+    def _begin_steps(self) -> None:
+        """Train what requires a gradient now, with fresh moments and by the readable steps."""
+        self._parameters = list(self.networks.trained_parameters().values())
+        self.optimizer = state.make_adam(self._parameters, self.config.learning_rate)
+        self.steps = Steps(self.config, self.optimizer, self._critic_parameters, self._target_parameters)
+
+    @property
+    def is_cloning(self) -> bool:
+        """Whether the backbone of adapters is trained, by behaviour cloning, and nothing else; see `clone`."""
+        return self.networks.adapted is not None and not self.networks.adapted.is_frozen
+
+    def clone(self, is_cloning: bool) -> None:
+        """Train from now on the backbone alone, or no longer; either begins with fresh moments, uncompiled."""
+        assert self.networks.adapted is not None, "there is no backbone"
+        (self.networks.adapted.thaw if is_cloning else self.networks.adapted.freeze)()
+        self._begin_steps()
 
     @classmethod
     def draw(
@@ -326,6 +341,10 @@ class Agent(ABC):
 
         Bitwise on the same type of device; on another one the noise differs, see `state.restore_generator`.
         """
+        was_cloning = self.is_cloning
+        tensors = self.networks.follow(tensors, "networks.")
+        if self.is_cloning != was_cloning:
+            self._begin_steps()
         live = self._live_tensors()
         expected = live | {name: torch.tensor(0) for name in COUNTERS}
         expected["generator"] = tensors.get("generator", self.generator.get_state())

@@ -182,6 +182,8 @@ class DipoleAgent(ValueAgent):
     policy_class: ClassVar[type[Policy]] = FlowPolicy
 
     def _losses(self, batch: dict[str, Tensor], diagnostics: bool) -> Losses:
+        if self.is_cloning:
+            return self._cloning_losses(batch)
         observations, actions = batch["observations"], batch["actions"]
         fields, beside = self.networks.fields, self.branches.beside
         bootstrap_noise = self._bootstrap_noise(len(actions))
@@ -210,6 +212,14 @@ class DipoleAgent(ValueAgent):
         if diagnostics:
             metrics |= self._critic_metrics(q, q_target) | self._advantage_metrics(v, advantage, weights[0])
         return terms, metrics, statistics
+
+    def _cloning_losses(self, batch: dict[str, Tensor]) -> Losses:
+        """Return the loss of the backbone in the clone phase: flow matching on all rows alike."""
+        noise, x, t = self._path(batch["actions"])
+        velocities = self.networks.fields(batch["observations"], x, t)
+        ones = torch.ones_like(velocities[:, :, 0])
+        loss = losses.flow_matching_losses(velocities, flow.path_velocity(noise, batch["actions"]), ones)[0]
+        return {"actor": loss}, {"actor/loss_bc": loss.detach()}, {}
 
     def _field_weights(self, advantage: Tensor, is_offline: Tensor) -> dict[str, Tensor]:
         """Return the row weights (B,) of the fields by name."""

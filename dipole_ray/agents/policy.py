@@ -175,8 +175,16 @@ class Policy(ABC):
         """Return copies on the CPU of what acts: all tensors of `networks`."""
         return {name: tensor.detach().cpu().clone() for name, tensor in self.networks.state_dict().items()}
 
+    def lacks_backbone(self, tensors: Mapping[str, Tensor]) -> bool:
+        """Whether a `policy_state` names another backbone than this policy has, and does not hold it."""
+        adapted, named = self.networks.adapted, tensors.get(f"fields.{state.BACKBONE_CHECKSUM}")
+        if adapted is None or named is None or not bool(named.any()):
+            return False
+        return not torch.equal(adapted.backbone_checksum.cpu(), named.cpu())
+
     def load_policy_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Act from now on with the networks of a `policy_state`; CheckpointError, and no change, if they do not fit."""
+        tensors = self.networks.follow(tensors)
         own = self.networks.state_dict()
         state.check_matches(own, tensors, "policy state")
         state.copy_into(own, tensors)
@@ -187,6 +195,7 @@ class Policy(ABC):
 
         CheckpointError, and no change, if it does not fit.
         """
+        tensors = self.networks.follow(tensors, "networks.")
         own = {f"networks.{name}": tensor for name, tensor in self.networks.state_dict().items()}
         expected = {**own, "generator": tensors.get("generator", self.generator.get_state())}
         state.check_matches(expected, {name: tensors[name] for name in expected if name in tensors}, "agent state")

@@ -1,11 +1,12 @@
 """The networks of an agent by their role. Shapes: A action dim."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
+from dipole_ray.agents.adapters import AdaptedFields
 from dipole_ray.agents.fields import VelocityField
 from dipole_ray.agents.networks import Sizes, StackedMLP
 
@@ -49,6 +50,16 @@ class Networks(nn.Module):
         part = type(self)(self.sizes, {name: getattr(self, name) for name in roles})
         part.observation_mean, part.observation_std = self.observation_mean, self.observation_std
         return part
+
+    @property
+    def adapted(self) -> AdaptedFields | None:
+        """The fields, where they are adapters on a backbone."""
+        fields = getattr(self, "fields", None)
+        return fields if isinstance(fields, AdaptedFields) else None
+
+    def follow(self, tensors: Mapping[str, Tensor], prefix: str = "") -> Mapping[str, Tensor]:
+        """Be in the phase of a state, see `AdaptedFields.follow`, and return what of it is to be loaded."""
+        return tensors if self.adapted is None else self.adapted.follow(tensors, f"{prefix}fields.")
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """Return by name the parameters that the optimizer moves; the target critics follow by Polyak averaging."""

@@ -36,7 +36,11 @@ def stack(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def require_alike(configs: Sequence[AgentConfig]) -> None:
-    """Raise ConfigError where agents differ in more than `MAY_DIFFER`."""
+    """Raise ConfigError where agents differ in more than `MAY_DIFFER`, or are of other networks than stacked MLPs."""
+    backbone, adapters = (getattr(configs[0], name, None) for name in ("backbone", "adapters"))
+    if backbone is not None and adapters is not None and (backbone.network != "mlp" or adapters.rank):
+        found = f"agent.backbone.network={backbone.network} and agent.adapters.rank={adapters.rank}"
+        raise ConfigError(f"{found}: only MLPs without adapters are stacked; train these runs one by one")
     for config in configs[1:]:
         for name in (field.name for field in fields(configs[0])):
             left, right = getattr(configs[0], name), getattr(config, name, None)

@@ -37,8 +37,8 @@ def planned_evaluations(config: RunConfig) -> dict[str, int]:
     offline, ratio = training.offline_learner_steps, training.updates_per_env_step
     every, found = config.evaluation.every_learner_steps, {}
     for phase, total, iteration, updates, start in (
-        ("offline", offline, training.learner_steps_per_iteration, 1.0, 0),
-        ("online", training.online_env_steps, per_iteration, ratio, offline),
+        ("offline", offline, training.learner_steps_per_iteration, 1.0, training.clone_learner_steps),
+        ("online", training.online_env_steps, per_iteration, ratio, training.learner_steps_before_online),
     ):
         if total:
             before_last = math.ceil(total / iteration) - 1

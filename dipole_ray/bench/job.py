@@ -81,9 +81,9 @@ class Job:
 
     @property
     def updates(self) -> int:
-        """Updates of both phases."""
+        """Updates of all phases."""
         training = self.config.training
-        return training.offline_learner_steps + int(training.online_env_steps * training.updates_per_env_step)
+        return training.learner_steps_before_online + int(training.online_env_steps * training.updates_per_env_step)
 
     def stored(self) -> dict[str, Any] | None:
         """Return the result of a run that is over, or None; ConfigError if its defaults were others than today's."""

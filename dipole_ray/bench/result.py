@@ -84,7 +84,7 @@ def _machine() -> str:
 
 def _phase(training: TrainingConfig, evaluations: Sequence[dict[str, Any]]) -> str:
     """Return the phase in which a run ended; the evaluation at the end of the offline phase is still a part of it."""
-    steps = training.offline_learner_steps
+    steps = training.learner_steps_before_online
     is_through = not steps or any(item["learner_steps"] >= steps for item in evaluations)
     return "online" if training.online_env_steps and is_through else "offline"
 

@@ -52,7 +52,7 @@ Evaluation = Mapping[str, Sequence[Row]]
 Chosen = tuple[float, int] | None
 """Omega and candidates that the preset named before the run; their rows are marked."""
 
-_PHASES = ("offline", "online")
+_PHASES = ("clone", "offline", "online")
 
 
 def sort_rows(rows: Sequence[Row]) -> list[Row]:

@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from dipole_ray.errors import CheckpointError, ConfigError
-from dipole_ray.files.durable import sync
+from dipole_ray.files.durable import replacing, sync
 from dipole_ray.files.place import absolute
 from dipole_ray.files.provenance import package_versions
 
@@ -37,7 +37,12 @@ Contents = Mapping[str, Mapping[str, Tensor] | str]
 """By file name flat tensors, in a safetensors file whose suffix is left out, or the text of a .json file."""
 _log = logging.getLogger(__name__)
 _STEP_NAME = re.compile(r"\d{9,}")
-_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*(/[A-Za-z0-9_][A-Za-z0-9_-]*){0,2}(\.json)?")
+BESIDE = "../"
+"""Begins the name of a file that lies once beside all checkpoints that name it, such as a frozen backbone."""
+_FILE_NAME = re.compile(
+    r"\.\./backbone-[0-9a-f]{16}|"
+    r"[A-Za-z0-9_][A-Za-z0-9_-]*(/[A-Za-z0-9_][A-Za-z0-9_-]*){0,2}(\.json)?"
+)
 _WRITING, _REPLACED, _REMOVING = ".writing-", ".replaced-", ".removing-"
 
 
@@ -199,9 +204,12 @@ def _fill(folder: Path, learner_steps: int, contents: Contents, metadata: Mappin
     files = {}
     for name, content in contents.items():
         data = content.encode() if isinstance(content, str) else _saved(content)
-        file = _place(folder, name)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(data)
+        if name.startswith(BESIDE):
+            _write_once(_place(folder, name), data)
+        else:
+            file = _place(folder, name)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(data)
         files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     body = {"format": FORMAT, "learner_steps": learner_steps, "written_s": time.time(), "versions": package_versions()}
     body |= {"files": files, "metadata": dict(metadata)}
@@ -216,6 +224,21 @@ def _saved(tensors: Mapping[str, Tensor]) -> bytes:
     plain = {key: value.detach().cpu().clone(memory_format=contiguous) for key, value in tensors.items()}
     data: bytes = safetensors.torch.save(plain)
     return data
+
+
+def _write_once(file: Path, data: bytes) -> None:
+    """Write a file unless it is there with this content."""
+    if not file.is_file() or file.stat().st_size != len(data) or file.read_bytes() != data:
+        with replacing(file) as temporary:
+            temporary.write_bytes(data)
+
+
+def copy_checkpoint(path: Path, directory: Path) -> None:
+    """Copy a checkpoint, and what lies beside it, into another folder of checkpoints."""
+    shutil.copytree(path, directory / path.name)
+    for name in _read_state(path)["files"]:
+        if name.startswith(BESIDE):
+            shutil.copyfile(_place(path, name).resolve(), directory / _place(path, name).name)
 
 
 def _place(folder: Path, name: str) -> Path:
@@ -258,7 +281,7 @@ def _is_file_table(table: Mapping[str, Any]) -> bool:
 def _read_verified(path: Path, name: str, record: Mapping[str, Any]) -> bytes:
     """Return the bytes of one tensor file if they are those that were written."""
     file = _place(path, name)
-    if any((path / one).is_symlink() for one in file.relative_to(path).parents[:-1]):
+    if not name.startswith(BESIDE) and any((path / one).is_symlink() for one in Path(name).parents[:-1]):
         raise _damaged(file, "its folder is a link")
     data = _read_regular(file, record["bytes"])
     if len(data) != record["bytes"]:

@@ -1,4 +1,4 @@
-"""The maze picture: where the policies walk, one panel per omega, offline above online."""
+"""The maze picture: where the policies walk, one panel per omega, one row a phase."""
 
 from collections.abc import Sequence
 from itertools import product
@@ -41,7 +41,7 @@ def draw_maze(
     if not shown:
         found = sorted({one.candidates for one in trajectories})
         raise DatasetError(f"no recorded path has {candidates} candidates; recorded: {found or 'none'}")
-    phases = [phase for phase in ("offline", "online") if any(one.phase == phase for one in shown)]
+    phases = [phase for phase in ("clone", "offline", "online") if any(one.phase == phase for one in shown)]
     # BC at the left, then omega rising.
     columns = sorted({(one.policy, one.omega) for one in shown}, key=lambda key: (key[0] != "bc", key[1] or 0.0))
     rows, cols = maze.walls.shape

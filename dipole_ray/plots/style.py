@@ -22,7 +22,7 @@ PURPLE, SKY, GREY, INK = "#CC79A7", "#56B4E9", "#7A7A7A", "#222222"
 WALL, FLOOR = "#C9CCD1", "#FFFFFF"
 
 CYCLE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)  # of lines, in the order of use
-PHASE_COLOURS = {"offline": ORANGE, "online": BLUE}
+PHASE_COLOURS = {"clone": GREY, "offline": ORANGE, "online": BLUE}
 
 _RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",

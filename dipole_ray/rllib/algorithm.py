@@ -139,8 +139,11 @@ class DIPOLE(Algorithm):
 
     @property
     def phase(self) -> str:
-        """`offline` while updates on the dataset alone remain, then `online`."""
-        is_offline = self.learner_steps < self._training.offline_learner_steps or not self._training.online_env_steps
+        """`clone` while the backbone is cloned, `offline` while updates on the dataset alone remain, then `online`."""
+        if self.learner_steps < self._training.clone_learner_steps:
+            return "clone"
+        before = self._training.learner_steps_before_online
+        is_offline = self.learner_steps < before or not self._training.online_env_steps
         return "offline" if is_offline else "online"
 
     @property
@@ -165,16 +168,16 @@ class DIPOLE(Algorithm):
         updates: list[UpdateReport] = []
         self.is_cut_short = False
         try:
-            updates = self._offline_iteration() if self.phase == "offline" else self._online_iteration(fragments)
+            updates = self._offline_iteration() if self.phase != "online" else self._online_iteration(fragments)
         except LearnerDied as death:  # the iteration ends early; its fragments are in the replay
             self._replace_learner(death)
-            if self.phase == "offline":  # its updates are taken anew; online, the next iteration does what is left
+            if self.phase != "online":  # its updates are taken anew; online, the next iteration does what is left
                 self._done_of_iteration = 0
         self._log(updates, fragments, wall_s=time.perf_counter() - start)
 
     def _offline_iteration(self) -> list[UpdateReport]:
         """Take the next updates on the dataset, stopping exactly at the end of the phase."""
-        left, before = self._training.offline_learner_steps - self.learner_steps, self.learner_steps
+        left, before = self._training.end_of(self.phase) - self.learner_steps, self.learner_steps
         steps = self._training.learner_steps_per_iteration - self._done_of_iteration
         steps = min(left, steps) if left > 0 else steps
         updates = self._update(steps, publish=False) + self.learner.drain()

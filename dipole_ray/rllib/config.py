@@ -41,7 +41,13 @@ from dipole_ray.rllib.placement import workers_beside_driver
 from dipole_ray.rllib.privates import is_frozen, is_registered_with_tune, sync_no_states, translated
 from dipole_ray.rllib.replay_actor import ArrowOfflineData
 from dipole_ray.rllib.rllib_keys import FILLED, KEPT, REFUSED, RENAMED, Empty, require_possible
-from dipole_ray.rllib.sections import LearnerConfig, RolloutConfig, TrainingConfig, require_equal_shares
+from dipole_ray.rllib.sections import (
+    LearnerConfig,
+    RolloutConfig,
+    TrainingConfig,
+    require_backbone,
+    require_equal_shares,
+)
 
 Section = TypeVar("Section")
 
@@ -304,6 +310,7 @@ class DIPOLEConfig(AlgorithmConfig):
             self.environment(env_config={**dict(self.env_config), "observation_offset": offset})
         self._settle_spaces()  # an unknown environment would otherwise fail in an actor
         require_equal_shares(agent.batch_size, self.num_learners)
+        require_backbone(agent, training)
         if self.num_learners > 1 and 0 < self.num_gpus_per_learner < 1:
             raise ConfigError(
                 f"num_gpus_per_learner is {self.num_gpus_per_learner} with num_learners={self.num_learners}: NCCL "
@@ -313,8 +320,9 @@ class DIPOLEConfig(AlgorithmConfig):
         if self.is_offline:
             return
         unmet = "but there is no dataset: call .offline_data(input_=FOLDER), or"
-        if steps := training.offline_learner_steps:
-            raise ConfigError(f"offline_learner_steps is {steps} {unmet} set offline_learner_steps=0")
+        for name in ("clone_learner_steps", "offline_learner_steps"):
+            if steps := getattr(training, name):
+                raise ConfigError(f"{name} is {steps} {unmet} set {name}=0")
         if agent.observation_normalization == "dataset":
             raise ConfigError(f"observation_normalization is 'dataset' {unmet} set it to 'none'")
         if fraction := training.offline_fraction:

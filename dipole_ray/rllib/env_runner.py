@@ -16,6 +16,7 @@ from ray.rllib.core import COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.env.env_runner import EnvRunner
 from torch import Tensor
 
+from dipole_ray.agents.adapters import with_backbone
 from dipole_ray.agents.state import restore_generator
 from dipole_ray.data.schema import Rows
 from dipole_ray.envs.acting import ActingLoop, Episode, Faults
@@ -106,13 +107,16 @@ class DIPOLEEnvRunner(EnvRunner):
 
     # ---- collecting ----
 
-    def set_policy(self, version: int, state: Any) -> None:
-        """Act with a published policy from now on."""
+    def set_policy(self, version: int, state: Any, backbone: Any = None) -> None:
+        """Act with a published policy from now on; the backbone, see `PublishedPolicy`, is fetched where it differs."""
         if version != self.policy_version:
-            self.module.policy.load_policy_state(ray.get(state) if isinstance(state, ray.ObjectRef) else state)
+            tensors = _fetched(state)
+            if backbone is not None and self.module.policy.lacks_backbone(tensors):
+                tensors = with_backbone(tensors, _fetched(backbone[0]), "fields.")
+            self.module.policy.load_policy_state(tensors)
             self.policy_version = version
 
-    def collect(self, num_steps: int, version: int = 0, policy: Any = None) -> FragmentReport:
+    def collect(self, num_steps: int, version: int = 0, policy: Any = None, backbone: Any = None) -> FragmentReport:
         """Step every environment `num_steps` times with the guided policy at the configured omega and candidates.
 
         A `policy`, weights of a `version` or a reference to them, is taken first. In the fragment a closing row
@@ -120,7 +124,7 @@ class DIPOLEEnvRunner(EnvRunner):
         """
         start = time.perf_counter()
         if policy is not None:
-            self.set_policy(version, policy)
+            self.set_policy(version, policy, backbone)
         loop = self._acting_loop()
         if len(loop.episodes) < self.num_envs:
             loop.start(range(self.num_envs))
@@ -146,13 +150,13 @@ class DIPOLEEnvRunner(EnvRunner):
         )
 
     def evaluate(
-        self, piece: Piece, *, num_envs: int, version: int, policy: Any, **how: Any
+        self, piece: Piece, *, num_envs: int, version: int, policy: Any, backbone: Any = None, **how: Any
     ) -> tuple[Piece, list[CellResult]]:
         """Play a piece of a grid with a published policy, beside the training episodes; `how` is `evaluate_cells`'s.
 
         The policy may be older than the one that acted last, which the next request brings along again.
         """
-        self.set_policy(version, policy)
+        self.set_policy(version, policy, backbone)
         num_envs = min(num_envs, piece.num_episodes)
         more = [self._make_one() for _ in range(num_envs - len(self._eval_envs))]
         self._eval_envs += more
@@ -235,3 +239,8 @@ def _was_restarted() -> bool:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Ray's property uses a deprecated one of its own
         return bool(ray.get_runtime_context().was_current_actor_reconstructed)
+
+
+def _fetched(tensors: Any) -> Any:
+    """Return tensors, or those that a reference means."""
+    return ray.get(tensors) if isinstance(tensors, ray.ObjectRef) else tensors

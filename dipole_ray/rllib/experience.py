@@ -26,6 +26,7 @@ class PublishedPolicy:
 
     version: int  # counts publications; it never goes back, also when the learner restarts from a checkpoint
     state: Any  # the tensors, or a reference to them in Ray's object store
+    backbone: Any = None  # a list of the same of a backbone that the state only names; in a list Ray does not fetch it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

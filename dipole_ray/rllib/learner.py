@@ -21,6 +21,7 @@ from ray.rllib.utils.actor_manager import FaultAwareApply
 from ray.rllib.utils.framework import get_device
 from torch import Tensor
 
+from dipole_ray.agents.adapters import with_backbone
 from dipole_ray.agents.agent import Agent, make_agent
 from dipole_ray.agents.captured import CapturedUpdates
 from dipole_ray.agents.data_parallel import DataParallel
@@ -81,6 +82,13 @@ class DIPOLELearner(FaultAwareApply):
             ring = self.config.replay_directory  # without a run's folder the learner knows of no place but this
             place = Path(tempfile.gettempdir()) / f"dipole-{os.getpid()}" if ring is None else Path(ring).parent
             self.agent.failure_directory = place / "failures"
+        self._clone_steps = self.config.training_settings().clone_learner_steps
+        if self._clone_steps:
+            self.agent.clone(True)
+        self._compile()
+
+    def _compile(self) -> None:
+        self._captured = None
         self.agent.compile(self.config.learner_num_threads, self.config.learner_matmul_precision)
 
     def update_on(
@@ -93,6 +101,9 @@ class DIPOLELearner(FaultAwareApply):
         finite, with the batch saved; RankLost where another learner died.
         """
         start = time.perf_counter()
+        if self.agent.is_cloning and self.agent.learner_steps >= self._clone_steps:
+            self.agent.clone(False)
+            self._compile()
         parallel = self.agent.data_parallel
         shares = {name: _tensor(parallel.shard(array, batch_size)) for name, array in batches.items()}
         rows = batch_size // parallel.size
@@ -141,11 +152,21 @@ class DIPOLELearner(FaultAwareApply):
 
     def load_agent_state(self, state: Mapping[str, Tensor]) -> None:
         """Continue exactly from a state returned by `agent_state`."""
+        was_cloning = self.agent.is_cloning
         self.agent.load_state_dict(dict(state))
+        if self.agent.is_cloning != was_cloning:
+            self._compile()
 
     def adapter_config(self) -> dict[str, Any]:
         """Return how PEFT describes the agent's adapters; empty where it has none."""
         return dict(getattr(getattr(self.agent.networks, "fields", None), "adapter_config", {}))
+
+    def backbone(self) -> dict[str, Tensor] | None:
+        """Return the frozen backbone of adapters, on the CPU; None while it is trained, and where there is none."""
+        adapted = self.agent.networks.adapted
+        if adapted is None or not adapted.is_frozen:
+            return None
+        return {name: tensor.detach().cpu().clone() for name, tensor in adapted.backbone_state().items()}
 
     def policy_state(self) -> dict[str, Tensor]:
         """Return what acting needs, on the CPU."""
@@ -153,12 +174,13 @@ class DIPOLELearner(FaultAwareApply):
 
     def module_state(self) -> dict[str, np.ndarray]:
         """Return the networks, those that act under their names in `DIPOLERLModule.get_state`."""
-        tensors = self.agent.networks.state_dict()
+        tensors = with_backbone(self.agent.networks.state_dict(), self.backbone() or {}, "fields.")
         return {f"networks.{name}": tensor.cpu().clone().numpy() for name, tensor in tensors.items()}
 
     def load_module_state(self, state: Mapping[str, np.ndarray]) -> None:
         """Go on with the networks of a `module_state`; optimizer and counters stay as they are."""
         tensors = {name.removeprefix("networks."): torch.as_tensor(array) for name, array in state.items()}
+        tensors = dict(self.agent.networks.follow(tensors))
         own = self.agent.networks.state_dict()
         check_matches(own, tensors, "module state")
         copy_into(own, tensors)

@@ -25,7 +25,7 @@ from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODUL
 from ray.rllib.core.learner.learner_group import LearnerGroup
 from torch import Tensor
 
-from dipole_ray.agents.adapter_files import join, split
+from dipole_ray.agents.adapter_files import join, split, without_texts
 from dipole_ray.agents.data_parallel import RankLost
 from dipole_ray.errors import CheckpointError, ConfigError, ResourcesUnavailable
 from dipole_ray.files.checkpoint import Checkpoint, newest_valid, read_checkpoint, steps_of
@@ -71,6 +71,8 @@ class LearnerClient(LearnerGroup):
         self._interval_s = PUBLISH_INTERVAL_S if config.num_env_runners else 0.0
         self._deaths_in_a_row = 0  # learners lost since the last one that finished an update
         self._adapter_config: dict[str, Any] | None = None  # PEFT's, once a checkpoint is written
+        self.backbone: dict[str, Tensor] | None = None  # that was cloned in this run, once it is frozen
+        self._shared_backbone: list[Any] | None = None
         self.learners: list[Any] = []  # the one of this process, or the actors
         self._start()
 
@@ -120,13 +122,21 @@ class LearnerClient(LearnerGroup):
     def publish(self) -> None:
         """Make the weights after all submitted updates the next policy version."""
         self.drain()
+        self._publish_backbone()
         self._set_policy(self._call(self.learners[:1], "policy_state"))
         self._is_outdated, self._due_s = False, self._clock() + self._interval_s
+
+    def _publish_backbone(self) -> None:
+        """Take a backbone that was cloned in this run, once it is frozen, so that workers and checkpoints get it."""
+        if self.backbone is None and self.config.training_settings().clone_learner_steps:
+            self.backbone = self._call(self.learners[:1], "backbone")
+            if self.backbone is not None:
+                self._shared_backbone = [ray.put(self.backbone) if ray.is_initialized() else self.backbone]
 
     def continue_versions(self, version: int) -> None:
         """Number the policies from beyond `version`, the last one published before a restart."""
         newest = self.policy
-        self._published = PublishedPolicy(max(newest.version, version) + 1, newest.state)
+        self._published = PublishedPolicy(max(newest.version, version) + 1, newest.state, newest.backbone)
 
     def agent_state(self) -> dict[str, Tensor]:
         """Return the agent's complete state, after all submitted updates."""
@@ -138,7 +148,8 @@ class LearnerClient(LearnerGroup):
         state = self.agent_state()
         if self._adapter_config is None:
             self._adapter_config = dict(self._call(self.learners[:1], "adapter_config"))
-        return split(state, self._adapter_config)
+        self._publish_backbone()
+        return split(state, self._adapter_config, self.backbone)
 
     def load_agent_state(self, state: Mapping[str, Tensor]) -> None:
         """Continue exactly from a state returned by `agent_state`, and publish its weights."""
@@ -203,7 +214,7 @@ class LearnerClient(LearnerGroup):
         networks = self._call(self.learners[:1], "module_state")
         state: dict[str, Any] = {COMPONENT_RL_MODULE: {DEFAULT_MODULE_ID: networks}}
         if components is None and not not_components:
-            state["agent"] = self.agent_state()
+            state["agent"] = join(without_texts(self.agent_files()))
         return {COMPONENT_LEARNER: state}
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -261,7 +272,7 @@ class LearnerClient(LearnerGroup):
     def _set_policy(self, state: Any) -> None:
         """Publish `state`, if there is one, under the next version."""
         if state is not None:
-            self._published = PublishedPolicy(self._published.version + 1, state)
+            self._published = PublishedPolicy(self._published.version + 1, state, self._shared_backbone)
 
     def _is_due(self) -> bool:
         """Return whether the last publication is long enough ago."""
@@ -275,6 +286,7 @@ class LearnerClient(LearnerGroup):
     def _load(self, method: str, state: Mapping[str, Any]) -> None:
         """Hand a state to every learner and publish the weights."""
         self.drain()
+        self.backbone = self._shared_backbone = None
         self._call(self.learners, method, ray.put(dict(state)) if self.is_remote else dict(state))
         self.publish()
 

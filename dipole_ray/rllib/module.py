@@ -27,8 +27,9 @@ class DIPOLERLModule(TorchRLModule):
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Act with the networks of a `DIPOLELearner.module_state`, where those that only learn are left."""
-        own = self.networks.state_dict()
         given = {name.removeprefix("networks."): torch.tensor(array) for name, array in state.items()}
+        given = dict(self.networks.follow(given))
+        own = self.networks.state_dict()
         check_matches(own, {name: tensor for name, tensor in given.items() if name in own}, "module state")
         copy_into(own, given)
 

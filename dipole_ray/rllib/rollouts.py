@@ -91,6 +91,7 @@ class Rollouts:
             if idle := self.workers.idle(self._collect):
                 newest = policy()
                 how = {"num_steps": self._fragment_steps, "version": newest.version, "policy": _share(newest)}
+                how["backbone"] = newest.backbone
                 self.workers.ask(idle, self._collect, "collect", **how)
 
         if self._is_remote:
@@ -98,7 +99,7 @@ class Rollouts:
         while not self.interrupted:
             newest = policy()
             with span("collect"):
-                fragment = self._local.collect(self._fragment_steps, newest.version, newest.state)
+                fragment = self._local.collect(self._fragment_steps, newest.version, newest.state, newest.backbone)
             yield fragment
 
     def evaluate(
@@ -114,7 +115,7 @@ class Rollouts:
 
         Where nobody waits for them, one worker is left to collect.
         """
-        how = {**how, "version": policy.version}
+        how = {**how, "version": policy.version, "backbone": policy.backbone}
         players = max(1, len(self.workers) - (not on_wait()))  # those too that cannot be asked just now
         pieces = split(cells, episodes, players)
         together = Together(pieces)

@@ -3,14 +3,17 @@
 import math
 from dataclasses import dataclass
 
+from dipole_ray.agents.config import AgentConfig
 from dipole_ray.agents.precision import PRECISIONS, SETTING
 from dipole_ray.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingConfig:
-    """The one loop of both phases (paper: 1M updates, then 1M steps with one update each)."""
+    """The one loop of all phases (paper: 1M updates, then 1M steps with one update each)."""
 
+    clone_learner_steps: int = 0
+    """Updates that clone the dataset into the backbone of adapters, before the offline phase; 0 = none."""
     offline_learner_steps: int = 1_000_000
     """Updates on the dataset alone, before the first environment step; 0 = start online."""
     online_env_steps: int = 1_000_000
@@ -34,13 +37,22 @@ class TrainingConfig:
         for name in ("learner_steps_per_call", "learner_steps_per_iteration", "env_steps_per_iteration"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"training.{name} is {getattr(self, name)}: at least 1 is needed")
-        for name in ("offline_learner_steps", "online_env_steps"):
+        for name in ("clone_learner_steps", "offline_learner_steps", "online_env_steps"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"training.{name} is {getattr(self, name)}: use 0 to leave the phase out")
         if self.updates_per_env_step < 0:
             raise ConfigError(f"training.updates_per_env_step is {self.updates_per_env_step}: it cannot be negative")
         if self.offline_fraction is not None and not 0.0 <= self.offline_fraction <= 1.0:
             raise ConfigError(f"training.offline_fraction is {self.offline_fraction}: give a share in [0, 1], or null")
+
+    @property
+    def learner_steps_before_online(self) -> int:
+        """Updates of the phases that the online phase follows."""
+        return self.clone_learner_steps + self.offline_learner_steps
+
+    def end_of(self, phase: str) -> int:
+        """Return the updates after which `clone` or `offline` ends."""
+        return self.clone_learner_steps if phase == "clone" else self.learner_steps_before_online
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,4 +120,20 @@ def require_equal_shares(batch_size: int, num_learners: int) -> None:
         raise ConfigError(
             f"agent.batch_size is {batch_size}, which does not divide by {num_learners} learners: make it "
             f"{batch_size - batch_size % num_learners or num_learners} or another multiple, or change num_learners"
+        )
+
+
+def require_backbone(agent: AgentConfig, training: TrainingConfig) -> None:
+    """Raise ConfigError where adapters would lie on an untrained backbone, or a backbone be cloned without adapters."""
+    adapters, backbone = getattr(agent, "adapters", None), getattr(agent, "backbone", None)
+    has_adapters = adapters is not None and adapters.rank > 0
+    if training.clone_learner_steps and not has_adapters:
+        raise ConfigError(
+            f"training.clone_learner_steps is {training.clone_learner_steps}, and there is no backbone to clone the "
+            "dataset into; set agent.adapters.rank above 0, or training.clone_learner_steps=0"
+        )
+    if has_adapters and backbone is not None and backbone.path is None and not training.clone_learner_steps:
+        raise ConfigError(
+            f"agent.adapters.rank is {getattr(adapters, 'rank', 0)}, and the backbone below the adapters is untrained; "
+            "set training.clone_learner_steps, or agent.backbone.path to a trained one"
         )

@@ -22,13 +22,19 @@ from dipole_ray.evaluation.cells import EvalConfig
 from dipole_ray.files.checkpoint import Checkpoint, CheckpointConfig, entries_of
 from dipole_ray.files.place import absolute
 from dipole_ray.files.provenance import digest
-from dipole_ray.rllib.sections import LearnerConfig, RolloutConfig, TrainingConfig, require_equal_shares
+from dipole_ray.rllib.sections import (
+    LearnerConfig,
+    RolloutConfig,
+    TrainingConfig,
+    require_backbone,
+    require_equal_shares,
+)
 from dipole_ray.tracking.tracker import TrackingConfig, located_uri
 
 PRESETS = Path(__file__).resolve().parents[1] / "tune_configs"
 _NETWORKS = ("algorithm", "hidden_dims", "num_critics", "weight_scheme", "train_bc", "observation_normalization")
 _LAYERS = ("backbone.network", "adapters")
-FIXED = ("env", "seed", *(f"agent.{name}" for name in (*_NETWORKS, *_LAYERS)))
+FIXED = ("env", "seed", "training.clone_learner_steps", *(f"agent.{name}" for name in (*_NETWORKS, *_LAYERS)))
 """Settings of a run that its checkpoints cannot be continued without."""
 
 
@@ -99,13 +105,15 @@ class RunConfig:
         """Reject contradictions between sections."""
         self._require_seeds()
         require_equal_shares(self.agent.batch_size, self.learner.num_learners)
+        require_backbone(self.agent, self.training)
         if self.data.path is not None or self.data.collect_transitions > 0:
             return
-        if steps := self.training.offline_learner_steps:
-            raise ConfigError(
-                f"training.offline_learner_steps is {steps} but there is no dataset: set data.path, or "
-                "data.collect_transitions, or training.offline_learner_steps=0"
-            )
+        for name in ("clone_learner_steps", "offline_learner_steps"):
+            if steps := getattr(self.training, name):
+                raise ConfigError(
+                    f"training.{name} is {steps} but there is no dataset: set data.path, or "
+                    f"data.collect_transitions, or training.{name}=0"
+                )
         unmet = "but there is no dataset: set data.path or data.collect_transitions, or"
         if self.agent.observation_normalization == "dataset":
             raise ConfigError(

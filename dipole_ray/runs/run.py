@@ -1,4 +1,4 @@
-"""A training run once it is built: both phases, each with its evaluation, to its pictures.
+"""A training run once it is built: its phases, each with its evaluation, to its pictures.
 
 A run folder holds `run.yaml` (the resolved config), `metrics.jsonl`, `checkpoints/`, `replay/` (the online rows),
 `evaluation.json`, the paths of its episodes, and the pictures. Ctrl-C, SIGTERM and SIGHUP end the run within seconds,
@@ -81,7 +81,7 @@ class Run(Session):
         return None if cell.omega is None else (cell.omega, cell.candidates)
 
     def train(self, *, unattended: bool = False) -> Run:
-        """Run what is left of both phases and hand over what came of them; unattended: no progress bar, no pictures."""
+        """Run what is left of the phases and hand over what came of them; unattended: no progress bar, no pictures."""
         for _ in self.iterations(shows=not unattended, draws=not unattended):
             pass
         return self
@@ -95,7 +95,8 @@ class Run(Session):
         Requests to stop are noted here, unless `stops` notes them for several runs.
         """
         self._shows, self._draws, training = shows, draws, self.config.training
-        totals = {"offline": training.offline_learner_steps, "online": training.online_env_steps}
+        totals = {"clone": training.clone_learner_steps, "offline": training.offline_learner_steps}
+        totals["online"] = training.online_env_steps
         noted = noting_stops() if stops is None else contextlib.nullcontext(stops)
         try:
             with self.tracker, noted as self.stops:
@@ -127,7 +128,7 @@ class Run(Session):
 
     def _train_phase(self, phase: str, total: int) -> Generator[None, Callable[[], object] | None, None]:
         """Iterate until the phase's count is reached or the run is asked to stop."""
-        unit = "updates" if phase == "offline" else "env steps"
+        unit = "env steps" if phase == "online" else "updates"
         with self._progress(phase, total, unit, completed=min(self._count(phase), total)) as progress:
             while (self._count(phase) < total or self.algorithm.is_within_iteration) and not self.stops:
                 trained = yield
@@ -138,7 +139,7 @@ class Run(Session):
                 metrics = dict(self.algorithm.group_metrics)
                 saves = self.algorithm.learner_steps - self.saved_at[0] >= self.config.checkpoint.every_learner_steps
                 with contextlib.suppress(Stopped), self.stops.ending_at_once():  # the evaluation then comes later
-                    if self._count(phase) < total:  # the whole grid follows at the end of the phase
+                    if phase != "clone" and self._count(phase) < total:  # the grid follows at its end
                         metrics.update(self._evaluate_if_due(self._iteration_began))
                     self._iteration_began = self.algorithm.learner_steps
                     self._take_evaluation(wait=saves or self._count(phase) >= total)
@@ -161,7 +162,11 @@ class Run(Session):
         return Progress(description, total, unit, completed=completed, stream=stream)
 
     def _count(self, phase: str) -> int:
-        return self.algorithm.learner_steps if phase == "offline" else self.algorithm.env_steps
+        """Return the updates, or environment steps, of a phase so far."""
+        if phase == "online":
+            return self.algorithm.env_steps
+        begin = self.config.training.clone_learner_steps if phase == "offline" else 0
+        return self.algorithm.learner_steps - begin
 
     def _evaluate_if_due(self, before: int) -> dict[str, float]:
         """Evaluate the chosen cell, or the grid, with a few episodes where the updates since `before` make it due.
@@ -194,6 +199,9 @@ class Run(Session):
     def _evaluate(self, phase: str) -> None:
         """Evaluate the whole grid at the end of a phase, and write rows and paths."""
         cells = cells_with_chosen(self.config.evaluation, self.config.agent)
+        if phase == "clone":  # the adapters add nothing yet: guided by any omega it is the backbone
+            chosen = chosen_cell(self.config.agent)
+            cells = [cell for cell in cells if cell.policy == "bc" or cell == chosen]
         with self._progress(f"evaluation after the {phase} phase", len(cells), "cells") as progress:
             results = self.play(
                 cells, self.config.evaluation.episodes, on_result=lambda one: progress.advance(1, last=str(one.cell))

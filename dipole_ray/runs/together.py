@@ -92,7 +92,7 @@ def train_together(runs: Sequence[Run], *, unattended: bool = False) -> dict[Run
 
 def _progress(runs: Sequence[Run]) -> Progress:
     trainings, done = [run.config.training for run in runs], sum(map(_done, runs))
-    total = sum(training.offline_learner_steps + training.online_env_steps for training in trainings)
+    total = sum(training.learner_steps_before_online + training.online_env_steps for training in trainings)
     return Progress(f"{len(runs)} runs", total, "updates and env steps", completed=done)
 
 
@@ -114,6 +114,6 @@ def can_stack(sessions: Sequence[Session]) -> bool:
 
 
 def _done(run: Run) -> int:
-    """Return the updates of the offline phase and the environment steps that a run has done."""
+    """Return the updates before the online phase and the environment steps that a run has done."""
     training, (updates, env_steps) = run.config.training, run.steps
-    return min(updates, training.offline_learner_steps) + min(env_steps, training.online_env_steps)
+    return min(updates, training.learner_steps_before_online) + min(env_steps, training.online_env_steps)

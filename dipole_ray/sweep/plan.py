@@ -66,8 +66,8 @@ class Plan:
 
     @staticmethod
     def total_steps(config: RunConfig) -> int:
-        """Return the updates of the offline phase and the environment steps of the online phase together."""
-        return config.training.offline_learner_steps + config.training.online_env_steps
+        """Return the updates before the online phase and the environment steps of that phase together."""
+        return config.training.learner_steps_before_online + config.training.online_env_steps
 
     def trials(self) -> list[Values]:
         """Return the values of all trials that are known before the first result; none where Optuna proposes them."""

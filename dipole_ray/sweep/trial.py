@@ -17,7 +17,7 @@ from dipole_ray.evaluation.cells import Cell, cells_of
 from dipole_ray.evaluation.play import CellResult
 from dipole_ray.evaluation.report import Row
 from dipole_ray.evaluation.table import cell_metrics, row_metrics
-from dipole_ray.files.checkpoint import Checkpoint, newest_valid, read_checkpoint
+from dipole_ray.files.checkpoint import Checkpoint, copy_checkpoint, newest_valid, read_checkpoint
 from dipole_ray.files.durable import write_json
 from dipole_ray.files.lock import FolderLock
 from dipole_ray.rllib.replay_actor import RING_FILE
@@ -125,7 +125,7 @@ class TrialRun(Session):
     def export(self, directory: Path) -> None:
         """Write the state at the last rung into a folder that another trial can take over, wherever it runs."""
         assert self.newest is not None, "a trial is only copied after its first rung"
-        shutil.copytree(self.newest, directory / self.newest.name)
+        copy_checkpoint(self.newest, directory)
         ring = self.algorithm.replay_directory / RING_FILE
         if self.plan.sweep.scheduler == "pbt" and ring.exists():  # the live ring goes on without us
             shutil.copyfile(ring, directory / RING_FILE)
@@ -207,9 +207,9 @@ class TrialRun(Session):
         return metrics | {f"settings/{key}": value for key, value in numbers.items()}
 
     def _progress(self) -> int:
-        """Return the updates of the offline phase and the environment steps done so far."""
+        """Return the updates before the online phase and the environment steps done so far."""
         training = self.config.training
-        offline = min(self.algorithm.learner_steps, training.offline_learner_steps)
+        offline = min(self.algorithm.learner_steps, training.learner_steps_before_online)
         return offline + min(self.algorithm.env_steps, training.online_env_steps)
 
     def write(self) -> None:

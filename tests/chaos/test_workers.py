@@ -92,7 +92,7 @@ def die_in_step(worker: DIPOLEEnvRunner, *, calls: int) -> None:
 def die_with_weights(worker: DIPOLEEnvRunner) -> None:
     """End the process when it has fetched newer weights but not loaded them yet."""
 
-    def fetch(version: int, state: Any) -> None:
+    def fetch(version: int, state: Any, backbone: Any = None) -> None:
         if version > worker.policy_version:
             ray.get(state)
             os.kill(os.getpid(), signal.SIGKILL)

@@ -63,6 +63,7 @@ AGENT_VALUES: dict[str, Any] = {
     "adapters": AdapterConfig(),
 }
 TRAINING_VALUES: dict[str, Any] = {
+    "clone_learner_steps": 10,
     "offline_learner_steps": 11,
     "online_env_steps": 12,
     "updates_per_env_step": 0.5,
