@@ -236,9 +236,14 @@ def _write_once(file: Path, data: bytes) -> None:
 def copy_checkpoint(path: Path, directory: Path) -> None:
     """Copy a checkpoint, and what lies beside it, into another folder of checkpoints."""
     shutil.copytree(path, directory / path.name)
-    for name in _read_state(path)["files"]:
-        if name.startswith(BESIDE):
-            shutil.copyfile(_place(path, name).resolve(), directory / _place(path, name).name)
+    for file in beside(path):
+        shutil.copyfile(file, directory / file.name)
+
+
+def beside(path: Path) -> list[Path]:
+    """Return the files that a checkpoint is read with, and that lie beside its folder."""
+    names = [name for name in _read_state(path)["files"] if name.startswith(BESIDE)]
+    return [path.parent / _place(path, name).name for name in names]
 
 
 def _place(folder: Path, name: str) -> Path:

@@ -44,6 +44,11 @@ class Metrics:
         """Learner steps of the last line."""
         return max(float(line["learner_steps"]) for line in self.lines)
 
+    def cloned(self) -> float | None:
+        """Return the learner steps at which the clone phase ended, if there was one: it trains no critic."""
+        cloned = [line for line in self.lines if "actor/loss_bc" in line and "critic/loss" not in line]
+        return float(cloned[-1]["learner_steps"]) if cloned else None
+
     def switch(self) -> tuple[float, int] | None:
         """Return the learner steps at which the online phase began and the environment steps it took, if it did."""
         online = [line for line in self.lines if line.get("env_steps", 0) > 0]
@@ -62,7 +67,7 @@ def read_metrics(path: Path) -> Metrics:
 def draw_curves(metrics: Metrics, path: Path, *, title: str = "") -> Path:
     """Draw evaluation, rollouts, losses, values and weights over learner steps, save them as PNG, and return `path`.
 
-    Panels and keys without data are left out; the online phase is shaded.
+    Panels and keys without data are left out; the clone and the online phase are shaded.
 
     Raises:
         DatasetError: If the file holds nothing that has a panel.
@@ -70,7 +75,7 @@ def draw_curves(metrics: Metrics, path: Path, *, title: str = "") -> Path:
     panels = panels_of(metrics)
     if not panels:
         raise DatasetError("the metrics hold no evaluation, rollout, loss, value or weight to draw")
-    columns, switch = min(3, len(panels)), metrics.switch()
+    columns, cloned, switch = min(3, len(panels)), metrics.cloned(), metrics.switch()
     rows = math.ceil(len(panels) / columns)
     size = 3.6 * columns + 0.2, 2.5 * rows + (0.4 if title else 0.1)
     with style.picture(path, size, (rows, columns), title=title) as (_, grid):
@@ -78,8 +83,11 @@ def draw_curves(metrics: Metrics, path: Path, *, title: str = "") -> Path:
             draw(axes, metrics)
             axes.set_title(name)
             style.count_along_x(axes)
+            if cloned is not None:
+                style.shade_phase(axes, 0.0, cloned, style.GREY)
+                axes.annotate("clone", (0.0, 1.0), fontsize=7, color=style.GREY, xycoords=("data", "axes fraction"))
             if switch is not None:
-                style.shade_online(axes, switch[0], metrics.end)
+                style.shade_phase(axes, switch[0], metrics.end)
                 corner: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "ha": "right", "va": "bottom"}
                 text = f"online: {style.thousands(switch[1])} env steps"
                 axes.annotate(text, (metrics.end, 1.0), fontsize=7, color=style.GREY, **corner)

@@ -101,7 +101,7 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
         axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(5, steps=[1, 2, 5, 10]))
     if panel.online_from is not None:
         right = axes.get_xlim()[1]
-        style.shade_online(axes, panel.online_from, right)
+        style.shade_phase(axes, panel.online_from, right)
         axes.set_xlim(right=right)
 
 

@@ -105,7 +105,7 @@ def count_along_x(axes: Axes) -> None:
     axes.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: thousands(value)))
 
 
-def shade_online(axes: Axes, start: float, end: float) -> None:
-    """Shade the online phase."""
-    axes.axvspan(start, end, color=SKY, alpha=0.10, linewidth=0, zorder=0)
-    axes.axvline(start, color=GREY, linewidth=0.9, linestyle=(0, (2, 2)))
+def shade_phase(axes: Axes, start: float, end: float, colour: str = SKY) -> None:
+    """Shade a phase, the online one by default."""
+    axes.axvspan(start, end, color=colour, alpha=0.10, linewidth=0, zorder=0)
+    axes.axvline(start or end, color=GREY, linewidth=0.9, linestyle=(0, (2, 2)))

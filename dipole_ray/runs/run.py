@@ -23,7 +23,7 @@ from dipole_ray.evaluation.play import CellResult
 from dipole_ray.evaluation.table import cell_metrics, row_metrics
 from dipole_ray.evaluation.trajectories import Maze, Trajectory
 from dipole_ray.evaluation.video import record_run
-from dipole_ray.files.checkpoint import Checkpoint, newest_valid
+from dipole_ray.files.checkpoint import Checkpoint, beside, newest_valid
 from dipole_ray.files.storage import checkpoint_bytes, require_room
 from dipole_ray.progress import Progress
 from dipole_ray.runs.beside import EvaluationBeside
@@ -254,7 +254,8 @@ class Run(Session):
         super().hand_over()
         newest = newest_valid(self.folder / CHECKPOINTS)
         if newest is not None:
-            self.tracker.artifact(newest, "checkpoint")
+            for path in (newest, *beside(newest)):
+                self.tracker.artifact(path, "checkpoint")
 
 
 def resume_command(runs: Sequence[Run]) -> str:
