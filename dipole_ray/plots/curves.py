@@ -85,7 +85,7 @@ def draw_curves(metrics: Metrics, path: Path, *, title: str = "") -> Path:
             style.count_along_x(axes)
             if cloned is not None:
                 style.shade_phase(axes, 0.0, cloned, style.GREY)
-                axes.annotate("clone", (0.0, 1.0), fontsize=7, color=style.GREY, xycoords=("data", "axes fraction"))
+                axes.annotate("clone", (0.0, 0.02), fontsize=7, color=style.GREY, xycoords=("data", "axes fraction"))
             if switch is not None:
                 style.shade_phase(axes, switch[0], metrics.end)
                 corner: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "ha": "right", "va": "bottom"}

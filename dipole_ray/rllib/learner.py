@@ -101,9 +101,6 @@ class DIPOLELearner(FaultAwareApply):
         finite, with the batch saved; RankLost where another learner died.
         """
         start = time.perf_counter()
-        if self.agent.is_cloning and self.agent.learner_steps >= self._clone_steps:
-            self.agent.clone(False)
-            self._compile()
         parallel = self.agent.data_parallel
         shares = {name: _tensor(parallel.shard(array, batch_size)) for name, array in batches.items()}
         rows = batch_size // parallel.size
@@ -118,6 +115,9 @@ class DIPOLELearner(FaultAwareApply):
                 metrics = self._captured.update_on(shares)
         else:
             metrics = self.update_alone(shares, rows)
+        if self.agent.is_cloning and self.agent.learner_steps >= self._clone_steps:
+            self.agent.clone(False)
+            self._compile()
         policy = self.policy_state() if publish else None
         return UpdateReport(num_updates=num_updates, busy_s=time.perf_counter() - start, metrics=metrics), policy
 
