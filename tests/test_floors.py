@@ -36,7 +36,7 @@ ALLOWED = {
     "agents": {"torch", "numpy", "safetensors", "triton", "numba", "llvmlite", "peft"},
     "data": {"numpy", "pyarrow", "h5py", "requests", "urllib3"},
     "replay": {"numpy", "pyarrow"},
-    "driving": {"numpy", "pyarrow", "shapely", "scipy", "yaml"},
+    "driving": {"PIL", "numpy", "pyarrow", "shapely", "scipy", "torch", "yaml"},
     "errors": set(),
     "columns": set(),
     "files": {"filelock", "safetensors", "torch"},

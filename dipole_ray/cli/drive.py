@@ -66,6 +66,27 @@ With --caches the scenes are those of NAVSIM's own metric caching. With --maps t
 PDM-Closed, with which progress is compared, are made here from nuPlan's maps. Logs and caches are pickles: they are
 read without running anything that they name.
 """
+_RECORD = """\
+Record scenes from the traffic of SUMO on road networks of OpenStreetMap, on all cores; what was interrupted goes on.
+
+examples:
+  dipole drive record --map berlin --scenes 2000 --seed 0
+  dipole drive record --map braunschweig --scenes 500 traffic.lane_drift=0.4 traffic.pedestrians_per_km=3
+
+Maps are in the wheel of eclipse-sumo: berlin and koenigs_wusterhausen are for training, ingolstadt for validation,
+braunschweig and braunschweig_junction for the test. By NAVSIM's rule a scene is kept if its driver scores at least 0.8
+and going straight on at most 0.8. These are no scenes of NAVSIM's, and their scores are not to be mixed with NAVSIM's.
+"""
+_ANCHORS = """\
+Print what those score in a folder of scenes who need no learning, or next to none.
+
+examples:
+  dipole drive anchors braunschweig-0 --train berlin-0 koenigs_wusterhausen-0
+
+human is the driver of the log, brake goes straight on and brakes with 3 m/s^2, PDM-Closed is the plan of the reference,
+and the ego-status MLP knows the car's speed, acceleration and command alone. A standard error takes scenes of one log
+as one draw.
+"""
 Item = TypeVar("Item")
 _NAMES = ("nc", "dac", "ep", "ttc", "c", "ddc", "pdms")
 TOLERANCE = 1e-4  # of ep and pdms against stored ones; the others must be equal
@@ -77,6 +98,8 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("drive", help=text, description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_import(commands)
+    _add_record(commands)
+    _add_anchors(commands)
     score = add_command(commands, "score", run_score, _SCORE, epilog=_FORMAT)
     files = "scenes: files, .json.gz, or folders; before them a file of plans, if they are not the scene files' own"
     score.add_argument("files", metavar="FILE", type=Path, nargs="+", help=files)
@@ -155,6 +178,72 @@ def _score_scene_files(paths: Sequence[Path], arguments: argparse.Namespace) -> 
         caption = f"{equal} of {compared} plans have the sub-scores stored with them (ep and pdms to {TOLERANCE:g})"
         caption += f"; not {', '.join(differences[:5])}{' ...' if len(differences) > 5 else ''}" if differences else ""
     _print_rows(rows, ("scene", "plan"), counted(len(rows), "plan"), caption)
+    return 0
+
+
+def _add_record(commands: Any) -> None:
+    parser = add_command(commands, "record", run_record, _RECORD)
+    parser.add_argument("--map", metavar="NAME", default="berlin", help="the city (default: berlin)")
+    parser.add_argument("--scenes", metavar="N", type=int, default=2000, help="scenes in all (default: 2000)")
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="decides who drives where (default: 0)")
+    parser.add_argument("--out", metavar="FOLDER", type=Path, help="folder to write (default: MAP-SEED)")
+    text = "keep the drives besides, as logs in NAVSIM's form with the map as a GeoPackage"
+    parser.add_argument("--logs", metavar="FOLDER", type=Path, help=text)
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings, such as traffic.parked_per_km=0")
+    parser.add_argument("--help-config", action="store_true", help="explain every setting and stop")
+
+
+def run_record(arguments: argparse.Namespace) -> int:
+    """Record scenes from SUMO's traffic."""
+    from dipole_ray.driving.sumo.record import RecordConfig, record_scenes
+    from dipole_ray.settings import apply_overrides, describe, from_mapping
+
+    if arguments.help_config:
+        print(*describe(RecordConfig), sep="\n")
+        return 0
+    given = {name: getattr(arguments, name) for name in ("map", "scenes", "seed")}
+    config = from_mapping(RecordConfig, apply_overrides(given, arguments.overrides))
+    out = arguments.out or Path(f"{config.map}-{config.seed}")
+    shards = record_scenes(config, out, logs=arguments.logs)
+    folder = f"{out}: {counted(sum(len(one.tokens) for one in shards), 'scene')}"
+    from dipole_ray.driving.sumo.cities import ATTRIBUTION, SOURCE, city
+
+    print(f"{folder} of {config.map}, for {city(config.map).split}; {SOURCE}\n{ATTRIBUTION}")
+    return 0
+
+
+def _add_anchors(commands: Any) -> None:
+    parser = add_command(commands, "anchors", run_anchors, _ANCHORS)
+    parser.add_argument("scenes", metavar="FOLDER", type=Path, help="folder of scenes")
+    text = "folder, or folders, of scenes that the ego-status MLP learns from; without it the table has none"
+    parser.add_argument("--train", metavar="FOLDER", type=Path, nargs="+", default=[], help=text)
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the MLP (default: 0)")
+    text = "angle to an object exactly ahead (default: clipped, official for NAVSIM's scenes)"
+    parser.add_argument("--bearing", choices=("official", "clipped"), help=text)
+
+
+def run_anchors(arguments: argparse.Namespace) -> int:
+    """Print what the driver, constant velocity, braking, PDM-Closed and an ego-status MLP score."""
+    from dipole_ray.driving.anchors import NAMES, score_anchors
+    from dipole_ray.driving.container import SceneFolder, joined_status
+    from dipole_ray.driving.sumo.cities import SOURCE
+
+    folder = SceneFolder(arguments.scenes)
+    plans = {}
+    if arguments.train:
+        from dipole_ray.driving.ego_status import clone_drivers, plans_of
+
+        trained = clone_drivers(joined_status([SceneFolder(one) for one in arguments.train]), arguments.seed)
+        plans["ego-status MLP"] = plans_of(trained, folder.status())
+    bearing: Any = arguments.bearing or ("clipped" if folder.origin.source == SOURCE else "official")
+    rows = []
+    for anchor in score_anchors(folder, bearing, plans):
+        means, errors = 100 * anchor.means(), 100 * anchor.errors()
+        cells = [f"{mean:.1f}" for mean in means[:-1]]
+        rows.append([anchor.name, *cells, f"{means[-1]:.1f} +- {errors[-1]:.1f}"])
+    caption = f"{folder.origin.source}: {counted(len(folder), 'scene')}, percent, with standard errors over logs"
+    caption += f"; bearing {bearing}\n{folder.origin.attribution}"
+    print_table(terminal_table(["driver", *NAMES], rows, numbers=range(1, 8), caption=caption), 120)
     return 0
 
 

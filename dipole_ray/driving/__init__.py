@@ -5,7 +5,8 @@ reads one; `plans`, `profiles` and `simulation` drive a plan; `area`, `collision
 `score` puts it together; `closed` plans the reference that progress is compared with.
 Scenes come from drives: `log` (with `pickles`) is what NAVSIM keeps of one, `roads` and `route` the map (`geopackage`)
 and the way on it, `tracks` what moves; `recorded` makes scenes of them, `metric_cache` reads NAVSIM's, and `container`
-(with `rows`) keeps them on disk.
+(with `rows`) keeps them on disk; `sumo` records drives where there are none. `curation` and `anchors` say what a scene
+and a score are worth; `raster` and `cameras` are what a policy may see.
 Shapes: `B` plans, `K` poses of a plan, `T` = 41 steps of 0.1 s, `P` polygons of a map, `M` objects.
 """
 
@@ -13,7 +14,7 @@ from importlib.util import find_spec
 
 from dipole_ray.errors import DipoleError
 
-_missing = [name for name in ("shapely", "scipy") if find_spec(name) is None]
+_missing = [name for name in ("shapely", "scipy", "PIL") if find_spec(name) is None]
 if _missing:
     raise DipoleError(
         f"driving needs {' and '.join(_missing)}, not installed here: pip install 'dipole-ray[driving]', "

@@ -14,12 +14,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from dipole_ray.data.segment import file_checksum
 from dipole_ray.data.sources.arrow_index import declared_bytes
 from dipole_ray.driving.recorded import RecordedScene
-from dipole_ray.driving.rows import SCHEMA, scene_of_row, scene_row
+from dipole_ray.driving.rows import SCHEMA, scene_of_row, scene_row, status_array
+from dipole_ray.driving.vehicle import Array
 from dipole_ray.errors import CorruptSegment, DatasetError, counted
 from dipole_ray.files.durable import read_json, replacing, write_json
 
@@ -27,6 +29,7 @@ LIST_NAME, FORMAT = "scenes.json", 1
 MAX_LIST_BYTES = 256 << 20
 MAX_SCENE_BYTES = 256 << 20
 _LOST = b"lost"
+STATUS_COLUMNS = ("token", "command", "motion", "history", "human")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +115,20 @@ def _write_list(folder: Path, origin: Origin, shards: Sequence[Shard], *, comple
     write_json(folder / LIST_NAME, head | {"settings": dict(origin.settings), "shards": rows})
 
 
+@dataclass(frozen=True, slots=True)
+class SceneStatus:
+    """What is known of the car alone, of N scenes."""
+
+    tokens: tuple[str, ...]
+    commands: tuple[str, ...]
+    motion: Array
+    """(N, 4, 4) as in RecordedScene"""
+    history: Array
+    """(N, 4, 3)"""
+    human: Array
+    """(N, 8, 3)"""
+
+
 class SceneFolder:
     """The scenes of a folder, read when they are asked for."""
 
@@ -139,6 +156,11 @@ class SceneFolder:
         """The scenes' tokens, in the order of the files."""
         return tuple(self._places)
 
+    @property
+    def files(self) -> list[tuple[str, ...]]:
+        """The tokens in each file: what is read together, as each file is read and verified whole."""
+        return [shard.tokens for shard in self._shards]
+
     def __len__(self) -> int:
         return len(self._places)
 
@@ -164,13 +186,48 @@ class SceneFolder:
         except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, IndexError) as error:
             raise CorruptSegment(f"{self.folder / shard.name}: scene {token} cannot be read ({error})") from None
 
+    def status(self) -> SceneStatus:
+        """Return what is known of the car in every scene, without reading what surrounds it.
+
+        Raises:
+            CorruptSegment: A file differs from what the list says.
+        """
+        tables = [
+            _columns(_verified(self.folder / shard.name, shard, STATUS_COLUMNS), self.folder / shard.name)
+            for shard in self._shards
+            if shard.tokens
+        ]
+        rows = [row for table in tables for row in table.to_pylist()]
+        try:
+            arrays = {name: status_array(rows, name) for name in ("motion", "history", "human")}
+        except ValueError as error:
+            raise CorruptSegment(f"{self.folder}: {error}") from None
+        return SceneStatus(tuple(row["token"] for row in rows), tuple(row["command"] for row in rows), *arrays.values())
+
+
+def joined_status(folders: Sequence[SceneFolder]) -> SceneStatus:
+    """Return what is known of the car in the scenes of several folders."""
+    parts = [folder.status() for folder in folders]
+    tokens, commands = (tuple(x for one in parts for x in getattr(one, key)) for key in ("tokens", "commands"))
+    arrays = (np.concatenate([getattr(one, key) for one in parts]) for key in ("motion", "history", "human"))
+    return SceneStatus(tokens, commands, *arrays)
+
+
+def _columns(reader: pa.RecordBatchFileReader, path: Path) -> pa.Table:
+    try:
+        table = reader.read_all()
+        table.validate(full=True)
+        return table
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise CorruptSegment(f"{path}: cannot be read ({error})") from None
+
 
 def is_scene_folder(path: Path) -> bool:
     """Return whether a path is a folder of scenes."""
     return (path / LIST_NAME).is_file()
 
 
-def _verified(path: Path, shard: Shard) -> pa.RecordBatchFileReader:
+def _verified(path: Path, shard: Shard, columns: Sequence[str] = ()) -> pa.RecordBatchFileReader:
     remedy = "make the folder again"
     if path.is_symlink() or not path.is_file():
         raise CorruptSegment(f"{path}: missing, or no regular file; {remedy}")
@@ -178,21 +235,28 @@ def _verified(path: Path, shard: Shard) -> pa.RecordBatchFileReader:
         raise CorruptSegment(f"{path}: length is {path.stat().st_size} bytes, the list says {shard.bytes}; {remedy}")
     if (checksum := file_checksum(path)) != shard.crc32:
         raise CorruptSegment(f"{path}: checksum mismatch (list {shard.crc32:08x}, read {checksum:08x}); {remedy}")
-    reader = _opened(path)
+    reader = _opened(path, columns)
     if reader.num_record_batches != len(shard.tokens):
         raise CorruptSegment(f"{path}: {reader.num_record_batches} scenes, the list says {len(shard.tokens)}; {remedy}")
     return reader
 
 
-def _opened(path: Path) -> pa.RecordBatchFileReader:
-    """Return the reader of a file in memory: one that is cut short while it is mapped would end the process."""
+def _opened(path: Path, columns: Sequence[str] = ()) -> pa.RecordBatchFileReader:
+    """Return the reader of a file in memory: one that is cut short while it is mapped would end the process.
+
+    Without `columns` it reads all of them.
+    """
     try:
         size = path.stat().st_size
         if declared_bytes(path) > max(64 * size, MAX_SCENE_BYTES):
             raise ValueError("its scenes would unpack without end")
-        reader = pa.ipc.open_file(pa.py_buffer(path.read_bytes()))
+        content = pa.py_buffer(path.read_bytes())
+        reader = pa.ipc.open_file(content)
         if not reader.schema.equals(SCHEMA):
             raise ValueError("it has other columns")
+        if columns:
+            chosen = [SCHEMA.names.index(name) for name in columns]
+            reader = pa.ipc.open_file(content, options=pa.ipc.IpcReadOptions(included_fields=chosen))
         return reader
     except (pa.ArrowException, OSError, ValueError) as error:
         raise CorruptSegment(f"{path}: not a file of scenes of this version ({error})") from None

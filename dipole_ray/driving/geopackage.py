@@ -20,6 +20,7 @@ SUFFIX = ".gpkg"
 DEGREES = 4326  # EPSG of longitude and latitude
 MAX_ROWS, MAX_BLOB_BYTES, MAX_STEPS = 2_000_000, 64 << 20, 500_000_000  # steps of SQLite's virtual machine
 _ENVELOPE_BYTES = (0, 32, 48, 48, 64)
+_EMPTY = ("boundaries", "stop_polygons", "crosswalks", "walkways")  # layers that the official code opens
 _LANE = ("lane_group_fid", "speed_limit_mps")
 _CONNECTOR = ("exit_lane_fid", "entry_lane_fid", "lane_group_connector_fid", "speed_limit_mps")
 _SCHEMA = """
@@ -253,13 +254,14 @@ def write_map(path: Path, roads: RoadMap) -> None:
 
 def _tables(roads: RoadMap) -> dict[str, tuple[tuple[str, ...], list[tuple[Any, ...]]]]:
     """Return the columns and rows, geometry last, of each layer."""
+    none: dict[str, tuple[tuple[str, ...], list[tuple[Any, ...]]]] = {name: (("fid",), []) for name in _EMPTY}
     start = {ahead: lane.token for lane in roads.lanes.values() for ahead in lane.outgoing}
     links = {block.token for block in roads.roadblocks.values() if block.is_connector}
     plain = [lane for lane in roads.lanes.values() if lane.roadblock not in links]
     across = [lane for lane in roads.lanes.values() if lane.roadblock in links]
     blocks = [block for block in roads.roadblocks.values() if not block.is_connector]
     joints = [block for block in roads.roadblocks.values() if block.is_connector]
-    return {
+    return none | {
         "lanes_polygons": (("fid", *_LANE), [(i.token, i.roadblock, i.speed_limit, i.polygon) for i in plain]),
         "lane_connectors": (
             ("fid", *_CONNECTOR),

@@ -18,6 +18,7 @@ FRAME_S, HISTORY, FUTURE = 0.5, 4, 10  # frames of a scene: those up to now, and
 COMMANDS = ("left", "straight", "right", "unknown")
 AGENTS = frozenset({"vehicle", "pedestrian", "bicycle"})
 KINDS = AGENTS | {"traffic_cone", "barrier", "czone_sign", "generic_object"}
+CAMERAS = ("CAM_F0", "CAM_L0", "CAM_L1", "CAM_L2", "CAM_R0", "CAM_R1", "CAM_R2", "CAM_B0")
 BOX = ("x", "y", "z", "length", "width", "height", "heading")
 MAX_BOXES, MAX_WORDS = 10_000, 100_000
 
@@ -88,6 +89,12 @@ def parsed_frames(content: Sequence[Any], where: str) -> list[LogFrame]:
         except (ValueError, TypeError, OverflowError) as error:
             raise DatasetError(f"{where}: frame {index}: {error}") from None
     return frames
+
+
+def no_pictures() -> dict[str, dict[str, Any]]:
+    """Return the cameras of a frame that has no pictures, all of which the official code asks for."""
+    empty = {"sensor2lidar_rotation": np.eye(3), "sensor2lidar_translation": np.zeros(3), "cam_intrinsic": np.eye(3)}
+    return {name: {"data_path": "", **empty, "distortion": np.zeros(5)} for name in CAMERAS}
 
 
 def write_log(path: Path, frames: Sequence[dict[str, Any]]) -> None:
@@ -165,6 +172,8 @@ def _cameras(value: Any) -> dict[str, Camera]:
         where = f"cams[{name!r:.20}]"
         if not isinstance(one, dict) or not isinstance(name, str):
             raise ValueError(f"{where} is no dict")
+        if one["data_path"] == "":  # the official code wants all cameras, also where there are no pictures
+            continue
         path = _word(one["data_path"], f"{where}.data_path")
         if Path(path).is_absolute() or ".." in Path(path).parts:
             raise ValueError(f"{where}.data_path leads out of the folder of the sensors")

@@ -124,6 +124,16 @@ def scene_of_row(row: dict[str, Any]) -> RecordedScene:
     )
 
 
+def status_array(rows: Sequence[dict[str, Any]], name: str) -> Array:
+    """Return one of the columns of _SHAPES of many rows, (N, ...).
+
+    Raises:
+        ValueError: A row's value is of another size, or not finite.
+    """
+    shape = _SHAPES[name]
+    return np.array([_numbers(row[name], name, shape) for row in rows]).reshape(-1, *shape)
+
+
 def _camera(one: dict[str, Any]) -> Camera:
     numbers = _numbers(one["numbers"], "cameras", (21,))
     return Camera(one["path"], numbers[:9].reshape(3, 3), numbers[9:12], numbers[12:].reshape(3, 3))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import shapely
 
+from dipole_ray.driving.log import no_pictures
 from dipole_ray.driving.roads import Lane, Roadblock, RoadMap, connected
 
 Frame = dict[str, Any]
@@ -79,7 +80,7 @@ def frame(index: int, x: float, speed: float, objects: dict[str, tuple[str, Any,
         "ego_dynamic_state": [speed, 0.0, 0.0, 0.0],
         "traffic_lights": [(51, False), (53, True)],
         "driving_command": np.array([0, 1, 0, 0]),
-        "cams": {},
+        "cams": no_pictures(),
         "anns": {
             "gt_boxes": np.array(boxes, dtype=np.float32).reshape(-1, 7),
             "gt_names": np.array([kind for kind, *_ in objects.values()]),
