@@ -4,7 +4,7 @@ Drawn pictures are there so that a policy that sees is trained and run for real;
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +12,9 @@ import numpy as np
 import shapely
 from PIL import Image, ImageDraw
 
+from dipole_ray.driving.outlines import outlines
 from dipole_ray.driving.recorded import RecordedScene
-from dipole_ray.driving.scene import DRIVABLE, LANES, RED_LIGHT
+from dipole_ray.driving.scene import RED_LIGHT
 from dipole_ray.driving.vehicle import HEADING, Array, X, Y, turned
 from dipole_ray.errors import ConfigError, DatasetError
 
@@ -88,20 +89,12 @@ class _Drawing:
 
     def __init__(self, one: RecordedScene, config: CameraConfig) -> None:
         self._config, self._one = config, one
-        types = np.array(one.scene.map_types)
+        around = outlines(one)
         self._ground = [
-            *((points, _ROAD, None) for points in self._rings(one.scene.map_polygons[np.isin(types, list(DRIVABLE))])),
-            *((points, None, _LINE) for points in self._rings(one.scene.map_polygons[np.isin(types, list(LANES))])),
+            *((points, _ROAD, None) for points in _near(around.drivable)),
+            *((points, None, _LINE) for points in _near(around.lanes)),
         ]
         self._boxes = sorted(self._standing(), key=lambda face: -face[0])
-
-    def _rings(self, polygons: Array) -> Iterator[Array]:
-        """Yield the outlines (n, 3) of polygons on the ground that may be seen."""
-        ego = self._one.scene.ego
-        for polygon in shapely.get_parts(polygons):
-            points = turned(shapely.get_coordinates(polygon.exterior) - ego[[X, Y]], -ego[HEADING])
-            if np.hypot(*points.T).min() < _FAR_M:
-                yield np.column_stack([points, np.zeros(len(points))])
 
     def _standing(self) -> Iterator[tuple[float, Array, Colour]]:
         """Yield what stands on the ground: its distance, and its sides as (4, 3) each with a colour."""
@@ -152,6 +145,13 @@ class _Drawing:
         columns = np.clip(config.width / 2 - focal * seen[:, 1] / seen[:, 0], -1e5, 1e5)
         rows = np.clip(config.height / 2 - focal * seen[:, 2] / seen[:, 0], -1e5, 1e5)
         return list(zip(columns.tolist(), rows.tolist(), strict=True))
+
+
+def _near(rings: Sequence[Array]) -> Iterator[Array]:
+    """Yield the rings as (n, 3) on the ground that may be seen."""
+    for points in rings:
+        if np.hypot(*points.T).min() < _FAR_M:
+            yield np.column_stack([points, np.zeros(len(points))])
 
 
 def _cut(points: Array) -> Array:

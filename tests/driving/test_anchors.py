@@ -179,3 +179,21 @@ def test_pictures_of_a_log_are_read_and_never_drawn(tmp_path: Path) -> None:
     (tmp_path / "log" / "1.jpg").write_bytes(bomb)
     with pytest.raises(DatasetError, match="not a picture that can be read"):
         images(one, sensors=tmp_path)
+
+
+def test_a_picture_shows_plans_in_the_colours_of_their_scores(folder: Path) -> None:
+    done = dipole_here("drive", "show", "scenes", "--tokens", "a", cwd=folder)
+    assert done.returncode == 0 and "scenes/pictures/a.png" in done.stdout, done.stderr
+    plans = {"good": going_on(8.0), "bad": going_on(8.0) + np.linspace(0, 1, 8)[:, None] * [0, 15, 0]}
+    for name, plan in plans.items():
+        np.savez(folder / f"{name}.npz", tokens=np.array(["a"]), plans=plan[None])
+    words = ("scenes", "--tokens", "a", "--plans", "good.npz", "bad.npz", "--out", "drawn")
+    assert dipole_here("drive", "show", *words, cwd=folder).returncode == 0
+    picture = np.asarray(Image.open(folder / "drawn" / "a.png").convert("RGB")).astype(int)
+    half = int(picture.shape[1] * 0.44)  # the scale of colours is at the right
+    excess = picture[..., 1] - picture[..., 0]
+    green, red = excess > 60, excess < -100
+    assert green[:, :half].sum() > 50 > 5 > red[:, :half].sum()
+    assert red[:, half : 2 * half].sum() > 50 > 5 > green[:, half : 2 * half].sum()
+    refused = dipole_here("drive", "show", "scenes", "--tokens", "b", "--plans", "good.npz", cwd=folder)
+    assert refused.returncode == 2 and "good has no plan for scene b" in refused.stderr
