@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from dipole_ray.agents.adapters import checksum, with_backbone
+from dipole_ray.agents.state import BACKBONE_CHECKSUM
 from dipole_ray.files.checkpoint import BESIDE
 
 AGENT_FILE = "agent"
@@ -44,6 +45,13 @@ def split(
     if backbone is not None:
         files[f"{BESIDE}backbone-{checksum(backbone).hex()[:16]}"] = dict(backbone)
     return {AGENT_FILE: agent, **files}
+
+
+def holds_backbone(state: Mapping[str, Tensor]) -> bool:
+    """Whether a state holds the backbone itself: given with it, or still in training."""
+    start = "networks.fields."
+    named = state.get(f"{start}{BACKBONE_CHECKSUM}")
+    return named is not None and (not bool(named.any()) or any(name.startswith(f"{start}backbone.") for name in state))
 
 
 def without_texts(files: Mapping[str, dict[str, Tensor] | str]) -> dict[str, dict[str, Tensor]]:

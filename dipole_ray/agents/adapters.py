@@ -87,7 +87,7 @@ class AdaptedFields(nn.Module):
 
         self.names = names
         self._of_backbone = [each for each in network.parameters() if each.requires_grad]
-        targets = _layers_of(network, config.targets)
+        targets = layers_of(network, config.targets)
         alpha: Any = config.alpha  # PEFT scales by any number
         settings = peft.LoraConfig(r=config.rank, lora_alpha=alpha, target_modules=_only(targets))
         with torch.random.fork_rng(devices=[]):
@@ -246,7 +246,7 @@ def checksum(tensors: Mapping[str, Tensor]) -> bytes:
     return digest.digest()
 
 
-def _layers_of(network: nn.Module, targets: Sequence[str]) -> list[str]:
+def layers_of(network: nn.Module, targets: Sequence[str]) -> list[str]:
     """Return the names of the linear layers that the targets mean; ConfigError where one of them means none."""
     linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
     above = {name: type(network.get_submodule(name.rpartition(".")[0])).__name__.lower() for name in linear}

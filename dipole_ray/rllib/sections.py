@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from dipole_ray.agents.config import AgentConfig
 from dipole_ray.agents.precision import PRECISIONS, SETTING
-from dipole_ray.errors import ConfigError
+from dipole_ray.errors import ConfigError, warn_once
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,6 +131,12 @@ def require_backbone(agent: AgentConfig, training: TrainingConfig) -> None:
         raise ConfigError(
             f"training.clone_learner_steps is {training.clone_learner_steps}, and there is no backbone to clone the "
             "dataset into; set agent.adapters.rank above 0, or training.clone_learner_steps=0"
+        )
+    if backbone is not None and backbone.path is not None and agent.observation_normalization == "dataset":
+        warn_once(
+            f"agent.backbone.path: {backbone.path} does not say what its observations were normalized with, and here "
+            "they are by this dataset's statistics; unless it was trained on the same dataset, set "
+            "training.clone_learner_steps to train it further, or agent.observation_normalization=none"
         )
     if has_adapters and backbone is not None and backbone.path is None and not training.clone_learner_steps:
         raise ConfigError(

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from dipole_ray import settings
-from dipole_ray.agents.adapter_files import join
+from dipole_ray.agents.adapter_files import holds_backbone, join
 from dipole_ray.agents.agent import make_policy
 from dipole_ray.agents.config import AgentConfig
+from dipole_ray.agents.dipole import DipoleConfig
 from dipole_ray.agents.policy import Policy
 from dipole_ray.columns import Schema
 from dipole_ray.envs.make import EnvConfig
@@ -78,6 +79,8 @@ def load_policy(run: str | Path, device: str | torch.device = "cpu", **acting: A
             run,
             env.observation_offset,
         )
+    if isinstance(config, DipoleConfig) and holds_backbone(state):  # whatever the one lay in that it was cloned from
+        config = replace(config, backbone=replace(config.backbone, path=None))
     policy = make_policy(config, schema, seed=0, device=device)
     policy.load_agent_state(state)
     return TrainedPolicy(

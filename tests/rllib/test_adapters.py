@@ -12,6 +12,7 @@ from typing import Any
 import peft
 import pytest
 import ray
+import safetensors.torch
 import torch
 
 from dipole_ray import DIPOLE
@@ -122,6 +123,26 @@ def test_clone_offline_and_online_end_at_their_counts_and_go_on_exactly_from_any
     (tmp_path / "copies" / files[2][0]).unlink()
     with pytest.raises(CheckpointError, match=r"backbone-[0-9a-f]{16}\.safetensors: missing"):
         load_policy(tmp_path / "copies" / saved[5].name)
+    algorithm.stop()
+
+
+def test_a_given_backbone_may_be_cloned_further_and_its_file_is_then_no_longer_needed(
+    pendulum: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = backbone_file(tmp_path)
+    algorithm = cloned(pendulum, backbone={"path": str(file)}).build_algo()
+    assert "does not say what its observations were normalized with" in caplog.text
+    given = safetensors.torch.load_file(file)
+    assert_same_tensors({"": given}, {"": backbone_of(algorithm)})
+    algorithm.train()
+    early = Path(algorithm.save_to_path(tmp_path / "early"))
+    train_until(algorithm, lambda one: one.phase == "online")
+    assert not torch.equal(given["layers.0.weight"], backbone_of(algorithm)["layers.0.weight"])
+    saved = Path(algorithm.save_to_path(tmp_path / "saved"))
+    file.unlink()
+    assert load_policy(early).learner_steps == 16
+    loaded = load_policy(saved).policy.networks.fields
+    assert_same_tensors({"": backbone_of(algorithm)}, {"": loaded.backbone_state()})
     algorithm.stop()
 
 
