@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: install train test test-slow test-browser chaos soak lint clean
+.PHONY: install train test test-slow test-browser test-driving chaos soak lint clean
 
 train: install  ## the main job on the quick start: data, offline phase, online phase, table, pictures
 	$(BIN)/dipole train quickstart
@@ -19,6 +19,10 @@ test-slow: install  ## the long tests
 test-browser: install  ## MLflow's page in a real browser (Debian: apt-get install chromium)
 	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable ".[browser]"
 	$(BIN)/python -m pytest -m browser tests/browser
+
+test-driving: install  ## the tests of driving, those that run SUMO too (150 MB to download)
+	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable ".[driving]"
+	$(BIN)/python -m pytest tests/driving
 
 CHAOS_RESULTS := $(CURDIR)/build/chaos.jsonl
 

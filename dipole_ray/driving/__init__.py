@@ -14,7 +14,8 @@ from importlib.util import find_spec
 
 from dipole_ray.errors import DipoleError
 
-_missing = [name for name in ("shapely", "scipy", "PIL") if find_spec(name) is None]
+_needed = {"shapely": "shapely", "scipy": "scipy", "PIL": "pillow"}
+_missing = [package for name, package in _needed.items() if find_spec(name) is None]
 if _missing:
     raise DipoleError(
         f"driving needs {' and '.join(_missing)}, not installed here: pip install 'dipole-ray[driving]', "
