@@ -57,7 +57,7 @@ def grouped(jobs: Sequence[Job], most: int) -> list[Group]:
         flat = shaping(job.config)
         for key in ("seed", "evaluation.seed", *(f"agent.{name}" for name in MAY_DIFFER)):
             flat.pop(key, None)
-        key = json.dumps([job.task, flat], sort_keys=True)
+        key = json.dumps([job.task, job.config.learner.matmul_precision, flat], sort_keys=True)
         if most == 1 or job.stored() is not None:
             groups.append([job])
         elif len(open_groups.get(key, [])) % most == 0:

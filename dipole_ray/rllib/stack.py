@@ -8,6 +8,7 @@ called, the calls are answered together. That is how a GPU, which one small agen
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from dipole_ray.agents.stacked import StackedUpdates
 
+_LOG = logging.getLogger(__name__)
 Answer = dict[str, float] | BaseException
 
 
@@ -92,15 +94,18 @@ class LearnerStack:
         rows = {len(columns["rewards"]) for columns in calls.values()}
         if len(calls) == 1 or len(calls) != len(self._members) or len(rows) != 1:
             return {member: self._attempt(member, columns) for member, columns in calls.items()}
-        batch_size = self._members[0].agent.config.batch_size
-        num_updates = rows.pop() // batch_size
-        try:
-            with self._members[0].products():  # all members' are the same
-                if self._updates is None or self._updates.max_updates < num_updates:
-                    self._updates = StackedUpdates([one.agent for one in self._members], batch_size, num_updates)
-                found = self._updates.update_on([calls[member] for member in self._members])
-        except Exception as error:  # every member's, as it could be nobody's own
-            return {member: error for member in calls}
+        with self._members[0].products():  # all members' are the same
+            try:
+                updates = self._updates_of(rows.pop())
+            except Exception as error:  # networks may do what cannot be stacked, and graphs fail to be captured
+                _LOG.warning("updates are not stacked, each run goes on alone: %s: %s", type(error).__name__, error)
+                for member in calls:
+                    self.leave(member)
+                return {member: self._attempt(member, columns) for member, columns in calls.items()}
+            try:
+                found = updates.update_on([calls[member] for member in self._members])
+            except Exception as error:  # every member's, as it could be nobody's own
+                return {member: error for member in calls}
         stacked = {"system/stacked_members": float(len(calls)), "system/compiled_updates": 0.0}
         answers: dict[Any, Answer] = {}
         for member, answer in zip(list(self._members), found, strict=True):
@@ -108,6 +113,13 @@ class LearnerStack:
             if isinstance(answer, BaseException):
                 self.leave(member)  # at once: the others go on with one fewer
         return answers
+
+    def _updates_of(self, rows: int) -> StackedUpdates:
+        """Return the stacked updates of the members, for calls of so many rows."""
+        batch_size = self._members[0].agent.config.batch_size
+        if self._updates is None or self._updates.max_updates < rows // batch_size:
+            self._updates = StackedUpdates([one.agent for one in self._members], batch_size, rows // batch_size)
+        return self._updates
 
     def _attempt(self, member: Any, columns: Mapping[str, Tensor]) -> Answer:
         """Return a member's answer where it steps by itself."""

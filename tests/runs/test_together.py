@@ -161,6 +161,18 @@ def test_a_stacked_run_whose_updates_are_not_finite_ends_alone(
     assert list(folder.glob("diverging/small-*-seed-1/failures/*.safetensors"))
 
 
+def test_runs_whose_updates_cannot_be_stacked_go_on_alone(
+    folder: Path, alone: dict[int, Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As where a network's operation, or a graph's capture, does not allow it."""
+    seen = stack_updates(monkeypatch)
+    monkeypatch.setattr(torch, "vmap", lambda *args, **kwargs: 1 / 0)
+    words = ["seeds=[0,3]", f"folder={folder}/unstacked", "training.online_env_steps=0"]
+    runs = start_runs(load(folder / "small.yaml", words))
+    assert "updates are not stacked, each run goes on alone: ZeroDivisionError" in caplog.text and set(seen) == {1}
+    assert [run.steps for run in runs] == [(60, 0), (60, 0)]
+
+
 def test_seeds_that_contradict_others_are_refused_with_the_remedy(folder: Path) -> None:
     for words, message in (
         (["seeds=[0,1]", "seed=2"], "drop one"),
