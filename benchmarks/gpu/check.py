@@ -28,6 +28,7 @@ from dipole_ray.agents.agent import COUNTERS, Agent
 from dipole_ray.agents.captured import CapturedUpdates
 from dipole_ray.agents.config import AgentConfig
 from dipole_ray.agents.networks import FUSED
+from dipole_ray.agents.stacked import StackedUpdates
 
 UPDATES = 32
 """Of one call, as in a run."""
@@ -47,7 +48,8 @@ VARIANTS = {
     "fused": {"fused": True, "side_by_side": False},
     "both": {"fused": True, "side_by_side": True},
 }
-BEGIN, SECONDS = time.perf_counter(), 75
+SEEDS = 1, 8
+BEGIN, SECONDS = time.perf_counter(), 120
 """Parts that would start later than this after the beginning are left out."""
 PRECISIONS = {"float32": "highest", "tf32": "high"}
 
@@ -169,6 +171,51 @@ def updates(bootstrap: str, precision: str) -> dict[str, Any]:
     found |= kernels(captured._graphs[False].replay)
     torch.set_float32_matmul_precision("highest")
     return found
+
+
+def seeds(bootstrap: str, precision: str, device: str = "cuda", **changes: Any) -> dict[str, Any]:
+    """Return steps per second of stacked agents by their number, an update of each a step, and their differences.
+
+    Each agent has a seed and batches of its own, from the host, and is compared with its own eager updates.
+    """
+    torch.set_float32_matmul_precision(PRECISIONS[precision])
+    config, found = AgentConfig.preset("paper", bootstrap=bootstrap, **changes), {}
+    batches = random_batches(UPDATES, config.batch_size, device)
+    for count in SEEDS:
+        members = [make_agent(config, seed, device) for seed in range(count)]
+        start = time.perf_counter()
+        stacked = StackedUpdates(members, config.batch_size, UPDATES)
+        row: dict[str, Any] = {"capture_s": time.perf_counter() - start}
+        own = [batches[seed:] + batches[:seed] for seed in range(count)]
+        columns = [joined(each) for each in own]
+        stacked.update_on(columns)
+        worst = 0.0
+        for seed, agent in enumerate(members[-2:], start=max(0, count - 2)):
+            eager = make_agent(config, seed, device)
+            for batch in own[seed]:
+                eager.update(batch, diagnostics=False)
+            left, right = (
+                {name: tensor for name, tensor in each.state_dict().items() if name.startswith("networks.")}
+                for each in (eager, agent)
+            )
+            worst = max(worst, largest_relative_difference(left, right)[0])
+        row["relative_difference_of_networks"] = worst
+        kept = members[0].state_dict()
+        stacked.update_on([joined([spoilt(batch) for batch in own[0][:4]]), *(one_call(each, 4) for each in own[1:])])
+        after = members[0].state_dict()
+        row["nan_changes_nothing"] = is_same(kept, after, kept.keys() - {"generator", *COUNTERS})
+        row["nan_is_one_members"] = [agent.skipped_updates for agent in members] == [4] + [0] * (count - 1)
+        row["steps/s"] = per_update(rate(lambda _, call=stacked, on=columns: call.update_on(on), 3, 0.3))
+        if device == "cuda":
+            stacked._position.zero_()
+            row |= kernels(stacked._graphs[False].replay)
+        found[str(count)] = row
+    torch.set_float32_matmul_precision("highest")
+    return found
+
+
+def one_call(batches: list[Batch], updates: int) -> Batch:
+    return joined(batches[:updates])
 
 
 def graph_us(call: Callable[[], object], repeats: int = 50) -> float:
@@ -318,12 +365,30 @@ def attempt(what: str, part: Callable[..., Any], *arguments: Any) -> Any:
     return found
 
 
+def print_seeds(result: dict[str, Any]) -> None:
+    """Print the stacked agents: steps of all per second, and how much longer one takes than with one agent."""
+    print("\nstacked agents, rows from the host: steps/s (an update of each), time of a step against one agent's")
+    for bootstrap, found in result.items():
+        for precision, row in found.items():
+            if "failed" in row:
+                print(f"{bootstrap} {precision} {row}")
+                continue
+            one = row[str(SEEDS[0])]["steps/s"]["median"]
+            for count, each in row.items():
+                speed = each["steps/s"]
+                checks = {name: value for name, value in each.items() if name not in ("steps/s", "by_name")}
+                print(
+                    f"{bootstrap:7}{precision:9}{count:>3} agents {speed['median']:.0f} [{speed['min']:.0f}, "
+                    f"{speed['max']:.0f}] steps/s, {one / speed['median']:.2f} times the time; {checks}"
+                )
+
+
 def print_tables(result: dict[str, Any]) -> None:
     """Print all that was found."""
     for name, found in result["equality"].items():
         print(f"{name}: " + ", ".join(f"{what} {value}" for what, value in found.items()))
     columns = ("eager", *VARIANTS, "both, host rows")
-    print("\nupdates/s, median [min, max]; 3 x 512, batch 256; one seed (stacked seeds do not exist yet)")
+    print("\nupdates/s, median [min, max]; 3 x 512, batch 256; one seed")
     print(f"{'':16}" + "".join(f"{name:>22}" for name in (*columns, "kernels", "device ms", "span ms")))
     for bootstrap, found in result["updates"].items():
         for precision, row in found.items():
@@ -333,6 +398,7 @@ def print_tables(result: dict[str, Any]) -> None:
             cells = [f"{row[key]['median']:.0f} [{row[key]['min']:.0f}, {row[key]['max']:.0f}]" for key in columns]
             cells += [f"{row['kernels']:.1f}", f"{row['device_ms']:.3f}", f"{row['span_ms']:.3f}"]
             print(f"{bootstrap:7}{precision:9}" + "".join(f"{cell:>22}" for cell in cells))
+    print_seeds(result["seeds"])
     print("\nkernels of both, fused and side by side")
     for bootstrap, found in result["updates"].items():
         for name, number, us in found["tf32"].get("by_name", [])[:24]:
@@ -347,7 +413,22 @@ def print_tables(result: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    out = parser.parse_args().out
+    parser.add_argument(
+        "--seeds-on", metavar="DEVICE", help="the stacked agents alone; on cpu with small networks and without graphs"
+    )
+    arguments = parser.parse_args()
+    out = arguments.out
+    if arguments.seeds_on is not None:
+        small = {"hidden_dims": (32, 32), "batch_size": 32} if arguments.seeds_on == "cpu" else {}
+        print_seeds(
+            {
+                bootstrap: {
+                    precision: seeds(bootstrap, precision, arguments.seeds_on, **small) for precision in PRECISIONS
+                }
+                for bootstrap in ("value", "policy")
+            }
+        )
+        return
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     result: dict[str, Any] = {
         "date": datetime.now(UTC).date().isoformat(),
@@ -359,6 +440,13 @@ def main() -> None:
         "updates": {
             bootstrap: {
                 precision: attempt(f"{bootstrap}, {precision}", updates, bootstrap, precision)
+                for precision in PRECISIONS
+            }
+            for bootstrap in ("value", "policy")
+        },
+        "seeds": {
+            bootstrap: {
+                precision: attempt(f"seeds, {bootstrap}, {precision}", seeds, bootstrap, precision)
                 for precision in PRECISIONS
             }
             for bootstrap in ("value", "policy")

@@ -81,13 +81,14 @@ def spread(values: list[float]) -> dict[str, float]:
 def rate(call: Callable[[int], object], rounds: int = 3, seconds: float = 2.0) -> dict[str, float]:
     """Return calls per second of wall time over rounds, the device waited for at the end of each."""
     rates = []
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     for number in range(rounds + 1):
-        torch.cuda.synchronize()
+        wait()
         start, done = time.perf_counter(), 0
         while time.perf_counter() - start < seconds:
             call(done)
             done += 1
-        torch.cuda.synchronize()
+        wait()
         if number:  # the first warms up
             rates.append(done / (time.perf_counter() - start))
     return spread(rates)
