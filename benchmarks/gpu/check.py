@@ -173,6 +173,10 @@ def updates(bootstrap: str, precision: str) -> dict[str, Any]:
     return found
 
 
+def first(batches: list[Batch], count: int) -> Batch:
+    return joined(batches[:count])
+
+
 def seeds(bootstrap: str, precision: str, device: str = "cuda", **changes: Any) -> dict[str, Any]:
     """Return steps per second of stacked agents by their number, an update of each a step, and their differences.
 
@@ -201,7 +205,7 @@ def seeds(bootstrap: str, precision: str, device: str = "cuda", **changes: Any) 
             worst = max(worst, largest_relative_difference(left, right)[0])
         row["relative_difference_of_networks"] = worst
         kept = members[0].state_dict()
-        stacked.update_on([joined([spoilt(batch) for batch in own[0][:4]]), *(one_call(each, 4) for each in own[1:])])
+        stacked.update_on([joined([spoilt(batch) for batch in own[0][:4]]), *(first(each, 4) for each in own[1:])])
         after = members[0].state_dict()
         row["nan_changes_nothing"] = is_same(kept, after, kept.keys() - {"generator", *COUNTERS})
         row["nan_is_one_members"] = [agent.skipped_updates for agent in members] == [4] + [0] * (count - 1)
@@ -212,10 +216,6 @@ def seeds(bootstrap: str, precision: str, device: str = "cuda", **changes: Any) 
         found[str(count)] = row
     torch.set_float32_matmul_precision("highest")
     return found
-
-
-def one_call(batches: list[Batch], updates: int) -> Batch:
-    return joined(batches[:updates])
 
 
 def graph_us(call: Callable[[], object], repeats: int = 50) -> float:
@@ -419,6 +419,7 @@ def main() -> None:
     arguments = parser.parse_args()
     out = arguments.out
     if arguments.seeds_on is not None:
+        torch.set_num_threads(1)
         small = {"hidden_dims": (32, 32), "batch_size": 32} if arguments.seeds_on == "cpu" else {}
         print_seeds(
             {
