@@ -22,8 +22,10 @@ from dipole_ray.agents.captured import CapturedUpdates
 from dipole_ray.agents.config import AgentConfig
 from dipole_ray.agents.fields import StackedFields
 from dipole_ray.agents.networks import Sizes
+from dipole_ray.columns import Schema
 from dipole_ray.errors import CheckpointError, ConfigError
 from tests.agents.battery import ACTION_DIM, OBSERVATION_DIM, SCHEMA, assert_same, make_batch, run_battery, tiny_config
+from tests.agents.test_bandit import assert_greediness_pays, bandit_batch, bandit_config, expected_reward
 
 NAMES = ("positive", "negative")
 SIZES = Sizes(OBSERVATION_DIM, ACTION_DIM, (24, 24), 2)
@@ -151,6 +153,23 @@ def test_an_agent_of_adapters_fits_acts_saves_and_resumes(network: str) -> None:
         for one in (agent, worker)
     ]
     assert torch.equal(*acted)
+
+
+def test_adapters_on_a_cloned_backbone_learn_the_bandit_and_bc_stays_what_was_cloned() -> None:
+    agent, rng = (
+        make_agent(bandit_config(adapters=AdapterConfig(rank=8)), Schema(1, 1), seed=0),
+        np.random.default_rng(0),
+    )
+    agent.clone(True)
+    for _ in range(600):
+        agent.update(bandit_batch(rng), diagnostics=False)
+    agent.clone(False)
+    before = expected_reward(agent, policy="bc")
+    assert expected_reward(agent, omega=0.0) == expected_reward(agent, omega=-1.0) == before
+    for _ in range(500):
+        agent.update(bandit_batch(rng), diagnostics=False)
+    assert expected_reward(agent, policy="bc") == before
+    assert_greediness_pays(agent)
 
 
 def test_the_merged_mlp_is_what_the_compiled_kernels_act_with() -> None:
