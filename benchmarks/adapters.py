@@ -1,0 +1,169 @@
+"""Measure what adapters cost and save: parameters, optimizer, bytes a version, updates/s, memory of a rollout worker.
+
+    python -m benchmarks.adapters --out benchmarks/results
+
+Full fine-tuning of pi+ and pi- (rank 0) against adapters on one backbone, each case in processes of its own, all in
+turn for so many rounds; 29 observations, 8 actions, critics of 3 x 512. A worker's memory is the most that its process
+held when it had taken a published policy and acted a few times for 4 environments, beyond what it held before it built
+the policy; PEFT's import, which only adapters need, counts. DiT base is counted, not run: it needs a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+
+from benchmarks.record import write_record
+from dipole_ray.agents.adapters import AdapterConfig, layers_of
+from dipole_ray.agents.agent import make_agent, make_policy
+from dipole_ray.agents.backbones import BackboneConfig
+from dipole_ray.agents.dipole import AgentConfig
+from dipole_ray.agents.dit import DiTFields
+from dipole_ray.agents.networks import Sizes
+from dipole_ray.columns import Schema
+from dipole_ray.tables import markdown_table
+
+SCHEMA = Schema(29, 8)
+RANKS = (0, 4, 16, 64)
+BATCH = {"mlp": 256, "dit-small": 32}
+MEGA, ACTIONS = 2**20, 3
+
+
+def settings(network: str, rank: int) -> AgentConfig:
+    """Return the paper's agent on a network, with the paper's targets where there are adapters."""
+    targets = ("linear",) if network == "mlp" else ("attention", "mlp")
+    adapters = AdapterConfig(rank=rank, targets=targets) if rank else AdapterConfig()
+    return AgentConfig(backbone=BackboneConfig(network=network), adapters=adapters, batch_size=BATCH[network])
+
+
+def memory(field: str) -> int:
+    """Return `VmHWM`, the most that this process held, or `VmRSS`, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+def learner(network: str, rank: int, updates: int, threads: int) -> dict[str, Any]:
+    """Return what a learner holds, and its updates/s after one that warms up."""
+    torch.set_num_threads(threads)
+    agent, rng, rows = make_agent(settings(network, rank), SCHEMA, seed=0), np.random.default_rng(0), BATCH[network]
+    agent.compile(threads)
+    batch = {
+        "observations": rng.normal(size=(rows, 29)),
+        "next_observations": rng.normal(size=(rows, 29)),
+        "actions": rng.uniform(-1, 1, size=(rows, 8)),
+        "rewards": rng.normal(size=rows),
+        "masks": np.ones(rows),
+    }
+    agent.update(batch, diagnostics=False)
+    start = time.perf_counter()
+    for _ in range(updates):
+        agent.update(batch, diagnostics=False)
+    rate = updates / (time.perf_counter() - start)
+    fields = dict(agent.networks.fields.named_parameters())  # type: ignore[attr-defined]
+    state = agent.state_dict()
+    return {
+        "parameters": sum(each.numel() for each in fields.values()),
+        "trained": sum(each.numel() for each in fields.values() if each.requires_grad),
+        "optimizer_bytes": sum(each.nbytes for name, each in state.items() if name.startswith("optimizer.")),
+        "published_bytes": sum(each.nbytes for each in agent.policy.policy_state().values()),
+        "updates_per_s": rate,
+    }
+
+
+def worker(network: str, rank: int) -> dict[str, Any]:
+    """Return the memory that acting takes in this process."""
+    torch.set_num_threads(1)
+    before = memory("VmRSS")
+    policy = make_policy(settings(network, rank), SCHEMA, seed=0)
+    policy.load_policy_state(policy.policy_state())
+    for step in range(ACTIONS):
+        policy.sample_actions(
+            np.full((4, 29), step / ACTIONS, np.float32), omega=1.0 if policy.config.is_guided else None
+        )
+    return {"worker_bytes": memory("VmHWM") - before}
+
+
+def counted(rank: int) -> dict[str, Any]:
+    """Return the sizes of DiT base, of which no weight is drawn."""
+    with torch.device("meta"), patch.object(DiTFields, "_draw"):
+        network = DiTFields("base", ("bc",), Sizes(29, 8, (512,) * 3, 2), torch.Generator())
+    backbone = sum(each.numel() for each in network.parameters())
+    layers = [network.get_submodule(name) for name in layers_of(network, ("attention", "mlp"))]
+    adapters = 2 * rank * sum(layer.in_features + layer.out_features for layer in layers)  # type: ignore[operator]
+    trained = adapters if rank else 2 * backbone
+    return {"parameters": backbone + adapters if rank else trained, "trained": trained}
+
+
+def in_a_process(*words: object) -> dict[str, Any]:
+    """Return what this program says to these words."""
+    command = [sys.executable, "-m", "benchmarks.adapters", "--case", *map(str, words)]
+    found: dict[str, Any] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return found
+
+
+def measured(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return a row for each network and rank, medians over the rounds."""
+    cases = [(network, rank) for network in BATCH for rank in RANKS]
+    rounds: list[dict[tuple[str, int], dict[str, Any]]] = []
+    for _ in range(args.rounds):
+        rounds.append({})
+        for network, rank in cases:
+            updates = 30 if network == "mlp" else 2
+            found = in_a_process("learner", network, rank, updates, args.threads)
+            rounds[-1][network, rank] = found | in_a_process("worker", network, rank)
+    rows = []
+    for network, rank in cases:
+        every = [one[network, rank] for one in rounds]
+        medians = {key: statistics.median(each[key] for each in every) for key in every[0]}
+        ratios = [one[network, rank]["updates_per_s"] / one[network, 0]["updates_per_s"] for one in rounds]
+        rates = {"rate_to_full": statistics.median(ratios), "rates_to_full": ratios}
+        rows.append({"network": network, "rank": rank, **medians, **rates})
+    return rows + [{"network": "dit-base", "rank": rank, **counted(rank)} for rank in RANKS]
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the rows for a person."""
+    lines = []
+    for row in rows:
+        cells = [row["network"], row["rank"] or "full", f"{row['parameters'] / 1e6:.2f}", f"{row['trained'] / 1e6:.2f}"]
+        for key in ("optimizer_bytes", "published_bytes", "worker_bytes"):
+            cells.append(f"{row[key] / MEGA:.1f}" if key in row else "-")
+        cells.append(f"{row['updates_per_s']:.2f}" if "updates_per_s" in row else "-")
+        spread = [f"{each:.2f}" for each in row.get("rates_to_full", ())]
+        lines.append([*map(str, cells), ", ".join(spread) or "-"])
+    head = ["network", "r", "weights of the fields (M)", "trained of them (M)", "optimizer (MiB)", "a version (MiB)"]
+    head += ["worker (MiB)", "updates/s", "to full, each round"]
+    return "\n".join(markdown_table(head, lines, words=2))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    if args.case:
+        kind, network, *numbers = args.case
+        print(json.dumps({"learner": learner, "worker": worker}[kind](network, *map(int, numbers))))
+        return
+    rows = measured(args)
+    print(table(rows))
+    if args.out is not None:
+        title = "What adapters cost and save"
+        command = f"python -m benchmarks.adapters --rounds {args.rounds} --threads {args.threads}"
+        write_record(args.out, "adapters", command, {"rounds": args.rounds, "rows": rows}, title, table(rows))
+
+
+if __name__ == "__main__":
+    main()
