@@ -210,13 +210,13 @@ PLACES: dict[str, Callable[[str, str | Path], str]] = {
 
 
 def saved_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return the config a checkpoint was written with; settings of the agent that came later as they were."""
+    """Return the config a checkpoint was written with; settings that came later as they were."""
     with entries_of(checkpoint):
         run = checkpoint.metadata["run"]
         run = {**run, "agent": of_older(run["agent"])}
-        defaults = {"agent": AgentConfig(), "env": EnvConfig(id="")}
-        later = {name: settings.to_mapping(section) for name, section in defaults.items() if name in run}
-        return settings.merge(later, run)
+        defaults = {"agent": settings.to_mapping(AgentConfig()), "env": settings.to_mapping(EnvConfig(id=""))}
+        defaults["training"] = {"clone_learner_steps": 0}
+        return settings.merge({name: section for name, section in defaults.items() if name in run}, run)
 
 
 def presets(*, sweeps: bool = False) -> dict[str, Path]:
