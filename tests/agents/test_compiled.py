@@ -233,7 +233,7 @@ class WholeInputs(StackedFields):
 
 
 @needs_pairs
-@pytest.mark.parametrize("settings", SETTINGS, ids=named)
+@pytest.mark.parametrize("settings", [SETTINGS[0], SETTINGS[-1]], ids=named)
 def test_updates_in_bf16_round_the_factors_of_products_and_nothing_else(
     settings: dict[str, Any], threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

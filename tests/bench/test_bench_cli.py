@@ -232,6 +232,7 @@ def test_a_run_that_fails_is_named_and_tried_again(folder: Path) -> None:
     assert done.status == 0 and "2 with a result, 0 failed" in done.out, done
 
 
+@pytest.mark.slow
 def test_runs_that_break_are_named_and_the_others_go_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that dies is nobody's end but its run's, and a broken environment is no method's doing."""
     monkeypatch.setenv("RAY_TASK_MAX_RETRIES", "1")  # of 3: each imports torch anew

@@ -70,6 +70,7 @@ def test_random_episodes_hold_what_happened_and_do_not_depend_on_the_blocks(tmp_
     }
 
 
+@pytest.mark.slow
 def test_ray_collects_and_labels_what_one_process_does(
     cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

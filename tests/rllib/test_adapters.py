@@ -150,6 +150,7 @@ def tensors_of(algorithm: DIPOLE) -> dict[str, dict[str, torch.Tensor]]:
     return without_texts(algorithm.checkpoint_contents()[0])
 
 
+@pytest.mark.slow
 def test_workers_and_a_new_learner_get_the_backbone_that_the_run_cloned(pendulum: Path, tmp_path: Path) -> None:
     algorithm = cloned(pendulum, workers=1, learners=1).build_algo()
     assert algorithm.evaluate()  # in the clone phase, too

@@ -73,6 +73,7 @@ def test_a_learner_class_that_is_none_of_ours_is_refused(pendulum: Path) -> None
         made.build_algo()
 
 
+@pytest.mark.slow
 def test_an_evaluation_survives_the_death_of_the_learner(pendulum: Path) -> None:
     algorithm = config(pendulum, learners=1).build_algo()
     try:

@@ -96,6 +96,7 @@ def test_online_the_first_learner_publishes_what_all_have_learned(pair: DIPOLE) 
         assert all(torch.equal(tensor, state[f"networks.{name}"]) for name, tensor in published.items())
 
 
+@pytest.mark.slow
 def test_dipole_train_with_two_learners(cluster: None, pendulum: Path, tmp_path: Path) -> None:
     """By one word on the command line, with evaluation, checkpoints and pictures at the end."""
     run = write_config(

@@ -183,6 +183,7 @@ def test_both_phases_with_remote_workers_learner_and_evaluation(
     resumed.stop()
 
 
+@pytest.mark.slow
 def test_run_outlives_a_killed_worker(algorithm: DIPOLE) -> None:
     train_until(algorithm, lambda a: a.env_steps >= 120)
 

@@ -88,6 +88,7 @@ def test_each_seed_is_bitwise_the_run_alone(folder: Path, alone: dict[int, Path]
     assert load_policy(runs[3]).policy.sample_actions(np.zeros((1, 3), np.float32)).shape == (1, 1)
 
 
+@pytest.mark.slow
 def test_stacked_runs_are_those_alone_to_rounding(alone: dict[int, Path], stacked: dict[int, Path]) -> None:
     for seed, run in stacked.items():
         left, right = (read_checkpoint(each / "checkpoints") for each in (alone[seed], run))
@@ -97,6 +98,7 @@ def test_stacked_runs_are_those_alone_to_rounding(alone: dict[int, Path], stacke
         assert iterations(run) == iterations(alone[seed])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_stacked", [False, True])
 def test_a_stop_and_a_resume_of_all_change_nothing(
     folder: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, is_stacked: bool

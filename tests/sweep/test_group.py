@@ -28,6 +28,7 @@ def results_of(folder: Path, trial: str) -> list[dict[str, Any]]:
     return [{**one, "stacked": None} for one in found]
 
 
+@pytest.mark.slow
 def test_a_grid_in_one_process_has_the_results_of_trials_alone(cluster: None, pendulum: Path, tmp_path: Path) -> None:
     plan = small_plan(pendulum, tmp_path / "alone", space=GRID)
     for number, values in enumerate(plan.trials()):
