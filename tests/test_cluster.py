@@ -86,6 +86,7 @@ def test_a_cluster_that_died_without_a_word_is_passed_over(
         cluster.cluster_address()
 
 
+@pytest.mark.slow
 def test_ray_starts_with_a_long_folder_and_without_a_home(tmp_path: Path) -> None:
     """Its sockets' names are too long there, and it has no place for its token; it gets both from us.
 

@@ -107,6 +107,7 @@ def die_on_two(number: int) -> int:
     return number
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_an_item_whose_worker_keeps_dying_ends_the_map_or_is_answered_for() -> None:
     with pytest.raises(DipoleError, match=r"^count: 2: its worker process was lost again .*use fewer workers"):

@@ -6,8 +6,10 @@ from typing import Any
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
+from dipole_ray.agents.precision import PRECISIONS
 from dipole_ray.errors import ConfigError
 from dipole_ray.rllib.callbacks import IN_DRIVER, IN_WORKERS
+from dipole_ray.rllib.sections import RolloutConfig
 
 READ = (
     "placement_strategy num_cpus_for_main_process custom_resources_for_main_process "
@@ -106,6 +108,7 @@ LEAST = dict.fromkeys(
         "num_learners",
         "evaluation_interval",
         "seed",
+        "local_gpu_idx",
         "min_train_timesteps_per_iteration",
         "min_sample_timesteps_per_iteration",
     ],
@@ -123,6 +126,12 @@ LEAST = dict.fromkeys(
 AMOUNTS = tuple(f"num_{kind}_per_{owner}" for kind in ("cpus", "gpus") for owner in ("env_runner", "learner"))
 AMOUNTS += ("num_cpus_for_main_process", "min_time_s_per_iteration", "evaluation_unhealthy_workers_timeout_s")
 """Those that are numbers from 0 on, None or auto."""
+CHOICES = {
+    "placement_strategy": ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"),
+    "log_level": ("DEBUG", "INFO", "WARN", "ERROR"),
+    "learner_matmul_precision": PRECISIONS,
+}
+"""Those that are one of some words, or None."""
 
 
 def require_possible(key: str, value: Any) -> None:
@@ -138,6 +147,10 @@ def require_possible(key: str, value: Any) -> None:
         raise ConfigError(f"{key} is {value!r}: give a whole number of at least {LEAST[key]}")
     if key in AMOUNTS and value != "auto" and not 0 <= number < math.inf:
         raise ConfigError(f"{key} is {value!r}: give a finite number of at least 0")
+    if key in CHOICES and value not in CHOICES[key]:
+        raise ConfigError(f"{key} is {value!r}: give one of {', '.join(CHOICES[key])}")
+    if key == "env_runner_stall_s":
+        RolloutConfig(stall_s=number)
 
 
 FILLED = ("learner_config_dict", "algorithm_config_overrides_per_module", "exploration_config")

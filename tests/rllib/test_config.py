@@ -160,6 +160,8 @@ OTHER_VALUES: dict[str, Any] = {
     "custom_resources_per_learner": {"disk": 1},
     "num_cpus_per_learner": 2,
     "num_gpus_per_learner": 0.5,
+    "placement_strategy": "SPREAD",
+    "log_level": "INFO",
 }
 """Where a value must be of a kind that its default does not show."""
 
@@ -221,6 +223,11 @@ def test_what_nothing_reads_is_refused_however_it_is_set() -> None:
         ("num_learners", "two", "a whole number of at least 0"),
         ("seed", -1, "a whole number of at least 0"),
         ("num_cpus_per_env_runner", float("inf"), "a finite number of at least 0"),
+        ("local_gpu_idx", -7, "a whole number of at least 0"),
+        ("placement_strategy", "X", "give one of PACK, SPREAD"),
+        ("log_level", "LOUD", "give one of DEBUG, INFO"),
+        ("learner_matmul_precision", "half", "give one of float32"),
+        ("env_runner_stall_s", -1, "give at least 1"),
         ("env_config", [1], "give a dict"),
         ("input_", "", "input_ is empty"),
         ("num_env_runner", 2, "unknown setting 'num_env_runner': did you mean 'num_env_runners'"),

@@ -232,6 +232,7 @@ def test_errors_of_the_user_arrive_as_ours(pendulum: Path, tmp_path: Path) -> No
         build(pendulum, expectile=2.0)
 
 
+@pytest.mark.slow
 def test_an_environment_that_always_raises_is_named_instead_of_restarted_for_ever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
