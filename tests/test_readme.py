@@ -49,6 +49,7 @@ def test_every_command_is_taken() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
+@pytest.mark.usefixtures("no_ray")
 def test_the_commands_run_one_after_the_other(tmp_path: Path) -> None:
     for command in commands():
         if command.startswith(NETWORK):
