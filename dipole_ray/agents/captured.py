@@ -10,7 +10,7 @@ Shapes: K updates a call, B batch rows, N table rows.
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from importlib.util import find_spec
 from types import ModuleType
 
@@ -20,14 +20,12 @@ from torch import Tensor
 from dipole_ray.agents import state
 from dipole_ray.agents.agent import MAX_CONSECUTIVE_SKIPS, Agent, Batch
 from dipole_ray.agents.branches import Branches
+from dipole_ray.agents.graphed import GraphedUpdates
 from dipole_ray.agents.networks import FUSED
 from dipole_ray.agents.rows import RowLayout
 
-WARM_UP_STEPS = 3
-"""Steps before a capture: libraries make their handles and workspaces in the first, which no graph may hold."""
 
-
-class CapturedUpdates:
+class CapturedUpdates(GraphedUpdates):
     """Takes gradient steps of one agent, whose own methods may update, save or restore it between two calls.
 
     On CUDA a step is captured as a graph; elsewhere the same step runs op by op, for tests. The agent's parameters,
@@ -59,7 +57,8 @@ class CapturedUpdates:
             fused: Whether to compute with the kernels of `agents.fused` where Triton runs.
             side_by_side: Whether a GPU computes independent branches of the loss at once.
         """
-        self.agent, self.max_updates, self._batch_size = agent, max_updates, batch_size
+        super().__init__([agent], (), max_updates)
+        self.agent, self._batch_size = agent, batch_size
         self._fused = _fused_kernels(agent.device) if fused else None
         self._branches = Branches(side_by_side and agent.device.type == "cuda")
         self._parameters = state.flatten(agent._parameters)
@@ -75,8 +74,6 @@ class CapturedUpdates:
         self._layout, device = RowLayout(agent.sizes), agent.device
         self._table = torch.zeros(table_rows or batch_size * max_updates, self._layout.width, device=device)
         self._index = torch.zeros(max_updates, batch_size, dtype=torch.int64, device=device)
-        self._position = torch.zeros(1, dtype=torch.int64, device=device)
-        self._consecutive_skips = torch.zeros((), device=device)
         self._prepare()
 
     def load(self, columns: Batch) -> None:
@@ -95,15 +92,14 @@ class CapturedUpdates:
         """
         updates = len(index)
         self._index[:updates].copy_(index)
-        self._position.zero_()
-        self._consecutive_skips.fill_(self.agent.consecutive_skips)
-        for k in range(updates):
-            diagnostics = k == updates - 1
-            if self._graphs:
-                self._graphs[diagnostics].replay()
+        rows, last = self._take(updates)
+        for k, is_skipped in enumerate(self._skips(rows)):
+            self.agent.learner_steps += 1
+            if is_skipped:
+                self.agent._skip(self._batch(self._index[k]))
             else:
-                self._step(diagnostics)
-        return self._read(updates)
+                self.agent.consecutive_skips = 0
+        return self._summary(self.agent, rows, last)
 
     def update_on(self, columns: Batch) -> dict[str, float]:
         """Take one step on each consecutive batch of `columns`, whose leading dimension is K B; see `run`."""
@@ -120,38 +116,6 @@ class CapturedUpdates:
         acting = agent.policy.networks.state_dict()
         # Clones, since a part of `host` would take the whole along wherever it is sent.
         return {name: trained.get(name, tensor).cpu().clone() for name, tensor in acting.items()}
-
-    def _prepare(self) -> None:
-        """Learn the names of the metrics, make their buffers, and capture a step with diagnostics and one without."""
-        agent = self.agent
-        noise = agent.generator.get_state()
-        self._consecutive_skips.fill_(MAX_CONSECUTIVE_SKIPS)  # the guard is shut: nothing learns from these steps
-        on_cuda = agent.device.type == "cuda"
-        with beside_the_current_stream(agent.device) if on_cuda else nullcontext():
-            for _ in range(WARM_UP_STEPS if on_cuda else 1):
-                plain, full = self._update(diagnostics=False), self._update(diagnostics=True)
-        self._names, self._diagnostic_names = list(plain), list(full)
-        self._metrics = torch.zeros(self.max_updates, len(plain), device=agent.device)
-        self._diagnostics = torch.zeros(len(full), device=agent.device)
-        self._graphs = [self._capture(diagnostics) for diagnostics in (False, True)] if on_cuda else []
-        agent.generator.set_state(noise)
-
-    def _capture(self, diagnostics: bool) -> torch.cuda.CUDAGraph:
-        """Return the graph of a step, which draws from the agent's generator wherever that stands at its replay."""
-        graph = torch.cuda.CUDAGraph()
-        graph.register_generator_state(self.agent.generator)
-        with torch.cuda.graph(graph):
-            self._step(diagnostics)
-        return graph
-
-    def _step(self, diagnostics: bool) -> None:
-        """Take the next step of the call, and write down its metrics."""
-        metrics = self._update(diagnostics)
-        row = torch.stack([metrics[name] for name in self._names])
-        self._metrics.index_copy_(0, self._position, row.unsqueeze(0))
-        if diagnostics:
-            torch.stack(list(metrics.values()), out=self._diagnostics)
-        self._position += 1
 
     def _update(self, diagnostics: bool) -> dict[str, Tensor]:
         """Do what `Agent.update` does, without asking the device; `skipped` among the metrics is 0 or 1."""
@@ -188,11 +152,7 @@ class CapturedUpdates:
         if self._fused is not None:
             fused: Tensor = self._fused.guard(check, self._consecutive_skips, MAX_CONSECUTIVE_SKIPS)
             return fused
-        # x - x is 0, or NaN where x is not finite.
-        is_skipped = (check - check).ne(0) | (self._consecutive_skips >= MAX_CONSECUTIVE_SKIPS)
-        skipped = is_skipped.to(check.dtype)
-        self._consecutive_skips.add_(1).mul_(skipped)
-        return skipped
+        return super()._guard(check)
 
     def _apply(self, skipped: Tensor) -> None:
         """Take the step of Adam and of the target networks, unless `skipped`, which is 0 or 1."""
@@ -228,23 +188,6 @@ class CapturedUpdates:
         """Return the table's rows at `index`, (B,), by column."""
         return self._layout.read(self._table.index_select(0, index))
 
-    def _read(self, updates: int) -> dict[str, float]:
-        """Wait for the call's steps, count them, and return their metrics."""
-        agent, width = self.agent, len(self._names)
-        found = torch.cat((self._metrics[:updates].flatten(), self._diagnostics)).cpu()
-        rows, last = found[: -len(self._diagnostics)].view(updates, width), found[-len(self._diagnostics) :]
-        for k, skipped in enumerate(rows[:, self._names.index("skipped")].tolist()):
-            agent.learner_steps += 1
-            if skipped:
-                agent._skip(self._batch(self._index[k]))
-            else:
-                agent.consecutive_skips = 0
-        metrics = dict(zip(self._diagnostic_names, last.tolist(), strict=True))
-        means = dict(zip(self._names, rows.mean(dim=0).tolist(), strict=True))
-        metrics |= {name: value for name, value in means.items() if "/loss" in name}
-        del metrics["skipped"]
-        return metrics | {"system/skipped_updates": float(agent.skipped_updates)}
-
 
 def _fused_kernels(device: torch.device) -> ModuleType | None:
     """Return the fused kernels where Triton can run them: a GPU, or its interpreter."""
@@ -253,16 +196,3 @@ def _fused_kernels(device: torch.device) -> ModuleType | None:
     from dipole_ray.agents import fused
 
     return fused
-
-
-@contextmanager
-def beside_the_current_stream(device: torch.device) -> Iterator[None]:
-    """Run what is started in this block on a stream of its own, after what was started before and before what follows.
-
-    Graphs are captured from such a stream, and libraries keep their workspaces by stream.
-    """
-    stream, current = torch.cuda.Stream(device), torch.cuda.current_stream(device)
-    stream.wait_stream(current)
-    with torch.cuda.stream(stream):
-        yield
-    current.wait_stream(stream)

@@ -11,21 +11,20 @@ Shapes: S members, K updates a call, B batch rows, M metrics.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
-from dipole_ray.agents.agent import MAX_CONSECUTIVE_SKIPS, Agent, Batch
+from dipole_ray.agents.agent import Agent, Batch
 from dipole_ray.agents.branches import Branches
-from dipole_ray.agents.captured import WARM_UP_STEPS, beside_the_current_stream
+from dipole_ray.agents.graphed import GraphedUpdates
 from dipole_ray.agents.rows import RowLayout
 from dipole_ray.agents.stacked_loss import StackedLoss, require_alike, stack
 from dipole_ray.agents.steps import Steps
 from dipole_ray.errors import ConfigError, NonFiniteError
 
 
-class StackedUpdates:
+class StackedUpdates(GraphedUpdates):
     """Takes gradient steps of S agents, whose own methods may update, save or restore them between two calls.
 
     Attributes:
@@ -45,11 +44,10 @@ class StackedUpdates:
             side_by_side: Whether a GPU computes independent branches of the loss at once.
         """
         require_alike([agent.config for agent in agents])
-        self.agents, self.max_updates, self._batch_size = list(agents), max_updates, batch_size
+        super().__init__(agents, (len(agents),), max_updates)
+        self.agents, self._batch_size = list(agents), batch_size
         first, self._count = agents[0], len(agents)
-        self._device = first.device
-        on_cuda = self._device.type == "cuda"
-        self._branches = Branches(side_by_side and on_cuda)
+        self._branches = Branches(side_by_side and self._device.type == "cuda")
         self._loss = StackedLoss(self.agents, self._branches)
         for agent in agents:  # compiled loops would go on with the tensors that they have made flat
             optimizer = agent.optimizer
@@ -65,8 +63,6 @@ class StackedUpdates:
         self._layout = RowLayout(first.sizes)
         shape = (self._count, max_updates * batch_size, self._layout.width)
         self._table = torch.zeros(shape, device=self._device)
-        self._position = torch.zeros(1, dtype=torch.int64, device=self._device)
-        self._consecutive_skips = torch.zeros(self._count, device=self._device)
         self._prepare()
 
     def update_on(self, batches: Sequence[Batch]) -> list[dict[str, float] | NonFiniteError]:
@@ -82,49 +78,8 @@ class StackedUpdates:
             raise ConfigError(f"stacked updates: {found}; give each member a batch of its own, of one length")
         for table, agent, columns in zip(self._table, self.agents, batches, strict=True):
             self._layout.write(table, agent._read_batch(columns))
-        updates = lengths.pop() // self._batch_size
-        self._position.zero_()
-        self._consecutive_skips.copy_(torch.tensor([float(agent.consecutive_skips) for agent in self.agents]))
-        for k in range(updates):
-            diagnostics = k == updates - 1
-            if self._graphs:
-                self._graphs[diagnostics].replay()
-            else:
-                self._step(diagnostics)
-        return self._read(updates)
-
-    def _prepare(self) -> None:
-        """Learn the names of the metrics, make their buffers, and capture a step with diagnostics and one without."""
-        noise = [agent.generator.get_state() for agent in self.agents]
-        self._consecutive_skips.fill_(MAX_CONSECUTIVE_SKIPS)  # the guard is shut: nothing learns from these steps
-        on_cuda = self._device.type == "cuda"
-        with beside_the_current_stream(self._device) if on_cuda else nullcontext():
-            for _ in range(WARM_UP_STEPS if on_cuda else 1):
-                plain, full = self._update(diagnostics=False), self._update(diagnostics=True)
-        self._names, self._diagnostic_names = list(plain), list(full)
-        self._metrics = torch.zeros(self.max_updates, len(plain), self._count, device=self._device)
-        self._diagnostics = torch.zeros(len(full), self._count, device=self._device)
-        self._graphs = [self._capture(diagnostics) for diagnostics in (False, True)] if on_cuda else []
-        for agent, before in zip(self.agents, noise, strict=True):
-            agent.generator.set_state(before)
-
-    def _capture(self, diagnostics: bool) -> torch.cuda.CUDAGraph:
-        """Return the graph of a step, which draws from the agents' generators wherever they stand at its replay."""
-        graph = torch.cuda.CUDAGraph()
-        for agent in self.agents:
-            graph.register_generator_state(agent.generator)
-        with torch.cuda.graph(graph):
-            self._step(diagnostics)
-        return graph
-
-    def _step(self, diagnostics: bool) -> None:
-        """Take the next step of the call, and write down its metrics."""
-        metrics = self._update(diagnostics)
-        row = torch.stack([metrics[name] for name in self._names])
-        self._metrics.index_copy_(0, self._position, row.unsqueeze(0))
-        if diagnostics:
-            torch.stack(list(metrics.values()), out=self._diagnostics)
-        self._position += 1
+        rows, last = self._take(lengths.pop() // self._batch_size)
+        return [self._read(s, rows[..., s], last[:, s]) for s in range(self._count)]
 
     def _update(self, diagnostics: bool) -> dict[str, Tensor]:
         """Do what `Agent.update` does for every member, without asking the device; `skipped` is 0 or 1, (S,)."""
@@ -145,14 +100,6 @@ class StackedUpdates:
                 kept = self._loss.statistics[name]
                 torch.where(skipped.bool(), kept, value, out=kept)
         return {**metrics, "system/grad_norm": grad_norm, "skipped": skipped}
-
-    def _guard(self, check: Tensor) -> Tensor:
-        """Return whether each member skips the step, 0 or 1, and count its skips in a row; of `check`, (S,)."""
-        # x - x is 0, or NaN where x is not finite.
-        is_skipped = (check - check).ne(0) | (self._consecutive_skips >= MAX_CONSECUTIVE_SKIPS)
-        skipped = is_skipped.to(check.dtype)
-        self._consecutive_skips.add_(1).mul_(skipped)
-        return skipped
 
     def _apply(self, skipped: Tensor) -> None:
         """Take every member's step of Adam and of its target networks, unless `skipped`, (S,), is 1."""
@@ -187,19 +134,12 @@ class StackedUpdates:
             critic = self._loss.trained[name.removeprefix("target_")].detach()
             target.lerp_(critic, rate.view(-1, *[1] * (target.dim() - 1)))
 
-    def _read(self, updates: int) -> list[dict[str, float] | NonFiniteError]:
-        """Wait for the call's steps, count them, and return what `update_on` does."""
-        size = len(self._diagnostic_names)
-        found = torch.cat((self._metrics[:updates].flatten(0, 1), self._diagnostics)).cpu()
-        rows, last = found[:-size].view(updates, -1, self._count), found[-size:]
-        return [self._read_of(s, rows[..., s], last[:, s]) for s in range(self._count)]
-
-    def _read_of(self, s: int, rows: Tensor, last: Tensor) -> dict[str, float] | NonFiniteError:
+    def _read(self, s: int, rows: Tensor, last: Tensor) -> dict[str, float] | NonFiniteError:
         """Return a member's metrics, or its error, from its own of every step, (K, M), and the last diagnostics."""
         agent = self.agents[s]
-        for k, skipped in enumerate(rows[:, self._names.index("skipped")].tolist()):
+        for k, is_skipped in enumerate(self._skips(rows)):
             agent.learner_steps += 1
-            if not skipped:
+            if not is_skipped:
                 agent.consecutive_skips = 0
                 continue
             start = k * self._batch_size
@@ -207,8 +147,4 @@ class StackedUpdates:
                 agent._skip(self._layout.read(self._table[s, start : start + self._batch_size]))
             except NonFiniteError as error:
                 return error
-        metrics = dict(zip(self._diagnostic_names, last.tolist(), strict=True))
-        means = dict(zip(self._names, rows.mean(dim=0).tolist(), strict=True))
-        metrics |= {name: value for name, value in means.items() if "/loss" in name}
-        del metrics["skipped"]
-        return metrics | {"system/skipped_updates": float(agent.skipped_updates)}
+        return self._summary(agent, rows, last)
