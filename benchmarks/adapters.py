@@ -69,7 +69,8 @@ def learner(network: str, rank: int, updates: int, threads: int) -> dict[str, An
     for _ in range(updates):
         agent.update(batch, diagnostics=False)
     rate = updates / (time.perf_counter() - start)
-    fields = dict(agent.networks.fields.named_parameters())  # type: ignore[attr-defined]
+    adapted: Any = agent.networks.fields
+    fields = dict(adapted.named_parameters())
     state = agent.state_dict()
     return {
         "parameters": sum(each.numel() for each in fields.values()),
@@ -98,8 +99,8 @@ def counted(rank: int) -> dict[str, Any]:
     with torch.device("meta"), patch.object(DiTFields, "_draw"):
         network = DiTFields("base", ("bc",), Sizes(29, 8, (512,) * 3, 2), torch.Generator())
     backbone = sum(each.numel() for each in network.parameters())
-    layers = [network.get_submodule(name) for name in layers_of(network, ("attention", "mlp"))]
-    adapters = 2 * rank * sum(layer.in_features + layer.out_features for layer in layers)  # type: ignore[operator]
+    layers: list[Any] = [network.get_submodule(name) for name in layers_of(network, ("attention", "mlp"))]
+    adapters = 2 * rank * sum(layer.in_features + layer.out_features for layer in layers)
     trained = adapters if rank else 2 * backbone
     return {"parameters": backbone + adapters if rank else trained, "trained": trained}
 

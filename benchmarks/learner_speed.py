@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.plain_learner import PlainLearner
+from dipole_ray.agents.agent import Agent
 from dipole_ray.agents.config import PRESETS, AgentConfig
 from dipole_ray.agents.dipole import DipoleAgent
 from dipole_ray.columns import Schema
@@ -35,7 +36,7 @@ Batch = dict[str, Tensor]
 Rates = tuple[float, float]
 
 
-def random_batches(agent: DipoleAgent, count: int) -> list[Batch]:
+def random_batches(agent: Agent, count: int) -> list[Batch]:
     """Return batches of the configured size on the agent's device."""
     rows, generator = agent.config.batch_size, torch.Generator().manual_seed(0)
 

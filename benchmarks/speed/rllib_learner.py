@@ -106,7 +106,7 @@ def measure(size: str, rounds: int, seconds: float) -> dict[str, Any]:
     readable, compiled = (make_agent(config, SCHEMA, seed=0) for _ in range(2))
     if not compiled.compile(1):
         raise SystemExit("error: numba cannot compile here; see the warning above")
-    batches = random_batches(readable, 8)  # type: ignore[arg-type]
+    batches = random_batches(readable, 8)
 
     def updates(agent: Any) -> Update:
         return lambda number: agent.update(batches[number % len(batches)], diagnostics=False)

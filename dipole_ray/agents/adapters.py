@@ -190,9 +190,11 @@ class AdaptedFields(nn.Module):
                 merged._parameters = {**linear._parameters, "weight": weight}
                 linear = merged
             memo[id(layer)] = linear
-        memo[id(self.network)] = plain = copy.copy(self.network)
-        plain._modules = copy.deepcopy(self.network._modules, memo)  # type: ignore[union-attr]
-        return plain
+        plain: Any = copy.copy(self.network)
+        memo[id(self.network)] = plain
+        plain._modules = copy.deepcopy(self.network._modules, memo)
+        found: VelocityField = plain
+        return found
 
     def _train_adapters(self, is_frozen: bool) -> None:
         self.is_frozen = is_frozen
@@ -213,7 +215,8 @@ class SeparateFields(nn.Module):
     def __init__(self, names: tuple[str, ...], networks: Sequence[VelocityField]) -> None:
         super().__init__()
         self.names = names
-        self.networks = nn.ModuleList(networks)  # type: ignore[arg-type]
+        modules: Any = networks
+        self.networks = nn.ModuleList(modules)
 
     def forward(self, observations: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """Return the velocities of all fields, see `VelocityField.__call__`."""

@@ -120,13 +120,13 @@ def _factory(network: str) -> MakeFields:
         return NETWORKS[network]
     module, _, name = network.partition(":")
     try:
-        found = getattr(importlib.import_module(module), name, None)
+        found: MakeFields | None = getattr(importlib.import_module(module), name, None)
     except ImportError as error:
         remedy = "install it, or put its folder on PYTHONPATH"
         raise ConfigError(f"agent.backbone.network: cannot import '{module}' ({error}); {remedy}") from error
     if not callable(found):
         raise ConfigError(f"agent.backbone.network: '{module}' has no function '{name}'; write one there")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _load(backbone: BackboneConfig, fields: AdaptedFields, sizes: Sizes) -> None:

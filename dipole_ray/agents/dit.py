@@ -53,7 +53,8 @@ class SelfAttention(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Return (R, A, W) of tokens (R, A, W)."""
         q, k, v = (_split(part, self.heads) for part in self.qkv(tokens).chunk(3, dim=-1))
-        return self.proj(_join(F.scaled_dot_product_attention(q, k, v)))  # type: ignore[no-any-return]
+        found: Tensor = self.proj(_join(F.scaled_dot_product_attention(q, k, v)))
+        return found
 
 
 class CrossAttention(nn.Module):
@@ -72,7 +73,8 @@ class CrossAttention(nn.Module):
         """Return (B N, A, W) of tokens (B N, A, W); the N candidates of a state attend in one product."""
         states = len(keys)
         q = _split(self.q(tokens).reshape(states, -1, tokens.shape[-1]), self.heads)
-        return self.proj(_join(F.scaled_dot_product_attention(q, keys, values)).view_as(tokens))  # type: ignore[no-any-return]
+        found: Tensor = self.proj(_join(F.scaled_dot_product_attention(q, keys, values)).view_as(tokens))
+        return found
 
 
 class MLP(nn.Module):
@@ -84,7 +86,8 @@ class MLP(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return tokens of the same shape."""
-        return self.fc2(F.gelu(self.fc1(tokens), approximate="tanh"))  # type: ignore[no-any-return]
+        found: Tensor = self.fc2(F.gelu(self.fc1(tokens), approximate="tanh"))
+        return found
 
 
 class Block(nn.Module):
@@ -148,7 +151,8 @@ class DiTFields(nn.Module):
         for block, (keys, values) in zip(self._blocks(), context.keys_and_values, strict=True):
             tokens = block(tokens, condition, keys, values)
         shift, scale = self.modulation(F.silu(condition)).unsqueeze(1).chunk(2, dim=-1)
-        return self.head(_normal(tokens) * (1 + scale) + shift).view(1, rows, candidates, actions)  # type: ignore[no-any-return]
+        found: Tensor = self.head(_normal(tokens) * (1 + scale) + shift).view(1, rows, candidates, actions)
+        return found
 
     @torch.no_grad()
     def _draw(self, generator: torch.Generator) -> None:
