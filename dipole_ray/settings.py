@@ -97,7 +97,9 @@ def _takes(variant: Any, key: str, value: Any) -> bool:
 
 def unread(key: str, value: Any, neutral: Any, why: str, remedy: str) -> ConfigError:
     """Return the error of a setting that nothing would read: the `neutral` value says nothing, `remedy` has it read."""
-    found, instead = (str(one).lower() if isinstance(one, bool) else str(one) for one in (value, neutral))
+    found, instead = (
+        "null" if one is None else str(one).lower() if isinstance(one, bool) else str(one) for one in (value, neutral)
+    )
     return ConfigError(f"{key}: found {found}, but {why}; set {key}={'0' if instead == '0.0' else instead} or {remedy}")
 
 

@@ -95,8 +95,11 @@ class Agent(ABC):
         self.generator, self.sample_actions = self.policy.generator, self.policy.sample_actions
         self.policy.updates = lambda: self.learner_steps
         self._statistics = {name: torch.zeros((), device=self.device) for name in self.statistics}
-        self._critic_parameters: list[Tensor] = list(self.networks.critic.parameters())
-        self._target_parameters: list[Tensor] = list(self.networks.target_critic.parameters())
+        names = ("critic", "target_critic") if config.has_critic else ()
+        learned = [list(getattr(self.networks, name).parameters()) for name in names]
+        self._critic_parameters: list[Tensor]
+        self._target_parameters: list[Tensor]
+        self._critic_parameters, self._target_parameters = learned or ([], [])
         self._begin_steps()
 
     def _begin_steps(self) -> None:
@@ -138,11 +141,13 @@ class Agent(ABC):
             return StackedMLP(members, (input_dim, *sizes.hidden_dims, 1), layer_norm=True, generator=generator)
 
         # The order of these draws is what a seed means: checkpoints and published results rest on it.
-        critic, target_critic = (mlp(sizes.num_critics, sizes.pair_dim) for _ in range(2))
-        target_critic.requires_grad_(False).load_state_dict(critic.state_dict())
-        roles: Roles = {"critic": critic, "target_critic": target_critic}
-        if cls.has_value:
-            roles["value"] = mlp(1, sizes.observation_dim)
+        roles: Roles = {}
+        if config.has_critic:
+            critic, target_critic = (mlp(sizes.num_critics, sizes.pair_dim) for _ in range(2))
+            target_critic.requires_grad_(False).load_state_dict(critic.state_dict())
+            roles |= {"critic": critic, "target_critic": target_critic}
+            if cls.has_value:
+                roles["value"] = mlp(1, sizes.observation_dim)
         roles |= cls.policy_class.draw_actor(config, make_fields or config.make_fields, sizes, generator)
         networks = Networks(sizes, roles).to(device)
         return networks, cls.policy_class(config, networks, int(torch.randint(2**62, (1,), generator=generator).item()))

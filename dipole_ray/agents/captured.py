@@ -62,9 +62,9 @@ class CapturedUpdates(GraphedUpdates):
         self._fused = _fused_kernels(agent.device) if fused else None
         self._branches = Branches(side_by_side and agent.device.type == "cuda")
         self._parameters = state.flatten(agent._parameters)
-        self._targets = state.flatten(agent._target_parameters)
-        # From here on the critics lie together, as their targets do.
-        self._critics_start = agent._critic_parameters[0].storage_offset()
+        self._targets = state.flatten(agent._target_parameters, like=self._parameters)
+        # From here on the critics, where there are some, lie together, as their targets do.
+        self._critics_start = agent._critic_parameters[0].storage_offset() if agent._critic_parameters else 0
         self._critics = self._parameters[self._critics_start :][: len(self._targets)]
         moments = [agent.optimizer.state[parameter] for parameter in agent._parameters]
         self._moments = {kind: state.flatten([each[kind] for each in moments]) for kind in moments[0]}

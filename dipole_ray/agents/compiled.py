@@ -36,8 +36,9 @@ class CompiledSteps(Steps):
         Matrix products round their factors to bfloat16 where they are computed `in_halves`, see `halves`.
         """
         super().__init__(steps.config, steps.optimizer, steps.critics, steps.targets)
-        self._flat, self._flat_targets = state.flatten(self.parameters), state.flatten(self.targets)
-        start = self.critics[0].storage_offset()
+        self._flat = state.flatten(self.parameters)
+        self._flat_targets = state.flatten(self.targets, like=self._flat)
+        start = self.critics[0].storage_offset() if self.critics else 0
         self._flat_critics = self._flat[start:][: len(self._flat_targets)]
         moments = [self.optimizer.state[parameter] for parameter in self.parameters]
         self._moments = {kind: state.flatten([each[kind] for each in moments]) for kind in moments[0]}

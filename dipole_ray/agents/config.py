@@ -82,6 +82,7 @@ class AgentConfig(metaclass=Tagged):
     target_omega = 0.0
     target_aggregation = "mean"
     advantage_normalization = "none"
+    advantage = "critic"
     solver = "euler"
 
     algorithm: str = "dipole"
@@ -180,6 +181,11 @@ class AgentConfig(metaclass=Tagged):
     def has_bc(self) -> bool:
         """Whether there is a behaviour-cloning field to act with."""
         return "bc" in self.fields
+
+    @property
+    def has_critic(self) -> bool:
+        """Whether critics are trained, which may choose among candidates."""
+        return self.advantage == "critic"
 
     @property
     def make_fields(self) -> MakeFields:

@@ -5,7 +5,7 @@ Shapes: B batch rows, N candidates, O observation dim, A action dim, E critics, 
 
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Annotated, Any, ClassVar
 
@@ -42,6 +42,13 @@ SCHEME_FIELDS = {"dipole": ("positive", "negative"), "bc": ("bc",), "exp": ("pos
 """The vector fields that each weight scheme trains."""
 _OWN_NETWORKS, _NO_ADAPTERS = BackboneConfig(), AdapterConfig()
 
+OF_CRITICS = (
+    *("expectile", "discount", "tau", "target_update", "value_aggregation", "advantage_aggregation", "rho"),
+    *("num_critics", "n_step", "reward_scale", "reward_shift", "bootstrap", "target_candidates", "target_choice"),
+    *("target_omega", "target_aggregation", "advantage_normalization"),
+)
+"""Settings of what critics learn, or of what is made of their estimates."""
+
 MAX_SHIFT = 12.0
 """Shift beyond which one of the two fields hardly has weights: sigma(-12) is 6e-6."""
 
@@ -75,6 +82,10 @@ class DipoleConfig(AgentConfig):
     train_bc: bool = False
     """Evaluate an unweighted field for comparison: adds one unless there is one already (`bc`, `cfgrl`, `fql`, a
     backbone). The added field clones offline rows alone: it stays the dataset's baseline in the online phase."""
+    advantage: Annotated[str, one_of("critic", "group")] = "critic"
+    """Where A comes from: `critic`, Q - V (paper), or `group`: a row's reward is its advantage already. Who judges all
+    actions of one state together makes it, as soon as all scores are there: (score - mean) / (deviation + 1e-6) within
+    the group, 0 where all scores are the same. No critic, no V and no target is then built or trained."""
     bootstrap: Annotated[str, BOOTSTRAP] = "policy"
     """What Q bootstraps from: `policy`, Qbar(s', a') with a' from the policy (paper), or `value`, V(s') (IQL)."""
     target_candidates: Annotated[int, COUNT] = 1
@@ -108,6 +119,10 @@ class DipoleConfig(AgentConfig):
         if not self.is_guided:
             for name in ("omega", "target_omega"):
                 self.require(name, 0, f"{scheme} has nothing to guide", remedy)
+        if self.advantage == "group":
+            defaults = {field.name: field.default for field in fields(self)}
+            for name, default in {**{name: defaults[name] for name in OF_CRITICS}, "num_candidates": 1}.items():
+                self.require(name, default, "advantage 'group' trains no critics", "agent.advantage=critic")
         if self.bootstrap == "value":
             for name, neutral in {"target_omega": 0, "target_candidates": 1, "target_aggregation": "mean"}.items():
                 self.require(name, neutral, "bootstrap 'value' asks no target critic at s'", "agent.bootstrap=policy")
@@ -184,6 +199,8 @@ class DipoleAgent(ValueAgent):
     def _losses(self, batch: dict[str, Tensor], diagnostics: bool) -> Losses:
         if self.is_cloning:
             return self._cloning_losses(batch)
+        if self.config.advantage == "group":
+            return self._group_losses(batch, diagnostics)
         observations, actions = batch["observations"], batch["actions"]
         fields, beside = self.networks.fields, self.branches.beside
         bootstrap_noise = self._bootstrap_noise(len(actions))
@@ -199,19 +216,29 @@ class DipoleAgent(ValueAgent):
         # Policy fields, all on the same noise and time.
         advantage = self._advantage(q_data, v)
         scaled, statistics = self._normalized_advantage(advantage)
-        by_name = self._field_weights(scaled, batch["is_offline"])
-        weights = torch.stack([by_name[name] for name in fields.names])
+        weights = self._field_weights(scaled, batch["is_offline"])
         target = flow.path_velocity(noise, actions)
         field_losses = beside("fields", losses.flow_matching_losses, velocities, target, weights)
         self.branches.join()
 
         terms = {"critic": critic_loss, "value": value_loss, "actor": field_losses.sum()}
         metrics = {"critic/loss": critic_loss.detach(), "value/loss": value_loss.detach()}
-        for name, loss in zip(fields.names, field_losses.detach(), strict=True):
-            metrics[f"actor/loss_{name}"] = loss
+        metrics |= self._field_metrics(field_losses)
         if diagnostics:
-            metrics |= self._critic_metrics(q, q_target) | self._advantage_metrics(v, advantage, weights[0])
+            metrics |= self._critic_metrics(q, q_target) | self._value_metrics(v)
+            metrics |= self._advantage_metrics(advantage, weights[0])
         return terms, metrics, statistics
+
+    def _group_losses(self, batch: dict[str, Tensor], diagnostics: bool) -> Losses:
+        """Return the losses of the fields alone, of rows that bring their advantage as their reward."""
+        noise, x, t = self._path(batch["actions"])
+        velocities = self.networks.fields(batch["observations"], x, t)
+        weights = self._field_weights(batch["rewards"], batch["is_offline"])
+        field_losses = losses.flow_matching_losses(velocities, flow.path_velocity(noise, batch["actions"]), weights)
+        metrics = self._field_metrics(field_losses)
+        if diagnostics:
+            metrics |= self._advantage_metrics(batch["rewards"], weights[0])
+        return {"actor": field_losses.sum()}, metrics, self._statistics
 
     def _cloning_losses(self, batch: dict[str, Tensor]) -> Losses:
         """Return the loss of the backbone in the clone phase: flow matching on all rows alike."""
@@ -221,8 +248,13 @@ class DipoleAgent(ValueAgent):
         loss = losses.flow_matching_losses(velocities, flow.path_velocity(noise, batch["actions"]), ones)[0]
         return {"actor": loss}, {"actor/loss_bc": loss.detach()}, {}
 
-    def _field_weights(self, advantage: Tensor, is_offline: Tensor) -> dict[str, Tensor]:
-        """Return the row weights (B,) of the fields by name."""
+    def _field_metrics(self, field_losses: Tensor) -> dict[str, Tensor]:
+        """Return the losses of the fields (F,) by name."""
+        pairs = zip(self.networks.fields.names, field_losses.detach(), strict=True)
+        return {f"actor/loss_{name}": loss for name, loss in pairs}
+
+    def _field_weights(self, advantage: Tensor, is_offline: Tensor) -> Tensor:
+        """Return the weights (F, B) of the rows, field by field."""
         config, weights = self.config, {"bc": is_offline}  # an added field stays the dataset's baseline
         if config.weight_scheme == "dipole":
             both = losses.dichotomous_weights(advantage, config.beta, config.shift, check_finite=False)
@@ -233,4 +265,4 @@ class DipoleAgent(ValueAgent):
             weights["positive"], weights["bc"] = losses.optimality_weights(advantage)
         else:
             weights["bc"] = torch.ones_like(advantage)
-        return weights
+        return torch.stack([weights[name] for name in self.networks.fields.names])

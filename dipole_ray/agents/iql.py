@@ -102,6 +102,7 @@ class IqlAgent(ValueAgent):
         terms = {"critic": critic_loss, "value": value_loss, "actor": actor_loss}
         metrics = {f"{name}/loss": loss.detach() for name, loss in terms.items()}
         if diagnostics:
-            metrics |= self._critic_metrics(q, q_target) | self._advantage_metrics(v, advantage, weight)
+            metrics |= self._critic_metrics(q, q_target) | self._value_metrics(v)
+            metrics |= self._advantage_metrics(advantage, weight)
             metrics["actor/std_mean"] = log_std.detach().exp().mean()
         return terms, metrics, statistics

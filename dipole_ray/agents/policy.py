@@ -29,7 +29,7 @@ class Policy(ABC):
     """Acts on observations. A subclass says what its actor is (`draw_actor`) and how noise becomes an action.
 
     Attributes:
-        roles: The networks that act, by name.
+        roles: The networks that act, by name; critics only where the config has some.
         is_flow: Whether the guided policy takes `denoise_steps` of a `solver`.
         has_mode: Whether noise of zero gives the one action that the policy thinks best.
         bc_remedy: What to set so that there is a behaviour-cloning field.
@@ -48,7 +48,7 @@ class Policy(ABC):
         self.config = config
         self.sizes = networks.sizes
         self.device = networks.observation_mean.device
-        self.networks = networks.only(self.roles)
+        self.networks = networks.only(role for role in self.roles if role != "critic" or config.has_critic)
         self.generator = torch.Generator(self.device).manual_seed(noise_seed)
         self.is_fitted = False
         self.updates: Callable[[], int] = lambda: 0
@@ -100,6 +100,9 @@ class Policy(ABC):
         candidates = self.config.num_candidates if num_candidates is None else num_candidates
         if candidates < 1:
             raise ConfigError(f"num_candidates: found {candidates}; give a whole number of at least 1")
+        if candidates > 1 and not self.config.has_critic:
+            why = f"advantage '{self.config.advantage}' trains no critics that could choose"
+            raise ConfigError(f"num_candidates: found {candidates}, but {why}; give 1, or train with critics")
         observations = torch.as_tensor(observations, dtype=torch.float32, device=self.device)
         dim = self.sizes.observation_dim
         if observations.ndim != 2 or observations.shape[1] != dim or not len(observations):

@@ -38,10 +38,13 @@ def adam_tensors(optimizer: torch.optim.Adam, parameters: Mapping[str, nn.Parame
 
 
 @torch.no_grad()
-def flatten(tensors: Sequence[Tensor]) -> Tensor:
-    """Make `tensors` views of one flat tensor, which is returned; they stay the same objects, with equal values."""
+def flatten(tensors: Sequence[Tensor], like: Tensor | None = None) -> Tensor:
+    """Make `tensors` views of one flat tensor, which is returned; they stay the same objects, with equal values.
+
+    There may be none, where it is said what the empty tensor is to be `like`.
+    """
     room = sum(map(_aligned_length, tensors))
-    flat = tensors[0].detach().new_zeros(room)
+    flat = (tensors[0] if like is None else like).detach().new_zeros(room)
     for tensor, view in zip(tensors, views(flat, tensors), strict=True):
         tensor.data = view.copy_(tensor)
     return flat

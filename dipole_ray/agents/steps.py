@@ -53,4 +53,5 @@ class Steps:
     @torch.no_grad()
     def _move_targets(self) -> None:
         """Move the target critics a Polyak step towards the critics as they are now."""
-        torch._foreach_lerp_(self.targets, self.critics, self.config.tau)
+        if self.targets:
+            torch._foreach_lerp_(self.targets, self.critics, self.config.tau)

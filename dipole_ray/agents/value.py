@@ -64,18 +64,21 @@ class ValueAgent(Agent):
         scaled, *updated = losses.normalized_advantage(gathered, how, *self._statistics.values())
         return self.data_parallel.shard(scaled), dict(zip(self._statistics, updated, strict=True))
 
-    def _advantage_metrics(self, v: Tensor, advantage: Tensor, weight: Tensor) -> dict[str, Tensor]:
+    def _value_metrics(self, v: Tensor) -> dict[str, Tensor]:
+        """Return the mean of V(s), (B,), over the rows of all learners."""
+        return {"value/v_mean": self.data_parallel.all_gather(v.detach()).mean()}
+
+    def _advantage_metrics(self, advantage: Tensor, weight: Tensor) -> dict[str, Tensor]:
         """Return means and spreads over the rows of all learners; given are this learner's, each (B,).
 
         The quantiles of the weight tell whether beta suits the advantage: all near 0.5 means it is too small,
         all at 0 or 1 too large. The advantage is the one before any normalisation, the weight the first field's.
         """
-        v, advantage, weight = map(self.data_parallel.all_gather, (v.detach(), advantage, weight))
+        advantage, weight = map(self.data_parallel.all_gather, (advantage, weight))
         below, above, fractions = _ranks(len(weight), weight.dtype, weight.device)
         ranked = weight.sort().values  # not torch.quantile, which a stacked step would call member by member
         quantiles = zip(WEIGHT_QUANTILES, torch.lerp(ranked[below], ranked[above], fractions), strict=True)
         return {
-            "value/v_mean": v.mean(),
             "actor/advantage_mean": advantage.mean(),
             "actor/advantage_std": advantage.std(correction=0),
             "actor/effective_sample_fraction": losses.effective_sample_fraction(weight),

@@ -110,7 +110,9 @@ def chosen_cell(agent: AgentConfig) -> Cell:
 
 
 def cells_of(config: EvalConfig, agent: AgentConfig) -> list[Cell]:
-    """Return the cells of the grid that this agent can act in: one with a single field knows no omega."""
+    """Return the cells of the grid that this agent can act in: a single field knows no omega, no critic no choice."""
+    if not agent.has_critic:
+        config = replace(config, candidates=(1,))
     if agent.is_guided:
         return grid(config, agent.has_bc)
     own = [replace(chosen_cell(agent), candidates=count) for count in sorted(set(config.candidates))]

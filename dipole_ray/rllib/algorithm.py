@@ -117,6 +117,9 @@ class DIPOLE(Algorithm):
 
         A subclass may bring another one: neither the loop nor replay and learner know the difference.
         """
+        if self._training.online_env_steps and self._agent.advantage == "group":
+            found = f"advantage 'group' compares actions of one state, and environment '{self.config.env}' takes one"
+            raise ConfigError(f"agent.advantage: {found}; set agent.advantage=critic, or training.online_env_steps=0")
         return Rollouts(group, self.config)
 
     @property

@@ -66,7 +66,9 @@ def load_policy(run: str | Path, device: str | torch.device = "cpu", **acting: A
     config = settings.from_mapping(AgentConfig, {**settings.to_mapping(config), **acting}, "agent")
     # Before any memory is taken for networks that the file cannot hold.
     widths = (schema.observation_dim + schema.action_dim, *config.hidden_dims)
-    weights = config.num_critics * sum(before * after for before, after in pairwise(widths))
+    is_mlp = isinstance(config, DipoleConfig) and config.backbone.network == "mlp"
+    members = config.num_critics if config.has_critic else int(is_mlp)
+    weights = members * sum(before * after for before, after in pairwise(widths))
     if weights > sum(tensor.numel() for tensor in state.values()):
         raise CheckpointError(
             f"{checkpoint.path}: its settings describe networks of at least {weights} weights, which it does not hold; "
