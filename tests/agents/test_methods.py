@@ -122,8 +122,8 @@ CHANGES_OF_OTHERS: dict[str, dict[str, Any]] = {
     },
 }
 """What FQL and IQL share with the family, they act on too."""
-COVERED_ELSEWHERE = {"batch_size", "n_step", "observation_normalization", "backbone", "adapters"}
-"""The first two are the replay's to act on; `test_normalization.py` and `test_adapters.py` cover the others."""
+COVERED_ELSEWHERE = {"batch_size", "n_step", "observation_normalization", "backbone", "adapters", "advantage"}
+"""The first two are the replay's to act on; `test_normalization.py`, `test_adapters.py` and `test_group.py` cover the others."""
 
 
 def test_every_setting_is_covered_below() -> None:
