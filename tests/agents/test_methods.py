@@ -123,7 +123,7 @@ CHANGES_OF_OTHERS: dict[str, dict[str, Any]] = {
 }
 """What FQL and IQL share with the family, they act on too."""
 COVERED_ELSEWHERE = {"batch_size", "n_step", "observation_normalization", "backbone", "adapters", "advantage"}
-"""The first two are the replay's to act on; `test_normalization.py`, `test_adapters.py` and `test_group.py` cover the others."""
+"""The first two are the replay's to act on; files of their own cover the others, such as `test_adapters.py`."""
 
 
 def test_every_setting_is_covered_below() -> None:
