@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dipole_ray.agents import flow, losses, state
+from dipole_ray.agents import flow, losses, state, vp
 from dipole_ray.agents.branches import Branches
 from dipole_ray.agents.config import AgentConfig
 from dipole_ray.agents.data_parallel import DataParallel
@@ -235,10 +235,13 @@ class Agent(ABC):
         return reduce(torch.add, terms.values()), metrics, statistics
 
     def _path(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Draw noise (B, A) and times (B, 1) for a step of flow matching, and return noise, x_t and t."""
+        """Draw noise and times, and return x_t (B, A), t (B, 1) and what a field is to say there, (B, A)."""
         noise = self._noise(len(actions))
         t = self.data_parallel.shard(self._draw("uniform", (len(actions) * self.data_parallel.size, 1)))
-        return noise, flow.path_point(noise, actions, t), t
+        if self.config.diffusion == "vp":
+            t = vp.times(t)
+            return vp.path_point(noise, actions, t), t, noise
+        return flow.path_point(noise, actions, t), t, flow.path_velocity(noise, actions)
 
     def _noise(self, rows: int, *candidates: int) -> Tensor:
         """Draw noise (B, A), or (B, N, A), for this learner's rows: its shard of the whole batch's."""

@@ -59,6 +59,7 @@ AGGREGATION = one_of("min", "mean", "mean_minus_std")
 AS_VALUE = Rule(lambda x: x is None or AGGREGATION.holds(x), f"{AGGREGATION.wanted}, or null")
 BOOTSTRAP = one_of("policy", "value")
 SOLVER = one_of("euler", "midpoint")
+DIFFUSION = one_of("flow", "vp")
 DIVISOR = one_of("none", "batch_std", "running_std")
 
 
@@ -83,6 +84,8 @@ class AgentConfig(metaclass=Tagged):
     target_aggregation = "mean"
     advantage_normalization = "none"
     advantage = "critic"
+    diffusion = "flow"
+    noise_scale = 1.0
     solver = "euler"
 
     algorithm: str = "dipole"

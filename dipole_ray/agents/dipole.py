@@ -17,10 +17,12 @@ from dipole_ray.agents.adapters import AdapterConfig
 from dipole_ray.agents.agent import Losses
 from dipole_ray.agents.backbones import BackboneConfig
 from dipole_ray.agents.config import (
+    ABOVE_ZERO,
     AGGREGATION,
     BOOTSTRAP,
     CEILING,
     COUNT,
+    DIFFUSION,
     DIVISOR,
     FINITE,
     OMEGA,
@@ -77,6 +79,11 @@ class DipoleConfig(AgentConfig):
     solver: Annotated[str, SOLVER] = "euler"
     """How the flow is followed from noise to action: `euler` (paper), one evaluation of the fields a step, or
     `midpoint`, two: how exact and how good that is says `benchmarks/results/solvers.md`."""
+    diffusion: Annotated[str, DIFFUSION] = "flow"
+    """What lies between noise and action: a `flow` (paper), or `vp`, the variance-preserving diffusion of the paper's
+    driving policy, whose fields predict noise and are followed by DPM-Solver++ of order 2, one evaluation a step."""
+    noise_scale: Annotated[float, ABOVE_ZERO] = 1.0
+    """The standard normal noise that becomes an action is first multiplied by this, > 0. Driving policy: 0.5."""
     exp_weight_max: Annotated[float, CEILING] = 100.0
     """Ceiling of the weight of `exp` and `iql`, > 0, may be infinite. FQL's AWR baselines: 100."""
     train_bc: bool = False
@@ -116,6 +123,8 @@ class DipoleConfig(AgentConfig):
             self.require("shift", 0, f"{scheme} has no knee to move", remedy)
         if self.weight_scheme != "exp":
             self.require("exp_weight_max", 100.0, f"{scheme} does not read it", "agent.weight_scheme=exp")
+        if self.diffusion == "vp":
+            self.require("solver", "euler", "diffusion 'vp' is followed by DPM-Solver++", "agent.diffusion=flow")
         if not self.is_guided:
             for name in ("omega", "target_omega"):
                 self.require(name, 0, f"{scheme} has nothing to guide", remedy)
@@ -185,8 +194,10 @@ class FlowPolicy(Policy):
         alone: dict[Any, list[str]] = {} if isinstance(omega, Tensor) else {0.0: [towards], -1.0: away}
         along = alone.get(omega, [towards, *away])
         along = ["bc"] if policy == "bc" else along
-        steps, solver = self.config.denoise_steps, self.config.solver
-        return flow.generate(self.networks.fields, observations, noise, along, steps, omega, solver)
+        config = self.config
+        noise = noise if config.noise_scale == 1.0 else config.noise_scale * noise
+        solver = "dpm" if config.diffusion == "vp" else config.solver
+        return flow.generate(self.networks.fields, observations, noise, along, config.denoise_steps, omega, solver)
 
 
 class DipoleAgent(ValueAgent):
@@ -204,7 +215,7 @@ class DipoleAgent(ValueAgent):
         observations, actions = batch["observations"], batch["actions"]
         fields, beside = self.networks.fields, self.branches.beside
         bootstrap_noise = self._bootstrap_noise(len(actions))
-        noise, x, t = self._path(actions)
+        x, t, target = self._path(actions)
         q = beside("critic", self._estimates, observations, actions)
         v = beside("value", self._values, observations)
         velocities = beside("fields", fields, observations, x, t)
@@ -217,7 +228,6 @@ class DipoleAgent(ValueAgent):
         advantage = self._advantage(q_data, v)
         scaled, statistics = self._normalized_advantage(advantage)
         weights = self._field_weights(scaled, batch["is_offline"])
-        target = flow.path_velocity(noise, actions)
         field_losses = beside("fields", losses.flow_matching_losses, velocities, target, weights)
         self.branches.join()
 
@@ -231,21 +241,21 @@ class DipoleAgent(ValueAgent):
 
     def _group_losses(self, batch: dict[str, Tensor], diagnostics: bool) -> Losses:
         """Return the losses of the fields alone, of rows that bring their advantage as their reward."""
-        noise, x, t = self._path(batch["actions"])
+        x, t, target = self._path(batch["actions"])
         velocities = self.networks.fields(batch["observations"], x, t)
         weights = self._field_weights(batch["rewards"], batch["is_offline"])
-        field_losses = losses.flow_matching_losses(velocities, flow.path_velocity(noise, batch["actions"]), weights)
+        field_losses = losses.flow_matching_losses(velocities, target, weights)
         metrics = self._field_metrics(field_losses)
         if diagnostics:
             metrics |= self._advantage_metrics(batch["rewards"], weights[0])
         return {"actor": field_losses.sum()}, metrics, self._statistics
 
     def _cloning_losses(self, batch: dict[str, Tensor]) -> Losses:
-        """Return the loss of the backbone in the clone phase: flow matching on all rows alike."""
-        noise, x, t = self._path(batch["actions"])
+        """Return the loss of the backbone in the clone phase, in which all rows weigh alike."""
+        x, t, target = self._path(batch["actions"])
         velocities = self.networks.fields(batch["observations"], x, t)
         ones = torch.ones_like(velocities[:, :, 0])
-        loss = losses.flow_matching_losses(velocities, flow.path_velocity(noise, batch["actions"]), ones)[0]
+        loss = losses.flow_matching_losses(velocities, target, ones)[0]
         return {"actor": loss}, {"actor/loss_bc": loss.detach()}, {}
 
     def _field_metrics(self, field_losses: Tensor) -> dict[str, Tensor]:

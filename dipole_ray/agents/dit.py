@@ -1,15 +1,16 @@
 """A diffusion transformer (DiT, Peebles & Xie, ICCV 2023) over action tokens, with cross-attention to context tokens.
 
-Each number of the action is a token, and the observation makes some context tokens. A block is self-attention, MLP,
-cross-attention and a second MLP, each shifted, scaled and gated by the time and the observation (adaLN-Zero), so that a
-fresh network returns zero. Keys and values of the context depend on neither time nor action: `encode` computes them
-once a state.
+Each number of the action, or each few of them, is a token. Context tokens are made of the observation, or are a part
+of it that an encoder computed beforehand. A block is self-attention, MLP, cross-attention and a second MLP, each
+shifted, scaled and gated by the time and the observation (adaLN-Zero), so that a fresh network returns zero. Keys and
+values of the context depend on neither time nor action: `encode` computes them once a state.
 
-Shapes: B rows, N candidates, O observation dim, A action dim, which counts tokens; C context tokens, W width, H heads.
+Shapes: B rows, N candidates, O observation dim, A action dim, P action tokens of A / P numbers; C context tokens of D
+numbers, W width, H heads.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dipole_ray.agents.networks import Sizes
+from dipole_ray.errors import ConfigError
 
 
 class Shape(NamedTuple):
@@ -35,6 +37,11 @@ _TIME_SCALE = 1000.0
 """Flow times in [0, 1] are embedded as DiT embeds its 1000 steps."""
 
 
+PARTS = "ego", "context"
+"""Observations that bring their context: what is known of oneself, (B, O), and tokens of an encoder, (B, C, D)."""
+Observed = Tensor | Mapping[str, Tensor]
+
+
 class Context(NamedTuple):
     """What a state is to the transformer: (B, W), and keys and values (B, H, C, W / H) of each block."""
 
@@ -51,7 +58,7 @@ class SelfAttention(nn.Module):
         self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return (R, A, W) of tokens (R, A, W)."""
+        """Return (R, P, W) of tokens (R, P, W)."""
         q, k, v = (_split(part, self.heads) for part in self.qkv(tokens).chunk(3, dim=-1))
         found: Tensor = self.proj(_join(F.scaled_dot_product_attention(q, k, v)))
         return found
@@ -70,7 +77,7 @@ class CrossAttention(nn.Module):
         return _split(self.k(context), self.heads), _split(self.v(context), self.heads)
 
     def forward(self, tokens: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Return (B N, A, W) of tokens (B N, A, W); the N candidates of a state attend in one product."""
+        """Return (B N, P, W) of tokens (B N, P, W); the N candidates of a state attend in one product."""
         states = len(keys)
         q = _split(self.q(tokens).reshape(states, -1, tokens.shape[-1]), self.heads)
         found: Tensor = self.proj(_join(F.scaled_dot_product_attention(q, keys, values)).view_as(tokens))
@@ -100,7 +107,7 @@ class Block(nn.Module):
         self.modulation = nn.Linear(shape.width, 12 * shape.width)
 
     def forward(self, tokens: Tensor, condition: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Return tokens (R, A, W); the condition is (R, W)."""
+        """Return tokens (R, P, W); the condition is (R, W)."""
         parts = self.modulation(F.silu(condition)).unsqueeze(1).chunk(12, dim=-1)
         for layer, (shift, scale, gate) in zip(
             (self.attention, self.mlp, self.cross, self.cross_mlp),
@@ -113,45 +120,66 @@ class Block(nn.Module):
 
 
 class DiTFields(nn.Module):
-    """One field, the velocity of a transformer of the given size."""
+    """One field, the velocity of a transformer of the given size.
 
-    def __init__(self, size: str, names: tuple[str, ...], sizes: Sizes, generator: torch.Generator) -> None:
+    Without `context_dim` observations are vectors (B, O), and context tokens are made of them. With it they are a
+    vector and context tokens (B, C, D) of that many numbers, by the names of `PARTS`.
+    """
+
+    def __init__(
+        self,
+        size: str,
+        names: tuple[str, ...],
+        sizes: Sizes,
+        generator: torch.Generator,
+        token_dim: int = 1,
+        context_dim: int | None = None,
+    ) -> None:
         super().__init__()
-        self.names = names
+        self.names, self.token_dim = names, token_dim
         shape = SIZES[size]
-        width, actions = shape.width, sizes.action_dim
-        self.point = nn.Linear(1, width)
-        self.places = nn.Parameter(torch.zeros(actions, width))
+        width, tokens = shape.width, sizes.action_dim // token_dim
+        if tokens * token_dim != sizes.action_dim:
+            raise ConfigError(f"{sizes.action_dim} numbers of an action are no whole number of tokens of {token_dim}")
+        self.point = nn.Linear(token_dim, width)
+        self.places = nn.Parameter(torch.zeros(tokens, width))
         self.time = nn.Sequential(nn.Linear(2 * _FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
         self.state = nn.Sequential(nn.Linear(sizes.observation_dim, width), nn.SiLU(), nn.Linear(width, width))
-        self.tokens = nn.Linear(width, shape.context_tokens * width)
+        if context_dim is None:
+            self.tokens = nn.Linear(width, shape.context_tokens * width)
+        else:
+            self.tokens = nn.Linear(context_dim, width)
         self.blocks = nn.ModuleList([Block(shape) for _ in range(shape.depth)])
         self.modulation = nn.Linear(width, 2 * width)
-        self.head = nn.Linear(width, 1)
+        self.head = nn.Linear(width, token_dim)
         self._draw(generator)
 
-    def forward(self, observations: Tensor, x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, observations: Observed, x: Tensor, t: Tensor) -> Tensor:
         """Return the velocities, see `VelocityField.__call__`."""
         found = self.velocity(self.encode(observations, self.names), x.unsqueeze(1), t, self.names)
         return found[:, :, 0]
 
-    def encode(self, observations: Tensor, fields: Sequence[str]) -> Context:
-        """Return the observations' embedding, and what each block attends to of them."""
-        embedding = self.state(observations)
-        tokens = self.tokens(F.silu(embedding)).unflatten(-1, (-1, embedding.shape[-1]))
+    def encode(self, observations: Observed, fields: Sequence[str]) -> Context:
+        """Return the embedding of the observations' vector, and what each block attends to of their context."""
+        if isinstance(observations, Tensor):
+            embedding = self.state(observations)
+            tokens = self.tokens(F.silu(embedding)).unflatten(-1, (-1, embedding.shape[-1]))
+        else:
+            vector, context = (observations[name] for name in PARTS)
+            embedding, tokens = self.state(vector), self.tokens(context.to(vector.dtype))
         return Context(embedding, [block.cross.keys_and_values(tokens) for block in self._blocks()])
 
     def velocity(self, context: Context, x: Tensor, t: float | Tensor, fields: Sequence[str]) -> Tensor:
         """Return the velocities (1, B, N, A), see `VelocityField.velocity`."""
-        rows, candidates, actions = x.shape
+        rows, candidates, _ = x.shape
         times = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(rows, 1)
         condition = context.embedding + self.time(_embedded(times))
         condition = condition.repeat_interleave(candidates, dim=0) if candidates > 1 else condition
-        tokens = self.point(x.reshape(-1, actions, 1)) + self.places
+        tokens = self.point(x.reshape(rows * candidates, -1, self.token_dim)) + self.places
         for block, (keys, values) in zip(self._blocks(), context.keys_and_values, strict=True):
             tokens = block(tokens, condition, keys, values)
         shift, scale = self.modulation(F.silu(condition)).unsqueeze(1).chunk(2, dim=-1)
-        found: Tensor = self.head(_normal(tokens) * (1 + scale) + shift).view(1, rows, candidates, actions)
+        found: Tensor = self.head(_normal(tokens) * (1 + scale) + shift).view(1, *x.shape)
         return found
 
     @torch.no_grad()

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from dipole_ray.agents import vp
 from dipole_ray.agents.fields import StackedFields, VelocityField
 from dipole_ray.agents.networks import FUSED, PASSES
 from dipole_ray.agents.packed import PackedFields
@@ -65,7 +66,7 @@ def generate(
     """Carry noise (B, N, A) to actions in [-1, 1], for observations (B, O).
 
     The way goes along one named field, or along two, v+ and v-, that omega combines, a number or one for each row
-    (B, 1, 1); no other field is evaluated.
+    (B, 1, 1); no other field is evaluated. The solver is one of `sample`'s, or `dpm` for fields of `vp`.
     """
     if isinstance(fields, PackedFields):
         return fields.generate(observations, noise, along, denoise_steps, omega, solver)
@@ -84,4 +85,6 @@ def generate(
         found = fields.velocity(context, x, t, along)
         return found[0] if len(found) == 1 else guided_velocity(found[0], found[1], omega)
 
+    if solver == "dpm":
+        return vp.sample(velocity, noise, denoise_steps)
     return sample(velocity, noise, denoise_steps, solver=solver)

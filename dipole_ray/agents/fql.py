@@ -99,9 +99,8 @@ class FqlAgent(Agent):
         q_target = self._critic_target(batch)
         q = self._estimates(observations, batch["actions"])
 
-        noise, x, t = self._path(batch["actions"])
+        x, t, target = self._path(batch["actions"])
         velocities = networks.fields(observations, x, t)
-        target = flow.path_velocity(noise, batch["actions"])
         flow_loss = losses.flow_matching_losses(velocities, target, torch.ones_like(q[:1]))[0]
 
         z = self._noise(len(observations), 1)

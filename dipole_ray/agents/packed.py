@@ -101,8 +101,11 @@ def is_worth_it(networks: Networks) -> bool:
     return runs_kernels or any(isinstance(role, AdaptedFields) for role in networks.children())
 
 
-def pack(networks: Networks) -> Any:
-    """Return the same networks by role: adapters merged, on a CPU packed where they read a state and a candidate."""
+def pack(networks: Networks, diffusion: str = "flow") -> Any:
+    """Return the same networks by role: adapters merged, on a CPU packed where they read a state and a candidate.
+
+    The kernels follow flows alone: fields of another diffusion are not packed.
+    """
     sizes, compiled = networks.sizes, kernels() if networks.observation_mean.device.type == "cpu" else None
     roles: dict[str, Any] = {name: getattr(networks, name) for name, _ in networks.named_children()}
     for name, role in roles.items():
@@ -110,7 +113,7 @@ def pack(networks: Networks) -> Any:
             roles[name] = role = role.merged((*role.names, BACKBONE))
         if compiled is None:
             continue
-        if isinstance(role, StackedFields):
+        if isinstance(role, StackedFields) and diffusion == "flow":
             roles[name] = PackedFields(role, sizes.action_dim, compiled)
         elif isinstance(role, StackedMLP) and role.kernels[0].shape[1] == sizes.pair_dim:
             roles[name] = PackedMLP(role, sizes.observation_dim, sizes.action_dim, compiled)

@@ -126,7 +126,7 @@ class Policy(ABC):
         version = self.config, self.updates(), *(tensor._version for tensor in self.networks.parameters())
         if self._packed is None or self._packed[0] != version:
             acting = copy.copy(self)
-            acting.networks = packed.pack(self.networks)
+            acting.networks = packed.pack(self.networks, self.config.diffusion)
             self._packed = version, acting
         return self._packed[1]
 
