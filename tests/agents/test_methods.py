@@ -91,6 +91,8 @@ CHANGES: dict[str, tuple[dict[str, Any], Any]] = {
     "denoise_steps": ({}, 3),
     "solver": ({}, "midpoint"),
     "learning_rate": ({}, 3e-3),
+    "diffusion": ({}, "vp"),
+    "noise_scale": ({}, 0.5),
 }
 """A setting the change needs, and the changed value, for each field that the agent itself acts on."""
 CHANGES_OF_OTHERS: dict[str, dict[str, Any]] = {

@@ -133,11 +133,8 @@ def test_actions_are_what_the_solver_makes_of_the_combined_predictions(adapters:
 
 def test_greediness_moves_the_actions_where_fields_predict_noise() -> None:
     config = bandit_config(diffusion="vp", train_bc=True, beta=4.0)
-    agent, rng, nothing = (
-        agents.make_agent(config, Schema(1, 1), seed=0),
-        np.random.default_rng(0),
-        np.zeros((256, 1), "f"),
-    )
+    agent, rng = agents.make_agent(config, Schema(1, 1), seed=0), np.random.default_rng(0)
+    nothing = np.zeros((256, 1), np.float32)
     for _ in range(400):
         actions = (0.3 * rng.normal(size=(256, 1))).clip(-1, 1).astype(np.float32)
         batch = {"actions": actions, "rewards": actions[:, 0], "masks": nothing[:, 0]}
