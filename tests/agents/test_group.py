@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dipole_ray.agents import flow, losses
+from dipole_ray.agents import losses
 from dipole_ray.agents.adapters import AdapterConfig
 from dipole_ray.agents.agent import Agent, make_policy
 from dipole_ray.agents.captured import CapturedUpdates
@@ -57,9 +57,8 @@ def test_the_weights_are_those_of_the_rows_own_advantage() -> None:
     assert torch.equal(weights[0], torch.sigmoid(2.0 * tensors["rewards"]))
     found = agent._losses(tensors, False)[0]["actor"]
     agent.generator.set_state(before)
-    noise, x, t = agent._path(tensors["actions"])
+    x, t, target = agent._path(tensors["actions"])
     velocities = agent.networks.fields(tensors["observations"], x, t)
-    target = flow.path_velocity(noise, tensors["actions"])
     assert torch.equal(found, losses.flow_matching_losses(velocities, target, weights).sum())
 
 
