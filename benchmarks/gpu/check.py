@@ -25,7 +25,6 @@ from benchmarks.gpu.parts import PRECISIONS, make_agent, parts
 from dipole_ray.agents.agent import COUNTERS
 from dipole_ray.agents.captured import CapturedUpdates
 from dipole_ray.agents.config import AgentConfig
-from dipole_ray.agents.stacked import StackedUpdates
 
 UPDATES = 32
 """Of one call, as in a run."""
@@ -80,14 +79,14 @@ def equality(config: AgentConfig, variant: dict[str, bool], device: str = "cuda"
     """Compare 100 captured updates with eager ones, then a batch of NaN, then a checkpoint carried on."""
     eager, agent = make_agent(config, device=device), make_agent(config, device=device)
     start = time.perf_counter()
-    captured = CapturedUpdates(agent, config.batch_size, max_updates=10, **variant)
+    captured = CapturedUpdates([agent], config.batch_size, max_updates=10, **variant)
     found: dict[str, Any] = {"capture_s": time.perf_counter() - start}
     left, right = eager.state_dict(), agent.state_dict()
     found["capturing_changes_nothing"] = is_same(left, right, set(left))
     batches, worst = random_batches(10, config.batch_size, device), 0.0
     for _ in range(10):
         ours = [eager.update(batch, diagnostics=k == 9) for k, batch in enumerate(batches)]
-        theirs = captured.update_on(joined(batches))
+        (theirs,) = captured.update_on([joined(batches)])
         for name in (name for name in theirs if "/loss" in name):
             mean = sum(float(metrics[name]) for metrics in ours) / len(ours)
             worst = max(worst, abs(mean - theirs[name]) / max(abs(mean), 1e-6))
@@ -101,18 +100,18 @@ def equality(config: AgentConfig, variant: dict[str, bool], device: str = "cuda"
     found["bitwise"] = is_same(left, right, set(left))
     found["generator_and_counters_equal"] = is_same(left, right, {"generator", *COUNTERS})
 
-    captured.update_on(joined([spoilt(batch) for batch in batches[:4]]))
+    captured.update_on([joined([spoilt(batch) for batch in batches[:4]])])
     skipped = agent.state_dict()
     found["nan_changes_nothing"] = is_same(right, skipped, right.keys() - {"generator", *COUNTERS})
     found["nan_is_counted"] = [int(skipped[name]) for name in COUNTERS] == [104, 4, 4]
 
-    fresh = CapturedUpdates(make_agent(config, seed=5, device=device), config.batch_size, max_updates=10, **variant)
-    fresh.agent.load_state_dict(skipped)
+    fresh = CapturedUpdates([make_agent(config, seed=5, device=device)], config.batch_size, max_updates=10, **variant)
+    fresh.agents[0].load_state_dict(skipped)
     eager.load_state_dict(skipped)
-    same_metrics = captured.update_on(joined(batches)) == fresh.update_on(joined(batches))
+    same_metrics = captured.update_on([joined(batches)]) == fresh.update_on([joined(batches)])
     for batch in batches:
         eager.update(batch, diagnostics=False)
-    left, right = agent.state_dict(), fresh.agent.state_dict()
+    left, right = agent.state_dict(), fresh.agents[0].state_dict()
     found["checkpoint_goes_on_bitwise"] = same_metrics and is_same(left, right, set(left))
     found["checkpoint_goes_on_eagerly_within"] = largest_difference(left, eager.state_dict())
     published = captured.policy_state()
@@ -152,13 +151,13 @@ def updates(bootstrap: str, precision: str) -> dict[str, Any]:
     host = {name: column.numpy() for name, column in joined(random_batches(UPDATES, config.batch_size, "cpu")).items()}
     on_device, agent = random_batches(8, config.batch_size, "cuda"), make_agent(config)
     rows = joined(random_batches(TABLE_ROWS // 1000, 1000, "cuda"))
-    index = torch.randint(TABLE_ROWS, (UPDATES, config.batch_size), device="cuda")
+    index = torch.randint(TABLE_ROWS, (UPDATES, 1, config.batch_size), device="cuda")
     found = {"eager": rate(lambda i: agent.update(on_device[i % 8], diagnostics=False), 2, 0.4)}
     for name, variant in VARIANTS.items():
-        captured = CapturedUpdates(make_agent(config), config.batch_size, UPDATES, TABLE_ROWS, **variant)
-        captured.load(rows)
+        captured = CapturedUpdates([make_agent(config)], config.batch_size, UPDATES, TABLE_ROWS, **variant)
+        captured.load([rows])
         found[name] = per_update(rate(lambda _, captured=captured: captured.run(index), 3, 0.3))
-    found["both, host rows"] = per_update(rate(lambda _: captured.update_on(host), 3, 0.3))
+    found["both, host rows"] = per_update(rate(lambda _: captured.update_on([host]), 3, 0.3))
     captured._position.zero_()
     found |= kernels(captured._graphs[False].replay)
     torch.set_float32_matmul_precision("highest")
@@ -180,7 +179,7 @@ def seeds(bootstrap: str, precision: str, device: str = "cuda", **changes: Any) 
     for count in SEEDS:
         members = [make_agent(config, seed, device) for seed in range(count)]
         start = time.perf_counter()
-        stacked = StackedUpdates(members, config.batch_size, UPDATES)
+        stacked = CapturedUpdates(members, config.batch_size, UPDATES)
         row: dict[str, Any] = {"capture_s": time.perf_counter() - start}
         own = [batches[seed:] + batches[:seed] for seed in range(count)]
         columns = [joined(each) for each in own]
@@ -214,7 +213,7 @@ def publishing() -> dict[str, Any]:
     """Return the milliseconds until the host has the policy."""
     agent = make_agent(AgentConfig.preset("paper"))
     found = {"tensor by tensor": latencies(agent.policy.policy_state, calls=50)}
-    captured = CapturedUpdates(agent, 256, UPDATES)
+    captured = CapturedUpdates([agent], 256, UPDATES)
     return found | {"one flat pinned copy": latencies(captured.policy_state, calls=50)}
 
 

@@ -8,16 +8,30 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from benchmarks.gpu.eager import SCHEMA
 from dipole_ray.agents import agent as agents
-from dipole_ray.agents import flow, state
+from dipole_ray.agents import flow, fused, fused_pass, state
 from dipole_ray.agents.agent import Agent
+from dipole_ray.agents.branches import Branches
 from dipole_ray.agents.config import AgentConfig
-from dipole_ray.agents.networks import FUSED
+from dipole_ray.agents.fused import FusedPasses
+from dipole_ray.agents.fused_layers import FEW, MANY, Tile
+from dipole_ray.agents.fused_pass import Pass, Stack, precision
+from dipole_ray.agents.networks import PASSES
 
 PRECISIONS = {"float32": "highest", "tf32": "high"}
+MEMBERS = 1, 2, 16
+TILES = [
+    FEW,
+    MANY,
+    Tile(32, 64, 64, 4),
+    Tile(64, 64, 32, 2),
+    Tile(64, 64, 32, 4),
+    Tile(64, 128, 32, 4),
+    Tile(128, 128, 32, 8),
+    Tile(128, 64, 32, 4, 4),
+]
 
 
 def make_agent(config: AgentConfig, seed: int = 0, device: str = "cuda") -> Agent:
@@ -50,60 +64,76 @@ def graph_us(call: Callable[[], object], repeats: int = 50) -> float:
 
 def parts() -> dict[str, float]:
     """Return microseconds of the parts of an update at 3 x 512, each alone in a graph."""
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, device="cuda")
-
     found = {}
-    for precision, name in PRECISIONS.items():
+    for kind, name in PRECISIONS.items():
         torch.set_float32_matmul_precision(name)
-        for members, rows in ((1, 256), (2, 256)):
-            x, w, y = normal(members, rows, 512), normal(members, 512, 512), normal(members, rows, 512)
-            b = normal(members, 1, 512)
-            what = f"{precision} [{members},{rows},512]"
-            found[f"{what} bmm"] = graph_us(lambda x=x, w=w: torch.bmm(x, w))
-            found[f"{what} baddbmm with bias"] = graph_us(lambda x=x, w=w, b=b: torch.baddbmm(b, x, w))
-            found[f"{what} gradient of the input"] = graph_us(lambda y=y, w=w: torch.bmm(y, w.transpose(1, 2)))
-            found[f"{what} gradient of the kernel"] = graph_us(lambda x=x, y=y: torch.bmm(x.transpose(1, 2), y))
-        found |= {f"{precision} {what}": us for what, us in fused_parts().items()}
+        found |= {f"{kind} {what}": us for what, us in (library_parts() | fused_parts()).items()}
     torch.set_float32_matmul_precision("highest")
-    x, scale, shift, scalar = normal(2, 256, 512), normal(2, 1, 512), normal(2, 1, 512), normal(1)[0]
-    found["[2,256,512] GELU"] = graph_us(lambda: F.gelu(x, approximate="tanh"))
-    found["[2,256,512] layer norm"] = graph_us(lambda: F.layer_norm(x, (512,)))
-    found["[2,256,512] addcmul"] = graph_us(lambda: torch.addcmul(shift, x, scale))
-    found["[2,256,512] sum over rows"] = graph_us(lambda: x.sum(dim=1, keepdim=True))
-    found["[2,256,512] multiply"] = graph_us(lambda: x * x)
-    found["scalar add"] = graph_us(lambda: scalar + 1.0)
     return found | parameter_parts()
 
 
-def fused_parts() -> dict[str, float]:
-    """Return microseconds of the fused kernels at 3 x 512, and of the sampler as torch does it."""
-    from dipole_ray.agents import fused
-
-    agent = make_agent(AgentConfig.preset("paper"))
-    fields = agent.networks.fields
-    noise, observations = torch.randn(256, 1, 5, device="cuda"), torch.randn(256, 28, device="cuda")
+def library_parts() -> dict[str, float]:
+    """Return microseconds of torch's products at 3 x 512 by the number of members, and of the sampler."""
     found = {}
+    for members in MEMBERS:
+        x, w, y = (torch.randn(members, rows, 512, device="cuda") for rows in (256, 512, 256))
+        found[f"[{members},256,512] bmm"] = graph_us(lambda x=x, w=w: torch.bmm(x, w))
+        found[f"[{members},256,512] gradient of the input"] = graph_us(lambda y=y, w=w: torch.bmm(y, w.transpose(1, 2)))
+        found[f"[{members},256,512] gradient of the kernel"] = graph_us(
+            lambda y=y, x=x: torch.bmm(x.transpose(1, 2), y)
+        )
+    fields = make_agent(AgentConfig.preset("paper")).networks.fields
+    noise, observations = torch.randn(256, 1, 5, device="cuda"), torch.randn(256, 28, device="cuda")
+    sample = partial(flow.generate, fields, observations, noise, ["positive"], 10)
     with torch.no_grad():
-        for name, kernels_of in {"torch": None, "fused": fused}.items():
-            token = FUSED.set(kernels_of)
-            sample = partial(flow.generate, fields, observations, noise, ["positive"], 10)
-            found[f"sampler of 10 steps, {name}"] = graph_us(sample, repeats=5)
-            FUSED.reset(token)
-        (kernels, biases), layer = fields.layers_of(["positive"]), torch.randn(1, 256, 512, device="cuda")
-        for tile, depth, warps in ((32, 64, 4), (32, 128, 4), (32, 64, 2), (64, 64, 4), (16, 128, 2)):
-            for kind in ("tf32",) if torch.get_float32_matmul_precision() == "high" else ("ieee", "tf32x3"):
-                grid, out = (-(-256 // tile), -(-512 // tile), 1), torch.empty_like(layer)
-                options = {"WIDTH": 512, "H": 512, "TILE": tile, "DEPTH": depth, "PRECISION": kind, "num_warps": warps}
-                found[f"product + bias + GELU, tile {tile}, depth {depth}, {warps} warps, {kind}"] = attempt_us(
-                    lambda grid=grid, out=out, options=options: fused._dense[grid](
-                        layer, kernels[1], biases[1], out, 256, **options
-                    )
-                )
-        z, one = torch.randn(2, 256, 512, device="cuda"), torch.randn(2, 1, 512, device="cuda")
-        found["[2,256,512] bias + GELU + norm"] = graph_us(lambda: fused.activate(z, one, one, one, 1e-6))
+        found["sampler of 10 steps, torch"] = graph_us(sample, repeats=5)
+        token = PASSES.set(FusedPasses([], [], Branches()))
+        found["sampler of 10 steps, fused"] = graph_us(sample, repeats=5)
+        PASSES.reset(token)
     return found
+
+
+def fused_parts() -> dict[str, float]:
+    """Return microseconds of a hidden layer of 512 units with its norm, and of its gradients, by members and tile."""
+    found, kept = {}, fused_pass.tile_for
+    for members in MEMBERS:
+        shapes = [(512, 512), (512, 512), (512, 1), (1, 512), (1, 512), (1, 1), (1, 512), (1, 512), (1, 512), (1, 512)]
+        stack = Stack.of([torch.randn(1, members, *shape, device="cuda") for shape in shapes], 3)
+        run, places = Pass(stack, torch.randn(1, members, 256, 512, device="cuda"), precision()), stack.room()
+        d = torch.randn(members, 256, 512, device="cuda")
+        for tile in TILES:
+            fused_pass.tile_for = lambda *_, tile=tile: tile
+            sides = f"{tile.rows} x {tile.columns} x {tile.depth}, {tile.warps} warps, {tile.stages} stages"
+            try:
+                run.results, run.slopes, run.moments = [], [], []
+                below = run._hidden(0, None, keep=True)
+                run._hidden(1, below, keep=True)
+                run._outputs()
+                sums = run._through_activation(0, d)[1]
+            except Exception:
+                traceback.print_exc()
+                continue
+            calls = {
+                "hidden layer": partial(hidden_again, run, below),
+                "gradient of the input": partial(run._through_product, 1, d),
+                "gradients of parameters": partial(run._parameters, 0, d, sums, places),
+            }
+            for what, call in calls.items():
+                found[f"[{members},256,512] {what}, {sides}"] = attempt_us(call)
+        fused_pass.tile_for = kept
+        found[f"[{members},256,512] gradient of GELU and norm"] = graph_us(
+            lambda run=run, d=d: run._through_activation(0, d)
+        )
+        found[f"[{members},256,512] last layer"] = graph_us(run._outputs)
+    return found
+
+
+def hidden_again(run: Pass, below: Tensor | None) -> None:
+    """Go through the second hidden layer once more, and leave the pass as it was."""
+    kept = run.results, run.slopes, run.moments
+    run.results, run.slopes, run.moments = list(run.results[:1]), [], []
+    run._hidden(1, below, keep=True)
+    run.results, run.slopes, run.moments = kept
 
 
 def attempt_us(call: Callable[[], object]) -> float:
@@ -134,12 +164,13 @@ def parameter_parts() -> dict[str, float]:
         found["Adam, flat"] = graph_us(lambda: torch._fused_adam_(*([each] for each in flat), [], steps[:1], **rest))
         found["norm, flat"] = graph_us(lambda: torch.linalg.vector_norm(flat[1]))
         found["copy of the gradients, flat"] = graph_us(lambda: torch._foreach_copy_(gradients, moments[0]))
-        from dipole_ray.agents import fused
-
-        group, one = agent.optimizer.param_groups[0], torch.ones((), device="cuda")
-        place = flat[1].clone()[: len(flat[0]) // 3], 0, 0.005, False
+        group, one = agent.optimizer.param_groups[0], torch.ones(1, device="cuda")
+        followers = flat[1].clone()[None, : len(flat[0]) // 3], 0, 0.005, False
+        rates, rows = one.double() * 1e-3, [each.unsqueeze(0) for each in flat]
+        numbers = torch.ones(1, 64, device="cuda")
+        found["norm and guard, fused"] = graph_us(lambda: fused.guard(one, rows[1], one.clone(), numbers, 10))
         found["Adam + Polyak, fused"] = graph_us(
-            lambda: fused.adam(flat[0], flat[1], (flat[2], flat[3]), steps[:1][0], one - 1.0, place, group)
+            lambda: fused.adam(rows[0], rows[1], (rows[2], rows[3]), numbers, one - 1.0, followers, rates, group)
         )
         weight = torch.tensor(0.005, device="cuda")
         critics = flat[0][: len(flat[0]) // 2]

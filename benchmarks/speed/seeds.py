@@ -26,8 +26,8 @@ from benchmarks.learner_speed import random_batches
 from benchmarks.record import write_json
 from benchmarks.speed.learner import SCHEMA, SIZES
 from benchmarks.speed.timing import spread
+from dipole_ray.agents.captured import CapturedUpdates
 from dipole_ray.agents.dipole import DipoleAgent, DipoleConfig
-from dipole_ray.agents.stacked import StackedUpdates
 
 UPDATES = 4
 """Of each agent in a call."""
@@ -42,7 +42,7 @@ def ways(size: str, bootstrap: str, count: int) -> dict[str, Callable[[], object
         raise SystemExit("error: numba cannot compile here; see the warning above")
     batches = random_batches(readable[0], UPDATES)
     joined = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
-    stacked = StackedUpdates(members, config.batch_size, UPDATES)
+    stacked = CapturedUpdates(members, config.batch_size, UPDATES)
 
     def in_turn(agents: list[DipoleAgent]) -> None:
         for agent in agents:

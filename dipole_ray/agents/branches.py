@@ -36,8 +36,13 @@ class Branches:
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             found = function(*arguments)
-        self._kept.append((arguments, found))
+        self._kept.append((function, arguments, found))
         return found
+
+    def apart(self, function: Callable[[*Arguments], object], *arguments: *Arguments) -> None:
+        """Run a function on a branch of the current stream's own, which goes on without it until `join`."""
+        name = f"of stream {torch.cuda.current_stream().cuda_stream}" if self._side_by_side else ""
+        self.beside(name, function, *arguments)
 
     def join(self) -> None:
         """Let the current stream wait for all branches."""

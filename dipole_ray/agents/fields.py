@@ -90,10 +90,9 @@ class StackedFields(nn.Module):
         hidden = hidden + (context + t * time_kernel).unsqueeze(2)
         return self.mlp.after_first_layer(hidden.flatten(1, 2), members).view(-1, rows, candidates, action_dim)
 
-    def layers_of(self, fields: Sequence[str]) -> tuple[list[Tensor], list[Tensor]]:
+    def parts(self, fields: Sequence[str]) -> tuple[list[Tensor], ...]:
         """Return the kernels (F, in, out) and biases (F, 1, out) of the named fields, layer by layer."""
-        members = self._members(fields)
-        return [kernel[members] for kernel in self.mlp.kernels], [bias[members] for bias in self.mlp.biases]
+        return self.mlp.parts(self._members(fields))[:2]
 
     def _members(self, fields: Sequence[str]) -> Members:
         """Return where the named fields lie in the stack."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dipole_ray.agents import vp
 from dipole_ray.agents.fields import StackedFields, VelocityField
-from dipole_ray.agents.networks import FUSED, PASSES
+from dipole_ray.agents.networks import PASSES
 from dipole_ray.agents.packed import PackedFields
 
 
@@ -74,12 +74,7 @@ def generate(
     if passes is not None and solver == "euler" and isinstance(fields, StackedFields) and not torch.is_grad_enabled():
         moved: Tensor = passes.generate(fields, observations, noise, along, denoise_steps, omega)
         return moved
-    context, fused = fields.encode(observations, along), FUSED.get()
-    if fused is not None and solver == "euler" and isinstance(fields, StackedFields) and not torch.is_grad_enabled():
-        kernels, biases = fields.layers_of(along)
-        if len(kernels) > 2:  # a single hidden layer would be the first and the last, read and written at once
-            found: Tensor = fused.generate(kernels, biases, context, noise, denoise_steps, omega)
-            return found
+    context = fields.encode(observations, along)
 
     def velocity(x: Tensor, t: float) -> Tensor:
         found = fields.velocity(context, x, t, along)

@@ -1,6 +1,6 @@
 """Steps that hold no branch: on a GPU each is replayed as a CUDA graph, elsewhere the same step runs op by op.
 
-Shapes: K updates a call, S members, none of that dimension for an agent alone.
+Shapes: K updates a call, S agents, M metrics.
 """
 
 from abc import ABC, abstractmethod
@@ -11,24 +11,29 @@ import torch
 from torch import Tensor
 
 from dipole_ray.agents.agent import MAX_CONSECUTIVE_SKIPS, Agent
+from dipole_ray.agents.branches import Branches
 
 _WARM_UP_STEPS = 3
 """Steps before a capture: libraries make their handles and workspaces in the first, which no graph may hold."""
 
 
 class GraphedUpdates(ABC):
-    """Captures an update, replays it, and keeps each member's metrics and guard on the device until they are read."""
+    """Captures an update, replays it, and keeps each agent's metrics and guard on the device until they are read."""
 
-    def __init__(self, agents: Sequence[Agent], members: tuple[int, ...], max_updates: int) -> None:
-        """Make the guard's counters, (S,) as `members` says; a subclass ends its own constructor with `_prepare`."""
-        self._learning, self._members, self.max_updates = agents, members, max_updates
+    def __init__(self, agents: Sequence[Agent], max_updates: int, side_by_side: bool) -> None:
+        """Make the guard's counters, (S,); a subclass ends its own constructor with `_prepare`."""
+        self._learning, self.max_updates = agents, max_updates
         self._device = agents[0].device
+        self._branches = Branches(side_by_side and self._device.type == "cuda")
         self._position = torch.zeros(1, dtype=torch.int64, device=self._device)
-        self._consecutive_skips = torch.zeros(members, device=self._device)
+        self._consecutive_skips = torch.zeros(len(agents), device=self._device)
 
     @abstractmethod
     def _update(self, diagnostics: bool) -> dict[str, Tensor]:
-        """Do what `Agent.update` does, without asking the device; `skipped` among the metrics is 0 or 1, (S,)."""
+        """Do what `Agent.update` does, without asking the device; `skipped` among the metrics is 0 or 1, (S,).
+
+        What the metrics do not need may still be on its way on a branch.
+        """
 
     def _prepare(self) -> None:
         """Learn the names of the metrics, make their buffers, and capture a step with diagnostics and one without."""
@@ -38,9 +43,10 @@ class GraphedUpdates(ABC):
         with _beside_the_current_stream(self._device) if on_cuda else nullcontext():
             for _ in range(_WARM_UP_STEPS if on_cuda else 1):
                 plain, full = self._update(diagnostics=False), self._update(diagnostics=True)
+                self._branches.end()
         self._names, self._diagnostic_names = list(plain), list(full)
-        self._metrics = torch.zeros(self.max_updates, len(plain), *self._members, device=self._device)
-        self._diagnostics = torch.zeros(len(full), *self._members, device=self._device)
+        self._metrics = torch.zeros(self.max_updates, len(plain), len(self._learning), device=self._device)
+        self._diagnostics = torch.zeros(len(full), len(self._learning), device=self._device)
         self._graphs = [self._capture(diagnostics) for diagnostics in (False, True)] if on_cuda else []
         for agent, before in zip(self._learning, noise, strict=True):
             agent.generator.set_state(before)
@@ -58,7 +64,7 @@ class GraphedUpdates(ABC):
         """Take K steps; return the metrics of each, (K, M, S), and the last one's diagnostics, once they are done."""
         self._position.zero_()
         skips = torch.tensor([float(agent.consecutive_skips) for agent in self._learning])
-        self._consecutive_skips.copy_(skips.view(self._members))
+        self._consecutive_skips.copy_(skips)
         for k in range(updates):
             diagnostics = k == updates - 1
             if self._graphs:
@@ -76,14 +82,7 @@ class GraphedUpdates(ABC):
         if diagnostics:
             torch.stack(list(metrics.values()), out=self._diagnostics)
         self._position += 1
-
-    def _guard(self, check: Tensor) -> Tensor:
-        """Return whether to skip the step, 0 or 1, and count skips in a row; `check` is finite if all losses are."""
-        # x - x is 0, or NaN where x is not finite.
-        is_skipped = (check - check).ne(0) | (self._consecutive_skips >= MAX_CONSECUTIVE_SKIPS)
-        skipped = is_skipped.to(check.dtype)
-        self._consecutive_skips.add_(1).mul_(skipped)
-        return skipped
+        self._branches.end()
 
     def _skips(self, rows: Tensor) -> list[bool]:
         """Return which of one agent's steps, (K, M), were skipped."""

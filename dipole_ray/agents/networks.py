@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import pairwise
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -37,14 +36,11 @@ class Sizes:
         return self.observation_dim + self.action_dim
 
 
-FUSED: ContextVar[ModuleType | None] = ContextVar("fused", default=None)
-"""The module `agents.fused` while a captured step computes with its kernels."""
-
 STACKED: ContextVar[bool] = ContextVar("stacked", default=False)
 """Whether a step of `stacked` evaluates the networks of many agents at once, which only torch's own functions allow."""
 
 PASSES: ContextVar[Any] = ContextVar("passes", default=None)
-"""The `passes.Passes` that evaluate stacks within a step of `compiled`."""
+"""What evaluates stacks within a step that is `compiled` or captured: `passes.Passes` or `fused.FusedPasses`."""
 
 Members = slice | list[int] | None
 """Which members of a stack to evaluate; all by default. A slice copies no kernel, a list does."""
@@ -99,8 +95,6 @@ class StackedMLP(nn.Module):
         kernel, bias = (_choose(parameter, members) for parameter in self._dense[0])
         if inputs.dim() == 2:
             inputs = inputs.expand(kernel.shape[0], *inputs.shape)
-        if FUSED.get() is not None:
-            return self.after_first_layer(torch.bmm(inputs, kernel), members, bias)
         return self.after_first_layer(torch.baddbmm(bias, inputs, kernel), members)
 
     def at(self, states: Tensor, candidates: Tensor) -> Tensor:
@@ -109,14 +103,13 @@ class StackedMLP(nn.Module):
         found = self.forward(torch.cat((repeated, candidates), dim=-1).flatten(0, 1))
         return found.view(-1, *candidates.shape[:2], found.shape[-1])
 
-    def after_first_layer(self, hidden: Tensor, members: Members = None, late_bias: Tensor | None = None) -> Tensor:
-        """Finish the pass from the first layer's pre-activation (E, B, H); returns (E, B, D).
+    def parts(self, members: Members = None) -> tuple[list[Tensor], ...]:
+        """Return the chosen members' kernels, biases, and scales and shifts of norms, each layer by layer."""
+        dense, norms = (list(zip(*kind, strict=True)) or [(), ()] for kind in (self._dense, self._norms))
+        return tuple([_choose(each, members) for each in kind] for kind in (*dense, *norms))
 
-        Fused kernels take the first layer's bias, where it is still to be added, as `late_bias`.
-        """
-        fused = FUSED.get()
-        if fused is not None:
-            return self._after_first_layer_fused(fused, hidden, members, late_bias)
+    def after_first_layer(self, hidden: Tensor, members: Members = None) -> Tensor:
+        """Finish the pass from the first layer's pre-activation (E, B, H); returns (E, B, D)."""
         for layer, (kernel, bias) in enumerate(self._dense[1:]):
             hidden = gelu_tanh(hidden)
             if self.layer_norm:
@@ -124,18 +117,6 @@ class StackedMLP(nn.Module):
                 hidden = F.layer_norm(hidden, hidden.shape[-1:], eps=LAYER_NORM_EPS)
                 hidden = torch.addcmul(_choose(shift, members), hidden, _choose(scale, members))
             hidden = torch.baddbmm(_choose(bias, members), hidden, _choose(kernel, members))
-        return hidden
-
-    def _after_first_layer_fused(
-        self, fused: ModuleType, hidden: Tensor, members: Members, bias: Tensor | None
-    ) -> Tensor:
-        """Do what `after_first_layer` does, each hidden layer's bias added by the kernel that activates it."""
-        for layer, (kernel, next_bias) in enumerate(self._dense[1:], start=1):
-            norm = [_choose(each, members) for each in self._norms[layer - 1]] if self.layer_norm else []
-            hidden, bias = fused.activate(hidden, bias, *norm, epsilon=LAYER_NORM_EPS), _choose(next_bias, members)
-            kernel = _choose(kernel, members)
-            is_last = layer == len(self._dense) - 1
-            hidden = torch.baddbmm(bias, hidden, kernel) if is_last else torch.bmm(hidden, kernel)
         return hidden
 
 

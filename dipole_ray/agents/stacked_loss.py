@@ -1,7 +1,7 @@
-"""The losses of many agents of one shape at once: each agent's own `_losses`, over all of them by `torch.vmap`.
+"""The loss of a captured step: one agent's own, or those of many agents of one shape at once, by `torch.vmap`.
 
-Networks, observations' statistics, batches and draws of the members lie in stacks. A member draws from its own
-generator what it would draw alone, in the same order.
+Networks, observations' statistics, batches and draws of many lie in stacks. A member draws from its own generator what
+it would draw alone, in the same order.
 
 Shapes: S members, B batch rows.
 """
@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from dipole_ray.agents import state
 from dipole_ray.agents.agent import Agent
 from dipole_ray.agents.branches import Branches
 from dipole_ray.agents.config import AgentConfig
@@ -51,26 +52,44 @@ def require_alike(configs: Sequence[AgentConfig]) -> None:
                 )
 
 
+class LossOfOne:
+    """An agent's own loss, as `StackedLoss` returns it for several; see there."""
+
+    def __init__(self, agent: Agent, branches: Branches) -> None:
+        self._agent, self._branches, self.trained = agent, branches, agent._parameters
+        self.statistics = {name: value.view(1) for name, value in agent._statistics.items()}
+
+    def __call__(
+        self, batch: Mapping[str, Tensor], diagnostics: bool
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """Return loss, metrics and the running statistics that change, (1,); the batch's columns are (1, B, ...)."""
+        agent, eager = self._agent, self._agent.branches
+        agent.branches = self._branches
+        try:
+            total, metrics, statistics = agent._loss({name: column[0] for name, column in batch.items()}, diagnostics)
+        finally:
+            agent.branches = eager
+        changed = {name: value.view(1) for name, value in statistics.items() if value is not agent._statistics[name]}
+        return total.view(1), {name: value.view(1) for name, value in metrics.items()}, changed
+
+
 class StackedLoss:
-    """The loss of agents whose tensors become views of stacks; the agents themselves may be used as before.
+    """The losses of agents that may also be used by themselves.
 
     Attributes:
-        trained: What the optimizers move, by name, (S, ...); leaves that require a gradient.
-        targets: The target critics' parameters, likewise, without a gradient.
+        trained: What the optimizers move, (S, ...); leaves that require a gradient.
         statistics: Running statistics by name, (S,).
     """
 
-    def __init__(self, agents: Sequence[Agent], branches: Branches) -> None:
-        """Stack the tensors of agents on one device, which have `require_alike` settings."""
+    def __init__(self, agents: Sequence[Agent], parameters: Tensor, targets: Tensor, branches: Branches) -> None:
+        """Take agents of `require_alike` settings whose trained parameters and targets are flat, (S, P) and (S, T)."""
         self._agents, self._first, self._branches = agents, agents[0], branches
-        named = [dict(agent.networks.named_parameters()) for agent in agents]
-        stacks = {name: stack([each[name] for each in named]) for name in named[0]}
-        learned = self._first.networks.trained_parameters()
-        self.trained = {name: stacks[name].requires_grad_() for name in learned}
-        self._constant = {name: stacked for name, stacked in stacks.items() if name not in learned}
-        self.targets = {name: stacked for name, stacked in self._constant.items() if name.startswith("target_critic.")}
-        buffers = [dict(agent.networks.named_buffers()) for agent in agents]
-        self._constant |= {name: stack([each[name] for each in buffers]) for name in buffers[0]}
+        self.trained = [each.requires_grad_() for each in state.views(parameters.detach(), self._first._parameters)]
+        self._tensors = dict(zip(self._first.networks.trained_parameters(), self.trained, strict=True))
+        names = (name for name, _ in self._first.networks.named_parameters() if name.startswith("target_critic."))
+        self._tensors |= zip(names, state.views(targets, self._first._target_parameters), strict=True)
+        rest = [{**dict(each.networks.named_parameters()), **dict(each.networks.named_buffers())} for each in agents]
+        self._tensors |= {name: stack([each[name] for each in rest]) for name in rest[0] if name not in self._tensors}
         kept = [agent._statistics for agent in agents]
         self.statistics = {name: stack([each[name] for each in kept]) for name in kept[0]}
         values = {name: [getattr(agent.config, name, None) for agent in agents] for name in IN_LOSSES}
@@ -92,11 +111,10 @@ class StackedLoss:
         if self._draws is None:
             self._draws = self._note_draws({name: column[0] for name, column in batch.items()})
         drawn = [torch.stack([agent._draw(kind, shape) for agent in self._agents]) for kind, shape in self._draws]
-        tensors = {**self.trained, **self._constant}
         token = STACKED.set(True)
         try:
             found: Any = torch.vmap(self._of_one, in_dims=(0, 0, 0, 0, 0, None))(
-                tensors, dict(batch), self.statistics, self._settings, drawn, diagnostics
+                self._tensors, dict(batch), self.statistics, self._settings, drawn, diagnostics
             )
         finally:
             STACKED.reset(token)

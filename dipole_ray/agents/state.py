@@ -39,21 +39,30 @@ def adam_tensors(optimizer: torch.optim.Adam, parameters: Mapping[str, nn.Parame
 
 @torch.no_grad()
 def flatten(tensors: Sequence[Tensor], like: Tensor | None = None) -> Tensor:
-    """Make `tensors` views of one flat tensor, which is returned; they stay the same objects, with equal values.
+    """Make `tensors` views of one flat tensor, which is returned; see `flatten_each`."""
+    return flatten_each([tensors], like)[0]
 
-    There may be none, where it is said what the empty tensor is to be `like`.
+
+@torch.no_grad()
+def flatten_each(groups: Sequence[Sequence[Tensor]], like: Tensor | None = None) -> Tensor:
+    """Make each of S groups of tensors, of the same shapes, views of a row of one tensor (S, P), which is returned.
+
+    They stay the same objects, with equal values. There may be none in a group, where it is said what the empty tensor
+    is to be `like`.
     """
-    room = sum(map(_aligned_length, tensors))
-    flat = (tensors[0] if like is None else like).detach().new_zeros(room)
-    for tensor, view in zip(tensors, views(flat, tensors), strict=True):
-        tensor.data = view.copy_(tensor)
+    model = groups[0][0] if like is None else like
+    flat = model.detach().new_zeros(len(groups), sum(map(_aligned_length, groups[0])))
+    for row, tensors in zip(flat, groups, strict=True):
+        for tensor, view in zip(tensors, views(row, tensors), strict=True):
+            tensor.data = view.copy_(tensor)
     return flat
 
 
 def views(flat: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Return the part of a flat tensor that belongs to each of `tensors`, in its shape; see `flatten`."""
-    parts = flat.split([_aligned_length(tensor) for tensor in tensors])
-    return [part[: tensor.numel()].view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+    """Return the part of a flat tensor (..., P) that belongs to each of `tensors`, (..., its shape); see `flatten`."""
+    parts = flat.split([_aligned_length(tensor) for tensor in tensors], dim=-1)
+    places = zip(parts, tensors, strict=True)
+    return [part[..., : tensor.numel()].view((*flat.shape[:-1], *tensor.shape)) for part, tensor in places]
 
 
 def _aligned_length(tensor: Tensor) -> int:

@@ -28,6 +28,7 @@ from dipole_ray.agents.data_parallel import DataParallel
 from dipole_ray.agents.precision import torch_products
 from dipole_ray.agents.state import check_matches, copy_into
 from dipole_ray.columns import Schema
+from dipole_ray.errors import NonFiniteError
 from dipole_ray.rllib.stack import LearnerStack
 
 JOIN_TIMEOUT = timedelta(minutes=30)
@@ -111,8 +112,11 @@ class DIPOLELearner(FaultAwareApply):
         elif captures:
             with self.products():
                 if self._captured is None or self._captured.max_updates < num_updates:
-                    self._captured = CapturedUpdates(self.agent, batch_size, num_updates)
-                metrics = self._captured.update_on(shares)
+                    self._captured = CapturedUpdates([self.agent], batch_size, num_updates)
+                (outcome,) = self._captured.update_on([shares])
+            if isinstance(outcome, NonFiniteError):
+                raise outcome
+            metrics = outcome
         else:
             metrics = self.update_alone(shares, rows)
         if self.agent.is_cloning and self.agent.learner_steps >= self._clone_steps:

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dipole_ray.agents.stacked import StackedUpdates
+from dipole_ray.agents.captured import CapturedUpdates
 
 _LOG = logging.getLogger(__name__)
 Answer = dict[str, float] | BaseException
@@ -28,7 +28,7 @@ class LearnerStack:
     def __init__(self, members: Sequence[Any], stops: Sized = ()) -> None:
         """Let the members' calls come here; `stops` grows with requests to stop."""
         self._members = list(members)
-        self._updates: StackedUpdates | None = None
+        self._updates: CapturedUpdates | None = None
         # Its lock is held by the thread whose turn it is.
         self._turn = threading.Condition()
         self._iterating: set[Any] = set()
@@ -114,11 +114,11 @@ class LearnerStack:
                 self.leave(member)  # at once: the others go on with one fewer
         return answers
 
-    def _updates_of(self, rows: int) -> StackedUpdates:
+    def _updates_of(self, rows: int) -> CapturedUpdates:
         """Return the stacked updates of the members, for calls of so many rows."""
         batch_size = self._members[0].agent.config.batch_size
         if self._updates is None or self._updates.max_updates < rows // batch_size:
-            self._updates = StackedUpdates([one.agent for one in self._members], batch_size, rows // batch_size)
+            self._updates = CapturedUpdates([one.agent for one in self._members], batch_size, rows // batch_size)
         return self._updates
 
     def _attempt(self, member: Any, columns: Mapping[str, Tensor]) -> Answer:

@@ -72,7 +72,8 @@ def test_one_update_moves_both_adapters_and_not_one_bit_of_the_backbone(network:
     if how == "compiled":
         assert agent.compile(2)
     if how == "captured":
-        CapturedUpdates(agent, 32, 2).update_on({name: np.concatenate([c, c]) for name, c in make_batch(0).items()})
+        twice = {name: np.concatenate([column, column]) for name, column in make_batch(0).items()}
+        CapturedUpdates([agent], 32, 2).update_on([twice])
     else:
         agent.update(make_batch(0))
         agent.update(make_batch(1))

@@ -45,7 +45,15 @@ def spoilt(batch: Batch) -> Batch:
 def pair(settings: dict[str, Any], **options: Any) -> tuple[Agent, CapturedUpdates]:
     """Return an agent, and the captured updates of its twin."""
     twins = [make_agent(tiny_config(**settings), **options) for _ in range(2)]
-    return twins[0], CapturedUpdates(twins[1], ROWS, UPDATES, fused=False)
+    return twins[0], CapturedUpdates([twins[1]], ROWS, UPDATES, fused=False)
+
+
+def update_on(captured: CapturedUpdates, batches: list[Batch]) -> dict[str, float]:
+    """Return the metrics of an agent's updates, or raise its error."""
+    (outcome,) = captured.update_on([joined(batches)])
+    if isinstance(outcome, NonFiniteError):
+        raise outcome
+    return outcome
 
 
 def assert_close(agent: Agent, other: Agent) -> None:
@@ -68,25 +76,25 @@ def test_a_hundred_updates_end_where_eager_ones_do(settings: dict[str, Any]) -> 
         bad = {20: (4,), 30: range(6, UPDATES), 40: range(5)}.get(call, ())
         batches = [spoilt(batch) if k in bad else batch for k, batch in enumerate(batches)]
         eager = [agent.update(batch, diagnostics=k == UPDATES - 1) for k, batch in enumerate(batches)]
-        metrics = captured.update_on(joined(batches))
-        assert captured.agent.skipped_updates == agent.skipped_updates
-        assert captured.agent.consecutive_skips == agent.consecutive_skips
+        metrics = update_on(captured, batches)
+        assert captured.agents[0].skipped_updates == agent.skipped_updates
+        assert captured.agents[0].consecutive_skips == agent.consecutive_skips
         assert metrics.keys() == eager[-1].keys()
         if not bad:
             for name, value in metrics.items():
                 expected = [float(each[name]) for each in eager] if "/loss" in name else [float(eager[-1][name])]
                 assert value == pytest.approx(np.mean(expected), rel=1e-4, abs=1e-5), name
     assert agent.skipped_updates == 10
-    assert_close(agent, captured.agent)
+    assert_close(agent, captured.agents[0])
 
 
 @pytest.mark.parametrize("settings", AGENTS, ids=named)
 def test_a_call_whose_losses_are_not_finite_changes_no_tensor(settings: dict[str, Any]) -> None:
     _, captured = pair(settings)
-    captured.update_on(joined([make_batch(step) for step in range(UPDATES)]))
-    before = captured.agent.state_dict()
-    captured.update_on(joined([spoilt(make_batch(step)) for step in range(4)]))
-    after = captured.agent.state_dict()
+    update_on(captured, [make_batch(step) for step in range(UPDATES)])
+    before = captured.agents[0].state_dict()
+    update_on(captured, [spoilt(make_batch(step)) for step in range(4)])
+    after = captured.agents[0].state_dict()
     assert (int(after["skipped_updates"]), int(after["consecutive_skips"])) == (4, 4)
     kept = before.keys() - {"learner_steps", "skipped_updates", "consecutive_skips", "generator"}
     assert_same({name: before[name] for name in kept}, {name: after[name] for name in kept})
@@ -96,46 +104,46 @@ def test_making_it_changes_nothing_and_a_checkpoint_goes_on_bitwise(tmp_path: Pa
     """Also with an eager update between two calls: both act on the same tensors, generator and counters."""
     agent = make_agent(tiny_config("small"))
     before = agent.state_dict()
-    captured = CapturedUpdates(agent, ROWS, UPDATES, fused=False)
+    captured = CapturedUpdates([agent], ROWS, UPDATES, fused=False)
     assert_same(before, agent.state_dict())
-    calls = [joined([make_batch(10 * call + k) for k in range(UPDATES)]) for call in range(3)]
-    captured.update_on(calls[0])
+    calls = [[make_batch(10 * call + k) for k in range(UPDATES)] for call in range(3)]
+    update_on(captured, calls[0])
     agent.update(make_batch(77))
-    captured.update_on(calls[1])
-    resumed = CapturedUpdates(make_agent(agent.config, seed=9), ROWS, UPDATES, fused=False)
-    resumed.update_on(calls[0])
-    resumed.agent.load_state_dict(agent.state_dict())
-    assert captured.update_on(calls[2]) == resumed.update_on(calls[2])
-    assert_same(agent.state_dict(), resumed.agent.state_dict())
+    update_on(captured, calls[1])
+    resumed = CapturedUpdates([make_agent(agent.config, seed=9)], ROWS, UPDATES, fused=False)
+    update_on(resumed, calls[0])
+    resumed.agents[0].load_state_dict(agent.state_dict())
+    assert update_on(captured, calls[2]) == update_on(resumed, calls[2])
+    assert_same(agent.state_dict(), resumed.agents[0].state_dict())
     assert_same(agent.policy.policy_state(), captured.policy_state())
 
 
 def test_ten_skips_in_a_row_end_the_call_with_the_tenth_batch_saved(tmp_path: Path) -> None:
     """Good batches after it are not learned from, as if the error had come at once."""
     agent, captured = pair({"preset": "small"})
-    agent.failure_directory, captured.agent.failure_directory = tmp_path / "eager", tmp_path / "captured"
+    agent.failure_directory, captured.agents[0].failure_directory = tmp_path / "eager", tmp_path / "captured"
     batches = [make_batch(0), *(spoilt(make_batch(step)) for step in range(1, 11)), *map(make_batch, range(11, 15))]
-    captured.update_on(joined(batches[:8]))
+    update_on(captured, batches[:8])
     with pytest.raises(NonFiniteError, match="in 10 updates in a row"):
-        captured.update_on(joined(batches[8:]))
+        update_on(captured, batches[8:])
     with pytest.raises(NonFiniteError):
         for batch in batches:
             agent.update(batch)
-    assert captured.agent.learner_steps == agent.learner_steps == 11
+    assert captured.agents[0].learner_steps == agent.learner_steps == 11
     left, right = (load_file(tmp_path / side / "nonfinite-batch-11.safetensors") for side in ("eager", "captured"))
     for name, column in left.items():
         np.testing.assert_array_equal(column.numpy(), right[name].numpy())
-    captured.agent.generator.set_state(agent.generator.get_state())
-    assert_close(agent, captured.agent)
+    captured.agents[0].generator.set_state(agent.generator.get_state())
+    assert_close(agent, captured.agents[0])
 
 
 def test_rows_are_gathered_from_a_table_that_stays() -> None:
     agent, other = (make_agent(tiny_config("small")) for _ in range(2))
     rows = make_batch(0, rows=200)
     index = torch.from_numpy(np.random.default_rng(1).integers(200, size=(4, ROWS)))
-    captured = CapturedUpdates(other, ROWS, max_updates=4, table_rows=200, fused=False)
-    captured.load(rows)
-    captured.run(index)
+    captured = CapturedUpdates([other], ROWS, max_updates=4, table_rows=200, fused=False)
+    captured.load([rows])
+    captured.run(index.unsqueeze(1))
     for picked in index.numpy():
         agent.update({name: column[picked] for name, column in rows.items()})
     assert_close(agent, other)

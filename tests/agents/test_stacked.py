@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from dipole_ray.agents import state
 from dipole_ray.agents.agent import Agent
 from dipole_ray.agents.branches import Branches
-from dipole_ray.agents.stacked import StackedUpdates
+from dipole_ray.agents.captured import CapturedUpdates
 from dipole_ray.agents.stacked_loss import StackedLoss
 from dipole_ray.errors import ConfigError, NonFiniteError
 from tests.agents.battery import DEVICE, ROWS, Batch, assert_same, in_double, make_agent, make_batch, tiny_config
@@ -40,7 +41,7 @@ def batches_of(member: int, call: int) -> list[Batch]:
 @pytest.mark.parametrize("settings", AGENTS, ids=named)
 def test_a_hundred_stacked_updates_end_where_each_agents_own_do(settings: dict[str, Any]) -> None:
     """With settings of their own; steps are skipped by the member whose batch is not finite, and by no other."""
-    alone, stacked = members(settings), StackedUpdates(members(settings), ROWS, UPDATES)
+    alone, stacked = members(settings), CapturedUpdates(members(settings), ROWS, UPDATES)
     for call in range(10):
         batches = [batches_of(member, call) for member in range(3)]
         for k in {2: (4,), 3: range(6, UPDATES), 4: range(5)}.get(call, ()):
@@ -65,26 +66,30 @@ def test_losses_and_gradients_are_equal_in_float64(settings: dict[str, Any], mon
     alone, stacked = members(settings), members(settings)
     for agent in [*alone, *stacked]:
         in_double(agent, monkeypatch)
-    loss = StackedLoss(stacked, Branches())
+    flat = (
+        state.flatten_each([getattr(agent, name) for agent in stacked])
+        for name in ("_parameters", "_target_parameters")
+    )
+    loss = StackedLoss(stacked, *flat, Branches())
     batches = [agent._read_batch(make_batch(member)) for member, agent in enumerate(alone)]
     joint = {name: torch.stack([batch[name] for batch in batches]) for name in batches[0]}
     totals, metrics, _ = loss(joint, True)
-    gradients = torch.autograd.grad(totals.sum(), list(loss.trained.values()), materialize_grads=True)
+    gradients = torch.autograd.grad(totals.sum(), loss.trained, materialize_grads=True)
     for member, agent in enumerate(alone):
         total, expected, _ = agent._loss(batches[member], True)
         torch.testing.assert_close(totals[member], total, rtol=1e-10, atol=1e-10)
         for name, value in expected.items():
             torch.testing.assert_close(metrics[name][member], value, rtol=1e-9, atol=1e-9, msg=name)
         own = torch.autograd.grad(total, agent._parameters, materialize_grads=True)
-        for name, left, right in zip(loss.trained, own, gradients, strict=True):
-            torch.testing.assert_close(right[member], left, rtol=1e-9, atol=1e-10, msg=name)
+        for left, right in zip(own, gradients, strict=True):
+            torch.testing.assert_close(right[member], left, rtol=1e-9, atol=1e-10)
 
 
 def test_another_batch_of_one_member_leaves_the_others_bitwise() -> None:
     """Also one that is not finite, or one that ends in an error."""
     settings, states = {"preset": "paper", "advantage_normalization": "running_std"}, []
     for change in (0, 1, 2):
-        stacked = StackedUpdates(members(settings, [{}] * 4), ROWS, UPDATES)
+        stacked = CapturedUpdates(members(settings, [{}] * 4), ROWS, UPDATES)
         batches = [batches_of(member, 0) for member in range(4)]
         if change == 1:
             batches[3] = batches_of(9, 0)
@@ -100,7 +105,10 @@ def test_another_batch_of_one_member_leaves_the_others_bitwise() -> None:
 
 
 def test_a_stack_of_one_is_the_agent_alone() -> None:
-    (agent,), stacked = members({"preset": "small"}, [{}]), StackedUpdates(members({"preset": "small"}, [{}]), ROWS, 10)
+    (agent,), stacked = (
+        members({"preset": "small"}, [{}]),
+        CapturedUpdates(members({"preset": "small"}, [{}]), ROWS, 10),
+    )
     for call in range(10):
         stacked.update_on([joined(batches_of(0, call))])
         for batch in batches_of(0, call):
@@ -114,14 +122,14 @@ def test_checkpoints_of_members_go_on_bitwise_in_another_stack_and_alone() -> No
     if DEVICE == "cpu":
         agents[0].compile()
     before = [agent.state_dict() for agent in agents]
-    stacked = StackedUpdates(agents, ROWS, UPDATES)
-    for agent, state in zip(agents, before, strict=True):
-        assert_same(agent.state_dict(), state)
+    stacked = CapturedUpdates(agents, ROWS, UPDATES)
+    for agent, kept in zip(agents, before, strict=True):
+        assert_same(agent.state_dict(), kept)
     calls = [[joined(batches_of(member, call)) for member in range(3)] for call in range(3)]
     stacked.update_on(calls[0])
     agents[1].update(make_batch(77))
     stacked.update_on(calls[1])
-    other = StackedUpdates(members({"preset": "small"}), ROWS, UPDATES)
+    other = CapturedUpdates(members({"preset": "small"}), ROWS, UPDATES)
     other.update_on(calls[2])
     alone = members({"preset": "small"})
     for agent, resumed, single in zip(agents, other.agents, alone, strict=True):
@@ -137,7 +145,7 @@ def test_checkpoints_of_members_go_on_bitwise_in_another_stack_and_alone() -> No
 
 
 def test_ten_skips_in_a_row_end_one_member_with_its_batch_saved(tmp_path: Path) -> None:
-    stacked = StackedUpdates(members({"preset": "small"}), ROWS, UPDATES)
+    stacked = CapturedUpdates(members({"preset": "small"}), ROWS, UPDATES)
     for member, agent in enumerate(stacked.agents):
         agent.failure_directory = tmp_path / str(member)
     stacked.update_on([joined(batches_of(member, 0)) for member in range(3)])
@@ -150,7 +158,7 @@ def test_ten_skips_in_a_row_end_one_member_with_its_batch_saved(tmp_path: Path) 
     assert [path.name for path in tmp_path.glob("*/*")] == ["nonfinite-batch-20.safetensors"]
     after = stacked.agents[2].state_dict()
     moved = {"learner_steps", "skipped_updates", "consecutive_skips", "generator"}
-    assert_same(*({name: state[name] for name in state.keys() - moved} for state in (kept, after)))
+    assert_same(*({name: each[name] for name in each.keys() - moved} for each in (kept, after)))
 
 
 def test_normalized_observations_are_each_members_own() -> None:
@@ -160,7 +168,7 @@ def test_normalized_observations_are_each_members_own() -> None:
             agent.fit_observations(np.full(5, float(member)), np.full(5, 2.0 + member))
         return agents
 
-    alone, stacked = fitted(), StackedUpdates(fitted(), ROWS, UPDATES)
+    alone, stacked = fitted(), CapturedUpdates(fitted(), ROWS, UPDATES)
     stacked.update_on([joined(batches_of(member, 0)) for member in range(3)])
     for member, agent in enumerate(alone):
         for batch in batches_of(member, 0):
@@ -172,6 +180,6 @@ def test_agents_of_other_networks_or_methods_make_no_stack() -> None:
     for settings, name in (({"discount": 0.9}, "discount"), ({"preset": "exp"}, "weight_scheme")):
         agents = [make_agent(tiny_config()), make_agent(tiny_config(**settings))]
         with pytest.raises(ConfigError, match=rf"agent\.{name}.* may differ in beta"):
-            StackedUpdates(agents, ROWS, UPDATES)
-    with pytest.raises(ConfigError, match="each member a batch"):
-        StackedUpdates(members({"preset": "small"}), ROWS, UPDATES).update_on([make_batch(0)])
+            CapturedUpdates(agents, ROWS, UPDATES)
+    with pytest.raises(ConfigError, match="each agent one of its own"):
+        CapturedUpdates(members({"preset": "small"}), ROWS, UPDATES).update_on([make_batch(0)])
