@@ -33,7 +33,7 @@ FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 # Third-party imports that a room is limited to, and libraries that only some rooms may import.
 ALLOWED = {
-    "agents": {"torch", "numpy", "safetensors", "triton", "numba", "llvmlite", "peft"},
+    "agents": {"torch", "numpy", "safetensors", "triton", "numba", "llvmlite", "peft", "transformers"},
     "data": {"numpy", "pyarrow", "h5py", "requests", "urllib3"},
     "replay": {"numpy", "pyarrow"},
     "driving": {"PIL", "numpy", "pyarrow", "shapely", "scipy", "torch", "yaml"},
@@ -110,15 +110,16 @@ def test_third_party_imports_stay_in_their_rooms() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_one_file_imports_peft() -> None:
-    """It brings transformers along: three seconds that nobody pays who has no adapters."""
-    found = {
-        str(file.relative_to(PACKAGE))
-        for _, file, tree in _sources()
-        for _, name in _imports(tree, file)
-        if "peft" in name.split(".")
-    }
-    assert found == {"agents/adapters.py"}
+def test_one_file_imports_peft_and_one_transformers() -> None:
+    """Either takes seconds, which nobody pays who has no adapters and no pictures of a camera."""
+    for library, home in {"peft": "agents/adapters.py", "transformers": "agents/florence.py"}.items():
+        found = {
+            str(file.relative_to(PACKAGE))
+            for _, file, tree in _sources()
+            for _, name in _imports(tree, file)
+            if library in name.split(".")
+        }
+        assert found == {home}
 
 
 def test_files_import_each_other_one_way() -> None:
