@@ -1,6 +1,9 @@
 """Check the captured updates on a GPU against the eager agent, then measure them; a part that fails says so.
 
 python -m benchmarks.gpu.check --out benchmarks/results
+
+Triton takes most of a second to compile a kernel, and keeps it on disk; so processes side by side go through every
+part once, before one of them measures.
 """
 
 from __future__ import annotations
@@ -9,6 +12,8 @@ import argparse
 import json
 import platform
 import subprocess
+import sys
+import tempfile
 import time
 import traceback
 from collections import defaultdict
@@ -21,10 +26,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.eager import SCHEMA, Batch, latencies, random_batches, rate
-from benchmarks.gpu.parts import PRECISIONS, make_agent, parts
+from benchmarks.gpu.parts import PRECISIONS, fused_parts, make_agent, parts
+from dipole_ray.agents import fused_layers
 from dipole_ray.agents.agent import COUNTERS
 from dipole_ray.agents.captured import CapturedUpdates
 from dipole_ray.agents.config import AgentConfig
+from dipole_ray.agents.fused_layers import Tile
 
 UPDATES = 32
 """Of one call, as in a run."""
@@ -41,12 +48,24 @@ AGENTS: dict[str, AgentConfig] = {
 VARIANTS = {
     "captured": {"fused": False, "side_by_side": False},
     "side by side": {"fused": False, "side_by_side": True},
-    "fused": {"fused": True, "side_by_side": False},
     "both": {"fused": True, "side_by_side": True},
 }
+OTHER_TILES = {
+    "FEW": [Tile(32, 32, 32, 4), Tile(32, 64, 64, 4), Tile(16, 64, 64, 4), Tile(32, 32, 128, 4)],
+    "MANY": [
+        Tile(64, 64, 32, 4),
+        Tile(64, 64, 32, 2),
+        Tile(64, 128, 32, 4),
+        Tile(128, 128, 32, 8),
+        Tile(32, 64, 64, 4),
+    ],
+}
+"""In place of those that `fused_layers` chooses, for one agent and for eight."""
 SEEDS = 1, 8
-BEGIN, SECONDS = time.perf_counter(), 120
+BEGIN, SECONDS = time.perf_counter(), 125
 """Parts that would start later than this after the beginning are left out."""
+WARM_S = 60
+"""How long the processes that compile may take."""
 
 
 def joined(batches: list[Batch]) -> Batch:
@@ -135,7 +154,8 @@ def kernels(call: Callable[[], object], calls: int = 5) -> dict[str, Any]:
         "kernels": len(events) / calls,
         "device_ms": sum(event.device_time for event in events) / calls / 1e3,
         "span_ms": span / calls / 1e3,
-        "by_name": [(name, len(times) / calls, sum(times) / calls) for name, times in names],  # number and us a call
+        # Number and us a call.
+        "by_name": [(name[:160], len(times) / calls, sum(times) / calls) for name, times in names],
     }
 
 
@@ -152,12 +172,12 @@ def updates(bootstrap: str, precision: str) -> dict[str, Any]:
     on_device, agent = random_batches(8, config.batch_size, "cuda"), make_agent(config)
     rows = joined(random_batches(TABLE_ROWS // 1000, 1000, "cuda"))
     index = torch.randint(TABLE_ROWS, (UPDATES, 1, config.batch_size), device="cuda")
-    found = {"eager": rate(lambda i: agent.update(on_device[i % 8], diagnostics=False), 2, 0.4)}
+    found = {"eager": rate(lambda i: agent.update(on_device[i % 8], diagnostics=False), 1, 0.3)}
     for name, variant in VARIANTS.items():
         captured = CapturedUpdates([make_agent(config)], config.batch_size, UPDATES, TABLE_ROWS, **variant)
         captured.load([rows])
-        found[name] = per_update(rate(lambda _, captured=captured: captured.run(index), 3, 0.3))
-    found["both, host rows"] = per_update(rate(lambda _: captured.update_on([host]), 3, 0.3))
+        found[name] = per_update(rate(lambda _, captured=captured: captured.run(index), 2, 0.3))
+    found["both, host rows"] = per_update(rate(lambda _: captured.update_on([host]), 2, 0.3))
     captured._position.zero_()
     found |= kernels(captured._graphs[False].replay)
     torch.set_float32_matmul_precision("highest")
@@ -200,13 +220,78 @@ def seeds(bootstrap: str, precision: str, device: str = "cuda", **changes: Any) 
         after = members[0].state_dict()
         row["nan_changes_nothing"] = is_same(kept, after, kept.keys() - {"generator", *COUNTERS})
         row["nan_is_one_members"] = [agent.skipped_updates for agent in members] == [4] + [0] * (count - 1)
-        row["steps/s"] = per_update(rate(lambda _, call=stacked, on=columns: call.update_on(on), 3, 0.3))
+        row["steps/s"] = per_update(rate(lambda _, call=stacked, on=columns: call.update_on(on), 2, 0.3))
         if device == "cuda":
             stacked._position.zero_()
             row |= kernels(stacked._graphs[False].replay)
         found[str(count)] = row
     torch.set_float32_matmul_precision("highest")
     return found
+
+
+def tiles(which: str) -> dict[str, Any]:
+    """Return steps per second with other tiles for the products of one agent (`FEW`), or of eight (`MANY`), in TF32."""
+    torch.set_float32_matmul_precision("high")
+    kept, found = getattr(fused_layers, which), {}
+    for tile in (kept, *OTHER_TILES[which]):
+        setattr(fused_layers, which, tile)
+        found[str(tuple(tile))] = attempt(f"{which} = {tuple(tile)}", speed_of, 1 if which == "FEW" else max(SEEDS))
+    setattr(fused_layers, which, kept)
+    torch.set_float32_matmul_precision("highest")
+    return found
+
+
+def speed_of(count: int) -> dict[str, float]:
+    """Return the steps per second of so many agents with the value bootstrap, from a resident table."""
+    config = AgentConfig.preset("paper", bootstrap="value")
+    captured = CapturedUpdates([make_agent(config, seed) for seed in range(count)], config.batch_size, UPDATES)
+    rows = joined(random_batches(UPDATES, config.batch_size, "cuda"))
+    captured.load([rows] * count)
+    index = torch.randint(UPDATES * config.batch_size, (UPDATES, count, config.batch_size), device="cuda")
+    return per_update(rate(lambda _: captured.run(index), 2, 0.2))
+
+
+def warm_up(what: str) -> None:
+    """Compile the kernels of some parts."""
+    kind, *names = what.split()
+    if kind == "tile":
+        which, number = names[0], int(names[1])
+        setattr(fused_layers, which, OTHER_TILES[which][number])
+        torch.set_float32_matmul_precision("high")
+        speed_of(1 if which == "FEW" else max(SEEDS))
+    elif kind == "parts":
+        torch.set_float32_matmul_precision(PRECISIONS[names[0]])
+        fused_parts()
+    elif kind == "agents":
+        for config in AGENTS.values():
+            CapturedUpdates([make_agent(config)], config.batch_size, 1)
+    else:
+        torch.set_float32_matmul_precision(PRECISIONS[names[0]])
+        config = AgentConfig.preset("paper", bootstrap=kind)
+        for count in SEEDS:
+            CapturedUpdates([make_agent(config) for _ in range(count)], config.batch_size, 1)
+
+
+def warm_up_all() -> None:
+    """Compile everything, in processes side by side."""
+    what = [f"{bootstrap} {precision}" for bootstrap in ("value", "policy") for precision in PRECISIONS]
+    what += [f"tile {which} {k}" for which, tried in OTHER_TILES.items() for k in range(len(tried))]
+    what += ["agents", *(f"parts {precision}" for precision in PRECISIONS)]
+    command = [sys.executable, "-m", "benchmarks.gpu.check", "--warm-up"]
+    with tempfile.TemporaryDirectory() as folder:
+        said = [(Path(folder) / str(number)).open("w+") for number in range(len(what))]
+        processes = [
+            subprocess.Popen([*command, each], stdout=file, stderr=file) for each, file in zip(what, said, strict=True)
+        ]
+        for each, process, file in zip(what, processes, said, strict=True):
+            try:
+                code = process.wait(max(0.1, BEGIN + WARM_S - time.perf_counter()))
+                print(f"compiled {each}: exit {code}, {time.perf_counter() - BEGIN:.1f} s after the beginning")
+            except subprocess.TimeoutExpired:
+                process.kill()
+                print(f"not compiled in {WARM_S} s: {each}")
+            file.seek(0)
+            print(file.read()[-1500:], end="", flush=True)
 
 
 def publishing() -> dict[str, Any]:
@@ -232,8 +317,8 @@ def attempt(what: str, part: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def print_seeds(result: dict[str, Any]) -> None:
-    """Print the stacked agents: steps of all per second, and how much longer one takes than with one agent."""
-    print("\nstacked agents, rows from the host: steps/s (an update of each), time of a step against one agent's")
+    """Print steps of many agents per second, how much longer one takes than with one agent, and updates of all."""
+    print("\nagents in one step, rows from the host: steps/s, time of a step against one agent's, updates/s of all")
     for bootstrap, found in result.items():
         for precision, row in found.items():
             if "failed" in row:
@@ -245,8 +330,16 @@ def print_seeds(result: dict[str, Any]) -> None:
                 checks = {name: value for name, value in each.items() if name not in ("steps/s", "by_name")}
                 print(
                     f"{bootstrap:7}{precision:9}{count:>3} agents {speed['median']:.0f} [{speed['min']:.0f}, "
-                    f"{speed['max']:.0f}] steps/s, {one / speed['median']:.2f} times the time; {checks}"
+                    f"{speed['max']:.0f}] steps/s, {one / speed['median']:.2f} times the time, "
+                    f"{int(count) * speed['median']:.0f} updates/s of all; {checks}"
                 )
+
+
+def print_kernels(title: str, by_name: list[tuple[str, float, float]]) -> None:
+    """Print the kernels that take longest."""
+    print(f"\nkernels of {title}")
+    for name, number, us in by_name[:32]:
+        print(f"{number:6.1f} x {us / number:6.2f} us = {us:6.1f} us  {name[:110]}")
 
 
 def print_tables(result: dict[str, Any]) -> None:
@@ -259,16 +352,20 @@ def print_tables(result: dict[str, Any]) -> None:
     for bootstrap, found in result["updates"].items():
         for precision, row in found.items():
             if "failed" in row:
-                print(f"{bootstrap} {row}")
+                print(f"{bootstrap} {precision} {row}")
                 continue
             cells = [f"{row[key]['median']:.0f} [{row[key]['min']:.0f}, {row[key]['max']:.0f}]" for key in columns]
             cells += [f"{row['kernels']:.1f}", f"{row['device_ms']:.3f}", f"{row['span_ms']:.3f}"]
             print(f"{bootstrap:7}{precision:9}" + "".join(f"{cell:>22}" for cell in cells))
     print_seeds(result["seeds"])
-    print("\nkernels of both, fused and side by side")
-    for bootstrap, found in result["updates"].items():
-        for name, number, us in found["tf32"].get("by_name", [])[:24]:
-            print(f"{bootstrap:7}{number:6.1f} x {us / number:6.2f} us = {us:6.1f} us  {name[:110]}")
+    for bootstrap in ("value", "policy"):
+        print_kernels(f"{bootstrap}, tf32, one agent", result["updates"][bootstrap]["tf32"].get("by_name", []))
+        many = result["seeds"][bootstrap]["tf32"].get(str(max(SEEDS)), {})
+        print_kernels(f"{bootstrap}, tf32, {max(SEEDS)} agents", many.get("by_name", []))
+    print("\nsteps/s with other tiles: rows, columns, depth, warps, stages")
+    for which, found in result["tiles"].items():
+        for name, speed in found.items():
+            print(f"  {which} {name}: {speed}")
     print("\nmicroseconds in a graph")
     for name, us in result["parts"].items():
         print(f"  {name:52} {us if isinstance(us, str) else round(us, 2)}")
@@ -279,11 +376,15 @@ def print_tables(result: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--warm-up", metavar="PART", help="compile the kernels of a part, and end")
     parser.add_argument(
         "--seeds-on", metavar="DEVICE", help="the stacked agents alone; on cpu with small networks and without graphs"
     )
     arguments = parser.parse_args()
     out = arguments.out
+    if arguments.warm_up is not None:
+        warm_up(arguments.warm_up)
+        return
     if arguments.seeds_on is not None:
         torch.set_num_threads(1)
         small = {"hidden_dims": (32, 32), "batch_size": 32} if arguments.seeds_on == "cpu" else {}
@@ -304,28 +405,25 @@ def main() -> None:
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda},
         "commit": commit or None,
         "sizes": {"hidden_dims": [512] * 3, "batch_size": 256, **SCHEMA.to_json()},
-        "updates": {
-            bootstrap: {
-                precision: attempt(f"{bootstrap}, {precision}", updates, bootstrap, precision)
-                for precision in PRECISIONS
-            }
-            for bootstrap in ("value", "policy")
-        },
-        "seeds": {
-            bootstrap: {
-                precision: attempt(f"seeds, {bootstrap}, {precision}", seeds, bootstrap, precision)
-                for precision in PRECISIONS
-            }
-            for bootstrap in ("value", "policy")
-        },
-        "equality": {
-            f"{name}, {variant}": attempt(f"{name}, {variant}", equality, config, VARIANTS[variant])
-            for name, config in AGENTS.items()
-            for variant in ("side by side", "both")
-        },
-        "parts": attempt("parts", parts),
-        "publishing_ms": attempt("publishing", publishing),
     }
+    warm_up_all()
+    for name, part in {"updates": updates, "seeds": seeds}.items():
+        result[name] = {
+            bootstrap: {
+                precision: attempt(f"{name}, {bootstrap}, {precision}", part, bootstrap, precision)
+                for precision in reversed(PRECISIONS)
+            }
+            for bootstrap in ("value", "policy")
+        }
+    result["tiles"] = {which: attempt(f"tiles, {which}", tiles, which) for which in OTHER_TILES}
+    result["equality"] = {}
+    for variant in ("both", "side by side"):
+        for name, config in AGENTS.items():
+            what = f"{name}, {variant}"
+            result["equality"][what] = attempt(what, equality, config, VARIANTS[variant])
+        if "parts" not in result:
+            result["parts"] = attempt("parts", parts)
+    result["publishing_ms"] = attempt("publishing", publishing)
     out.mkdir(parents=True, exist_ok=True)
     (out / f"gpu_check-{result['date']}.json").write_text(json.dumps(result, indent=1) + "\n")
     print_tables(result)
