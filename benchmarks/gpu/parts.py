@@ -121,10 +121,10 @@ def fused_parts() -> dict[str, float]:
             for what, call in calls.items():
                 found[f"[{members},256,512] {what}, {sides}"] = attempt_us(call)
         fused_pass.tile_for = kept
-        found[f"[{members},256,512] gradient of GELU and norm"] = graph_us(
+        found[f"[{members},256,512] gradient of GELU and norm"] = attempt_us(
             lambda run=run, d=d: run._through_activation(0, d)
         )
-        found[f"[{members},256,512] last layer"] = graph_us(run._outputs)
+        found[f"[{members},256,512] last layer"] = attempt_us(run._outputs)
     return found
 
 
