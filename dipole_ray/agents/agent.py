@@ -4,11 +4,13 @@ Shapes: B batch rows, N candidates, O observation dim, A action dim, E critics.
 """
 
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import reduce
 from pathlib import Path
-from typing import ClassVar, Required, TypedDict, Unpack
+from typing import Any, ClassVar, Required, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -18,8 +20,10 @@ from dipole_ray.agents import flow, losses, state, vp
 from dipole_ray.agents.branches import Branches
 from dipole_ray.agents.config import AgentConfig
 from dipole_ray.agents.data_parallel import DataParallel
+from dipole_ray.agents.encoders import Seen, draw_encoders, seen_by
 from dipole_ray.agents.fields import MakeFields
 from dipole_ray.agents.networks import Sizes, StackedMLP
+from dipole_ray.agents.observations import columns_of_batch, flattened, read_column, together
 from dipole_ray.agents.policy import Policy
 from dipole_ray.agents.precision import SETTING, require_precision
 from dipole_ray.agents.roles import Networks, Roles
@@ -28,7 +32,8 @@ from dipole_ray.columns import Schema
 from dipole_ray.errors import ConfigError, NonFiniteError
 
 _LOG = logging.getLogger(__name__)
-Batch = Mapping[str, np.ndarray | Tensor]
+Batch = Mapping[str, Any]
+"""Arrays or tensors by column; several arrays of an observation flat, or in a dict."""
 Losses = tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]
 """The loss of each group of networks, the metrics, and the running statistics that the batch would leave."""
 MAX_CONSECUTIVE_SKIPS = 10
@@ -60,7 +65,7 @@ class Agent(ABC):
         sample_actions: See `Policy.sample_actions`.
         learner_steps: Calls of `update`, the skipped ones included: each has used up its batch and its noise.
         skipped_updates: How many of them changed nothing because the loss or the gradient was not finite.
-        steps: How gradients are taken and applied, see `compile`.
+        steps: How gradients are together and applied, see `compile`.
         branches: Runs the independent parts of a step side by side where a captured step asks for it.
         data_parallel: Its place among learners that step together, alone by default. All see the same averages
             before the finite check, so they skip together.
@@ -96,10 +101,11 @@ class Agent(ABC):
         self.policy.updates = lambda: self.learner_steps
         self._statistics = {name: torch.zeros((), device=self.device) for name in self.statistics}
         names = ("critic", "target_critic") if config.has_critic else ()
-        learned = [list(getattr(self.networks, name).parameters()) for name in names]
+        learned: list[list[Tensor]] = [[*self.networks.critic_parameters(name)] for name in names]
         self._critic_parameters: list[Tensor]
         self._target_parameters: list[Tensor]
         self._critic_parameters, self._target_parameters = learned or ([], [])
+        self._columns = columns_of_batch(schema, COLUMNS)
         self._begin_steps()
 
     def _begin_steps(self) -> None:
@@ -132,10 +138,15 @@ class Agent(ABC):
         """Return untrained networks and the policy that acts with them; drawn on the CPU, so the same on every device.
 
         A policy is drawn with what only a learner needs and drops it: so one seed means the same policy to both.
-        ConfigError if observations or actions are no flat vectors, which is all that stacked MLPs take.
+        ConfigError if actions are no flat vectors, or observations none and nothing reads them.
         """
-        sizes = Sizes(schema.observation_dim, schema.action_dim, config.hidden_dims, config.num_critics)
+        observed = schema.as_seen.observed
+        dim = sum(math.prod(column.shape) for column in observed.values())
+        given = Sizes(dim, schema.action_dim, config.hidden_dims, config.num_critics, observed)
         generator = torch.Generator().manual_seed(seed)
+        reads_observations = config.encoder.sharing == "own" and (make_fields is not None or config.reads_observations)
+        encoders = draw_encoders(config.encoder, given, cls._readers(config, reads_observations), generator)
+        sizes = given if not encoders else replace(given, observation_dim=encoders.embedding_dim, observed={})
 
         def mlp(members: int, input_dim: int) -> StackedMLP:
             return StackedMLP(members, (input_dim, *sizes.hidden_dims, 1), layer_norm=True, generator=generator)
@@ -148,18 +159,35 @@ class Agent(ABC):
             roles |= {"critic": critic, "target_critic": target_critic}
             if cls.has_value:
                 roles["value"] = mlp(1, sizes.observation_dim)
-        roles |= cls.policy_class.draw_actor(config, make_fields or config.make_fields, sizes, generator)
-        networks = Networks(sizes, roles).to(device)
+        if encoders is not None:
+            roles["encoders"] = encoders
+        make_fields = make_fields or config.make_fields
+        if reads_observations:
+            make_fields = _of_sizes(make_fields, given)
+        roles |= cls.policy_class.draw_actor(config, make_fields, sizes, generator)
+        networks = Networks(sizes, roles, observed).to(device)
         return networks, cls.policy_class(config, networks, int(torch.randint(2**62, (1,), generator=generator).item()))
+
+    @classmethod
+    def _readers(cls, config: AgentConfig, reads_observations: bool) -> list[str]:
+        """Return the roles of the networks that read states, but for fields where they read observations."""
+        learning = ["critic", *(["value"] if cls.has_value else []), "target_critic"] if config.has_critic else []
+        of_policy = ["policy"] if reads_observations else ["fields", "policy"]
+        return [*learning, *(role for role in of_policy if role in cls.policy_class.roles)]
 
     def compile(self, threads: int = 1, matmul_precision: str = "float32") -> bool:
         """Update by compiled loops on so many threads from now on, where numba and a CPU can; return whether they do.
 
         Parameters and the state dict stay the same, and results differ by rounding: of sums, and with `bf16` of the
         factors of all matrix products. Else a warning says why not, or a ConfigError where that leaves no bf16.
+        Where encoders read observations updates stay as they are: it is convolutions that take the time there.
         """
         require_precision(matmul_precision, self.device)
         if self.device.type != "cpu":
+            return False
+        if self.networks.is_encoded:
+            if matmul_precision == "bf16":
+                raise ConfigError(f"{SETTING}: bf16 is of compiled updates, which read flat vectors; set float32")
             return False
         try:
             from dipole_ray.agents.compiled import CompiledSteps
@@ -172,13 +200,17 @@ class Agent(ABC):
         return self.steps.is_compiled
 
     @abstractmethod
-    def _losses(self, batch: dict[str, Tensor], diagnostics: bool) -> Losses:
-        """Return losses (each reaching its own group of networks alone), metrics and new running statistics."""
+    def _losses(self, batch: Mapping[str, Any], diagnostics: bool) -> Losses:
+        """Return losses (each reaching its own group of networks alone), metrics and new running statistics.
+
+        The batch's observations and next observations are `Seen`, see `encoders`; all else of it are tensors.
+        """
 
     def fit_observations(self, mean: np.ndarray | Tensor, std: np.ndarray | Tensor) -> None:
         """Set the dataset's mean and std, each (O,), for `observation_normalization: dataset`; before the first update.
 
-        A dimension that never moves is left as it is. ConfigError if the config does not normalize.
+        Of several arrays the vectors count, one after another in the schema's order, and images do not. A dimension
+        that never moves is left as it is. ConfigError if the config does not normalize.
         """
         if self.config.observation_normalization != "dataset" or self.learner_steps:
             raise ConfigError(
@@ -197,10 +229,10 @@ class Agent(ABC):
         parameters, targets, optimizer state and running statistics stay as they were, bit for bit.
 
         Args:
-            batch: This learner's rows. observations (B, O), actions (B, A), rewards (B,) as discounted n-step sums
-                of raw rewards, masks (B,) with 0 where the bootstrap stops, next_observations (B, O), and discounts
-                (B,), the discount to the power of each row's horizon (`config.discount` where absent), is_offline
-                (B,) with 0 for rows of the online phase (1 where absent). float32.
+            batch: This learner's rows. observations (B, O), or what else the schema says, actions (B, A), rewards (B,)
+                as discounted n-step sums of raw rewards, masks (B,) with 0 where the bootstrap stops, next_observations
+                as observations, and discounts (B,), the discount to the power of each row's horizon (`config.discount`
+                where absent), is_offline (B,) with 0 for rows of the online phase (1 where absent). float32.
             diagnostics: Whether to add the metrics that cost something: means, quantiles of the weights,
                 the effective sample fraction.
 
@@ -230,7 +262,9 @@ class Agent(ABC):
 
     def _loss(self, batch: dict[str, Tensor], diagnostics: bool) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """Return the sum of the losses on a batch as it was read, metrics and new running statistics."""
-        seen = {name: self.policy.normalized(batch[name]) for name in ("observations", "next_observations")}
+        seen: dict[str, Seen] = {}
+        for name, learns in {"observations": True, "next_observations": False}.items():
+            seen[name] = self.policy.normalized(together(batch, name), networks=self.networks, learns=learns)
         terms, metrics, statistics = self._losses({**batch, **seen}, diagnostics)
         return reduce(torch.add, terms.values()), metrics, statistics
 
@@ -254,22 +288,23 @@ class Agent(ABC):
             return self.policy.normal(shape)
         return torch.rand(*shape, generator=self.generator, device=self.device)
 
-    def _estimates(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """Return the critics' Q(s, a), (E, B)."""
-        return self.networks.critic.forward(torch.cat((observations, actions), dim=-1)).squeeze(-1)
+    def _estimates(self, states: Tensor, actions: Tensor) -> Tensor:
+        """Return the critics' Q(s, a), (E, B), of what they read of s."""
+        return self.networks.critic.forward(torch.cat((states, actions), dim=-1)).squeeze(-1)
 
-    def _policy_bootstrap(self, next_observations: Tensor, pairs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def _policy_bootstrap(self, next_observations: Seen, pairs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Return Qbar(s', a') with a' from the policy, (B,), and in the same pass the target critics at other pairs.
 
         The other pairs of observations and actions are (X, O + A), where X may be 0; their estimates (E, X). The
         actions come from the noise (B, N, A), one for each candidate.
         """
-        config, rows = self.config, len(next_observations)
+        config, rows = self.config, len(noise)
         next_actions = self.policy.from_noise(next_observations, noise, config.target_omega, "guided")
         if config.target_choice == "online":
             next_actions = self.policy.best(next_observations, next_actions).unsqueeze(1)
         candidates = next_actions.shape[1]
-        repeated = next_observations.repeat_interleave(candidates, dim=0) if candidates > 1 else next_observations
+        states = seen_by("target_critic", next_observations)
+        repeated = states.repeat_interleave(candidates, dim=0) if candidates > 1 else states
         next_pairs = torch.cat((repeated, next_actions.flatten(0, 1)), dim=-1)
         q = self.networks.target_critic(torch.cat((pairs, next_pairs))).squeeze(-1)
         q_pairs, q_next = q[:, : len(pairs)], q[:, len(pairs) :].unflatten(1, (rows, candidates))
@@ -277,11 +312,12 @@ class Agent(ABC):
         q_best = q_next.gather(2, best.expand(len(q), rows).unsqueeze(2)).squeeze(2)
         return losses.aggregate(q_best, config.target_aggregation, config.rho), q_pairs
 
-    def _temporal_difference_target(self, batch: dict[str, Tensor], bootstrap: Tensor) -> Tensor:
+    def _temporal_difference_target(self, batch: Mapping[str, Any], bootstrap: Tensor) -> Tensor:
         """Return what the critics regress on, (B,), from the value of the next states (B,)."""
         config, rewards, discounts = self.config, batch["rewards"], batch["discounts"]
         rewards = losses.shaped_rewards(rewards, discounts, config.discount, config.reward_scale, config.reward_shift)
-        return rewards + discounts * batch["masks"] * bootstrap
+        target: Tensor = rewards + discounts * batch["masks"] * bootstrap
+        return target
 
     def _critic_metrics(self, q: Tensor, q_target: Tensor) -> dict[str, Tensor]:
         """Return means and spread of the critics' estimates (E, B) and of their target (B,), all learners' rows."""
@@ -310,8 +346,6 @@ class Agent(ABC):
     def _read_batch(self, batch: Batch) -> dict[str, Tensor]:
         """Return the batch on the agent's device, with discounts; names a column that is missing or misfits."""
         rows = len(batch["rewards"]) if "rewards" in batch else 0
-        states, actions = (self.sizes.observation_dim,), (self.sizes.action_dim,)
-        widths = {"observations": states, "actions": actions, "next_observations": states}
         defaults = {"is_offline": 1.0}
         if self.config.n_step == 1:  # longer horizons end early at an episode's end, so each row must bring its own
             defaults["discounts"] = self.config.discount
@@ -322,11 +356,11 @@ class Agent(ABC):
                 raise ConfigError(f"batch: {found}; open it with Replay({name}={own}), or set agent.{name}={made}")
         if "rewards" in batch and not rows:
             raise ConfigError("batch: it has no rows; give at least one")
-        tensors = {}
-        for name in COLUMNS:
-            shape = (rows, *widths.get(name, ()))
+        tensors, batch = {}, flattened(batch)
+        for name, column in self._columns.items():
+            shape = (rows, *column.shape)
             if name in batch:
-                tensors[name] = torch.as_tensor(batch[name], dtype=torch.float32, device=self.device)
+                tensors[name] = read_column(batch[name], column, self.device, f"batch: column '{name}'")
             elif name in defaults:
                 tensors[name] = torch.full(shape, defaults[name], device=self.device)
             else:
@@ -369,6 +403,11 @@ class Agent(ABC):
         adam = state.adam_tensors(self.optimizer, self.networks.trained_parameters())
         parts = {"networks": self.networks.state_dict(), "optimizer": adam, "statistics": self._statistics}
         return {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+
+
+def _of_sizes(make_fields: MakeFields, sizes: Sizes) -> MakeFields:
+    """Return what makes fields of these sizes, whatever it is called with."""
+    return lambda names, _, generator: make_fields(names, sizes, generator)
 
 
 AGENTS: dict[str, type[Agent]] = {}

@@ -3,7 +3,6 @@
 Shapes: F fields, B rows, N candidates, O observation dim, A action dim, H hidden units.
 """
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from dipole_ray.agents.adapters import BACKBONE, AdaptedFields, AdapterConfig, SeparateFields
 from dipole_ray.agents.dit import SIZES, DiTFields
+from dipole_ray.agents.factories import find_factory, is_factory
 from dipole_ray.agents.fields import MakeFields, StackedFields, VelocityField
 from dipole_ray.agents.networks import Sizes, gelu_tanh
 from dipole_ray.errors import CheckpointError, ConfigError
@@ -37,8 +37,7 @@ class BackboneConfig:
 
     def __post_init__(self) -> None:
         """Reject a network that there is not, and keep the file's place for good."""
-        module, colon, factory = self.network.partition(":")
-        if self.network not in NETWORKS and not (colon and module and factory.isidentifier()):
+        if self.network not in NETWORKS and not is_factory(self.network):
             known = ", ".join(NETWORKS)
             raise ConfigError(f"agent.backbone.network: found '{self.network}'; choose {known}, or module:factory")
         if self.path is not None:
@@ -118,14 +117,7 @@ def _factory(network: str) -> MakeFields:
     """Return what makes the network; ConfigError where a factory of the user's is not found."""
     if network in NETWORKS:
         return NETWORKS[network]
-    module, _, name = network.partition(":")
-    try:
-        found: MakeFields | None = getattr(importlib.import_module(module), name, None)
-    except ImportError as error:
-        remedy = "install it, or put its folder on PYTHONPATH"
-        raise ConfigError(f"agent.backbone.network: cannot import '{module}' ({error}); {remedy}") from error
-    if not callable(found):
-        raise ConfigError(f"agent.backbone.network: '{module}' has no function '{name}'; write one there")
+    found: MakeFields = find_factory(network, "agent.backbone.network")
     return found
 
 

@@ -8,10 +8,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, NamedTuple, get_type_hints
 
+from dipole_ray.agents.encoders import EncoderConfig
 from dipole_ray.agents.fields import MakeFields, StackedFields
 from dipole_ray.errors import ConfigError
 from dipole_ray.settings import Tagged, unread
 
+_NO_ENCODER = EncoderConfig()
 _OF_FQL = {"hidden_dims": (512,) * 4, "target_update": "before"}
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
@@ -125,6 +127,8 @@ class AgentConfig(metaclass=Tagged):
     """`none` (paper), or `dataset`: observations enter every network less the dataset's mean, over its deviation.
     Without it a coordinate in metres drowns an action in [-1, 1], and small critics learn the advantage badly."""
 
+    encoder: EncoderConfig = _NO_ENCODER
+    """What makes flat states of observations that are images or several arrays."""
     hidden_dims: Annotated[tuple[int, ...], WIDTHS] = (512, 512, 512)
     """Hidden layers of every network, in units. Paper: 3 x 512."""
     denoise_steps: Annotated[int, COUNT] = 10
@@ -194,6 +198,11 @@ class AgentConfig(metaclass=Tagged):
     def make_fields(self) -> MakeFields:
         """What makes the vector fields."""
         return StackedFields
+
+    @property
+    def reads_observations(self) -> bool:
+        """Whether the vector fields read observations as they are, without an encoder before them."""
+        return False
 
     @property
     def is_guided(self) -> bool:

@@ -5,6 +5,7 @@ Shapes: B batch rows, N candidates, O observation dim, A action dim, E critics, 
 
 import math
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Annotated, Any, ClassVar
@@ -30,6 +31,7 @@ from dipole_ray.agents.config import (
     AgentConfig,
     one_of,
 )
+from dipole_ray.agents.encoders import Seen, seen_by
 from dipole_ray.agents.fields import MakeFields
 from dipole_ray.agents.networks import Sizes
 from dipole_ray.agents.policy import Policy
@@ -144,6 +146,10 @@ class DipoleConfig(AgentConfig):
                 why, remedy = "without adapters no field lies on a backbone", "agent.adapters.rank above 0"
                 raise unread("agent.backbone.path", self.backbone.path, "null", why, remedy)
             return
+        if self.encoder.network != "none" and not self.reads_observations:
+            found = f"agent.adapters.rank: found {self.adapters.rank}, but agent.encoder would move before the backbone"
+            remedy = "let agent.backbone.network be a module:factory that reads observations, and encoder.sharing own"
+            raise ConfigError(f"{found}, which is frozen; {remedy}, or set agent.adapters.rank=0")
         if self.weight_scheme not in ("dipole", "exp"):
             remedy = "set agent.weight_scheme=dipole or exp, or agent.adapters.rank=0"
             raise ConfigError(f"agent.adapters.rank: {scheme} trains a field of its own beside the backbone; {remedy}")
@@ -163,6 +169,11 @@ class DipoleConfig(AgentConfig):
     def make_fields(self) -> MakeFields:
         """What makes the vector fields."""
         return partial(backbones.make_fields, self.backbone, self.adapters)
+
+    @property
+    def reads_observations(self) -> bool:
+        """Whether the fields are networks of the user's own, and share no encoder."""
+        return self.backbone.network not in backbones.NETWORKS and self.encoder.sharing == "own"
 
     @property
     def is_guided(self) -> bool:
@@ -187,17 +198,17 @@ class FlowPolicy(Policy):
         """Return one field for each name in `config.fields`."""
         return {"fields": make_fields(config.fields, sizes, generator)}
 
-    def from_noise(self, observations: Tensor, noise: Tensor, omega: float | Tensor, policy: str) -> Tensor:
+    def from_noise(self, observations: Seen, noise: Tensor, omega: float | Tensor, policy: str) -> Tensor:
         """Return the actions (B, N, A) that `noise` flows to; evaluates only the fields that matter."""
         towards, *away = self.config.fields[:2]  # pi+, and what omega pushes away from, where there is one
         # At 0 and -1 the other field has no weight.
         alone: dict[Any, list[str]] = {} if isinstance(omega, Tensor) else {0.0: [towards], -1.0: away}
         along = alone.get(omega, [towards, *away])
         along = ["bc"] if policy == "bc" else along
-        config = self.config
+        config, states = self.config, seen_by("fields", observations)
         noise = noise if config.noise_scale == 1.0 else config.noise_scale * noise
         solver = "dpm" if config.diffusion == "vp" else config.solver
-        return flow.generate(self.networks.fields, observations, noise, along, config.denoise_steps, omega, solver)
+        return flow.generate(self.networks.fields, states, noise, along, config.denoise_steps, omega, solver)
 
 
 class DipoleAgent(ValueAgent):
@@ -207,7 +218,7 @@ class DipoleAgent(ValueAgent):
     config: DipoleConfig
     policy_class: ClassVar[type[Policy]] = FlowPolicy
 
-    def _losses(self, batch: dict[str, Tensor], diagnostics: bool) -> Losses:
+    def _losses(self, batch: Mapping[str, Any], diagnostics: bool) -> Losses:
         if self.is_cloning:
             return self._cloning_losses(batch)
         if self.config.advantage == "group":
@@ -216,9 +227,9 @@ class DipoleAgent(ValueAgent):
         fields, beside = self.networks.fields, self.branches.beside
         bootstrap_noise = self._bootstrap_noise(len(actions))
         x, t, target = self._path(actions)
-        q = beside("critic", self._estimates, observations, actions)
-        v = beside("value", self._values, observations)
-        velocities = beside("fields", fields, observations, x, t)
+        q = beside("critic", self._estimates, seen_by("critic", observations), actions)
+        v = beside("value", self._values, seen_by("value", observations))
+        velocities = beside("fields", fields, seen_by("fields", observations), x, t)
 
         q_target, q_data = self._critic_targets(batch, bootstrap_noise)
         value_loss = self._value_loss(v, q_data)
@@ -239,10 +250,10 @@ class DipoleAgent(ValueAgent):
             metrics |= self._advantage_metrics(advantage, weights[0])
         return terms, metrics, statistics
 
-    def _group_losses(self, batch: dict[str, Tensor], diagnostics: bool) -> Losses:
+    def _group_losses(self, batch: Mapping[str, Any], diagnostics: bool) -> Losses:
         """Return the losses of the fields alone, of rows that bring their advantage as their reward."""
         x, t, target = self._path(batch["actions"])
-        velocities = self.networks.fields(batch["observations"], x, t)
+        velocities = self.networks.fields(seen_by("fields", batch["observations"]), x, t)
         weights = self._field_weights(batch["rewards"], batch["is_offline"])
         field_losses = losses.flow_matching_losses(velocities, target, weights)
         metrics = self._field_metrics(field_losses)
@@ -250,10 +261,10 @@ class DipoleAgent(ValueAgent):
             metrics |= self._advantage_metrics(batch["rewards"], weights[0])
         return {"actor": field_losses.sum()}, metrics, self._statistics
 
-    def _cloning_losses(self, batch: dict[str, Tensor]) -> Losses:
+    def _cloning_losses(self, batch: Mapping[str, Any]) -> Losses:
         """Return the loss of the backbone in the clone phase, in which all rows weigh alike."""
         x, t, target = self._path(batch["actions"])
-        velocities = self.networks.fields(batch["observations"], x, t)
+        velocities = self.networks.fields(seen_by("fields", batch["observations"]), x, t)
         ones = torch.ones_like(velocities[:, :, 0])
         loss = losses.flow_matching_losses(velocities, target, ones)[0]
         return {"actor": loss}, {"actor/loss_bc": loss.detach()}, {}

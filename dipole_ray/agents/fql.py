@@ -3,10 +3,10 @@
 Shapes: B batch rows, N candidates, O observation dim, A action dim, E critics.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from dipole_ray.agents import flow, losses
 from dipole_ray.agents.agent import Agent, Losses
 from dipole_ray.agents.config import ABOVE_ZERO, AGGREGATION, COUNT, SOLVER, AgentConfig, one_of
+from dipole_ray.agents.encoders import Seen, seen_by
 from dipole_ray.agents.fields import MakeFields
 from dipole_ray.agents.networks import STACKED, Sizes, StackedMLP
 from dipole_ray.agents.policy import Policy
@@ -62,22 +63,20 @@ class OneStepPolicy(Policy):
         dims = (sizes.pair_dim, *sizes.hidden_dims, sizes.action_dim)
         return {"fields": fields, "policy": StackedMLP(1, dims, layer_norm=False, generator=generator)}
 
-    def from_noise(self, observations: Tensor, noise: Tensor, omega: float | Tensor, policy: str) -> Tensor:
+    def from_noise(self, observations: Seen, noise: Tensor, omega: float | Tensor, policy: str) -> Tensor:
         """Return the actions (B, N, A) of the one-step policy, or of the cloned flow."""
         if policy == "bc":
             return self.cloned(observations, noise)
         return self.one_step(observations, noise).clamp(-1.0, 1.0)
 
-    def one_step(self, observations: Tensor, noise: Tensor) -> Tensor:
+    def one_step(self, observations: Seen, noise: Tensor) -> Tensor:
         """Return mu(s, z), not yet clipped, (B, N, A)."""
-        return self.networks.policy.at(observations, noise)[0]
+        return self.networks.policy.at(seen_by("policy", observations), noise)[0]
 
-    def cloned(self, observations: Tensor, noise: Tensor) -> Tensor:
+    def cloned(self, observations: Seen, noise: Tensor) -> Tensor:
         """Return the actions (B, N, A) that the cloned flow carries `noise` to."""
-        config = self.config
-        return flow.generate(
-            self.networks.fields, observations, noise, ["bc"], config.denoise_steps, solver=config.solver
-        )
+        fields, states, config = self.networks.fields, seen_by("fields", observations), self.config
+        return flow.generate(fields, states, noise, ["bc"], config.denoise_steps, solver=config.solver)
 
 
 class FqlAgent(Agent):
@@ -94,22 +93,23 @@ class FqlAgent(Agent):
     policy_class: ClassVar[type[Policy]] = OneStepPolicy
     policy: OneStepPolicy
 
-    def _losses(self, batch: dict[str, Tensor], diagnostics: bool) -> Losses:
+    def _losses(self, batch: Mapping[str, Any], diagnostics: bool) -> Losses:
         networks, observations, alpha = self.networks, batch["observations"], self.config.alpha
         q_target = self._critic_target(batch)
-        q = self._estimates(observations, batch["actions"])
+        states = seen_by("critic", observations)
+        q = self._estimates(states, batch["actions"])
 
         x, t, target = self._path(batch["actions"])
-        velocities = networks.fields(observations, x, t)
+        velocities = networks.fields(seen_by("fields", observations), x, t)
         flow_loss = losses.flow_matching_losses(velocities, target, torch.ones_like(q[:1]))[0]
 
-        z = self._noise(len(observations), 1)
+        z = self._noise(len(x), 1)
         actions = self.policy.one_step(observations, z)
         with torch.no_grad():
             cloned = self.policy.cloned(observations, z)
         distillation_loss = losses.distillation_loss(actions, cloned)
         with frozen(networks.critic):
-            q_policy = self._estimates(observations, actions[:, 0].clamp(-1.0, 1.0)).mean(dim=0)
+            q_policy = self._estimates(states.detach(), actions[:, 0].clamp(-1.0, 1.0)).mean(dim=0)
         scale = self.data_parallel.all_gather(q_policy.detach()).abs().mean() if self.config.normalize_q_loss else 1.0
         q_loss = -q_policy.mean() / scale
 
@@ -123,7 +123,7 @@ class FqlAgent(Agent):
         return terms, metrics, {}
 
     @torch.no_grad()
-    def _critic_target(self, batch: dict[str, Tensor]) -> Tensor:
+    def _critic_target(self, batch: Mapping[str, Any]) -> Tensor:
         """Return the TD target (B,)."""
         no_pairs = batch["rewards"].new_empty(0, self.sizes.pair_dim)
         noise = self._noise(len(batch["rewards"]), self.config.target_candidates)

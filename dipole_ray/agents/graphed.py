@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dipole_ray.agents.agent import MAX_CONSECUTIVE_SKIPS, Agent
 from dipole_ray.agents.branches import Branches
+from dipole_ray.errors import ConfigError
 
 _WARM_UP_STEPS = 3
 """Steps before a capture: libraries make their handles and workspaces in the first, which no graph may hold."""
@@ -21,7 +22,13 @@ class GraphedUpdates(ABC):
     """Captures an update, replays it, and keeps each agent's metrics and guard on the device until they are read."""
 
     def __init__(self, agents: Sequence[Agent], max_updates: int, side_by_side: bool) -> None:
-        """Make the guard's counters, (S,); a subclass ends its own constructor with `_prepare`."""
+        """Make the guard's counters, (S,); a subclass ends its own constructor with `_prepare`.
+
+        ConfigError where observations are no flat vectors: the rows of its table are numbers of one type.
+        """
+        if agents[0].networks.is_encoded:
+            found = f"observations are {', '.join(map(str, agents[0].networks.observed.values()))} and have an encoder"
+            raise ConfigError(f"captured updates: {found}, and they take flat vectors; use Agent.update")
         self._learning, self.max_updates = agents, max_updates
         self._device = agents[0].device
         self._branches = Branches(side_by_side and self._device.type == "cuda")

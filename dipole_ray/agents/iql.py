@@ -3,8 +3,9 @@
 Shapes: B batch rows, N candidates, O observation dim, A action dim, E critics.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from dipole_ray.agents import losses
 from dipole_ray.agents.agent import Losses
 from dipole_ray.agents.config import BOOTSTRAP, CEILING, DIVISOR, AgentConfig
+from dipole_ray.agents.encoders import Seen, seen_by
 from dipole_ray.agents.fields import MakeFields
 from dipole_ray.agents.networks import Sizes, StackedMLP
 from dipole_ray.agents.policy import Policy
@@ -57,14 +59,15 @@ class GaussianPolicy(Policy):
             mean.kernels[-1].mul_(LAST_KERNEL_SCALE)
         return {"policy": mean, "policy_log_std": nn.Parameter(torch.zeros(1, sizes.action_dim))}
 
-    def from_noise(self, observations: Tensor, noise: Tensor, omega: float | Tensor, policy: str) -> Tensor:
+    def from_noise(self, observations: Seen, noise: Tensor, omega: float | Tensor, policy: str) -> Tensor:
         """Return the actions (B, N, A) at mean + deviation * noise, clipped to the action box."""
         mean, log_std = self.gaussian(observations)
         return (mean.unsqueeze(1) + log_std.exp() * noise).clamp(-1.0, 1.0)
 
-    def gaussian(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+    def gaussian(self, observations: Seen) -> tuple[Tensor, Tensor]:
         """Return mean (B, A) and log deviation (1, A)."""
-        return self.networks.policy(observations)[0], self.networks.policy_log_std.clamp(*LOG_STD_RANGE)
+        mean = self.networks.policy(seen_by("policy", observations))[0]
+        return mean, self.networks.policy_log_std.clamp(*LOG_STD_RANGE)
 
 
 class IqlAgent(ValueAgent):
@@ -84,12 +87,12 @@ class IqlAgent(ValueAgent):
     policy_class: ClassVar[type[Policy]] = GaussianPolicy
     policy: GaussianPolicy
 
-    def _losses(self, batch: dict[str, Tensor], diagnostics: bool) -> Losses:
+    def _losses(self, batch: Mapping[str, Any], diagnostics: bool) -> Losses:
         config, observations, actions = self.config, batch["observations"], batch["actions"]
         q_target, q_data = self._critic_targets(batch)
-        v = self._values(observations)
+        v = self._values(seen_by("value", observations))
         value_loss = self._value_loss(v, q_data)
-        q = self._estimates(observations, actions)
+        q = self._estimates(seen_by("critic", observations), actions)
 
         # The online critics, as in FQL's code base; the flow policies take the targets.
         advantage = self._advantage(q, v)

@@ -4,15 +4,17 @@ Shapes: E members, B rows, I inputs, H hidden units, D outputs.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from dipole_ray.columns import Column
 
 LAYER_NORM_EPS = 1e-6
 # GELU's tanh approximation is x (1 + tanh(u / 2)) / 2 = x sigma(u) with u = LINEAR x + CUBIC x^3.
@@ -26,9 +28,16 @@ class Sizes:
     """What all networks of one agent measure."""
 
     observation_dim: int
+    """Numbers in what a network reads of a state: a flat vector, an encoder's embedding, or all columns together."""
     action_dim: int
     hidden_dims: tuple[int, ...]
     num_critics: int
+    observed: Mapping[str, Column] = field(default_factory=dict, hash=False)
+    """What a network reads of a state, as `Schema.observed` says it; a flat vector by default."""
+
+    def __post_init__(self) -> None:
+        if not self.observed:
+            object.__setattr__(self, "observed", {"observations": Column((self.observation_dim,))})
 
     @property
     def pair_dim(self) -> int:

@@ -16,8 +16,10 @@ from torch import Tensor
 
 from dipole_ray.agents import losses, packed, state
 from dipole_ray.agents.config import AgentConfig
+from dipole_ray.agents.encoders import Seen, seen_by
 from dipole_ray.agents.fields import MakeFields
 from dipole_ray.agents.networks import Sizes
+from dipole_ray.agents.observations import Observations, read_observations, rows_of
 from dipole_ray.agents.roles import Networks, Roles
 from dipole_ray.errors import ConfigError
 
@@ -60,8 +62,8 @@ class Policy(ABC):
         """Return what acts beside the critics, by role, drawn from `generator`."""
 
     @abstractmethod
-    def from_noise(self, observations: Tensor, noise: Tensor, omega: float | Tensor, policy: str) -> Tensor:
-        """Return the actions (B, N, A) in [-1, 1] that `policy` makes of noise (B, N, A), observations normalized.
+    def from_noise(self, observations: Seen, noise: Tensor, omega: float | Tensor, policy: str) -> Tensor:
+        """Return the actions (B, N, A) in [-1, 1] that `policy` makes of noise (B, N, A), observations `normalized`.
 
         Omega is one number, or one for each row, (B, 1, 1).
         """
@@ -74,7 +76,7 @@ class Policy(ABC):
     @torch.no_grad()
     def sample_actions(
         self,
-        observations: np.ndarray | Tensor,
+        observations: np.ndarray | Tensor | Mapping[str, np.ndarray | Tensor],
         omega: float | Tensor | None = None,
         num_candidates: int | None = None,
         generator: Noise | None = None,
@@ -84,7 +86,7 @@ class Policy(ABC):
         """Return one action for each observation: the best of N samples by the online critics.
 
         Args:
-            observations: (B, O), float32.
+            observations: (B, O), float32, or what else the schema says, as arrays or tensors, see `observations`.
             omega: Greediness; None for the config's. At 0 only pi+ is evaluated, at -1 only pi-. Or one for each
                 observation, (B,), and then both are evaluated.
             num_candidates: N; None for the config's. With 1 the critics are not asked.
@@ -103,18 +105,14 @@ class Policy(ABC):
         if candidates > 1 and not self.config.has_critic:
             why = f"advantage '{self.config.advantage}' trains no critics that could choose"
             raise ConfigError(f"num_candidates: found {candidates}, but {why}; give 1, or train with critics")
-        observations = torch.as_tensor(observations, dtype=torch.float32, device=self.device)
-        dim = self.sizes.observation_dim
-        if observations.ndim != 2 or observations.shape[1] != dim or not len(observations):
-            found = f"observations have shape {tuple(observations.shape)}"
-            raise ConfigError(f"{found}; give (B, {dim}), one row each and at least one")
-        observations = self.normalized(observations)
-        noise = self.normal((len(observations), candidates, self.sizes.action_dim), generator)
+        given = read_observations(observations, self.networks.observed, self.device)
+        seen = self.normalized(given)
+        noise = self.normal((rows_of(given), candidates, self.sizes.action_dim), generator)
         if self.has_mode and candidates == 1 and not explore:
             noise = torch.zeros_like(noise)
         acting = self.packed()
-        actions = acting.from_noise(observations, noise, omega, policy)
-        return acting.best(observations, actions)
+        actions = acting.from_noise(seen, noise, omega, policy)
+        return acting.best(seen, actions)
 
     def packed(self) -> "Policy":
         """Return what samples in this policy's place: a copy with adapters merged, and on a CPU packed for the kernels.
@@ -130,11 +128,11 @@ class Policy(ABC):
             self._packed = version, acting
         return self._packed[1]
 
-    def best(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """Return the best of N actions (B, N, A) by the online critics, (B, A), observations normalized."""
+    def best(self, observations: Seen, actions: Tensor) -> Tensor:
+        """Return the best of N actions (B, N, A) by the online critics, (B, A), observations `normalized`."""
         if actions.shape[1] == 1:
             return actions[:, 0]
-        q = self.networks.critic.at(observations, actions).squeeze(-1)
+        q = self.networks.critic.at(seen_by("critic", observations), actions).squeeze(-1)
         best = losses.aggregate(q, self.config.choice_aggregation, self.config.rho).argmax(dim=1)
         return actions[torch.arange(len(actions), device=self.device), best]
 
@@ -163,16 +161,18 @@ class Policy(ABC):
             return source(shape).to(self.device)
         return torch.randn(shape, generator=source, device=source.device).to(self.device)
 
-    def normalized(self, observations: Tensor) -> Tensor:
-        """Return observations (..., O) as the networks take them."""
-        if self.config.observation_normalization == "none":
-            return observations
-        if not self.is_fitted:
+    def normalized(self, observations: Observations, *, networks: Networks | None = None, learns: bool = False) -> Seen:
+        """Return observations as the networks take them: this policy's, or an agent's.
+
+        With `learns` what the networks make of them may give the encoders a gradient.
+        """
+        normalizes = self.config.observation_normalization != "none"
+        if normalizes and not self.is_fitted:
             raise ConfigError(
                 "observation_normalization is 'dataset', but the agent was never told the dataset's statistics: call "
                 "agent.fit_observations(*replay.observation_statistics()) first"
             )
-        return (observations - self.networks.observation_mean) / self.networks.observation_std
+        return (networks or self.networks).seen(observations, normalizes=normalizes, learns=learns)
 
     def policy_state(self) -> dict[str, Tensor]:
         """Return copies on the CPU of what acts: all tensors of `networks`."""

@@ -7,8 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from dipole_ray.agents.adapters import AdaptedFields
+from dipole_ray.agents.encoders import Encoded, Encoders, Seen
 from dipole_ray.agents.fields import VelocityField
 from dipole_ray.agents.networks import Sizes, StackedMLP
+from dipole_ray.agents.observations import Observations, normalized, vector_dim
+from dipole_ray.columns import Column
 
 Roles = dict[str, object]
 """Modules and parameters by their role, the names of `Networks`."""
@@ -32,24 +35,49 @@ class Networks(nn.Module):
     """The one-step policy mu(s, z), or the mean of a Gaussian."""
     policy_log_std: nn.Parameter
     """The Gaussian's log deviation, (1, A), the same in every state."""
+    encoders: Encoders
+    """What makes flat states of observations that are none, see `is_encoded`."""
     observation_mean: Tensor
     observation_std: Tensor
 
-    def __init__(self, sizes: Sizes, roles: Roles) -> None:
+    def __init__(self, sizes: Sizes, roles: Roles, observed: Mapping[str, Column] | None = None) -> None:
+        """Take the sizes of what networks read, and what an observation is where that is something else."""
         super().__init__()
-        self.sizes = sizes
+        self.sizes, self.observed = sizes, observed or sizes.observed
         for name, role in roles.items():
             if not isinstance(role, nn.Module | nn.Parameter):  # it would be neither trained nor saved
                 raise TypeError(f"networks.{name}: found {type(role).__name__}; make it a torch.nn.Module")
             setattr(self, name, role)
-        self.register_buffer("observation_mean", torch.zeros(sizes.observation_dim))
-        self.register_buffer("observation_std", torch.ones(sizes.observation_dim))
+        self.register_buffer("observation_mean", torch.zeros(vector_dim(self.observed)))
+        self.register_buffer("observation_std", torch.ones(vector_dim(self.observed)))
 
     def only(self, roles: Iterable[str]) -> Self:
         """Return these roles alone: the same tensors, not copies."""
-        part = type(self)(self.sizes, {name: getattr(self, name) for name in roles})
+        chosen: Roles = {name: getattr(self, name) for name in roles}
+        if self.is_encoded:
+            chosen["encoders"] = self.encoders.only(chosen)
+        part = type(self)(self.sizes, chosen, self.observed)
         part.observation_mean, part.observation_std = self.observation_mean, self.observation_std
         return part
+
+    @property
+    def is_encoded(self) -> bool:
+        """Whether there are encoders; else all networks read flat vectors as they are observed."""
+        return "encoders" in self._modules
+
+    def seen(self, observations: Observations, *, normalizes: bool, learns: bool) -> Seen:
+        """Return observations as roles ask for them, see `encoders.seen_by`; their gradient may reach the encoders."""
+        if normalizes:
+            observations = normalized(observations, self.observed, self.observation_mean, self.observation_std)
+        if self.is_encoded:
+            return Encoded(self.encoders, observations, learns=learns)
+        assert isinstance(observations, Tensor)
+        return observations
+
+    def critic_parameters(self, role: str) -> list[nn.Parameter]:
+        """Return the parameters of `critic` or `target_critic`, with those of its encoder."""
+        own = list(getattr(self, role).parameters())
+        return [*own, *self.encoders.parameters_of(role)] if self.is_encoded else own
 
     @property
     def adapted(self) -> AdaptedFields | None:

@@ -3,14 +3,16 @@
 Shapes: B batch rows, E critics, O observation dim.
 """
 
+from collections.abc import Mapping
 from functools import cache
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from dipole_ray.agents import losses
 from dipole_ray.agents.agent import Agent
+from dipole_ray.agents.encoders import seen_by
 
 WEIGHT_QUANTILES = {"q05": 0.05, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q95": 0.95}
 
@@ -23,15 +25,15 @@ class ValueAgent(Agent):
     steepeners: ClassVar[tuple[str, ...]] = ("learning_rate", "beta")
 
     @torch.no_grad()
-    def _critic_targets(self, batch: dict[str, Tensor], noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def _critic_targets(self, batch: Mapping[str, Any], noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the TD target (B,) and the target critics' estimates (E, B) at the data's actions.
 
         The noise is that of `_bootstrap_noise`, drawn here unless it is given. Waits for all branches of the step.
         """
-        pairs = torch.cat((batch["observations"], batch["actions"]), dim=-1)
+        pairs = torch.cat((seen_by("target_critic", batch["observations"]), batch["actions"]), dim=-1)
         noise = self._bootstrap_noise(len(pairs)) if noise is None else noise
         if noise is None:
-            bootstrap = self.branches.beside("next value", self._values, batch["next_observations"])
+            bootstrap = self.branches.beside("next value", self._values, seen_by("value", batch["next_observations"]))
             q_data = self.networks.target_critic(pairs).squeeze(-1)
         else:
             bootstrap, q_data = self._policy_bootstrap(batch["next_observations"], pairs, noise)
@@ -42,9 +44,9 @@ class ValueAgent(Agent):
         """Draw what the policy's actions at s' begin with, (B, N, A); None where Q bootstraps from V."""
         return None if self.config.bootstrap == "value" else self._noise(rows, self.config.target_candidates)
 
-    def _values(self, observations: Tensor) -> Tensor:
-        """Return V(s), (B,)."""
-        return self.networks.value.forward(observations)[0, :, 0]
+    def _values(self, states: Tensor) -> Tensor:
+        """Return V(s), (B,), of what V reads."""
+        return self.networks.value.forward(states)[0, :, 0]
 
     def _value_loss(self, v: Tensor, q_data: Tensor) -> Tensor:
         """Return the loss of the expectile regression of V(s), (B,), on the target critics' estimates (E, B)."""

@@ -25,6 +25,7 @@ from dipole_ray.agents.adapters import with_backbone
 from dipole_ray.agents.agent import Agent, make_agent
 from dipole_ray.agents.captured import CapturedUpdates
 from dipole_ray.agents.data_parallel import DataParallel
+from dipole_ray.agents.observations import flattened
 from dipole_ray.agents.precision import torch_products
 from dipole_ray.agents.state import check_matches, copy_into
 from dipole_ray.columns import Schema
@@ -93,7 +94,7 @@ class DIPOLELearner(FaultAwareApply):
         self.agent.compile(self.config.learner_num_threads, self.config.learner_matmul_precision)
 
     def update_on(
-        self, batches: Mapping[str, np.ndarray], batch_size: int, publish: bool = False
+        self, batches: Mapping[str, Any], batch_size: int, publish: bool = False
     ) -> tuple[UpdateReport, dict[str, Tensor] | None]:
         """Run one gradient step on each consecutive batch; of several learners, each on its share of the rows.
 
@@ -103,10 +104,11 @@ class DIPOLELearner(FaultAwareApply):
         """
         start = time.perf_counter()
         parallel = self.agent.data_parallel
-        shares = {name: _tensor(parallel.shard(array, batch_size)) for name, array in batches.items()}
+        columns = flattened(batches).items()
+        shares = {name: _tensor(parallel.shard(array, batch_size)) for name, array in columns}
         rows = batch_size // parallel.size
         num_updates = len(shares["rewards"]) // rows
-        captures = self.agent.device.type == "cuda" and parallel.size == 1
+        captures = self.agent.device.type == "cuda" and parallel.size == 1 and not self.agent.networks.is_encoded
         if self.stack is not None:
             metrics = self.stack.update_on(self, shares)
         elif captures:

@@ -5,10 +5,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from dipole_ray.agents.observations import together
 from dipole_ray.agents.policy import Policy
 from dipole_ray.errors import ConfigError
 from dipole_ray.progress import Progress
@@ -99,6 +101,12 @@ def _measured(policy: Policy, device: str, grid: Grid, progress: Progress) -> It
         yield Latency(device=device, batch=batch, candidates=candidates, steps=count, **measured)
 
 
+def _drawn(random: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """Return standard normal numbers, or the numbers of images from 0 to 255."""
+    drawn: np.ndarray = random.normal(size=shape) if dtype.startswith("float") else random.integers(0, 256, shape)
+    return drawn.astype(dtype)
+
+
 def best_for(found: Sequence[Latency], hz: float) -> Latency | None:
     """Return the setting with the most candidates x steps whose p99 fits into a period; None if none does."""
     fitting = [one for one in found if one.p99_ms <= 1e3 / hz]
@@ -109,7 +117,9 @@ def _milliseconds(policy: Policy, batch: int, candidates: int, steps: int | None
     """Return what each of some calls takes, once others have warmed up what a call needs."""
     if steps is not None:
         policy.config = replace(policy.config, denoise_steps=steps)
-    observations = np.random.default_rng(0).normal(size=(batch, policy.sizes.observation_dim)).astype(np.float32)
+    random, observed = np.random.default_rng(0), policy.networks.observed
+    arrays = {name: _drawn(random, (batch, *column.shape), column.dtype) for name, column in observed.items()}
+    observations: Any = together(arrays)
     taken = []
     for _ in range(_WARM_UP_CALLS + calls):
         start = time.perf_counter()

@@ -65,7 +65,8 @@ def load_policy(run: str | Path, device: str | torch.device = "cpu", **acting: A
             raise CheckpointError(f"{checkpoint.path}: {error}") from None
     config = settings.from_mapping(AgentConfig, {**settings.to_mapping(config), **acting}, "agent")
     # Before any memory is taken for networks that the file cannot hold.
-    widths = (schema.observation_dim + schema.action_dim, *config.hidden_dims)
+    observation_dim = schema.observation_dim if schema.is_flat else 0  # what an encoder makes of it is not known yet
+    widths = (observation_dim + schema.action_dim, *config.hidden_dims)
     is_mlp = isinstance(config, DipoleConfig) and config.backbone.network == "mlp"
     members = config.num_critics if config.has_critic else int(is_mlp)
     weights = members * sum(before * after for before, after in pairwise(widths))

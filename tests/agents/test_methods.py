@@ -124,7 +124,9 @@ CHANGES_OF_OTHERS: dict[str, dict[str, Any]] = {
     },
 }
 """What FQL and IQL share with the family, they act on too."""
-COVERED_ELSEWHERE = {"batch_size", "n_step", "observation_normalization", "backbone", "adapters", "advantage"}
+COVERED_ELSEWHERE = {
+    *("batch_size", "n_step", "observation_normalization", "encoder", "backbone", "adapters", "advantage")
+}
 """The first two are the replay's to act on; files of their own cover the others, such as `test_adapters.py`."""
 
 

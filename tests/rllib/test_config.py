@@ -18,6 +18,7 @@ from dipole_ray import DIPOLEConfig, settings
 from dipole_ray.agents.adapters import AdapterConfig
 from dipole_ray.agents.backbones import BackboneConfig
 from dipole_ray.agents.dipole import AgentConfig
+from dipole_ray.agents.encoders import EncoderConfig
 from dipole_ray.errors import ConfigError
 from dipole_ray.rllib.sections import TrainingConfig
 from dipole_ray.runs.config import RunConfig
@@ -55,12 +56,16 @@ AGENT_VALUES: dict[str, Any] = {
     "reward_shift": 1.0,
     "advantage_normalization": "batch_std",
     "observation_normalization": "dataset",
+    "encoder": EncoderConfig(network="my_module:Encoder", sharing="shared"),
     "hidden_dims": (8, 8),
     "denoise_steps": 3,
     "learning_rate": 1e-2,
     "batch_size": 17,
     "backbone": BackboneConfig(network="dit-tiny"),
     "adapters": AdapterConfig(),
+    "diffusion": "flow",
+    "noise_scale": 0.5,
+    "advantage": "critic",
 }
 TRAINING_VALUES: dict[str, Any] = {
     "clone_learner_steps": 10,
