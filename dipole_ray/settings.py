@@ -15,7 +15,7 @@ import itertools
 import math
 import textwrap
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -24,6 +24,7 @@ import yaml
 from dipole_ray.errors import ConfigError
 
 Section = TypeVar("Section")
+Keys = Callable[[], list[str]]  # asked only for a message: what they are gathered from is worth milliseconds
 
 MAX_YAML_CHARACTERS = 1 << 18  # of the longest text that is read; also the most values it may stand for
 
@@ -112,7 +113,7 @@ def from_mapping(cls: type[Section], mapping: Mapping[str, Any], where: str = ""
     Raises:
         ConfigError: An unknown key (the nearest valid one is named), a missing one, or a value of the wrong type.
     """
-    return _read_section(cls, mapping, where, [doc.key for doc in describe(cls, where)])
+    return _read_section(cls, mapping, where, lambda: [doc.key for doc in describe(cls, where)])
 
 
 def to_mapping(instance: Any) -> dict[str, Any]:
@@ -229,11 +230,14 @@ def _fields(cls: Any) -> dict[str, dataclasses.Field[Any]]:
 
 def _hints(cls: Any) -> dict[str, Any]:
     """Return the types of a section's fields by name."""
-    return {name: hint for one in reversed(_classes(cls)) for name, hint in get_type_hints(one).items()}
+    return {name: hint for one in reversed(_classes(cls)) for name, hint in _own_hints(one).items()}
 
 
-def _read_section(cls: type[Section], mapping: Any, where: str, valid: Sequence[str]) -> Section:
-    """Build the dataclass `cls` from `mapping`; `valid` are all keys of the root, to suggest from."""
+_own_hints = functools.cache(get_type_hints)  # which evaluates the text of every annotation
+
+
+def _read_section(cls: type[Section], mapping: Any, where: str, valid: Keys) -> Section:
+    """Build the dataclass `cls` from `mapping`; `valid` tells all keys of the root, to suggest from."""
     if isinstance(mapping, cls):
         return mapping
     mapping = {} if mapping is None else mapping  # `agent:` with nothing below it is an empty section in YAML
@@ -244,7 +248,7 @@ def _read_section(cls: type[Section], mapping: Any, where: str, valid: Sequence[
     for name, value in mapping.items():
         key = f"{where}.{name}" if where else str(name)
         if name not in fields:
-            raise ConfigError(f"unknown setting '{key}'{_suggestion(key, valid)}")
+            raise ConfigError(f"unknown setting '{key}'{_suggestion(key, valid())}")
         values[name] = _convert(hints[name], value, key, valid)
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
@@ -264,7 +268,7 @@ def _suggestion(key: str, valid: Sequence[str]) -> str:
     return f"; the nearest valid one is '{near[0]}'" if near else ""
 
 
-def _convert(hint: Any, value: Any, key: str, valid: Sequence[str]) -> Any:
+def _convert(hint: Any, value: Any, key: str, valid: Keys) -> Any:
     """Return `value` as the type `hint`, or raise ConfigError naming `key`, the expectation and the finding."""
     if dataclasses.is_dataclass(hint):
         return _read_section(hint, value, key, valid)  # type: ignore[arg-type]
@@ -286,7 +290,7 @@ def _convert(hint: Any, value: Any, key: str, valid: Sequence[str]) -> Any:
         raise ConfigError(f"{key} is {value!r}: {_words(hint)} is needed{_hint_at(hint, value)}") from None
 
 
-def _convert_union(hint: Any, value: Any, key: str, valid: Sequence[str]) -> Any:
+def _convert_union(hint: Any, value: Any, key: str, valid: Keys) -> Any:
     """Return `value` as the arm that takes it unchanged, else as the first arm that takes it at all."""
     results = []
     for arm in get_args(hint):

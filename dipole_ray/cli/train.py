@@ -53,10 +53,6 @@ def run_train(arguments: argparse.Namespace) -> int:
     if arguments.help_config:
         print(*describe(RunConfig), sep="\n")
         return 0
-    from dipole_ray.runs.profile import profiled
-    from dipole_ray.runs.session import RUN_FILE, typed
-    from dipole_ray.runs.start import resume_runs, start_runs
-
     words = [word for word in (arguments.source, *arguments.overrides) if word is not None]
     folders = [Path(word) for word in arguments.resume or () if "=" not in word or Path(word).is_dir()]
     words += [word for word in arguments.resume or () if Path(word) not in folders]
@@ -67,8 +63,14 @@ def run_train(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--resume {' '.join(arguments.resume)}: name the folder of a run first")
     if not folders and source is None and not words:
         raise ConfigError(f"nothing to train: name a preset ({', '.join(presets())}), a YAML file, or KEY=VALUE")
+    config = None if folders else load(source, words)  # a mistake in it is told before seconds of imports
+
+    from dipole_ray.runs.profile import profiled
+    from dipole_ray.runs.session import RUN_FILE, typed
+    from dipole_ray.runs.start import resume_runs, start_runs
+
     with profiled(arguments.profile):
-        runs = resume_runs(folders, words) if folders else start_runs(load(source, words))
+        runs = resume_runs(folders, words) if config is None else start_runs(config)
     started = [str(typed(runs[0].folder) / RUN_FILE)] if folders else [*filter(None, [source])]
     _show(runs, [*started, *words], to_cluster(arguments))
     return 0 if all(run.finished for run in runs) else runs[0].stops.exit_status
