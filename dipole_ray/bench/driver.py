@@ -12,7 +12,7 @@ from dipole_ray.bench.suite import Suite
 from dipole_ray.envs.make import env_dims
 from dipole_ray.files.storage import require_lasting
 from dipole_ray.parallel import map_tasks, ray_session
-from dipole_ray.rllib.privates import stop_ray
+from dipole_ray.rllib.core_privates import stop_ray
 from dipole_ray.runs.prepare import prepare_datasets
 
 REMEDY = "give each run more room with suite.resources.cpus"  # for runs whose worker keeps dying

@@ -46,7 +46,7 @@ except DipoleError as error:
     answer = {"error": str(error)}
 """
 STRANGER_PROBE = """
-from dipole_ray.rllib.privates import admits_strangers
+from dipole_ray.rllib.core_privates import admits_strangers
 answer = admits_strangers(sys.argv[1])
 """
 GL_PROBE = """

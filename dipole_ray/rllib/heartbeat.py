@@ -13,7 +13,7 @@ from typing import Any
 import gymnasium
 import ray
 
-from dipole_ray.rllib.privates import read_beat, write_beat
+from dipole_ray.rllib.core_privates import read_beat, write_beat
 
 BEATS = 20  # notes, and readings, within one deadline: a silence is known to a tenth of it
 

@@ -29,10 +29,11 @@ from dipole_ray.agents.adapter_files import join, split, without_texts
 from dipole_ray.agents.data_parallel import RankLost
 from dipole_ray.errors import CheckpointError, ConfigError, ResourcesUnavailable
 from dipole_ray.files.checkpoint import Checkpoint, newest_valid, read_checkpoint, steps_of
+from dipole_ray.rllib.core_privates import prefer_node
 from dipole_ray.rllib.experience import PublishedPolicy
 from dipole_ray.rllib.learner import DIPOLELearner, UpdateReport
 from dipole_ray.rllib.placement import learners_of, node_for_learners, require_room
-from dipole_ray.rllib.privates import give_learners, prefer_node
+from dipole_ray.rllib.privates import give_learners
 from dipole_ray.rllib.waiting import wait_for
 from dipole_ray.spans import spanned
 

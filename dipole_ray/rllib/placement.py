@@ -19,7 +19,8 @@ from ray.util.placement_group import get_current_placement_group
 
 from dipole_ray.cluster import refuse_client, start_ray
 from dipole_ray.errors import ResourcesUnavailable
-from dipole_ray.rllib.privates import PlacedEnvRunnerGroup, free_resources_by_node
+from dipole_ray.rllib.core_privates import free_resources_by_node
+from dipole_ray.rllib.privates import PlacedEnvRunnerGroup
 
 logger = logging.getLogger(__name__)
 

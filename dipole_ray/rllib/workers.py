@@ -16,9 +16,10 @@ from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 from dipole_ray.envs.registry import family, is_registered_by_hand
 from dipole_ray.errors import CallbackFailed, ConfigError, EnvironmentUnavailable
+from dipole_ray.rllib.core_privates import actor_id
 from dipole_ray.rllib.env_runner import DIPOLEEnvRunner
 from dipole_ray.rllib.heartbeat import Silence
-from dipole_ray.rllib.privates import actor_id, manager_of, requests_in_flight
+from dipole_ray.rllib.privates import manager_of, requests_in_flight
 
 logger = logging.getLogger(__name__)
 

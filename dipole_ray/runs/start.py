@@ -16,7 +16,7 @@ from dipole_ray.files.place import absolute
 from dipole_ray.files.resume import Difference, config_differences, guard_resume, version_differences, warn_of
 from dipole_ray.files.storage import require_lasting
 from dipole_ray.parallel import ray_session
-from dipole_ray.rllib.privates import stop_ray
+from dipole_ray.rllib.core_privates import stop_ray
 from dipole_ray.runs.config import FIXED, RunConfig, load, saved_config
 from dipole_ray.runs.prepare import prepare_dataset, require_fit
 from dipole_ray.runs.run import Run

@@ -17,7 +17,7 @@ from dipole_ray.files.lock import FolderLock
 from dipole_ray.files.storage import require_lasting
 from dipole_ray.parallel import ray_session
 from dipole_ray.progress import Progress
-from dipole_ray.rllib.privates import stop_ray
+from dipole_ray.rllib.core_privates import stop_ray
 from dipole_ray.runs.prepare import prepare_datasets
 from dipole_ray.stopping import StopRequests, noting_stops
 from dipole_ray.sweep.callback import SweepCallback
