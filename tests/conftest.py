@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,31 +23,54 @@ os.environ.pop("MLFLOW_TRACKING_URI", None)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-LONGEST = (
-    *("rllib/test_remote.py", "rllib", "runs", "sweep", "evaluation"),  # they share a Ray, see `cluster`
-    *("bench", "cli", "data/test_malformed_files.py", "test_", "tracking", "envs", "agents"),
-)
-"""Where the long tests are, longest first."""
+SHARE_A_RAY = ("rllib/test_remote.py", "rllib", "runs", "sweep", "evaluation")
+"""Where the tests are that use `cluster`, longest first."""
+LONGEST = (*SHARE_A_RAY, *("bench", "cli", "data/test_malformed_files.py", "test_", "tracking", "envs", "agents"))
+"""Where the long tests are, longest first; those that share a Ray come before the others, which need none."""
+
+
+def place(path: Path) -> int:
+    """Return the place of a test's file among `LONGEST`."""
+    name = path.relative_to(Path(__file__).parent).as_posix()
+    return next((i for i, start in enumerate(LONGEST) if name.startswith(start)), len(LONGEST))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the long files: with several workers, one that comes last would leave the others idle."""
-    here = Path(__file__).parent
+    items.sort(key=lambda item: place(item.path))
 
-    def place(item: pytest.Item) -> int:
-        path = item.path.relative_to(here).as_posix()
-        return next((i for i, start in enumerate(LONGEST) if path.startswith(start)), len(LONGEST))
 
-    items.sort(key=place)
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Import without the collector of garbage, which looks at all that torch and Ray define, again and again."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Import no tests of a folder all of which the markers leave out."""
+    name = collection_path.name
+    return True if name in ("chaos", "browser") and f"not {name}" in config.option.markexpr else None
+
+
+@pytest.fixture(scope="module", autouse=True)
+def idle_ray(request: pytest.FixtureRequest) -> None:
+    """End a Ray that later files do not share: doing nothing, it takes a thirtieth of a core."""
+    if "ray" in sys.modules and place(request.path) >= len(SHARE_A_RAY):
+        sys.modules["ray"].shutdown()
 
 
 @pytest.fixture(scope="session")
 def ray_results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """RLlib's folders are among the tests' temporary ones."""
+    """RLlib's folders are among the tests' temporary ones, and no algorithm's end waits for a thread that sleeps."""
     folder = str(tmp_path_factory.mktemp("ray_results"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ray.train.constants.DEFAULT_STORAGE_PATH", folder)
         patch.setattr("ray.tune.trainable.trainable.DEFAULT_STORAGE_PATH", folder, raising=False)
+        patch.setattr("ray.tune.utils.util.UtilMonitor.start", lambda self: None)
         yield
 
 

@@ -60,7 +60,7 @@ def train(config: AgentConfig, updates: int) -> tuple[Agent, list[float]]:
 
 @cache
 def trained_dipole() -> Agent:
-    return train(bandit_config(train_bc=True), 1500)[0]
+    return train(bandit_config(train_bc=True), 1200)[0]
 
 
 def expected_reward(agent: Agent, **options: Any) -> float:

@@ -66,6 +66,7 @@ def test_a_hundred_updates_end_where_readable_ones_do(settings: dict[str, Any], 
     assert_close(agent, twin)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", SETTINGS[:-1], ids=named)
 def test_losses_and_gradients_are_equal_in_float64(
     settings: dict[str, Any], threads: int, monkeypatch: pytest.MonkeyPatch
@@ -233,7 +234,7 @@ class WholeInputs(StackedFields):
 
 
 @needs_pairs
-@pytest.mark.parametrize("settings", [SETTINGS[0], SETTINGS[-1]], ids=named)
+@pytest.mark.parametrize("settings", [SETTINGS[0], pytest.param(SETTINGS[-1], marks=pytest.mark.slow)], ids=named)
 def test_updates_in_bf16_round_the_factors_of_products_and_nothing_else(
     settings: dict[str, Any], threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -92,7 +92,7 @@ def trained() -> DipoleAgent:
     """Return a DIPOLE on the bandit whose fields are a transformer."""
     config = bandit_config(train_bc=True)
     agent, rng = DipoleAgent(config, SCHEMA, seed=0, make_fields=TransformerFields), np.random.default_rng(0)
-    for _ in range(2000):
+    for _ in range(1000):
         agent.update(bandit_batch(rng), diagnostics=False)
     return agent
 

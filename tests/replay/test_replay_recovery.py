@@ -121,11 +121,14 @@ def lines_of(path: Path, steps: list[tuple[str, Any]]) -> int:
     return low
 
 
-@pytest.mark.parametrize(("longest", "missing"), [(10, 0), pytest.param(60, 80, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("longest", "missing", "places"),
+    [(10, 0, 40), *(pytest.param(*of, 100, marks=pytest.mark.slow) for of in ((10, 0), (60, 80)))],
+)
 def test_killed_between_any_two_lines_it_loses_at_most_the_insert_under_way(
-    tmp_path: Path, longest: int, missing: int
+    tmp_path: Path, longest: int, missing: int, places: int
 ) -> None:
-    """At 100 places; at every third the process that takes the ring up again is killed too, and a third one does it.
+    """At every third place the process that takes the ring up again is killed too, and a third one does it.
 
     An insert of more rows than the file has to spare (20, less a block) may take along the oldest, which it evicts.
     """
@@ -134,7 +137,7 @@ def test_killed_between_any_two_lines_it_loses_at_most_the_insert_under_way(
     expected = models(steps)
     random = np.random.default_rng(1)
     only_unanswered = 0
-    for turn, line in enumerate(random.integers(0, lines_of(path, steps), size=100)):
+    for turn, line in enumerate(random.integers(0, lines_of(path, steps), size=places)):
         open_replay(path, run=None).close()  # the rows of the last turn are an earlier run's
         acknowledged, killed = die_at(lambda acknowledge: live(path, steps, acknowledge), int(line))
         assert killed

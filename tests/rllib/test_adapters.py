@@ -9,7 +9,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import peft
 import pytest
 import ray
 import safetensors.torch
@@ -48,6 +47,8 @@ def adapted(dataset: Path, file: Path, **settings: Any) -> Any:
 def test_a_run_of_adapters_is_exact_after_a_restart_and_plain_peft_loads_what_it_saved(
     pendulum: Path, tmp_path: Path
 ) -> None:
+    import peft  # two seconds, for one worker of pytest alone
+
     file = backbone_file(tmp_path)
     algorithm = adapted(pendulum, file).build_algo()
     train_until(algorithm, lambda one: one.env_steps >= 60)

@@ -152,7 +152,7 @@ def test_callbacks_that_change_nothing_change_nothing(name: str) -> None:
     assert all(np.array_equal(plain[key], called[key]) for key in plain)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("cluster")
 def test_a_callback_that_raises_ends_the_run_with_its_own_line(workers: int) -> None:
     def broken(**given: Any) -> None:

@@ -15,6 +15,7 @@ from ray.rllib.core.learner.learner_group import LearnerGroup
 from dipole_ray import DIPOLE
 from dipole_ray.errors import ConfigError
 from tests.rllib.small import config, train_until
+from tests.rllib.test_publishing import acts_newest, batches
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -65,6 +66,19 @@ def test_what_would_not_do_what_it_says_names_what_does(algorithm: DIPOLE, tmp_p
     for call in (group.save_to_path, group.restore_from_path, group.load_module_state):
         with pytest.raises(ConfigError, match=r"call algo\.save_to_path\(FOLDER\)"):
             call(tmp_path)
+
+
+def test_without_workers_no_clock_decides_which_policy_acts(algorithm: DIPOLE) -> None:
+    """So that a resumed run goes on exactly: a learner here publishes once it is asked, an actor with each call."""
+    group = algorithm.learner_group
+    group.drain()
+    first = group.policy.version
+    for call in range(6):
+        group.submit(batches(), publish=True)
+        expected = max(0, call - 1) if group.is_remote else call + 1  # two calls are in flight
+        assert group.policy.version - first == expected
+    group.drain()
+    assert group.policy.version - first == 6 and acts_newest(group)
 
 
 def test_a_learner_class_that_is_none_of_ours_is_refused(pendulum: Path) -> None:

@@ -88,15 +88,3 @@ def test_a_learner_in_an_actor_publishes_every_half_second_at_most_and_what_it_d
     clock.now += PUBLISH_INTERVAL_S
     assert learner.policy.version - first == 3 and acts_newest(learner)
     assert learner.policy.version - first == 3, "nothing is new"
-
-
-@pytest.mark.parametrize("client", [(1, 0)], indirect=True, ids=["an actor, without workers"])
-def test_without_workers_no_clock_decides_which_policy_acts(client: tuple[LearnerClient, Clock]) -> None:
-    """So that a resumed run goes on exactly."""
-    learner, _ = client
-    first = learner.policy.version
-    for call in range(6):
-        learner.submit(batches(), publish=True)
-        assert learner.policy.version - first == max(0, call - 1), "two calls are in flight"
-    learner.drain()
-    assert learner.policy.version - first == 6 and acts_newest(learner)

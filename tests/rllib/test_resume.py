@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sized
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import torch
 
 from dipole_ray import DIPOLE
@@ -153,7 +155,8 @@ def test_resume_in_a_new_process(
         "algorithm.stop()\n"
     )
     words = [str(saved[5]), str(tmp_path / "end"), str(ITERATIONS - 5)]
-    subprocess.run([sys.executable, "-c", program, *words], check=True, capture_output=True, timeout=120)
+    joining = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    subprocess.run([sys.executable, "-c", program, *words], check=True, capture_output=True, timeout=120, env=joining)
     end = read_checkpoint(tmp_path / "end")
     assert_same_tensors(end.tensors, tensors)
     assert course(end.metadata) == course(metadata)

@@ -240,12 +240,12 @@ def test_runs_that_start_at_once_share_a_new_database(tmp_path: Path) -> None:
         "tracker.close(timeout_s=300)\n"
     )
     children = [
-        subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "runs" / f"run-{seed}")]) for seed in range(3)
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "runs" / f"run-{seed}")]) for seed in range(2)
     ]
-    assert [child.wait() for child in children] == [0, 0, 0]
-    for seed in range(3):
+    assert [child.wait() for child in children] == [0, 0]
+    for seed in range(2):
         assert history(tmp_path / "runs" / f"run-{seed}", "critic/loss") == [(step, float(step)) for step in range(100)]
-    assert len(mlflow_run(tmp_path / "runs" / "run-0")[0].search_runs(["1"])) == 3
+    assert len(mlflow_run(tmp_path / "runs" / "run-0")[0].search_runs(["1"])) == 2
 
 
 def test_a_database_whose_making_was_cut_short_is_made_anew(tmp_path: Path) -> None:
