@@ -55,7 +55,7 @@ def with_noise_of_the_cpu(agent: DipoleAgent, seed: int) -> DipoleAgent:
 
     def path(actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         drawn, t = noise(len(actions)), torch.rand(len(actions), 1, generator=source).to(agent.device)
-        return drawn, flow.path_point(drawn, actions, t), t
+        return flow.path_point(drawn, actions, t), t, flow.path_velocity(drawn, actions)
 
     agent._noise, agent._path = noise, path  # type: ignore[method-assign]
     return agent
