@@ -211,6 +211,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--small", action="store_true", help="small sizes on a CPU; writes no result")
     arguments = parser.parse_args()
+    if arguments.small:
+        torch.set_num_threads(1)
     case = Case(arguments.small)
     half = torch.bfloat16 if arguments.small else torch.float16
     todo: dict[str, tuple[Any, ...]] = {
