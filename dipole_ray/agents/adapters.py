@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from dipole_ray.agents import state
 from dipole_ray.agents.config import ABOVE_ZERO, Rule
 from dipole_ray.agents.fields import VelocityField
+from dipole_ray.agents.narrow import keep_weights_in
 from dipole_ray.errors import CheckpointError, ConfigError
 from dipole_ray.settings import unread
 
@@ -58,6 +59,26 @@ class AdapterConfig:
                 raise unread(f"agent.adapters.{name}", found, shown, "there are no adapters", remedy)
 
 
+class ActingLayer(nn.Module):
+    """What a layer of PEFT's holds, under the same names, for those who merge adapters and train none."""
+
+    def __init__(self, base_layer: nn.Linear, names: tuple[str, ...], config: AdapterConfig) -> None:
+        super().__init__()
+        rank, self.scaling = config.rank, config.alpha / config.rank
+        self.base_layer = base_layer
+        self.lora_A = nn.ModuleDict({name: _zeros(base_layer.in_features, rank) for name in names})
+        self.lora_B = nn.ModuleDict({name: _zeros(rank, base_layer.out_features) for name in names})
+
+    def get_base_layer(self) -> nn.Linear:
+        """Return the layer of the backbone."""
+        return self.base_layer
+
+    def get_delta_weight(self, name: str) -> Tensor:
+        """Return what an adapter adds to the weights of the layer."""
+        up, down = (part.get_submodule(name).weight for part in (self.lora_B, self.lora_A))
+        return (up @ down) * self.scaling
+
+
 class Merged(NamedTuple):
     """What a state's encoding is to `AdaptedFields`: plain fields, and what they encoded."""
 
@@ -71,32 +92,43 @@ class AdaptedFields(nn.Module):
     Attributes:
         names: Of the adapters.
         network: The backbone with the adapters in its layers.
-        adapter_config: What PEFT writes as `adapter_config.json`, the same for all adapters.
+        adapter_config: What PEFT writes as `adapter_config.json`, the same for all adapters; empty where none learns.
         is_frozen: Whether the adapters are trained; else the backbone is, and they add nothing.
     """
 
     backbone_checksum: Tensor
 
     def __init__(
-        self, names: tuple[str, ...], network: VelocityField, config: AdapterConfig, generator: torch.Generator
+        self,
+        names: tuple[str, ...],
+        network: VelocityField,
+        config: AdapterConfig,
+        generator: torch.Generator,
+        *,
+        dtype: torch.dtype = torch.float32,
+        learns: bool = True,
     ) -> None:
+        """Put untrained adapters into the network.
+
+        Args:
+            names: Of the adapters.
+            network: The backbone, with the one name `bc`.
+            config: Of all adapters.
+            generator: What the adapters are drawn from.
+            dtype: What the weights of the backbone's linear layers are kept in while it is frozen.
+            learns: Whether the fields are to be trained; for acting alone nobody needs PEFT.
+        """
         super().__init__()
         if not isinstance(network, nn.Module) or BACKBONE in names:
             raise TypeError(f"adapters {names} on {type(network).__name__}: give a module and other names than 'bc'")
-        import peft  # three seconds, and transformers with it: only here
-
-        self.names = names
+        self.names, self.network, self._dtype = names, network, dtype
         self._of_backbone = [each for each in network.parameters() if each.requires_grad]
-        targets = layers_of(network, config.targets)
-        alpha: Any = config.alpha  # PEFT scales by any number
-        settings = peft.LoraConfig(r=config.rank, lora_alpha=alpha, target_modules=_only(targets))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator).item()))
-            injected = peft.get_peft_model(network, settings, adapter_name=names[0])
-            for name in names[1:]:
-                injected.add_adapter(name, settings)
-        self.network = network
-        self.adapter_config = json.loads(json.dumps({**settings.to_dict(), "inference_mode": True}, default=list))
+        self._linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
+        targets, seed = layers_of(network, config.targets), int(torch.randint(2**62, (1,), generator=generator).item())
+        self.adapter_config = _inject(network, names, targets, config, seed) if learns else {}
+        for name in () if learns else targets:
+            above, _, last = name.rpartition(".")
+            setattr(network.get_submodule(above), last, ActingLayer(network.get_submodule(name), names, config))
         self._layers: tuple[Any, ...] = tuple(network.get_submodule(name) for name in targets)
         self._of_adapters = [each for name, each in network.named_parameters() if _is_adapters(name)]
         self.register_buffer(state.BACKBONE_CHECKSUM, torch.zeros(32, dtype=torch.uint8))
@@ -106,10 +138,12 @@ class AdaptedFields(nn.Module):
     def freeze(self) -> None:
         """Train the adapters from now on, and the backbone no more; its checksum stands for it in the state dict."""
         self._train_adapters(True)
+        keep_weights_in(self._dtype, self._linear)
         self.backbone_checksum.copy_(torch.frombuffer(bytearray(checksum(self.backbone_state())), dtype=torch.uint8))
 
     def thaw(self) -> None:
         """Train the backbone from now on, and no adapter."""
+        keep_weights_in(torch.float32, self._linear)
         self._train_adapters(False)
         self.backbone_checksum.zero_()
 
@@ -165,10 +199,10 @@ class AdaptedFields(nn.Module):
         rest = {name: each for name, each in tensors.items() if not name.startswith(start)}
         if given and checksum(given) != bytes(named.tolist()):
             raise CheckpointError("the backbone is not the one that the adapters belong to; use another checkpoint")
-        if given:
-            self.load_backbone(given)
         if not self.is_frozen:
             self.freeze()
+        if given:
+            self.load_backbone(given)
         return rest
 
     def load_backbone(self, tensors: Mapping[str, Tensor]) -> None:
@@ -198,7 +232,7 @@ class AdaptedFields(nn.Module):
 
     def _train_adapters(self, is_frozen: bool) -> None:
         self.is_frozen = is_frozen
-        for layer in self._layers:
+        for layer in self._layers if self.adapter_config else ():
             layer.enable_adapters(is_frozen)
         self._require_gradients()
 
@@ -266,6 +300,29 @@ def layers_of(network: nn.Module, targets: Sequence[str]) -> list[str]:
             raise ConfigError(f"agent.adapters.targets: found {what}; the nearest are {', '.join(near)}")
         chosen |= found
     return [name for name in linear if name in chosen]
+
+
+def _inject(
+    network: Any, names: tuple[str, ...], targets: Sequence[str], config: AdapterConfig, seed: int
+) -> dict[str, Any]:
+    """Put adapters of PEFT's, drawn by the seed, into the target layers, and return their `adapter_config.json`."""
+    import peft  # three seconds, and transformers with it: only here
+
+    alpha: Any = config.alpha  # PEFT scales by any number
+    settings = peft.LoraConfig(r=config.rank, lora_alpha=alpha, target_modules=_only(targets))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        injected = peft.get_peft_model(network, settings, adapter_name=names[0])
+        for name in names[1:]:
+            injected.add_adapter(name, settings)
+    found: dict[str, Any] = json.loads(json.dumps({**settings.to_dict(), "inference_mode": True}, default=list))
+    return found
+
+
+def _zeros(inputs: int, outputs: int) -> nn.Module:
+    """Return a linear layer without bias whose weights are zero, and for which nothing is drawn."""
+    layer = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=False)
+    return layer.requires_grad_(False)
 
 
 def _only(names: Sequence[str]) -> str:

@@ -420,5 +420,9 @@ def make_agent(config: AgentConfig, schema: Schema, **options: Unpack[Options]) 
 
 
 def make_policy(config: AgentConfig, schema: Schema, **options: Unpack[Options]) -> Policy:
-    """Return the policy that `make_agent` would train, with the same networks and noise but nothing that learns."""
+    """Return the policy that `make_agent` would train, with the same networks and noise but nothing that learns.
+
+    Of adapters it has no initial draw: they add nothing either way.
+    """
+    options["make_fields"] = options.get("make_fields") or config.make_acting_fields
     return AGENTS[config.algorithm].draw(config, schema, **options)[1]

@@ -17,6 +17,7 @@ from dipole_ray.agents.adapters import BACKBONE, AdaptedFields, AdapterConfig, S
 from dipole_ray.agents.dit import SIZES, DiTFields
 from dipole_ray.agents.factories import find_factory, is_factory
 from dipole_ray.agents.fields import MakeFields, StackedFields, VelocityField
+from dipole_ray.agents.narrow import DTYPES
 from dipole_ray.agents.networks import Sizes, gelu_tanh
 from dipole_ray.errors import CheckpointError, ConfigError
 from dipole_ray.files.durable import replacing
@@ -34,12 +35,18 @@ class BackboneConfig:
     path: str | None = None
     """Safetensors file of the trained weights that the adapters lie on; null = none. Relative to the working directory;
     the run keeps it absolute."""
+    dtype: str = "float32"
+    """What the weights of its linear layers are kept in once it is frozen below adapters: `float32`, or `bfloat16`, in
+    half the memory and multiplied as such. Adapters, weights with an adapter merged into them, and all else stay
+    float32, and so is the backbone while it is cloned."""
 
     def __post_init__(self) -> None:
         """Reject a network that there is not, and keep the file's place for good."""
         if self.network not in NETWORKS and not is_factory(self.network):
             known = ", ".join(NETWORKS)
             raise ConfigError(f"agent.backbone.network: found '{self.network}'; choose {known}, or module:factory")
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"agent.backbone.dtype: found '{self.dtype}'; choose {' or '.join(DTYPES)}")
         if self.path is not None:
             object.__setattr__(self, "path", str(absolute(self.path)))
 
@@ -81,7 +88,7 @@ class LinearFields(nn.Module):
     def stack(self, names: tuple[str, ...], networks: Sequence["LinearFields"]) -> StackedFields:
         """Return networks of this one's sizes as the stacked MLPs that compiled code evaluates."""
         by_layer = list(zip(*(network.layers for network in networks), strict=True))
-        kernels = [torch.stack([layer.weight.T for layer in layers]) for layers in by_layer]
+        kernels = [torch.stack([layer.weight.T.to(layer.bias.dtype) for layer in layers]) for layers in by_layer]
         biases = [torch.stack([layer.bias.unsqueeze(0) for layer in layers]) for layers in by_layer]
         return StackedFields.of(names, self.observation_dim, kernels, biases)
 
@@ -96,15 +103,18 @@ def make_fields(
     names: tuple[str, ...],
     sizes: Sizes,
     generator: torch.Generator,
+    *,
+    learns: bool = True,
 ) -> VelocityField:
     """Return untrained fields as the settings say: adapters on one network, or a network each.
 
-    With adapters the network's weights are those of `backbone.path`, where that is set.
+    With adapters the network's weights are those of `backbone.path`, where that is set; fields that do not learn, but
+    act alone, need no PEFT.
     """
     make = _factory(backbone.network)
     if adapters.rank:
         network = make((BACKBONE,), sizes, generator)
-        fields = AdaptedFields(names, network, adapters, generator)
+        fields = AdaptedFields(names, network, adapters, generator, dtype=DTYPES[backbone.dtype], learns=learns)
         if backbone.path is not None:
             _load(backbone, fields, sizes)
         return fields
@@ -126,6 +136,9 @@ def _load(backbone: BackboneConfig, fields: AdaptedFields, sizes: Sizes) -> None
     assert backbone.path is not None
     tensors = read_weights(Path(backbone.path), "agent.backbone.path")
     fits = f"{sizes.observation_dim} observations, {sizes.action_dim} actions and network {backbone.network}"
+    own = fields.backbone_state()
+    numbers = {name for name, each in tensors.items() if name in own and each.is_floating_point()}
+    tensors = {name: each.to(own[name].dtype) if name in numbers else each for name, each in tensors.items()}
     try:
         fields.load_backbone(tensors)
     except CheckpointError as error:

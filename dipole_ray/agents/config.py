@@ -205,6 +205,11 @@ class AgentConfig(metaclass=Tagged):
         return False
 
     @property
+    def make_acting_fields(self) -> MakeFields:
+        """What makes vector fields of the same weights, for acting alone."""
+        return self.make_fields
+
+    @property
     def is_guided(self) -> bool:
         """Whether the policy combines two fields, so that omega means something."""
         return False

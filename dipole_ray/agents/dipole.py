@@ -145,6 +145,9 @@ class DipoleConfig(AgentConfig):
             if self.backbone.path is not None:
                 why, remedy = "without adapters no field lies on a backbone", "agent.adapters.rank above 0"
                 raise unread("agent.backbone.path", self.backbone.path, "null", why, remedy)
+            if self.backbone.dtype != "float32":
+                why, remedy = "without adapters no network is frozen", "agent.adapters.rank above 0"
+                raise unread("agent.backbone.dtype", self.backbone.dtype, "float32", why, remedy)
             return
         if self.encoder.network != "none" and not self.reads_observations:
             found = f"agent.adapters.rank: found {self.adapters.rank}, but agent.encoder would move before the backbone"
@@ -174,6 +177,11 @@ class DipoleConfig(AgentConfig):
     def reads_observations(self) -> bool:
         """Whether the fields are networks of the user's own, and share no encoder."""
         return self.backbone.network not in backbones.NETWORKS and self.encoder.sharing == "own"
+
+    @property
+    def make_acting_fields(self) -> MakeFields:
+        """What makes vector fields of the same weights, for acting alone."""
+        return partial(backbones.make_fields, self.backbone, self.adapters, learns=False)
 
     @property
     def is_guided(self) -> bool:

@@ -121,7 +121,8 @@ class Policy(ABC):
         """
         if not packed.is_worth_it(self.networks):
             return self
-        version = self.config, self.updates(), *(tensor._version for tensor in self.networks.parameters())
+        tensors = (*self.networks.parameters(), *self.networks.buffers())  # of which one says which backbone
+        version = self.config, self.updates(), *(tensor._version for tensor in tensors)
         if self._packed is None or self._packed[0] != version:
             acting = copy.copy(self)
             acting.networks = packed.pack(self.networks, self.config.diffusion)

@@ -5,22 +5,25 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor
 
 from dipole_ray.agents import dit
-from dipole_ray.agents.adapters import AdaptedFields, AdapterConfig, checksum
+from dipole_ray.agents.adapters import AdaptedFields, AdapterConfig, checksum, with_backbone
 from dipole_ray.agents.agent import make_agent, make_policy
 from dipole_ray.agents.backbones import NETWORKS, BackboneConfig, LinearFields, make_fields, save_backbone
 from dipole_ray.agents.captured import CapturedUpdates
 from dipole_ray.agents.config import AgentConfig
 from dipole_ray.agents.fields import StackedFields
+from dipole_ray.agents.narrow import DTYPES
 from dipole_ray.agents.networks import Sizes
 from dipole_ray.columns import Schema
 from dipole_ray.errors import CheckpointError, ConfigError
@@ -281,6 +284,110 @@ def test_a_network_from_a_file_of_ones_own_is_a_field_or_a_backbone(
     }.items():
         with pytest.raises(ConfigError, match=sentence):
             make_agent(adapted(network=network), SCHEMA, seed=0)
+
+
+def test_who_only_acts_with_adapters_imports_no_peft_and_acts_as_the_learner_does(tmp_path: Path) -> None:
+    agent = make_agent(adapted(targets=("linear",)), SCHEMA, seed=0)
+    for step in range(3):
+        agent.update(make_batch(step))
+    safetensors.torch.save_file(agent.policy.policy_state(), tmp_path / "state.safetensors")
+    np.save(tmp_path / "observations.npy", make_batch(9)["observations"])
+    program = f"""
+import sys, numpy as np, safetensors.torch
+from dipole_ray.agents.adapters import AdapterConfig
+from dipole_ray.agents.agent import make_policy
+from tests.agents.battery import SCHEMA
+from tests.agents.test_adapters import adapted
+sys.modules.pop("peft", None)
+policy = make_policy(adapted(targets=("linear",)), SCHEMA, seed=0)
+policy.load_policy_state(safetensors.torch.load_file({str(tmp_path / "state.safetensors")!r}))
+for name, omega in (("guided", 2.0), ("bc", None)):
+    actions = policy.sample_actions(np.load({str(tmp_path / "observations.npy")!r}), omega=omega, policy=name)
+    np.save({str(tmp_path)!r} + f"/{{name}}.npy", actions.numpy())
+print(sorted({{"peft", "transformers", "accelerate"}} & sys.modules.keys()))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    policy = make_agent(agent.config, SCHEMA, seed=0).policy
+    policy.load_policy_state(agent.policy.policy_state())
+    for name, omega in (("guided", 2.0), ("bc", None)):
+        expected = policy.sample_actions(make_batch(9)["observations"], omega=omega, policy=name).numpy()
+        assert np.array_equal(np.load(tmp_path / f"{name}.npy"), expected)
+
+
+@pytest.mark.parametrize("network", ["mlp", "dit-tiny"])
+def test_a_backbone_in_bfloat16_below_float32_adapters_learns_and_acts_as_one_in_float32_within_its_rounding(
+    tmp_path: Path, network: str
+) -> None:
+    config, agents = adapted(network=network), []
+    noise = torch.Generator().manual_seed(2)
+    trained = make_fields(config.backbone, config.adapters, NAMES, SIZES, torch.Generator().manual_seed(1))
+    assert isinstance(trained, AdaptedFields)
+    moved = {
+        name: each + 0.05 * torch.randn(each.shape, generator=noise) for name, each in trained.backbone_state().items()
+    }
+    trained.load_backbone(moved)  # off the zeros of a fresh transformer
+    save_backbone(trained, tmp_path / "backbone.safetensors")
+    for dtype in DTYPES:
+        backbone = replace(config.backbone, dtype=dtype, path=str(tmp_path / "backbone.safetensors"))
+        agents.append(make_agent(replace(config, backbone=backbone), SCHEMA, seed=0))
+    narrow = agents[1]
+    kept = fields_of(narrow).backbone_state()
+    assert {each.dtype for name, each in kept.items() if name.endswith("weight")} == {torch.bfloat16}
+    assert {each.dtype for each in of_adapters(narrow).values()} == {torch.float32}
+    before = {name: each.clone() for name, each in kept.items()}
+    for step in range(5):
+        ours, theirs = (agent.update(make_batch(step)) for agent in agents)
+        for name in ("actor/loss_positive", "actor/loss_negative"):
+            assert float(theirs[name]) == pytest.approx(float(ours[name]), rel=0.01)
+    assert_same(before, fields_of(narrow).backbone_state())
+    moved_by = [torch.cat([each.detach().flatten() for each in of_adapters(agent).values()]) for agent in agents]
+    assert float(torch.nn.functional.cosine_similarity(*moved_by, dim=0)) > 0.99
+    observations = make_batch(9)["observations"]
+    for policy, omega in (("guided", 1.0), ("bc", None)):
+        ours, theirs = (
+            agent.sample_actions(
+                observations, omega=omega, policy=policy, num_candidates=1, generator=torch.Generator().manual_seed(0)
+            )
+            for agent in agents
+        )
+        assert 0 < float((ours - theirs).abs().max()) < 0.03
+    # A small adapter is not rounded away: what it is merged into has the digits of float32.
+    merged: Any = fields_of(narrow).merged(["positive"])
+    weights = [each for name, each in merged.named_parameters() if "kernels" in name or name.endswith("qkv.weight")]
+    assert {each.dtype for each in weights} == {torch.float32}
+
+
+def test_a_backbone_to_be_kept_in_bfloat16_is_cloned_in_float32_and_rounded_when_it_freezes() -> None:
+    config = adapted()
+    agent = make_agent(replace(config, backbone=replace(config.backbone, dtype="bfloat16")), SCHEMA, seed=0)
+    agent.clone(True)
+    worker = make_policy(agent.config, SCHEMA, seed=0)
+    for step in range(2):
+        agent.update(make_batch(step))
+    worker.load_policy_state(agent.policy.policy_state())
+    cloned = {name: each.clone() for name, each in fields_of(agent).backbone_state().items()}
+    observations = make_batch(9)["observations"]
+    assert_alike = partial(_assert_acts_alike, agent, worker, observations)
+    assert_alike()
+    assert {each.dtype for each in cloned.values()} == {torch.float32}
+    agent.clone(False)
+    frozen = fields_of(agent).backbone_state()
+    weights = {name for name in cloned if name.endswith("weight")}
+    assert_same({name: each.to(torch.bfloat16) if name in weights else each for name, each in cloned.items()}, frozen)
+    worker.load_policy_state(with_backbone(agent.policy.policy_state(), frozen, "fields."))
+    agent.update(make_batch(3))
+    worker.load_policy_state(agent.policy.policy_state())
+    assert_alike()
+
+
+def _assert_acts_alike(agent: Any, worker: Any, observations: np.ndarray) -> None:
+    for policy, omega in (("guided", 1.0), ("bc", None)):
+        ours, theirs = (
+            one.sample_actions(observations, omega=omega, policy=policy, generator=torch.Generator().manual_seed(1))
+            for one in (agent, worker)
+        )
+        assert torch.equal(ours, theirs)
 
 
 def test_who_has_no_adapters_imports_neither_peft_nor_transformers() -> None:
