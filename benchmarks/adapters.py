@@ -15,7 +15,6 @@ import json
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -23,62 +22,23 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
+from benchmarks.adapted import SCHEMA, learner, settings
 from benchmarks.record import write_record
-from dipole_ray.agents.adapters import AdapterConfig, layers_of
-from dipole_ray.agents.agent import make_agent, make_policy
-from dipole_ray.agents.backbones import BackboneConfig
-from dipole_ray.agents.dipole import AgentConfig
+from dipole_ray.agents.adapters import layers_of
+from dipole_ray.agents.agent import make_policy
 from dipole_ray.agents.dit import DiTFields
 from dipole_ray.agents.networks import Sizes
-from dipole_ray.columns import Schema
 from dipole_ray.tables import markdown_table
 
-SCHEMA = Schema(29, 8)
 RANKS = (0, 4, 16, 64)
-BATCH = {"mlp": 256, "dit-small": 32}
+RUN = ("mlp", "dit-small")
 MEGA, ACTIONS = 2**20, 3
-
-
-def settings(network: str, rank: int) -> AgentConfig:
-    """Return the paper's agent on a network, with the paper's targets where there are adapters."""
-    targets = ("linear",) if network == "mlp" else ("attention", "mlp")
-    adapters = AdapterConfig(rank=rank, targets=targets) if rank else AdapterConfig()
-    return AgentConfig(backbone=BackboneConfig(network=network), adapters=adapters, batch_size=BATCH[network])
 
 
 def memory(field: str) -> int:
     """Return `VmHWM`, the most that this process held, or `VmRSS`, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
-
-
-def learner(network: str, rank: int, updates: int, threads: int) -> dict[str, Any]:
-    """Return what a learner holds, and its updates/s after one that warms up."""
-    torch.set_num_threads(threads)
-    agent, rng, rows = make_agent(settings(network, rank), SCHEMA, seed=0), np.random.default_rng(0), BATCH[network]
-    agent.compile(threads)
-    batch = {
-        "observations": rng.normal(size=(rows, 29)),
-        "next_observations": rng.normal(size=(rows, 29)),
-        "actions": rng.uniform(-1, 1, size=(rows, 8)),
-        "rewards": rng.normal(size=rows),
-        "masks": np.ones(rows),
-    }
-    agent.update(batch, diagnostics=False)
-    start = time.perf_counter()
-    for _ in range(updates):
-        agent.update(batch, diagnostics=False)
-    rate = updates / (time.perf_counter() - start)
-    adapted: Any = agent.networks.fields
-    fields = dict(adapted.named_parameters())
-    state = agent.state_dict()
-    return {
-        "parameters": sum(each.numel() for each in fields.values()),
-        "trained": sum(each.numel() for each in fields.values() if each.requires_grad),
-        "optimizer_bytes": sum(each.nbytes for name, each in state.items() if name.startswith("optimizer.")),
-        "published_bytes": sum(each.nbytes for each in agent.policy.policy_state().values()),
-        "updates_per_s": rate,
-    }
 
 
 def worker(network: str, rank: int) -> dict[str, Any]:
@@ -114,7 +74,7 @@ def in_a_process(*words: object) -> dict[str, Any]:
 
 def measured(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Return a row for each network and rank, medians over the rounds."""
-    cases = [(network, rank) for network in BATCH for rank in RANKS]
+    cases = [(network, rank) for network in RUN for rank in RANKS]
     rounds: list[dict[tuple[str, int], dict[str, Any]]] = []
     for _ in range(args.rounds):
         rounds.append({})

@@ -75,7 +75,7 @@ class ActingLayer(nn.Module):
 
     def get_delta_weight(self, name: str) -> Tensor:
         """Return what an adapter adds to the weights of the layer."""
-        up, down = (part.get_submodule(name).weight for part in (self.lora_B, self.lora_A))
+        up, down = self.lora_B.get_parameter(f"{name}.weight"), self.lora_A.get_parameter(f"{name}.weight")
         return (up @ down) * self.scaling
 
 
@@ -128,7 +128,8 @@ class AdaptedFields(nn.Module):
         self.adapter_config = _inject(network, names, targets, config, seed) if learns else {}
         for name in () if learns else targets:
             above, _, last = name.rpartition(".")
-            setattr(network.get_submodule(above), last, ActingLayer(network.get_submodule(name), names, config))
+            layer: Any = network.get_submodule(name)
+            setattr(network.get_submodule(above), last, ActingLayer(layer, names, config))
         self._layers: tuple[Any, ...] = tuple(network.get_submodule(name) for name in targets)
         self._of_adapters = [each for name, each in network.named_parameters() if _is_adapters(name)]
         self.register_buffer(state.BACKBONE_CHECKSUM, torch.zeros(32, dtype=torch.uint8))
@@ -321,8 +322,9 @@ def _inject(
 
 def _zeros(inputs: int, outputs: int) -> nn.Module:
     """Return a linear layer without bias whose weights are zero, and for which nothing is drawn."""
-    layer = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=False)
-    return layer.requires_grad_(False)
+    layer = nn.Linear(inputs, outputs, bias=False, device="meta").to_empty(device="cpu")
+    nn.init.zeros_(layer.weight)
+    return layer
 
 
 def _only(names: Sequence[str]) -> str:

@@ -247,6 +247,11 @@ def test_settings_that_nothing_would_read_are_refused() -> None:
         (partial(AdapterConfig, rank=-1), "give a whole number of at least 0"),
         (partial(BackboneConfig, network="dit-huge"), "choose mlp, dit-tiny, dit-small, dit-base, or module:factory"),
         (partial(tiny_config, backbone=BackboneConfig(path="b")), "without adapters no field lies on a backbone"),
+        (partial(BackboneConfig, dtype="bf16"), "found 'bf16'; choose float32 or bfloat16"),
+        (
+            partial(tiny_config, backbone=BackboneConfig(dtype="bfloat16")),
+            "without adapters no network is frozen; set agent.backbone.dtype=float32 or agent.adapters.rank above 0",
+        ),
         (partial(tiny_config, "bc", adapters=AdapterConfig(rank=1)), "weight_scheme 'bc' trains a field of its own"),
         (
             partial(tiny_config, "fql", adapters=AdapterConfig(rank=1)),

@@ -14,7 +14,7 @@ from tests.cli.commands import dipole_here, write_config
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
-ADAPTED = ("agent.adapters.rank=2", "training.clone_learner_steps=30")
+ADAPTED = ("agent.adapters.rank=2", "agent.backbone.dtype=bfloat16", "training.clone_learner_steps=30")
 
 
 def test_three_phases_are_trained_evaluated_drawn_and_resumed_exactly(tmp_path: Path) -> None:
