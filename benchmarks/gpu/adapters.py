@@ -2,12 +2,12 @@
 
 python -m benchmarks.gpu.adapters --out benchmarks/results
 
-The head of the published driving policy: 8 action tokens, 1024 wide, 12 blocks, 16 heads, each state 475 tokens of
-context that an encoder has left on the disk. `two passes` is the package's way to train: the backbone once an adapter,
-PEFT's layers. `PEFT's mixed batch` gives its layers a name for every row. `one batch` stacks the adapters, so that each
-layer is one product for all rows; `one batch, shared` also computes the backbone's keys and values of the context once
-for both. Acting takes the flow's ten steps through both fields for ten candidates a state: with adapters merged, as
-the package does, or not; with keys and values of the context once a state (`cached`) or once a step.
+The head of the published driving policy: 8 action tokens of 4 numbers, 1024 wide, 12 blocks, 16 heads, each state 475
+tokens of context that an encoder has left on the disk. `two passes` is the package's way to train: the backbone once an
+adapter, by PEFT's layers. `PEFT's mixed batch` gives these a name for every row. `one batch` stacks the adapters, so
+that each layer is one product for all rows; `one batch, shared` also computes the backbone's keys and values of the
+context once for both. Acting takes the flow's ten steps through both fields for ten candidates a state: with adapters
+merged, as the package does, or not; with keys and values of the context once a state (`cached`) or once a step.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.adapted import learner
-from benchmarks.gpu.check import attempt
+from benchmarks.gpu.attempt import attempt
 from dipole_ray.agents import dit, flow
 from dipole_ray.agents.adapters import AdaptedFields, AdapterConfig
 from dipole_ray.agents.networks import Sizes
@@ -37,6 +37,8 @@ from dipole_ray.agents.networks import Sizes
 NAMES = ["positive", "negative"]
 PEFTS = "PEFT's mixed batch"
 Run = Callable[[], Tensor]
+Seen = Mapping[str, Tensor]
+Way = Callable[[Any, Tensor, Tensor], Tensor]
 
 
 class Case(NamedTuple):
@@ -50,7 +52,9 @@ class Case(NamedTuple):
     states: Sequence[int]
     candidates: int = 10
     steps: int = 10
-    actions: int = 8
+    actions: int = 32
+    token: int = 4
+    ego: int = 12
 
 
 FULL: dict[str, Any] = {"shape": dit.Shape(1024, 12, 16, 475), "rows": 32, "states": (1, 16)}
@@ -59,24 +63,12 @@ CASES = ((16, "tf32"), (16, "bfloat16"), (64, "tf32"), (16, "float32"))
 """Rank and numbers; the first two act for more states, too. `bfloat16` is the backbone's, below adapters in TF32."""
 
 
-class ContextDiT(dit.DiTFields):
-    """The package's transformer, whose observations are context tokens (B, C W) that an encoder has left."""
-
-    def __init__(self, shape: dit.Shape, actions: int, generator: torch.Generator) -> None:
-        dit.SIZES["measured"] = shape._replace(context_tokens=1)
-        super().__init__("measured", ("bc",), Sizes(shape.width, actions, (1,), 1), generator)
-        del self.tokens
-
-    def encode(self, observations: Tensor, fields: Sequence[str]) -> dit.Context:
-        """Return an embedding, and what each block attends to of the tokens."""
-        tokens = observations.unflatten(-1, (-1, self.places.shape[1]))
-        return dit.Context(self.state(tokens[:, 0]), [block.cross.keys_and_values(tokens) for block in self._blocks()])
-
-
 def make_fields(case: Case) -> AdaptedFields:
     """Return adapters, and a backbone, that are off the zeros they begin with."""
+    dit.SIZES["measured"] = case.shape
     with torch.device(case.device):
-        network = ContextDiT(case.shape, case.actions, torch.Generator(case.device).manual_seed(0))
+        sizes, draws = Sizes(case.ego, case.actions, (1,), 1), torch.Generator(case.device).manual_seed(0)
+        network = dit.DiTFields("measured", ("bc",), sizes, draws, case.token, case.shape.width)
     generator = torch.Generator(case.device).manual_seed(2)
     for parameter in network.parameters():
         parameter.data += torch.empty_like(parameter).normal_(0.0, 0.02, generator=generator)
@@ -131,14 +123,20 @@ def in_one_batch(fields: AdaptedFields, how: Any, shared: bool, observations: Te
     """Return the velocities (F, B, A) of both adapters, by one evaluation of the backbone."""
     network: Any = fields.network
     with how(fields, len(x)):
-        context = network.encode(observations if shared else observations.repeat(2, 1), NAMES)
+        given = observations if shared else {name: torch.cat([each, each]) for name, each in observations.items()}
+        context = network.encode(given, NAMES)
         if shared:
             context = context._replace(embedding=context.embedding.repeat(2, 1))
         found: Tensor = network.velocity(context, x.repeat(2, 1).unsqueeze(1), t.repeat(2, 1), NAMES)
     return found.view(2, *x.shape)
 
 
-def training_ways(fields: AdaptedFields) -> dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]]:
+def drawn_observations(case: Case, states: int, draw: Callable[..., Tensor]) -> dict[str, Tensor]:
+    """Return what a driver knows of itself, (B, ego), and context tokens (B, C, W)."""
+    return {"ego": draw(states, case.ego), "context": draw(states, case.shape.context_tokens, case.shape.width)}
+
+
+def training_ways(fields: AdaptedFields) -> dict[str, Way]:
     return {
         "two passes": fields,
         PEFTS: partial(in_one_batch, fields, named, False),
@@ -204,7 +202,7 @@ class Training:
         generator = torch.Generator(case.device).manual_seed(3)
         draw = partial(torch.randn, generator=generator, device=case.device)
         self.case, self.fields, self.seconds = case, fields, seconds
-        self.observations = draw(case.rows, case.shape.width * case.shape.context_tokens)
+        self.observations = drawn_observations(case, case.rows, draw)
         self.x, self.target = draw(case.rows, case.actions), draw(case.rows, case.actions)
         self.t, self.weights = draw(case.rows, 1).sigmoid(), draw(2, case.rows).sigmoid()
         self.parameters = fields._of_adapters
@@ -267,9 +265,7 @@ class Training:
         return found
 
 
-def acting_ways(
-    case: Case, fields: AdaptedFields, observations: Tensor, noise: Tensor
-) -> dict[str, Callable[[], Tensor]]:
+def acting_ways(case: Case, fields: AdaptedFields, observations: Any, noise: Tensor) -> dict[str, Callable[[], Tensor]]:
     """Return ways to carry noise (B, N, A) along both fields at omega 1, by name."""
     merged, network, states = fields.merged(NAMES), fields.network, len(noise)
     Steps = Callable[[Tensor, float], Tensor]
@@ -331,10 +327,8 @@ def acting_ways(
 def acting(case: Case, fields: AdaptedFields, states: int, seconds: float) -> dict[str, Any]:
     """Return milliseconds of ten candidates for each state, by each way, and how far the ways are apart."""
     generator = torch.Generator(case.device).manual_seed(4)
-    observations = torch.randn(
-        states, case.shape.width * case.shape.context_tokens, generator=generator, device=case.device
-    )
-    noise = torch.randn(states, case.candidates, case.actions, generator=generator, device=case.device)
+    draw = partial(torch.randn, generator=generator, device=case.device)
+    observations, noise = drawn_observations(case, states, draw), draw(states, case.candidates, case.actions)
     ways = acting_ways(case, fields, observations, noise)
     expected = next(iter(ways.values()))()
 

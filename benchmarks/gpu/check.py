@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
 from collections import defaultdict
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -25,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.gpu.attempt import BEGIN, attempt
 from benchmarks.gpu.eager import SCHEMA, Batch, latencies, random_batches, rate
 from benchmarks.gpu.parts import PRECISIONS, fused_parts, make_agent, parts
 from dipole_ray.agents import fused_layers
@@ -62,8 +62,6 @@ OTHER_TILES = {
 }
 """In place of those that `fused_layers` chooses, for one agent and for eight."""
 SEEDS = 1, 8
-BEGIN, SECONDS = time.perf_counter(), 125
-"""Parts that would start later than this after the beginning are left out."""
 WARM_S = 60
 """How long the processes that compile may take."""
 
@@ -300,20 +298,6 @@ def publishing() -> dict[str, Any]:
     found = {"tensor by tensor": latencies(agent.policy.policy_state, calls=50)}
     captured = CapturedUpdates([agent], 256, UPDATES)
     return found | {"one flat pinned copy": latencies(captured.policy_state, calls=50)}
-
-
-def attempt(what: str, part: Callable[..., Any], *arguments: Any) -> Any:
-    """Return what a part found; of one that fails print the traceback, and return its last line."""
-    start = time.perf_counter()
-    if start - BEGIN > SECONDS:
-        return {"failed": "no time was left"}
-    try:
-        found = part(*arguments)
-    except Exception as error:  # a part that fails must not hide the others
-        traceback.print_exc()
-        found = {"failed": f"{type(error).__name__}: {error}"}
-    print(f"{what}: {time.perf_counter() - start:.1f} s", flush=True)
-    return found
 
 
 def print_seeds(result: dict[str, Any]) -> None:

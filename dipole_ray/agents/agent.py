@@ -134,10 +134,12 @@ class Agent(ABC):
         seed: int,
         device: str | torch.device = "cpu",
         make_fields: MakeFields | None = None,
+        learns: bool = True,
     ) -> tuple[Networks, Policy]:
         """Return untrained networks and the policy that acts with them; drawn on the CPU, so the same on every device.
 
-        A policy is drawn with what only a learner needs and drops it: so one seed means the same policy to both.
+        A policy is drawn with what only a learner needs and drops it: so one seed means the same policy to both. Its
+        fields need not learn, if nothing `learns`.
         ConfigError if actions are no flat vectors, or observations none and nothing reads them.
         """
         observed = schema.as_seen.observed
@@ -161,7 +163,7 @@ class Agent(ABC):
                 roles["value"] = mlp(1, sizes.observation_dim)
         if encoders is not None:
             roles["encoders"] = encoders
-        make_fields = make_fields or config.make_fields
+        make_fields = make_fields or (config.make_fields if learns else config.make_acting_fields)
         if reads_observations:
             make_fields = _of_sizes(make_fields, given)
         roles |= cls.policy_class.draw_actor(config, make_fields, sizes, generator)
@@ -424,5 +426,4 @@ def make_policy(config: AgentConfig, schema: Schema, **options: Unpack[Options])
 
     Of adapters it has no initial draw: they add nothing either way.
     """
-    options["make_fields"] = options.get("make_fields") or config.make_acting_fields
-    return AGENTS[config.algorithm].draw(config, schema, **options)[1]
+    return AGENTS[config.algorithm].draw(config, schema, learns=False, **options)[1]
