@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import dipole_ray
@@ -51,12 +52,11 @@ LIGHT_FOR_AGENTS_AND_DATA = {"errors", "columns", "progress", "settings", "files
 HEAVY = ("torch", "ray", "mlflow", "mujoco", "gymnasium", "pyarrow", "numpy", "matplotlib")
 
 
-def _sources() -> Iterator[tuple[str, Path, ast.Module]]:
-    """Yield (room, file, syntax tree) of every module but the package's own `__init__`."""
-    for file in sorted(PACKAGE.rglob("*.py")):
-        inside = file.relative_to(PACKAGE).with_suffix("").parts
-        if inside != ("__init__",):
-            yield inside[0], file, ast.parse(file.read_text())
+@cache
+def _sources() -> list[tuple[str, Path, ast.Module]]:
+    """Return (room, file, syntax tree) of every module but the package's own `__init__`."""
+    files = {file: file.relative_to(PACKAGE).with_suffix("").parts for file in sorted(PACKAGE.rglob("*.py"))}
+    return [(at[0], file, ast.parse(file.read_text())) for file, at in files.items() if at != ("__init__",)]
 
 
 def _imports(tree: ast.Module, file: Path) -> Iterator[tuple[int, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import math
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import dipole_ray
@@ -16,10 +17,10 @@ MAX_FUNCTION_LINES, FUNCTION_LINES_P90 = 70, 35
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
-def _trees() -> Iterator[tuple[Path, ast.Module]]:
-    """Yield every file of the package with its syntax tree."""
-    for file in sorted(PACKAGE.rglob("*.py")):
-        yield file.relative_to(PACKAGE), ast.parse(file.read_text())
+@cache
+def _trees() -> list[tuple[Path, ast.Module]]:
+    """Return every file of the package with its syntax tree."""
+    return [(file.relative_to(PACKAGE), ast.parse(file.read_text())) for file in sorted(PACKAGE.rglob("*.py"))]
 
 
 def _functions() -> Iterator[tuple[str, Function, bool]]:
