@@ -25,6 +25,7 @@ from torch import Tensor
 from dipole_ray.agents import state
 from dipole_ray.agents.agent import MAX_CONSECUTIVE_SKIPS, Agent, Batch
 from dipole_ray.agents.graphed import GraphedUpdates
+from dipole_ray.agents.losses import SQUARES
 from dipole_ray.agents.networks import PASSES
 from dipole_ray.agents.rows import RowLayout
 from dipole_ray.agents.stacked_loss import LossOfOne, StackedLoss, require_alike
@@ -163,11 +164,12 @@ class CapturedUpdates(GraphedUpdates):
             yield
         else:
             self._passes.begin()
-            token = PASSES.set(self._passes)
+            passes, squares = PASSES.set(self._passes), SQUARES.set(self._fused.weighted_squares)
             try:
                 yield
             finally:
-                PASSES.reset(token)
+                PASSES.reset(passes)
+                SQUARES.reset(squares)
         self._branches.end()
 
     def _guard(self, check: Tensor) -> tuple[Tensor, Tensor]:

@@ -232,15 +232,13 @@ class DipoleAgent(ValueAgent):
         if self.config.advantage == "group":
             return self._group_losses(batch, diagnostics)
         observations, actions = batch["observations"], batch["actions"]
-        fields, beside = self.networks.fields, self.branches.beside
-        bootstrap_noise = self._bootstrap_noise(len(actions))
-        x, t, target = self._path(actions)
+        bootstrap_noise, beside = self._bootstrap_noise(len(actions)), self.branches.beside
         q = beside("critic", self._estimates, seen_by("critic", observations), actions)
         v = beside("value", self._values, seen_by("value", observations))
-        velocities = beside("fields", fields, seen_by("fields", observations), x, t)
+        velocities, target = beside("fields", self._velocities, observations, actions)
 
         q_target, q_data = self._critic_targets(batch, bootstrap_noise)
-        value_loss = self._value_loss(v, q_data)
+        value_loss = beside("value", self._value_loss, v, q_data)
         critic_loss = beside("critic", losses.temporal_difference_loss, q, q_target)
 
         # Policy fields, all on the same noise and time.
@@ -258,10 +256,14 @@ class DipoleAgent(ValueAgent):
             metrics |= self._advantage_metrics(advantage, weights[0])
         return terms, metrics, statistics
 
+    def _velocities(self, observations: Any, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the fields' velocities (F, B, A) on drawn paths to the actions, and those of the paths, (B, A)."""
+        x, t, target = self._path(actions)
+        return self.networks.fields(seen_by("fields", observations), x, t), target
+
     def _group_losses(self, batch: Mapping[str, Any], diagnostics: bool) -> Losses:
         """Return the losses of the fields alone, of rows that bring their advantage as their reward."""
-        x, t, target = self._path(batch["actions"])
-        velocities = self.networks.fields(seen_by("fields", batch["observations"]), x, t)
+        velocities, target = self._velocities(batch["observations"], batch["actions"])
         weights = self._field_weights(batch["rewards"], batch["is_offline"])
         field_losses = losses.flow_matching_losses(velocities, target, weights)
         metrics = self._field_metrics(field_losses)
@@ -271,8 +273,7 @@ class DipoleAgent(ValueAgent):
 
     def _cloning_losses(self, batch: Mapping[str, Any]) -> Losses:
         """Return the loss of the backbone in the clone phase, in which all rows weigh alike."""
-        x, t, target = self._path(batch["actions"])
-        velocities = self.networks.fields(seen_by("fields", batch["observations"]), x, t)
+        velocities, target = self._velocities(batch["observations"], batch["actions"])
         ones = torch.ones_like(velocities[:, :, 0])
         loss = losses.flow_matching_losses(velocities, target, ones)[0]
         return {"actor": loss}, {"actor/loss_bc": loss.detach()}, {}

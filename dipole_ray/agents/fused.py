@@ -12,11 +12,13 @@ from torch import Tensor
 from dipole_ray.agents import fused_flow
 from dipole_ray.agents.branches import Branches
 from dipole_ray.agents.fields import StackedFields
+from dipole_ray.agents.fused_losses import weighted_squares
+from dipole_ray.agents.fused_members import of_all
 from dipole_ray.agents.fused_pass import Pass, Stack
 from dipole_ray.agents.fused_steps import adam, guard
-from dipole_ray.agents.networks import STACKED, Members, StackedMLP
+from dipole_ray.agents.networks import Members, StackedMLP
 
-__all__ = ["FusedPasses", "adam", "guard"]
+__all__ = ["FusedPasses", "adam", "guard", "weighted_squares"]
 
 
 class FusedPasses:
@@ -44,7 +46,7 @@ class FusedPasses:
                 return found
             return Pass.forward(Stack.of(parameters, layers), inputs, keep=False)[1]
 
-        return _of_all(run, inputs if inputs.dim() == 3 else inputs.unsqueeze(0), *parameters)
+        return of_all(run, inputs if inputs.dim() == 3 else inputs.unsqueeze(0), *parameters)
 
     def generate(
         self, fields: StackedFields, observations: Tensor, noise: Tensor, along: list[str], steps: int, omega: float
@@ -55,7 +57,7 @@ class FusedPasses:
         def run(observations: Tensor, noise: Tensor, *parameters: Tensor) -> Tensor:
             return fused_flow.generate(Stack.of(parameters, len(kernels)).packed(), observations, noise, steps, omega)
 
-        return _of_all(run, observations, noise, *kernels, *biases)
+        return of_all(run, observations, noise, *kernels, *biases)
 
     def backward(self, run: Pass, stack: Stack, gradient: Tensor, learns: bool, needs_inputs: bool) -> list[Any]:
         """Return the gradients of a pass's inputs and of the stack's tensors, as far as they are needed."""
@@ -95,33 +97,3 @@ class _Pass(torch.autograd.Function):
         passes, run, stack = ctx.kept
         _, _, needs_inputs, *learns = ctx.needs_input_grad
         return None, None, *passes.backward(run, stack, gradient, any(learns), needs_inputs)
-
-
-def _of_all(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """Return what a function of tensors (S, ...) returns for this agent, or for each one under `torch.vmap`."""
-    if STACKED.get():
-        found: Tensor = _OfAll.apply(function, *tensors)
-        return found
-    return function(*(tensor.unsqueeze(0) for tensor in tensors)).squeeze(0)
-
-
-class _OfAll(torch.autograd.Function):
-    """Lets `torch.vmap` call a function once, with the tensors of all agents."""
-
-    @staticmethod
-    def forward(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:  # type: ignore[override]
-        raise AssertionError("no tensor here is an agent's own")
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        """Keep nothing: the function has gradients of its own."""
-
-    @staticmethod
-    def vmap(  # type: ignore[override]
-        info: Any, in_dims: tuple[int | None, ...], function: Callable[..., Tensor], *tensors: Tensor
-    ) -> tuple[Tensor, int]:
-        whole = [
-            tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-            for tensor, dim in zip(tensors, in_dims[1:], strict=True)
-        ]
-        return function(*whole), 0

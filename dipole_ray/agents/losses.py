@@ -4,12 +4,19 @@ Shapes: B rows, E critics, F fields, A action dim.
 """
 
 import math
+from collections.abc import Callable
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
 
 from dipole_ray.errors import NonFiniteError
 
+SQUARES: ContextVar[Callable[..., Tensor] | None] = ContextVar("squares", default=None)
+"""What computes mean weighted squares in a captured step: see `fused_losses.weighted_squares`.
+
+It takes numbers (F, B, A) with a gradient, a target (C, A) that repeats after C rows, and weights (F, B) or none.
+"""
 RUNNING_DECAY = 0.99
 STD_FLOOR = 1e-6
 
@@ -64,6 +71,16 @@ def expectile_loss(residual: Tensor, expectile: float) -> Tensor:
     return torch.where(residual < 0, (1.0 - expectile) * square, expectile * square)
 
 
+def expectile_regression_loss(v: Tensor, target: Tensor, expectile: float) -> Tensor:
+    """Return the mean of `expectile_loss` of predictions V(s) and their targets, (B,) both, a scalar."""
+    residual = target - v
+    if (squares := SQUARES.get()) is not None:
+        # Not torch.where on two numbers, which it would bring to the device: no graph may do that.
+        weights = ((residual.detach() < 0) * (1.0 - 2.0 * expectile) + expectile).to(v.dtype)
+        return squares(v.view(1, -1, 1), target.unsqueeze(1), weights.unsqueeze(0))[0]
+    return expectile_loss(residual, expectile).mean()
+
+
 def aggregate(q: Tensor, how: str, rho: float = 0.0) -> Tensor:
     """Reduce estimates (E, ...) to (...) by `min`, `mean`, or `mean_minus_std`: mean - rho (population deviation)."""
     if how == "min":
@@ -94,6 +111,8 @@ def shaped_rewards(rewards: Tensor, discounts: Tensor, discount: float, scale: f
 
 def temporal_difference_loss(q: Tensor, target: Tensor) -> Tensor:
     """Return the mean squared error of all critics (E, B) against one target (B,), a scalar."""
+    if (squares := SQUARES.get()) is not None:
+        return squares(q.reshape(1, -1, 1), target.unsqueeze(1))[0]
     return (q - target).square().mean()
 
 
@@ -102,6 +121,8 @@ def flow_matching_losses(velocities: Tensor, target: Tensor, weights: Tensor) ->
 
     Velocities are (F, B, A), weights (F, B); the target u = a - x_0, (B, A), is shared by the fields.
     """
+    if (squares := SQUARES.get()) is not None:
+        return squares(velocities, target, weights)
     return (weights * (velocities - target).square().mean(dim=-1)).mean(dim=-1)
 
 

@@ -50,8 +50,8 @@ class ValueAgent(Agent):
 
     def _value_loss(self, v: Tensor, q_data: Tensor) -> Tensor:
         """Return the loss of the expectile regression of V(s), (B,), on the target critics' estimates (E, B)."""
-        residual = losses.aggregate(q_data, self.config.value_aggregation, self.config.rho) - v
-        return losses.expectile_loss(residual, self.config.expectile).mean()
+        target = losses.aggregate(q_data, self.config.value_aggregation, self.config.rho)
+        return losses.expectile_regression_loss(v, target, self.config.expectile)
 
     def _advantage(self, q: Tensor, v: Tensor) -> Tensor:
         """Return G(s, a), (B,), of estimates (E, B) and V(s), without a gradient."""
