@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
 import subprocess
 import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -50,17 +52,16 @@ VARIANTS = {
     "side by side": {"fused": False, "side_by_side": True},
     "both": {"fused": True, "side_by_side": True},
 }
-OTHER_TILES = {
-    "FEW": [Tile(32, 32, 32, 4), Tile(32, 64, 64, 4), Tile(16, 64, 64, 4), Tile(32, 32, 128, 4)],
-    "MANY": [
-        Tile(64, 64, 32, 4),
-        Tile(64, 64, 32, 2),
-        Tile(64, 128, 32, 4),
-        Tile(128, 128, 32, 8),
-        Tile(32, 64, 64, 4),
-    ],
-}
-"""In place of those that `fused_layers` chooses, for one agent and for eight."""
+OTHER_TILES = [
+    (1, "hidden", Tile(32, 64, 64, 4)),
+    (1, "hidden", Tile(32, 32, 64, 4)),
+    (1, "kernel", Tile(32, 128, 32, 4)),
+    (1, "input", Tile(32, 64, 64, 4)),
+    (8, "hidden", Tile(64, 64, 32, 2)),
+    (8, "kernel", Tile(64, 64, 32, 2)),
+    (8, "input", Tile(128, 128, 32, 8)),
+]
+"""For so many agents, in place of those that `fused_layers` chooses for a product in TF32."""
 SEEDS = 1, 8
 WARM_S = 60
 """How long the processes that compile may take."""
@@ -227,16 +228,28 @@ def seeds(bootstrap: str, precision: str, device: str = "cuda", **changes: Any) 
     return found
 
 
-def tiles(which: str) -> dict[str, Any]:
-    """Return steps per second with other tiles for the products of one agent (`FEW`), or of eight (`MANY`), in TF32."""
+def tiles() -> dict[str, Any]:
+    """Return steps per second of one agent and of many, and with other tiles for a product, in TF32."""
     torch.set_float32_matmul_precision("high")
-    kept, found = getattr(fused_layers, which), {}
-    for tile in (kept, *OTHER_TILES[which]):
-        setattr(fused_layers, which, tile)
-        found[str(tuple(tile))] = attempt(f"{which} = {tuple(tile)}", speed_of, 1 if which == "FEW" else max(SEEDS))
-    setattr(fused_layers, which, kept)
+    found = {f"{count} agents": attempt(f"{count} agents", speed_of, count) for count in SEEDS}
+    for number, (count, product, tile) in enumerate(OTHER_TILES):
+        what = f"{count} agents, {product} {tuple(tile)}"
+        with other_tile(number):
+            found[what] = attempt(what, speed_of, count)
     torch.set_float32_matmul_precision("highest")
     return found
+
+
+@contextmanager
+def other_tile(number: int) -> Iterator[None]:
+    """Compute a product by one of `OTHER_TILES` in this block."""
+    _, product, tile = OTHER_TILES[number]
+    kept = fused_layers.TILES[product, "tf32"]
+    fused_layers.TILES[product, "tf32"] = {math.inf: tile}
+    try:
+        yield
+    finally:
+        fused_layers.TILES[product, "tf32"] = kept
 
 
 def speed_of(count: int) -> dict[str, float]:
@@ -253,10 +266,9 @@ def warm_up(what: str) -> None:
     """Compile the kernels of some parts."""
     kind, *names = what.split()
     if kind == "tile":
-        which, number = names[0], int(names[1])
-        setattr(fused_layers, which, OTHER_TILES[which][number])
         torch.set_float32_matmul_precision("high")
-        speed_of(1 if which == "FEW" else max(SEEDS))
+        with other_tile(int(names[0])):
+            speed_of(OTHER_TILES[int(names[0])][0])
     elif kind == "parts":
         torch.set_float32_matmul_precision(PRECISIONS[names[0]])
         fused_parts()
@@ -273,7 +285,7 @@ def warm_up(what: str) -> None:
 def warm_up_all() -> None:
     """Compile everything, in processes side by side."""
     what = [f"{bootstrap} {precision}" for bootstrap in ("value", "policy") for precision in PRECISIONS]
-    what += [f"tile {which} {k}" for which, tried in OTHER_TILES.items() for k in range(len(tried))]
+    what += [f"tile {number}" for number in range(len(OTHER_TILES))]
     what += ["agents", *(f"parts {precision}" for precision in PRECISIONS)]
     command = [sys.executable, "-m", "benchmarks.gpu.check", "--warm-up"]
     with tempfile.TemporaryDirectory() as folder:
@@ -346,10 +358,9 @@ def print_tables(result: dict[str, Any]) -> None:
         print_kernels(f"{bootstrap}, tf32, one agent", result["updates"][bootstrap]["tf32"].get("by_name", []))
         many = result["seeds"][bootstrap]["tf32"].get(str(max(SEEDS)), {})
         print_kernels(f"{bootstrap}, tf32, {max(SEEDS)} agents", many.get("by_name", []))
-    print("\nsteps/s with other tiles: rows, columns, depth, warps, stages")
-    for which, found in result["tiles"].items():
-        for name, speed in found.items():
-            print(f"  {which} {name}: {speed}")
+    print("\nsteps/s from a resident table, value bootstrap, tf32, and with another tile for a product")
+    for name, speed in result["tiles"].items():
+        print(f"  {name}: {speed}")
     print("\nmicroseconds in a graph")
     for name, us in result["parts"].items():
         print(f"  {name:52} {us if isinstance(us, str) else round(us, 2)}")
@@ -361,25 +372,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--warm-up", metavar="PART", help="compile the kernels of a part, and end")
-    parser.add_argument(
-        "--seeds-on", metavar="DEVICE", help="the stacked agents alone; on cpu with small networks and without graphs"
-    )
     arguments = parser.parse_args()
     out = arguments.out
     if arguments.warm_up is not None:
         warm_up(arguments.warm_up)
-        return
-    if arguments.seeds_on is not None:
-        torch.set_num_threads(1)
-        small = {"hidden_dims": (32, 32), "batch_size": 32} if arguments.seeds_on == "cpu" else {}
-        print_seeds(
-            {
-                bootstrap: {
-                    precision: seeds(bootstrap, precision, arguments.seeds_on, **small) for precision in PRECISIONS
-                }
-                for bootstrap in ("value", "policy")
-            }
-        )
         return
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     result: dict[str, Any] = {
@@ -399,7 +395,7 @@ def main() -> None:
             }
             for bootstrap in ("value", "policy")
         }
-    result["tiles"] = {which: attempt(f"tiles, {which}", tiles, which) for which in OTHER_TILES}
+    result["tiles"] = attempt("tiles", tiles)
     result["equality"] = {}
     for variant in ("both", "side by side"):
         for name, config in AGENTS.items():

@@ -16,21 +16,20 @@ from dipole_ray.agents.agent import Agent
 from dipole_ray.agents.branches import Branches
 from dipole_ray.agents.config import AgentConfig
 from dipole_ray.agents.fused import FusedPasses
-from dipole_ray.agents.fused_layers import FEW, MANY, Tile
+from dipole_ray.agents.fused_layers import Tile
 from dipole_ray.agents.fused_pass import Pass, Stack, precision
 from dipole_ray.agents.networks import PASSES
 
 PRECISIONS = {"float32": "highest", "tf32": "high"}
 MEMBERS = 1, 2, 16
 TILES = [
-    FEW,
-    MANY,
+    Tile(32, 32, 64, 4),
     Tile(32, 64, 64, 4),
+    Tile(32, 128, 32, 4),
     Tile(64, 64, 32, 2),
     Tile(64, 64, 32, 4),
     Tile(64, 128, 32, 4),
     Tile(128, 128, 32, 8),
-    Tile(128, 64, 32, 4, 4),
 ]
 
 

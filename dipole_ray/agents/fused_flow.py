@@ -89,7 +89,7 @@ def generate(stack: Stack, observations: Tensor, noise: Tensor, steps: int, omeg
 def _hidden(stack: Stack, layer: int, x: Tensor, y: Tensor) -> None:
     """Write y (S F, rows, H), a hidden layer, from the one below."""
     (count, rows, units), members = y.shape, stack.kernels[0].shape[1]
-    tile, nothing = tile_for(count, rows, units), None
+    tile, nothing = tile_for("hidden", precision(), count, rows, units), None
     none: dict[str, Any] = {"BELOW": 1, "BELOW_BLOCK": 1, "BELOW_TILE": 1, "NORM_IN": False, "NORM_OUT": False}
     hidden_layer[(triton.cdiv(rows, tile.rows), triton.cdiv(units, tile.columns), count)](
         x, stack.kernels[layer], stack.biases[layer], nothing, nothing, nothing, nothing, y, nothing, nothing, rows,

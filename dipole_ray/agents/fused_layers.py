@@ -9,13 +9,12 @@ s `outer` + e (its size). torch's builds for CUDA bring Triton; with TRITON_INTE
 Shapes: M members, B rows, I inputs, H hidden units, D outputs, N blocks of rows.
 """
 
+import math
 from typing import NamedTuple
 
 import triton
 import triton.language as tl
 
-ROWS = 4
-"""Of a program that computes no product: few, since a batch has fewer rows than a GPU has threads."""
 REDUCED, CHUNK = 64, 64
 """Columns that a program adds up, and how many numbers of each at once."""
 
@@ -30,18 +29,33 @@ class Tile(NamedTuple):
     stages: int = 3
 
 
-FEW, MANY = Tile(32, 32, 64, 4), Tile(32, 128, 32, 4)
-_PROGRAMS = 1024
-"""Of `FEW` that are too many: larger tiles read less for each result, but leave a GPU idle where results are few."""
+_SMALL, _WIDE, _LARGE = Tile(32, 32, 64, 4), Tile(32, 64, 64, 4), Tile(32, 128, 32, 4)
+TILES = {
+    ("hidden", "tf32"): {128: _SMALL, 1024: _WIDE, math.inf: _LARGE},
+    ("hidden", "ieee"): {1024: _SMALL, math.inf: _LARGE},
+    ("input", "tf32"): {1024: Tile(64, 64, 32, 4), math.inf: Tile(64, 128, 32, 4)},
+    ("kernel", "tf32"): {1024: _WIDE, math.inf: _LARGE},
+    ("kernel", "ieee"): {1024: _WIDE, math.inf: _LARGE},
+}
+"""By product and precision the tiles for as many results, in blocks of 32 x 32: measured on an H200 at 3 x 512.
+
+Larger tiles read less for each result, but leave a GPU idle where results are few.
+"""
+
+
+def tile_for(product: str, precision: str, members: int, rows: int, columns: int) -> Tile:
+    """Return by what tiles a product of `members` results (rows, columns) is computed."""
+    blocks = members * triton.cdiv(rows, 32) * triton.cdiv(columns, 32)
+    return next(tile for most, tile in TILES[product, precision].items() if blocks <= most)
+
+
+def rows_for(members: int, rows: int) -> tuple[int, int]:
+    """Return of how many rows a program without a product takes care, and its warps; as many as keep a GPU busy."""
+    return (4, 4) if members * rows <= 1024 else (8, 8)
 
 
 _PLAIN = ("members", "share", "E")
 """Arguments of which no value is worth a kernel of its own."""
-
-
-def tile_for(members: int, rows: int, columns: int) -> Tile:
-    """Return by how much a product of `members` results (rows, columns) is divided among programs."""
-    return FEW if members * triton.cdiv(rows, FEW.rows) * triton.cdiv(columns, FEW.columns) <= _PROGRAMS else MANY
 
 
 @triton.jit

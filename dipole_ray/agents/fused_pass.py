@@ -15,7 +15,6 @@ from torch import Tensor
 from dipole_ray.agents.fused_layers import (
     CHUNK,
     REDUCED,
-    ROWS,
     Tile,
     add_blocks,
     hidden_gradient,
@@ -23,6 +22,7 @@ from dipole_ray.agents.fused_layers import (
     input_gradient,
     kernel_gradient,
     last_layer,
+    rows_for,
     tile_for,
 )
 from dipole_ray.agents.networks import LAYER_NORM_EPS
@@ -115,14 +115,14 @@ class Pass:
         """Go through a hidden layer, and return the `parts` that it leaves; those of the layer below are given."""
         stack, (count, members, rows), empty = self.stack, self._sizes, self.inputs.new_empty
         width, units = stack.kernels[layer].shape[2:]
-        tile, is_normal = tile_for(count, rows, units), self._is_normal and layer > 0
+        tile, is_normal = self._tile("hidden", rows, units), self._is_normal and layer > 0
         y, number = empty(count, rows, units), 1 if below is None else below.shape[2]
         slope, moments = torch.empty_like(y) if keep else None, empty(2, count, rows) if keep and is_normal else None
         parts = empty(2, count, triton.cdiv(units, tile.columns), rows) if self._is_normal else None
         hidden_layer[(triton.cdiv(rows, tile.rows), triton.cdiv(units, tile.columns), count)](
             self._below(layer), stack.kernels[layer], stack.biases[layer], *stack.norm(layer - 1), below, moments, y,
             slope, parts, rows, count, *self._steps(layer), stack.outer, E=members, INPUTS=width, H=units, BELOW=number,
-            BELOW_BLOCK=triton.next_power_of_2(number), BELOW_TILE=tile_for(count, rows, width).columns,
+            BELOW_BLOCK=triton.next_power_of_2(number), BELOW_TILE=self._tile("hidden", rows, width).columns,
             NORM_IN=is_normal, NORM_OUT=self._is_normal, KEEP=keep, EPSILON=LAYER_NORM_EPS,
             **tiled(tile, "BH", self.precision),
         )  # fmt: skip
@@ -134,13 +134,13 @@ class Pass:
     def _outputs(self) -> Tensor:
         """Return what the last layer makes of the last hidden one."""
         stack, (count, members, rows), last = self.stack, self._sizes, len(self.stack.kernels) - 1
-        units, outputs = stack.kernels[last].shape[2:]
+        (units, outputs), (own, warps) = stack.kernels[last].shape[2:], rows_for(count, rows)
         y = self.inputs.new_empty(*stack.kernels[0].shape[:2], rows, outputs)
         self.moments.append(self.inputs.new_empty(2, count, rows))
-        last_layer[(triton.cdiv(rows, ROWS), count)](
+        last_layer[(triton.cdiv(rows, own), count)](
             self.results[-1], stack.kernels[last], stack.biases[last], *stack.norm(last - 1), self.moments[-1], y,
-            rows, count, stack.outer, E=members, H=units, D=outputs, BLOCK=triton.next_power_of_2(units), ROWS=ROWS,
-            NORM=self._is_normal, EPSILON=LAYER_NORM_EPS,
+            rows, count, stack.outer, E=members, H=units, D=outputs, BLOCK=triton.next_power_of_2(units), ROWS=own,
+            NORM=self._is_normal, EPSILON=LAYER_NORM_EPS, num_warps=warps,
         )  # fmt: skip
         return y
 
@@ -166,13 +166,14 @@ class Pass:
         """Return the gradient of a hidden layer's product, and the sums of `hidden_gradient`."""
         stack, (count, members, rows), y = self.stack, self._sizes, self.results[layer]
         outputs, units = self._outputs_above(layer), y.shape[2]
-        blocks, kinds = triton.cdiv(rows, ROWS), 3 if self._is_normal else 1
+        (own, warps), kinds = rows_for(count, rows), 3 if self._is_normal else 1
+        blocks = triton.cdiv(rows, own)
         dz, width = torch.empty_like(y), max(units, outputs)
         sums = y.new_empty(kinds + (outputs + 1 if outputs else 0), blocks, count, width)
         hidden_gradient[(blocks, count)](
             y, self.slopes[layer], *stack.norm(layer), self.moments[layer], d, stack.kernels[-1], dz, sums, rows, count,
-            stack.outer, E=members, H=units, D=outputs, WIDTH=width, BLOCK=triton.next_power_of_2(units), ROWS=ROWS,
-            NORM=self._is_normal,
+            stack.outer, E=members, H=units, D=outputs, WIDTH=width, BLOCK=triton.next_power_of_2(units), ROWS=own,
+            NORM=self._is_normal, num_warps=warps,
         )  # fmt: skip
         return dz, sums
 
@@ -180,25 +181,20 @@ class Pass:
         """Return the gradient of what a layer reads, (M, B, I)."""
         (count, members, rows), kernel = self._sizes, self.stack.kernels[layer]
         width, units = kernel.shape[2:]
-        tile, dx = tile_for(count, rows, width), dz.new_empty(count, rows, width)
+        if self.precision == "ieee":  # the library's is twice as fast
+            return torch.matmul(dz.view(-1, members, rows, units), kernel.mT).flatten(0, 1)
+        tile, dx = self._tile("input", rows, width), dz.new_empty(count, rows, width)
         input_gradient[(triton.cdiv(rows, tile.rows), triton.cdiv(width, tile.columns), count)](
-            dz,
-            kernel,
-            dx,
-            rows,
-            self.stack.outer,
-            E=members,
-            INPUTS=width,
-            H=units,
+            dz, kernel, dx, rows, self.stack.outer, E=members, INPUTS=width, H=units,
             **tiled(tile, "BI", self.precision),
-        )
+        )  # fmt: skip
         return dx
 
     def _parameters(self, layer: int, dz: Tensor, sums: Tensor, places: Stack) -> None:
         """Write the gradients of a hidden layer's parameters; those of the last layer with the last hidden one's."""
         stack, (count, members, rows), outputs = self.stack, self._sizes, self._outputs_above(layer)
         width, units = stack.kernels[layer].shape[2:]
-        tile = tile_for(count, width, units)
+        tile = self._tile("kernel", width, units)
         kernel_gradient[(triton.cdiv(width, tile.rows), triton.cdiv(units, tile.columns), count)](
             self._below(layer), *stack.norm(layer - 1), self.moments[layer - 1] if layer else None, dz,
             places.kernels[layer], count, *self._steps(layer), stack.outer, places.outer,
@@ -211,6 +207,9 @@ class Pass:
             places.outer, E=members, H=units, D=outputs, WIDTH=most, BLOCKS=blocks, NORM=self._is_normal,
             REDUCED=REDUCED, CHUNK=CHUNK,
         )  # fmt: skip
+
+    def _tile(self, product: str, rows: int, columns: int) -> Tile:
+        return tile_for(product, self.precision, self._sizes[0], rows, columns)
 
     def _outputs_above(self, layer: int) -> int:
         """Return how many outputs a hidden layer has above it; 0 where there is another hidden one."""
