@@ -15,6 +15,12 @@ from dipole_ray.errors import ConfigError, DatasetError, DipoleError
 
 DTYPES = {"float32": 4, "float16": 2, "uint8": 1, "int32": 4, "int64": 8}  # the dtypes of columns, and their bytes
 MAX_AXES = 8
+CHANNELS = (1, 3, 4)  # of one picture: grey, colours, colours and transparency
+
+
+def is_channels_first(shape: tuple[int, ...]) -> bool:
+    """Return whether an image of this shape is (channels, height, width) instead of ours, which has channels last."""
+    return len(shape) == 3 and shape[0] in CHANNELS and shape[2] not in CHANNELS and shape[1] > CHANNELS[-1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +45,11 @@ class Column:
     def is_vector(self) -> bool:
         """Whether the entry is a flat vector of float32."""
         return self.dtype == "float32" and len(self.shape) == 1
+
+    @property
+    def is_image(self) -> bool:
+        """Whether the entry is an image: uint8 of height x width x channels."""
+        return self.dtype == "uint8" and len(self.shape) == 3
 
     @property
     def bytes(self) -> int:

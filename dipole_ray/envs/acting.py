@@ -2,7 +2,8 @@
 
 Collecting, evaluating and filming act by it. The environments are a plain list: for these a vector of processes costs
 more in messages than it wins, so parallelism is one process a core, each with a loop of its own. N environments, n of
-them with a running episode, B asked about, O observation dim, A action dim, H actions of a chunk.
+them with a running episode, B asked about, O the shape of an observation, A action dim, H actions of a chunk.
+Observations may be several arrays by name, see `observations`.
 """
 
 import logging
@@ -15,8 +16,11 @@ from typing import Any, Protocol
 import gymnasium
 import numpy as np
 
+from dipole_ray.data.schema import by_column
+from dipole_ray.envs.observations import Observation, Observations, as_seen, finite_rows, is_same, row_of, stacked
 from dipole_ray.envs.standard import success_of
 from dipole_ray.errors import EnvironmentFault
+from dipole_ray.replay.n_step import nested
 
 logger = logging.getLogger(__name__)
 
@@ -38,17 +42,17 @@ class Episode:
     success: float = math.nan
     """Best success told so far in [0, 1]; NaN where none was."""
 
-    def begin(self, observation: np.ndarray) -> None:
+    def begin(self, observation: Observation) -> None:
         """Take the first observation (O,)."""
 
-    def take(self, reward: float, observation: np.ndarray, success: float) -> None:
+    def take(self, reward: float, observation: Observation, success: float) -> None:
         """Take what one step led to."""
         self.length += 1
         self.episode_return += reward
         self.success = float(np.fmax(self.success, success))
 
 
-Act = Callable[[np.ndarray, Sequence[Any]], np.ndarray]
+Act = Callable[[Any, Sequence[Any]], np.ndarray]
 """From observations (B, O), and the `Episode`s that they are of, to actions (B, A), or to chunks (B, H, A) of actions
 to be taken one after another."""
 
@@ -59,10 +63,10 @@ class Steps:
 
     indices: list[int]  # the environments
     episodes: list[Episode]  # which have taken the step
-    observations: np.ndarray  # (n, O), before it
+    observations: Observations  # (n, O), before it
     actions: np.ndarray  # (n, A)
     rewards: np.ndarray  # (n,)
-    next_observations: np.ndarray  # (n, O)
+    next_observations: Observations  # (n, O)
     terminated: np.ndarray  # (n,)
     truncated: np.ndarray  # (n,)
     broken: np.ndarray  # (n,), reward or next observation is not finite; never true where faults are not counted
@@ -104,7 +108,7 @@ class Listener(Protocol):
     def created(self, i: int) -> None:
         """Environment `i` is about to be reset."""
 
-    def started(self, i: int, observation: np.ndarray, info: dict[str, Any]) -> None:
+    def started(self, i: int, observation: Observation, info: dict[str, Any]) -> None:
         """It was reset."""
 
     def stepped(self, steps: Steps, row: int, info: dict[str, Any]) -> None:
@@ -138,16 +142,16 @@ class ActingLoop:
         self._faults, self._listener, self._precision = faults, listener, precision
         self.episodes: dict[int, Episode] = {}
         """The running episodes by environment."""
-        self._observations: dict[int, np.ndarray] = {}
+        self._observations: dict[int, Observation] = {}
         self._taken: dict[int, list[np.ndarray]] = {}
         """Actions since the reset: with its seed enough to live an episode again."""
         self._planned: dict[int, deque[np.ndarray]] = {}
         """What is left of an environment's chunk."""
 
     @property
-    def observations(self) -> np.ndarray:
+    def observations(self) -> Observations:
         """Where the running episodes stand, (n, O)."""
-        return np.stack([self._observations[i] for i in sorted(self.episodes)])
+        return self._standing(sorted(self.episodes))
 
     def start(self, indices: Iterable[int]) -> None:
         """Begin the next episode in each of some environments, dropping the one that runs there."""
@@ -157,7 +161,7 @@ class ActingLoop:
             episode = self._next_episode(i)
             if episode is not None:
                 self._reset(i, episode)
-                if not np.isfinite(self._observations[i]).all():
+                if not finite_rows(self._standing([i])).all():
                     broken.append(i)
         if broken and self._faults is not None:
             self._faults.note(len(broken))
@@ -176,7 +180,7 @@ class ActingLoop:
         """Return arrays and seeds from which `load_state` continues exactly, if every environment has an episode."""
         if not self.episodes:
             return {}, []
-        arrays = {"observations": self.observations}
+        arrays = by_column(self.observations)
         for i, env in enumerate(self._envs):
             taken = np.asarray(self._taken[i], np.float32)
             arrays[f"actions_{i}"] = taken.reshape(-1, *(env.action_space.shape or ()))
@@ -186,12 +190,13 @@ class ActingLoop:
 
     def load_state(self, arrays: Mapping[str, np.ndarray], seeds: Sequence[int]) -> None:
         """Live the saved episodes again by their seeds and actions; a simulator that strays starts a new episode."""
+        standing = nested(dict(arrays))["observations"]
         for i, seed in enumerate(seeds):
             self._reset(i, Episode(seed=seed))
             for action in arrays[f"actions_{i}"]:
                 self._advance([i], action[None])
             self._planned[i].extend(arrays.get(f"planned_{i}", ()))
-            if not np.array_equal(self._observations[i], arrays["observations"][i]):
+            if not is_same(self._observations[i], row_of(standing, i)):
                 logger.warning("environment %d did not repeat its episode exactly: a new episode begins there", i)
                 self.start([i])
 
@@ -200,37 +205,39 @@ class ActingLoop:
         if self._listener is not None:
             self._listener.created(i)
         observation, info = self._envs[i].reset(seed=episode.seed)
-        self._observations[i] = np.asarray(observation, np.float32)
+        self._observations[i] = as_seen(observation)
         self.episodes[i], self._taken[i], self._planned[i] = episode, [], deque()
         episode.begin(self._observations[i])
         if self._listener is not None:
             self._listener.started(i, self._observations[i], info)
 
+    def _standing(self, indices: Sequence[int]) -> Observations:
+        return stacked([self._observations[i] for i in indices])
+
     def _actions(self, running: list[int]) -> np.ndarray:
         """Return the next action of each environment (n, A), asking for more where none is left."""
         asked = [i for i in running if not self._planned[i]]
         if asked:
-            observations = np.stack([self._observations[i] for i in asked])
-            answer = np.asarray(self._act(observations, [self.episodes[i] for i in asked]), np.float32)
+            answer = np.asarray(self._act(self._standing(asked), [self.episodes[i] for i in asked]), np.float32)
             for i, chunk in zip(asked, answer if answer.ndim == 3 else answer[:, None], strict=True):
                 self._planned[i].extend(chunk)
         return np.stack([self._planned[i].popleft() for i in running])
 
     def _advance(self, running: list[int], actions: np.ndarray) -> Steps:
         """Step some environments and tell their episodes."""
-        before = np.stack([self._observations[i] for i in running])
+        before = self._standing(running)
         stepped = [self._envs[i].step(action) for i, action in zip(running, actions, strict=True)]
         observations, numbers, terminated, truncated, infos = zip(*stepped, strict=True)
-        after, rewards = np.asarray(observations, np.float32), np.asarray(numbers, self._precision)
+        after, rewards = stacked([*map(as_seen, observations)]), np.asarray(numbers, self._precision)
         broken = np.zeros(len(running), bool)
         if self._faults is not None:
-            broken = ~np.isfinite(rewards) | ~np.isfinite(after).reshape(len(running), -1).all(axis=1)
+            broken = ~np.isfinite(rewards) | ~finite_rows(after)
         episodes = [self.episodes[i] for i in running]
         for row, i in enumerate(running):
-            self._observations[i] = after[row]
+            self._observations[i] = observation = row_of(after, row)
             self._taken[i].append(actions[row].copy())
             success = float(self._precision(success_of(infos[row])))
-            episodes[row].take(float(rewards[row]), after[row], success)
+            episodes[row].take(float(rewards[row]), observation, success)
         steps = Steps(
             indices=running,
             episodes=episodes,

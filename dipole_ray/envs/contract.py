@@ -1,6 +1,6 @@
 """Whether an environment of anybody's does what gymnasium asks of one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium
@@ -8,6 +8,7 @@ import numpy as np
 
 from dipole_ray.data.narrowing import to_float32
 from dipole_ray.envs.faults import failure
+from dipole_ray.envs.spaces import is_image
 from dipole_ray.envs.standard import success_of
 from dipole_ray.errors import ConfigError
 
@@ -39,7 +40,7 @@ def _answer(env_id: str, name: str, call: Callable[..., Any], *args: Any, **kwar
 def _check_reset(answer: Any, env: gymnasium.Env, env_id: str) -> None:
     if not isinstance(answer, tuple) or len(answer) != 2:
         raise _broken(env_id, "reset", _words(answer), "return observation, info")
-    _check_observation(answer[0], env, env_id, "reset")
+    _check_observation(answer[0], env.observation_space, env_id, "reset")
     _check_info(answer[1], env_id, "reset")
 
 
@@ -47,7 +48,7 @@ def _check_step(answer: Any, env: gymnasium.Env, env_id: str) -> None:
     if not isinstance(answer, tuple) or len(answer) != 5:
         raise _broken(env_id, "step", _words(answer), "return observation, reward, terminated, truncated, info")
     observation, reward, terminated, truncated, info = answer
-    _check_observation(observation, env, env_id, "step")
+    _check_observation(observation, env.observation_space, env_id, "step")
     if not _is_number(reward, "fiub"):
         raise _broken(env_id, "step", f"the reward {_words(reward)}", "return one number, such as float(reward)")
     if not np.isfinite(to_float32(np.asarray(reward))):
@@ -59,14 +60,24 @@ def _check_step(answer: Any, env: gymnasium.Env, env_id: str) -> None:
     _check_info(info, env_id, "step")
 
 
-def _check_observation(observation: Any, env: gymnasium.Env, env_id: str, name: str) -> None:
-    space = env.observation_space
+def _check_observation(observation: Any, space: gymnasium.Space, env_id: str, name: str) -> None:
+    if isinstance(space, gymnasium.spaces.Dict):
+        if not isinstance(observation, Mapping) or observation.keys() != space.keys():
+            names = f"with {list(observation)}" if isinstance(observation, Mapping) else _words(observation)
+            text = f"the observation {names}, and its observation space has {list(space)}"
+            raise _broken(env_id, name, text, "make the two agree")
+        for part in space:
+            _check_observation(observation[part], space[part], env_id, name)
+        return
     if not isinstance(space, gymnasium.spaces.Box):  # inside wrappers that make a Box of it
         return
     found = _array(observation)
     if found is None or found.dtype.kind not in "fiub" or found.shape != space.shape:
         text = f"the observation {_words(observation)}, and its observation space has shape {space.shape}"
         raise _broken(env_id, name, text, "make the two agree")
+    if is_image(space) and found.dtype != np.uint8:
+        text = f"the observation {_words(observation)}, and its observation space has type uint8"
+        raise _broken(env_id, name, text, "return images as whole numbers from 0 to 255 in uint8")
     if not np.isfinite(to_float32(found)).all():
         is_far = bool(np.isfinite(found).all())
         what = f"{'a number beyond float32' if is_far else 'NaN or infinity'} in the observation {found.tolist()}"

@@ -1,17 +1,24 @@
-"""Which OpenGL backend MuJoCo uses: none for stepping states, EGL for pictures.
+"""Which OpenGL backend MuJoCo uses: none for stepping states; for pictures EGL, or OSMesa where there is no EGL.
 
 MuJoCo and dm_control read `MUJOCO_GL` once, at import. Stepping needs no OpenGL, and importing it for nothing costs
-time, prints warnings on servers and opens the GPU, so the default here is none; pictures switch it on when asked for.
+time, prints warnings on servers and opens the GPU, so the default here is none; pictures switch it on when asked for,
+and observations that are pictures do.
 """
 
+import ctypes.util
 import importlib
 import os
 import sys
+import traceback
 import warnings
+from pathlib import Path
 
 from dipole_ray.errors import EnvironmentUnavailable
 
 DEBIAN_PACKAGES = "libegl1 libegl-mesa0 libgl1-mesa-dri libgl1"  # what EGL rendering in software needs there
+OSMESA_PACKAGES = "libosmesa6 libgl1"  # and OSMesa, which needs no device at all
+BACKENDS = {"egl": "EGL", "osmesa": "OSMesa"}  # those without a screen, and the library of each
+_DRAWING = ("mujoco_rendering", "renderer", "gl_context")  # modules of gymnasium and MuJoCo that draw
 _DISABLED = ("", "disable", "disabled", "off", "false", "0")
 
 
@@ -23,22 +30,39 @@ def disable_rendering_by_default() -> None:
         os.environ["MUJOCO_GL"] = "disable"
 
 
-def enable_rendering() -> None:
-    """Make a working OpenGL backend available in this process, EGL unless the user chose another.
+def is_disabled() -> bool:
+    """Return whether rendering is switched off in this process."""
+    return os.environ.get("MUJOCO_GL", "").lower().strip() in _DISABLED
 
-    Modules that were imported with rendering switched off are loaded again, so that an environment made for
-    stepping earlier in the same process does not forbid pictures later.
+
+def lacks_rendering(error: BaseException) -> bool:
+    """Return whether an error is that of drawing while rendering is switched off."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return is_disabled() and any(Path(frame.filename).stem in _DRAWING for frame in frames)
+
+
+def likely_backend() -> str:
+    """Return the first of the backends without a screen whose library is here; EGL where none is."""
+    return next((name for name, library in BACKENDS.items() if ctypes.util.find_library(library)), "egl")
+
+
+def enable_rendering() -> None:
+    """Make a working OpenGL backend available in this process: EGL, else OSMesa, unless the user chose another.
+
+    Modules that were imported with rendering switched off, or for windows on a screen, are loaded again, so that an
+    environment made for stepping earlier in the same process does not forbid pictures later.
 
     Raises:
         EnvironmentUnavailable: If no context can be made; names the backend, the cause and the packages to install.
     """
-    if os.environ.get("MUJOCO_GL", "").lower().strip() in _DISABLED:
-        os.environ["MUJOCO_GL"] = "egl"
-        os.environ.setdefault("PYOPENGL_PLATFORM", "egl")
+    if is_disabled():
+        os.environ["MUJOCO_GL"] = likely_backend()
+        os.environ.setdefault("PYOPENGL_PLATFORM", os.environ["MUJOCO_GL"])
     backend = os.environ["MUJOCO_GL"]
     try:
         gl_context = importlib.import_module("mujoco.gl_context")
-        if not hasattr(gl_context, "GLContext"):
+        made_by = getattr(gl_context, "GLContext", None)  # none, or of the default, where mujoco was imported before
+        if made_by is None or made_by.__module__ != f"mujoco.{backend}":
             gl_context = importlib.reload(gl_context)
             if "dm_control._render" in sys.modules:
                 importlib.reload(sys.modules["dm_control._render"])
@@ -51,6 +75,7 @@ def enable_rendering() -> None:
     except Exception as error:  # PyOpenGL, GLFW and MuJoCo each fail in their own way, down to an AttributeError
         raise EnvironmentUnavailable(
             f"rendering with MUJOCO_GL={backend} does not work here ({type(error).__name__}: {error}); install the "
-            f"OpenGL libraries ('apt-get install {DEBIAN_PACKAGES}' on Debian or Ubuntu), choose another backend with "
-            "MUJOCO_GL=egl, osmesa or glfw, or leave rendering out"
+            f"OpenGL libraries (on Debian or Ubuntu 'apt-get install {DEBIAN_PACKAGES}' for EGL, or {OSMESA_PACKAGES} "
+            "for OSMesa), choose another backend with MUJOCO_GL=egl, osmesa or glfw ('dipole doctor' tries them), or "
+            "leave rendering out"
         ) from error

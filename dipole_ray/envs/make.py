@@ -20,10 +20,10 @@ from dipole_ray.columns import Schema
 from dipole_ray.envs.contract import check_contract
 from dipole_ray.envs.control import ControlEnv
 from dipole_ray.envs.faults import described
-from dipole_ray.envs.gl import disable_rendering_by_default, enable_rendering
+from dipole_ray.envs.gl import disable_rendering_by_default, enable_rendering, is_disabled, lacks_rendering
 from dipole_ray.envs.narrowing import narrowing_warnings
-from dipole_ray.envs.registry import family
-from dipole_ray.envs.spaces import problem
+from dipole_ray.envs.registry import family, is_visual
+from dipole_ray.envs.spaces import has_images, problem
 from dipole_ray.envs.standard import StandardEnv, success_of
 from dipole_ray.errors import ConfigError, EnvironmentUnavailable
 
@@ -34,7 +34,9 @@ class EnvConfig:
 
     id: str
     """`pointmaze-medium-navigate-singletask-task1-v0` (OGBench; without `-taskK` the default task),
-    `dm_control/walker-walk`, `exorl/walker-walk`, a gymnasium id such as `Pendulum-v1`, or `your_module:YourEnv-v0`."""
+    `dm_control/walker-walk`, `exorl/walker-walk`, a gymnasium id such as `Pendulum-v1`, or `your_module:YourEnv-v0`.
+    Observations may be images, uint8 of height x width x channels, as of OGBench's `visual-` tasks, or a Dict with
+    images; MuJoCo draws them by EGL or OSMesa (`dipole doctor` says which works)."""
 
     success_timing: str | None = None
     """OGBench only: whether reward, success and end of step t are judged on the state before the action, `pre`,
@@ -116,16 +118,15 @@ def make_env(config: EnvConfig | str, render: bool = False) -> StandardEnv:
     With `render`, `env.render()` returns pictures, uint8 (height, width, 3).
 
     Raises:
-        ConfigError: If the id is unknown, or the environment's spaces are not flat boxes.
+        ConfigError: If the id is unknown, or the environment's spaces are neither flat boxes nor images.
         EnvironmentUnavailable: If it exists, but cannot be built or drawn on this machine.
     """
     if isinstance(config, str):
         config = EnvConfig(id=config)
-    if render:
-        enable_rendering()
-    else:
-        disable_rendering_by_default()
+    disable_rendering_by_default()
     kind, limit = family(config.id), config.max_episode_steps
+    if render or (kind == "ogbench" and is_visual(config.id)):
+        enable_rendering()
     if kind == "ogbench":
         import ogbench
 
@@ -141,6 +142,8 @@ def make_env(config: EnvConfig | str, render: bool = False) -> StandardEnv:
     if (found := problem(made)) is not None:
         made.close()
         raise ConfigError(f"environment '{config.id}' {found}")
+    if is_disabled() and has_images(made.observation_space) and hasattr(made.unwrapped, "model"):
+        enable_rendering()  # MuJoCo draws its observations
     env = StandardEnv(made)
     env.subtract(config.observation_offset or {})
     return env
@@ -160,13 +163,12 @@ def env_dims(config: EnvConfig | str) -> EnvDims:
         if family(config.id) == "gymnasium":
             check_contract(env.env, config.id)
         warnings = narrowing_warnings(env, config.id) if family(config.id) == "gymnasium" else ()
-        (observation_dim,), (action_dim,) = env.observation_space.shape or (), env.action_space.shape or ()
         env.reset(seed=0)
-        info = env.step(np.zeros(action_dim, np.float32))[4]
+        info = env.step(np.zeros(env.schema.action_dim, np.float32))[4]
         assert env.spec is not None and env.spec.max_episode_steps is not None
         bounds = env.inner_action_space.low.tolist(), env.inner_action_space.high.tolist()
         return EnvDims(
-            schema=Schema(observation_dim, action_dim),
+            schema=env.schema,
             max_episode_steps=env.spec.max_episode_steps,
             has_success=config.success or not math.isnan(success_of(info)),
             action_bounds=(tuple(bounds[0]), tuple(bounds[1])),
@@ -205,8 +207,16 @@ def _given(config: EnvConfig, **ours: Any) -> dict[str, Any]:
 
 def _make_gymnasium(config: EnvConfig, render: bool) -> gymnasium.Env:
     ours = {"max_episode_steps": config.max_episode_steps, "render_mode": "rgb_array" if render else None}
+    build = partial(gymnasium.make, config.id, **_given(config, **ours))
     with constructing(config):
-        return gymnasium.make(config.id, **_given(config, **ours))
+        try:
+            return build()
+        except Exception as error:
+            if not lacks_rendering(error):
+                raise
+    enable_rendering()  # one that draws while it is built, as gymnasium's AddRenderObservation does
+    with constructing(config):
+        return build()
 
 
 @contextmanager

@@ -21,6 +21,13 @@ DATASET_TYPES = {
     "puzzle": ("play", "noisy"),
 }
 """Kinds of data that OGBench publishes per domain; the word stands before `singletask` in an id."""
+VISUAL = "visual-"
+"""Begins the ids of the tasks that OGBench shows as images."""
+
+
+def is_visual(env_id: str) -> bool:
+    """Return whether this is a task, or a dataset, of OGBench's that is seen as images."""
+    return env_id.startswith(VISUAL)
 
 
 def load_ogbench() -> None:
@@ -30,12 +37,12 @@ def load_ogbench() -> None:
 
 
 def ogbench_ids() -> list[str]:
-    """Return every state-based single-task id, `{domain}-{data}-singletask[-taskK]-v0`."""
+    """Return every single-task id, `[visual-]{domain}-{data}-singletask[-taskK]-v0`."""
     load_ogbench()
     ids = []
     for name in gymnasium.registry:
         head, mark, tail = name.partition("-singletask")
-        domain = head.partition("-")[0]
+        domain = head.removeprefix(VISUAL).partition("-")[0]
         if mark and domain in DATASET_TYPES:
             ids += [f"{head}-{kind}{mark}{tail}" for kind in DATASET_TYPES[domain]]
     return ids
@@ -49,8 +56,8 @@ def family(env_id: str) -> str:
     """Return the family of `env_id`: `ogbench`, `dm_control`, `exorl` or `gymnasium`.
 
     Raises:
-        ConfigError: If no environment has this id (names the nearest ones), if it is one of OGBench's
-            goal-conditioned ones, or if it observes images.
+        ConfigError: If no environment has this id (names the nearest ones), or if it is one of OGBench's
+            goal-conditioned ones.
     """
     name = "ogbench" if "singletask" in env_id.split("-") else env_id.partition("/")[0]
     if name in _LISTED:
@@ -58,9 +65,6 @@ def family(env_id: str) -> str:
         ids = _LISTED[name]()
         if env_id in ids:
             return name
-        if env_id.startswith("visual-"):
-            remedy = f"use '{env_id.removeprefix('visual-')}'"
-            raise ConfigError(f"environment '{env_id}' observes images, and this agent takes state vectors; {remedy}")
         raise _unknown(env_id, ids)
     if _in_gymnasium(env_id):
         if _entry(env_id).startswith("ogbench."):

@@ -9,6 +9,8 @@ import gymnasium
 import numpy as np
 
 from dipole_ray.envs.faults import failure
+from dipole_ray.envs.observations import Observation
+from dipole_ray.envs.spaces import has_images, schema_of, spaces_of
 from dipole_ray.errors import ConfigError, EnvironmentUnavailable, NonFiniteError
 
 Info = dict[str, Any]
@@ -63,7 +65,7 @@ class PrivateGlobalRandom:
 
 
 class StandardEnv(gymnasium.Wrapper):
-    """Float32 observations, actions in [-1, 1], and episodes that depend on their seed and actions alone.
+    """Vectors in float32, images in uint8, actions in [-1, 1], and episodes that depend on seed and actions alone.
 
     `reset(seed=s)` followed by the same actions gives bitwise the same trajectory in any process of the same
     machine and library versions, whatever else runs there and whatever this object did before: the environment's
@@ -75,7 +77,7 @@ class StandardEnv(gymnasium.Wrapper):
     """
 
     def __init__(self, env: gymnasium.Env, global_draws: GlobalDraws = "never") -> None:
-        """Wrap `env`, whose observation is a flat Box and whose action is a flat, bounded Box."""
+        """Wrap `env`, whose spaces have no `problem`: its action is a flat, bounded Box."""
         super().__init__(env)
         self._id = env.spec.id if env.spec is not None else type(env.unwrapped).__name__
         inner = env.action_space
@@ -92,12 +94,13 @@ class StandardEnv(gymnasium.Wrapper):
         self._offset: np.ndarray | None = None
         self._global_draws = global_draws
         self._global_random = PrivateGlobalRandom()
-        assert env.observation_space.shape is not None
-        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, env.observation_space.shape, np.float32)
-        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, inner.shape, np.float32)
+        self.schema = schema_of(env.observation_space, inner)
+        """What observations and actions are as columns."""
+        self.observation_space, self.action_space = spaces_of(self.schema)
+        self._has_images = has_images(self.observation_space)
 
-    def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[np.ndarray, Info]:
-        """Start an episode; returns the observation, float32 (O,), and the environment's info.
+    def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[Any, Info]:
+        """Start an episode; returns the observation, as its space says, and the environment's info.
 
         Raises:
             EnvironmentUnavailable: If the environment's own code fails; names the line.
@@ -106,13 +109,14 @@ class StandardEnv(gymnasium.Wrapper):
             self._global_random.seed(seed)
             self.inner_action_space.seed(seed)
         with nullcontext() if self._global_draws == "never" else self._global_random.swapped_in():
+            self._take_context()
             try:
                 observation, info = self.env.reset(seed=seed, options=options)
                 return self._seen(observation), info
             except (Exception, SystemExit) as error:  # any environment's any error
                 raise failure(self._id, "reset", error) from error
 
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, Info]:
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, Info]:
         """Advance one step with `action`, float32 (A,); values beyond [-1, 1] are clipped.
 
         Raises:
@@ -124,6 +128,7 @@ class StandardEnv(gymnasium.Wrapper):
             raise NonFiniteError(f"action {action} is not finite: the policy has diverged; nothing was stepped")
         action = self.unmap(np.clip(action, -1.0, 1.0))
         with self._global_random.swapped_in() if self._global_draws == "step" else nullcontext():
+            self._take_context()
             try:
                 observation, reward, terminated, truncated, info = self.env.step(action)
                 observed, success = self._seen(observation), success_of(info)
@@ -134,17 +139,38 @@ class StandardEnv(gymnasium.Wrapper):
             info = {**info, "success": success}  # another dict: an environment may give its own again and again
         return observed, number, *flags, info
 
-    def _seen(self, observation: Any) -> np.ndarray:
-        """Return one observation as policies take it; ValueError where it has not the shape of its space."""
-        found = self.observed(observation)
-        if found.shape != self.observation_space.shape:
-            raise ValueError(f"the observation has shape {found.shape}, its space {self.observation_space.shape}")
+    def _take_context(self) -> None:
+        """Let gymnasium's MuJoCo renderer, which draws into whatever OpenGL context is current, find its own."""
+        if self._has_images and (renderer := getattr(self.unwrapped, "mujoco_renderer", None)) is not None:
+            for viewer in renderer._viewers.values():
+                viewer.make_context_current()
+
+    def _seen(self, observation: Any) -> Observation:
+        """Return one observation as policies take it; ValueError where it is not of its space."""
+        if not isinstance(self.observation_space, gymnasium.spaces.Dict):
+            return self._seen_part(self.observation_space, observation, "the observation")
+        if not isinstance(observation, Mapping) or observation.keys() != self.observation_space.keys():
+            found = list(observation) if isinstance(observation, Mapping) else type(observation).__name__
+            raise ValueError(f"the observation has {found}, its space {list(self.observation_space)}")
+        spaces = self.observation_space.items()
+        return {name: self._seen_part(space, observation[name], f"'{name}' observed") for name, space in spaces}
+
+    def _seen_part(self, space: gymnasium.Space, observation: Any, what: str) -> np.ndarray:
+        """Return one array of an observation; images are taken as they are, and so must be uint8."""
+        found = np.asarray(observation) if space.dtype == np.uint8 else self.observed(observation)
+        if found.shape != space.shape or (space.dtype == np.uint8 and found.dtype != np.uint8):
+            text = f"{what} has shape {found.shape} and type {found.dtype}, its space {space.shape} and {space.dtype}"
+            raise ValueError(text)
         return found
 
     def subtract(self, offset: Mapping[str, float]) -> None:
         """Subtract numbers from dimensions of observations from now on; ConfigError if there is no such dimension."""
-        assert self.observation_space.shape is not None
-        (size,) = self.observation_space.shape
+        if offset and not self.schema.is_flat:
+            found = f"and observations are {self.schema.observation_text}, no one vector"
+            raise ConfigError(
+                f"env.observation_offset is {offset}, {found}; leave it out, and let the environment do it"
+            )
+        size = self.schema.observation_dim if self.schema.is_flat else 0
         if beyond := [dimension for dimension in offset if int(dimension) >= size]:
             found = f"observations have the dimensions 0 to {size - 1}"
             raise ConfigError(f"env.observation_offset names dimension {beyond[0]}: {found}; name one of them")
@@ -173,7 +199,7 @@ class StandardEnv(gymnasium.Wrapper):
             EnvironmentUnavailable: If a library that draws this environment is missing.
         """
         vis = getattr(getattr(self.unwrapped, "model", None), "vis", None)
-        if vis is not None:
+        if vis is not None and not self._has_images:  # which are to look as they always do
             # Drawing in software gets 10 to 30 times faster; it counts only before the first rendering context.
             vis.quality.shadowsize = vis.quality.offsamples = 0
         try:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dipole_ray.envs.acting import Episode
+from dipole_ray.envs.observations import Observations, each, finite_rows, row_of
 from dipole_ray.errors import EnvironmentFault, NonFiniteError
 from dipole_ray.evaluation.cells import Cell, PolicyName
 
@@ -37,13 +38,13 @@ class SamplesActions(Protocol):
 
     def sample_actions(
         self,
-        observations: Tensor,
+        observations: Any,
         omega: float | Tensor | None = None,
         num_candidates: int | None = None,
         generator: torch.Generator | DrawsNormal | None = None,
         policy: PolicyName = "guided",
     ) -> Tensor:
-        """Return actions (B, A) in [-1, 1] for float32 observations (B, O); omega may be one for each row, (B,)."""
+        """Return actions (B, A) in [-1, 1] for observations (B, O), arrays or dicts; omega may be one a row, (B,)."""
         ...
 
 
@@ -90,7 +91,7 @@ class Batches:
     def __init__(self, policy: SamplesActions) -> None:
         self._policy = policy
 
-    def __call__(self, observations: NDArray[np.float32], episodes: Sequence[Any]) -> NDArray[np.float32]:
+    def __call__(self, observations: Observations, episodes: Sequence[Any]) -> NDArray[np.float32]:
         """Return the actions (B, A), or chunks of them, of B episodes.
 
         Raises:
@@ -102,7 +103,7 @@ class Batches:
             calls[episode.way].append(row)
         actions: Any = None
         for rows in calls.values():
-            answer = self._call(observations[rows], [episodes[row] for row in rows])
+            answer = self._call(row_of(observations, rows), [episodes[row] for row in rows])
             actions = np.empty((len(episodes), *answer.shape[1:]), np.float32) if actions is None else actions
             actions[rows] = answer
         _require_finite(observations, actions, episodes)
@@ -110,7 +111,7 @@ class Batches:
         return found
 
     @torch.no_grad()
-    def _call(self, observations: NDArray[np.float32], episodes: Sequence[CellEpisode]) -> NDArray[np.float32]:
+    def _call(self, observations: Observations, episodes: Sequence[CellEpisode]) -> NDArray[np.float32]:
         """Return the actions of episodes of one way."""
         policy, omega, candidates = episodes[0].way
         omegas: float | Tensor | None = omega
@@ -122,21 +123,20 @@ class Batches:
 
         how: Any = {"num_candidates": candidates, "generator": draw, "policy": policy}
         found: NDArray[np.float32]
-        found = self._policy.sample_actions(torch.from_numpy(observations), omega=omegas, **how).cpu().numpy()
+        found = self._policy.sample_actions(each(torch.from_numpy, observations), omega=omegas, **how).cpu().numpy()
         return found
 
 
-def _require_finite(
-    observations: NDArray[np.float32], actions: NDArray[np.float32], episodes: Sequence[CellEpisode]
-) -> None:
+def _require_finite(observations: Observations, actions: NDArray[np.float32], episodes: Sequence[CellEpisode]) -> None:
     """Raise where an action is NaN or infinite, and say whose fault it is: the environment's, or the policy's."""
     if np.isfinite(actions).all():
         return
     row = int(np.argmin(np.isfinite(actions).reshape(len(actions), -1).all(axis=1)))
     cell = episodes[row].cell
-    if not np.isfinite(observations[row]).all():
-        raise EnvironmentFault(f"evaluation ({cell}): observation {observations[row]}; check the environment")
+    observation = row_of(observations, row)
+    if not finite_rows(observations)[row]:
+        raise EnvironmentFault(f"evaluation ({cell}): observation {observation}; check the environment")
     raise NonFiniteError(
-        f"evaluation ({cell}): the policy's action {actions[row]} for the observation {observations[row]} is "
+        f"evaluation ({cell}): the policy's action {actions[row]} for the observation {observation} is "
         "not finite; use an earlier checkpoint or lower the learning rate"
     )

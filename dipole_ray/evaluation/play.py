@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from dipole_ray.envs.acting import ActingLoop, Episode, Listener
 from dipole_ray.envs.make import EnvConfig, make_env
+from dipole_ray.envs.observations import Observation
 from dipole_ray.errors import ConfigError, EnvironmentFault
 from dipole_ray.evaluation.batches import Batches, CellEpisode, Noise, SamplesActions, episode_seed
 from dipole_ray.evaluation.cells import Cell
@@ -39,7 +40,8 @@ class CellResult:
     lengths: NDArray[np.int64]  # environment steps, (N,)
     paths: tuple[NDArray[np.float32], ...]
     maze: Maze | None
-    """Positions (T + 1, 2) in metres of the first episodes, and the floor plan; nothing outside mazes."""
+    """Positions (T + 1, 2) in metres of the first episodes, and the floor plan; nothing outside mazes,
+    or where they are seen as images."""
     at_bound: NDArray[np.float64]  # share of action components at the bound, |a| >= 1 - 1e-6, summed over steps, (N,)
     logged: tuple[Any, ...] = ()  # what the caller's listeners logged meanwhile
 
@@ -100,11 +102,13 @@ def evaluate_cells(
             made = [closing.enter_context(make_env(env)) for _ in range(count)]
             how: Any = {"trajectories": trajectories, "listener": listener, "on_step": on_step}
             return evaluate_cells(agent, made, cells, episodes=episodes, seed=seed, **how)
-    played = {cell: [_episode(seed, cell, i, i < trajectories) for i in episodes] for cell in cells}
+    sees_numbers = len(env[0].observation_space.shape or ()) == 1
+    keeps = trajectories if sees_numbers else 0
+    played = {cell: [_episode(seed, cell, i, i < keeps) for i in episodes] for cell in cells}
     waiting = deque(episode for cell in cells for episode in played[cell])
     loop = ActingLoop(env, Batches(agent), lambda _: waiting.popleft() if waiting else None, listener=listener)
     loop.start(range(min(len(env), len(waiting))))
-    maze = maze_of(env[0])
+    maze = maze_of(env[0]) if sees_numbers else None
     while loop.episodes:
         steps = loop.step()
         for episode, share in zip(steps.episodes, (np.abs(steps.actions) >= _AT_BOUND).mean(axis=1), strict=True):
@@ -154,12 +158,12 @@ class _Episode(CellEpisode):
     positions: list[NDArray[np.float32]] = field(default_factory=list)
     at_bound: float = 0.0
 
-    def begin(self, observation: NDArray[np.float32]) -> None:
-        # The observations of all OGBench mazes begin with the agent's x and y.
-        if self.keeps_path:
+    def begin(self, observation: Observation) -> None:
+        # The observations of all OGBench mazes begin with the agent's x and y, unless they are images.
+        if self.keeps_path and isinstance(observation, np.ndarray):
             self.positions.append(observation[:2].copy())
 
-    def take(self, reward: float, observation: NDArray[np.float32], success: float) -> None:
+    def take(self, reward: float, observation: Observation, success: float) -> None:
         if not math.isfinite(reward):
             raise EnvironmentFault(
                 f"evaluation episode {self.index}: reward {reward} at step {self.length}; check the environment"

@@ -20,8 +20,11 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.utils import force_list
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 
+from dipole_ray.columns import Schema
 from dipole_ray.data.schema import Rows, close_trajectory, concatenate
 from dipole_ray.envs.acting import Steps
+from dipole_ray.envs.observations import Observation, each, row_of
+from dipole_ray.envs.spaces import schema_of
 from dipole_ray.errors import CallbackFailed, first_line
 
 ON_EPISODES = ("on_episode_created", "on_episode_start", "on_episode_step", "on_episode_end", "on_sample_end")
@@ -111,7 +114,7 @@ class WorkerCallbacks:
         self._delivered[i] = 0
         self._call_on_episode("on_episode_created", i)
 
-    def started(self, i: int, observation: np.ndarray, info: dict[str, Any]) -> None:
+    def started(self, i: int, observation: Observation, info: dict[str, Any]) -> None:
         """Take what the reset gave."""
         self._episodes[i].add_env_reset(observation=observation, infos=dict(info))
         self._call_on_episode("on_episode_start", i)
@@ -122,7 +125,7 @@ class WorkerCallbacks:
         episode, reward = self._episodes[i], float(steps.rewards[row])
         ends = {"terminated": bool(steps.terminated[row]) and not broken}
         ends["truncated"] = bool(steps.truncated[row]) or broken
-        action, observation = steps.actions[row].copy(), steps.next_observations[row].copy()
+        action, observation = steps.actions[row].copy(), each(np.copy, row_of(steps.next_observations, row))
         taken = {"action": action, "reward": reward, "observation": observation}
         episode.add_env_step(**taken, infos=dict(info), **ends)
         self._call_on_episode("on_episode_step", i)
@@ -144,7 +147,8 @@ class WorkerCallbacks:
         for i in sorted(self._episodes):
             self._deliver(i, len(self._episodes[i]))
         self._call("on_sample_end", samples=self._samples)
-        pieces = [_rows(episode) for episode in self._samples if len(episode)]
+        schema = schema_of(self._config.observation_space, self._config.action_space)
+        pieces = [_rows(episode, schema) for episode in self._samples if len(episode)]
         return concatenate(pieces) if pieces else {}
 
     def _deliver(self, i: int, end: int) -> None:
@@ -191,10 +195,10 @@ def _name(callback: Any) -> str:
     return str(getattr(callback, "__qualname__", type(callback).__qualname__))
 
 
-def _rows(episode: SingleAgentEpisode) -> Rows:
+def _rows(episode: SingleAgentEpisode, schema: Schema) -> Rows:
     """Return the rows of a piece of an episode, closed by its last observation."""
     actions = np.asarray(episode.get_actions(), np.float32)
-    observations, rewards = (np.asarray(one, np.float32) for one in (episode.get_observations(), episode.get_rewards()))
+    observations, rewards = each(np.asarray, episode.get_observations()), np.asarray(episode.get_rewards(), np.float32)
     masks = np.ones(len(actions), np.float32)
     masks[-1] = not episode.is_terminated
-    return close_trajectory(observations, actions, rewards, masks)
+    return close_trajectory(observations, actions, rewards, masks, schema)

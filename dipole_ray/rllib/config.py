@@ -9,8 +9,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-import gymnasium as gym
-import numpy as np
 import ray
 import torch
 from ray import tune
@@ -27,6 +25,7 @@ from dipole_ray.cluster import settle_address
 from dipole_ray.cores import usable_cores
 from dipole_ray.envs.make import EnvConfig, env_dims
 from dipole_ray.envs.offset import settled_offset
+from dipole_ray.envs.spaces import spaces_of
 from dipole_ray.errors import ConfigError, warn_once
 from dipole_ray.evaluation.cells import EvalConfig
 from dipole_ray.files.place import absolute
@@ -352,9 +351,8 @@ class DIPOLEConfig(AlgorithmConfig):
         for warning in dims.warnings:
             warn_once(warning)
         if not is_frozen(self):
-            observations = gym.spaces.Box(-np.inf, np.inf, (dims.observation_dim,), np.float32)
-            actions = gym.spaces.Box(-1.0, 1.0, (dims.action_dim,), np.float32)
-            self.__dict__.update(observation_space=observations, action_space=actions)  # a user's would be refused
+            observed, acted = spaces_of(dims.schema)
+            self.__dict__.update(observation_space=observed, action_space=acted)  # a user's would be refused
 
     def _settle_automatic(self) -> None:
         """Resolve the learner's GPU and thread count for this machine or cluster."""

@@ -21,6 +21,8 @@ from dipole_ray.agents.state import restore_generator
 from dipole_ray.data.schema import Rows
 from dipole_ray.envs.acting import ActingLoop, Episode, Faults
 from dipole_ray.envs.make import EnvConfig, make_env
+from dipole_ray.envs.observations import Observations
+from dipole_ray.envs.spaces import schema_of
 from dipole_ray.errors import ConfigError
 from dipole_ray.evaluation.pieces import Piece
 from dipole_ray.evaluation.play import CellResult, evaluate_cells
@@ -129,7 +131,7 @@ class DIPOLEEnvRunner(EnvRunner):
         if len(loop.episodes) < self.num_envs:
             loop.start(range(self.num_envs))
         self._callbacks.begin_fragment()
-        record = FragmentRecorder(self.num_envs)
+        record = FragmentRecorder(self.num_envs, schema_of(self.config.observation_space, self.config.action_space))
         for _ in range(num_steps):
             record.add(loop.step())
         self._sequence += 1
@@ -220,7 +222,7 @@ class DIPOLEEnvRunner(EnvRunner):
         assert self._loop is not None
         return self._loop
 
-    def _act(self, observations: np.ndarray, episodes: Sequence[Episode]) -> np.ndarray:
+    def _act(self, observations: Observations, episodes: Sequence[Episode]) -> np.ndarray:
         return np.asarray(self.module.policy.sample_actions(observations, generator=self._generator, explore=True))
 
     def _next_episode(self, i: int) -> Episode:

@@ -12,8 +12,10 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
+from dipole_ray.columns import Schema
 from dipole_ray.data.schema import Rows, close_trajectory, concatenate
 from dipole_ray.envs.acting import Episode, Steps
+from dipole_ray.envs.observations import Observation, Observations, row_of, stacked
 from dipole_ray.evaluation.cells import Cell
 from dipole_ray.evaluation.play import CellResult
 
@@ -98,8 +100,9 @@ class Experience(Protocol):
 class FragmentRecorder:
     """Trajectory pieces being recorded, one open piece per environment."""
 
-    def __init__(self, num_envs: int) -> None:
-        self._open: list[list[tuple[np.ndarray, np.ndarray, np.floating[Any], bool]]] = [[] for _ in range(num_envs)]
+    def __init__(self, num_envs: int, schema: Schema) -> None:
+        self._schema = schema
+        self._open: list[list[tuple[Observation, np.ndarray, np.floating[Any], bool]]] = [[] for _ in range(num_envs)]
         self._closed: list[Rows] = []
         self.ended: list[Episode] = []  # those that ended whole
         self.dropped = 0  # broken steps, which are left out
@@ -108,25 +111,26 @@ class FragmentRecorder:
         """Record one step of every environment, and close the pieces of those whose episode is over."""
         for row, i in enumerate(steps.indices):
             if steps.broken[row]:  # the step is left out: the piece ends where it began
-                self._close(i, steps.observations[row])
+                self._close(i, row_of(steps.observations, row))
                 self.dropped += 1
                 continue
             mask = not steps.terminated[row]  # a time limit is no end: the value of the last state still counts
-            self._open[i].append((steps.observations[row], steps.actions[row], steps.rewards[row], mask))
+            self._open[i].append((row_of(steps.observations, row), steps.actions[row], steps.rewards[row], mask))
             if steps.done[row]:
-                self._close(i, steps.next_observations[row])
+                self._close(i, row_of(steps.next_observations, row))
                 self.ended.append(steps.episodes[row])
 
-    def finish(self, observations: np.ndarray) -> Rows:
+    def finish(self, observations: Observations) -> Rows:
         """Close every open piece where its environment stands, (N, O), and return all rows, if any was kept."""
-        for i, observation in enumerate(observations):
-            self._close(i, observation)
+        for i in range(len(self._open)):
+            self._close(i, row_of(observations, i))
         return concatenate(self._closed) if self._closed else {}
 
-    def _close(self, i: int, last_observation: np.ndarray) -> None:
+    def _close(self, i: int, last: Observation) -> None:
         """End environment `i`'s piece, if it has one, with its last observation."""
         piece, self._open[i] = self._open[i], []
         if piece:
-            observations, actions, rewards, masks = (np.asarray(one, np.float32) for one in zip(*piece, strict=True))
-            observations = np.append(observations, [last_observation], axis=0)
-            self._closed.append(close_trajectory(observations, actions, rewards, masks))
+            seen, *others = zip(*piece, strict=True)
+            actions, rewards, masks = (np.asarray(one, np.float32) for one in others)
+            observations = stacked([*seen, last])
+            self._closed.append(close_trajectory(observations, actions, rewards, masks, self._schema))

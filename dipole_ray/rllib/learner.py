@@ -28,7 +28,7 @@ from dipole_ray.agents.data_parallel import DataParallel
 from dipole_ray.agents.observations import flattened
 from dipole_ray.agents.precision import torch_products
 from dipole_ray.agents.state import check_matches, copy_into
-from dipole_ray.columns import Schema
+from dipole_ray.envs.spaces import schema_of
 from dipole_ray.errors import NonFiniteError
 from dipole_ray.rllib.stack import LearnerStack
 
@@ -71,7 +71,7 @@ class DIPOLELearner(FaultAwareApply):
         """Build the agent on this learner's device; the first of `size` learners waits at `address` for the others."""
         torch.set_num_threads(self.config.learner_num_threads)
         device = get_device(self.config, self.config.num_gpus_per_learner)
-        schema = Schema(*self.config.observation_space.shape, *self.config.action_space.shape)
+        schema = schema_of(self.config.observation_space, self.config.action_space)
         agent, seed = self.config.agent_settings(), self.config.seed or 0
         self.agent = make_agent(agent, schema, seed=seed, device=device)
         if size > 1:

@@ -10,7 +10,7 @@ from dipole_ray.agents.agent import make_policy
 from dipole_ray.agents.config import AgentConfig
 from dipole_ray.agents.policy import Policy
 from dipole_ray.agents.state import check_matches, copy_into
-from dipole_ray.columns import Schema
+from dipole_ray.envs.spaces import schema_of
 
 
 class DIPOLERLModule(TorchRLModule):
@@ -21,7 +21,7 @@ class DIPOLERLModule(TorchRLModule):
     def setup(self) -> None:
         """Build the policy that the learner of the same seed begins with."""
         config: AgentConfig = self.model_config["agent"]
-        schema = Schema(*self.observation_space.shape, *self.action_space.shape)
+        schema = schema_of(self.observation_space, self.action_space)
         self.policy = make_policy(config, schema, seed=self.model_config["seed"])
         self.networks = self.policy.networks
 

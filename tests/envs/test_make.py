@@ -161,7 +161,7 @@ def test_a_policy_that_diverged_is_not_stepped() -> None:
         ("exorl/jaco-reach_top_lef", "exorl/jaco-reach_top_left"),
         ("walker-walk", "exorl/walker-walk"),
         ("pointmaze-medium-v0", "goal-conditioned"),
-        ("visual-cube-single-play-singletask-v0", "images"),
+        ("visual-cube-single-navigate-singletask-v0", "visual-cube-single-play-singletask-v0"),
         ("CartPole-v1", "Discrete action space"),
         ("FrozenLake-v1", "Discrete observation space"),
         ("dm_control/lqr-lqr_2_1", "max_episode_steps"),
