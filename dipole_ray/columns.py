@@ -187,7 +187,16 @@ def require_fit(
 ) -> None:
     """Raise `error` unless the data `what` hold, in their rows or in tables, what `whom` expects of them."""
     if expected not in (found, found.as_seen):
-        raise error(
-            f"{what}: observations have {found.observation_text} and actions {found.actions} dimensions, {whom} has "
-            f"{expected}; {remedy}"
-        )
+        raise error(f"{what}: {misfit(found, expected, whom)}; {remedy}")
+
+
+def misfit(found: Schema, expected: Schema, whom: str) -> str:
+    """Return in words how data differ from what `whom` expects."""
+    sees = [any(column.is_image for column in one.observed.values()) for one in (found, expected)]
+    if sees[0] != sees[1]:
+        kinds = [
+            f"{'images' if one else 'numbers'} ({text.observation_text})"
+            for one, text in zip(sees, (found, expected), strict=True)
+        ]
+        return f"observations are {kinds[0]}, and {whom} observes {kinds[1]}"
+    return f"observations have {found.observation_text} and actions {found.actions} dimensions, {whom} has {expected}"

@@ -217,17 +217,23 @@ def check_environment(name: str, env_id: str) -> Finding:
 
 
 def check_rendering() -> Finding:
-    """Render one picture off screen, which videos need and training does not."""
-    from dipole_ray.envs.gl import DEBIAN_PACKAGES
+    """Render one picture off screen with each backend, which videos and observations that are images need."""
+    from dipole_ray.envs.gl import BACKENDS, DEBIAN_PACKAGES, OSMESA_PACKAGES
 
     chosen = os.environ.get("MUJOCO_GL", "")
-    backend = "egl" if chosen in ("", "disable") else chosen
-    answer, trouble = _probe(GL_PROBE, timeout_s=60, MUJOCO_GL=backend)
-    if answer is not None and answer > 0:
-        return Finding("Rendering (GL)", "ok", f"MUJOCO_GL={backend} renders off screen")
-    message = f"MUJOCO_GL={backend} does not render ({trouble or 'the picture is black'}); videos will be missing"
-    remedy = f"on Debian or Ubuntu: apt-get install {DEBIAN_PACKAGES}; then set MUJOCO_GL=egl"
-    return Finding("Rendering (GL)", "warn", message, remedy)
+    found: dict[str, str] = {}  # what is wrong with each, nothing where it renders
+    for backend in BACKENDS if chosen in ("", "disable") else (chosen,):
+        own = {"PYOPENGL_PLATFORM": backend} if backend in BACKENDS else {}
+        answer, trouble = _probe(GL_PROBE, timeout_s=60, MUJOCO_GL=backend, **own)
+        found[backend] = "" if answer else trouble or "the picture is black"
+    working = [backend for backend, trouble in found.items() if not trouble]
+    failures = [f"MUJOCO_GL={backend} does not render ({trouble})" for backend, trouble in found.items() if trouble]
+    if working:
+        renders = [f"MUJOCO_GL={backend} renders off screen" for backend in working]
+        return Finding("Rendering (GL)", "ok", "; ".join([*renders, *failures]))
+    message = f"{'; '.join(failures)}; videos will be missing, and tasks that are seen as images (visual-*) cannot run"
+    remedy = f"on Debian or Ubuntu: apt-get install {DEBIAN_PACKAGES} for EGL, or {OSMESA_PACKAGES} for OSMesa; "
+    return Finding("Rendering (GL)", "warn", message, f"{remedy}then unset MUJOCO_GL")
 
 
 def check_ray(address: str | None) -> Finding:

@@ -1,7 +1,10 @@
 """The verdict of `dipole data inspect` as a table with small histograms, and as a picture."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -27,7 +30,7 @@ def print_inspection(inspection: Inspection) -> None:
     if not inspection.figures:
         return
     table = Table(show_header=False, box=None, pad_edge=False)
-    for name, text in _figure_lines(inspection.figures):
+    for name, text in _figure_lines(inspection.figures, inspection.observations):
         table.add_row(name, text)
     for name, (edges, counts) in inspection.histograms.items():
         bars = "".join(_BARS[-(-count * (len(_BARS) - 1) // max(*counts, 1))] for count in counts)
@@ -36,7 +39,10 @@ def print_inspection(inspection: Inspection) -> None:
 
 
 def plot_inspection(inspection: Inspection, path: Path) -> None:
-    """Draw the histograms side by side; ConfigError if there are none, or the file's ending names no picture format."""
+    """Draw the histograms side by side, and below them frames of some trajectories where observations are images.
+
+    ConfigError if there is nothing to draw, or the file's ending names no picture format.
+    """
     from matplotlib.figure import Figure
 
     if not inspection.histograms:
@@ -44,8 +50,11 @@ def plot_inspection(inspection: Inspection, path: Path) -> None:
         raise ConfigError(f"{path}: no picture, because {why}; see the findings")
     shown = [name for name in ("returns", "lengths", "actions") if name in inspection.histograms]
     # Not by pyplot, which would keep the figure and choose a backend for the whole process.
-    figure = Figure(figsize=(4.2 * len(shown), 3.2), layout="constrained")
-    for axis, name in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+    figure = Figure(figsize=(4.2 * len(shown), 3.2 + 1.2 * len(inspection.frames)), layout="constrained")
+    parts: Any = figure.subfigures(1 + bool(inspection.frames), 1, squeeze=False)
+    if inspection.frames:
+        _draw_frames(parts[1, 0], inspection.frames)
+    for axis, name in zip(parts[0, 0].subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
         edges, counts = inspection.histograms[name]
         axis.stairs(counts, edges, fill=True, color="tab:blue")
         axis.set_xlabel(_TITLES[name])
@@ -58,13 +67,23 @@ def plot_inspection(inspection: Inspection, path: Path) -> None:
         raise ConfigError(f"{path}: {error}; let the name end in .png, .pdf or .svg") from error
 
 
-def _figure_lines(figures: dict[str, float]) -> list[tuple[str, str]]:
+def _draw_frames(part: Any, frames: Sequence[Sequence[np.ndarray]]) -> None:
+    """Draw a contact sheet, a trajectory a row: of images with other channels than colours the first."""
+    axes = part.subplots(len(frames), len(frames[0]), squeeze=False)
+    for row, pictures in zip(axes, frames, strict=True):
+        for axis, picture in zip(row, pictures, strict=True):
+            axis.imshow(picture if picture.shape[2] in (3, 4) else picture[..., 0], cmap="gray", vmin=0, vmax=255)
+            axis.set_axis_off()
+    part.suptitle(f"frames of the first {counted(len(frames), 'trajectory')}, from left to right")
+
+
+def _figure_lines(figures: dict[str, float], observations: str) -> list[tuple[str, str]]:
     """Return the figures as named lines for a person."""
     value = {name: f"{number:.6g}" for name, number in figures.items()}
     saturated = f"{figures['action_saturated_fraction']:.1%}"
     lines = [
         ("transitions", f"{figures['transitions']:,.0f} in {counted(figures['trajectories'], 'trajectory', ',.0f')}"),
-        ("dimensions", f"observations {value['observation_dim']}, actions {value['action_dim']}"),
+        ("dimensions", f"observations {observations}, actions {value['action_dim']}"),
         ("size", f"{figures['megabytes']:,.1f} MB as a dataset"),
         ("length", f"{value['length_min']} to {value['length_max']}, median {value['length_median']}"),
         ("actions", f"{value['action_min']} to {value['action_max']}, {saturated} at the limits"),

@@ -102,6 +102,7 @@ def reading_for(
         labels=labels,
         max_episode_steps=dims.max_episode_steps,
         action_bounds=(low, high),
+        schema=dims.schema,
     )
 
 

@@ -39,6 +39,7 @@ _OURS = re.compile(r"(data|table)-.*\.arrow|\.(data|table)-.*\.arrow\.tmp|\.mani
 _RESTORE = "restore it or import the dataset again"
 _SAMPLE_ROWS = 65_536  # that are looked at to tell whether numbers are rounded
 SEGMENT_ROWS = 1_000_000  # rows after which a new file is begun: sampling is fastest from one file, so files are large
+SEGMENT_BYTES = 1 << 28  # and bytes, where observations are more than vectors: so much is held until it is written
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,8 +142,12 @@ class OfflineDataset:
         """Transitions that are served."""
         return sum(segment.entry.transitions for segment in self.segments)
 
-    def iter_rows(self, chunk_rows: int = 65_536) -> Iterator[Rows]:
-        """Yield views of about `chunk_rows` rows that begin and end with whole trajectories."""
+    def iter_rows(self, chunk_rows: int | None = None) -> Iterator[Rows]:
+        """Yield views of about `chunk_rows` rows that begin and end with whole trajectories.
+
+        None: 65 536 rows, and of wide ones, such as images, as many as take 256 MB.
+        """
+        chunk_rows = chunk_rows or max(1, min(_SAMPLE_ROWS, SEGMENT_BYTES // self.schema.row_bytes))
         for segment in self.segments:
             closing = np.flatnonzero(segment.columns["remaining"] == 0)
             start = 0
@@ -250,7 +255,7 @@ def write_dataset(
     *,
     tables: Mapping[str, np.ndarray] | None = None,
     overwrite: bool = False,
-    segment_rows: int = SEGMENT_ROWS,
+    segment_rows: int | None = None,
 ) -> Manifest:
     """Write whole trajectories as a dataset, all or nothing, and return its manifest.
 
@@ -261,7 +266,8 @@ def write_dataset(
         source: Where they came from, JSON-able.
         tables: The side tables of the schema by name, each (entries, *shape); may be mapped files.
         overwrite: Replace a dataset that is already there. The old one stays valid until the new one is complete.
-        segment_rows: Rows after which a new file is begun, at the end of the item at hand.
+        segment_rows: Rows after which a new file is begun, at the end of the item at hand; None for a million, and of
+            images for 256 MB.
 
     Raises:
         DatasetError: If the folder is taken, a row is wrong, there are no rows, or the disk refuses.
@@ -270,6 +276,9 @@ def write_dataset(
     directory = Path(directory)
     _check_target(directory, overwrite)
     is_new = not directory.exists()
+    if segment_rows is None:
+        wide = max(1, SEGMENT_BYTES // schema.row_bytes)
+        segment_rows = SEGMENT_ROWS if schema.is_flat else min(SEGMENT_ROWS, wide)
     written: list[SegmentEntry] = []
     try:
         with FolderLock(directory, math.inf):

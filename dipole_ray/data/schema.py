@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from dipole_ray.columns import Schema
+from dipole_ray.columns import Column, Schema
 from dipole_ray.data.narrowing import Narrowing
 from dipole_ray.errors import DatasetError, NonFiniteError, warn_once
 
@@ -110,6 +110,12 @@ def close_trajectory(
         np.arange(steps + 1) == steps,
         schema,
     )
+
+
+def stored_schema(observations: Mapping[str, np.ndarray], actions: np.ndarray) -> Schema:
+    """Return the schema of arrays, (N, ...) each, as they are: several observations by name, or one named ""."""
+    columns = {name: Column(values.shape[1:], values.dtype.name) for name, values in observations.items()}
+    return Schema(columns.get("", columns), Column(actions.shape[1:]))
 
 
 def by_column(observations: Observations) -> Rows:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from dipole_ray.envs.make import make_env
-from dipole_ray.envs.registry import family
+from dipole_ray.envs.registry import VISUAL, family
 from dipole_ray.errors import ConfigError, DatasetError
 
 
@@ -16,7 +16,8 @@ def ogbench_relabel(env_id: str, arrays: Mapping[str, np.ndarray]) -> tuple[np.n
 
     The rule is `ogbench.relabel_utils.relabel_dataset` itself: r(s_t) is -1 until the goal and 0 at it in mazes, and
     minus the number of unsolved sub-tasks in manipulation; the mask is 0 exactly where s_t solves the task. It takes
-    `qpos` (rows, joint positions) and, for scene and puzzle, `button_states` (rows, buttons).
+    `qpos` (rows, joint positions) and, for scene and puzzle, `button_states` (rows, buttons). Of a task that is seen as
+    images the task of the same name that is not is asked, so that nothing is drawn.
 
     Raises:
         ConfigError: If `env_id` is not an OGBench single task.
@@ -26,6 +27,8 @@ def ogbench_relabel(env_id: str, arrays: Mapping[str, np.ndarray]) -> tuple[np.n
         found = f"'{env_id}' is no OGBench single task: only those label rows by their joint positions"
         raise ConfigError(f"{found}; name one, or save the rows with rewards of their own")
     from ogbench.relabel_utils import relabel_dataset
+
+    env_id = env_id.removeprefix(VISUAL)
 
     with closing(make_env(env_id)) as env:
         env.reset(seed=0)

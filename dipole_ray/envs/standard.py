@@ -158,9 +158,10 @@ class StandardEnv(gymnasium.Wrapper):
     def _seen_part(self, space: gymnasium.Space, observation: Any, what: str) -> np.ndarray:
         """Return one array of an observation; images are taken as they are, and so must be uint8."""
         found = np.asarray(observation) if space.dtype == np.uint8 else self.observed(observation)
-        if found.shape != space.shape or (space.dtype == np.uint8 and found.dtype != np.uint8):
-            text = f"{what} has shape {found.shape} and type {found.dtype}, its space {space.shape} and {space.dtype}"
-            raise ValueError(text)
+        if found.shape != space.shape:
+            raise ValueError(f"{what} has shape {found.shape}, its space {space.shape}")
+        if space.dtype == np.uint8 != found.dtype:
+            raise ValueError(f"{what} has type {found.dtype}, its space uint8")
         return found
 
     def subtract(self, offset: Mapping[str, float]) -> None:

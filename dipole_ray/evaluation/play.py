@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 import gymnasium
 import numpy as np
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from dipole_ray.envs.acting import ActingLoop, Episode, Listener
 from dipole_ray.envs.make import EnvConfig, make_env
-from dipole_ray.envs.observations import Observation
+from dipole_ray.envs.observations import Observation, row_of
 from dipole_ray.errors import ConfigError, EnvironmentFault
 from dipole_ray.evaluation.batches import Batches, CellEpisode, Noise, SamplesActions, episode_seed
 from dipole_ray.evaluation.cells import Cell
@@ -102,13 +102,11 @@ def evaluate_cells(
             made = [closing.enter_context(make_env(env)) for _ in range(count)]
             how: Any = {"trajectories": trajectories, "listener": listener, "on_step": on_step}
             return evaluate_cells(agent, made, cells, episodes=episodes, seed=seed, **how)
-    sees_numbers = len(env[0].observation_space.shape or ()) == 1
-    keeps = trajectories if sees_numbers else 0
-    played = {cell: [_episode(seed, cell, i, i < keeps) for i in episodes] for cell in cells}
+    played = {cell: [_episode(seed, cell, i, i < trajectories) for i in episodes] for cell in cells}
     waiting = deque(episode for cell in cells for episode in played[cell])
     loop = ActingLoop(env, Batches(agent), lambda _: waiting.popleft() if waiting else None, listener=listener)
     loop.start(range(min(len(env), len(waiting))))
-    maze = maze_of(env[0]) if sees_numbers else None
+    maze = maze_of(env[0]) if _has_place(row_of(loop.observations, 0)) else None
     while loop.episodes:
         steps = loop.step()
         for episode, share in zip(steps.episodes, (np.abs(steps.actions) >= _AT_BOUND).mean(axis=1), strict=True):
@@ -130,6 +128,11 @@ def joined(parts: Sequence[CellResult]) -> CellResult:
         at_bound=np.concatenate([part.at_bound for part in parts]),
         logged=tuple(one for part in parts for one in part.logged),
     )
+
+
+def _has_place(observation: Observation) -> TypeGuard[np.ndarray]:
+    """Return whether an observation begins, in a maze, with the agent's x and y, as all vectors of OGBench's do."""
+    return isinstance(observation, np.ndarray) and observation.ndim == 1
 
 
 def _episode(seed: int, cell: Cell, index: int, keeps_path: bool) -> "_Episode":
@@ -159,8 +162,7 @@ class _Episode(CellEpisode):
     at_bound: float = 0.0
 
     def begin(self, observation: Observation) -> None:
-        # The observations of all OGBench mazes begin with the agent's x and y, unless they are images.
-        if self.keeps_path and isinstance(observation, np.ndarray):
+        if self.keeps_path and _has_place(observation):
             self.positions.append(observation[:2].copy())
 
     def take(self, reward: float, observation: Observation, success: float) -> None:

@@ -200,7 +200,7 @@ def test_the_wrapper_that_is_named_for_pictures_of_another_kind_helps(
     with pytest.raises(ConfigError, match=found) as refused:
         env_dims("Shows-v0")
     code = str(refused.value).rpartition("register a version wrapped in ")[2]
-    gymnasium.register("Mended-v0", lambda: eval(code, {"gymnasium": gymnasium, "np": np, "env": Shows()}))
+    gymnasium.register("Mended-v0", lambda: eval(code, {"gymnasium": gymnasium, "np": np, "env": Shows()}))  # noqa: S307
     mended = env_dims(EnvConfig(id="Mended-v0", max_episode_steps=5))
     assert mended.schema == Schema(Column(seen, "uint8"), 2)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dipole_ray.columns import Schema
+from dipole_ray.columns import Schema, misfit
 from dipole_ray.data.dataset import losses_of, open_dataset, read_manifest
 from dipole_ray.data.inspection.summary import Summary
 from dipole_ray.data.inspection.verdict import Finding, Verdict, judge, verdict_of
@@ -29,10 +29,12 @@ class Inspection:
     findings: tuple[Finding, ...]  # what a user should know, worst first
     figures: dict[str, float]  # named numbers: counts, shares, quantiles
     histograms: dict[str, tuple[list[float], list[int]]]  # `returns`, `lengths`, `actions`: bin edges and counts
+    observations: str = ""  # what one is, as `Schema.observation_text`
+    frames: tuple[tuple[np.ndarray, ...], ...] = ()  # of some trajectories with images, (H, W, C) each
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything as a JSON object."""
-        return asdict(self)
+        """Return everything but the frames as a JSON object."""
+        return {name: value for name, value in asdict(self).items() if name != "frames"}
 
 
 def inspect_dataset(
@@ -68,10 +70,8 @@ def inspect_dataset(
             scale, stored = scale_of_dataset(read_manifest(path).source), summary.ranges["actions"]
             report.warnings += range_warnings(scale, reading.action_bounds, stored)
         findings += judge(summary, report, has_rewards=labelled)
-        found = Schema(*(len(summary.ranges[name][0]) for name in ("observations", "actions")))
-        if expected is not None and expected != found:
-            here = f"observations have {found.observation_dim} and actions {found.action_dim} dimensions"
-            what = f"{here}, the environment has {expected.observation_dim} and {expected.action_dim}"
+        if expected is not None and expected != summary.schema:
+            what = misfit(summary.schema, expected, "the environment") if summary.schema is not None else ""
             remedy = "name the environment that made this data with --env"
             findings.append(Finding("error", what, path.name, remedy))
     elif not findings:
@@ -80,15 +80,17 @@ def inspect_dataset(
     figures, histograms = {}, {}
     if summary.num_transitions:
         figures, histograms = _figures(summary, report, labelled), _histograms(summary, labelled)
-    return Inspection(str(path), kind, verdict_of(findings), tuple(findings), figures, histograms)
+    seen = "" if summary.schema is None else summary.schema.observation_text
+    frames = tuple(map(tuple, summary.frames))
+    return Inspection(str(path), kind, verdict_of(findings), tuple(findings), figures, histograms, seen, frames)
 
 
 def _dataset_rows(path: Path, findings: list[Finding], report: ImportReport) -> Iterator[Rows]:
     """Yield the rows of a dataset, whose checksums say that they are what was written, not who wrote them."""
     dataset = open_dataset(path)
-    if not dataset.schema.is_flat:
+    if dataset.schema.tables or not dataset.schema.actions.is_vector:
         what = f"observations of {dataset.schema.observation_text} and actions of {dataset.schema.actions}"
-        raise DatasetError(f"{path}: holds {what}, and only flat vectors are inspected; train on it as it is")
+        raise DatasetError(f"{path}: holds {what}, and only vectors and images are inspected; train on it as it is")
     for item in dataset.quarantined:  # the rest can still be judged
         where, remedy = f"{item.place} of {dataset.manifest.num_rows}", restore_hint(path, dataset.source)
         findings.append(Finding("error", f"damaged file: {item.finding}", where, remedy))
@@ -100,13 +102,14 @@ def _dataset_rows(path: Path, findings: list[Finding], report: ImportReport) -> 
 
 def _figures(summary: Summary, report: ImportReport, labelled: bool) -> dict[str, float]:
     lengths, returns = summary.figures("lengths"), summary.figures("returns")
-    (low, high), observation_dim = summary.ranges["actions"], len(summary.ranges["observations"][0])
+    (low, high), schema = summary.ranges["actions"], summary.schema
+    assert schema is not None
     figures: dict[str, float] = {
         "transitions": summary.num_transitions,
         "trajectories": len(lengths),
-        "observation_dim": observation_dim,
+        **({"observation_dim": schema.observation_dim} if schema.is_flat else {}),
         "action_dim": len(low),
-        "megabytes": summary.num_rows * 4 * (observation_dim + len(low) + 3) / 1e6,
+        "megabytes": summary.num_rows * schema.row_bytes / 1e6,
         "length_min": int(lengths.min()),
         "length_median": float(np.median(lengths)),
         "length_max": int(lengths.max()),

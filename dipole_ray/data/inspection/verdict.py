@@ -11,7 +11,7 @@ import numpy as np
 
 from dipole_ray.data.inspection.summary import Summary
 from dipole_ray.data.sources.guarantees import MAX_NAMED
-from dipole_ray.data.sources.reading import ImportReport
+from dipole_ray.data.sources.reading import ImportReport, parts_of
 from dipole_ray.errors import counted
 
 Verdict = Literal["ok", "warning", "error"]
@@ -118,11 +118,15 @@ def _numbers(summary: Summary, report: ImportReport) -> Iterator[Finding]:
         yield _info(what, "actions", "harmless if it is noise; otherwise name their environment with --env")
     for note in report.notes:
         yield _info(note, "whole dataset", "check that this is what was recorded")
-    low, high = summary.ranges["observations"]
-    constant = np.flatnonzero(low == high)
-    if len(constant):
-        what = f"{len(constant)} of {len(low)} observation dimensions never change"
-        yield _info(what, f"dimensions {_list(constant)}", "harmless; drop them if they carry no meaning online either")
+    for part, (low, high) in parts_of(summary.ranges).items():
+        constant = np.flatnonzero(low == high)
+        if low.dtype == np.uint8 and len(constant) == low.size:
+            what, where = "every picture is the same", f"observations{part}"
+            yield _warning(what, where, "check what was recorded: a policy sees nothing there")
+        elif low.dtype != np.uint8 and len(constant):
+            what = f"{len(constant)} of {len(low)} observation dimensions never change"
+            where = f"dimensions {_list(constant)}" + (f" of observations{part}" if part else "")
+            yield _info(what, where, "harmless; drop them if they carry no meaning online either")
 
 
 def _actions(summary: Summary) -> Iterator[Finding]:

@@ -31,6 +31,7 @@ ZIP, HDF5, PARQUET, ARROW = b"PK\x03\x04", b"\x89HDF", b"PAR1", b"ARROW1"  # how
 # Arrays that only a table of transitions has: OGBench's layout has a row more a trajectory, and no need of them.
 _OF_TRANSITIONS = {name for meaning in ("next_observations", "timeouts", "masks") for name in USUAL[meaning]}
 _OF_OGBENCH = {"observations", "actions", "terminals"}
+_DIMS = range(1, 6)  # of arrays that may be numbers, vectors, images, or what is refused by name
 _OF_D4RL = {"observations", "actions", "rewards"}  # and what says where the task ends
 
 
@@ -99,7 +100,9 @@ def _arrow_type(kind: str, shape: tuple[int, ...]) -> pa.DataType:
     if dtype.kind not in "fiub":
         return pa.string() if dtype.kind == "U" else pa.null()
     found = pa.from_numpy_dtype(dtype.newbyteorder("="))
-    return found if shape[1:] in ((), (1,)) else pa.list_(found)
+    for _ in () if shape[1:] == (1,) else shape[1:]:
+        found = pa.list_(found)
+    return found
 
 
 def _npz_batches(file: Path, choose: Callable[[list[str]], Iterable[str]]) -> Iterator[pa.RecordBatch]:
@@ -107,7 +110,7 @@ def _npz_batches(file: Path, choose: Callable[[list[str]], Iterable[str]]) -> It
     names = list(dict.fromkeys(choose(list(headers))))
     for name in names:
         header = headers[name]
-        if header.dtype.kind not in "fiubU" or len(header.shape) not in (1, 2) or 0 in header.shape[1:]:
+        if header.dtype.kind not in "fiubU" or len(header.shape) not in _DIMS or 0 in header.shape[1:]:
             found = f"is {header.dtype} of shape {header.shape}, and a column is a number or a vector a row"
             raise bad_array(file, name, found, "flatten it, or map another array")
     check_counts({name: headers[name].shape[0] for name in names}, file, "map arrays with one row a transition")
@@ -119,10 +122,10 @@ def _hdf5_batches(file: Path, choose: Callable[[list[str]], Iterable[str]]) -> I
     with open_hdf5(file) as root:
         there = [name for name in child_names(root) if not is_group(child(file, root, name))]
         names = list(dict.fromkeys(choose(there)))
-        arrays = [Array(file, root, name, (1, 2)) for name in names]
+        arrays = [Array(file, root, name, _DIMS) for name in names]
         counts = {array.name: array.shape[0] for array in arrays}
         check_counts(counts, file, "map arrays with one row a transition")
-        check_expansion(file, sum(array.num_bytes for array in arrays), f"arrays {', '.join(names[:8])}")
+        check_expansion(file, sum(array.declared_bytes for array in arrays), f"arrays {', '.join(names[:8])}")
         step = slice_rows(arrays)
         for start in range(0, next(iter(counts.values())), step):
             parts = [_arrow_column(array.read(start, min(start + step, array.shape[0]))) for array in arrays]
@@ -131,6 +134,7 @@ def _hdf5_batches(file: Path, choose: Callable[[list[str]], Iterable[str]]) -> I
 
 def _arrow_column(values: np.ndarray) -> pa.Array:
     values = np.ascontiguousarray(values, values.dtype.newbyteorder("="))
-    flat = pa.array(values.reshape(-1))
-    width = values.shape[1] if values.ndim == 2 else 1
-    return flat if width == 1 else pa.FixedSizeListArray.from_arrays(flat, width)
+    column = pa.array(values.reshape(-1))
+    for length in () if values.shape[1:] == (1,) else reversed(values.shape[1:]):
+        column = pa.FixedSizeListArray.from_arrays(column, length)
+    return column

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from dipole_ray.data.sources.guarantees import is_followed
-from dipole_ray.data.sources.reading import Arrays, Block, ImportReport
+from dipole_ray.data.sources.images import sampled
+from dipole_ray.data.sources.reading import Arrays, Block, ImportReport, parts_of
 from dipole_ray.errors import DatasetError, counted
 
 _SORT = "sort the table by episode and time"
@@ -37,12 +38,19 @@ def followed(blocks: Iterable[Block], path: Path, report: ImportReport) -> Itera
     order, last = Continuity(path, report), Arrays()
     for block in blocks:
         columns = dict(block.columns)
-        names = ("observations", "ends", "flagged", "next_observations", "times", "episode")
-        rows = {name: columns[name] for name in names if name in columns}
+        rows = shown(columns)
         seen = {name: np.concatenate([last[name], rows[name]]) for name in rows} if last else rows
         order.follow(seen, block.first_row - bool(last))
         last = {name: values[-1:] for name, values in rows.items()}
         yield replace(block, columns={name: columns[name] for name in columns.keys() - {"flagged", "episode"}})
+
+
+def shown(columns: Arrays) -> Arrays:
+    """Return what a `Continuity` looks at of a table's columns: a few numbers of an image, all of what is small."""
+    names = ("ends", "flagged", "times", "episode")
+    seen = {group: parts_of(columns, group) for group in ("observations", "next_observations")}
+    rows = {group: sampled(parts) for group, parts in seen.items() if parts}
+    return rows | {name: columns[name] for name in names if name in columns}
 
 
 @dataclass(slots=True)

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dipole_ray.columns import Schema
+from dipole_ray.columns import Column, Schema
 from dipole_ray.data.sources.continuity import followed
-from dipole_ray.data.sources.guarantees import check_counts, check_masks, mark_unfollowed
+from dipole_ray.data.sources.guarantees import check_counts, check_masks, is_followed, mark_unfollowed
 from dipole_ray.data.sources.hdf5 import (
     Array,
     Group,
@@ -31,23 +31,25 @@ from dipole_ray.data.sources.hdf5 import (
     slice_rows,
     width_of,
 )  # fmt: skip
+from dipole_ray.data.sources.images import as_recorded, column_of
 from dipole_ray.data.sources.mapping import USUAL
 from dipole_ray.data.sources.npz import check_expansion
-from dipole_ray.data.sources.reading import Arrays, Block, ImportReport, Reading, bad_array, to_float, to_times
+from dipole_ray.data.sources.reading import Arrays, Block, ImportReport, Reading, bad_array, to_times
 from dipole_ray.errors import DatasetError
 
 _REQUIRED = ("observations", "actions", "rewards", "terminals")
 _OPTIONAL = ("timeouts", "next_observations", "masks", "episode")  # by any of their usual names
 _FLAGS = ("terminals", "timeouts")
-_VECTORS = ("observations", "actions", "next_observations")
+_OBSERVED = ("observations", "next_observations")
+_VECTORS = (*_OBSERVED, "actions")
 _AS_RECORDED: dict[str, Callable[[np.ndarray], np.ndarray]] = {"episode": np.asarray, "time": to_times}
 
 
 def schema(path: Path, reading: Reading) -> Schema:
     """Return the dimensions of a file from its headers alone."""
     with open_hdf5(path) as file:
-        arrays = _checked_arrays(file, path)
-        return Schema(width_of(arrays["observations"]), width_of(arrays["actions"]))
+        arrays = _checked_arrays(file, path, reading.schema)
+        return Schema(_observed(path, arrays, reading.schema), width_of(arrays["actions"]))
 
 
 def uses(path: Path, reading: Reading) -> dict[str, tuple[str, ...]]:
@@ -63,7 +65,7 @@ def read(path: Path, reading: Reading, report: ImportReport) -> Iterator[Block]:
 
 def _blocks(path: Path, reading: Reading, report: ImportReport) -> Iterator[Block]:
     with open_hdf5(path) as file:
-        arrays = _checked_arrays(file, path)
+        arrays = _checked_arrays(file, path, reading.schema)
         ends, marks_limits = _trajectory_ends(arrays, reading.max_episode_steps, path, report)
         report.reads({name: [array.name] for name, array in arrays.items()}, child_names(file))
         step = slice_rows(arrays.values())
@@ -71,8 +73,8 @@ def _blocks(path: Path, reading: Reading, report: ImportReport) -> Iterator[Bloc
             stop = min(start + step, len(ends))
             columns: Arrays = {}
             for name, array in arrays.items():
-                values = _AS_RECORDED.get(name, to_float)(array.read(start, stop)).reshape(stop - start, -1)
-                columns[name] = values if name in _VECTORS else values[:, 0]
+                values = _AS_RECORDED.get(name, as_recorded)(array.read(start, stop))
+                columns[name] = values if name in _VECTORS else values.reshape(-1)
             terminals, timeouts = (columns.get(name, np.zeros(stop - start, np.float32)) for name in _FLAGS)
             if "masks" in columns:
                 check_masks(columns["masks"], terminals, arrays["masks"].name, "terminals", path)
@@ -109,19 +111,28 @@ def _found(file: Group, path: Path) -> dict[str, str]:
     return names
 
 
-def _checked_arrays(file: Group, path: Path) -> dict[str, Array]:
-    """Return the arrays by their meaning."""
+def _observed(path: Path, arrays: dict[str, Array], like: Schema | None) -> Column:
+    array = arrays["observations"]
+    return column_of(array.dtype, array.shape, like, partial(bad_array, path, array.name))
+
+
+def _checked_arrays(file: Group, path: Path, like: Schema | None = None) -> dict[str, Array]:
+    """Return the arrays by their meaning; `like` is what the environment observes."""
     found = _found(file, path)
     # Older files store rewards and flags as (N, 1); a vector of one number may be (N,).
     kinds = {meaning: "fiu" if meaning in _VECTORS else "fiub" for meaning in found}
-    arrays = {meaning: Array(path, file, name, (1, 2), kinds[meaning]) for meaning, name in found.items()}
+    dims = {meaning: range(1, 6) if meaning in _OBSERVED else (1, 2) for meaning in found}
+    arrays = {meaning: Array(path, file, name, dims[meaning], kinds[meaning]) for meaning, name in found.items()}
+    column = _observed(path, arrays, like)
     check_counts({name: array.shape[0] for name, array in arrays.items()}, path)
     for name, array in arrays.items():
-        wanted = width_of(arrays["observations"]) if name == "next_observations" else 1
-        if name not in ("observations", "actions") and array.shape[1:] not in ((), (wanted,)):
-            shown = f"has shape {array.shape}, expected (rows, {wanted})"
+        wanted = column.shape if name == "next_observations" else (1,)
+        is_other = name == "next_observations" and column.is_image and array.dtype != np.uint8
+        if name not in ("observations", "actions") and (is_other or array.shape[1:] not in ((), wanted)):
+            shown = f"has shape {array.shape}, expected (rows, {', '.join(map(str, wanted))})"
+            shown = f"is of type {array.dtype}, and observations are images" if is_other else shown
             raise bad_array(path, array.name, shown, "save it as it was recorded")
-    check_expansion(path, sum(array.num_bytes for array in arrays.values()), f"arrays {', '.join(found.values())}")
+    check_expansion(path, sum(array.declared_bytes for array in arrays.values()), f"arrays {', '.join(found.values())}")
     return arrays
 
 
@@ -151,11 +162,10 @@ def _trajectory_ends(
 
 
 def _mark_unfollowed(arrays: dict[str, Array], ends: np.ndarray, path: Path, report: ImportReport) -> None:
-    mark = partial(mark_unfollowed, report=report, has_timeouts="timeouts" in arrays, path=path)
+    mark = partial(mark_unfollowed, report=report, has_timeouts="timeouts" in arrays, path=path)  # ends, same
     observations, following = arrays["observations"], arrays["next_observations"]
     step = slice_rows(arrays.values())
     for start in range(0, len(ends) - 1, step):
         stop = min(start + step, len(ends) - 1)
-        after, states = following.read(start, stop), observations.read(start + 1, stop + 1)
-        wide = (to_float(values).reshape(stop - start, -1) for values in (after, states))
-        mark(ends[start:stop], *wide, first_row=start)
+        after, states = map(as_recorded, (following.read(start, stop), observations.read(start + 1, stop + 1)))
+        mark(ends[start:stop], is_followed(after, states), first_row=start)

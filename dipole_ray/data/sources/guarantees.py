@@ -10,13 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
-from dipole_ray.data.schema import Rows, build_rows, concatenate
+from dipole_ray.data.schema import Rows, build_rows, concatenate, stored_schema
 from dipole_ray.data.sources.actions import ActionScale
+from dipole_ray.data.sources.images import are_images
 from dipole_ray.data.sources.narrowing import SourceNarrowing
-from dipole_ray.data.sources.reading import DAMAGED, Arrays, Block, ImportReport, Reading
+from dipole_ray.data.sources.reading import DAMAGED, Arrays, Block, ImportReport, Reading, parts_of
 from dipole_ray.errors import ConfigError, DatasetError, counted
 
 CHUNK_ROWS = 10_000  # rows of short episodes that are handed on together
+CHUNK_BYTES = 1 << 26  # and their bytes, which images reach sooner
 NOISE_FRACTION = 0.1  # share of clipped actions from which on they are hardly noise
 MAX_NAMED = 10  # rows with non-finite numbers that a report names one by one
 
@@ -35,7 +37,7 @@ def enforce(
         path, rows = block.path, _finish(_checked(block, narrowing, drop), scale, drop, report)
         if rows is not None:
             held.append(rows)
-        if held and (not join or sum(len(piece["remaining"]) for piece in held) >= CHUNK_ROWS):
+        if held and (not join or _is_chunk(held)):
             yield concatenate(held)
             held = []
     if held:
@@ -44,8 +46,14 @@ def enforce(
     _judge_losses(path, report)
 
 
+def _is_chunk(held: list[Rows]) -> bool:
+    """Return whether the rows of episodes are enough to be handed on."""
+    num_bytes = sum(values.nbytes for piece in held for values in piece.values())
+    return num_bytes >= CHUNK_BYTES or sum(len(piece["remaining"]) for piece in held) >= CHUNK_ROWS
+
+
 def _checked(block: Block, narrowing: SourceNarrowing, drop: bool) -> Block:
-    if not block.is_closed and "next_observations" in block.columns:
+    if not block.is_closed:
         _check_following(block)  # in the numbers that were recorded
     return narrowing.narrow(block, drop=drop)
 
@@ -189,7 +197,9 @@ def _finish(block: Block, scale: ActionScale, drop: bool, report: ImportReport) 
     report.short_pieces += int((alone & (masks != 0)).sum())
     if not kept.any():
         return None
-    return build_rows(columns["observations"][used], actions[used], columns["rewards"][used], masks[used], ~kept[used])
+    seen = {name[1:]: values[used] for name, values in parts_of(columns).items()}
+    schema = stored_schema(seen, actions)
+    return build_rows(seen.get("", seen), actions[used], columns["rewards"][used], masks[used], ~kept[used], schema)
 
 
 def _closed(columns: Arrays, report: ImportReport) -> tuple[np.ndarray, Arrays]:
@@ -198,43 +208,52 @@ def _closed(columns: Arrays, report: ImportReport) -> tuple[np.ndarray, Arrays]:
     Where nobody knows what the last action led to, its row only closes the trajectory, unless the task ended with it:
     then its next observation is never used.
     """
-    ends, following = columns["ends"], columns.get("next_observations")
+    ends, following = columns["ends"], parts_of(columns, "next_observations")
     is_added = ends & (columns["masks"] == 0)
-    if following is not None:
-        is_absent = np.asarray(np.isnan(following).all(axis=1))
+    if following:
+        vectors = [values for values in following.values() if not are_images(values)]
+        is_absent = np.logical_or.reduce([np.zeros(len(ends), bool), *(np.isnan(one).all(axis=1) for one in vectors)])
         is_added = ends & (~is_absent | is_added)
-        following = np.where(is_absent[:, None], columns["observations"], following)
-        columns = {**columns, "next_observations": following}
+        for name, values in following.items() if is_absent.any() else ():
+            absent = is_absent.reshape(-1, *[1] * (values.ndim - 1))
+            following[name] = np.where(absent, columns[f"observations{name}"], values)
+        columns = columns | {f"next_observations{name}": values for name, values in following.items()}
     order = np.repeat(np.arange(len(ends)), 1 + is_added)
     is_copy = np.append(False, order[1:] == order[:-1])
     report.unfollowed_transitions += int((ends & ~is_added).sum())
     closed = {name: values[order] for name, values in columns.items()}
-    if following is not None:
-        closed["observations"][is_copy] = following[is_added]
+    for name, values in following.items():
+        closed[f"observations{name}"][is_copy] = values[is_added]
     return order, {**closed, "ends": is_copy | (ends & ~is_added)[order]}
 
 
 def is_followed(following: np.ndarray, states: np.ndarray) -> np.ndarray:
-    """Return (N,) bool: whether a next observation, (N, O), is the observation of the next row, (N, O)."""
+    """Return (N,) bool: whether a next observation, (N, O) or images, is the observation of the next row."""
+    if are_images(following):
+        return np.asarray((following == states).reshape(len(states), -1).all(axis=1))
     return np.asarray(np.isclose(following, states, rtol=1e-5, atol=1e-6, equal_nan=True).all(axis=1))
+
+
+def are_followed(following: Arrays, states: Arrays) -> np.ndarray:
+    """Return (N,) bool, as `is_followed` of observations in several parts."""
+    return np.asarray(np.logical_and.reduce([is_followed(values, states[name]) for name, values in following.items()]))
 
 
 def mark_unfollowed(
     ends: np.ndarray,
-    following: np.ndarray,
-    states: np.ndarray,
+    same: np.ndarray,
     report: ImportReport,
     *,
     first_row: int,
     has_timeouts: bool,
     path: Path,
 ) -> None:
-    """Mark in `ends` (N,), in place, and count the rows whose next observation, (N, O), is not the next row's.
+    """Mark in `ends` (N,), in place, and count the rows whose next observation is not the next row's: `same`, (N,).
 
     The one rule for ends that nothing marks, of whatever format; where episodes are named, such a row is an error, and
     where time limits are marked, most rows cannot be such.
     """
-    unmarked = np.flatnonzero(~ends & ~is_followed(following, states))
+    unmarked = np.flatnonzero(~ends & ~same)
     if has_timeouts and 2 * len(unmarked) > len(ends) > 1:
         found = f"{len(unmarked)} of {len(ends)} next observations differ from the next row's observation"
         row = first_row + int(unmarked[0])
@@ -248,9 +267,11 @@ def mark_unfollowed(
 def _check_following(block: Block) -> None:
     """Refuse a next observation that is not the next row's inside a trajectory; say how many and where."""
     inner = np.flatnonzero(~block.columns["ends"][:-1])
-    after, state = block.columns["next_observations"][inner], block.columns["observations"][inner + 1]
-    # Rows with NaN or infinity are refused or dropped as such.
-    same = ~(finite_rows(after) & finite_rows(state)) | is_followed(after, state)
+    same = np.ones(len(inner), bool)
+    for name, following in parts_of(block.columns, "next_observations").items():
+        after, state = following[inner], block.columns[f"observations{name}"][inner + 1]
+        # Rows with NaN or infinity are refused or dropped as such.
+        same &= ~(finite_rows(after) & finite_rows(state)) | is_followed(after, state)
     if not same.all():
         raise DatasetError(
             f"{block.path}: {int((~same).sum())} next observations differ from the next row's observation inside a "
@@ -316,6 +337,8 @@ def check_counts(counts: dict[str, int], path: Path, remedy: str = "get the file
 
 def finite_rows(values: np.ndarray) -> np.ndarray:
     """Return (N,) bool: which rows of `values`, (N, ...), hold finite numbers only."""
+    if values.dtype.kind != "f":
+        return np.ones(len(values), bool)
     return np.asarray(np.isfinite(values).all(axis=tuple(range(1, values.ndim))))
 
 
@@ -324,9 +347,11 @@ def _non_finite(columns: Arrays, moving: np.ndarray, numbers: np.ndarray) -> tup
 
     A transition touches its own row and the observation of the next one; a closing row has only an observation.
     """
-    finite = {name: finite_rows(values) | ((name != "observations") & ~moving) for name, values in columns.items()}
+    observed = {f"observations{name}" for name in parts_of(columns)}
+    finite = {name: finite_rows(values) | ((name not in observed) & ~moving) for name, values in columns.items()}
     own = np.logical_and.reduce(list(finite.values()))
-    touched = moving & ~(own & np.append(finite["observations"][1:], True))
+    seen = np.logical_and.reduce([finite[name] for name in observed])
+    touched = moving & ~(own & np.append(seen[1:], True))
     matters = ~own & (touched | np.append(False, touched[:-1]))
     places = [
         f"row {numbers[row]} ({', '.join(name for name in finite if not finite[name][row])})"

@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 
 from dipole_ray.data.sources.guarantees import check_flags
-from dipole_ray.data.sources.npz import check_expansion
+from dipole_ray.data.sources.npz import check_expansion, compressible
 from dipole_ray.data.sources.reading import OTHER_LAYOUT, Contents, bad_array, incomplete
 from dipole_ray.errors import DatasetError
 from dipole_ray.files.durable import format_bytes
@@ -29,6 +29,7 @@ SLICE_BYTES = 1 << 22  # what is read at once
 _MAX_BAND_BYTES = 1 << 25  # chunks that hold the same rows, taken together; h5py's own choice is below a few megabytes
 _GZIP, _SHUFFLE = h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE
 _PIPELINES = ((), (_GZIP,), (_SHUFFLE,), (_SHUFFLE, _GZIP))
+_JPEG = b"\xff\xd8\xff"
 _LINKS = {h5py.h5l.TYPE_SOFT: "a soft link", h5py.h5l.TYPE_EXTERNAL: "a link into another file"}
 _BROKEN = (OSError, RuntimeError, ValueError, KeyError, EOFError, MemoryError, zlib.error)
 _REPACK = "save it again as a plain array with h5py's create_dataset"
@@ -127,6 +128,16 @@ class Array:
         """Bytes of the whole array."""
         return self.shape[0] * self.row_bytes
 
+    @property
+    def declared_bytes(self) -> int:
+        """Bytes that count for `check_expansion`."""
+        return compressible(self._dtype, self.shape)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the numbers in the file."""
+        return self._dtype
+
     def read(self, start: int, stop: int) -> np.ndarray:
         """Return rows, (stop - start, ...) in the type of the file."""
         if not self._filters:
@@ -175,7 +186,7 @@ class Array:
         is_enumeration = h5py.check_enum_dtype(self._dtype) is not None
         if self._dtype.kind not in kinds or self._dtype.hasobject or is_enumeration:
             wanted = "numbers" if "b" in kinds else "float32"
-            wanted += " (pixel and discrete data are not supported)" if kinds == "f" else ""
+            wanted += " (discrete data is not supported)" if kinds == "f" else ""
             info: Any = h5py.check_dtype(vlen=self._dtype) or h5py.check_dtype(ref=self._dtype)
             kind = f"{self._dtype} (of {getattr(info, '__name__', info)})" if info is not None else str(self._dtype)
             kind = "an enumeration" if is_enumeration else kind
@@ -193,7 +204,7 @@ class Array:
         if self._filters not in _PIPELINES:
             names = ", ".join(f"{name.decode(errors='replace')} ({code})" for code, _, _, name in found)
             raise self._error(f"is filtered by {names}; only gzip and shuffle are read", _REPACK)
-        check_expansion(self._path, self.num_bytes, f"array '{self._where}'")
+        check_expansion(self._path, self.declared_bytes, f"array '{self._where}'")
         if layout == h5py.h5d.CHUNKED:
             self._chunks: tuple[int, ...] = self._dataset.chunks
             counts = [math.ceil(size / step) for size, step in zip(self.shape, self._chunks, strict=True)]
@@ -213,6 +224,26 @@ class Array:
         return bad_array(self._path, self._where, found, remedy)
 
 
+def encoded_rows(path: Path, group: Group, name: str) -> list[bytes] | None:
+    """Return the encoded pictures of an array, one a row; None of an array that holds none.
+
+    Rows are bytes of any lengths, or where all JPEGs are as long, a table of bytes that begins as each does.
+    """
+    found = child(path, group, name)
+    if not isinstance(found, h5py.Dataset):
+        return None
+    if found.ndim == 2 and found.dtype == np.uint8 and len(found):
+        rows = Array(path, group, name, (2,), "u").read(0, found.shape[0])
+        return [row.tobytes() for row in rows] if rows[0].tobytes().startswith(_JPEG) else None
+    if found.ndim != 1 or not len(found) or h5py.check_dtype(vlen=found.dtype) != np.uint8:
+        return None
+    properties = found.id.get_create_plist()
+    filters = tuple(properties.get_filter(index)[0] for index in range(properties.get_nfilters()))
+    if properties.get_layout() == h5py.h5d.VIRTUAL or properties.get_external_count() or filters not in _PIPELINES:
+        raise bad_array(path, _inside(group, name), "lies in other files or needs a filter that is not read", _REPACK)
+    return [row.tobytes() for row in found[()]]
+
+
 def width_of(array: Array) -> int:
     """Return how many numbers a row has."""
     return math.prod(array.shape[1:])
@@ -220,7 +251,7 @@ def width_of(array: Array) -> int:
 
 def slice_rows(arrays: Iterable[Array]) -> int:
     """Return the rows of some arrays to read at once."""
-    return max(1024, SLICE_BYTES // sum(array.row_bytes for array in arrays))
+    return max(64, SLICE_BYTES // sum(array.row_bytes for array in arrays))
 
 
 def read_flags(array: Array, name: str, path: Path) -> np.ndarray:

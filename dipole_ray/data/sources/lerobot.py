@@ -103,13 +103,13 @@ def has_rewards(path: Path, reading: Reading) -> bool:
 def schema(path: Path, reading: Reading) -> Schema:
     """Return the dimensions of the first frames."""
     mapping, batches = _frames(path, reading, ImportReport())
-    return batch_schema(path, mapping, batches)
+    return batch_schema(path, mapping, batches, reading.schema)
 
 
 def read(path: Path, reading: Reading, report: ImportReport) -> Iterator[Block]:
     """Yield the frames of all episodes."""
     mapping, batches = _frames(path, reading, report)
-    yield from read_rows(path, batches, mapping, report)
+    yield from read_rows(path, batches, mapping, report, reading.schema)
     total = _info(path).get("total_frames")
     if total is not None and total != report.rows_read:
         found = f"{INFO} says {total} frames and the files hold {report.rows_read}"

@@ -10,16 +10,18 @@ not read (infos, entries that were not chosen) is listed.
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from dipole_ray.columns import Schema
+from dipole_ray.columns import Column, Schema
 from dipole_ray.data.narrowing import to_float32
 from dipole_ray.data.sources.guarantees import check_flags
+from dipole_ray.data.sources.images import are_images, as_recorded
 from dipole_ray.data.sources.minari_storage import (
     MAIN_FILE,
     STEPS,
+    Shapes,
     arrow_contents_of_first,
     arrow_episodes,
     hdf5_contents_of_first,
@@ -33,6 +35,7 @@ from dipole_ray.data.sources.reading import (
     ImportReport,
     Reading,
     bad_array,
+    parts_of,
     to_float,
 )
 from dipole_ray.errors import ConfigError, DatasetError
@@ -72,7 +75,7 @@ def chosen_observations(pairs: Sequence[str]) -> tuple[str, ...]:
 def contents(path: Path) -> Contents:
     """Return the arrays of the first episode."""
     folder = _folder(path)
-    storage = _metadata(folder)[0]
+    storage = _metadata(folder).storage
     return hdf5_contents_of_first(folder) if storage == "hdf5" else arrow_contents_of_first(folder, storage)
 
 
@@ -84,37 +87,39 @@ def uses(path: Path, reading: Reading) -> dict[str, tuple[str, ...]]:
 
 def schema(path: Path, reading: Reading) -> Schema:
     """Return the dimensions of the first episode; there is one, or the dataset was refused."""
-    _, _, arrays = next(_episodes(path, reading.observations))
-    return Schema(arrays["observations"].shape[1], arrays["actions"].shape[1])
+    _, _, arrays = next(_episodes(path, reading))
+    dtypes = {name: "uint8" if are_images(values) else "float32" for name, values in parts_of(arrays).items()}
+    named = {name[1:]: Column(values.shape[1:], dtypes[name]) for name, values in parts_of(arrays).items()}
+    return Schema(named.get("", named), arrays["actions"].shape[1])
 
 
 def read(path: Path, reading: Reading, report: ImportReport) -> Iterator[Block]:
     """Yield the episodes one by one."""
-    dims: tuple[int, int] | None = None
+    dims: dict[str, tuple[int, ...]] = {}
     report.reads(uses(path, reading), contents(path))
-    for where, name, arrays in _episodes(path, reading.observations):
+    for where, name, arrays in _episodes(path, reading):
         dims = _checked_dims(where, arrays, dims)
-        observations = to_float(arrays["observations"])
+        seen = {part: as_recorded(values) for part, values in parts_of(arrays).items()}
         terminations = arrays["terminations"].reshape(-1) != 0
         ends = terminations | (arrays["truncations"].reshape(-1) != 0)
         ends[-1] = True
         report.rows_read += 1  # the observation that the last step led to
         columns = {
-            "observations": observations[:-1],
+            **{f"observations{part}": values[:-1] for part, values in seen.items()},
             "actions": arrays["actions"],
             "rewards": to_float(arrays["rewards"].reshape(-1)),
             "masks": 1 - to_float32(terminations),
-            "next_observations": observations[1:],
+            **{f"next_observations{part}": values[1:] for part, values in seen.items()},
             "ends": ends,
         }
         yield Block(path=where, columns=columns, place=name)
 
 
-def _checked_dims(where: Path, arrays: Arrays, dims: tuple[int, int] | None) -> tuple[int, int]:
+def _checked_dims(where: Path, arrays: Arrays, dims: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     """Return the dimensions of an episode, which must be those of the episodes before it."""
     steps = len(arrays["actions"])
     for name, values in arrays.items():
-        needed = steps + (name == "observations")
+        needed = steps + name.startswith("observations")
         if len(values) != needed:
             what = f"has {len(values)} rows, {steps} actions need {needed}"
             raise bad_array(where, name, what, "get the dataset again, or a later version of it")
@@ -124,9 +129,13 @@ def _checked_dims(where: Path, arrays: Arrays, dims: tuple[int, int] | None) -> 
             check_flags(values.reshape(-1), f"'{name}'", where)
     if not steps:
         raise DatasetError(f"{where}: an episode without steps; delete it with Minari and get the rest again")
-    found = arrays["observations"].shape[1], arrays["actions"].shape[1]
-    if dims not in (None, found):
-        what = f"observations have {found[0]} and actions {found[1]} dimensions, earlier episodes {dims}"
+    found = {name: values.shape[1:] for name, values in arrays.items() if name not in STEPS}
+    if dims and dims != found:
+        now, before = (
+            [str(Column(shape)) for shape in (each.pop("actions"), *each.values())] for each in (found, dims)
+        )
+        what = f"observations have {', '.join(now[1:])} and actions {now[0]} dimensions"
+        what += f", earlier episodes {', '.join(before[1:])}, {before[0]}"
         raise DatasetError(f"{where}: {what}; the dataset is damaged, get it again")
     return found
 
@@ -145,7 +154,7 @@ def _find(path: Path) -> Path | None:
 
 def action_bounds(path: Path) -> ActionBounds | None:
     """Return the bounds of the dataset's action space, infinite where there are none; None if they are not known."""
-    return _metadata(_folder(path))[2]
+    return _metadata(_folder(path)).bounds
 
 
 def _folder(path: Path) -> Path:
@@ -154,25 +163,35 @@ def _folder(path: Path) -> Path:
     return folder
 
 
-def _episodes(path: Path, components: Sequence[str]) -> Iterator[tuple[Path, str, Arrays]]:
+def _episodes(path: Path, reading: Reading) -> Iterator[tuple[Path, str, Arrays]]:
     folder = _folder(path)
-    storage, count, _ = _metadata(folder)
-    if storage == "hdf5":
-        return hdf5_episodes(folder, count, components)
-    return arrow_episodes(folder, storage, count, components)
+    said, how = _metadata(folder), (reading.observations, reading.schema)
+    if said.storage == "hdf5":
+        return hdf5_episodes(folder, said.episodes, *how)
+    return arrow_episodes(folder, said.storage, said.episodes, reading.observations, said.shapes, reading.schema)
 
 
-def _metadata(folder: Path) -> tuple[str, int | None, ActionBounds | None]:
-    """Return storage, number of episodes and bounds of the action space as far as metadata.json says them."""
+class _Metadata(NamedTuple):
+    """What metadata.json says, as far as it does."""
+
+    storage: str
+    episodes: int | None  # how many there are
+    bounds: ActionBounds | None  # of the action space
+    shapes: Shapes  # of the images in the observation space
+
+
+def _metadata(folder: Path) -> _Metadata:
     path = folder / METADATA
     if not path.exists():  # old datasets have none
-        return "hdf5", None, None
+        return _Metadata("hdf5", None, None, {})
     try:
         found = read_json(path)
         storage, count, space = found.get("data_format", "hdf5"), found.get("total_episodes"), found.get("action_space")
         if count is not None and (type(count) is not int or count < 0):
             raise ValueError(f"total_episodes is {count!r:.80}")
         bounds = None if space is None else _bounds(json.loads(space))
+        observed = found.get("observation_space")
+        shapes = {} if observed is None else dict(_image_shapes(json.loads(observed), ""))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise DatasetError(
             f"{path}: not the description of a dataset ({str(error)[:200] or type(error).__name__}); get it again"
@@ -181,7 +200,16 @@ def _metadata(folder: Path) -> tuple[str, int | None, ActionBounds | None]:
         raise DatasetError(
             f"{path}: data_format is {storage!r:.80}; {', '.join(_FORMATS)} can be read: convert it with Minari"
         )
-    return storage, count, bounds
+    return _Metadata(storage, count, bounds, shapes)
+
+
+def _image_shapes(space: dict[str, Any], name: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yield the shapes of the images in a space, by their entry of its dict."""
+    if space["type"] == "Dict":
+        for part, inner in space["subspaces"].items():
+            yield from _image_shapes(inner, part)
+    elif space["type"] == "Box" and space["dtype"] == "uint8" and len(space["shape"]) == 3:
+        yield name, tuple(map(int, space["shape"]))
 
 
 def _bounds(space: dict[str, Any]) -> ActionBounds | None:

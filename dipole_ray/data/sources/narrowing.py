@@ -6,7 +6,8 @@ from dataclasses import replace
 import numpy as np
 
 from dipole_ray.data.narrowing import Narrowing
-from dipole_ray.data.sources.reading import Block, ImportReport
+from dipole_ray.data.sources.images import are_images
+from dipole_ray.data.sources.reading import Block, ImportReport, parts_of
 from dipole_ray.errors import ConfigError, DatasetError
 
 
@@ -16,18 +17,28 @@ class SourceNarrowing:
     def __init__(self, offset: Sequence[tuple[int, float]] = ()) -> None:
         """`offset` are dimensions of observations, and what is subtracted from them before they are rounded."""
         self._offset = offset
-        self._observations, self._rewards = Narrowing(), Narrowing()
+        self._observations: dict[str, Narrowing] = {}  # of each part
+        self._rewards = Narrowing()
 
     def narrow(self, block: Block, *, drop: bool = False) -> Block:
         """Return a block with float32 numbers; DatasetError at one beyond, unless what is not finite is dropped."""
         columns = {**block.columns, "rewards": self._rewards.narrow(block.columns["rewards"])}
-        for name in ("observations", "next_observations"):
-            if name in columns:
-                columns[name] = self._observations.narrow(self._less(columns[name]))
-        for name in () if drop else ("rewards", "observations", "next_observations"):
-            if name in columns:
-                _require_range(block.columns[name], columns[name], name, block)
+        for group in ("observations", "next_observations"):
+            for part, values in parts_of(block.columns, group).items():
+                columns[group + part] = self._narrowed(part, values)
+                if not drop:
+                    _require_range(values, columns[group + part], group + part, block)
+        if not drop:
+            _require_range(block.columns["rewards"], columns["rewards"], "rewards", block)
         return replace(block, columns=columns)
+
+    def _narrowed(self, part: str, values: np.ndarray) -> np.ndarray:
+        """Return numbers of a part in float32, less the offset; images as they are."""
+        if self._offset and (part or are_images(values)):
+            raise ConfigError("--offset: observations are images or several arrays, no one vector; leave it out")
+        if are_images(values):
+            return values
+        return self._observations.setdefault(part, Narrowing()).narrow(self._less(values))
 
     def _less(self, values: np.ndarray) -> np.ndarray:
         """Return recorded observations, (N, O), less the offset."""
@@ -49,12 +60,10 @@ class SourceNarrowing:
                 f"observations are stored less an offset ({what}): environments of runs on this data subtract it too "
                 "(env.observation_offset), and a script of yours by make_env(load_policy(RUN).env).observed"
             )
-        for lost in self._observations.losses():
-            remedy = (
-                f"subtract an offset, as with --offset {lost.dimension}={lost.offset} when importing, or leave it out"
-            )
-            where = f"{report.dimension('observations', lost.dimension)} of the observations"
-            report.narrowed.append(f"{lost.told(where)}; {remedy}")
+        for part, lost in ((part, lost) for part, seen in self._observations.items() for lost in seen.losses()):
+            how = "before" if part else f"as with --offset {lost.dimension}={lost.offset} when importing"
+            where = f"{report.dimension('observations', lost.dimension)} of the observations{part}"
+            report.narrowed.append(f"{lost.told(where)}; subtract an offset, {how}, or leave it out")
         for lost in self._rewards.losses():
             remedy = "save them as smaller numbers, such as what each step adds to a total, and import those"
             report.narrowed.append(f"{lost.told('the rewards')}; {remedy}")

@@ -8,14 +8,16 @@ solves the task, and the trajectory goes on after it.
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from dipole_ray.columns import Schema
+from dipole_ray.columns import Column, Schema
 from dipole_ray.data.narrowing import to_float32
 from dipole_ray.data.sources.continuity import followed
 from dipole_ray.data.sources.guarantees import check_counts, check_flags
+from dipole_ray.data.sources.images import are_images, as_recorded, column_of
 from dipole_ray.data.sources.mapping import USUAL
 from dipole_ray.data.sources.npz import ArrayHeader, read_headers, stream_arrays
 from dipole_ray.data.sources.reading import (
@@ -39,8 +41,8 @@ _NOT_NEEDED = {*_STATE, "qvel", "valids"}
 
 def schema(path: Path, reading: Reading) -> Schema:
     """Return the dimensions of a file from its headers alone."""
-    headers = _checked_headers(path)
-    return Schema(*(math.prod(headers[name].shape[1:]) for name in _VECTORS))
+    headers = _checked_headers(path, reading.schema)
+    return Schema(_observed(path, headers, reading.schema), math.prod(headers["actions"].shape[1:]))
 
 
 def uses(path: Path, reading: Reading) -> dict[str, tuple[str, ...]]:
@@ -68,7 +70,7 @@ def read(path: Path, reading: Reading, report: ImportReport) -> Iterator[Block]:
 
 
 def _blocks(path: Path, reading: Reading, report: ImportReport) -> Iterator[Block]:
-    headers = _checked_headers(path)
+    headers = _checked_headers(path, reading.schema)
     relabel = reading.relabel
     if relabel is None and "rewards" not in headers:
         if reading.needs_rewards:
@@ -89,7 +91,7 @@ def _blocks(path: Path, reading: Reading, report: ImportReport) -> Iterator[Bloc
     for found in stream_arrays(path, headers, names):
         arrays = {meaning: found[name] for meaning, (name,) in used.items()}
         count = len(arrays["terminals"])
-        arrays |= {name: arrays[name].reshape(count, -1) for name in _VECTORS}
+        arrays["actions"] = arrays["actions"].reshape(count, -1)
         arrays |= {name: arrays[name].reshape(-1) for name in arrays.keys() - {*_VECTORS, *_STATE}}
         unused += int((arrays["rewards"][arrays["terminals"] != 0] != 0).sum()) if "rewards" in arrays else 0
         time = used.get("time", ("",))[0]
@@ -109,7 +111,7 @@ def _no_rewards(arrays: Arrays) -> tuple[np.ndarray, np.ndarray]:
 
 def _block(arrays: Arrays, relabel: Relabel | None, path: Path, first_row: int) -> Block:
     count = len(arrays["terminals"])
-    observations, actions = to_float(arrays["observations"]), to_float(arrays["actions"])
+    observations, actions = as_recorded(arrays["observations"]), to_float(arrays["actions"])
     sources: Arrays = {}
     if relabel is None:
         rewards, masks = arrays["rewards"], arrays.get("masks", np.ones(count, dtype=np.float32))
@@ -117,7 +119,8 @@ def _block(arrays: Arrays, relabel: Relabel | None, path: Path, first_row: int) 
         # A comparison with NaN is merely false: a broken physics state would silently read as "not solved".
         sources = {name: arrays[name] for name in _STATE if name in arrays}
         try:
-            rewards, masks = map(np.asarray, relabel(arrays | {name: to_float32(arrays[name]) for name in _REQUIRED}))
+            numbers = [name for name in _REQUIRED if not are_images(arrays[name])]
+            rewards, masks = map(np.asarray, relabel(arrays | {name: to_float32(arrays[name]) for name in numbers}))
         except (KeyError, IndexError, ValueError) as error:
             found = f"its arrays do not fit the task they were to be labelled for ({error!r})"
             raise DatasetError(f"{path}: {found}; name the environment that made this file with --env") from error
@@ -131,7 +134,12 @@ def _block(arrays: Arrays, relabel: Relabel | None, path: Path, first_row: int) 
     return Block(path=path, columns=columns | sources, is_closed=True, first_row=first_row, is_mapped=False)
 
 
-def _checked_headers(path: Path) -> dict[str, ArrayHeader]:
+def _observed(path: Path, headers: dict[str, ArrayHeader], like: Schema | None) -> Column:
+    header = headers["observations"]
+    return column_of(header.dtype, header.shape, like, partial(bad_array, path, "observations"))
+
+
+def _checked_headers(path: Path, like: Schema | None = None) -> dict[str, ArrayHeader]:
     headers = read_headers(path)
     if strange := sorted(headers.keys() & _OF_TRANSITIONS):
         marked = "valids" in headers
@@ -150,6 +158,9 @@ def _checked_headers(path: Path) -> dict[str, ArrayHeader]:
         kinds, wanted, shape = ("fiu", "float32", "(rows, dim)") if dims == 2 else ("fiub", "a number", "(rows,)")
         if header.dtype.kind not in kinds:
             raise bad_array(path, name, f"is of type {header.dtype}", f"save it as {wanted}")
+        if name == "observations" and len(header.shape) > 2:
+            _observed(path, headers, like)
+            continue
         is_column = len(header.shape) == 1 or (len(header.shape) == 2 and header.shape[1] == 1)
         if not (is_column or len(header.shape) == dims) or 0 in header.shape[1:]:
             raise bad_array(path, name, f"has shape {header.shape}", f"expected {shape}, flatten it before saving")

@@ -3,10 +3,11 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
+from dipole_ray.columns import Schema
 from dipole_ray.data.narrowing import to_float32
 from dipole_ray.data.sources.mapping import TableMapping
 from dipole_ray.errors import DatasetError, agreeing, counted
@@ -14,6 +15,7 @@ from dipole_ray.errors import DatasetError, agreeing, counted
 DAMAGED = "the file is damaged, get it again"
 OTHER_LAYOUT = "the file is damaged or of another layout, get it again"
 
+Value = TypeVar("Value")
 Arrays = dict[str, np.ndarray]
 Contents = dict[str, tuple[str, tuple[int, ...]]]  # type and shape of each column or array of a file
 ActionBounds = tuple[np.ndarray, np.ndarray]  # least and greatest actions, (A,) each
@@ -39,6 +41,7 @@ class Reading:
     offset: tuple[tuple[int, float], ...] = ()  # dimensions of observations, and what is subtracted from them
     clip_actions: bool = False  # bring actions outside the bounds to them, and count, instead of refusing them
     non_finite: Literal["refuse", "drop"] = "refuse"  # `drop` leaves transitions out, which splits their trajectory
+    schema: Schema | None = None  # what the environment observes, where one is named: lists become images of its shapes
     needs_rewards: bool = True  # whether data that nobody rewards is refused; otherwise its rewards are 0
 
 
@@ -99,7 +102,8 @@ class ImportReport:
 class Block:
     """Consecutive rows as a reader found them, by column; a trajectory may go on in the next block.
 
-    observations       (N, O), float64 where the original is wider than float32
+    observations       (N, O), float64 where the original is wider than float32, or images, uint8 (N, H, W, C); or
+                       several of both, `observations.NAME`, and so the next ones
     actions            (N, A), not yet brought to [-1, 1]
     rewards            (N,), float64 where the original is wider than float32
     masks              float32 (N,), 0 where the task ended
@@ -117,6 +121,11 @@ class Block:
     is_mapped: bool = True  # whether --map says what its columns are
     time_name: str = ""  # the column that `times` are of
     place: str = ""  # what the rows are counted in, such as `episode_7`; empty where that is the whole original
+
+
+def parts_of(columns: Mapping[str, Value], group: str = "observations") -> dict[str, Value]:
+    """Return what a group of columns holds by what follows its name: "" of a single one, else .NAME."""
+    return {name[len(group) :]: values for name, values in columns.items() if name.partition(".")[0] == group}
 
 
 def to_float(values: np.ndarray) -> np.ndarray:

@@ -14,13 +14,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dipole_ray.columns import Schema
+from dipole_ray.columns import Column, Schema
 from dipole_ray.data.schema import concatenate
-from dipole_ray.data.sources.continuity import Continuity
-from dipole_ray.data.sources.guarantees import check_flags, check_masks, mark_unfollowed
+from dipole_ray.data.sources.continuity import Continuity, shown
+from dipole_ray.data.sources.guarantees import are_followed, check_flags, check_masks, mark_unfollowed
+from dipole_ray.data.sources.images import are_images, holds_images, image_column, is_list, last_part
 from dipole_ray.data.sources.mapping import USUAL, TableMapping
-from dipole_ray.data.sources.reading import Arrays, Block, ImportReport, Reading, to_float, to_times
-from dipole_ray.data.sources.table_files import is_list, read_batches, table_files, table_schema, unread_files
+from dipole_ray.data.sources.reading import Arrays, Block, ImportReport, Reading, parts_of, to_float, to_times
+from dipole_ray.data.sources.table_files import read_batches, table_files, table_schema, unread_files
 from dipole_ray.errors import DatasetError, counted
 
 Batches = Iterator[tuple[Path, pa.RecordBatch]]  # of all files of a table, each with its file
@@ -39,7 +40,13 @@ def uses(path: Path, reading: Reading) -> dict[str, tuple[str, ...]]:
 
 def names(path: Path, reading: Reading) -> dict[str, tuple[str, ...]]:
     """Return the names of dimensions where each is a column."""
-    return {meaning: found for meaning, found in uses(path, reading).items() if len(found) > 1}
+    schema = table_schema(path)
+    several = {meaning: found for meaning, found in uses(path, reading).items() if len(found) > 1}
+    return {name: found for name, found in several.items() if not any(_is_image(schema.field(one)) for one in found)}
+
+
+def _is_image(field: pa.Field) -> bool:
+    return holds_images(field.type) or isinstance(field.type, pa.BaseExtensionType)
 
 
 def has_rewards(path: Path, reading: Reading) -> bool:
@@ -64,15 +71,17 @@ def _completed(schema: pa.Schema, reading: Reading) -> TableMapping:
 def schema(path: Path, reading: Reading) -> Schema:
     """Return the dimensions that the mapping gives, from the first rows of the table."""
     mapping = mapping_of(path, reading)
-    return batch_schema(path, mapping, _batches(path, mapping))
+    return batch_schema(path, mapping, _batches(path, mapping), reading.schema)
 
 
-def batch_schema(path: Path, mapping: TableMapping, batches: Batches) -> Schema:
-    """Return the dimensions of the first of some batches."""
+def batch_schema(path: Path, mapping: TableMapping, batches: Batches, like: Schema | None = None) -> Schema:
+    """Return the dimensions of the first of some batches; `like` is what the environment observes."""
     for _, batch in batches:
         columns = mapping.resolve(batch.schema.names, path)
-        sizes = [column_matrix(batch, columns[name], path, 0).shape[1] for name in ("observations", "actions")]
-        return Schema(*sizes)
+        seen = observed_parts(batch, columns["observations"], path, 0, like)
+        dtypes = {name: "uint8" if are_images(values) else "float32" for name, values in seen.items()}
+        named = {name[1:]: Column(values.shape[1:], dtypes[name]) for name, values in seen.items()}
+        return Schema(named.get("", named), column_matrix(batch, columns["actions"], path, 0).shape[1])
     raise DatasetError(f"{path}: the table has no rows; nothing to import")
 
 
@@ -82,29 +91,35 @@ def read(path: Path, reading: Reading, report: ImportReport) -> Iterator[Block]:
     columns = mapping.resolve(available, path)
     report.reads(columns, available)
     report.warnings += unread_files(path)
-    return read_rows(path, _batches(path, mapping), mapping, report)
+    return read_rows(path, _batches(path, mapping), mapping, report, reading.schema)
 
 
-def read_rows(path: Path, batches: Batches, mapping: TableMapping, report: ImportReport) -> Iterator[Block]:
-    """Yield the rows of batches, each with its file, that continue each other."""
-    order, width = Continuity(path, report, are_parts=mapping.files_are == "parts"), 0
+def read_rows(
+    path: Path, batches: Batches, mapping: TableMapping, report: ImportReport, like: Schema | None = None
+) -> Iterator[Block]:
+    """Yield the rows of batches, each with its file, that continue each other; `like` as of `batch_schema`."""
+    order = Continuity(path, report, are_parts=mapping.files_are == "parts")
+    shapes: dict[str, tuple[int, ...]] = {}
     block = partial(_block, path, mapping)
     last, file = Arrays(), path  # the newest row: only the next one tells whether it ends a trajectory
     for source, batch in batches:
         first_row = report.rows_read + len(last.get("ends", ()))
-        rows = _batch_arrays(batch, mapping, path, first_row)
-        width = width or rows["observations"].shape[1] + rows["actions"].shape[1]
-        if rows["observations"].shape[1] + rows["actions"].shape[1] != width:
-            what = f"vectors change their length near row {first_row}"
-            raise DatasetError(f"{path}: {what}; import tables of different environments one by one")
+        rows = _batch_arrays(batch, mapping, path, first_row, like)
+        found = {name: values.shape[1:] for name, values in rows.items() if values.ndim > 1}
+        shapes = shapes or found
+        if found != shapes:
+            old, new = next((shapes[name], found[name]) for name in found if found[name] != shapes[name])
+            what = "images change their size" if len(new) > 1 else "vectors change their length"
+            remedy = "bring all to one size, or import tables of different environments one by one"
+            raise DatasetError(f"{path}: {what} near row {first_row}, from {old} to {new}; {remedy}")
         rows = concatenate([last, rows]) if last else rows
         _mark_ends(rows, mapping, path, report)
         if last and source != file and mapping.files_are == "trajectories":
             rows["ends"][0] = True
             order.begin_anew()
         elif last and source != file:
-            order.join(rows, report.rows_read, file, source)
-        order.follow(rows, report.rows_read)
+            order.join(shown(rows), report.rows_read, file, source)
+        order.follow(shown(rows), report.rows_read)
         file, last = source, {name: values[-1:] for name, values in rows.items()}
         yield block({name: values[:-1] for name, values in rows.items()}, report.rows_read)
     if not last:
@@ -124,22 +139,56 @@ def _mark_ends(rows: Arrays, mapping: TableMapping, path: Path, report: ImportRe
     if mapping.episode is not None:
         rows["ends"][:-1] |= rows["episode"][1:] != rows["episode"][:-1]
     elif mapping.infers_boundaries:
-        following, states = rows["next_observations"][:-1], rows["observations"][1:]
+        following = {name: values[:-1] for name, values in parts_of(rows, "next_observations").items()}
+        same = are_followed(following, {name: values[1:] for name, values in parts_of(rows).items()})
         ends, has_timeouts, row = rows["ends"][:-1], mapping.timeouts is not None, report.rows_read
-        mark_unfollowed(ends, following, states, report, first_row=row, has_timeouts=has_timeouts, path=path)
+        mark_unfollowed(ends, same, report, first_row=row, has_timeouts=has_timeouts, path=path)
 
 
-def _batch_arrays(batch: pa.RecordBatch, mapping: TableMapping, path: Path, first_row: int) -> Arrays:
+def observed_parts(
+    batch: pa.RecordBatch, names: tuple[str, ...], path: Path, first_row: int, like: Schema | None
+) -> Arrays:
+    """Return the observations in some columns: numbers joined to one vector or, where one is an image, each its own."""
+    keys = [""] if len(names) == 1 else [f".{last_part(name)}" for name in names]
+    wanted = {} if like is None else parts_of(like.as_seen.observed)
+    images: dict[str, tuple[int, ...]] = {}  # and the shape that flat lists are brought to
+    for name, key in zip(names, keys, strict=True):
+        kind, column = batch.column(name).type, wanted.get(key)
+        if holds_images(kind):
+            images[name] = ()
+        elif column is not None and column.is_image and is_list(kind) and kind.value_type == pa.uint8():
+            width = len(batch.column(name).flatten()) // max(1, batch.num_rows)
+            images |= {name: column.shape} if width == column.bytes else {}
+    if not images:
+        return {"": column_matrix(batch, names, path, first_row)}
+    if len({*keys}) < len(names):
+        raise DatasetError(f"{path}: columns {', '.join(names)} end in one name; rename them, for each is an array")
+    return {
+        key: image_column(batch.column(name), name, path, first_row, like, images[name])
+        if name in images
+        else column_matrix(batch, (name,), path, first_row)
+        for name, key in zip(names, keys, strict=True)
+    }
+
+
+def _batch_arrays(
+    batch: pa.RecordBatch, mapping: TableMapping, path: Path, first_row: int, like: Schema | None
+) -> Arrays:
     columns = mapping.resolve(batch.schema.names, path)
-    vectors = ("observations", "actions")
-    arrays: Arrays = {name: column_matrix(batch, columns[name], path, first_row) for name in vectors}
-    following = arrays["observations"]
-    if "next_observations" in columns:
-        following = _following(batch, columns["next_observations"], path, first_row, following.shape[1])
-    if following.shape != arrays["observations"].shape:
-        after, width = following.shape[1], arrays["observations"].shape[1]
-        what = f"next_observations have {after} dimensions, observations {width}"
-        raise DatasetError(f"{path}: {what}; map columns that fit together")
+    seen = observed_parts(batch, columns["observations"], path, first_row, like)
+    arrays = {f"observations{name}": values for name, values in seen.items()}
+    arrays["actions"] = column_matrix(batch, columns["actions"], path, first_row)
+    following = seen
+    if "next_observations" in columns and [*seen] == [""] and not are_images(seen[""]):
+        following = {"": _following(batch, columns["next_observations"], path, first_row, seen[""].shape[1])}
+    elif "next_observations" in columns:
+        parts = observed_parts(batch, columns["next_observations"], path, first_row, like)
+        following = dict(zip(seen, parts.values(), strict=True)) if len(parts) == len(seen) else parts
+    for name, values in following.items():
+        if name not in seen or values.shape != seen[name].shape:
+            after, before = ([str(Column(one.shape[1:])) for one in each.values()] for each in (following, seen))
+            what = f"next_observations have {', '.join(after)} dimensions, observations {', '.join(before)}"
+            raise DatasetError(f"{path}: {what}; map columns that fit together")
     flags: Arrays = {}
     for name in [name for name in ("rewards", "masks", "terminals", "timeouts") if name in columns]:
         flags[name] = column_vector(batch, columns[name][0], path, first_row)
@@ -152,7 +201,7 @@ def _batch_arrays(batch: pa.RecordBatch, mapping: TableMapping, path: Path, firs
     arrays["masks"], arrays["flagged"] = mapping.masks_and_ends(flags, batch.num_rows)
     arrays["ends"] = arrays["flagged"].copy()
     if "next_observations" in columns:
-        arrays["next_observations"] = following
+        arrays |= {f"next_observations{name}": values for name, values in following.items()}
     if "time" in columns:
         arrays["times"] = _times(batch, columns["time"][0], path)
     if "episode" in columns:
