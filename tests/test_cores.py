@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dipole_ray.cli import doctor
-from dipole_ray.cores import usable_cores
+from dipole_ray.cores import usable_cores, usable_memory
 from dipole_ray.rllib.config import DIPOLEConfig
 
 V2 = "30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate"
@@ -66,8 +66,18 @@ def test_learner_threads_and_doctor_tell_the_same_count(monkeypatch: pytest.Monk
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)))
     monkeypatch.setattr(os, "cpu_count", lambda: 16)
-    monkeypatch.setattr("dipole_ray.cores._quotas", lambda root: [3.0])
+    monkeypatch.setattr("dipole_ray.cores._quotas", lambda *_: [3.0])
     config = DIPOLEConfig().environment("Pendulum-v1").env_runners(num_env_runners=0)
     config.validate()
     assert config.learner_num_threads == 3
     assert doctor.check_cores().message.startswith("3 of 16 usable")
+
+
+def test_memory_is_the_machines_or_what_the_tightest_group_leaves(tmp_path: Path) -> None:
+    folder = machine(tmp_path, "0::/a/b", V2, a="max 100000", a__b="max 100000")
+    (folder / "proc/meminfo").write_text("MemTotal:       16384 kB\nMemFree:  1 kB\n")
+    assert usable_memory(folder) == 16384 * 1024
+    (folder / "sys/fs/cgroup/a/b/memory.max").write_text("max\n")
+    (folder / "sys/fs/cgroup/a/memory.max").write_text("1000000\n")
+    assert usable_memory(folder) == 1e6
+    assert usable_memory(tmp_path / "nowhere") == float("inf")

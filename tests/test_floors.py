@@ -35,7 +35,7 @@ FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # Third-party imports that a room is limited to, and libraries that only some rooms may import.
 ALLOWED = {
     "agents": {"torch", "numpy", "safetensors", "triton", "numba", "llvmlite", "peft", "transformers"},
-    "data": {"numpy", "pyarrow", "h5py", "requests", "urllib3"},
+    "data": {"numpy", "pyarrow", "h5py", "requests", "urllib3", "PIL"},
     "replay": {"numpy", "pyarrow"},
     "driving": {"PIL", "numpy", "pyarrow", "shapely", "scipy", "torch", "yaml"},
     "errors": set(),

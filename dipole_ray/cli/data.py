@@ -65,6 +65,9 @@ The files of a folder are read in the order of their numbers. A table may also b
 transition. An .npz of observations, actions and terminals without next_observations, timeouts or masks is OGBench's,
 with a row more a trajectory; a HDF5 with D4RL's names is D4RL's. With --map either is a table.
 
+Observations may be images, uint8 of height x width x channels, in arrays, lists, tensors, or as PNG or JPEG; they stay
+uint8. One column is an image, several with an image among them become an array of its own name each (docs/pixels.md).
+
 In D4RL's files terminals end the task (mask 0), timeouts only the trajectory. What the last action before a timeout led
 to is known only where there are next_observations: otherwise that transition is left out, as D4RL does, and counted. A
 file without timeouts needs the environment's time limit, from --env or --max-episode-steps.

@@ -16,12 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from dipole_ray.collect.episode import Columns, write_columns
+from dipole_ray.collect.episode import Columns, join_columns, write_columns
 from dipole_ray.collect.registry import PENDULUM, recipe
 from dipole_ray.collect.request import check_numbers, read_record, request_in_words, writing
 from dipole_ray.columns import Schema
 from dipole_ray.data.dataset import MANIFEST, read_manifest, write_dataset
-from dipole_ray.data.schema import concatenate
 from dipole_ray.errors import DatasetError
 from dipole_ray.files.durable import commit_file, write_json
 from dipole_ray.parallel import map_tasks
@@ -185,7 +184,7 @@ def _episodes(shards: list[Shard], work: Path, split: str) -> Iterator[Columns]:
 def _write_pair(shards: list[Shard], work: Path, targets: list[Path], record: dict[str, Any]) -> None:
     """Write OGBench's two files, then the side file that says they are complete."""
     for split, target in zip(_SPLITS, targets, strict=True):
-        write_columns(work / target.name, concatenate(list(_episodes(shards, work, split))))
+        join_columns(work / target.name, [work / shard.file_name for shard in shards if shard.split == split])
     side = targets[0].with_suffix(".json")
     side.unlink(missing_ok=True)  # while it is gone, the files count as another request's
     for target in targets:

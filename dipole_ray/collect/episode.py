@@ -4,15 +4,18 @@ Shapes: `T` transitions of an episode, `O` observation, `A` action, `P` joint po
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import gymnasium
 import numpy as np
 
+from dipole_ray.data.sources.npz import read_headers
+from dipole_ray.envs.gl import enable_rendering
 from dipole_ray.envs.make import EnvConfig, constructing, standard_ogbench
-from dipole_ray.envs.registry import load_ogbench
+from dipole_ray.envs.registry import is_visual, load_ogbench
 from dipole_ray.envs.standard import Info, PrivateGlobalRandom, StandardEnv
 from dipole_ray.files.durable import replacing
 
@@ -40,6 +43,8 @@ class OgbenchCollector(Collector):
     def __init__(self, env_id: str, **options: Any) -> None:
         """Open `env_id`, for example `pointmaze-medium-v0`, with OGBench's own `options`."""
         load_ogbench()
+        if is_visual(env_id):
+            enable_rendering()
         options |= {"disable_env_checker": True, "terminate_at_goal": False}
         with constructing(EnvConfig(id=env_id, kwargs=options)):
             env = standard_ogbench(lambda: gymnasium.make(env_id, **options), env_id)
@@ -62,7 +67,8 @@ class OgbenchCollector(Collector):
                 if step < num_transitions:
                     observation, _, _, _, info = self._env.step(action)
                     info = self._go_on(rng, observation, info)
-        types = {"button_states": np.int64}
+        types: dict[str, Any] = {"button_states": np.int64}
+        types["observations"] = self._env.schema.observed["observations"].dtype
         columns = {name: np.asarray(values, types.get(name, np.float32)) for name, values in rows.items()}
         # Also where time ran out: OGBench's word for the end of a trajectory.
         return columns | {"terminals": np.arange(num_transitions + 1) == num_transitions}
@@ -125,3 +131,24 @@ def write_columns(path: Path, columns: Mapping[str, np.ndarray]) -> None:
     """Write an npz archive, whole or not at all."""
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **columns)  # type: ignore[arg-type]  # numpy knows one more keyword, a bool
+
+
+def join_columns(path: Path, files: Sequence[Path]) -> None:
+    """Write the episodes of `write_columns` files, `NUMBER/NAME` in each, one after another as one such file.
+
+    Column by column and episode by episode, so that a million images need the memory of one episode.
+    """
+    found = [read_headers(file) for file in files]
+    names = dict.fromkeys(key.partition("/")[2] for key in found[0])
+    with replacing(path) as temporary, ZipFile(temporary, "w", ZIP_DEFLATED) as archive:
+        for name in names:
+            keys = [[key for key in headers if key.partition("/")[2] == name] for headers in found]
+            one = found[0][keys[0][0]]
+            rows = sum(headers[key].shape[0] for headers, own in zip(found, keys, strict=True) for key in own)
+            header = {"descr": one.dtype.str, "fortran_order": False, "shape": (rows, *one.shape[1:])}
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array_header_1_0(member, header)
+                for file, own in zip(files, keys, strict=True):
+                    with np.load(file, allow_pickle=False) as arrays:
+                        for key in own:
+                            member.write(np.ascontiguousarray(arrays[key]).data)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dipole_ray.collect.episode import Columns, OgbenchCollector
+from dipole_ray.envs.registry import VISUAL
 from dipole_ray.envs.standard import Info
 from dipole_ray.errors import EnvironmentUnavailable
 
@@ -25,12 +26,12 @@ MAX_ATTEMPTS = 50  # before giving up on a healthy episode; about one in a hundr
 
 
 class ManipulationCollector(OgbenchCollector):
-    """Plays one sub-task after another with OGBench's oracles."""
+    """Plays one sub-task after another with OGBench's oracles, which know the state where observations are images."""
 
     def __init__(self, env_id: str, kind: str, **kwargs: Any) -> None:
         """Open `env_id`, such as `cube-single-v0`, with arguments of its own; `kind` is `play` or `noisy`."""
         super().__init__(env_id, **{"mode": "data_collection", "visualize_info": False, **kwargs})
-        self._domain, self._variant, *_ = env_id.split("-")
+        self._domain, self._variant, *_ = env_id.removeprefix(VISUAL).split("-")
         self._is_noisy = kind == "noisy"
         self._random_action_fraction = 0.2 if self._domain == "puzzle" else 0.1  # of noisy data
         self._oracles = _oracles(self._env, self._domain, self._is_noisy)

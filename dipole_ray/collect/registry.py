@@ -9,6 +9,7 @@ from dipole_ray.collect.episode import Collector
 from dipole_ray.collect.manipulation import P_STACK, ManipulationCollector
 from dipole_ray.collect.pendulum import PendulumCollector
 from dipole_ray.collect.pointmaze import PointmazeCollector
+from dipole_ray.envs.registry import VISUAL
 from dipole_ray.errors import ConfigError
 
 PENDULUM = "Pendulum-v1"
@@ -37,12 +38,14 @@ RECIPES = {
     for size in ("medium", "large", "giant", "teleport")
 }
 RECIPES |= {
-    f"{scene}-{kind}-v0": Recipe(
+    f"{seen}{scene}-{kind}-v0": Recipe(
         collector=f"manipulation-{kind}-1",
-        open=partial(ManipulationCollector, f"{scene}-v0", kind),
-        transitions_per_s=500.0,
+        open=partial(ManipulationCollector, f"{seen}{scene}-v0", kind),
+        transitions_per_s=20.0 if seen else 500.0,
     )
+    for seen in ("", VISUAL)
     for scene in _SCENES
+    if not seen or scene != "cube-octuple"  # which OGBench has no images of
     for kind in ("play", "noisy")
 }
 RECIPES[PENDULUM] = Recipe(
@@ -62,7 +65,7 @@ def recipe(name: str) -> Recipe:
     """
     if name in RECIPES:
         return RECIPES[name]
-    if name.startswith(("antmaze", "humanoidmaze", "antsoccer")):
+    if name.removeprefix(VISUAL).startswith(("antmaze", "humanoidmaze", "antsoccer")):
         remedy = f"download OGBench's own files instead: dipole data download ogbench {name}"
         raise ConfigError(f"cannot collect '{name}': its walkers need trained experts; {remedy}")
     if name.startswith("exorl"):
@@ -70,8 +73,6 @@ def recipe(name: str) -> Recipe:
             f"cannot collect '{name}' like this: its data is made once for all tasks of a domain; use 'dipole data "
             "collect exorl walker --algo rnd --steps 100000 --out DIR' and train with data.path=DIR/walker/rnd"
         )
-    if name.startswith("visual-"):
-        raise ConfigError(f"cannot collect '{name}': it holds images, and this agent takes state vectors")
     if "singletask" in name:
         dataset = "-".join(word for word in name.split("-") if not word.startswith(("singletask", "task")))
         why = "data is collected without a task, and labelled for one when it is read"

@@ -40,7 +40,8 @@ def create_ring_file(path: Path, schema: Schema, num_rows: int) -> None:
         free = shutil.disk_usage(path.parent).free
         if needed > free:
             found = f"a ring of {num_rows} rows takes {format_bytes(needed)}, the disk has {format_bytes(free)} free"
-            raise DatasetError(f"{path}: {found}; lower the replay capacity or choose another disk")
+            fits = f"(training.replay_capacity, at most {8 * free * num_rows // (9 * needed)} here)"
+            raise DatasetError(f"{path}: {found}; lower the replay capacity {fits} or choose another disk")
         with replacing(path) as temporary:
             _write_empty(temporary, layout, sizes, num_rows)
     except OSError as error:

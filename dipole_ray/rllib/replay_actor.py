@@ -22,17 +22,20 @@ from ray.rllib.offline.offline_data import OfflineData
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dipole_ray.collect.convert import converted
-from dipole_ray.columns import require_fit
+from dipole_ray.columns import Schema, require_fit
+from dipole_ray.cores import usable_memory
 from dipole_ray.data.dataset import read_manifest
 from dipole_ray.envs.make import env_dims
-from dipole_ray.errors import CheckpointError, ConfigError, DatasetError
+from dipole_ray.errors import CheckpointError, ConfigError, DatasetError, warn_once
 from dipole_ray.files.checkpoint import Checkpoint
+from dipole_ray.files.durable import format_bytes
 from dipole_ray.replay.replay import Replay
 from dipole_ray.rllib.sections import TrainingConfig
 from dipole_ray.rllib.waiting import wait_for
 from dipole_ray.spans import spanned
 
 RING_FILE = "online.arrow"
+MEMORY_SHARE = 0.7  # of the memory that a ring may take beside everything else
 
 _log = logging.getLogger(__name__)
 
@@ -140,12 +143,14 @@ def open_replay(
     if data is not None:
         whom, remedy = f"'{config.env}'", "give the environment the data was collected in"
         require_fit(data.schema, dims.schema, what=data.paths[0], whom=whom, remedy=remedy, error=ConfigError)
+    capacity = ring_rows(config, held) if training.online_env_steps else 0
+    note_ring(dims.schema, capacity)
     is_remote = config.num_env_runners > 0 or config.num_learners > 0
     replay = (ReplayClient if is_remote else Replay)(
         schema=dims.schema,
         offline=() if data is None else data.paths,
         online=directory / RING_FILE if training.online_env_steps else None,
-        capacity=ring_rows(config, held) if training.online_env_steps else 0,
+        capacity=capacity,
         n_step=agent.n_step,
         discount=agent.discount,
         offline_fraction=training.offline_fraction,
@@ -154,6 +159,22 @@ def open_replay(
     if data is not None:
         data.replay = replay
     return replay
+
+
+def note_ring(schema: Schema, capacity: int, memory: float | None = None) -> None:
+    """Say what an online ring takes where observations are more than vectors; warn where the memory is too small.
+
+    A ring is a mapped file, and batches are drawn from all over it: what the memory does not hold comes from the disk.
+    """
+    if schema.is_flat or not capacity:
+        return
+    size, memory = capacity * schema.row_bytes, usable_memory() if memory is None else memory
+    takes = f"the online ring of {capacity} rows takes {format_bytes(size)}, {schema.row_bytes} bytes a row"
+    _log.info("%s; each observation is stored once", takes)
+    if size > MEMORY_SHARE * memory:
+        fits = int(MEMORY_SHARE * memory / schema.row_bytes)
+        found = f"this machine gives {format_bytes(int(memory))} of memory, so that batches would be read from the disk"
+        warn_once(f"{takes}; {found}; set training.replay_capacity={fits} or less")
 
 
 def copy_ring(replay: Replay | ReplayClient, source: Path, target: Path) -> bool:

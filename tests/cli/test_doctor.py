@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -56,6 +57,20 @@ def test_a_gl_backend_that_does_not_render_is_a_warning_with_packages(monkeypatc
     finding = doctor.check_rendering()
     assert finding.status == "warn"
     assert "libegl1" in finding.remedy
+
+
+def test_every_backend_without_a_screen_is_tried_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    tried: list[str] = []
+
+    def probe(code: str, **how: Any) -> tuple[Any, str]:
+        tried.append(how["MUJOCO_GL"])
+        return (200, "") if tried[-1] == "osmesa" else (None, "no libEGL")
+
+    monkeypatch.setattr(doctor, "_probe", probe)
+    finding = doctor.check_rendering()
+    assert tried == ["egl", "osmesa"] and finding.status == "ok"
+    assert finding.message == "MUJOCO_GL=osmesa renders off screen; MUJOCO_GL=egl does not render (no libEGL)"
 
 
 def test_an_unreachable_server_is_a_warning_that_hides_credentials(

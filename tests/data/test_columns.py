@@ -219,11 +219,13 @@ def test_statistics_are_refused_where_observations_are_no_vectors_and_weigh_entr
             np.testing.assert_allclose(found, right, rtol=1e-6)
 
 
-def test_inspection_of_anything_but_vectors_is_refused_in_a_sentence(tmp_path: Path) -> None:
+def test_inspection_of_anything_but_vectors_and_images_is_refused_in_a_sentence(tmp_path: Path) -> None:
     for kind, schema in KINDS.items():
         write_dataset(tmp_path / kind, pieces_of(schema), schema, {}, tables=tables_of(schema))
-        findings = inspect_dataset(tmp_path / kind).findings
-        assert any("only flat vectors are inspected" in finding.what for finding in findings)
+        inspection = inspect_dataset(tmp_path / kind, expected=schema)
+        is_refused = any("only vectors and images are inspected" in finding.what for finding in inspection.findings)
+        assert is_refused == (kind not in ("image", "named"))
+        assert is_refused or (inspection.verdict != "error" and inspection.figures["transitions"] == sum(LENGTHS))
 
 
 def test_floats_are_not_stored_as_pixels(tmp_path: Path) -> None:

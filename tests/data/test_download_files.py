@@ -266,7 +266,7 @@ def test_the_names_are_those_of_ogbench_and_exorl() -> None:
     from dipole_ray.envs.registry import ogbench_ids
 
     names, ids = dataset_names("ogbench"), set(ogbench_ids())
-    assert len(names) == len(set(names)) == 47
+    assert len(names) == len(set(names)) == 82 and sum(name.startswith("visual-") for name in names) == 35
     assert {"-singletask-".join(name.rsplit("-", 1)) for name in names} <= ids
     assert len(dataset_names("exorl")) == 54 and "walker/rnd" in dataset_names("exorl")
     assert dataset_of("ogbench", "cube-double-play-singletask-task2-v0") == "cube-double-play-v0"
@@ -281,7 +281,7 @@ def test_the_names_are_those_of_ogbench_and_exorl() -> None:
     [
         ("ogbench", "pointmaze-mediun-navigate-v0", "'pointmaze-medium-navigate-v0'"),
         ("ogbench", "antmaze-giant-explore-v0", "nearest: 'antmaze-"),
-        ("ogbench", "visual-cube-single-play-v0", "images"),
+        ("ogbench", "visual-cube-singel-play-v0", "'visual-cube-single-play-v0'"),
         ("ogbench", "cube-double-play-100m-v0", "'cube-double-play-v0'"),
         ("ogbench", "../../etc/passwd", "no ogbench dataset"),
         ("exorl", "walker-rnd", "'walker/rnd'"),

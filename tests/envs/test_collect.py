@@ -163,7 +163,7 @@ def test_pendulum_data_is_a_dataset_of_mixed_quality(tmp_path: Path) -> None:
         ("antmaze-medium-navigate-v0", "trained experts"),
         ("pointmaze-medium-navigate-singletask-task1-v0", "collect 'pointmaze-medium-navigate-v0'"),
         ("cube-single-plya-v0", "'cube-single-play-v0'"),
-        ("visual-scene-play-v0", "images"),
+        ("visual-antmaze-medium-navigate-v0", "trained experts"),
         ("x", "'Pendulum-v1'"),
     ],
 )

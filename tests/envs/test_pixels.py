@@ -18,6 +18,7 @@ from dipole_ray.columns import Column, Schema
 from dipole_ray.envs.acting import ActingLoop, Episode
 from dipole_ray.envs.make import EnvConfig, env_dims, make_env
 from dipole_ray.envs.observations import each, is_same
+from dipole_ray.envs.relabel import ogbench_relabel
 from dipole_ray.errors import ConfigError, EnvironmentUnavailable
 from dipole_ray.evaluation.cells import Cell
 from dipole_ray.evaluation.play import evaluate_cell
@@ -160,6 +161,22 @@ def test_a_visual_task_of_ogbench_is_seen_as_images() -> None:
     if "EnvironmentUnavailable" in done.stderr:
         pytest.skip(done.stderr.strip().splitlines()[-1])
     assert done.returncode == 0 and "uint8 (64, 64, 3) and 5" in done.stdout, done.stderr
+
+
+@pytest.mark.slow
+def test_visual_data_is_collected_by_the_oracles_and_labelled_without_a_picture(tmp_path: Path) -> None:
+    code = (
+        "from dipole_ray.collect import collect\nfrom pathlib import Path\n"
+        f"collect('visual-cube-single-play-v0', 12, 0, Path('{tmp_path}'), num_workers=1, progress=False)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=900)
+    if "EnvironmentUnavailable" in done.stderr:
+        pytest.skip(done.stderr.strip().splitlines()[-1])
+    assert done.returncode == 0, done.stderr
+    arrays = dict(np.load(tmp_path / "visual-cube-single-play-v0.npz"))
+    assert arrays["observations"].dtype == np.uint8 and arrays["observations"].shape == (13, 64, 64, 3)
+    rewards, masks = ogbench_relabel(VISUAL, arrays)
+    assert rewards.shape == masks.shape == (13,) and (rewards <= 0).all()
 
 
 def test_without_opengl_an_image_task_says_what_to_install() -> None:

@@ -29,8 +29,9 @@ OGBENCH: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "cube": (("single", "double", "triple", "quadruple"), ("play", "noisy")),
     "scene": ((), ("play", "noisy")),
     "puzzle": (("3x3", "4x4", "4x5", "4x6"), ("play", "noisy")),
-}  # per domain its sizes and kinds of data, as in OGBench's own list of commands; images are left out
-_UNPUBLISHED = "antmaze-giant-explore-v0"
+}  # per domain its sizes and kinds of data, as in OGBench's own list of commands
+_SEEN = ("antmaze", "humanoidmaze", "cube", "scene", "puzzle")  # domains that are published as images, too
+_UNPUBLISHED = ("antmaze-giant-explore-v0", "visual-antmaze-giant-explore-v0")
 
 EXORL_DOMAINS = ("cartpole", "cheetah", "jaco", "point_mass_maze", "quadruped", "walker")
 EXORL_ALGORITHMS = ("aps", "diayn", "disagreement", "icm", "icm_apt", "proto", "random", "rnd", "smm")
@@ -56,11 +57,13 @@ def dataset_names(source: Contents) -> list[str]:
     if source == "exorl":
         return [f"{domain}/{algorithm}" for domain, algorithm in product(EXORL_DOMAINS, EXORL_ALGORITHMS)]
     names = [
-        "-".join([domain, *([size] if size else []), kind, "v0"])
+        "-".join([*seen, domain, *([size] if size else []), kind, "v0"])
+        for seen in ((), ("visual",))
         for domain, (sizes, kinds) in OGBENCH.items()
+        if not seen or domain in _SEEN
         for size, kind in product(sizes or ("",), kinds)
     ]
-    return [name for name in names if name != _UNPUBLISHED]
+    return [name for name in names if name not in _UNPUBLISHED]
 
 
 def dataset_of(source: Contents, name: str) -> str:
@@ -69,8 +72,6 @@ def dataset_of(source: Contents, name: str) -> str:
     dataset = _TASK.sub("", name) if source == "ogbench" else name.strip("/")
     if dataset in names:
         return dataset
-    if source == "ogbench" and dataset.startswith("visual-"):
-        raise ConfigError(f"'{name}' holds images, and this agent takes state vectors; download a state dataset")
     if source == "ogbench" and "-100m-" in dataset:
         raise ConfigError(
             f"'{name}' is published as a folder of many files, which this command does not fetch; take the "
