@@ -47,7 +47,7 @@ def converted(path: Path, env: EnvConfig, cache: Path = CACHE, *, make: bool = T
     if row is None:
         return path
     out = _folder_of(path, row, env, cache)
-    return _made_once(out, lambda: _convert(path, row, env, out, cache)) if make else out
+    return made_once(out, lambda: _convert(path, row, env, out, cache)) if make else out
 
 
 def _format_of(path: Path) -> Format | None:
@@ -62,7 +62,7 @@ def _format_of(path: Path) -> Format | None:
     return None
 
 
-def _made_once(out: Path, make: Callable[[], object]) -> Path:
+def made_once(out: Path, make: Callable[[], object]) -> Path:
     """Return the cached dataset at `out`; of several processes that want it one makes it, and the others wait."""
     if (out / MANIFEST).is_file():
         return out

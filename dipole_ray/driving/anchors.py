@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dipole_ray.data.clusters import clustered_errors
 from dipole_ray.driving.collisions import Bearing
 from dipole_ray.driving.container import SceneFolder
 from dipole_ray.driving.curation import braking, going_on, speed_of
@@ -36,19 +37,8 @@ class Anchor:
         return means
 
     def errors(self) -> Array:
-        """Return the standard errors (7,) of the means; scenes of one log count as one draw.
-
-        The sandwich estimate of clusters, with k / (k - 1) for k logs; NaN for a single log.
-        """
-        sums: dict[str, Array] = defaultdict(lambda: np.zeros(len(NAMES)))
-        for log, row in zip(self.logs, self.scores - self.means(), strict=True):
-            sums[log] += row
-        count = len(sums)
-        if count < 2:
-            return np.full(len(NAMES), np.nan)
-        spread = (np.array(list(sums.values())) ** 2).sum(axis=0)
-        errors: Array = np.sqrt(spread * count / (count - 1)) / len(self.scores)
-        return errors
+        """Return the standard errors (7,) of the means; scenes of one log count as one draw."""
+        return clustered_errors(self.scores, self.logs)
 
 
 @dataclass(frozen=True, slots=True)

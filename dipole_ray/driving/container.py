@@ -132,8 +132,8 @@ class SceneStatus:
 class SceneFolder:
     """The scenes of a folder, read when they are asked for."""
 
-    def __init__(self, folder: Path) -> None:
-        """Open a folder.
+    def __init__(self, folder: Path, files_in_memory: int = 1) -> None:
+        """Open a folder; so many of its files are kept in memory, verified, for who jumps between them.
 
         Raises:
             DatasetError: It has no list, or is not complete, or the list is damaged.
@@ -149,7 +149,8 @@ class SceneFolder:
         self._places = {token: (shard, index) for shard in self._shards for index, token in enumerate(shard.tokens)}
         if len(self._places) < sum(len(shard.tokens) for shard in self._shards):
             raise DatasetError(f"{folder / LIST_NAME}: names a scene twice")
-        self._open: dict[str, pa.RecordBatchFileReader] = {}
+        self._open: dict[str, pa.RecordBatchFileReader] = {}  # the file read last is last
+        self._files_in_memory = files_in_memory
 
     @property
     def tokens(self) -> tuple[str, ...]:
@@ -160,6 +161,11 @@ class SceneFolder:
     def files(self) -> list[tuple[str, ...]]:
         """The tokens in each file: what is read together, as each file is read and verified whole."""
         return [shard.tokens for shard in self._shards]
+
+    @property
+    def content(self) -> list[list[int]]:
+        """Length and checksum of every file: the same for the same scenes, wherever they lie."""
+        return [[shard.bytes, shard.crc32] for shard in self._shards]
 
     def __len__(self) -> int:
         return len(self._places)
@@ -177,10 +183,12 @@ class SceneFolder:
         if token not in self._places:
             raise DatasetError(f"{self.folder}: no scene {token!r:.60}; it has {counted(len(self), 'scene')}")
         shard, index = self._places[token]
-        if shard.name not in self._open:
-            self._open = {shard.name: _verified(self.folder / shard.name, shard)}
+        reader = self._open.pop(shard.name, None) or _verified(self.folder / shard.name, shard)
+        self._open[shard.name] = reader
+        if len(self._open) > self._files_in_memory:
+            del self._open[next(iter(self._open))]
         try:
-            batch = self._open[shard.name].get_batch(index)
+            batch = reader.get_batch(index)
             batch.validate(full=True)
             return scene_of_row(batch.to_pylist()[0])
         except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, IndexError) as error:
@@ -225,6 +233,11 @@ def _columns(reader: pa.RecordBatchFileReader, path: Path) -> pa.Table:
 def is_scene_folder(path: Path) -> bool:
     """Return whether a path is a folder of scenes."""
     return (path / LIST_NAME).is_file()
+
+
+def is_complete(path: Path) -> bool:
+    """Return whether a path is a folder of scenes that are all there."""
+    return is_scene_folder(path) and bool(_listed(path)["complete"])
 
 
 def _verified(path: Path, shard: Shard, columns: Sequence[str] = ()) -> pa.RecordBatchFileReader:

@@ -1,5 +1,7 @@
 """The ego-status MLP: NAVSIM's blind baseline, which plans from speed, acceleration and command alone."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -33,8 +35,12 @@ class EgoStatusMLP(nn.Module):
 def inputs(status: SceneStatus) -> Tensor:
     """Return what the network sees (N, 8): speed now in units of 10 m/s, acceleration, and the command."""
     now = status.motion[:, -1] / np.array([10.0, 10.0, 1.0, 1.0])
-    hot = np.array([[command == name for name in COMMANDS] for command in status.commands], dtype=float)
-    return torch.from_numpy(np.concatenate([now, hot], axis=1)).float()
+    return torch.from_numpy(np.concatenate([now, hot_commands(status.commands)], axis=1)).float()
+
+
+def hot_commands(commands: Sequence[str]) -> Array:
+    """Return commands as rows (N, 4), 1 in the column of the command and 0 in the others."""
+    return np.array([[command == name for name in COMMANDS] for command in commands], dtype=float)
 
 
 def clone_drivers(status: SceneStatus, seed: int, epochs: int = EPOCHS) -> EgoStatusMLP:

@@ -44,8 +44,8 @@ def box_points(states: Array) -> Array:
     return np.concatenate([corners(center, heading, LENGTH, WIDTH), center[..., None, :]], axis=-2)
 
 
-def turned(vectors: Array, angle: float) -> Array:
-    """Return vectors (..., 2) turned to the left."""
+def turned(vectors: Array, angle: Array | float) -> Array:
+    """Return vectors (..., 2) turned to the left, by one angle or by angles (...)."""
     cos, sin = np.cos(angle), np.sin(angle)
     x, y = vectors[..., 0], vectors[..., 1]
     return np.stack([x * cos - y * sin, x * sin + y * cos], axis=-1)

@@ -23,9 +23,13 @@ from dipole_ray.envs.faults import described
 from dipole_ray.envs.gl import disable_rendering_by_default, enable_rendering, is_disabled, lacks_rendering
 from dipole_ray.envs.narrowing import narrowing_warnings
 from dipole_ray.envs.registry import family, is_visual
+from dipole_ray.envs.scenes import DRIVE, DrivingConfig
 from dipole_ray.envs.spaces import has_images, problem
 from dipole_ray.envs.standard import StandardEnv, success_of
 from dipole_ray.errors import ConfigError, EnvironmentUnavailable
+from dipole_ray.settings import to_mapping
+
+_NOTHING_DRIVEN = DrivingConfig()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +38,8 @@ class EnvConfig:
 
     id: str
     """`pointmaze-medium-navigate-singletask-task1-v0` (OGBench; without `-taskK` the default task),
-    `dm_control/walker-walk`, `exorl/walker-walk`, a gymnasium id such as `Pendulum-v1`, or `your_module:YourEnv-v0`.
+    `dm_control/walker-walk`, `exorl/walker-walk`, a gymnasium id such as `Pendulum-v1`, `your_module:YourEnv-v0`, or
+    `drive`: scenes in which a plan is scored, an episode of one step.
     Observations may be images, uint8 of height x width x channels, as of OGBench's `visual-` tasks, or a Dict with
     images; MuJoCo draws them by EGL or OSMesa (`dipole doctor` says which works)."""
 
@@ -58,7 +63,16 @@ class EnvConfig:
     it: {0: 5400000}. null: that of the dataset (`dipole data import --offset`). {}: nothing, as where the environment
     subtracts it itself."""
 
+    driving: DrivingConfig = _NOTHING_DRIVEN
+    """Of `drive`: the scenes whose plans are scored."""
+
     def __post_init__(self) -> None:
+        if (self.id == DRIVE) != bool(self.driving.scenes) or (self.id != DRIVE and self.driving != _NOTHING_DRIVEN):
+            found = f"env.driving names {len(self.driving.scenes)} folders of scenes and env.id is '{self.id}'"
+            raise ConfigError(f"{found}; give env.driving.scenes together with env.id={DRIVE}, or neither")
+        for name in ("max_episode_steps", "kwargs", "success", "observation_offset"):
+            if self.id == DRIVE and (found := getattr(self, name)):
+                raise ConfigError(f"env.{name} is {found}, and a scene of env.id={DRIVE} is one plan; leave it out")
         if self.success_timing not in (None, "pre", "post"):
             raise ConfigError(f"env.success_timing is '{self.success_timing}'; use 'pre', 'post', or leave it out")
         if self.success_timing is not None and "singletask" not in self.id.split("-"):
@@ -86,8 +100,11 @@ class EnvConfig:
     def overrides(self) -> list[str]:
         """Return what differs from the defaults as `env.KEY=VALUE`, as commands take it; the id is no part of it."""
         said = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "id"}
-        plain = {field.name: getattr(type(self)(id=self.id), field.name) for field in fields(self)}
-        return [f"env.{name}={json.dumps(value)}" for name, value in said.items() if value != plain[name]]
+        plain = {field.name: getattr(type(self)(id="Pendulum-v1"), field.name) for field in fields(self)}
+        changed = {name: value for name, value in said.items() if value != plain[name]}
+        if "driving" in changed:
+            changed["driving"] = to_mapping(self.driving)
+        return [f"env.{name}={json.dumps(value)}" for name, value in changed.items()]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,6 +116,7 @@ class EnvDims:
     has_success: bool  # whether the task is known to define success: its first step tells it, or its config
     action_bounds: tuple[tuple[float, ...], tuple[float, ...]]
     """Least and greatest actions of the environment itself, which are -1 and 1 here."""
+    num_episodes: int | None = None  # of an evaluation at most, where each is another scene
     warnings: tuple[str, ...] = ()  # what its first steps show that is likely to mislead, as `what; remedy`
 
     @property
@@ -123,6 +141,8 @@ def make_env(config: EnvConfig | str, render: bool = False) -> StandardEnv:
     """
     if isinstance(config, str):
         config = EnvConfig(id=config)
+    if config.id == DRIVE:
+        raise ConfigError("environment 'drive' is not stepped, its plans are scored: 'dipole drive show' draws scenes")
     disable_rendering_by_default()
     kind, limit = family(config.id), config.max_episode_steps
     if render or (kind == "ogbench" and is_visual(config.id)):
@@ -159,6 +179,13 @@ def env_dims(config: EnvConfig | str) -> EnvDims:
     """
     if isinstance(config, str):
         return env_dims(EnvConfig(id=config))
+    if config.id == DRIVE:
+        from dipole_ray.driving.scene_set import SceneSet, schema_of
+
+        SceneSet(config.driving.scenes)  # what cannot be opened is refused here
+        schema, count = schema_of(config.driving.observation).as_seen, len(SceneSet(config.driving.driven_in))
+        bounds = (-1.0,) * schema.action_dim, (1.0,) * schema.action_dim
+        return EnvDims(schema=schema, max_episode_steps=1, has_success=False, action_bounds=bounds, num_episodes=count)
     with closing(make_env(config)) as env:
         if family(config.id) == "gymnasium":
             check_contract(env.env, config.id)

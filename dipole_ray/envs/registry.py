@@ -9,6 +9,7 @@ from dipole_ray.envs.control import suite_ids
 from dipole_ray.envs.exorl.tasks import task_ids
 from dipole_ray.envs.faults import described
 from dipole_ray.envs.gl import disable_rendering_by_default
+from dipole_ray.envs.scenes import DRIVE
 from dipole_ray.errors import ConfigError
 
 DATASET_TYPES = {
@@ -53,13 +54,15 @@ _LISTED = {"ogbench": ogbench_ids, "dm_control": suite_ids, "exorl": task_ids}
 
 
 def family(env_id: str) -> str:
-    """Return the family of `env_id`: `ogbench`, `dm_control`, `exorl` or `gymnasium`.
+    """Return the family of `env_id`: `ogbench`, `dm_control`, `exorl`, `drive` or `gymnasium`.
 
     Raises:
         ConfigError: If no environment has this id (names the nearest ones), or if it is one of OGBench's
             goal-conditioned ones.
     """
     name = "ogbench" if "singletask" in env_id.split("-") else env_id.partition("/")[0]
+    if env_id == DRIVE:
+        return DRIVE
     if name in _LISTED:
         disable_rendering_by_default()  # listing the suite's tasks imports MuJoCo
         ids = _LISTED[name]()

@@ -36,6 +36,9 @@ class EvalConfig:
     """Updates between two evaluations of the chosen cell during training, for the learning curves; 0 = none."""
     interval_episodes: int = 10
     """Episodes of each evaluation during training, at least 1."""
+    patience: int = 0
+    """Evaluations in a row that may be no better than the best of the online phase, which then ends early. At its end
+    the run goes back to the networks of the best. 0 = neither."""
     interval_grid: bool = False
     """Evaluations during training play the whole grid, each on episodes of its own (`seed` plus its number), instead
     of the chosen cell alone on the same episodes again and again; benchmarks average over them."""
@@ -47,7 +50,12 @@ class EvalConfig:
         for name in ("episodes", "num_envs", "interval_episodes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"evaluation.{name} must be at least 1; found {getattr(self, name)}")
-        for name in ("trajectories", "videos", "seed", "every_learner_steps"):
+        if self.patience and not self.every_learner_steps:
+            raise ConfigError(
+                f"evaluation.patience is {self.patience}, and nothing is evaluated meanwhile; set "
+                "evaluation.every_learner_steps, or evaluation.patience=0"
+            )
+        for name in ("trajectories", "videos", "seed", "every_learner_steps", "patience"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"evaluation.{name} must not be negative; found {getattr(self, name)}")
         if not 0 < self.confidence < 1:

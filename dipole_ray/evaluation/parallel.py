@@ -5,6 +5,8 @@ from typing import Any
 import torch
 
 from dipole_ray.cores import usable_cores
+from dipole_ray.envs.make import env_dims
+from dipole_ray.envs.scenes import DRIVE
 from dipole_ray.evaluation.cells import EvalConfig, cells_of
 from dipole_ray.evaluation.pieces import Piece, Together, split
 from dipole_ray.evaluation.play import CellResult, evaluate_cells
@@ -26,10 +28,16 @@ def evaluate_policy(trained: TrainedPolicy, config: EvalConfig, *, progress: boo
     def play(piece: Piece) -> list[CellResult]:  # in a process of its own, unless there is but one piece
         torch.set_num_threads(1)
         own = load_policy(path, **acting)
+        if own.env.id == DRIVE:
+            from dipole_ray.evaluation.plans import evaluate_plans  # needs the extra `driving`
+
+            plain = {name: how[name] for name in ("seed", "num_envs")}
+            return evaluate_plans(own.policy, own.env.driving, piece.cells, episodes=piece.episodes, **plain)
         return evaluate_cells(own.policy, own.env, piece.cells, episodes=piece.episodes, **how)
 
     cells, name = cells_of(config, trained.policy.config), path.parent.parent.name
-    pieces = split(cells, config.episodes, min(len(cells), usable_cores()))
+    episodes = min(config.episodes, env_dims(trained.env).num_episodes or config.episodes)
+    pieces = split(cells, episodes, min(len(cells), usable_cores()))
     shown: Any = {"unit": "episodes", "size": lambda piece: piece.num_episodes, "progress": progress}
     played = map_tasks(play, pieces, description=f"evaluating {name}", **shown)
     together = Together(pieces)

@@ -8,7 +8,7 @@ play cells, and parts of their episodes, anywhere.
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeGuard
@@ -25,7 +25,7 @@ from dipole_ray.evaluation.batches import Batches, CellEpisode, Noise, SamplesAc
 from dipole_ray.evaluation.cells import Cell
 from dipole_ray.evaluation.trajectories import Maze, Trajectory, maze_of
 
-_AT_BOUND = 1.0 - 1e-6
+AT_BOUND = 1.0 - 1e-6
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,6 +44,8 @@ class CellResult:
     or where they are seen as images."""
     at_bound: NDArray[np.float64]  # share of action components at the bound, |a| >= 1 - 1e-6, summed over steps, (N,)
     logged: tuple[Any, ...] = ()  # what the caller's listeners logged meanwhile
+    measures: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)  # further ones by name, (N,) each
+    clusters: tuple[str, ...] = ()  # what each episode has in common with some others: scenes of one drive, one log
 
     @property
     def action_bound_fraction(self) -> float:
@@ -109,7 +111,7 @@ def evaluate_cells(
     maze = maze_of(env[0]) if _has_place(row_of(loop.observations, 0)) else None
     while loop.episodes:
         steps = loop.step()
-        for episode, share in zip(steps.episodes, (np.abs(steps.actions) >= _AT_BOUND).mean(axis=1), strict=True):
+        for episode, share in zip(steps.episodes, (np.abs(steps.actions) >= AT_BOUND).mean(axis=1), strict=True):
             episode.at_bound += float(share)  # type: ignore[attr-defined]
         on_step()
     return [_result(cell, played[cell], maze) for cell in cells]
@@ -127,6 +129,8 @@ def joined(parts: Sequence[CellResult]) -> CellResult:
         maze=parts[0].maze,
         at_bound=np.concatenate([part.at_bound for part in parts]),
         logged=tuple(one for part in parts for one in part.logged),
+        measures={name: np.concatenate([part.measures[name] for part in parts]) for name in parts[0].measures},
+        clusters=tuple(one for part in parts for one in part.clusters),
     )
 
 

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from rich.console import Console
 
@@ -20,6 +20,8 @@ from dipole_ray.tables import DASH, with_interval
 FILE_NAME = "evaluation.json"
 """Name of the JSON file inside a run folder."""
 
+SCORE = "pdms"
+"""Which of the scores of plans is the return."""
 BC = "BC"
 """Method name of the rows of the behaviour-cloned policy."""
 
@@ -41,11 +43,14 @@ Row = TypedDict(
         "length_high": float | None,
         "confidence": float,
         "action_bound_fraction": float,
+        "scores": NotRequired[dict[str, float]],
+        "score_errors": NotRequired[dict[str, float | None]],
     },
 )
 """One cell: means with the ends of their intervals. `omega` is None for BC, `success` where the task defines none,
 an interval where a single episode cannot give one. Lengths are in environment steps; success and fractions lie in
-[0, 1]."""
+[0, 1]. `scores` are the means of what a plan is scored by, in [0, 1], and `score_errors` their standard errors, with
+the scenes of one log as one draw; None where all are of one log."""
 
 Evaluation = Mapping[str, Sequence[Row]]
 """Phase name to rows."""
@@ -79,6 +84,7 @@ def print_table(
     rows = [row for _, row in found]
     has_success = any(row["success"] is not None for row in rows)
     measures = ["success", "return", "length"] if has_success else ["return", "length"]
+    measures = next((list(row["scores"]) for row in rows if "scores" in row), measures)
     places = [(phase, row["candidates"]) for phase, row in found]
     ruled = [index for index, (place, following) in enumerate(pairwise(places)) if place != following]
     marked = [index for index, row in enumerate(rows) if is_chosen(row, chosen)]
@@ -122,6 +128,9 @@ def _cells(row: Row, measures: Sequence[str]) -> list[str]:
         "return": with_interval(*returns, form),
         "length": with_interval(row["length"], row["length_low"], row["length_high"], ".0f"),
     }
+    for name, mean in row.get("scores", {}).items():
+        error = row["score_errors"][name] if name == SCORE else None
+        texts[name] = f"{100 * mean:.1f}" + ("" if error is None else f" +- {100 * error:.1f}")
     omega = DASH if row["omega"] is None else f"{row['omega']:g}"
     return [row["method"], omega, str(row["candidates"]), *(texts[measure] for measure in measures)]
 
@@ -133,7 +142,9 @@ def _caption(rows: Sequence[Row], marked: Chosen) -> str:
     episodes = sorted({row["episodes"] for row in rows})
     counts = counted(episodes[0], "episode") if len(episodes) == 1 else f"{episodes[0]} to {episodes[-1]} episodes"
     text = f"Mean [{rows[0]['confidence']:.0%} interval] of {counts} per row"
-    if any(row["success"] is not None for row in rows):
+    if any("scores" in row for row in rows):
+        text = f"Percent, means of {counts.replace('episode', 'scene')} per row, +- standard error over logs"
+    elif any(row["success"] is not None for row in rows):
         text += "; Wilson for success, BCa bootstrap for the rest"
     text += "."
     if marked is not None:

@@ -8,6 +8,7 @@ from typing import Any, cast
 import numpy as np
 
 from dipole_ray.agents.config import AgentConfig
+from dipole_ray.data.clusters import clustered_errors
 from dipole_ray.evaluation.cells import IFQL, Cell, cell_key, method_name
 from dipole_ray.evaluation.play import CellResult
 from dipole_ray.evaluation.report import BC, Row
@@ -34,6 +35,11 @@ def summarize(result: CellResult, method: str = "DIPOLE", confidence: float = 0.
         ends = bootstrap_interval(values, confidence)
         low, high = (None if math.isnan(end) else end for end in ends)  # which a single episode cannot give
         row |= {name: float(values.mean()), f"{name}_low": low, f"{name}_high": high}
+    if result.measures:
+        values = np.stack(list(result.measures.values()), axis=1)
+        errors = [None if math.isnan(error) else float(error) for error in clustered_errors(values, result.clusters)]
+        row["scores"] = dict(zip(result.measures, values.mean(axis=0).tolist(), strict=True))
+        row["score_errors"] = dict(zip(result.measures, errors, strict=True))
     return cast(Row, {**row, "confidence": confidence, "action_bound_fraction": result.action_bound_fraction})
 
 
@@ -60,10 +66,11 @@ def tells_success(results: Sequence[CellResult]) -> bool:
 def cell_metrics(cell: Cell, row: Row, measures: Sequence[str] = CELL_MEASURES) -> dict[str, float]:
     """Return a cell's metrics, the measure first: MLflow draws a section for each, with a chart for each cell."""
     numbers = [(name, row[name]) for name in measures]  # type: ignore[literal-required]
+    numbers += row.get("scores", {}).items()
     return {f"eval/{name}/{cell_key(cell)}": float(value) for name, value in numbers if value is not None}
 
 
 def row_metrics(group: str, row: Row, *, without: Sequence[str] = ("omega",)) -> dict[str, float]:
     """Return the measures of a row as `group/name`."""
-    numbers = [(name, value) for name, value in row.items() if name not in without]
+    numbers = [(name, value) for name, value in (*row.items(), *row.get("scores", {}).items()) if name not in without]
     return {f"{group}/{name}": value for name, value in numbers if isinstance(value, float)}

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence, Sized
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.callbacks.utils import make_callback
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
@@ -24,7 +25,8 @@ from torch import Tensor
 
 from dipole_ray.agents.adapter_files import join
 from dipole_ray.envs.make import env_dims
-from dipole_ray.errors import CheckpointError, ConfigError
+from dipole_ray.envs.scenes import DRIVE
+from dipole_ray.errors import CheckpointError
 from dipole_ray.evaluation.play import CellResult
 from dipole_ray.evaluation.report import Row
 from dipole_ray.evaluation.table import rows_of, tells_success
@@ -46,7 +48,9 @@ from dipole_ray.rllib.placement import (
 )
 from dipole_ray.rllib.privates import rllibs_setup, writable_results
 from dipole_ray.rllib.replay_actor import copy_ring, open_replay, require_present
+from dipole_ray.rllib.rllib_keys import refuse_arguments
 from dipole_ray.rllib.rollouts import Rollouts
+from dipole_ray.rllib.sections import require_judged
 from dipole_ray.rllib.workers import require_found_by_workers
 
 logger = logging.getLogger(__name__)
@@ -113,13 +117,15 @@ class DIPOLE(Algorithm):
         make_callback(name, self.callbacks, functions, kwargs={"algorithm": self, **arguments})
 
     def make_experience(self, group: EnvRunnerGroup) -> Experience:
-        """Return the source of experience, environments stepped by the workers of `group`.
+        """Return the source of experience: environments stepped, or plans judged, by the workers of `group`.
 
         A subclass may bring another one: neither the loop nor replay and learner know the difference.
         """
-        if self._training.online_env_steps and self._agent.advantage == "group":
-            found = f"advantage 'group' compares actions of one state, and environment '{self.config.env}' takes one"
-            raise ConfigError(f"agent.advantage: {found}; set agent.advantage=critic, or training.online_env_steps=0")
+        require_judged(self._agent, self._training, str(self.config.env))
+        if self.config.env == DRIVE:
+            from dipole_ray.rllib.scene_runner import SceneRollouts  # needs the extra `driving`
+
+            return SceneRollouts(group, self.config)
         return Rollouts(group, self.config)
 
     @property
@@ -234,6 +240,14 @@ class DIPOLE(Algorithm):
     def publish_weights(self) -> None:
         """Publish the learner's weights after all its updates."""
         self._with_learner(self.learner.publish)
+
+    def networks(self) -> dict[str, np.ndarray]:
+        """Return the networks after all updates, for `go_back_to`."""
+        return self._with_learner(self.learner.networks)
+
+    def go_back_to(self, networks: dict[str, np.ndarray]) -> None:
+        """Go on with networks of before; optimizer and counters stay as they are."""
+        self._with_learner(lambda: self.learner.load_networks(networks))
 
     def evaluate(self, parallel_train_future: Any = None) -> dict[str, Any]:
         """Evaluate as RLlib does; again, with another learner, if the learner dies meanwhile."""
@@ -354,7 +368,9 @@ class DIPOLE(Algorithm):
 
     def save_to_path(self, path: Any = None, **kwargs: Any) -> str:
         """Write a checkpoint into the folder `path` and return it."""
-        _refuse("save_to_path", **{key: value for key, value in kwargs.items() if key != "use_msgpack"})  # Tune's own
+        refuse_arguments(
+            "save_to_path", **{key: value for key, value in kwargs.items() if key != "use_msgpack"}
+        )  # Tune's own
         if path is None:
             raise CheckpointError("save_to_path needs the folder to write: algo.save_to_path('checkpoints/mine')")
         contents, metadata = self.checkpoint_contents()
@@ -365,7 +381,7 @@ class DIPOLE(Algorithm):
 
     def restore_from_path(self, path: Any, **kwargs: Any) -> None:
         """Continue from a folder written by `save_to_path`; what differs from this config is refused or named."""
-        _refuse("restore_from_path", **kwargs)
+        refuse_arguments("restore_from_path", **kwargs)
         checkpoint = read_checkpoint(Path(path))
         with entries_of(checkpoint):
             saved = DIPOLEConfig.from_plain(checkpoint.metadata["algorithm"]).to_plain()
@@ -398,7 +414,7 @@ class DIPOLE(Algorithm):
         Raises:
             CheckpointError: There is none, or what it needs is missing.
         """
-        _refuse("from_checkpoint", filesystem=filesystem, **kwargs)
+        refuse_arguments("from_checkpoint", filesystem=filesystem, **kwargs)
         checkpoint = read_checkpoint(Path(path))
         with entries_of(checkpoint):
             plain = dict(checkpoint.metadata["algorithm"])
@@ -432,12 +448,3 @@ class DIPOLE(Algorithm):
         if not self._is_trial:  # outside Tune nothing but a ring is ever put into RLlib's own folder
             with contextlib.suppress(OSError):
                 Path(self.logdir).rmdir()
-
-
-def _refuse(method: str, **kwargs: Any) -> None:
-    """Raise ConfigError for what RLlib's method takes, and nothing reads here."""
-    for key, value in kwargs.items():
-        if value is not None:
-            raise ConfigError(
-                f"{method}: '{key}' is read by nothing in DIPOLE: a checkpoint is one whole folder of a disk"
-            )

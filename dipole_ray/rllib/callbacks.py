@@ -66,6 +66,11 @@ class WorkerCallbacks:
         self._samples: list[SingleAgentEpisode] = []
 
     @property
+    def is_asked(self) -> bool:
+        """Whether there is a callback that only rollout workers call."""
+        return bool(self._asked)
+
+    @property
     def listener(self) -> "WorkerCallbacks | None":
         """Who is told of resets and steps; None where no callback asks for episodes."""
         return self if self._asked.intersection(ON_EPISODES) else None

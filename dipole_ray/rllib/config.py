@@ -25,6 +25,7 @@ from dipole_ray.cluster import settle_address
 from dipole_ray.cores import usable_cores
 from dipole_ray.envs.make import EnvConfig, env_dims
 from dipole_ray.envs.offset import settled_offset
+from dipole_ray.envs.scenes import DRIVE
 from dipole_ray.envs.spaces import spaces_of
 from dipole_ray.errors import ConfigError, warn_once
 from dipole_ray.evaluation.cells import EvalConfig
@@ -354,10 +355,21 @@ class DIPOLEConfig(AlgorithmConfig):
             observed, acted = spaces_of(dims.schema)
             self.__dict__.update(observation_space=observed, action_space=acted)  # a user's would be refused
 
+    def _settle_driving(self) -> None:
+        """Let plans be judged in the place of steps, and open what is seen of the scenes as the dataset."""
+        from dipole_ray.collect.scenes import scene_dataset  # these need the extra `driving`
+        from dipole_ray.rllib.scene_runner import SceneRunner
+
+        if not self.is_offline:
+            self.offline_data(input_=str(scene_dataset(self.env_settings().driving)))
+        self.__dict__["env_runner_cls"] = SceneRunner  # a user's would be refused
+
     def _settle_automatic(self) -> None:
-        """Resolve the learner's GPU and thread count for this machine or cluster."""
+        """Resolve the learner's GPU and thread count for this machine or cluster, and what scenes bring along."""
         if is_frozen(self):
             return
+        if self.env == DRIVE:
+            self._settle_driving()
         if self.num_gpus_per_learner == "auto":
             asks_cluster = self.num_learners and ray.is_initialized()
             has_gpu = ray.cluster_resources().get("GPU", 0) >= 1 if asks_cluster else torch.cuda.is_available()

@@ -25,6 +25,7 @@ def evaluate_grid(algorithm: Algorithm, eval_group: EnvRunnerGroup | None) -> tu
     logged: dict[str, Any] = {}
     for result, row in zip(results, algorithm.rows(results), strict=True):
         logged[cell_key(result.cell)] = {key: value for key, value in row.items() if isinstance(value, int | float)}
+        logged[cell_key(result.cell)] |= row.get("scores", {})
         if result.cell == chosen_cell(agent):
             names = {"episode_return_mean": "return", "episode_len_mean": "length", "num_episodes": "episodes"}
             names |= {} if row["success"] is None else {"success_mean": "success"}

@@ -5,8 +5,8 @@ the rows are steps of environments (`Rollouts`) or plans that a scorer judged, e
 reward is the given advantage, is known to the source alone.
 """
 
-from collections.abc import Callable, Iterator, Sequence, Sized
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -47,6 +47,7 @@ class FragmentReport:
     policy_version: int  # the policy that acted
     busy_s: float  # seconds this worker computed
     logged: Any = None  # what callbacks logged meanwhile, as RLlib's loggers merge it
+    measures: Mapping[str, np.ndarray] = field(default_factory=dict)  # by name, whose means an iteration reports
 
 
 class Experience(Protocol):

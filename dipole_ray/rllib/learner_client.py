@@ -205,6 +205,15 @@ class LearnerClient(LearnerGroup):
         except (ray.exceptions.RayActorError, RuntimeError) as error:  # of torch, where it could not reach the others
             raise LearnerDied(str(error).splitlines()[0]) from None
 
+    def networks(self) -> dict[str, np.ndarray]:
+        """Return the networks after all updates submitted so far."""
+        found: dict[str, np.ndarray] = self._call(self.learners[:1], "module_state")
+        return found
+
+    def load_networks(self, networks: Mapping[str, np.ndarray]) -> None:
+        """Go on with such networks; optimizer and counters stay as they are."""
+        self._load("load_module_state", networks)
+
     # ---- RLlib's learner group ----
 
     def __del__(self) -> None:
@@ -212,8 +221,7 @@ class LearnerClient(LearnerGroup):
 
     def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
         """Return the networks as RLlib names them and, unless `components` asks for less, the agent's whole state."""
-        networks = self._call(self.learners[:1], "module_state")
-        state: dict[str, Any] = {COMPONENT_RL_MODULE: {DEFAULT_MODULE_ID: networks}}
+        state: dict[str, Any] = {COMPONENT_RL_MODULE: {DEFAULT_MODULE_ID: self.networks()}}
         if components is None and not not_components:
             state["agent"] = join(without_texts(self.agent_files()))
         return {COMPONENT_LEARNER: state}
@@ -224,7 +232,7 @@ class LearnerClient(LearnerGroup):
         if "agent" in learner:
             self.load_agent_state(learner["agent"])
         elif COMPONENT_RL_MODULE in learner:
-            self._load("load_module_state", learner[COMPONENT_RL_MODULE][DEFAULT_MODULE_ID])
+            self.load_networks(learner[COMPONENT_RL_MODULE][DEFAULT_MODULE_ID])
 
     def get_stats(self) -> dict[str, Any]:
         """Return RLlib's counts; no row is ever dropped here."""

@@ -72,6 +72,9 @@ def iteration_metrics(
             "rollout/policy_lag": float(version - oldest_version),
             "rollout/dropped_env_steps": float(sum(report.dropped_env_steps for report in fragments)),
         }
+        for name in fragments[0].measures:
+            values = np.concatenate([report.measures[name] for report in fragments if report.measures])
+            metrics[f"rollout/{name}"] = float(values.mean())
     return metrics
 
 

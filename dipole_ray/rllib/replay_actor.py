@@ -26,6 +26,7 @@ from dipole_ray.columns import Schema, require_fit
 from dipole_ray.cores import usable_memory
 from dipole_ray.data.dataset import read_manifest
 from dipole_ray.envs.make import env_dims
+from dipole_ray.envs.scenes import DRIVE
 from dipole_ray.errors import CheckpointError, ConfigError, DatasetError, warn_once
 from dipole_ray.files.checkpoint import Checkpoint
 from dipole_ray.files.durable import format_bytes
@@ -144,10 +145,11 @@ def open_replay(
         whom, remedy = f"'{config.env}'", "give the environment the data was collected in"
         require_fit(data.schema, dims.schema, what=data.paths[0], whom=whom, remedy=remedy, error=ConfigError)
     capacity = ring_rows(config, held) if training.online_env_steps else 0
-    note_ring(dims.schema, capacity)
+    schema = data.schema if data is not None and data.schema.tables else dims.schema
+    note_ring(schema, capacity)
     is_remote = config.num_env_runners > 0 or config.num_learners > 0
     replay = (ReplayClient if is_remote else Replay)(
-        schema=dims.schema,
+        schema=schema,
         offline=() if data is None else data.paths,
         online=directory / RING_FILE if training.online_env_steps else None,
         capacity=capacity,
@@ -195,6 +197,8 @@ def ring_rows(config: AlgorithmConfig, held: int | None = None) -> int:
     """
     training: TrainingConfig = config.training_settings()
     fragment, envs = int(config.get_rollout_fragment_length()), config.num_envs_per_env_runner
+    if config.env == DRIVE:  # each plan of a group is a trajectory with a closing row
+        envs, fragment = envs * fragment * config.env_settings().driving.group_size, 1
     if (capacity := training.replay_capacity) is not None:
         if capacity < (least := envs * (fragment + 1)):
             found = f"a worker delivers {least} rows or more at a time ({envs} x {fragment} steps and closing rows)"

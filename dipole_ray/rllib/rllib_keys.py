@@ -171,3 +171,12 @@ class Empty(dict[str, Any]):
         """Raise ConfigError unless there is nothing to take."""
         for name, value in dict(*values, **more).items():
             self[name] = value
+
+
+def refuse_arguments(method: str, **kwargs: Any) -> None:
+    """Raise ConfigError for what RLlib's method takes, and nothing reads here."""
+    for key, value in kwargs.items():
+        if value is not None:
+            raise ConfigError(
+                f"{method}: '{key}' is read by nothing in DIPOLE: a checkpoint is one whole folder of a disk"
+            )

@@ -90,17 +90,21 @@ class Rollouts:
         def request() -> None:
             if idle := self.workers.idle(self._collect):
                 newest = policy()
-                how = {"num_steps": self._fragment_steps, "version": newest.version, "policy": _share(newest)}
-                how["backbone"] = newest.backbone
-                self.workers.ask(idle, self._collect, "collect", **how)
+                acting = {"version": newest.version, "policy": _share(newest), "backbone": newest.backbone}
+                self.workers.ask(idle, self._collect, "collect", **self._wanted(), **acting)
 
         if self._is_remote:
             yield from self._answers(self._collect, request, ends_early=True)
         while not self.interrupted:
             newest = policy()
             with span("collect"):
-                fragment = self._local.collect(self._fragment_steps, newest.version, newest.state, newest.backbone)
+                acting = {"version": newest.version, "policy": newest.state, "backbone": newest.backbone}
+                fragment = self._local.collect(**self._wanted(), **acting)
             yield fragment
+
+    def _wanted(self) -> dict[str, Any]:
+        """Return what a worker is asked to collect."""
+        return {"num_steps": self._fragment_steps}
 
     def evaluate(
         self,

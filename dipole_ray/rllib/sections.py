@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from dipole_ray.agents.config import AgentConfig
 from dipole_ray.agents.precision import PRECISIONS, SETTING
+from dipole_ray.envs.scenes import DRIVE
 from dipole_ray.errors import ConfigError, warn_once
 
 
@@ -121,6 +122,17 @@ def require_equal_shares(batch_size: int, num_learners: int) -> None:
             f"agent.batch_size is {batch_size}, which does not divide by {num_learners} learners: make it "
             f"{batch_size - batch_size % num_learners or num_learners} or another multiple, or change num_learners"
         )
+
+
+def require_judged(agent: AgentConfig, training: TrainingConfig, env_id: str) -> None:
+    """Raise ConfigError where advantages come with rows and nobody gives them, or nobody reads those that are given."""
+    is_judged = env_id == DRIVE
+    if is_judged and agent.advantage != "group":
+        found = f"agent.advantage is '{agent.advantage}', and the plans of '{DRIVE}' come with their advantage"
+        raise ConfigError(f"{found}; set agent.advantage=group and agent.num_candidates=1")
+    if not is_judged and agent.advantage == "group" and training.online_env_steps:
+        found = f"agent.advantage is 'group', and environment '{env_id}' judges no actions of one state together"
+        raise ConfigError(f"{found}; set agent.advantage=critic, or training.online_env_steps=0")
 
 
 def require_backbone(agent: AgentConfig, training: TrainingConfig) -> None:

@@ -17,6 +17,7 @@ from dipole_ray import settings
 from dipole_ray.agents.config import of_older
 from dipole_ray.agents.dipole import AgentConfig
 from dipole_ray.envs.make import EnvConfig
+from dipole_ray.envs.scenes import DRIVE, RECORDED
 from dipole_ray.errors import ConfigError
 from dipole_ray.evaluation.cells import EvalConfig
 from dipole_ray.files.checkpoint import Checkpoint, CheckpointConfig, entries_of
@@ -28,6 +29,7 @@ from dipole_ray.rllib.sections import (
     TrainingConfig,
     require_backbone,
     require_equal_shares,
+    require_judged,
 )
 from dipole_ray.tracking.tracker import TrackingConfig, located_uri
 
@@ -106,7 +108,18 @@ class RunConfig:
         self._require_seeds()
         require_equal_shares(self.agent.batch_size, self.learner.num_learners)
         require_backbone(self.agent, self.training)
-        if self.data.path is not None or self.data.collect_transitions > 0:
+        require_judged(self.agent, self.training, self.env.id)
+        self._require_data()
+
+    def _require_data(self) -> None:
+        """Raise ConfigError where a setting needs a dataset and there is none, or there is one too many."""
+        has_data = self.data.path is not None or self.data.collect_transitions > 0
+        if self.env.id == DRIVE:
+            if has_data:
+                raise ConfigError(f"env.id is '{DRIVE}', whose scenes are the dataset; leave the section data out")
+            if self.evaluation.videos:
+                raise ConfigError("evaluation.videos: scenes are not filmed; set 0, 'dipole drive show' draws them")
+        if has_data or self.env.id == DRIVE:
             return
         for name in ("clone_learner_steps", "offline_learner_steps"):
             if steps := getattr(self.training, name):
@@ -192,6 +205,8 @@ def located(run: Mapping[str, Any], start: str | Path = "") -> dict[str, Any]:
 
 def located_value(key: str, value: Any, start: str | Path = "") -> Any:
     """Return the value of a setting, absolute where it is a place."""
+    if key in PLACES and isinstance(value, list | tuple):
+        return [located_value(key, one, start) for one in value]
     return PLACES[key](value, start) if key in PLACES and isinstance(value, str) else value
 
 
@@ -199,14 +214,20 @@ def _resolved(path: str, start: str | Path) -> str:
     return str(absolute(path, start).resolve())
 
 
+def _scenes(name: str, start: str | Path) -> str:
+    return name if name.startswith(RECORDED) else _resolved(name, start)
+
+
 PLACES: dict[str, Callable[[str, str | Path], str]] = {
     "folder": lambda path, start: str(absolute(path, start)),
     "data.path": _resolved,
     "data.cache": _resolved,
     "agent.backbone.path": _resolved,
+    "env.driving.scenes": _scenes,
+    "env.driving.validation": _scenes,
     "tracking.tracking_uri": located_uri,
 }
-"""Every setting of a run that names a place, and what makes its value absolute."""
+"""Every setting of a run that names a place, or several, and what makes its value absolute."""
 
 
 def saved_config(checkpoint: Checkpoint) -> dict[str, Any]:

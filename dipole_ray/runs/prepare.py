@@ -14,6 +14,7 @@ from dipole_ray.data.dataset import MANIFEST, losses_of, open_dataset, read_mani
 from dipole_ray.data.sources.actions import range_warnings, scale_of_dataset
 from dipole_ray.data.sources.formats import FORMATS, dataset_kind
 from dipole_ray.envs.make import EnvConfig, env_dims
+from dipole_ray.envs.scenes import DRIVE
 from dipole_ray.errors import ConfigError, DatasetError, warn_once
 from dipole_ray.files.provenance import digest
 from dipole_ray.runs.config import DataConfig, RunConfig
@@ -101,6 +102,10 @@ def require_fit(dataset: Path | None, env: EnvConfig) -> None:
 def _place(data: DataConfig, env: EnvConfig, *, make: bool) -> Path | None:
     """Return the folder of the dataset, not yet verified; where `make` is false, whether it is there or not."""
     cache = Path(data.cache).expanduser()
+    if env.id == DRIVE:
+        from dipole_ray.collect.scenes import scene_dataset  # needs the extra `driving`
+
+        return scene_dataset(env.driving, cache, make=make)
     if data.path is not None:
         path = Path(data.path).expanduser()
     elif data.collect_transitions:

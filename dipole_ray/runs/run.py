@@ -15,6 +15,9 @@ from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from torch import Tensor
+
 from dipole_ray import plots
 from dipole_ray.errors import EnvironmentUnavailable
 from dipole_ray.evaluation import report, trajectories
@@ -28,6 +31,7 @@ from dipole_ray.files.storage import checkpoint_bytes, require_room
 from dipole_ray.progress import Progress
 from dipole_ray.runs.beside import EvaluationBeside
 from dipole_ray.runs.config import RunConfig
+from dipole_ray.runs.early_stop import BEST_FILE, EarlyStop
 from dipole_ray.runs.session import CHECKPOINTS, Session, typed
 from dipole_ray.stopping import Stopped, StopRequests, noting_stops
 
@@ -45,6 +49,8 @@ class Run(Session):
         """The signals that asked it to stop."""
         self._iteration_began = 0  # updates at the last iteration's end: what was evaluated or not depends on it
         self._beside: EvaluationBeside | None = None  # which workers play while the learner goes on
+        self._played: dict[str, np.ndarray] | None = None  # the networks that it plays, where they may be the best
+        self._early_stop = EarlyStop(config.evaluation.patience)
         self.evaluation: dict[str, list[report.Row]] = {}
         """Rows of the whole grid, of the phases that are over."""
         self.maze: Maze | None = None
@@ -57,6 +63,8 @@ class Run(Session):
         """Take back the evaluations done before the checkpoint, and refuse a disk without room for the next ones."""
         began = self.algorithm.learner_steps
         self._iteration_began = began if checkpoint is None else checkpoint.metadata.get("iteration_began", began)
+        if checkpoint is not None and "early_stop" in checkpoint.metadata:  # not in those of before
+            self._early_stop.load_state(checkpoint.tensors.get(BEST_FILE, {}), checkpoint.metadata["early_stop"])
         phases = [] if checkpoint is None else checkpoint.metadata["evaluated"]
         if phases:
             stored = report.read_evaluation(self.folder / report.FILE_NAME)
@@ -70,9 +78,15 @@ class Run(Session):
         require_room(self.folder, size, keep + 1 - present)  # those that stay, and one being written
 
     def metadata(self) -> dict[str, Any]:
-        """Return the phases whose evaluation is done, and where the iteration at hand began."""
+        """Return the phases whose evaluation is done, where the iteration at hand began, and how evaluations went."""
         began = self._iteration_began if self._beside is None else self._beside.began  # it is due again
-        return {"evaluated": list(self.evaluation), "iteration_began": began}
+        phases = {"evaluated": list(self.evaluation), "iteration_began": began}
+        return phases | {"early_stop": self._early_stop.state()[1]} if self._early_stop.is_watching else phases
+
+    def files(self) -> dict[str, dict[str, Tensor] | str]:
+        """Return the networks of the best evaluation, where they are kept."""
+        best = self._early_stop.state()[0]
+        return {BEST_FILE: best} if best else {}
 
     @property
     def chosen(self) -> tuple[float, int] | None:
@@ -102,8 +116,10 @@ class Run(Session):
             with self.tracker, noted as self.stops:
                 self.end_early_on(self.stops)
                 for phase, total in totals.items():
-                    if self._count(phase) < total or (total and phase not in self.evaluation):
+                    if self._has_more(phase, total) or (total and phase not in self.evaluation):
                         yield from self._train_phase(phase, total)
+                        if phase == "online" and not self.stops and (best := self._early_stop.end()):
+                            self.algorithm.go_back_to(best)
                         if self.saved_at != self.steps:
                             self.save()
                         with self.stops.ending_at_once():
@@ -130,7 +146,7 @@ class Run(Session):
         """Iterate until the phase's count is reached or the run is asked to stop."""
         unit = "env steps" if phase == "online" else "updates"
         with self._progress(phase, total, unit, completed=min(self._count(phase), total)) as progress:
-            while (self._count(phase) < total or self.algorithm.is_within_iteration) and not self.stops:
+            while (self._has_more(phase, total) or self.algorithm.is_within_iteration) and not self.stops:
                 trained = yield
                 (trained or self.algorithm.train)()
                 if self.algorithm.is_cut_short:  # what is left of the iteration comes after the resume
@@ -142,7 +158,7 @@ class Run(Session):
                     if phase != "clone" and self._count(phase) < total:  # the grid follows at its end
                         metrics.update(self._evaluate_if_due(self._iteration_began))
                     self._iteration_began = self.algorithm.learner_steps
-                    self._take_evaluation(wait=saves or self._count(phase) >= total)
+                    self._take_evaluation(wait=saves or not self._has_more(phase, total))
                 self.log(metrics)
                 score = self.algorithm.score
                 progress.update(
@@ -160,6 +176,10 @@ class Run(Session):
         """Return a bar, which nobody sees where the run shows none."""
         stream = None if self._shows else io.StringIO()
         return Progress(description, total, unit, completed=completed, stream=stream)
+
+    def _has_more(self, phase: str, total: int) -> bool:
+        """Return whether updates or steps of a phase are left; an online phase may end early."""
+        return self._count(phase) < total and not (phase == "online" and self._early_stop.is_due)
 
     def _count(self, phase: str) -> int:
         """Return the updates, or environment steps, of a phase so far."""
@@ -180,9 +200,13 @@ class Run(Session):
         cells, seed = [chosen_cell(agent)], config.seed
         if config.interval_grid:  # on other episodes each time, over which benchmarks average
             cells, seed = cells_with_chosen(config, agent), seed + self.algorithm.learner_steps // every
+        is_watched = self._early_stop.is_watching and self.algorithm.phase == "online"
         if not self.algorithm.experience.plays_beside:
-            return self._measured(self.play(cells, config.interval_episodes, seed=seed))
+            metrics = self._measured(self.play(cells, config.interval_episodes, seed=seed))
+            self._note_score(self.algorithm.networks() if is_watched else None)
+            return metrics
         self._take_evaluation(wait=True)  # one at a time
+        self._played = self.algorithm.networks() if is_watched else None
         self._beside = EvaluationBeside(self.algorithm, cells, config.interval_episodes, seed, before)
         return {}
 
@@ -194,7 +218,13 @@ class Run(Session):
         if results is not None:
             self.evaluation_s = self._beside.seconds
             self.log(self._measured(results), self._beside.steps)
-            self._beside = None
+            self._note_score(self._played)
+            self._beside = self._played = None
+
+    def _note_score(self, networks: dict[str, np.ndarray] | None) -> None:
+        """Tell the score that these networks, where they are watched, have just got."""
+        if networks is not None and self.algorithm.score is not None:
+            self._early_stop.note(self.algorithm.score, networks)
 
     def _evaluate(self, phase: str) -> None:
         """Evaluate the whole grid at the end of a phase, and write rows and paths."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import yaml
+from torch import Tensor
 
 from dipole_ray.errors import ConfigError
 from dipole_ray.evaluation import report
@@ -94,6 +95,10 @@ class Session:
         """Return what a checkpoint stores beside the algorithm, the config and the state of the metrics."""
         return {"evaluated": []}
 
+    def files(self) -> dict[str, dict[str, Tensor] | str]:
+        """Return the files of a checkpoint beside the algorithm's, with the tensors in each."""
+        return {}
+
     def open_tracker(self, state: dict[str, Any]) -> Tracker:
         """Return the tracker of this run, cut back to the state that a checkpoint has of it."""
         described: Any = {"parameters": self.config.to_mapping(), "tags": {"config_digest": self.config.digest()}}
@@ -140,6 +145,7 @@ class Session:
     def write(self) -> None:
         """Write what `save` saves, once; a subclass adds its own files."""
         contents, metadata = self.algorithm.checkpoint_contents()
+        contents |= self.files()
         metadata |= {"run": self.config.to_mapping(), "tracker": self.tracker.sync(), **self.metadata()}
         self.newest = write_checkpoint(self.folder / CHECKPOINTS, self.algorithm.learner_steps, contents, metadata)
         self.algorithm.restart_point = self.newest

@@ -1,0 +1,71 @@
+"""The scenes of several folders by number, as a run learns from them or drives in them."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from dipole_ray.columns import Column, Schema
+from dipole_ray.driving.actions import ACTION_DIM
+from dipole_ray.driving.container import SceneFolder, is_complete
+from dipole_ray.driving.observations import DIMS
+from dipole_ray.driving.recorded import RecordedScene
+from dipole_ray.envs.scenes import RECORDED
+from dipole_ray.errors import ConfigError, DatasetError
+from dipole_ray.files.lock import LOCK, FolderLock
+
+CACHE = Path("~/.cache/dipole_ray/recorded")
+FILES_IN_MEMORY, SCENES_A_PART = 32, 20
+TABLE = "scenes"
+"""Side table of a dataset, an entry a scene: what is seen of it."""
+
+
+class SceneSet:
+    """Scenes numbered through, in the order of the folders and of the files in them."""
+
+    def __init__(self, folders: Sequence[str | Path]) -> None:
+        """Open the folders.
+
+        Raises:
+            DatasetError: One cannot be opened, or there are no scenes at all.
+        """
+        self.folders = [SceneFolder(folder_of(str(folder)), FILES_IN_MEMORY) for folder in folders]
+        self._places = [(folder, token) for folder in self.folders for token in folder.tokens]
+        if not self._places:
+            raise DatasetError(f"no scenes in {', '.join(map(str, folders))}; 'dipole drive record' makes some")
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def read(self, number: int) -> RecordedScene:
+        """Return a scene."""
+        folder, token = self._places[number]
+        return folder.read(token)
+
+
+def folder_of(name: str) -> Path:
+    """Return the folder that a setting names: itself, or what `sumo:MAP:SCENES[:SEED]` is recorded to, once.
+
+    Raises:
+        ConfigError: There is no such map, or the numbers are none.
+        DipoleError: SUMO is not installed, or failed.
+    """
+    if not name.startswith(RECORDED):
+        return Path(name).expanduser()
+    words = name.split(":")[1:]
+    if not 2 <= len(words) <= 3 or not all(word.isdecimal() for word in words[1:]):
+        raise ConfigError(f"env.driving names the scenes '{name}'; write sumo:MAP:SCENES or sumo:MAP:SCENES:SEED")
+    city, scenes, seed = words[0], int(words[1]), int(words[2]) if len(words) == 3 else 0
+    out = CACHE.expanduser() / f"{city}-{scenes}-seed{seed}"
+    if not is_complete(out):
+        from dipole_ray.driving.sumo.record import RecordConfig, record_scenes  # needs SUMO
+
+        config = RecordConfig(map=city, scenes=scenes, seed=seed, scenes_per_part=SCENES_A_PART)
+        with FolderLock(out.parent, math.inf, f".{out.name}{LOCK}"):
+            if not is_complete(out):
+                record_scenes(config, out)
+    return out
+
+
+def schema_of(observation: str) -> Schema:
+    """Return what rows of judged plans hold: the number of a scene, of which the side table says what is seen."""
+    return Schema(Column((DIMS[observation],), table=TABLE), ACTION_DIM)

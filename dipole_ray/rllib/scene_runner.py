@@ -1,0 +1,180 @@
+"""Experience of judged plans: workers that draw a group of plans for a scene and score it, in the place of steps.
+
+They are rollout workers like those that step environments: asked, replaced, retired and resumed in the same way.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.env.env_runner_group import EnvRunnerGroup
+
+from dipole_ray.driving.actions import actions_of, explored, plans_of
+from dipole_ray.driving.group import group_advantages, judged_rows
+from dipole_ray.driving.observations import observe
+from dipole_ray.driving.scene_set import SceneSet
+from dipole_ray.driving.score import PDMScorer
+from dipole_ray.errors import ConfigError
+from dipole_ray.evaluation.cells import Cell
+from dipole_ray.evaluation.pieces import Piece
+from dipole_ray.evaluation.plans import MEASURES, evaluate_plans
+from dipole_ray.evaluation.play import CellResult
+from dipole_ray.rllib.env_runner import DIPOLEEnvRunner
+from dipole_ray.rllib.experience import FragmentReport, PublishedPolicy, SourceState
+from dipole_ray.rllib.rollouts import Rollouts
+
+_SCENE_STREAM, _NOISE_STREAM = 1 << 20, 1 << 21  # apart from those of environments, which are numbered from 0
+
+
+class SceneRollouts(Rollouts):
+    """Experience of scenes, which also tells its workers how many plans there have been: early rounds have noise."""
+
+    def __init__(self, group: EnvRunnerGroup, config: AlgorithmConfig) -> None:
+        super().__init__(group, config)
+        self._num_scenes = len(SceneSet(config.env_settings().driving.driven_in))
+        self._num_plans = 0
+
+    def _wanted(self) -> dict[str, Any]:
+        return {**super()._wanted(), "env_steps": self._num_plans}
+
+    def gather(self, policy: Callable[[], PublishedPolicy]) -> Iterator[FragmentReport]:
+        """Yield fragments, see `Rollouts.gather`."""
+        for fragment in super().gather(policy):
+            self._num_plans += fragment.env_steps
+            yield fragment
+
+    def restore(self, state: SourceState | None, life: int) -> None:
+        """Go on from `state` after `life` plans, see `Rollouts.restore`."""
+        super().restore(state, life)
+        self._num_plans = life
+
+    def evaluate(
+        self, cells: Sequence[Cell], policy: PublishedPolicy, *, episodes: int, **how: Any
+    ) -> Iterator[CellResult | None]:
+        """Yield the results of cells, each in as many scenes, at most in all there are."""
+        return super().evaluate(cells, policy, episodes=min(episodes, self._num_scenes), **how)
+
+
+class SceneRunner(DIPOLEEnvRunner):
+    """Draws plans for scenes and has them scored, for training and evaluation."""
+
+    def __init__(self, *, config: Any, **kwargs: Any) -> None:
+        super().__init__(config=config, **kwargs)
+        if self._callbacks.is_asked:
+            remedy = "leave on_environment_created, on_episode_* and on_sample_end out"
+            raise ConfigError(f"callbacks: scenes have neither environments nor episode objects to tell of; {remedy}")
+        self._driving = self._env_config.driving
+        self._scenes: SceneSet | None = None  # opened on first use
+        self._driven_in: SceneSet | None = None
+        self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))  # of an epoch, its number first
+
+    def make_env(self) -> None:
+        """Build nothing: there is nothing to step."""
+        self.env = []
+
+    def collect(
+        self, num_steps: int, version: int = 0, policy: Any = None, backbone: Any = None, env_steps: int = 0
+    ) -> FragmentReport:
+        """Judge a group of plans for each of the next `num_steps` times `num_envs` scenes; see the base class.
+
+        The `env_steps` are the plans so far, of all workers, by which a round has noise or none.
+        """
+        start = time.perf_counter()
+        if policy is not None:
+            self.set_policy(version, policy, backbone)
+        noisy_plans = self._driving.noise_rounds * self.config.training_settings().env_steps_per_iteration
+        noise = self._driving.noise if env_steps < noisy_plans else 0.0
+        judged = [group for _ in range(num_steps) for group in self._judged(noise)]
+        self._sequence += 1
+        size, drawn = self._driving.group_size, slice(self._driving.plans)
+        scores = np.stack([group.scores for group in judged])  # (S, G, measures)
+        advantages = group_advantages(scores[..., MEASURES.index("pdms")])
+        numbers = np.array([group.number for group in judged]).repeat(size)
+        actions = np.concatenate([group.actions for group in judged])
+        pdms = scores[:, drawn, MEASURES.index("pdms")]
+        measures = {name: scores[:, drawn, column].ravel() for column, name in enumerate(MEASURES)}
+        measures |= {"best_of_group": pdms.max(axis=1), "has_spread": (advantages != 0).any(axis=1).astype(float)}
+        if self._driving.logged_plan:
+            measures["logged_pdms"] = scores[:, -1, MEASURES.index("pdms")]
+        return FragmentReport(
+            rows=judged_rows(numbers, actions, advantages.ravel(), self._driving.observation),
+            worker=self.worker_index,
+            incarnation=self._incarnation,
+            sequence=self._sequence,
+            env_steps=len(actions),
+            dropped_env_steps=0,
+            returns=pdms.ravel().tolist(),
+            lengths=[1] * pdms.size,
+            successes=[None] * pdms.size,
+            policy_version=self.policy_version,
+            busy_s=time.perf_counter() - start,
+            measures=measures,
+        )
+
+    def evaluate(
+        self, piece: Piece, *, num_envs: int, version: int, policy: Any, backbone: Any = None, **how: Any
+    ) -> tuple[Piece, list[CellResult]]:
+        """Play a piece of a grid with a published policy; see the base class."""
+        self.set_policy(version, policy, backbone)
+        self._driven_in = self._driven_in or SceneSet(self._driving.driven_in)
+        own: Any = {"seed": how["seed"], "num_envs": num_envs, "scenes": self._driven_in, "on_scene": self._beat}
+        return piece, evaluate_plans(self.module.policy, self._driving, piece.cells, episodes=piece.episodes, **own)
+
+    def _judged(self, noise: float) -> "list[_Group]":
+        """Return the groups of the next scenes, whose plans are drawn by one call of the policy."""
+        self._scenes = scenes = self._scenes or SceneSet(self._driving.scenes)
+        numbers = [self._next_scene(i, len(scenes)) for i in range(self.num_envs)]
+        seen = [scenes.read(number) for number in numbers]
+        self._beat()
+        observations = np.stack([observe(one, self._driving.observation) for one in seen])
+        observations = observations.repeat(self._driving.plans, axis=0)
+        plans = plans_of(self._act(observations, ()))
+        if noise:
+            random = np.random.default_rng(self._derived_seed(_NOISE_STREAM, sum(self._num_episodes)))
+            plans = explored(plans, noise, random)
+        groups = []
+        for number, one, own in zip(numbers, seen, np.split(plans, len(seen)), strict=True):
+            logged = [one.human[None]] if self._driving.logged_plan else []
+            actions = actions_of(np.concatenate([own, *logged]))
+            scores = PDMScorer(one.scene, self._driving.bearing).score(plans_of(actions))
+            table = np.stack([getattr(scores, name) for name in MEASURES], axis=1)
+            groups.append(_Group(number, actions, table))
+            self._beat()
+        return groups
+
+    def _next_scene(self, i: int, count: int) -> int:
+        """Return the scene whose turn it is: each comes once an epoch, in an order of this worker and life."""
+        turn = self._num_episodes[i] * self.num_envs + i
+        self._num_episodes[i] += 1
+        epoch, place = divmod(turn, count)
+        if self._order[0] != epoch:
+            random = np.random.default_rng(self._derived_seed(_SCENE_STREAM, epoch))
+            self._order = epoch, random.permutation(count)
+        return int(self._order[1][place])
+
+    def _beat(self) -> None:
+        """Tell the driver that this worker lives: nothing takes long but many scenes."""
+        if self._heartbeat is not None:
+            self._heartbeat.beat()
+
+    def begin_life(self, life: int) -> None:
+        """Draw scenes in another order from now on; see the base class."""
+        super().begin_life(life)
+        self._order = (-1, self._order[1])
+
+    def load_rollout_state(self, tensors: Any, state: Any) -> None:
+        """Go on with the scenes where they were; see the base class."""
+        super().load_rollout_state(tensors, state)
+        self._order = (-1, self._order[1])
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """The judged plans of one scene."""
+
+    number: int
+    actions: np.ndarray  # (G, A)
+    scores: np.ndarray  # (G, measures)

@@ -1,0 +1,204 @@
+"""Scenes as a source of experience: groups of plans, judged; one loop, replay, checkpoint and table with the rest."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("shapely")
+
+from dipole_ray.collect.scenes import scene_dataset
+from dipole_ray.data.dataset import open_dataset
+from dipole_ray.driving.actions import ACTION_DIM, actions_of, explored, plans_of
+from dipole_ray.driving.group import group_advantages
+from dipole_ray.driving.observations import observe
+from dipole_ray.driving.scene_set import SceneSet
+from dipole_ray.driving.score import PDMScorer
+from dipole_ray.envs.make import EnvConfig, make_env
+from dipole_ray.envs.scenes import DrivingConfig
+from dipole_ray.errors import ConfigError, DatasetError
+from dipole_ray.evaluation.cells import EvalConfig
+from dipole_ray.evaluation.parallel import evaluate_policy
+from dipole_ray.evaluation.report import print_table
+from dipole_ray.evaluation.table import rows_of
+from dipole_ray.files.checkpoint import newest_valid, read_checkpoint
+from dipole_ray.replay.replay import Replay
+from dipole_ray.runs.config import RunConfig
+from dipole_ray.runs.run import Run
+from dipole_ray.runs.start import resume_run, start_run
+from dipole_ray.serving.policy import load_policy
+from dipole_ray.tracking.metrics_file import read_metrics
+from tests.driving.folders import made_folder
+
+PLANS, TRAIN, VALIDATION = 3, 6, 4
+GROUP = PLANS + 1
+ROUND = TRAIN * GROUP
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    place = tmp_path_factory.mktemp("scenes")
+    return made_folder(place / "train", TRAIN), made_folder(place / "validation", VALIDATION)
+
+
+def settings(folders: tuple[Path, Path], place: Path, **training: Any) -> dict[str, Any]:
+    """Return a run of two rounds after a short clone phase."""
+    driving = {"scenes": [str(folders[0])], "validation": [str(folders[1])], "plans": PLANS}
+    loop = {"learner_steps_per_call": 8, "learner_steps_per_iteration": 20, "env_steps_per_iteration": ROUND}
+    agent = {"hidden_dims": [32, 32], "batch_size": 16, "denoise_steps": 3, "observation_normalization": "dataset"}
+    return {
+        "folder": str(place / "runs"),
+        "env": {"id": "drive", "driving": {**driving, "noise": 0.1, "noise_rounds": 1}},
+        "data": {"cache": str(place / "cache")},
+        "agent": {"advantage": "group", "num_candidates": 1, "omega": 1.0, **agent},
+        "training": {"offline_learner_steps": 20, "online_env_steps": 2 * ROUND, **loop, **training},
+        "rollout": {"envs_per_worker": 2, "fragment_steps": 3},
+        "learner": {"num_threads": 1},
+        "evaluation": {"episodes": 100, "omegas": [0.0, 1.0], "every_learner_steps": 20, "interval_episodes": 2},
+        "tracking": {"mlflow": False},
+    }
+
+
+@pytest.fixture(scope="module")
+def run(cluster: None, folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return start_run(RunConfig.from_mapping(settings(folders, tmp_path_factory.mktemp("run"))))
+
+
+def test_an_advantage_is_a_plans_place_in_its_group_and_none_where_all_are_alike() -> None:
+    scores = np.array([[0.0, 0.5, 1.0], [0.1, 0.1, 0.1], [1.0, 1.0, 0.0]])
+    found = group_advantages(scores)
+    np.testing.assert_allclose(found[[0, 2]].mean(axis=1), 0, atol=1e-6)
+    np.testing.assert_allclose(found[[0, 2]].std(axis=1), 1, atol=1e-5)
+    assert found[1].tolist() == [0, 0, 0] and found.dtype == np.float32
+
+
+def test_a_plan_survives_as_an_action_to_a_millimetre() -> None:
+    random = np.random.default_rng(0)
+    speeds, bend = random.uniform(0, 30, (50, 1)), random.normal(0, 0.3, (50, 1)) * np.arange(1, 9) / 8
+    times = 0.5 * np.arange(1, 9)
+    plans = np.stack([speeds * times * np.cos(bend / 2), speeds * times * np.sin(bend / 2), bend], axis=-1)
+    actions = actions_of(plans)
+    assert actions.shape == (50, ACTION_DIM) and actions.dtype == np.float32 and np.abs(actions).max() <= 1
+    np.testing.assert_allclose(plans_of(actions), plans, atol=1e-3)
+    wild = explored(plans, 0.2, random)
+    assert np.isfinite(wild).all() and 0.1 < (wild[:, -1, 0] / plans[:, -1, 0] - 1).std() < 0.4
+    np.testing.assert_allclose(explored(plans, 0.0, random), plans, atol=1e-12)
+
+
+def test_rows_refer_to_scenes_stored_once_and_hold_whole_groups(run: Run, folders: tuple[Path, Path]) -> None:
+    """Of each scene every round has G drawn plans and the driven one, whose advantages are its place among them."""
+    scenes, driving = SceneSet([folders[0]]), run.config.env.driving
+    dataset = open_dataset(scene_dataset(driving, Path(run.config.data.cache)))
+    assert len(dataset.tables["scenes"]) == TRAIN and dataset.num_transitions == TRAIN
+    np.testing.assert_array_equal(dataset.tables["scenes"][2], observe(scenes.read(2), "status"))
+    checkpoint = read_checkpoint(newest_valid(run.folder / "checkpoints"))
+    assert checkpoint.metadata["env_steps"] == 2 * ROUND
+    assert not [name for name in checkpoint.tensors["agent"] if "critic" in name or "value." in name]
+    ring: Any = {"capacity": checkpoint.metadata["replay"]["online"]["capacity"]}
+    ring["online"] = run.folder / "replay" / "online.arrow"
+    replay = Replay(schema=dataset.schema, offline=[dataset.directory], **ring)
+    replay.load_state(checkpoint.metadata["replay"])
+    assert replay._ring is not None and replay.num_online == 2 * ROUND
+    columns = replay._ring.columns
+    rows = np.arange(0, 4 * ROUND, 2)  # each plan's closing row follows it
+    assert not columns["masks"][rows].any() and not columns["remaining"][rows + 1].any()
+    numbers = columns["observations"][rows].reshape(2, TRAIN, GROUP)
+    assert (numbers == numbers[..., :1]).all() and (np.sort(numbers[..., 0]) == np.arange(TRAIN)).all()
+    advantages = columns["rewards"][rows].reshape(-1, GROUP)
+    actions = columns["actions"][rows].reshape(-1, GROUP, ACTION_DIM)
+    for number, group, own in zip(numbers[..., 0].ravel(), actions, advantages, strict=True):
+        scene = scenes.read(int(number))
+        np.testing.assert_array_equal(group[-1], actions_of(scene.human[None])[0])
+        scores = PDMScorer(scene.scene, "clipped").score(plans_of(group)).pdms
+        np.testing.assert_allclose(own, group_advantages(scores[None])[0], atol=1e-5)
+    replay.close()
+
+
+def test_sub_scores_are_in_metrics_progress_and_table(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = read_metrics(run.folder)
+    rounds = [line for line in lines if "rollout/nc" in line]
+    assert len(rounds) == 2
+    for name in ("pdms", "nc", "dac", "ep", "ttc", "c", "best_of_group", "has_spread", "logged_pdms"):
+        assert all(0 <= line[f"rollout/{name}"] <= 1 for line in rounds), name
+    assert all(line["rollout/best_of_group"] >= line["rollout/pdms"] for line in rounds)
+    assert any("eval/ttc/omega_1_candidates_1" in line for line in lines)
+    rows = run.evaluation["online"]
+    assert {row["omega"] for row in rows} == {0.0, 1.0} and {row["candidates"] for row in rows} == {1}
+    for row in rows:
+        assert row["episodes"] == VALIDATION and row["return"] == pytest.approx(row["scores"]["pdms"])
+        assert row["score_errors"]["pdms"] is not None
+    print_table(run.evaluation)
+    shown = capsys.readouterr().out
+    assert "pdms" in shown and "+-" in shown and "4 scenes per row" in shown
+
+
+def test_dipole_evaluate_finds_what_the_run_found(run: Run) -> None:
+    trained = load_policy(run.folder)
+    found = evaluate_policy(trained, EvalConfig(episodes=100, omegas=(1.0,)), progress=False)
+    assert rows_of(found, run.config.agent) == [row for row in run.evaluation["online"] if row["omega"] == 1.0]
+
+
+def test_a_run_that_is_continued_ends_bitwise_as_one_that_was_not(run: Run, folders: Any, tmp_path: Path) -> None:
+    half = start_run(RunConfig.from_mapping(settings(folders, tmp_path, online_env_steps=ROUND)))
+    longer = resume_run(half.folder, [f"training.online_env_steps={2 * ROUND}", "training.replay_capacity=null"])
+    ends = [newest_valid(one.folder / "checkpoints") for one in (run, longer)]
+    agents = [(end / "agent.safetensors").read_bytes() for end in ends if end is not None]
+    assert len(agents) == 2 and agents[0] == agents[1]
+
+
+def test_rounds_end_early_and_the_run_goes_back_to_the_networks_of_its_best_evaluation(
+    cluster: None, folders: Any, tmp_path: Path
+) -> None:
+    """Also where it was interrupted in between; once ended it stays so, until nobody waits for better ones."""
+    given = settings(folders, tmp_path, online_env_steps=8 * ROUND)
+    given["agent"]["learning_rate"] = 0.02  # it gets worse, sooner or later
+    given["evaluation"] |= {"patience": 2, "interval_episodes": 100, "omegas": [1.0]}
+    ended = start_run(RunConfig.from_mapping(given))
+    scores = [line["eval/return"] for line in read_metrics(ended.folder) if line["env_steps"] and "eval/return" in line]
+    *watched, final = scores
+    assert 3 <= len(watched) <= 8 and ended.algorithm.env_steps == len(watched) * ROUND
+    assert len(watched) == 8 or max(watched[-2:]) <= max(watched[:-2])
+    assert final == max(watched) == ended.evaluation["online"][0]["return"]
+    again = resume_run(ended.folder, [])
+    assert (again.algorithm.env_steps, again.evaluation) == (ended.algorithm.env_steps, ended.evaluation)
+    with pytest.raises(ConfigError, match=r"set evaluation\.every_learner_steps"):
+        EvalConfig(patience=2)
+
+
+def test_what_contradicts_scenes_is_refused_with_the_remedy(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    plain = settings(folders, tmp_path)
+
+    def refusal(*changes: tuple[str, str, Any]) -> str:
+        changed = json.loads(json.dumps(plain))
+        for section, key, value in changes:
+            changed[section][key] = value
+        with pytest.raises(ConfigError) as refused:
+            RunConfig.from_mapping(changed)
+        return str(refused.value)
+
+    assert "set agent.advantage=group" in refusal(("agent", "advantage", "critic"))
+    assert "leave the section data out" in refusal(("data", "collect_transitions", 10))
+    assert "evaluation.videos" in refusal(("evaluation", "videos", 1))
+    assert "is one plan; leave it out" in refusal(("env", "max_episode_steps", 5))
+    assert "env.driving names 1 folders" in refusal(("env", "id", "Pendulum-v1"))
+    assert "give both, or set both to 0" in refusal(("env", "driving", {"scenes": ["x"], "noise": 0.1}))
+    assert "agent.advantage=critic" in refusal(
+        ("env", "id", "Pendulum-v1"), ("env", "driving", {}), ("training", "offline_learner_steps", 0)
+    )
+    with pytest.raises(ConfigError, match="is not stepped"):
+        make_env(EnvConfig(id="drive", driving=DrivingConfig(scenes=(str(folders[0]),))))
+    with pytest.raises(ConfigError, match="write sumo:MAP:SCENES"):
+        SceneSet(["sumo:berlin"])
+    with pytest.raises(DatasetError, match=r"no scenes\.json|cannot be read"):
+        SceneSet([tmp_path])
+
+
+def test_folders_of_scenes_are_meant_relative_to_where_they_are_given(folders: Any, tmp_path: Path) -> None:
+    given = settings(folders, tmp_path)
+    given["env"]["driving"] |= {"scenes": ["train", "sumo:berlin:5"], "validation": ["/elsewhere"]}
+    located = RunConfig.from_mapping(given).located("/base").env.driving
+    assert located.scenes == ("/base/train", "sumo:berlin:5") and located.validation == ("/elsewhere",)
