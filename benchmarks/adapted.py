@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.gpu.attempt import attempt
 from dipole_ray.agents.adapters import AdapterConfig
 from dipole_ray.agents.agent import Agent, Batch, make_agent
 from dipole_ray.agents.backbones import BackboneConfig
@@ -22,18 +23,22 @@ SCHEMA = Schema(29, 8)
 BATCH = {"mlp": 256, "dit-tiny": 32, "dit-small": 32, "dit-base": 32}
 
 
-def settings(network: str, rank: int) -> AgentConfig:
+def settings(network: str, rank: int, dtype: str = "float32") -> AgentConfig:
     """Return the paper's agent on a network, with the paper's targets where there are adapters."""
     targets = ("linear",) if network == "mlp" else ("attention", "mlp")
     adapters = AdapterConfig(rank=rank, targets=targets) if rank else AdapterConfig()
-    return AgentConfig(backbone=BackboneConfig(network=network), adapters=adapters, batch_size=BATCH[network])
+    return AgentConfig(
+        backbone=BackboneConfig(network=network, dtype=dtype), adapters=adapters, batch_size=BATCH[network]
+    )
 
 
-def learner(network: str, rank: int, updates: int, threads: int, device: str = "cpu") -> dict[str, Any]:
+def learner(
+    network: str, rank: int, updates: int, threads: int, device: str = "cpu", dtype: str = "float32"
+) -> dict[str, Any]:
     """Return what a learner holds, and its updates/s after one that warms up; on a GPU captured ones beside."""
     torch.set_num_threads(threads)
     rng, rows = np.random.default_rng(0), BATCH[network]
-    agent = make_agent(settings(network, rank), SCHEMA, seed=0, device=device)
+    agent = make_agent(settings(network, rank, dtype), SCHEMA, seed=0, device=device)
     agent.compile(threads)
     batch = {
         "observations": rng.normal(size=(rows, 29)),
@@ -58,15 +63,15 @@ def learner(network: str, rank: int, updates: int, threads: int, device: str = "
         "published_bytes": sum(each.nbytes for each in agent.policy.networks.state_dict().values()),
         "updates_per_s": rate,
     }
-    return found if device == "cpu" else found | captured(agent, batch, updates)
+    return found if device == "cpu" else found | attempt("captured", captured, agent, batch, updates)
 
 
 def captured(agent: Agent, batch: Batch, updates: int) -> dict[str, Any]:
     """Return the rate of an agent's updates as a GPU replays them, and the most memory that it has held there."""
     peak = torch.cuda.max_memory_allocated()
-    graph = CapturedUpdates(agent, len(batch["rewards"]), updates)
+    graph = CapturedUpdates([agent], len(batch["rewards"]), updates)
     columns = {name: np.concatenate([column] * updates) for name, column in batch.items()}
-    graph.update_on(columns)
+    graph.update_on([columns])
     start = time.perf_counter()
-    graph.update_on(columns)
+    graph.update_on([columns])
     return {"peak_bytes": peak, "captured_updates_per_s": updates / (time.perf_counter() - start)}

@@ -2,10 +2,11 @@
 
     python -m benchmarks.adapters --out benchmarks/results
 
-Full fine-tuning of pi+ and pi- (rank 0) against adapters on one backbone, each case in processes of its own, all in
-turn for so many rounds; 29 observations, 8 actions, critics of 3 x 512. A worker's memory is the most that its process
-held when it had taken a published policy and acted a few times for 4 environments, beyond what it held before it built
-the policy; PEFT's import, which only adapters need, counts. DiT base is counted, not run: it needs a GPU.
+Full fine-tuning of pi+ and pi- (rank 0) against adapters on one backbone, whose frozen weights are kept in float32 or
+bfloat16, each case in processes of its own, all in turn for so many rounds; 29 observations, 8 actions, critics of 3 x
+512. A worker's memory is the most that its process held when it had taken a published policy and acted a few times for
+4 environments, beyond what it held before it built the policy. Of DiT base the learner is counted, not run: its rates
+are `benchmarks.gpu.adapters`'s; its worker acts once (with full networks it takes 12 GiB).
 """
 
 from __future__ import annotations
@@ -31,8 +32,10 @@ from dipole_ray.agents.networks import Sizes
 from dipole_ray.tables import markdown_table
 
 RANKS = (0, 4, 16, 64)
+KINDS = (*((rank, "float32") for rank in RANKS), (16, "bfloat16"))
+"""Rank, and what the frozen backbone is kept in."""
 RUN = ("mlp", "dit-small")
-MEGA, ACTIONS = 2**20, 3
+MEGA = 2**20
 
 
 def memory(field: str) -> int:
@@ -41,15 +44,15 @@ def memory(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
-def worker(network: str, rank: int) -> dict[str, Any]:
+def worker(network: str, rank: int, actions: int, dtype: str = "float32") -> dict[str, Any]:
     """Return the memory that acting takes in this process."""
     torch.set_num_threads(1)
     before = memory("VmRSS")
-    policy = make_policy(settings(network, rank), SCHEMA, seed=0)
+    policy = make_policy(settings(network, rank, dtype), SCHEMA, seed=0)
     policy.load_policy_state(policy.policy_state())
-    for step in range(ACTIONS):
+    for step in range(actions):
         policy.sample_actions(
-            np.full((4, 29), step / ACTIONS, np.float32), omega=1.0 if policy.config.is_guided else None
+            np.full((4, 29), step / actions, np.float32), omega=1.0 if policy.config.is_guided else None
         )
     return {"worker_bytes": memory("VmHWM") - before}
 
@@ -73,30 +76,36 @@ def in_a_process(*words: object) -> dict[str, Any]:
 
 
 def measured(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return a row for each network and rank, medians over the rounds."""
-    cases = [(network, rank) for network in RUN for rank in RANKS]
-    rounds: list[dict[tuple[str, int], dict[str, Any]]] = []
+    """Return a row for each network and kind, medians over the rounds."""
+    cases = [(network, rank, dtype) for network in RUN for rank, dtype in KINDS]
+    rounds: list[dict[tuple[str, int, str], dict[str, Any]]] = []
     for _ in range(args.rounds):
         rounds.append({})
-        for network, rank in cases:
+        for network, rank, dtype in cases:
             updates = 30 if network == "mlp" else 2
-            found = in_a_process("learner", network, rank, updates, args.threads)
-            rounds[-1][network, rank] = found | in_a_process("worker", network, rank)
+            found = in_a_process("learner", network, rank, updates, args.threads, "cpu", dtype)
+            rounds[-1][network, rank, dtype] = found | in_a_process("worker", network, rank, 3, dtype)
     rows = []
-    for network, rank in cases:
-        every = [one[network, rank] for one in rounds]
+    for case in cases:
+        every, full = [one[case] for one in rounds], [one[case[0], 0, "float32"] for one in rounds]
         medians = {key: statistics.median(each[key] for each in every) for key in every[0]}
-        ratios = [one[network, rank]["updates_per_s"] / one[network, 0]["updates_per_s"] for one in rounds]
-        rates = {"rate_to_full": statistics.median(ratios), "rates_to_full": ratios}
-        rows.append({"network": network, "rank": rank, **medians, **rates})
-    return rows + [{"network": "dit-base", "rank": rank, **counted(rank)} for rank in RANKS]
+        rates = [each["updates_per_s"] / other["updates_per_s"] for each, other in zip(every, full, strict=True)]
+        rows.append({**dict(zip(("network", "rank", "dtype"), case, strict=True)), **medians, "rates_to_full": rates})
+    return rows + [base(rank, dtype) for rank, dtype in KINDS if rank or args.full]
+
+
+def base(rank: int, dtype: str) -> dict[str, Any]:
+    """Return the row of DiT base."""
+    acting = in_a_process("worker", "dit-base", rank, 1, dtype)
+    return {"network": "dit-base", "rank": rank, "dtype": dtype, **counted(rank), **acting}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the rows for a person."""
     lines = []
     for row in rows:
-        cells = [row["network"], row["rank"] or "full", f"{row['parameters'] / 1e6:.2f}", f"{row['trained'] / 1e6:.2f}"]
+        kind = f"{row['rank']}, bfloat16" if row["dtype"] == "bfloat16" else row["rank"] or "full"
+        cells = [row["network"], kind, f"{row['parameters'] / 1e6:.2f}", f"{row['trained'] / 1e6:.2f}"]
         for key in ("optimizer_bytes", "published_bytes", "worker_bytes"):
             cells.append(f"{row[key] / MEGA:.1f}" if key in row else "-")
         cells.append(f"{row['updates_per_s']:.2f}" if "updates_per_s" in row else "-")
@@ -112,11 +121,13 @@ def main() -> None:
     parser.add_argument("--case", nargs="+", help=argparse.SUPPRESS)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--full", action="store_true", help="a worker with two full networks of DiT base, too: 12 GiB")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     if args.case:
-        kind, network, *numbers = args.case
-        print(json.dumps({"learner": learner, "worker": worker}[kind](network, *map(int, numbers))))
+        kind, network, *words = args.case
+        given = [int(word) if word.isdigit() else word for word in words]
+        print(json.dumps({"learner": learner, "worker": worker}[kind](network, *given)))
         return
     rows = measured(args)
     print(table(rows))

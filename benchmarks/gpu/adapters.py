@@ -35,7 +35,6 @@ from dipole_ray.agents.adapters import AdaptedFields, AdapterConfig
 from dipole_ray.agents.networks import Sizes
 
 NAMES = ["positive", "negative"]
-PEFTS = "PEFT's mixed batch"
 Run = Callable[[], Tensor]
 Seen = Mapping[str, Tensor]
 Way = Callable[[Any, Tensor, Tensor], Tensor]
@@ -49,7 +48,8 @@ class Case(NamedTuple):
     device: str
     shape: dit.Shape
     rows: int
-    states: Sequence[int]
+    training: Sequence[str]
+    acting: Mapping[int, Sequence[str]]
     candidates: int = 10
     steps: int = 10
     actions: int = 32
@@ -57,10 +57,17 @@ class Case(NamedTuple):
     ego: int = 12
 
 
-FULL: dict[str, Any] = {"shape": dit.Shape(1024, 12, 16, 475), "rows": 32, "states": (1, 16)}
-TINY: dict[str, Any] = {"shape": dit.Shape(64, 2, 4, 5), "rows": 4, "states": (1, 3)}
-CASES = ((16, "tf32"), (16, "bfloat16"), (64, "tf32"), (16, "float32"))
-"""Rank and numbers; the first two act for more states, too. `bfloat16` is the backbone's, below adapters in TF32."""
+FULL: dict[str, Any] = {"shape": dit.Shape(1024, 12, 16, 475), "rows": 32}
+TINY: dict[str, Any] = {"shape": dit.Shape(64, 2, 4, 5), "rows": 4}
+PEFTS, MERGED = "PEFT's mixed batch", ("merged, cached", "merged, once a step")
+TRAINING = ("two passes", PEFTS, "one batch", "one batch, shared")
+ACTING = tuple(f"{way}, {how}" for way in ("merged", "two passes", "one batch") for how in ("cached", "once a step"))
+CASES: tuple[tuple[int, str, Sequence[str], Mapping[int, Sequence[str]]], ...] = (
+    (16, "tf32", TRAINING, {1: ACTING, 16: MERGED}),
+    (64, "tf32", ("two passes", "one batch", "one batch, shared"), {1: MERGED}),
+    (16, "bfloat16", ("two passes", "one batch, shared"), {1: MERGED}),
+)
+"""Rank, numbers, ways to train, and ways to act for so many states; `bfloat16` is the backbone's, the rest is TF32."""
 
 
 def make_fields(case: Case) -> AdaptedFields:
@@ -185,7 +192,7 @@ def milliseconds(run: Run, device: str, seconds: float) -> dict[str, float]:
         if number:
             times.append(took * 1e3)
         else:
-            calls = max(2, min(100, int(seconds / took)))
+            calls = max(1, min(100, int(seconds / took)))
     return {"n": calls, "median": statistics.median(times), "min": min(times), "max": max(times)}
 
 
@@ -226,7 +233,7 @@ class Training:
     def update(self, way: Any) -> Tensor:
         loss, found = self.gradients(way)
         for parameter, gradient in zip(self.parameters, found, strict=True):
-            parameter.grad = gradient
+            parameter.grad = gradient.contiguous()
         self.optimizer.step()
         return loss
 
@@ -259,7 +266,9 @@ class Training:
     def every_way(self) -> dict[str, Any]:
         """Return what each way takes, by name."""
         found = {}
-        for name, way in training_ways(self.fields).items():
+        ways = training_ways(self.fields)
+        for name in self.case.training:
+            way = ways[name]
             found[name] = attempt(f"{label(self.case)}, {name}", self.measure, name, way)
             self.begin()
         return found
@@ -342,7 +351,8 @@ def acting(case: Case, fields: AdaptedFields, states: int, seconds: float) -> di
             "captured_ms": milliseconds(run, case.device, seconds),
         }
 
-    found = {name: attempt(f"{label(case)}, {states} states, {name}", measure, way) for name, way in ways.items()}
+    chosen = case.acting[states]
+    found = {name: attempt(f"{label(case)}, {states} states, {name}", measure, ways[name]) for name in chosen}
     fields._require_gradients()
     return found
 
@@ -353,7 +363,7 @@ def label(case: Case) -> str:
 
 def measured(case: Case, seconds: float) -> dict[str, Any]:
     """Return all of a case, with the memory that its weights take."""
-    torch.set_float32_matmul_precision("highest" if case.precision == "float32" else "high")
+    torch.set_float32_matmul_precision("high")
     fields = make_fields(case)
     found: dict[str, Any] = {
         "backbone_weights": sum(each.numel() for each in fields.backbone_state().values()),
@@ -361,7 +371,7 @@ def measured(case: Case, seconds: float) -> dict[str, Any]:
         "adapter_weights": sum(each.numel() for each in fields._of_adapters) // 2,
         "training": Training(case, fields, seconds).every_way(),
     }
-    found["acting"] = {str(states): acting(case, fields, states, seconds) for states in case.states}
+    found["acting"] = {str(states): acting(case, fields, states, seconds) for states in case.acting}
     torch.set_float32_matmul_precision("highest")
     return found
 
@@ -403,8 +413,8 @@ def tables(result: dict[str, Any]) -> str:
                 apart = f"{found['from_merged_and_cached']:.1e}, {found['captured_from_eager']:.1e}"
                 actions.append([name, states, way, shown(found["eager_ms"]), shown(found["captured_ms"]), apart])
     for rank, found in result["agents"].items():
-        if "failed" in found:
-            agents.append([rank, found["failed"], *[""] * 5])
+        if "parameters" not in found:
+            agents.append([rank, found["failed"], *[""] * 6])
             continue
         keys = ("parameters", "trained", "optimizer_bytes", "published_bytes", "updates_per_s")
         peak, replayed = found.get("peak_bytes", 0) / 2**20, found.get("captured_updates_per_s", float("nan"))
@@ -450,21 +460,20 @@ def main() -> None:
         "pefts_captured": {"failed": "not reached"},
     }
     arguments.out.mkdir(parents=True, exist_ok=True)
-    for _ in parts(result, device, sizes):
+    for _ in parts(result, device, sizes, 0.02 if arguments.tiny else 0.06):
         (arguments.out / f"gpu_adapters-{result['date']}.json").write_text(json.dumps(result, indent=1) + "\n")
+        (arguments.out / "gpu_adapters.md").write_text(tables(result) + "\n")
     print(tables(result))
 
 
-def parts(result: dict[str, Any], device: str, sizes: Mapping[str, Any]) -> Iterator[None]:
+def parts(result: dict[str, Any], device: str, sizes: Mapping[str, Any], seconds: float) -> Iterator[None]:
     """Fill the result in, part by part, the most wanted first."""
-    cases = [Case(rank, precision, device, **sizes) for rank, precision in CASES]
-    seconds, updates = (0.1, 5) if device == "cuda" else (0.02, 2)
-    network, ranks = ("dit-base", (16, 64, 0)) if device == "cuda" else ("dit-tiny", (16, 0))
+    cases = [Case(rank, precision, device, sizes["shape"], sizes["rows"], *ways) for rank, precision, *ways in CASES]
+    network, ranks, updates = ("dit-base", (16, 0, 64), 5) if device == "cuda" else ("dit-tiny", (16, 0), 2)
     for number, case in enumerate(cases):
-        chosen = case if number < 2 else case._replace(states=case.states[:1])
-        result["cases"][label(case)] = attempt(label(case), measured, chosen, seconds)
+        result["cases"][label(case)] = attempt(label(case), measured, case, seconds)
         yield
-        for rank in ranks if number == 1 else ():
+        for rank in (ranks[:1], ranks[1:2], ranks[2:])[number]:
             words = f"agent of {network}, r {rank}"
             result["agents"][str(rank)] = attempt(words, learner, network, rank, updates, 1, device)
             yield

@@ -172,7 +172,7 @@ class DiTFields(nn.Module):
     def velocity(self, context: Context, x: Tensor, t: float | Tensor, fields: Sequence[str]) -> Tensor:
         """Return the velocities (1, B, N, A), see `VelocityField.velocity`."""
         rows, candidates, _ = x.shape
-        times = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(rows, 1)
+        times = x.new_zeros(rows, 1) + t  # a tensor made of a number would be copied from the host, in no CUDA graph
         condition = context.embedding + self.time(_embedded(times))
         condition = condition.repeat_interleave(candidates, dim=0) if candidates > 1 else condition
         tokens = self.point(x.reshape(rows * candidates, -1, self.token_dim)) + self.places

@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from dipole_ray.agents.adapters import AdapterConfig
 from dipole_ray.agents.agent import Agent
+from dipole_ray.agents.backbones import BackboneConfig
 from dipole_ray.agents.captured import CapturedUpdates
 from dipole_ray.errors import NonFiniteError
 from tests.agents.battery import ROWS, Batch, assert_same, make_agent, make_batch, tiny_config
@@ -147,3 +150,23 @@ def test_rows_are_gathered_from_a_table_that_stays() -> None:
     for picked in index.numpy():
         agent.update({name: column[picked] for name, column in rows.items()})
     assert_close(agent, other)
+
+
+class OnTheDevice(TorchDispatchMode):
+    """Refuses what a CUDA graph cannot hold: tensors made of numbers of the host's, and numbers read from tensors."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func not in (torch.ops.aten.lift_fresh.default, torch.ops.aten._local_scalar_dense.default), func
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize("diffusion", ["flow", "vp"])
+def test_a_captured_step_of_a_transformer_asks_the_host_for_nothing(diffusion: str, rank: int) -> None:
+    changes = {"diffusion": "vp"} if diffusion == "vp" else {}
+    backbone, adapters = BackboneConfig(network="dit-tiny"), AdapterConfig(rank=rank)
+    config = tiny_config(bootstrap="policy", backbone=backbone, adapters=adapters, **changes)
+    captured = CapturedUpdates([make_agent(config)], ROWS, 1)
+    captured.load([make_batch(0)])
+    with OnTheDevice():
+        captured._update(diagnostics=True)
