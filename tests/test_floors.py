@@ -37,7 +37,7 @@ ALLOWED = {
     "agents": {"torch", "numpy", "safetensors", "triton", "numba", "llvmlite", "peft", "transformers"},
     "data": {"numpy", "pyarrow", "h5py", "requests", "urllib3", "PIL"},
     "replay": {"numpy", "pyarrow"},
-    "driving": {"PIL", "numpy", "pyarrow", "shapely", "scipy", "torch", "yaml"},
+    "driving": {"PIL", "numpy", "pyarrow", "safetensors", "scipy", "shapely", "tokenizers", "torch", "yaml"},
     "errors": set(),
     "columns": set(),
     "files": {"filelock", "safetensors", "torch"},

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dipole_ray.cli.command import add_command, print_files, require_place, write_file
+from dipole_ray.cli.drive_encode import add_encoder_commands
 from dipole_ray.errors import ConfigError, counted
 from dipole_ray.progress import Progress
 from dipole_ray.tables import DASH, print_table, terminal_table
@@ -108,6 +109,7 @@ def add_parser(subparsers: Any) -> None:
     _add_record(commands)
     _add_anchors(commands)
     _add_show(commands)
+    add_encoder_commands(commands)
     score = add_command(commands, "score", run_score, _SCORE, epilog=_FORMAT)
     files = "scenes: files, .json.gz, or folders; before them a file of plans, if they are not the scene files' own"
     score.add_argument("files", metavar="FILE", type=Path, nargs="+", help=files)
