@@ -10,14 +10,14 @@ import pytest
 pytest.importorskip("shapely")
 
 import torch
-from dipole_ray.driving.actions import ACTION_DIM, actions_of, plans_of
-from dipole_ray.driving.observations import observe
 
 from dipole_ray.agents.adapters import AdapterConfig
 from dipole_ray.agents.agent import make_agent
 from dipole_ray.agents.backbones import BackboneConfig
 from dipole_ray.agents.config import AgentConfig
+from dipole_ray.driving.actions import ACTION_DIM, actions_of, plans_of
 from dipole_ray.driving.contexts import encode_scenes, planning_schema
+from dipole_ray.driving.observations import observe
 from dipole_ray.driving.score import PDMScorer
 from tests.driving.test_anchors import scene
 from tests.driving.test_contexts import make_folder
