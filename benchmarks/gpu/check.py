@@ -54,9 +54,7 @@ VARIANTS = {
 }
 OTHER_TILES = [
     (1, "hidden", Tile(32, 64, 64, 4)),
-    (1, "hidden", Tile(32, 32, 64, 4)),
-    (1, "kernel", Tile(32, 128, 32, 4)),
-    (1, "input", Tile(32, 64, 64, 4)),
+    (1, "kernel", Tile(32, 32, 64, 4)),
     (8, "hidden", Tile(64, 64, 32, 2)),
     (8, "kernel", Tile(64, 64, 32, 2)),
     (8, "input", Tile(128, 128, 32, 8)),
@@ -282,11 +280,11 @@ def warm_up(what: str) -> None:
             CapturedUpdates([make_agent(config) for _ in range(count)], config.batch_size, 1)
 
 
-def warm_up_all() -> None:
+def warm_up_all(with_parts: bool) -> None:
     """Compile everything, in processes side by side."""
     what = [f"{bootstrap} {precision}" for bootstrap in ("value", "policy") for precision in PRECISIONS]
     what += [f"tile {number}" for number in range(len(OTHER_TILES))]
-    what += ["agents", *(f"parts {precision}" for precision in PRECISIONS)]
+    what += ["agents", *(f"parts {precision}" for precision in PRECISIONS if with_parts)]
     command = [sys.executable, "-m", "benchmarks.gpu.check", "--warm-up"]
     with tempfile.TemporaryDirectory() as folder:
         said = [(Path(folder) / str(number)).open("w+") for number in range(len(what))]
@@ -371,6 +369,9 @@ def print_tables(result: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument(
+        "--parts", action="store_true", help="also time the parts of an update, by the tiles of products"
+    )
     parser.add_argument("--warm-up", metavar="PART", help="compile the kernels of a part, and end")
     arguments = parser.parse_args()
     out = arguments.out
@@ -386,7 +387,7 @@ def main() -> None:
         "commit": commit or None,
         "sizes": {"hidden_dims": [512] * 3, "batch_size": 256, **SCHEMA.to_json()},
     }
-    warm_up_all()
+    warm_up_all(arguments.parts)
     for name, part in {"updates": updates, "seeds": seeds}.items():
         result[name] = {
             bootstrap: {
@@ -401,9 +402,8 @@ def main() -> None:
         for name, config in AGENTS.items():
             what = f"{name}, {variant}"
             result["equality"][what] = attempt(what, equality, config, VARIANTS[variant])
-        if "parts" not in result:
-            result["parts"] = attempt("parts", parts)
     result["publishing_ms"] = attempt("publishing", publishing)
+    result["parts"] = attempt("parts", parts) if arguments.parts else {}
     out.mkdir(parents=True, exist_ok=True)
     (out / f"gpu_check-{result['date']}.json").write_text(json.dumps(result, indent=1) + "\n")
     print_tables(result)

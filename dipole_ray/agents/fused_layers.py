@@ -82,8 +82,7 @@ def hidden_layer(
     row, column = tl.program_id(0) * TILE_B + tl.arange(0, TILE_B), tl.program_id(1) * TILE_H + tl.arange(0, TILE_H)
     member, term, is_row, is_column = tl.program_id(2), tl.arange(0, DEPTH), row < rows, column < H
     at, e = (member // E).to(tl.int64) * outer, member % E
-    left = x + (member // share).to(tl.int64) * x_member + row[:, None] * x_row
-    right = kernel + at + e * INPUTS * H + column[None, :]
+    left, right = x + (member // share).to(tl.int64) * x_member, kernel + at + e * INPUTS * H
     if NORM_IN:
         part = tl.arange(0, BELOW_BLOCK)
         of = (member * BELOW + part)[:, None] * rows + row[None, :]
@@ -101,8 +100,9 @@ def hidden_layer(
     total = tl.zeros((TILE_B, TILE_H), dtype=tl.float32)
     for start in range(0, INPUTS, DEPTH):
         k = start + term
-        a = tl.load(left + k[None, :], mask=is_row[:, None] & (k < INPUTS)[None, :], other=0.0)
-        b = tl.load(right + k[:, None] * H, mask=(k < INPUTS)[:, None] & is_column[None, :], other=0.0)
+        a_at, b_at = left + (row[:, None] * x_row + k[None, :]), right + (k[:, None] * H + column[None, :])
+        a = tl.load(a_at, mask=is_row[:, None] & (k < INPUTS)[None, :], other=0.0)
+        b = tl.load(b_at, mask=(k < INPUTS)[:, None] & is_column[None, :], other=0.0)
         if NORM_IN:
             factor = tl.load(scale + at + e * INPUTS + k, mask=k < INPUTS, other=0.0)
             term_added = tl.load(shift + at + e * INPUTS + k, mask=k < INPUTS, other=0.0)
@@ -236,12 +236,13 @@ def input_gradient(
     """Write dx (M, B, I), the gradient of a layer's inputs, from that of its product (M, B, H)."""
     row, unit = tl.program_id(0) * TILE_B + tl.arange(0, TILE_B), tl.program_id(1) * TILE_I + tl.arange(0, TILE_I)
     member, term, is_row, is_unit = tl.program_id(2), tl.arange(0, DEPTH), row < rows, unit < INPUTS
-    right = kernel + (member // E).to(tl.int64) * outer + ((member % E) * INPUTS + unit)[:, None] * H
-    left, total = dz + (member * rows + row)[:, None] * H, tl.zeros((TILE_B, TILE_I), dtype=tl.float32)
+    right = kernel + (member // E).to(tl.int64) * outer + (member % E) * INPUTS * H
+    left, total = dz + member.to(tl.int64) * rows * H, tl.zeros((TILE_B, TILE_I), dtype=tl.float32)
     for start in range(0, H, DEPTH):
         k = start + term
-        a = tl.load(left + k[None, :], mask=is_row[:, None] & (k < H)[None, :], other=0.0)
-        b = tl.load(right + k[None, :], mask=is_unit[:, None] & (k < H)[None, :], other=0.0)
+        a_at, b_at = left + (row[:, None] * H + k[None, :]), right + (unit[:, None] * H + k[None, :])
+        a = tl.load(a_at, mask=is_row[:, None] & (k < H)[None, :], other=0.0)
+        b = tl.load(b_at, mask=is_unit[:, None] & (k < H)[None, :], other=0.0)
         total = tl.dot(a, tl.trans(b), total, input_precision=PRECISION)
     to = (member * rows + row)[:, None] * INPUTS + unit[None, :]
     tl.store(dx + to, total, mask=is_row[:, None] & is_unit[None, :])
@@ -258,19 +259,19 @@ def kernel_gradient(
     unit, column = tl.program_id(0) * TILE_I + tl.arange(0, TILE_I), tl.program_id(1) * TILE_H + tl.arange(0, TILE_H)
     member, term, is_unit, is_column = tl.program_id(2), tl.arange(0, DEPTH), unit < INPUTS, column < H
     s, e, total = (member // E).to(tl.int64), member % E, tl.zeros((TILE_I, TILE_H), dtype=tl.float32)
-    left = x + (member // share).to(tl.int64) * x_member + unit[None, :]
+    left, right = x + (member // share).to(tl.int64) * x_member, dz + member.to(tl.int64) * BATCH * H
     if NORM:
         factor = tl.load(scale + s * outer + e * INPUTS + unit, mask=is_unit, other=0.0)
         term_added = tl.load(shift + s * outer + e * INPUTS + unit, mask=is_unit, other=0.0)
     for start in range(0, BATCH, DEPTH):
         row = start + term
         is_row = row < BATCH
-        a = tl.load(left + row[:, None] * x_row, mask=is_row[:, None] & is_unit[None, :], other=0.0)
+        a_at, b_at = left + (row[:, None] * x_row + unit[None, :]), right + (row[:, None] * H + column[None, :])
+        a = tl.load(a_at, mask=is_row[:, None] & is_unit[None, :], other=0.0)
         if NORM:
             mean = tl.load(moments + member * BATCH + row, mask=is_row, other=0.0)
             rstd = tl.load(moments + (members + member) * BATCH + row, mask=is_row, other=0.0)
             a = (a - mean[:, None]) * rstd[:, None] * factor[None, :] + term_added[None, :]
-        b_at = dz + (member * BATCH + row)[:, None] * H + column[None, :]
         b = tl.load(b_at, mask=is_row[:, None] & is_column[None, :], other=0.0)
         total = tl.dot(tl.trans(a), b, total, input_precision=PRECISION)
     to = s * dw_outer + (e * INPUTS + unit)[:, None] * H + column[None, :]

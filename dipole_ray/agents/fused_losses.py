@@ -36,8 +36,9 @@ def _forward(
 
 @triton.jit
 def _backward(
-    x: tl.tensor, target: tl.tensor, weights: tl.tensor, dy: tl.tensor, dx: tl.tensor, F: tl.constexpr,
-    B: tl.constexpr, C: tl.constexpr, A: tl.constexpr, WEIGHTED: tl.constexpr, BLOCK: tl.constexpr,
+    x: tl.tensor, target: tl.tensor, weights: tl.tensor, dy: tl.tensor, dx: tl.tensor, dy_agent: tl.tensor,
+    dy_member: tl.tensor, F: tl.constexpr, B: tl.constexpr, C: tl.constexpr, A: tl.constexpr, WEIGHTED: tl.constexpr,
+    BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
     at, member = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.program_id(1)
     inside = at < B * A
@@ -45,7 +46,8 @@ def _backward(
     d -= tl.load(target + member // F * C * A + at % (C * A), mask=inside, other=0.0)
     if WEIGHTED:
         d *= tl.load(weights + member * B + at // A, mask=inside, other=0.0)
-    tl.store(dx + member * B * A + at, d * (tl.load(dy + member) * 2.0 / (B * A)), mask=inside)
+    scale = tl.load(dy + member // F * dy_agent + member % F * dy_member) * 2.0 / (B * A)
+    tl.store(dx + member * B * A + at, d * scale, mask=inside)
 
 
 class _Squares(torch.autograd.Function):
@@ -65,7 +67,7 @@ class _Squares(torch.autograd.Function):
         x, target, weights = ctx.saved_tensors
         dx, (agents, members, rows, width) = torch.empty_like(x), x.shape
         grid = triton.cdiv(rows * width, _BLOCK), agents * members
-        _backward[grid](x, target, weights, gradient.contiguous(), dx, BLOCK=_BLOCK, **ctx.options)
+        _backward[grid](x, target, weights, gradient, dx, *gradient.stride(), BLOCK=_BLOCK, **ctx.options)
         return dx, None, None
 
 

@@ -77,7 +77,7 @@ def expectile_regression_loss(v: Tensor, target: Tensor, expectile: float) -> Te
     if (squares := SQUARES.get()) is not None:
         # Not torch.where on two numbers, which it would bring to the device: no graph may do that.
         weights = ((residual.detach() < 0) * (1.0 - 2.0 * expectile) + expectile).to(v.dtype)
-        return squares(v.view(1, -1, 1), target.unsqueeze(1), weights.unsqueeze(0))[0]
+        return squares(v.view(1, -1, 1), target.unsqueeze(1), weights.unsqueeze(0)).squeeze(0)
     return expectile_loss(residual, expectile).mean()
 
 
@@ -112,7 +112,7 @@ def shaped_rewards(rewards: Tensor, discounts: Tensor, discount: float, scale: f
 def temporal_difference_loss(q: Tensor, target: Tensor) -> Tensor:
     """Return the mean squared error of all critics (E, B) against one target (B,), a scalar."""
     if (squares := SQUARES.get()) is not None:
-        return squares(q.reshape(1, -1, 1), target.unsqueeze(1))[0]
+        return squares(q.reshape(1, -1, 1), target.unsqueeze(1)).squeeze(0)
     return (q - target).square().mean()
 
 

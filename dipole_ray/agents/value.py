@@ -46,7 +46,7 @@ class ValueAgent(Agent):
 
     def _values(self, states: Tensor) -> Tensor:
         """Return V(s), (B,), of what V reads."""
-        return self.networks.value.forward(states)[0, :, 0]
+        return self.networks.value.forward(states).squeeze(0).squeeze(-1)
 
     def _value_loss(self, v: Tensor, q_data: Tensor) -> Tensor:
         """Return the loss of the expectile regression of V(s), (B,), on the target critics' estimates (E, B)."""
