@@ -157,7 +157,7 @@ class StandardEnv(gymnasium.Wrapper):
 
     def _seen_part(self, space: gymnasium.Space, observation: Any, what: str) -> np.ndarray:
         """Return one array of an observation; images are taken as they are, and so must be uint8."""
-        found = np.asarray(observation) if space.dtype == np.uint8 else self.observed(observation)
+        found = self._taken(space, observation)
         if found.shape != space.shape:
             raise ValueError(f"{what} has shape {found.shape}, its space {space.shape}")
         if space.dtype == np.uint8 != found.dtype:
@@ -177,9 +177,17 @@ class StandardEnv(gymnasium.Wrapper):
             raise ConfigError(f"env.observation_offset names dimension {beyond[0]}: {found}; name one of them")
         self._offset = np.array([offset.get(str(dimension), 0.0) for dimension in range(size)]) if offset else None
 
-    def observed(self, observations: np.ndarray) -> np.ndarray:
-        """Return observations (..., O) of the wrapped environment as policies take them: float32, less the offset."""
-        return np.asarray(self.less_offset(observations), np.float32)
+    def observed(self, observations: Any) -> Any:
+        """Return observations (..., O) of the wrapped environment as policies take them.
+
+        Vectors are float32, less the offset; images stay as they are.
+        """
+        if not isinstance(self.observation_space, gymnasium.spaces.Dict):
+            return self._taken(self.observation_space, observations)
+        return {name: self._taken(space, observations[name]) for name, space in self.observation_space.items()}
+
+    def _taken(self, space: gymnasium.Space, values: Any) -> np.ndarray:
+        return np.asarray(values) if space.dtype == np.uint8 else np.asarray(self.less_offset(values), np.float32)
 
     def less_offset(self, observations: np.ndarray) -> np.ndarray:
         """Return observations (..., O) of the wrapped environment less the offset, not yet narrowed."""

@@ -241,7 +241,12 @@ def encoded_rows(path: Path, group: Group, name: str) -> list[bytes] | None:
     filters = tuple(properties.get_filter(index)[0] for index in range(properties.get_nfilters()))
     if properties.get_layout() == h5py.h5d.VIRTUAL or properties.get_external_count() or filters not in _PIPELINES:
         raise bad_array(path, _inside(group, name), "lies in other files or needs a filter that is not read", _REPACK)
-    return [row.tobytes() for row in found[()]]
+    pictures, held = list[bytes](), 0
+    for row in range(len(found)):
+        pictures.append(found[row].tobytes())
+        held += len(pictures[-1])
+        check_expansion(path, held, f"array '{_inside(group, name)}'")  # many rows can lead to the same bytes
+    return pictures
 
 
 def width_of(array: Array) -> int:

@@ -19,6 +19,7 @@ from dipole_ray.errors import DatasetError
 
 MAX_PIXELS = 1 << 24  # of one picture; more declares a bomb, not an observation
 _SAMPLE = 256  # numbers of an image by which it is told from others
+_FORMATS = ("PNG", "JPEG", "WEBP")  # others, such as EPS, would start programs
 _AS_THEY_ARE = ("L", "RGB", "RGBA")  # pillow's modes with 1, 3 and 4 channels of 8 bits
 _CONVERTED = {"1": "L", "P": "RGB", "CMYK": "RGB", "YCbCr": "RGB"}
 
@@ -164,7 +165,7 @@ def _decode(data: bytes, where: str, expected: tuple[int, ...] | None) -> np.nda
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(data)) as picture:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
             (width, height), mode = picture.size, _CONVERTED.get(picture.mode, picture.mode)
             shape = (height, width, Image.getmodebands(mode))
             if mode not in _AS_THEY_ARE:

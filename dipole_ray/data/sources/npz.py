@@ -23,6 +23,7 @@ from dipole_ray.files.durable import format_bytes
 
 MAX_EXPANSION = 100  # times its own size that a file may declare (real recordings compress below 20)
 SMALL_BYTES = 1 << 28  # what any file may declare, however small it is
+IMAGE_RATIO = 10  # times better than numbers that images may compress: a drawing has few colours
 MAX_MEMBERS = 1000
 _CHUNK_BYTES = 1 << 22
 _PART_BYTES = 1 << 20
@@ -73,9 +74,9 @@ def read_headers(path: Path) -> dict[str, ArrayHeader]:
 
 
 def compressible(dtype: np.dtype, shape: tuple[int, ...]) -> int:
-    """Return the bytes of an array, of images as many as of numbers that compress alike: a drawing has few colours."""
+    """Return the bytes of an array, of images as many as of numbers that compress alike."""
     is_images = dtype == np.uint8 and len(shape) > 2
-    return dtype.itemsize * math.prod(shape) // (10 if is_images else 1)
+    return dtype.itemsize * math.prod(shape) // (IMAGE_RATIO if is_images else 1)
 
 
 def check_expansion(path: Path, declared: int, what: str) -> None:
