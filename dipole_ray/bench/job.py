@@ -15,6 +15,7 @@ from typing import Any
 from dipole_ray import settings
 from dipole_ray.bench.result import read_result
 from dipole_ray.data.dataset import read_manifest
+from dipole_ray.envs.make import EnvConfig
 from dipole_ray.errors import ConfigError
 from dipole_ray.files.durable import read_json, write_json
 from dipole_ray.files.provenance import digest
@@ -27,6 +28,8 @@ from dipole_ray.tracking.metrics_file import METRICS_FILE
 DATA_FILE = "data.json"  # what an unfinished run is trained on
 # Settings, or sections, that say where and how a run is kept, and do not shape its result
 PLACES = ("name", "folder", "tracking", "checkpoint", "learner", "data.cache", "evaluation.trajectories")
+_LATER_OF_ENV = ("env.driving.",)
+"""Settings of the environment, a section that no run is without, that came after results whose digests lack them."""
 _TAIL_BYTES = 1 << 14
 
 
@@ -128,6 +131,8 @@ def shaping(config: RunConfig) -> dict[str, Any]:
 # Defaults of the sections of a run, those of today: `Job.stored` refuses a result that was made with others.
 _SECTIONS = {field.name: field.default_factory for field in fields(RunConfig) if field.default_factory is not MISSING}
 _DEFAULTS = settings.flatten({name: settings.to_mapping(section()) for name, section in _SECTIONS.items()})
+_OF_ENV = settings.flatten({"env": settings.to_mapping(EnvConfig(id=""))})
+_DEFAULTS |= {key: value for key, value in _OF_ENV.items() if key.startswith(_LATER_OF_ENV)}
 
 
 def _noted(folder: Path) -> dict[str, Any] | None:

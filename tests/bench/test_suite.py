@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import textwrap
 from pathlib import Path
@@ -133,6 +134,13 @@ def test_a_task_may_be_run_with_some_methods_only() -> None:
 def test_what_is_wrong_is_refused_with_its_place(sections: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         small(**sections)
+
+
+def test_settings_that_came_later_leave_the_digests_of_results_as_they_were() -> None:
+    kept = json.loads((Path(__file__).parents[2] / "benchmarks" / "results" / "small_precision.json").read_text())
+    recorded = {(run["task"], run["method"], run["seed"]): run["digest"] for run in kept["runs"]}
+    found = {(one.task, one.method, one.seed): one.digest for one in load_suite("small_precision").jobs()}
+    assert found == recorded
 
 
 def test_the_digest_knows_what_shapes_a_result_and_nothing_else() -> None:
