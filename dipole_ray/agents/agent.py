@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from dipole_ray.agents import flow, losses, state, vp
+from dipole_ray.agents.augmentation import random_shift
 from dipole_ray.agents.branches import Branches
 from dipole_ray.agents.config import AgentConfig
 from dipole_ray.agents.data_parallel import DataParallel
-from dipole_ray.agents.encoders import Seen, draw_encoders, seen_by
+from dipole_ray.agents.encoders import SHIFT, Seen, draw_encoders, seen_by
 from dipole_ray.agents.fields import MakeFields
 from dipole_ray.agents.networks import Sizes, StackedMLP
 from dipole_ray.agents.observations import columns_of_batch, flattened, read_column, together
@@ -265,10 +266,23 @@ class Agent(ABC):
     def _loss(self, batch: dict[str, Tensor], diagnostics: bool) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """Return the sum of the losses on a batch as it was read, metrics and new running statistics."""
         seen: dict[str, Seen] = {}
+        batch = self._augmented(batch)
         for name, learns in {"observations": True, "next_observations": False}.items():
             seen[name] = self.policy.normalized(together(batch, name), networks=self.networks, learns=learns)
         terms, metrics, statistics = self._losses({**batch, **seen}, diagnostics)
         return reduce(torch.add, terms.values()), metrics, statistics
+
+    def _augmented(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the batch with each image of each row shifted by a draw of its own, where the config says so."""
+        encoder = self.config.encoder
+        if encoder.augmentation != SHIFT:
+            return batch
+        shifted = dict(batch)
+        for name in [name for name, column in self._columns.items() if column.is_image]:
+            joint = (len(batch[name]) * self.data_parallel.size, 2)
+            uniform = self.data_parallel.shard(self._draw("uniform", joint))
+            shifted[name] = random_shift(batch[name], uniform, encoder.pad)
+        return shifted
 
     def _path(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Draw noise and times, and return x_t (B, A), t (B, 1) and what a field is to say there, (B, A)."""

@@ -16,11 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from dipole_ray.agents.factories import find_factory, is_factory
+from dipole_ray.agents.impala import IMPALAS, Impala
 from dipole_ray.agents.networks import Sizes
 from dipole_ray.agents.observations import Observations, is_vector
 from dipole_ray.errors import ConfigError
+from dipole_ray.settings import unread
 
-SHARED, TARGET = "shared", "target_critic"
+SHARED, TARGET, SHIFT = "shared", "target_critic", "random_shift"
+_PAD = 4
 _MOVES_SHARED = ("critic", "value", TARGET)
 
 
@@ -29,19 +32,37 @@ class EncoderConfig:
     """The network that makes flat states of observations, and which networks share one."""
 
     network: str = "none"
-    """`none` (flat vectors; several are put one after another), or `module:factory`, a function of your own
+    """`none` (flat vectors; several are put one after another), `impala`, `impala_small` or `impala_tiny` (convolutions
+    of 2, 1 and 1 residual blocks a stack; the first two as in OGBench), or `module:factory`, a function of your own
     (docs/pixels.md)."""
+    layer_norm: bool = False
+    """Whether `impala*` normalizes its last convolutions' channels and its states. OGBench: false."""
     sharing: str = "own"
     """`own`: critics, V and the policy's networks have an encoder each, and a backbone of your own reads observations
     as they are (OGBench, FQL). `shared`: all read the states of one, which critics and V move (DrQ)."""
+    augmentation: str = SHIFT
+    """What an update does to images first: `random_shift`, each is moved by up to `pad` pixels either way (DrQ), or
+    `none`. Acting sees images as they are."""
+    pad: int = _PAD
+    """Pixels of the largest shift, >= 1. DrQ: 4 on 84 x 84; OGBench: 3 on 64 x 64, on half of the batches."""
 
     def __post_init__(self) -> None:
         """Reject an encoder that there is not."""
-        if self.network not in ENCODERS and not is_factory(self.network):
-            known = ", ".join(ENCODERS)
-            raise ConfigError(f"agent.encoder.network: found '{self.network}'; choose {known}, or module:factory")
-        if self.sharing not in (SHARED, "own"):
-            raise ConfigError(f"agent.encoder.sharing: found '{self.sharing}'; choose one of shared, own")
+        if self.network not in (known := ("none", *IMPALAS)) and not is_factory(self.network):
+            raise ConfigError(
+                f"agent.encoder.network: found '{self.network}'; choose {', '.join(known)}, or module:factory"
+            )
+        for name, choices in {"sharing": ("own", SHARED), "augmentation": (SHIFT, "none")}.items():
+            if (found := getattr(self, name)) not in choices:
+                raise ConfigError(f"agent.encoder.{name}: found '{found}'; choose one of {', '.join(choices)}")
+        if self.pad < 1:
+            raise ConfigError(f"agent.encoder.pad: found {self.pad}; give a whole number of at least 1")
+        if self.layer_norm and self.network not in IMPALAS:
+            why, remedy = f"network '{self.network}' does not read it", "agent.encoder.network=impala"
+            raise unread("agent.encoder.layer_norm", self.layer_norm, False, why, remedy)
+        if self.pad != _PAD and self.augmentation != SHIFT:
+            why, remedy = f"augmentation '{self.augmentation}' shifts nothing", f"agent.encoder.augmentation={SHIFT}"
+            raise unread("agent.encoder.pad", self.pad, _PAD, why, remedy)
 
 
 class Encoder(Protocol):
@@ -62,20 +83,17 @@ MakeEncoder = Callable[[Sizes, torch.Generator], Encoder]
 class Concatenated(nn.Module):
     """Vectors, one after another."""
 
-    def __init__(self, sizes: Sizes, generator: torch.Generator) -> None:
+    def __init__(self, sizes: Sizes) -> None:
         super().__init__()
         others = [column for column in sizes.observed.values() if not column.is_vector]
         if others:
             found = f"observations are {', '.join(map(str, others))}, where flat vectors of float32 are needed"
-            raise ConfigError(f"{found}; set agent.encoder.network=module:factory, a network that reads what they are")
+            raise ConfigError(f"{found}; set agent.encoder.network=impala for images, or module:factory for others")
         self.embedding_dim = sizes.observation_dim
 
     def forward(self, observations: Observations) -> Tensor:
         """Return the vectors (B, D)."""
         return observations if isinstance(observations, Tensor) else torch.cat(list(observations.values()), dim=-1)
-
-
-ENCODERS: dict[str, MakeEncoder] = {"none": Concatenated}
 
 
 class Encoders(nn.ModuleDict):
@@ -134,8 +152,14 @@ def draw_encoders(
 ) -> Encoders | None:
     """Return the encoders of networks with these roles; of target critics after their critics'.
 
-    None where observations are flat vectors and nothing is to encode them.
+    None where observations are flat vectors and nothing is to encode them. ConfigError where no image is augmented as
+    it is set.
     """
+    if not any(column.is_image for column in sizes.observed.values()):
+        for name, neutral in {"augmentation": SHIFT, "pad": _PAD}.items():
+            if (found := getattr(config, name)) != neutral:
+                why, remedy = "observations have no image", "give it an environment that has"
+                raise unread(f"agent.encoder.{name}", found, neutral, why, remedy)
     if config.network == "none" and is_vector(sizes.observed):
         return None
     by_role = {role: SHARED if config.sharing == SHARED and role != TARGET else role for role in roles}
@@ -149,10 +173,11 @@ def draw_encoders(
 
 def _draw(config: EncoderConfig, sizes: Sizes, generator: torch.Generator) -> nn.Module:
     """Return one encoder; ConfigError where a factory of the user's makes none."""
-    if config.network in ENCODERS:
-        made = ENCODERS[config.network](sizes, generator)
-    else:
-        made = find_factory(config.network, "agent.encoder.network")(sizes, generator)
+    if config.network == "none":
+        return Concatenated(sizes)
+    if config.network in IMPALAS:
+        return Impala(IMPALAS[config.network], config.layer_norm, sizes, generator)
+    made = find_factory(config.network, "agent.encoder.network")(sizes, generator)
     if not isinstance(made, nn.Module) or not isinstance(getattr(made, "embedding_dim", None), int):
         found = f"agent.encoder.network: {config.network} made a {type(made).__name__}"
         raise ConfigError(f"{found}; let it make a torch.nn.Module with an embedding_dim, the length of its states")

@@ -266,8 +266,8 @@ def test_what_reads_flat_vectors_alone_is_refused_or_left_out() -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"network": "imapla"}, "agent.encoder.network: found 'imapla'; choose none, .*or module:factory"),
-        ({"sharing": "some"}, "agent.encoder.sharing: found 'some'; choose one of shared, own"),
+        ({"network": "imapla"}, "agent.encoder.network: found 'imapla'; choose none, impala, .*or module:factory"),
+        ({"sharing": "some"}, "agent.encoder.sharing: found 'some'; choose one of own, shared"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any], said: str) -> None:
