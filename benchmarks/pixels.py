@@ -209,8 +209,8 @@ def main() -> None:
     lines += [f"| {way} | {brief(phases['offline'][way], 1)} | {brief(phases['online'][way], 1)} |" for way in WAYS]
     about = (
         f"Return of an episode in [0, {DECISIONS}], mean and 95 % interval over {options.seeds} seeds, "
-        f"{options.episodes} episodes each. The behaviour policy's is {np.mean(behaviour):.1f} ({len(behaviour)} episodes, "
-        f"{len(behaviour) * DECISIONS} decisions). {options.offline} updates offline and "
+        f"{options.episodes} episodes each. The behaviour policy's is {np.mean(behaviour):.1f} ({len(behaviour)} "
+        f"episodes, {len(behaviour) * DECISIONS} decisions). {options.offline} updates offline and "
         f"{options.online * DECISIONS // 2} online at {rate:.0f} a second of one core, batches of {options.batch_size}."
     )
     print("\n".join([about, *lines]))

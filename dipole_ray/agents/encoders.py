@@ -47,11 +47,10 @@ class EncoderConfig:
     """Pixels of the largest shift, >= 1. DrQ: 4 on 84 x 84; OGBench: 3 on 64 x 64, on half of the batches."""
 
     def __post_init__(self) -> None:
-        """Reject an encoder that there is not."""
+        """Reject an encoder that there is not, and what nothing would read."""
         if self.network not in (known := ("none", *IMPALAS)) and not is_factory(self.network):
-            raise ConfigError(
-                f"agent.encoder.network: found '{self.network}'; choose {', '.join(known)}, or module:factory"
-            )
+            named = ", ".join(known)
+            raise ConfigError(f"agent.encoder.network: found '{self.network}'; choose {named}, or module:factory")
         for name, choices in {"sharing": ("own", SHARED), "augmentation": (SHIFT, "none")}.items():
             if (found := getattr(self, name)) not in choices:
                 raise ConfigError(f"agent.encoder.{name}: found '{found}'; choose one of {', '.join(choices)}")

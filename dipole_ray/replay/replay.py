@@ -263,18 +263,26 @@ class Replay:
         return np.concatenate([offline, online], axis=1)
 
     def observation_statistics(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return mean and standard deviation (O,), float64, of the offline observations, closing rows included."""
-        observation = self.schema.observed.get("observations")
-        if observation is None or not observation.is_vector:
+        """Return mean and standard deviation (O,), float64, of the offline observations, closing rows included.
+
+        Of several arrays the vectors count, one after another in the schema's order.
+        """
+        vectors = {name: column for name, column in self.schema.observed.items() if column.is_vector}
+        if not vectors:
             what = f"observations are {self.schema.observation_text}: mean and deviation are those of flat vectors"
             raise DatasetError(f"{what}; set agent.observation_normalization=none")
         if not self._ends:
             raise DatasetError("observation statistics need offline rows, and this replay has none; open a dataset")
-        count, total, squares, shift = 0, 0.0, 0.0, np.zeros(observation.shape)
+        means, deviations = zip(*(self._moments(name, column.shape) for name, column in vectors.items()), strict=True)
+        return np.concatenate(means), np.concatenate(deviations)
+
+    def _moments(self, name: str, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+        """Return mean and standard deviation of a column of vectors in the offline rows."""
+        count, total, squares, shift = 0, 0.0, 0.0, np.zeros(shape)
         for columns, _, tables in self._parts[: len(self._ends)]:
-            for start in range(0, len(columns["observations"]), _CHUNK_ROWS):
-                found = columns["observations"][start : start + _CHUNK_ROWS]
-                chunk = (tables["observations"][found] if tables else found).astype(np.float64)
+            for start in range(0, len(columns[name]), _CHUNK_ROWS):
+                found = columns[name][start : start + _CHUNK_ROWS]
+                chunk = (tables[name][found] if name in tables else found).astype(np.float64)
                 shift = shift if count else chunk[0].copy()  # against cancellation far from zero
                 chunk -= shift
                 count, total, squares = count + len(chunk), total + chunk.sum(axis=0), squares + (chunk**2).sum(axis=0)

@@ -199,20 +199,22 @@ def test_a_damaged_table_is_found_and_a_replaced_dataset_leaves_no_table_behind(
     assert open_dataset(tmp_path / "data").tables == {}
 
 
-def test_statistics_are_refused_where_observations_are_no_vectors_and_weigh_entries_by_their_rows(
-    tmp_path: Path,
-) -> None:
+def test_statistics_are_those_of_vectors_and_weigh_entries_by_their_rows(tmp_path: Path) -> None:
+    """An image has none; beside it the vectors count."""
     for kind, schema in KINDS.items():
         write_dataset(tmp_path / kind, pieces_of(schema), schema, {}, tables=tables_of(schema))
         replay = Replay(schema=schema, offline=[tmp_path / kind])
-        if kind != "plan":
+        if kind in ("image", "reference"):
             with pytest.raises(
                 DatasetError, match=r"observations are .*uint8 \(6, 5, 3\).*observation_normalization=none"
             ):
                 replay.observation_statistics()
             continue
-        rows = np.concatenate([piece["observations"] for piece in pieces_of(schema)])
-        values = tables_of(schema)["scenes"][rows].astype(np.float64)
+        name = "observations" if kind == "plan" else "observations.joints"
+        values = np.concatenate([piece[name] for piece in pieces_of(schema)])
+        if kind == "plan":
+            values = tables_of(schema)["scenes"][values]
+        values = values.astype(np.float64)
         for found, right in zip(
             replay.observation_statistics(), (values.mean(axis=0), values.std(axis=0)), strict=True
         ):
