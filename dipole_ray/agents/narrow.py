@@ -29,7 +29,8 @@ def keep_weights_in(dtype: torch.dtype, layers: list[nn.Linear]) -> None:
 
     Subclasses of `torch.nn.Linear` are left as they are: what they make of their weights is their own.
     """
+    before, after = (nn.Linear, NarrowLinear) if dtype != torch.float32 else (NarrowLinear, nn.Linear)
     for layer in layers:
-        if type(layer) in (nn.Linear, NarrowLinear) and layer.weight.dtype != dtype:
-            layer.__class__ = nn.Linear if dtype == torch.float32 else NarrowLinear
+        if type(layer) is before:
+            layer.__class__ = after
             layer.weight.data = layer.weight.data.to(dtype)
