@@ -82,6 +82,12 @@ def cluster(ray_results: None) -> None:
     keep_ray()
 
 
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs draw nothing at their end, which is half of the time that a small one takes."""
+    monkeypatch.setattr("dipole_ray.plots.draw_run", lambda *_, **__: [])
+
+
 @pytest.fixture(scope="module")
 def no_ray() -> Iterator[None]:
     """No Ray runs in this process, and what the module starts ends with it."""

@@ -25,7 +25,7 @@ from tests.cli.test_data_cli import dipole
 from tests.rllib.small import config
 from tests.synthetic import write_table
 
-pytestmark = pytest.mark.usefixtures("cluster")  # building an algorithm would start a Ray of its own
+pytestmark = pytest.mark.usefixtures("cluster", "no_pictures")  # building an algorithm would start a Ray of its own
 FAR = "tests.odd_envs:Far-v0"
 OFFSET = {"1": 5.4e6}
 

@@ -17,7 +17,7 @@ from dipole_ray.runs.start import resume_run, start_run
 from tests.cli.commands import write_config
 from tests.rllib.small import config
 
-pytestmark = pytest.mark.usefixtures("cluster")
+pytestmark = pytest.mark.usefixtures("cluster", "no_pictures")
 
 Change = Callable[[Path], list[str]]
 """Changes something about the run in a folder, and returns the settings to resume with."""

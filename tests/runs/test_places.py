@@ -42,6 +42,7 @@ def elsewhere(cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     return tmp_path / "elsewhere"
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_run_with_relative_paths_is_resumed_from_another_working_directory(
     elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -55,6 +56,7 @@ def test_a_run_with_relative_paths_is_resumed_from_another_working_directory(
     assert resumed.finished and resumed.algorithm.env_steps >= 40
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_acting_from_a_checkpoint_needs_neither_ring_nor_dataset(
     elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

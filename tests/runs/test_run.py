@@ -31,6 +31,8 @@ ROW_KEYS = {
 }  # fmt: skip
 DEADLINE_S = 120.0
 
+pytestmark = pytest.mark.usefixtures("no_pictures")  # but of the run `finished`, which is over before
+
 
 def only(folder: Path, pattern: str) -> Path:
     """Return the one path that matches."""

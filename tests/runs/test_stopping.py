@@ -109,6 +109,7 @@ def test_a_suite_that_is_asked_to_stop_saves_its_runs_where_they_are(tmp_path: P
     assert 0 < int(saved.name) < 40_000
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_run_in_a_thread_is_a_run(cluster: None, tmp_path: Path) -> None:
     """Handlers of signals can be set in the main thread alone."""
     data = collect("Pendulum-v1", 300, 0, tmp_path / "data", progress=False)[0]

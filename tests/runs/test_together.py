@@ -124,6 +124,7 @@ def test_a_stop_and_a_resume_of_all_change_nothing(
         assert final_agent(run.folder) == final_agent(whole[run.config.seed])
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_run_that_fails_ends_alone(folder: Path, alone: dict[int, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     logged = Run.log
 
@@ -141,6 +142,7 @@ def test_a_run_that_fails_ends_alone(folder: Path, alone: dict[int, Path], monke
     assert read_metrics(only(folder, "failing/small-*-seed-1"))[-1]["learner_steps"] < 60
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_stacked_run_whose_updates_are_not_finite_ends_alone(
     folder: Path, cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,6 +165,7 @@ def test_a_stacked_run_whose_updates_are_not_finite_ends_alone(
     assert list(folder.glob("diverging/small-*-seed-1/failures/*.safetensors"))
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_runs_whose_updates_cannot_be_stacked_go_on_alone(
     folder: Path, alone: dict[int, Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
