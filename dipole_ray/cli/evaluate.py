@@ -11,6 +11,7 @@ examples:
   dipole evaluate runs/quickstart-20260101-120000
   dipole evaluate RUN --omega 0 0.5 1 2 --candidates 1 16 --episodes 50 --json table.json
   dipole evaluate RUN/checkpoints/000004000 --omega 1 --candidates 16 --videos 3
+  dipole evaluate RUN --scenes braunschweig-0 --episodes 500
 
 omega is the greediness of the guided policy (0 is pi+ alone), candidates the actions sampled per step, of which the
 one with the highest Q is taken; 1 candidate is the result without rejection sampling. Every cell starts its
@@ -30,6 +31,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--solver", choices=["euler", "midpoint"], help="how the flow is followed (default: the run's)")
     parser.add_argument("--episodes", type=int, default=50, help="episodes per cell (default: 50)")
     parser.add_argument("--seed", type=int, default=0, help="seed of start states and policy noise (default: 0)")
+    text = "scenes to drive in, of a policy that drives (default: the run's validation scenes)"
+    parser.add_argument("--scenes", nargs="+", metavar="FOLDER", help=text)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows as JSON")
     parser.add_argument("--videos", type=int, default=0, metavar="N", help="record N episodes of each cell as MP4")
 
@@ -52,6 +55,8 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     changes = {"denoise_steps": arguments.steps, "solver": arguments.solver}
     acting = {key: value for key, value in changes.items() if value is not None}
     trained = load_policy(arguments.policy, **acting)
+    if arguments.scenes:
+        trained = trained.driving_in(arguments.scenes)
     results = evaluate_policy(trained, config)
     rows = rows_of(results, trained.policy.config, config.confidence, env_dims(trained.env).has_success)
     phase = "online" if trained.env_steps else "offline"

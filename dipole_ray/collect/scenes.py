@@ -8,11 +8,13 @@ import numpy as np
 
 from dipole_ray.collect.convert import CACHE, made_once
 from dipole_ray.data.dataset import write_dataset
+from dipole_ray.data.schema import by_column
 from dipole_ray.driving.actions import actions_of
 from dipole_ray.driving.container import SceneFolder
 from dipole_ray.driving.group import judged_rows
-from dipole_ray.driving.observations import observe
-from dipole_ray.driving.scene_set import TABLE, SceneSet, schema_of
+from dipole_ray.driving.observations import observe, schema_of
+from dipole_ray.driving.scene_set import SceneSet
+from dipole_ray.envs.observations import Observations, each, stacked
 from dipole_ray.envs.scenes import DrivingConfig
 from dipole_ray.files.provenance import digest
 from dipole_ray.parallel import map_tasks
@@ -59,7 +61,8 @@ def _write(driving: DrivingConfig, scenes: SceneSet, out: Path) -> None:
     ]
     shown: Any = {"description": "observe scenes", "unit": "scenes", "rate": SCENES_A_SECOND}
     found = map_tasks(_observed, files, size=lambda one: len(one.tokens), **shown)
-    observations, actions = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    observations = each(lambda *parts: np.concatenate(parts), *(seen for seen, _ in found))
+    actions = np.concatenate([plans for _, plans in found])
     source: dict[str, Any] = {
         "reader": "scenes",
         "observation": driving.observation,
@@ -68,12 +71,15 @@ def _write(driving: DrivingConfig, scenes: SceneSet, out: Path) -> None:
         "offset": {},
     }
     rows = judged_rows(np.arange(len(actions)), actions, np.zeros(len(actions)), driving.observation)
-    write_dataset(out, [rows], schema_of(driving.observation), source, tables={TABLE: observations})
+    schema = schema_of(driving.observation)
+    arrays = by_column(observations)
+    tables = {table: arrays[name] for name, table in schema.references.items()}
+    write_dataset(out, [rows], schema, source, tables=tables)
 
 
-def _observed(file: _File) -> tuple[np.ndarray, np.ndarray]:
-    """Return what is seen of a file's scenes (n, O), and the driven plans as actions (n, A)."""
+def _observed(file: _File) -> tuple[Observations, np.ndarray]:
+    """Return what is seen of a file's n scenes, and the driven plans as actions (n, A)."""
     folder = SceneFolder(file.folder)
     seen = [folder.read(token) for token in file.tokens]
-    observations = np.stack([observe(one, file.observation) for one in seen])
+    observations = stacked([observe(one, file.observation) for one in seen])
     return observations, actions_of(np.stack([one.human for one in seen]))

@@ -3,7 +3,7 @@
 import numpy as np
 
 from dipole_ray.data.schema import Rows, build_rows
-from dipole_ray.driving.scene_set import schema_of
+from dipole_ray.driving.observations import schema_of
 from dipole_ray.driving.vehicle import Array
 
 STD_FLOOR = 1e-6
@@ -25,4 +25,6 @@ def judged_rows(numbers: Array, actions: Array, advantages: Array, observation: 
     """Return the rows of plans (N, A) for scenes with these numbers, each an episode of one step with its advantage."""
     twice, closing = np.repeat(numbers, 2).astype(np.int32), np.tile([False, True], len(numbers))
     pairs = np.repeat(actions, 2, axis=0), np.repeat(advantages, 2), np.zeros(len(twice))
-    return build_rows(twice, *pairs, closing, schema_of(observation))
+    schema = schema_of(observation)
+    seen = {name.partition(".")[2]: twice for name in schema.observed}
+    return build_rows(seen.get("", seen), *pairs, closing, schema)

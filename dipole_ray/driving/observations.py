@@ -1,31 +1,61 @@
-"""What a policy sees of a scene, as one vector of numbers of about 1."""
+"""What a policy sees of a scene, in numbers of about 1: a vector, or the car's status and tokens of what is around."""
 
 import numpy as np
 
+from dipole_ray.columns import Column, Schema
+from dipole_ray.driving.actions import ACTION_DIM
 from dipole_ray.driving.ego_status import hot_commands
 from dipole_ray.driving.log import COMMANDS, HISTORY
 from dipole_ray.driving.raster import CHANNELS, RasterConfig, raster
 from dipole_ray.driving.recorded import RecordedScene
 from dipole_ray.driving.vehicle import Array
+from dipole_ray.envs.observations import Observation
 
-CELLS, PIXELS_A_CELL = 16, 4
-_ABOVE = RasterConfig(pixels=CELLS * PIXELS_A_CELL, metres_per_pixel=1.0)
+_ABOVE = RasterConfig(pixels=64, metres_per_pixel=1.0)
+CELLS = 16  # of a side in `bev`, 4 m each
+PATCHES, PATCH = 8, 4  # of a side in `tokens`, and cells of 2 m in the side of each
 _MOTION_UNITS = np.array([10.0, 10.0, 1.0, 1.0])  # m/s and m/s^2
 _POSE_UNITS = np.array([10.0, 1.0, 0.1])  # metres ahead and aside, radians
 STATUS_DIM = HISTORY * 4 + (HISTORY - 1) * 3 + len(COMMANDS)
-DIMS = {"status": STATUS_DIM, "bev": STATUS_DIM + len(CHANNELS) * CELLS**2}
-"""Length of each kind of observation."""
+BEV_DIM, TOKEN_DIM = STATUS_DIM + len(CHANNELS) * CELLS**2, len(CHANNELS) * PATCH**2 + 2
+_COLUMNS: dict[str, Column | dict[str, Column]] = {
+    "status": Column((STATUS_DIM,), table="scenes"),
+    "bev": Column((BEV_DIM,), table="scenes"),
+    "tokens": {
+        "ego": Column((STATUS_DIM,), table="ego"),
+        "context": Column((PATCHES**2, TOKEN_DIM), "float16", table="context"),
+    },
+}
 
 
-def observe(one: RecordedScene, kind: str) -> Array:
-    """Return what is seen of a scene, (DIMS[kind],) float32.
+def schema_of(kind: str) -> Schema:
+    """Return what rows of judged plans hold: the number of a scene, of which side tables say what is seen."""
+    return Schema(_COLUMNS[kind], ACTION_DIM)
+
+
+def observe(one: RecordedScene, kind: str) -> Observation:
+    """Return what is seen of a scene, as `schema_of` says.
 
     `status` is the car's motion now and at three times before, its poses then, and the command; `bev` adds how much of
-    each cell around the car every layer of the raster covers.
+    each cell around the car every layer of the raster covers. `tokens` has the status as `ego`, and as `context` such
+    cells by patches, each with the place of its middle, from -1 to 1 along rows and columns.
     """
     motion, poses = one.motion / _MOTION_UNITS, one.history[:-1] / _POSE_UNITS
-    parts = [motion.ravel(), poses.ravel(), hot_commands([one.command])[0]]
+    status = np.concatenate([motion.ravel(), poses.ravel(), hot_commands([one.command])[0]]).astype(np.float32)
+    if kind == "status":
+        return status
     if kind == "bev":
-        cut = (len(CHANNELS), CELLS, PIXELS_A_CELL, CELLS, PIXELS_A_CELL)
-        parts.append(raster(one, _ABOVE).reshape(cut).mean(axis=(2, 4)).ravel() / 255.0)
-    return np.concatenate(parts).astype(np.float32)
+        return np.concatenate([status, _covered(one, CELLS).ravel()])
+    cells = _covered(one, PATCHES * PATCH).reshape(len(CHANNELS), PATCHES, PATCH, PATCHES, PATCH)
+    middles = (2 * np.arange(PATCHES) + 1) / PATCHES - 1
+    places = np.stack(np.meshgrid(middles, middles, indexing="ij"), axis=-1).reshape(-1, 2)
+    context = np.concatenate([cells.transpose(1, 3, 0, 2, 4).reshape(PATCHES**2, -1), places], axis=1)
+    return {"ego": status, "context": context.astype(np.float16)}
+
+
+def _covered(one: RecordedScene, cells: int) -> Array:
+    """Return the share of each cell that the layers cover, (layers, cells, cells) float32."""
+    side = _ABOVE.pixels // cells
+    layers = raster(one, _ABOVE).reshape(len(CHANNELS), cells, side, cells, side)
+    covered: Array = (layers.mean(axis=(2, 4)) / 255.0).astype(np.float32)
+    return covered

@@ -4,10 +4,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from dipole_ray.columns import Column, Schema
-from dipole_ray.driving.actions import ACTION_DIM
 from dipole_ray.driving.container import SceneFolder, is_complete
-from dipole_ray.driving.observations import DIMS
 from dipole_ray.driving.recorded import RecordedScene
 from dipole_ray.envs.scenes import RECORDED
 from dipole_ray.errors import ConfigError, DatasetError
@@ -15,8 +12,6 @@ from dipole_ray.files.lock import LOCK, FolderLock
 
 CACHE = Path("~/.cache/dipole_ray/recorded")
 FILES_IN_MEMORY, SCENES_A_PART = 32, 20
-TABLE = "scenes"
-"""Side table of a dataset, an entry a scene: what is seen of it."""
 
 
 class SceneSet:
@@ -64,8 +59,3 @@ def folder_of(name: str) -> Path:
             if not is_complete(out):
                 record_scenes(config, out)
     return out
-
-
-def schema_of(observation: str) -> Schema:
-    """Return what rows of judged plans hold: the number of a scene, of which the side table says what is seen."""
-    return Schema(Column((DIMS[observation],), table=TABLE), ACTION_DIM)

@@ -180,7 +180,8 @@ def env_dims(config: EnvConfig | str) -> EnvDims:
     if isinstance(config, str):
         return env_dims(EnvConfig(id=config))
     if config.id == DRIVE:
-        from dipole_ray.driving.scene_set import SceneSet, schema_of
+        from dipole_ray.driving.observations import schema_of
+        from dipole_ray.driving.scene_set import SceneSet
 
         SceneSet(config.driving.scenes)  # what cannot be opened is refused here
         schema, count = schema_of(config.driving.observation).as_seen, len(SceneSet(config.driving.driven_in))

@@ -24,9 +24,11 @@ class DrivingConfig:
     `~/.cache/dipole_ray/recorded`; a fourth part is another seed."""
     validation: tuple[str, ...] = ()
     """Folders of scenes that evaluations drive in, of other cities; none: those to learn from."""
-    observation: Literal["status", "bev"] = "status"
-    """What is seen: `status` (speeds, accelerations, past poses and command; 29 numbers) or `bev` (besides, what is
-    around from above: 5 layers of 16 x 16 cells of 4 m; 1309 numbers)."""
+    observation: Literal["status", "bev", "tokens"] = "status"
+    """What is seen: `status` (speeds, accelerations, past poses and command; 29 numbers), `bev` (besides, what is
+    around from above: 5 layers of 16 x 16 cells of 4 m; 1309 numbers) or `tokens` (status as `ego`, and what is around
+    in cells of 2 m as `context`, 64 tokens, for a head that plans:
+    `agent.backbone.network=dipole_ray.agents.plan_heads:tiny`)."""
     plans: int = 10
     """G, plans that the policy draws for a scene whenever it is its turn, at least 2."""
     logged_plan: bool = True

@@ -22,18 +22,18 @@ def evaluate_policy(trained: TrainedPolicy, config: EvalConfig, *, progress: boo
     Raises:
         DipoleError: A piece of the grid could not be played; names it.
     """
-    path, acting = trained.path, trained.acting
+    path, acting, env = trained.path, trained.acting, trained.env
     how = {name: getattr(config, name) for name in ("seed", "num_envs", "trajectories")}
 
     def play(piece: Piece) -> list[CellResult]:  # in a process of its own, unless there is but one piece
         torch.set_num_threads(1)
         own = load_policy(path, **acting)
-        if own.env.id == DRIVE:
+        if env.id == DRIVE:
             from dipole_ray.evaluation.plans import evaluate_plans  # needs the extra `driving`
 
             plain = {name: how[name] for name in ("seed", "num_envs")}
-            return evaluate_plans(own.policy, own.env.driving, piece.cells, episodes=piece.episodes, **plain)
-        return evaluate_cells(own.policy, own.env, piece.cells, episodes=piece.episodes, **how)
+            return evaluate_plans(own.policy, env.driving, piece.cells, episodes=piece.episodes, **plain)
+        return evaluate_cells(own.policy, env, piece.cells, episodes=piece.episodes, **how)
 
     cells, name = cells_of(config, trained.policy.config), path.parent.parent.name
     episodes = min(config.episodes, env_dims(trained.env).num_episodes or config.episodes)

@@ -13,6 +13,7 @@ from dipole_ray.driving.actions import plans_of
 from dipole_ray.driving.observations import observe
 from dipole_ray.driving.scene_set import SceneSet
 from dipole_ray.driving.score import PDMScorer, Scores
+from dipole_ray.envs.observations import row_of, stacked
 from dipole_ray.envs.scenes import DrivingConfig
 from dipole_ray.evaluation.batches import Batches, CellEpisode, Noise, SamplesActions
 from dipole_ray.evaluation.cells import Cell
@@ -52,8 +53,8 @@ def evaluate_plans(
             for number in numbers
             for cell in cells
         ]
-        observations = np.stack([observe(one, driving.observation) for one in seen])
-        actions = acting(observations.repeat(len(cells), axis=0), played)
+        observations = stacked([observe(one, driving.observation) for one in seen])
+        actions = acting(row_of(observations, np.arange(len(seen)).repeat(len(cells))), played)
         actions = actions.reshape(len(seen), len(cells), -1)
         for one, own in zip(seen, actions, strict=True):
             judged = PDMScorer(one.scene, driving.bearing).score(plans_of(own))

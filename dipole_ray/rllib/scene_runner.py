@@ -17,6 +17,7 @@ from dipole_ray.driving.group import group_advantages, judged_rows
 from dipole_ray.driving.observations import observe
 from dipole_ray.driving.scene_set import SceneSet
 from dipole_ray.driving.score import PDMScorer
+from dipole_ray.envs.observations import row_of, stacked
 from dipole_ray.errors import ConfigError
 from dipole_ray.evaluation.cells import Cell
 from dipole_ray.evaluation.pieces import Piece
@@ -129,9 +130,9 @@ class SceneRunner(DIPOLEEnvRunner):
         numbers = [self._next_scene(i, len(scenes)) for i in range(self.num_envs)]
         seen = [scenes.read(number) for number in numbers]
         self._beat()
-        observations = np.stack([observe(one, self._driving.observation) for one in seen])
-        observations = observations.repeat(self._driving.plans, axis=0)
-        plans = plans_of(self._act(observations, ()))
+        observations = stacked([observe(one, self._driving.observation) for one in seen])
+        drawn_for = np.arange(len(seen)).repeat(self._driving.plans)
+        plans = plans_of(self._act(row_of(observations, drawn_for), ()))
         if noise:
             random = np.random.default_rng(self._derived_seed(_NOISE_STREAM, sum(self._num_episodes)))
             plans = explored(plans, noise, random)

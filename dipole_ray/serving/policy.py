@@ -1,7 +1,7 @@
 """A trained policy from a checkpoint: torch and the environment's config, no Ray."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +17,7 @@ from dipole_ray.agents.dipole import DipoleConfig
 from dipole_ray.agents.policy import Policy
 from dipole_ray.columns import Schema
 from dipole_ray.envs.make import EnvConfig
+from dipole_ray.envs.scenes import DRIVE
 from dipole_ray.errors import CheckpointError, ConfigError
 from dipole_ray.files.checkpoint import entries_of, newest_valid, read_checkpoint
 from dipole_ray.files.place import absolute
@@ -40,6 +41,13 @@ class TrainedPolicy:
     """Updates and environment steps that it had."""
     acting: Mapping[str, Any]
     """Settings of the agent's that were put in the place of the saved ones."""
+
+    def driving_in(self, scenes: Sequence[str]) -> "TrainedPolicy":
+        """Return the same policy, of which evaluations drive in other scenes; ConfigError if it does not drive."""
+        if self.env.id != DRIVE:
+            raise ConfigError(f"scenes are given, and '{self.env.id}' has none; leave them out")
+        driving = replace(self.env.driving, validation=tuple(scenes))
+        return replace(self, env=replace(self.env, driving=driving))
 
 
 def load_policy(run: str | Path, device: str | torch.device = "cpu", **acting: Any) -> TrainedPolicy:

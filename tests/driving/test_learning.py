@@ -136,10 +136,13 @@ def test_sub_scores_are_in_metrics_progress_and_table(run: Run, capsys: pytest.C
     assert "pdms" in shown and "+-" in shown and "4 scenes per row" in shown
 
 
-def test_dipole_evaluate_finds_what_the_run_found(run: Run) -> None:
+def test_an_evaluation_afterwards_finds_what_the_run_found_and_drives_elsewhere(run: Run, folders: Any) -> None:
     trained = load_policy(run.folder)
     found = evaluate_policy(trained, EvalConfig(episodes=100, omegas=(1.0,)), progress=False)
     assert rows_of(found, run.config.agent) == [row for row in run.evaluation["online"] if row["omega"] == 1.0]
+    trained = trained.driving_in([str(folders[0])])
+    (elsewhere,) = evaluate_policy(trained, EvalConfig(episodes=100, omegas=(1.0,)), progress=False)
+    assert len(elsewhere.returns) == TRAIN and set(elsewhere.clusters) == {f"train-log{i}" for i in range(TRAIN // 2)}
 
 
 def test_a_run_that_is_continued_ends_bitwise_as_one_that_was_not(run: Run, folders: Any, tmp_path: Path) -> None:
@@ -148,6 +151,28 @@ def test_a_run_that_is_continued_ends_bitwise_as_one_that_was_not(run: Run, fold
     ends = [newest_valid(one.folder / "checkpoints") for one in (run, longer)]
     agents = [(end / "agent.safetensors").read_bytes() for end in ends if end is not None]
     assert len(agents) == 2 and agents[0] == agents[1]
+
+
+def test_a_head_that_plans_learns_from_tokens_by_adapters_on_the_clone(
+    cluster: None, folders: Any, tmp_path: Path
+) -> None:
+    """What is around a scene is stored once, beside what the car knows of itself; rows hold its number in both."""
+    given = settings(folders, tmp_path, clone_learner_steps=10, offline_learner_steps=0, online_env_steps=ROUND)
+    given["env"]["driving"]["observation"] = "tokens"
+    given["agent"] |= {
+        "backbone": {"network": "dipole_ray.agents.plan_heads:tiny"},
+        "observation_normalization": "none",
+    }
+    given["agent"]["adapters"] = {"rank": 2, "targets": ["attention", "mlp"]}
+    made = start_run(RunConfig.from_mapping(given))
+    dataset = open_dataset(scene_dataset(made.config.env.driving, Path(made.config.data.cache)))
+    seen: Any = observe(SceneSet([folders[0]]).read(1), "tokens")
+    for name in ("ego", "context"):
+        np.testing.assert_array_equal(dataset.tables[name][1], seen[name])
+        assert dataset.segments[0].columns[f"observations.{name}"][:4].tolist() == [0, 0, 1, 1]
+    assert seen["context"].shape == (64, 82) and 0 < seen["context"][:, :-2].max() <= 1
+    found = evaluate_policy(load_policy(made.folder), EvalConfig(episodes=100, omegas=(1.0,)), progress=False)
+    assert found[-1].returns.mean() == pytest.approx(made.evaluation["online"][-1]["return"])
 
 
 def test_rounds_end_early_and_the_run_goes_back_to_the_networks_of_its_best_evaluation(
