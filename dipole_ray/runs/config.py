@@ -236,7 +236,7 @@ def saved_config(checkpoint: Checkpoint) -> dict[str, Any]:
         run = checkpoint.metadata["run"]
         run = {**run, "agent": of_older(run["agent"])}
         defaults = {"agent": settings.to_mapping(AgentConfig()), "env": settings.to_mapping(EnvConfig(id=""))}
-        defaults["training"] = {"clone_learner_steps": 0}
+        defaults |= {"training": {"clone_learner_steps": 0}, "evaluation": {"patience": 0}}
         return settings.merge({name: section for name, section in defaults.items() if name in run}, run)
 
 

@@ -11,7 +11,7 @@ import contextlib
 import io
 import logging
 import shlex
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import numpy as np
 from torch import Tensor
 
 from dipole_ray import plots
+from dipole_ray.envs.scenes import DRIVE
 from dipole_ray.errors import EnvironmentUnavailable
 from dipole_ray.evaluation import report, trajectories
 from dipole_ray.evaluation.cells import cell_key, cells_with_chosen, chosen_cell
@@ -144,7 +145,8 @@ class Run(Session):
 
     def _train_phase(self, phase: str, total: int) -> Generator[None, Callable[[], object] | None, None]:
         """Iterate until the phase's count is reached or the run is asked to stop."""
-        unit = "env steps" if phase == "online" else "updates"
+        steps = "plans" if self.config.env.id == DRIVE else "env steps"
+        unit = steps if phase == "online" else "updates"
         with self._progress(phase, total, unit, completed=min(self._count(phase), total)) as progress:
             while (self._has_more(phase, total) or self.algorithm.is_within_iteration) and not self.stops:
                 trained = yield
@@ -165,6 +167,7 @@ class Run(Session):
                     min(self._count(phase), total),
                     loss=metrics.get("actor/loss_positive", metrics.get("actor/loss_bc", metrics.get("actor/loss"))),
                     success=metrics.get("rollout/success"),
+                    scores=_scores(metrics),
                     evaluation=None if score is None else f"{score:.2f}",
                     learner_waits=_percent(metrics.get("time/learner_wait_fraction")),
                     workers_wait=_percent(metrics.get("time/rollout_wait_fraction")),
@@ -291,6 +294,12 @@ class Run(Session):
 def resume_command(runs: Sequence[Run]) -> str:
     """Return the command that continues runs together, as people would type it."""
     return shlex.join(["dipole", "train", "--resume", *(str(typed(run.folder)) for run in runs)])
+
+
+def _scores(metrics: Mapping[str, float]) -> str | None:
+    """Return the percents of drawn plans' sub-scores, such as `nc 92 dac 78`, where plans are judged."""
+    found = {name: metrics.get(f"rollout/{name}") for name in ("nc", "dac", "ep", "ttc", "c", "pdms")}
+    return " ".join(f"{name} {100 * mean:.0f}" for name, mean in found.items() if mean is not None) or None
 
 
 def _percent(fraction: float | None) -> str | None:

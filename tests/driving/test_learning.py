@@ -13,6 +13,7 @@ pytest.importorskip("shapely")
 
 from dipole_ray.collect.scenes import scene_dataset
 from dipole_ray.data.dataset import open_dataset
+from dipole_ray.driving import scene_set
 from dipole_ray.driving.actions import ACTION_DIM, actions_of, explored, plans_of
 from dipole_ray.driving.group import group_advantages
 from dipole_ray.driving.observations import observe
@@ -27,10 +28,11 @@ from dipole_ray.evaluation.report import print_table
 from dipole_ray.evaluation.table import rows_of
 from dipole_ray.files.checkpoint import newest_valid, read_checkpoint
 from dipole_ray.replay.replay import Replay
-from dipole_ray.runs.config import RunConfig
+from dipole_ray.runs.config import RunConfig, load, read_yaml
 from dipole_ray.runs.run import Run
 from dipole_ray.runs.start import resume_run, start_run
 from dipole_ray.serving.policy import load_policy
+from dipole_ray.settings import merge
 from dipole_ray.tracking.metrics_file import read_metrics
 from tests.driving.folders import made_folder
 
@@ -46,11 +48,16 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def settings(folders: tuple[Path, Path], place: Path, **training: Any) -> dict[str, Any]:
-    """Return a run of two rounds after a short clone phase."""
+    """Return the preset drive_tiny on scenes made by hand, and smaller still: two rounds after a short clone phase."""
     driving = {"scenes": [str(folders[0])], "validation": [str(folders[1])], "plans": PLANS}
-    loop = {"learner_steps_per_call": 8, "learner_steps_per_iteration": 20, "env_steps_per_iteration": ROUND}
+    loop = {
+        "updates_per_env_step": 1.0,
+        "learner_steps_per_call": 8,
+        "learner_steps_per_iteration": 20,
+        "env_steps_per_iteration": ROUND,
+    }
     agent = {"hidden_dims": [32, 32], "batch_size": 16, "denoise_steps": 3, "observation_normalization": "dataset"}
-    return {
+    smaller = {
         "folder": str(place / "runs"),
         "env": {"id": "drive", "driving": {**driving, "noise": 0.1, "noise_rounds": 1}},
         "data": {"cache": str(place / "cache")},
@@ -61,6 +68,7 @@ def settings(folders: tuple[Path, Path], place: Path, **training: Any) -> dict[s
         "evaluation": {"episodes": 100, "omegas": [0.0, 1.0], "every_learner_steps": 20, "interval_episodes": 2},
         "tracking": {"mlflow": False},
     }
+    return merge(read_yaml("drive_tiny"), smaller)
 
 
 @pytest.fixture(scope="module")
@@ -179,14 +187,15 @@ def test_rounds_end_early_and_the_run_goes_back_to_the_networks_of_its_best_eval
     cluster: None, folders: Any, tmp_path: Path
 ) -> None:
     """Also where it was interrupted in between; once ended it stays so, until nobody waits for better ones."""
-    given = settings(folders, tmp_path, online_env_steps=8 * ROUND)
-    given["agent"]["learning_rate"] = 0.02  # it gets worse, sooner or later
-    given["evaluation"] |= {"patience": 2, "interval_episodes": 100, "omegas": [1.0]}
+    given = settings(folders, tmp_path, online_env_steps=8 * ROUND, offline_learner_steps=1200)
+    given["agent"] |= {"learning_rate": 0.003, "hidden_dims": [64, 64], "omega": 0.0}
+    given["evaluation"] |= {"patience": 2, "interval_episodes": 100, "omegas": [0.0]}
     ended = start_run(RunConfig.from_mapping(given))
     scores = [line["eval/return"] for line in read_metrics(ended.folder) if line["env_steps"] and "eval/return" in line]
     *watched, final = scores
     assert 3 <= len(watched) <= 8 and ended.algorithm.env_steps == len(watched) * ROUND
     assert len(watched) == 8 or max(watched[-2:]) <= max(watched[:-2])
+    assert len(set(scores)) > 1, "there is something to tell apart"
     assert final == max(watched) == ended.evaluation["online"][0]["return"]
     again = resume_run(ended.folder, [])
     assert (again.algorithm.env_steps, again.evaluation) == (ended.algorithm.env_steps, ended.evaluation)
@@ -227,3 +236,20 @@ def test_folders_of_scenes_are_meant_relative_to_where_they_are_given(folders: A
     given["env"]["driving"] |= {"scenes": ["train", "sumo:berlin:5"], "validation": ["/elsewhere"]}
     located = RunConfig.from_mapping(given).located("/base").env.driving
     assert located.scenes == ("/base/train", "sumo:berlin:5") and located.validation == ("/elsewhere",)
+
+
+@pytest.mark.slow
+def test_drive_tiny_records_its_scenes_and_learns_from_them(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As users start it; it takes minutes, and SUMO."""
+    pytest.importorskip("sumo")
+    monkeypatch.setattr(scene_set, "CACHE", tmp_path / "recorded")
+    places = [f"folder={tmp_path / 'runs'}", f"data.cache={tmp_path / 'cache'}", "tracking.mlflow=false"]
+    done = start_run(load("drive_tiny", places))
+    assert sorted(path.name for path in (tmp_path / "recorded").glob("ing*")) == [
+        "ingolstadt-16-seed1",
+        "ingolstadt-24-seed0",
+    ]
+    assert done.finished and {len(rows) for rows in done.evaluation.values()} == {3}
+    assert all(row["episodes"] == 16 for row in done.evaluation["online"])
