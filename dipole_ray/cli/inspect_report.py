@@ -68,11 +68,13 @@ def plot_inspection(inspection: Inspection, path: Path) -> None:
 
 
 def _draw_frames(part: Any, frames: Sequence[Sequence[np.ndarray]]) -> None:
-    """Draw a contact sheet, a trajectory a row: of images with other channels than colours the first."""
+    """Draw a contact sheet, a trajectory a row: of stacked frames the newest, in colours where there are three."""
     axes = part.subplots(len(frames), len(frames[0]), squeeze=False)
     for row, pictures in zip(axes, frames, strict=True):
         for axis, picture in zip(row, pictures, strict=True):
-            axis.imshow(picture if picture.shape[2] in (3, 4) else picture[..., 0], cmap="gray", vmin=0, vmax=255)
+            channels = picture.shape[2]
+            shown = picture if channels == 4 else picture[..., -3:] if channels % 3 == 0 else picture[..., -1]
+            axis.imshow(shown, cmap="gray", vmin=0, vmax=255)
             axis.set_axis_off()
     part.suptitle(f"frames of the first {counted(len(frames), 'trajectory')}, from left to right")
 

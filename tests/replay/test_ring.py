@@ -304,7 +304,10 @@ def test_a_second_writer_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_ring_larger_than_the_disk_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"the disk has .* free; lower the replay capacity"):
+    with pytest.raises(
+        DatasetError,
+        match=r"the disk has .* free; lower the replay capacity \(training\.replay_capacity, at most \d+ here",
+    ):
         Replay(schema=SCHEMA, online=tmp_path / "ring.arrow", capacity=10**13)
     assert not list(tmp_path.iterdir())
 

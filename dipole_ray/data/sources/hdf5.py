@@ -230,12 +230,16 @@ def encoded_rows(path: Path, group: Group, name: str) -> list[bytes] | None:
     Rows are bytes of any lengths, or where all JPEGs are as long, a table of bytes that begins as each does.
     """
     found = child(path, group, name)
-    if not isinstance(found, h5py.Dataset):
+    if not isinstance(found, h5py.Dataset) or not found.shape or not found.shape[0]:
         return None
-    if found.ndim == 2 and found.dtype == np.uint8 and len(found):
+    try:
+        dtype = found.dtype
+    except (TypeError, ValueError):  # one that numpy has not, as `Array` says
+        return None
+    if found.ndim == 2 and dtype == np.uint8:
         rows = Array(path, group, name, (2,), "u").read(0, found.shape[0])
         return [row.tobytes() for row in rows] if rows[0].tobytes().startswith(_JPEG) else None
-    if found.ndim != 1 or not len(found) or h5py.check_dtype(vlen=found.dtype) != np.uint8:
+    if found.ndim != 1 or h5py.check_dtype(vlen=dtype) != np.uint8:
         return None
     properties = found.id.get_create_plist()
     filters = tuple(properties.get_filter(index)[0] for index in range(properties.get_nfilters()))

@@ -62,6 +62,13 @@ def as_recorded(values: np.ndarray) -> np.ndarray:
     return values if are_images(values) else to_float(values).reshape(len(values), -1)
 
 
+def schema_of_parts(parts: Arrays, action_dim: int) -> Schema:
+    """Return the schema of observations as they were recorded, by what follows `observations`: images, else vectors."""
+    dtypes = {name: "uint8" if are_images(values) else "float32" for name, values in parts.items()}
+    named = {name[1:]: Column(values.shape[1:], dtypes[name]) for name, values in parts.items()}
+    return Schema(named.get("", named), action_dim)
+
+
 def last_part(name: str) -> str:
     """Return the name under which one of several observations is stored: `top` of `observation.images.top`."""
     return re.sub("[^0-9A-Za-z_]", "_", re.split("[./]", name)[-1])

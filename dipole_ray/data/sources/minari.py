@@ -17,7 +17,7 @@ import numpy as np
 from dipole_ray.columns import Column, Schema
 from dipole_ray.data.narrowing import to_float32
 from dipole_ray.data.sources.guarantees import check_flags
-from dipole_ray.data.sources.images import are_images, as_recorded
+from dipole_ray.data.sources.images import as_recorded, schema_of_parts
 from dipole_ray.data.sources.minari_storage import (
     MAIN_FILE,
     STEPS,
@@ -88,9 +88,7 @@ def uses(path: Path, reading: Reading) -> dict[str, tuple[str, ...]]:
 def schema(path: Path, reading: Reading) -> Schema:
     """Return the dimensions of the first episode; there is one, or the dataset was refused."""
     _, _, arrays = next(_episodes(path, reading))
-    dtypes = {name: "uint8" if are_images(values) else "float32" for name, values in parts_of(arrays).items()}
-    named = {name[1:]: Column(values.shape[1:], dtypes[name]) for name, values in parts_of(arrays).items()}
-    return Schema(named.get("", named), arrays["actions"].shape[1])
+    return schema_of_parts(parts_of(arrays), arrays["actions"].shape[1])
 
 
 def read(path: Path, reading: Reading, report: ImportReport) -> Iterator[Block]:

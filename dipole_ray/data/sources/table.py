@@ -18,7 +18,7 @@ from dipole_ray.columns import Column, Schema
 from dipole_ray.data.schema import concatenate
 from dipole_ray.data.sources.continuity import Continuity, shown
 from dipole_ray.data.sources.guarantees import are_followed, check_flags, check_masks, mark_unfollowed
-from dipole_ray.data.sources.images import are_images, holds_images, image_column, is_list, last_part
+from dipole_ray.data.sources.images import are_images, holds_images, image_column, is_list, last_part, schema_of_parts
 from dipole_ray.data.sources.mapping import USUAL, TableMapping
 from dipole_ray.data.sources.reading import Arrays, Block, ImportReport, Reading, parts_of, to_float, to_times
 from dipole_ray.data.sources.table_files import read_batches, table_files, table_schema, unread_files
@@ -79,9 +79,7 @@ def batch_schema(path: Path, mapping: TableMapping, batches: Batches, like: Sche
     for _, batch in batches:
         columns = mapping.resolve(batch.schema.names, path)
         seen = observed_parts(batch, columns["observations"], path, 0, like)
-        dtypes = {name: "uint8" if are_images(values) else "float32" for name, values in seen.items()}
-        named = {name[1:]: Column(values.shape[1:], dtypes[name]) for name, values in seen.items()}
-        return Schema(named.get("", named), column_matrix(batch, columns["actions"], path, 0).shape[1])
+        return schema_of_parts(seen, column_matrix(batch, columns["actions"], path, 0).shape[1])
     raise DatasetError(f"{path}: the table has no rows; nothing to import")
 
 
