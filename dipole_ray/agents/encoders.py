@@ -8,7 +8,7 @@ Shapes: B rows, D embedding dim.
 """
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dipole_ray.agents.factories import find_factory, is_factory
 from dipole_ray.agents.impala import IMPALAS, Impala
 from dipole_ray.agents.networks import Sizes
-from dipole_ray.agents.observations import Observations, is_vector
+from dipole_ray.agents.observations import Observations, is_vector, together
 from dipole_ray.errors import ConfigError
 from dipole_ray.settings import unread
 
@@ -147,7 +147,7 @@ def seen_by(role: str, observations: Seen) -> Any:
 
 
 def draw_encoders(
-    config: EncoderConfig, sizes: Sizes, roles: Iterable[str], generator: torch.Generator
+    config: EncoderConfig, sizes: Sizes, roles: Sequence[str], generator: torch.Generator
 ) -> Encoders | None:
     """Return the encoders of networks with these roles; of target critics after their critics'.
 
@@ -161,6 +161,9 @@ def draw_encoders(
                 raise unread(f"agent.encoder.{name}", found, neutral, why, remedy)
     if config.network == "none" and is_vector(sizes.observed):
         return None
+    if config.sharing == SHARED and "critic" not in roles:
+        why = "agent.advantage 'group' trains no critics, whose loss alone would move a shared encoder"
+        raise ConfigError(f"agent.encoder.sharing: found 'shared', but {why}; set agent.encoder.sharing=own")
     by_role = {role: SHARED if config.sharing == SHARED and role != TARGET else role for role in roles}
     made: dict[str, nn.Module] = {}
     for name in dict.fromkeys(by_role.values()):
@@ -180,4 +183,13 @@ def _draw(config: EncoderConfig, sizes: Sizes, generator: torch.Generator) -> nn
     if not isinstance(made, nn.Module) or not isinstance(getattr(made, "embedding_dim", None), int):
         found = f"agent.encoder.network: {config.network} made a {type(made).__name__}"
         raise ConfigError(f"{found}; let it make a torch.nn.Module with an embedding_dim, the length of its states")
+    columns = sizes.observed.items()
+    zeros = {name: torch.zeros(1, *column.shape, dtype=getattr(torch, column.dtype)) for name, column in columns}
+    with torch.no_grad():
+        states = made(together(zeros))
+    if states.shape != (1, made.embedding_dim) or states.dtype != torch.float32:
+        found = f"of one row {config.network} makes {states.dtype} {tuple(states.shape)}"
+        raise ConfigError(
+            f"agent.encoder.network: {found}; let it make float32 (1, {made.embedding_dim}), one row each"
+        )
     return made

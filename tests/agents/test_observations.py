@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,11 @@ class Fields(nn.Module):
 
     def forward(self, observations, x, t):
         return self.velocity(self.encode(observations, self.names), x.unsqueeze(1), t, self.names)[:, :, 0]
+
+
+class Halved(Encoder):
+    def forward(self, observations):
+        return super().forward(observations)[:, :3]
 
 
 def nothing(sizes, generator):
@@ -183,14 +189,19 @@ def test_a_backbone_of_ones_own_reads_observations_as_they_are_unless_all_share_
 
 def test_fields_that_read_observations_need_no_encoder_where_there_is_no_critic() -> None:
     settings: Any = {"advantage": "group", "num_candidates": 1, "encoder": EncoderConfig()}
-    check_learns_acts_and_resumes(with_mine(backbone=BackboneConfig(network="my_encoder:Fields"), **settings), OF_BOTH)
+    config = with_mine(backbone=BackboneConfig(network="my_encoder:Fields"), **settings)
+    check_learns_acts_and_resumes(config, OF_BOTH)
+    with pytest.raises(ConfigError, match=r"agent\.encoder\.sharing: found 'shared', but .*'group' trains no critics"):
+        make_agent(replace(config, encoder=EncoderConfig(sharing="shared")), OF_VECTORS, seed=0)
 
 
 @pytest.mark.parametrize(("sharing", "calls"), [("own", {"critic": 1, "fields": 1}), ("shared", {"shared": 1})])
 def test_acting_encodes_each_state_once_whatever_the_steps_and_candidates(sharing: str, calls: dict[str, int]) -> None:
     policy = make_policy(with_mine(sharing=sharing), OF_BOTH, seed=0)
-    policy.sample_actions(draw_observations(OF_BOTH, np.random.default_rng(0), 5), omega=1.0, num_candidates=9)
     found: Any = policy.networks.encoders
+    for name in found:
+        found[name].rows.clear()
+    policy.sample_actions(draw_observations(OF_BOTH, np.random.default_rng(0), 5), omega=1.0, num_candidates=9)
     assert {name: found[name].rows for name in found} == {name: [5] * count for name, count in calls.items()}
 
 
@@ -281,6 +292,10 @@ def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any], said: 
         ("none", r"observations are uint8 \(6, 6, 3\), where flat vectors of float32 are needed; set agent\.encoder"),
         ("no_such_module:Encoder", r"agent\.encoder\.network: cannot import 'no_such_module'"),
         ("my_encoder:Missing", r"agent\.encoder\.network: 'my_encoder' has no function 'Missing'"),
+        (
+            "my_encoder:Halved",
+            r"of one row my_encoder:Halved makes torch.float32 \(1, 3\); let it make float32 \(1, 7\)",
+        ),
         ("my_encoder:nothing", r"agent\.encoder\.network: my_encoder:nothing made a object; let it make a torch\.nn"),
     ],
 )
