@@ -33,8 +33,9 @@ def scene_dataset(driving: DrivingConfig, cache: Path = CACHE, *, make: bool = T
         DatasetError: A folder of scenes cannot be opened, or the dataset cannot be written.
         CorruptSegment: A file of scenes is damaged.
     """
-    scenes = SceneSet(driving.scenes)
-    key = digest([VERSION, driving.observation, [folder.content for folder in scenes.folders]])
+    scenes = SceneSet(driving.scenes, driving.observation)
+    encoder = [] if scenes.encoder is None else [scenes.encoder]
+    key = digest([VERSION, driving.observation, [folder.content for folder in scenes.folders], *encoder])
     name = "-".join(folder.folder.name for folder in scenes.folders)
     out = cache.expanduser() / "converted" / f"{name:.60}-{driving.observation}-{key}"
     return made_once(out, lambda: _write(driving, scenes, out)) if make else out
@@ -54,7 +55,7 @@ class _File:
 
 def _write(driving: DrivingConfig, scenes: SceneSet, out: Path) -> None:
     files = [
-        _File(folder.folder, tokens, driving.observation)
+        _File(folder.folder, tokens, "status" if scenes.encoder else driving.observation)
         for folder in scenes.folders
         for tokens in folder.files
         if tokens
@@ -63,6 +64,8 @@ def _write(driving: DrivingConfig, scenes: SceneSet, out: Path) -> None:
     found = map_tasks(_observed, files, size=lambda one: len(one.tokens), **shown)
     observations = each(lambda *parts: np.concatenate(parts), *(seen for seen, _ in found))
     actions = np.concatenate([plans for _, plans in found])
+    if scenes.encoder is not None:
+        observations = {"ego": observations, "context": scenes.contexts()}
     source: dict[str, Any] = {
         "reader": "scenes",
         "observation": driving.observation,

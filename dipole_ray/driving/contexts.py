@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from dipole_ray.agents.dit import PARTS
-from dipole_ray.columns import Column, Schema
+from dipole_ray.columns import Column
 from dipole_ray.data.segment import SegmentEntry, open_segment, write_segment
 from dipole_ray.driving.container import SceneFolder
 from dipole_ray.driving.encoders import ContextEncoder, open_encoder
@@ -167,17 +166,6 @@ class Contexts:
         for row, (rows, index) in zip(found, (self._places[token] for token in tokens), strict=True):
             row[:] = rows[index]
         return found
-
-
-def planning_schema(context: tuple[int, int], ego_dim: int, action_dim: int) -> Schema:
-    """Return what rows of a policy with context hold: numbers of entries in two side tables, one each a scene.
-
-    The entries are what the car knows of itself and its scene's context tokens, by the names that a head that plans
-    has for them (`agents.plan_heads`).
-    """
-    ego, tokens = PARTS
-    columns = {ego: Column((ego_dim,), table=ego), tokens: Column(context, "float16", table=tokens)}
-    return Schema(columns, action_dim)
 
 
 def require_one_encoder(contexts: Sequence[Contexts]) -> str:

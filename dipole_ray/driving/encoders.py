@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from dipole_ray.agents import state
 from dipole_ray.agents.adapters import checksum
 from dipole_ray.agents.backbones import read_weights
-from dipole_ray.agents.florence import FlorenceEncoder, load_florence
+from dipole_ray.agents.florence import SHAPES, FlorenceEncoder, load_florence
 from dipole_ray.driving import bev_encoder
 from dipole_ray.driving.cameras import VIEWS, CameraConfig, images
 from dipole_ray.driving.container import SceneFolder, joined_status
@@ -39,6 +39,13 @@ BATCH = 8
 """Scenes that are encoded at a time."""
 _VERSION = 1  # of what is seen: prompts, pictures and rasters
 _LEAST_PIXELS = 16  # of the pictures that are drawn for Florence-2
+
+
+def context_shape(policy: str) -> tuple[int, int]:
+    """Return how many tokens a policy's encoder makes of a scene, and the numbers in each."""
+    if policy == "small":
+        return bev_encoder.TOKENS, bev_encoder.WIDTH
+    return SHAPES[policy].tokens(len(VIEWS)), SHAPES[policy].width
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +142,7 @@ def _small(encoder: bev_encoder.BEVEncoder, device: str) -> ContextEncoder:
 
     identity = _identity(encoder, "small", {"raster": asdict(bev_encoder.RASTER)})
     encoder.to(device)
-    return ContextEncoder(identity, (bev_encoder.TOKENS, bev_encoder.WIDTH), encoded)
+    return ContextEncoder(identity, context_shape("small"), encoded)
 
 
 def _florence(policy: str, weights: Path | None, sensors: Path | None, device: str) -> ContextEncoder:
@@ -155,7 +162,7 @@ def _florence(policy: str, weights: Path | None, sensors: Path | None, device: s
         found: Tensor = encoder(pictures.to(device), tokens.to(device))
         return found
 
-    return ContextEncoder(identity, (shape.tokens(len(VIEWS)), shape.width), encoded)
+    return ContextEncoder(identity, context_shape(policy), encoded)
 
 
 def _with_weights(encoder: FlorenceEncoder, folder: Path) -> Tokenizer:

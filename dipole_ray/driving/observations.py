@@ -5,6 +5,7 @@ import numpy as np
 from dipole_ray.columns import Column, Schema
 from dipole_ray.driving.actions import ACTION_DIM
 from dipole_ray.driving.ego_status import hot_commands
+from dipole_ray.driving.encoders import POLICIES, context_shape
 from dipole_ray.driving.log import COMMANDS, HISTORY
 from dipole_ray.driving.raster import CHANNELS, RasterConfig, raster
 from dipole_ray.driving.recorded import RecordedScene
@@ -26,6 +27,13 @@ _COLUMNS: dict[str, Column | dict[str, Column]] = {
         "context": Column((PATCHES**2, TOKEN_DIM), "float16", table="context"),
     },
 }
+_COLUMNS |= {
+    policy: {
+        "ego": Column((STATUS_DIM,), table="ego"),
+        "context": Column(context_shape(policy), "float16", table="context"),
+    }
+    for policy in POLICIES
+}
 
 
 def schema_of(kind: str) -> Schema:
@@ -33,8 +41,8 @@ def schema_of(kind: str) -> Schema:
     return Schema(_COLUMNS[kind], ACTION_DIM)
 
 
-def observe(one: RecordedScene, kind: str) -> Observation:
-    """Return what is seen of a scene, as `schema_of` says.
+def observe(one: RecordedScene, kind: str, context: Array | None = None) -> Observation:
+    """Return what is seen of a scene, as `schema_of` says; what an encoder made of it is given.
 
     `status` is the car's motion now and at three times before, its poses then, and the command; `bev` adds how much of
     each cell around the car every layer of the raster covers. `tokens` has the status as `ego`, and as `context` such
@@ -42,6 +50,8 @@ def observe(one: RecordedScene, kind: str) -> Observation:
     """
     motion, poses = one.motion / _MOTION_UNITS, one.history[:-1] / _POSE_UNITS
     status = np.concatenate([motion.ravel(), poses.ravel(), hot_commands([one.command])[0]]).astype(np.float32)
+    if context is not None:
+        return {"ego": status, "context": context}
     if kind == "status":
         return status
     if kind == "bev":

@@ -4,8 +4,15 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from dipole_ray.driving.container import SceneFolder, is_complete
+from dipole_ray.driving.contexts import Contexts, default_folder, require_one_encoder
+from dipole_ray.driving.encoders import POLICIES
+from dipole_ray.driving.observations import observe
 from dipole_ray.driving.recorded import RecordedScene
+from dipole_ray.driving.vehicle import Array
+from dipole_ray.envs.observations import Observation
 from dipole_ray.envs.scenes import RECORDED
 from dipole_ray.errors import ConfigError, DatasetError
 from dipole_ray.files.lock import LOCK, FolderLock
@@ -17,16 +24,21 @@ FILES_IN_MEMORY, SCENES_A_PART = 32, 20
 class SceneSet:
     """Scenes numbered through, in the order of the folders and of the files in them."""
 
-    def __init__(self, folders: Sequence[str | Path]) -> None:
-        """Open the folders.
+    def __init__(self, folders: Sequence[str | Path], observation: str = "status") -> None:
+        """Open the folders, with the context tokens of their scenes where the observation has such.
 
         Raises:
-            DatasetError: One cannot be opened, or there are no scenes at all.
+            DatasetError: One cannot be opened, there are no scenes at all, or scenes are not encoded, or not by one
+                encoder.
         """
         self.folders = [SceneFolder(folder_of(str(folder)), FILES_IN_MEMORY) for folder in folders]
         self._places = [(folder, token) for folder in self.folders for token in folder.tokens]
         if not self._places:
             raise DatasetError(f"no scenes in {', '.join(map(str, folders))}; 'dipole drive record' makes some")
+        self._observation, encoded = observation, observation in POLICIES
+        opened = [Contexts(default_folder(one.folder, observation), one) for one in self.folders if encoded]
+        self.encoder = require_one_encoder(opened) if encoded else None
+        self._contexts = dict(zip(self.folders, opened, strict=False))
 
     def __len__(self) -> int:
         return len(self._places)
@@ -35,6 +47,17 @@ class SceneSet:
         """Return a scene."""
         folder, token = self._places[number]
         return folder.read(token)
+
+    def observe(self, number: int, one: RecordedScene) -> Observation:
+        """Return what is seen of the scene of this number, which was read."""
+        folder, token = self._places[number]
+        context = self._contexts[folder].read([token])[0] if self.encoder is not None else None
+        return observe(one, self._observation, context)
+
+    def contexts(self) -> Array:
+        """Return the context tokens of all scenes, (N, T, C)."""
+        found: Array = np.concatenate([self._contexts[folder].read(folder.tokens) for folder in self.folders])
+        return found
 
 
 def folder_of(name: str) -> Path:

@@ -183,8 +183,9 @@ def env_dims(config: EnvConfig | str) -> EnvDims:
         from dipole_ray.driving.observations import schema_of
         from dipole_ray.driving.scene_set import SceneSet
 
-        SceneSet(config.driving.scenes)  # what cannot be opened is refused here
-        schema, count = schema_of(config.driving.observation).as_seen, len(SceneSet(config.driving.driven_in))
+        driving = config.driving  # what cannot be opened, or was encoded by two encoders, is refused here
+        SceneSet([*dict.fromkeys((*driving.scenes, *driving.driven_in))], driving.observation)
+        schema, count = schema_of(driving.observation).as_seen, len(SceneSet(driving.driven_in))
         bounds = (-1.0,) * schema.action_dim, (1.0,) * schema.action_dim
         return EnvDims(schema=schema, max_episode_steps=1, has_success=False, action_bounds=bounds, num_episodes=count)
     with closing(make_env(config)) as env:

@@ -24,11 +24,12 @@ class DrivingConfig:
     `~/.cache/dipole_ray/recorded`; a fourth part is another seed."""
     validation: tuple[str, ...] = ()
     """Folders of scenes that evaluations drive in, of other cities; none: those to learn from."""
-    observation: Literal["status", "bev", "tokens"] = "status"
+    observation: Literal["status", "bev", "tokens", "tiny", "small", "large"] = "status"
     """What is seen: `status` (speeds, accelerations, past poses and command; 29 numbers), `bev` (besides, what is
     around from above: 5 layers of 16 x 16 cells of 4 m; 1309 numbers) or `tokens` (status as `ego`, and what is around
     in cells of 2 m as `context`, 64 tokens, for a head that plans:
-    `agent.backbone.network=dipole_ray.agents.plan_heads:tiny`)."""
+    `agent.backbone.network=dipole_ray.agents.plan_heads:tiny`). `tiny`, `small` and `large`: status as `ego`, and as
+    `context` what that encoder made of the scene, which `dipole drive encode` wrote for each folder."""
     plans: int = 10
     """G, plans that the policy draws for a scene whenever it is its turn, at least 2."""
     logged_plan: bool = True

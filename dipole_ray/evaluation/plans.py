@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from dipole_ray.driving.actions import plans_of
-from dipole_ray.driving.observations import observe
 from dipole_ray.driving.scene_set import SceneSet
 from dipole_ray.driving.score import PDMScorer, Scores
 from dipole_ray.envs.observations import row_of, stacked
@@ -39,7 +38,7 @@ def evaluate_plans(
     A plan depends on the policy, its cell, the seed and its number, on nothing else; `num_envs` scenes are planned for
     at a time. `scenes` are those that `driving` names, where they are open already; `on_scene` is called after each.
     """
-    scenes = scenes or SceneSet(driving.driven_in)
+    scenes = scenes or SceneSet(driving.driven_in, driving.observation)
     order = np.random.default_rng([_ORDER_STREAM, seed]).permutation(len(scenes))
     acting = Batches(policy)
     scores: list[np.ndarray] = []  # (cells, measures) of each scene
@@ -53,7 +52,7 @@ def evaluate_plans(
             for number in numbers
             for cell in cells
         ]
-        observations = stacked([observe(one, driving.observation) for one in seen])
+        observations = stacked([scenes.observe(int(order[n]), one) for n, one in zip(numbers, seen, strict=True)])
         actions = acting(row_of(observations, np.arange(len(seen)).repeat(len(cells))), played)
         actions = actions.reshape(len(seen), len(cells), -1)
         for one, own in zip(seen, actions, strict=True):

@@ -14,7 +14,6 @@ from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 from dipole_ray.driving.actions import actions_of, explored, plans_of
 from dipole_ray.driving.group import group_advantages, judged_rows
-from dipole_ray.driving.observations import observe
 from dipole_ray.driving.scene_set import SceneSet
 from dipole_ray.driving.score import PDMScorer
 from dipole_ray.envs.observations import row_of, stacked
@@ -120,17 +119,17 @@ class SceneRunner(DIPOLEEnvRunner):
     ) -> tuple[Piece, list[CellResult]]:
         """Play a piece of a grid with a published policy; see the base class."""
         self.set_policy(version, policy, backbone)
-        self._driven_in = self._driven_in or SceneSet(self._driving.driven_in)
+        self._driven_in = self._driven_in or SceneSet(self._driving.driven_in, self._driving.observation)
         own: Any = {"seed": how["seed"], "num_envs": num_envs, "scenes": self._driven_in, "on_scene": self._beat}
         return piece, evaluate_plans(self.module.policy, self._driving, piece.cells, episodes=piece.episodes, **own)
 
     def _judged(self, noise: float) -> "list[_Group]":
         """Return the groups of the next scenes, whose plans are drawn by one call of the policy."""
-        self._scenes = scenes = self._scenes or SceneSet(self._driving.scenes)
+        self._scenes = scenes = self._scenes or SceneSet(self._driving.scenes, self._driving.observation)
         numbers = [self._next_scene(i, len(scenes)) for i in range(self.num_envs)]
         seen = [scenes.read(number) for number in numbers]
         self._beat()
-        observations = stacked([observe(one, self._driving.observation) for one in seen])
+        observations = stacked([scenes.observe(number, one) for number, one in zip(numbers, seen, strict=True)])
         drawn_for = np.arange(len(seen)).repeat(self._driving.plans)
         plans = plans_of(self._act(row_of(observations, drawn_for), ()))
         if noise:
