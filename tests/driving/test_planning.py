@@ -76,6 +76,7 @@ def test_a_head_clones_the_drivers_plans_from_cached_tokens_and_its_plans_are_sc
     assert scores.shape == (3, 4) and (scores >= 0).all() and (scores <= 1).all()
 
 
+@pytest.mark.slow
 def test_a_run_learns_and_drives_by_tokens_that_were_encoded_before(cluster: None, tmp_path: Path) -> None:
     folders = made_folder(tmp_path / "train", 6), made_folder(tmp_path / "validation", 4)
     given = settings(folders, tmp_path, clone_learner_steps=8, offline_learner_steps=0, online_env_steps=ROUND)
