@@ -50,7 +50,8 @@ def observe(one: RecordedScene, kind: str, context: Array | None = None) -> Obse
     """
     motion, poses = one.motion / _MOTION_UNITS, one.history[:-1] / _POSE_UNITS
     status = np.concatenate([motion.ravel(), poses.ravel(), hot_commands([one.command])[0]]).astype(np.float32)
-    if context is not None:
+    if kind in POLICIES:
+        assert context is not None, f"an encoder's tokens are read, not made: {kind}"
         return {"ego": status, "context": context}
     if kind == "status":
         return status
