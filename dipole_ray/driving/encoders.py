@@ -38,7 +38,6 @@ FLORENCE_FILE, SMALL_FILE = "model.safetensors", "encoder.safetensors"
 BATCH = 8
 """Scenes that are encoded at a time."""
 _VERSION = 1  # of what is seen: prompts, pictures and rasters
-_LEAST_PIXELS = 16  # of the pictures that are drawn for Florence-2
 
 
 def context_shape(policy: str) -> tuple[int, int]:
