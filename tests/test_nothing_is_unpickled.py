@@ -32,7 +32,7 @@ NAMES = {
 """Using one of these, or anything below it, by whatever name it was imported."""
 ALLOWED = {
     ("dipole_ray/__init__.py", "importlib.import_module"): "its own modules, by a table in the same file",
-    ("dipole_ray/agents/backbones.py", "importlib.import_module"): "the module of a network `module:factory`",
+    ("dipole_ray/agents/factories.py", "importlib.import_module"): "the module of a network `module:factory`",
     ("dipole_ray/envs/registry.py", "importlib.import_module"): "OGBench, and the module of an id `module:Name-v0`",
     ("dipole_ray/data/sources/hdf5.py", "h5py"): "plain arrays of numbers, of which none is a pickle",
     ("dipole_ray/driving/pickles.py", "pickle"): "NAVSIM's logs, by a machine of its own that runs nothing they name",

@@ -92,7 +92,7 @@ class Pass:
     def forward(cls, stack: Stack, inputs: Tensor, keep: bool) -> "tuple[Pass, Tensor]":
         """Return a pass and its outputs (S, E, B, D); to `keep` says that gradients will be asked for."""
         run = cls(stack.packed(), _walkable(inputs), precision())
-        outputs = run._forward(keep)
+        outputs = run.compute(keep)
         return run, outputs
 
     @property
@@ -105,7 +105,8 @@ class Pass:
         agents, members = self.stack.kernels[0].shape[:2]
         return agents * members, members, self.inputs.shape[2]
 
-    def _forward(self, keep: bool) -> Tensor:
+    def compute(self, keep: bool) -> Tensor:
+        """Return the outputs (S, E, B, D) layer by layer; see `forward`."""
         parts: Tensor | None = None
         for layer in range(len(self.stack.kernels) - 1):
             parts = self._hidden(layer, parts, keep)
