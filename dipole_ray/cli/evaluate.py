@@ -40,6 +40,7 @@ def add_parser(subparsers: Any) -> None:
 def run_evaluate(arguments: argparse.Namespace) -> int:
     """Evaluate, print the table, and write rows and videos where asked."""
     from dipole_ray.envs.make import env_dims
+    from dipole_ray.errors import ConfigError
     from dipole_ray.evaluation import report
     from dipole_ray.evaluation.cells import EvalConfig
     from dipole_ray.evaluation.parallel import evaluate_policy
@@ -55,6 +56,8 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     changes = {"denoise_steps": arguments.steps, "solver": arguments.solver}
     acting = {key: value for key, value in changes.items() if value is not None}
     trained = load_policy(arguments.policy, **acting)
+    if max(arguments.candidates or [1]) > 1 and not trained.policy.config.has_critic:
+        raise ConfigError("--candidates: this policy has no critics that could choose; leave it out, or give 1")
     if arguments.scenes:
         trained = trained.driving_in(arguments.scenes)
     results = evaluate_policy(trained, config)

@@ -100,7 +100,8 @@ def _show(runs: "Sequence[Run]", given: list[str], cluster: list[str]) -> None:
     if run.tracker.view_command is not None:
         print(f"mlflow    {run.tracker.view_command}")
     print("\nnext:")
-    grid = " --omega 0 1 3 --candidates 1 32" if run.chosen is not None else ""
+    candidates = " --candidates 1 32" if run.config.agent.has_critic else ""
+    grid = f" --omega 0 1 3{candidates}" if run.chosen is not None else ""
     print(f"  {shlex.join(['dipole', 'evaluate', str(folder)])}{grid} --episodes 50")
     print(f"  {_another([one.config for one in runs], [*given, *cluster])}")
     print("  dipole train --help-config    # every setting, explained")

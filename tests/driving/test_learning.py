@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("shapely")
 
+from dipole_ray.cli import main
 from dipole_ray.collect.scenes import scene_dataset
 from dipole_ray.data.dataset import open_dataset
 from dipole_ray.driving import scene_set
@@ -144,10 +145,14 @@ def test_sub_scores_are_in_metrics_progress_and_table(run: Run, capsys: pytest.C
     assert "pdms" in shown and "+-" in shown and "4 scenes per row" in shown
 
 
-def test_an_evaluation_afterwards_finds_what_the_run_found_and_drives_elsewhere(run: Run, folders: Any) -> None:
+def test_an_evaluation_afterwards_finds_what_the_run_found_and_drives_elsewhere(
+    run: Run, folders: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     trained = load_policy(run.folder)
     found = evaluate_policy(trained, EvalConfig(episodes=100, omegas=(1.0,)), progress=False)
     assert rows_of(found, run.config.agent) == [row for row in run.evaluation["online"] if row["omega"] == 1.0]
+    assert main(["evaluate", str(run.folder), "--candidates", "4"]) == 2
+    assert "no critics that could choose" in capsys.readouterr().err
     trained = trained.driving_in([str(folders[0])])
     (elsewhere,) = evaluate_policy(trained, EvalConfig(episodes=100, omegas=(1.0,)), progress=False)
     assert len(elsewhere.returns) == TRAIN and set(elsewhere.clusters) == {f"train-log{i}" for i in range(TRAIN // 2)}
@@ -161,24 +166,27 @@ def test_a_run_that_is_continued_ends_bitwise_as_one_that_was_not(run: Run, fold
     assert len(agents) == 2 and agents[0] == agents[1]
 
 
-def test_a_head_that_plans_learns_from_tokens_by_adapters_on_the_clone(
-    cluster: None, folders: Any, tmp_path: Path
-) -> None:
-    """What is around a scene is stored once, beside what the car knows of itself; rows hold its number in both."""
-    given = settings(folders, tmp_path, clone_learner_steps=10, offline_learner_steps=0, online_env_steps=ROUND)
-    given["env"]["driving"]["observation"] = "tokens"
-    given["agent"] |= {
-        "backbone": {"network": "dipole_ray.agents.plan_heads:tiny"},
-        "observation_normalization": "none",
-    }
-    given["agent"]["adapters"] = {"rank": 2, "targets": ["attention", "mlp"]}
-    made = start_run(RunConfig.from_mapping(given))
-    dataset = open_dataset(scene_dataset(made.config.env.driving, Path(made.config.data.cache)))
+def test_tokens_are_stored_once_a_scene_beside_what_the_car_knows(folders: Any, tmp_path: Path) -> None:
+    """Rows hold a scene's number in both columns."""
+    driving = DrivingConfig(scenes=(str(folders[0]),), observation="tokens")
+    dataset = open_dataset(scene_dataset(driving, tmp_path))
     seen: Any = observe(SceneSet([folders[0]]).read(1), "tokens")
     for name in ("ego", "context"):
         np.testing.assert_array_equal(dataset.tables[name][1], seen[name])
         assert dataset.segments[0].columns[f"observations.{name}"][:4].tolist() == [0, 0, 1, 1]
     assert seen["context"].shape == (64, 82) and 0 < seen["context"][:, :-2].max() <= 1
+
+
+@pytest.mark.slow
+def test_a_head_that_plans_learns_from_tokens_by_adapters_on_the_clone(
+    cluster: None, folders: Any, tmp_path: Path
+) -> None:
+    given = settings(folders, tmp_path, clone_learner_steps=10, offline_learner_steps=0, online_env_steps=ROUND)
+    given["env"]["driving"]["observation"] = "tokens"
+    adapters = {"rank": 2, "targets": ["attention", "mlp"]}
+    given["agent"] |= {"backbone": {"network": "dipole_ray.agents.plan_heads:tiny"}, "adapters": adapters}
+    given["agent"]["observation_normalization"] = "none"
+    made = start_run(RunConfig.from_mapping(given))
     found = evaluate_policy(load_policy(made.folder), EvalConfig(episodes=100, omegas=(1.0,)), progress=False)
     assert found[-1].returns.mean() == pytest.approx(made.evaluation["online"][-1]["return"])
 
