@@ -71,7 +71,7 @@ def test_fast_ways_end_where_the_readable_one_does() -> None:
     for batch in batches:
         agents[0].update(batch)
         agents[1].update(batch)
-    CapturedUpdates(agents[2], ROWS, UPDATES, fused=False).update_on(joined(batches))
+    CapturedUpdates([agents[2]], ROWS, UPDATES, fused=False).update_on([joined(batches)])
     for other in agents[1:]:
         assert_close(agents[0], other)
 
