@@ -6,7 +6,7 @@ Full fine-tuning of pi+ and pi- (rank 0) against adapters on one backbone, whose
 bfloat16, each case in processes of its own, all in turn for so many rounds; 29 observations, 8 actions, critics of 3 x
 512. A worker's memory is the most that its process held when it had taken a published policy and acted a few times for
 4 environments, beyond what it held before it built the policy. Of DiT base the learner is counted, not run: its rates
-are `benchmarks.gpu.adapters`'s; its worker acts once (with full networks it takes 12 GiB).
+are `benchmarks.gpu.adapters`'s; its worker acts once, that of two full networks only if asked for.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--case", nargs="+", help=argparse.SUPPRESS)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--full", action="store_true", help="a worker with two full networks of DiT base, too: 12 GiB")
+    parser.add_argument("--full", action="store_true", help="a worker with two full networks of DiT base, too")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     if args.case:
