@@ -179,6 +179,7 @@ except KeyboardInterrupt:
 """
 
 
+@pytest.mark.slow
 def test_ctrl_c_cancels_the_tasks_and_stops_the_ray_it_started() -> None:
     command = [sys.executable, "-c", INTERRUPTIBLE]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

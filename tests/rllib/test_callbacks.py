@@ -91,7 +91,7 @@ def assert_told_of_a_worker_that_comes_back(algorithm: DIPOLE, told: list[Any]) 
     assert told[0]["env_runner_group"] is group
 
 
-@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("cluster")
 def test_callbacks_are_called_with_what_rllib_promises(tmp_path: Path, workers: int) -> None:
     made = config(None, workers=workers, **ONLINE).callbacks(Counting)

@@ -99,6 +99,7 @@ def test_an_evaluation_survives_the_death_of_the_learner(pendulum: Path) -> None
         algorithm.stop()
 
 
+@pytest.mark.slow
 def test_an_iteration_that_the_learners_death_ended_is_finished_by_the_next(pendulum: Path, tmp_path: Path) -> None:
     """No update that the environment steps are owed is forgotten, and iterations end where they always do."""
     algorithm = config(pendulum, learners=1, learner_steps_per_call=2).build_algo()

@@ -63,6 +63,7 @@ def pair(cluster: None, pendulum: Path) -> Iterator[DIPOLE]:
     algorithm.stop()
 
 
+@pytest.mark.slow
 def test_dipole_on_two_learners_and_a_run_that_moves_between_one_and_two(
     alone: DIPOLE, pair: DIPOLE, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -141,6 +141,7 @@ def test_saving_does_not_change_the_course(
     assert {**course(evaluated), "score": None} == course(metadata)
 
 
+@pytest.mark.slow
 def test_resume_in_a_new_process(
     uninterrupted: tuple[list[Path], dict[str, dict[str, torch.Tensor]], dict[str, Any]], tmp_path: Path
 ) -> None:

@@ -17,6 +17,7 @@ from tests.rllib.small import config
 pytestmark = pytest.mark.usefixtures("cluster")
 
 
+@pytest.mark.slow
 def test_tuner_tries_values_and_keeps_checkpoints(
     pendulum: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

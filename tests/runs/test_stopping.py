@@ -44,11 +44,12 @@ def processes_of(session: int) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "everyone"),
     [
         pytest.param(signal.SIGTERM, True, id="SIGTERM to every process, as systemd sends it"),
-        pytest.param(signal.SIGHUP, False, id="SIGHUP", marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, False, id="SIGHUP"),
     ],
 )
 def test_a_request_in_the_middle_of_an_iteration_is_met(tmp_path: Path, number: int, everyone: bool) -> None:
