@@ -75,10 +75,13 @@ def load_policy(run: str | Path, device: str | torch.device = "cpu", **acting: A
     # Before any memory is taken for networks that the file cannot hold.
     observation_dim = schema.observation_dim if schema.is_flat else 0  # what an encoder makes of it is not known yet
     widths = (observation_dim + schema.action_dim, *config.hidden_dims)
-    is_mlp = isinstance(config, DipoleConfig) and config.backbone.network == "mlp"
-    members = config.num_critics if config.has_critic else int(is_mlp)
+    members, held = config.num_critics, sum(tensor.numel() for tensor in state.values())
+    if isinstance(config, DipoleConfig) and not config.has_critic:
+        members, elsewhere = int(config.backbone.network == "mlp"), config.backbone.path
+        if elsewhere is not None and not holds_backbone(state) and Path(elsewhere).is_file():
+            held += Path(elsewhere).stat().st_size // 2  # bytes of the smallest number
     weights = members * sum(before * after for before, after in pairwise(widths))
-    if weights > sum(tensor.numel() for tensor in state.values()):
+    if weights > held:
         raise CheckpointError(
             f"{checkpoint.path}: its settings describe networks of at least {weights} weights, which it does not hold; "
             "use another checkpoint"

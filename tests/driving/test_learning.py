@@ -191,6 +191,20 @@ def test_a_head_that_plans_learns_from_tokens_by_adapters_on_the_clone(
     assert found[-1].returns.mean() == pytest.approx(made.evaluation["online"][-1]["return"])
 
 
+@pytest.mark.slow
+def test_a_policy_on_a_backbone_that_lies_elsewhere_is_loaded(cluster: None, folders: Any, tmp_path: Path) -> None:
+    """Of critics and V, which others have, there is nothing in its checkpoint: the networks are in the other file."""
+    given = settings(folders, tmp_path, clone_learner_steps=10, offline_learner_steps=0, online_env_steps=ROUND)
+    given["agent"] |= {"adapters": {"rank": 2}, "hidden_dims": [128, 128], "observation_normalization": "none"}
+    first = start_run(RunConfig.from_mapping(given))
+    (backbone,) = (first.folder / "checkpoints").glob("backbone-*.safetensors")
+    given["agent"]["backbone"] = {"path": str(backbone)}
+    given["training"]["clone_learner_steps"] = 0
+    second = start_run(RunConfig.from_mapping(given))
+    found = evaluate_policy(load_policy(second.folder), EvalConfig(episodes=100, omegas=(1.0,)), progress=False)
+    assert found[-1].returns.mean() == pytest.approx(second.evaluation["online"][-1]["return"])
+
+
 def test_rounds_end_early_and_the_run_goes_back_to_the_networks_of_its_best_evaluation(
     cluster: None, folders: Any, tmp_path: Path
 ) -> None:
