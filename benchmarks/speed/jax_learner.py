@@ -5,12 +5,9 @@ Needs the extra `jax` (`pip install '.[jax]'`). Maths, weights and noise are an 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
-
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")  # one thread, as ours
 
 import jax
 import jax.numpy as jnp

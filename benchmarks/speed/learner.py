@@ -54,11 +54,12 @@ def twins(size: str, bootstrap: str, threads: int, with_jax: bool, with_bf16: bo
     if with_bf16:
         halved.compile(threads, "bf16")
         found["bf16"] = updates(halved)
-    return found | {"jax": jax_updates(config, batches)} if with_jax else found
+    return found | {"jax": jax_updates(config, batches, threads)} if with_jax else found
 
 
-def jax_updates(config: DipoleConfig, batches: list[dict[str, torch.Tensor]]) -> Update:
+def jax_updates(config: DipoleConfig, batches: list[dict[str, torch.Tensor]], threads: int) -> Update:
     """Return the updates of the same agent in JAX, checked as the others; its noise is drawn beforehand."""
+    os.environ.setdefault("XLA_FLAGS", f"--xla_cpu_multi_thread_eigen={str(threads > 1).lower()}")
     from benchmarks.speed.jax_learner import JaxLearner, draw
 
     agent, generator = DipoleAgent(config, SCHEMA, seed=0), torch.Generator()
@@ -146,7 +147,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.5, help="of one way's round")
     parser.add_argument("--neighbour", action="store_true")
     parser.add_argument("--bf16", action="store_true", help="also with `learner.matmul_precision: bf16`")
-    parser.add_argument("--jax", action="store_true", help="also against JAX; needs the extra `jax`, one thread")
+    parser.add_argument("--jax", action="store_true", help="also against JAX; needs the extra `jax`")
     args = parser.parse_args()
     rows = []
     for size in args.sizes:
