@@ -200,3 +200,24 @@ def misfit(found: Schema, expected: Schema, whom: str) -> str:
         ]
         return f"observations are {kinds[0]}, and {whom} observes {kinds[1]}"
     return f"observations have {found.observation_text} and actions {found.actions} dimensions, {whom} has {expected}"
+
+
+def flattened(columns: Mapping[str, Any]) -> dict[str, Any]:
+    """Return columns with `observations.NAME`s in the place of a mapping under `observations`; likewise next ones."""
+    flat: dict[str, Any] = {}
+    for name, values in columns.items():
+        several = isinstance(values, Mapping)
+        flat |= {f"{name}.{inner}": each for inner, each in values.items()} if several else {name: values}
+    return flat
+
+
+def nested(columns: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the columns with `observations.NAME`s as one dict under `observations`; likewise the next ones."""
+    found: dict[str, Any] = {}
+    for name, values in columns.items():
+        group, _, inner = name.partition(".")
+        if inner:
+            found.setdefault(group, {})[inner] = values
+        else:
+            found[name] = values
+    return found

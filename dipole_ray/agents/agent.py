@@ -24,12 +24,12 @@ from dipole_ray.agents.data_parallel import DataParallel
 from dipole_ray.agents.encoders import SHIFT, Seen, draw_encoders, seen_by
 from dipole_ray.agents.fields import MakeFields
 from dipole_ray.agents.networks import Sizes, StackedMLP
-from dipole_ray.agents.observations import columns_of_batch, flattened, read_column, together
+from dipole_ray.agents.observations import columns_of_batch, read_column
 from dipole_ray.agents.policy import Policy
 from dipole_ray.agents.precision import SETTING, require_precision
 from dipole_ray.agents.roles import Networks, Roles
 from dipole_ray.agents.steps import Steps
-from dipole_ray.columns import Schema
+from dipole_ray.columns import Schema, flattened, nested
 from dipole_ray.errors import ConfigError, NonFiniteError
 
 _LOG = logging.getLogger(__name__)
@@ -267,8 +267,9 @@ class Agent(ABC):
         """Return the sum of the losses on a batch as it was read, metrics and new running statistics."""
         seen: dict[str, Seen] = {}
         batch = self._augmented(batch)
+        whole = nested(batch)
         for name, learns in {"observations": True, "next_observations": False}.items():
-            seen[name] = self.policy.normalized(together(batch, name), networks=self.networks, learns=learns)
+            seen[name] = self.policy.normalized(whole[name], networks=self.networks, learns=learns)
         terms, metrics, statistics = self._losses({**batch, **seen}, diagnostics)
         return reduce(torch.add, terms.values()), metrics, statistics
 

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from dipole_ray.agents.factories import find_factory, is_factory
 from dipole_ray.agents.impala import IMPALAS, Impala
 from dipole_ray.agents.networks import Sizes
-from dipole_ray.agents.observations import Observations, is_vector, together
+from dipole_ray.agents.observations import Observations, is_vector
+from dipole_ray.columns import nested
 from dipole_ray.errors import ConfigError
 from dipole_ray.settings import unread
 
@@ -186,7 +187,7 @@ def _draw(config: EncoderConfig, sizes: Sizes, generator: torch.Generator) -> nn
     columns = sizes.observed.items()
     zeros = {name: torch.zeros(1, *column.shape, dtype=getattr(torch, column.dtype)) for name, column in columns}
     with torch.no_grad():
-        states = made(together(zeros))
+        states = made(nested(zeros)["observations"])
     if states.shape != (1, made.embedding_dim) or states.dtype != torch.float32:
         found = f"of one row {config.network} makes {states.dtype} {tuple(states.shape)}"
         raise ConfigError(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dipole_ray.columns import Column, Schema
+from dipole_ray.columns import Column, Schema, flattened, nested
 from dipole_ray.errors import ConfigError
 
 Observations = Tensor | dict[str, Tensor]
@@ -37,23 +37,6 @@ def columns_of_batch(schema: Schema, names: Sequence[str]) -> dict[str, Column]:
         own = {name: schema.actions if name == "actions" else Column()}
         found |= {f"{start}{each}": of for each, of in schema.as_seen.observed.items()} if group else own
     return found
-
-
-def flattened(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a batch with `observations.NAME`s in the place of a dict under `observations`; likewise the next ones."""
-    flat: dict[str, Any] = {}
-    for name, values in batch.items():
-        flat |= {f"{name}.{inner}": each for inner, each in values.items()} if isinstance(values, Mapping) else {}
-        flat |= {} if isinstance(values, Mapping) else {name: values}
-    return flat
-
-
-def together(columns: Mapping[str, Any], group: str = "observations") -> Any:
-    """Return what the columns of a group, such as `next_observations`, hold: one of them, or several by name."""
-    if group in columns:
-        return columns[group]
-    start = f"{group}."
-    return {name.removeprefix(start): each for name, each in columns.items() if name.startswith(start)}
 
 
 def read_column(values: Any, column: Column, device: torch.device, name: str) -> Tensor:
@@ -82,7 +65,7 @@ def read_observations(given: Any, observed: Mapping[str, Column], device: torch.
             raise ConfigError(f"{found}; give ({shape}), one row each and at least one")
     if len(lengths := {len(values) for values in tensors.values()}) > 1:
         raise ConfigError(f"observations have {sorted(lengths)} rows in their columns; give as many in each")
-    read: Observations = together(tensors)
+    read: Observations = nested(tensors)["observations"]
     return read
 
 

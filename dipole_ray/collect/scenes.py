@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from dipole_ray.collect.convert import CACHE, made_once
+from dipole_ray.columns import flattened
 from dipole_ray.data.dataset import write_dataset
-from dipole_ray.data.schema import by_column
 from dipole_ray.driving.actions import actions_of
 from dipole_ray.driving.container import SceneFolder
 from dipole_ray.driving.group import judged_rows
@@ -75,7 +75,7 @@ def _write(driving: DrivingConfig, scenes: SceneSet, out: Path) -> None:
     }
     rows = judged_rows(np.arange(len(actions)), actions, np.zeros(len(actions)), driving.observation)
     schema = schema_of(driving.observation)
-    arrays = by_column(observations)
+    arrays = flattened({"observations": observations})
     tables = {table: arrays[name] for name, table in schema.references.items()}
     write_dataset(out, [rows], schema, source, tables=tables)
 

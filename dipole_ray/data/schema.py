@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from dipole_ray.columns import Column, Schema
+from dipole_ray.columns import Column, Schema, flattened
 from dipole_ray.data.narrowing import Narrowing
 from dipole_ray.errors import DatasetError, NonFiniteError, warn_once
 
@@ -67,7 +67,7 @@ def build_rows(
     moving = ~closing
     kept_masks = np.where(moving, masks, 1.0).astype(np.float32)
     return {
-        **{name: _in_dtype(values, name, schema) for name, values in by_column(observations).items()},
+        **{name: _in_dtype(values, name, schema) for name, values in flattened({"observations": observations}).items()},
         "actions": np.where(moving.reshape(-1, *[1] * (actions.ndim - 1)), actions, 0.0).astype(np.float32),
         "rewards": _narrow(np.where(moving, rewards, 0.0), "the rewards"),
         "masks": kept_masks,
@@ -95,7 +95,7 @@ def close_trajectory(
         DatasetError: If the lengths do not fit together or T is 0.
     """
     steps = len(actions)
-    for array in by_column(observations).values():
+    for array in flattened({"observations": observations}).values():
         if steps == 0 or len(array) != steps + 1 or len(rewards) != steps or len(masks) != steps:
             raise DatasetError(
                 f"a trajectory of T transitions needs T+1 observations and T actions, rewards and masks with T >= 1; "
@@ -116,13 +116,6 @@ def stored_schema(observations: Mapping[str, np.ndarray], actions: np.ndarray) -
     """Return the schema of arrays, (N, ...) each, as they are: several observations by name, or one named ""."""
     columns = {name: Column(values.shape[1:], values.dtype.name) for name, values in observations.items()}
     return Schema(columns.get("", columns), Column(actions.shape[1:]))
-
-
-def by_column(observations: Observations) -> Rows:
-    """Return observations by the names of their columns."""
-    if isinstance(observations, Mapping):
-        return {f"observations.{name}": array for name, array in observations.items()}
-    return {"observations": observations}
 
 
 def _in_dtype(values: np.ndarray, name: str, schema: Schema | None) -> np.ndarray:

@@ -16,11 +16,10 @@ from typing import Any, Protocol
 import gymnasium
 import numpy as np
 
-from dipole_ray.data.schema import by_column
+from dipole_ray.columns import flattened, nested
 from dipole_ray.envs.observations import Observation, Observations, as_seen, finite_rows, is_same, row_of, stacked
 from dipole_ray.envs.standard import success_of
 from dipole_ray.errors import EnvironmentFault
-from dipole_ray.replay.n_step import nested
 
 logger = logging.getLogger(__name__)
 
@@ -180,7 +179,7 @@ class ActingLoop:
         """Return arrays and seeds from which `load_state` continues exactly, if every environment has an episode."""
         if not self.episodes:
             return {}, []
-        arrays = by_column(self.observations)
+        arrays = flattened({"observations": self.observations})
         for i, env in enumerate(self._envs):
             taken = np.asarray(self._taken[i], np.float32)
             arrays[f"actions_{i}"] = taken.reshape(-1, *(env.action_space.shape or ()))
@@ -190,7 +189,7 @@ class ActingLoop:
 
     def load_state(self, arrays: Mapping[str, np.ndarray], seeds: Sequence[int]) -> None:
         """Live the saved episodes again by their seeds and actions; a simulator that strays starts a new episode."""
-        standing = nested(dict(arrays))["observations"]
+        standing = nested(arrays)["observations"]
         for i, seed in enumerate(seeds):
             self._reset(i, Episode(seed=seed))
             for action in arrays[f"actions_{i}"]:

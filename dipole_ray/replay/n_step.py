@@ -11,8 +11,6 @@ Observations are gathered from each of their columns, `observations` or several 
 table where rows only hold numbers.
 """
 
-from typing import Any
-
 import numpy as np
 
 from dipole_ray.data.schema import Rows
@@ -49,18 +47,6 @@ def gather_n_step(
         **{f"next_{name}": _take(columns[name], following, tables.get(name)) for name in observed},
         "discounts": discounts,
     }
-
-
-def nested(batch: Rows) -> dict[str, Any]:
-    """Return the batch with `observations.NAME`s as one dict under `observations`; likewise the next ones."""
-    found: dict[str, Any] = {}
-    for name, values in batch.items():
-        group, _, inner = name.partition(".")
-        if inner:
-            found.setdefault(group, {})[inner] = values
-        else:
-            found[name] = values
-    return found
 
 
 def _take(column: np.ndarray, rows: np.ndarray, table: np.ndarray | None = None) -> np.ndarray:

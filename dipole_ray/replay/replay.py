@@ -19,14 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from dipole_ray.columns import Schema, require_fit
+from dipole_ray.columns import Schema, nested, require_fit
 from dipole_ray.data.dataset import common_offset, losses_of, open_dataset, read_manifest, require_same_bounds
 from dipole_ray.data.schema import Rows, validate_rows
 from dipole_ray.data.segment import SegmentEntry
 from dipole_ray.errors import CheckpointError, ConfigError, DatasetError, warn_once
 from dipole_ray.files.place import absolute
 from dipole_ray.replay.journal import by_sender
-from dipole_ray.replay.n_step import gather_n_step, nested
+from dipole_ray.replay.n_step import gather_n_step
 from dipole_ray.replay.ring import OnlineRing
 from dipole_ray.spans import spanned
 

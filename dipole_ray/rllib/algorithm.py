@@ -368,9 +368,8 @@ class DIPOLE(Algorithm):
 
     def save_to_path(self, path: Any = None, **kwargs: Any) -> str:
         """Write a checkpoint into the folder `path` and return it."""
-        refuse_arguments(
-            "save_to_path", **{key: value for key, value in kwargs.items() if key != "use_msgpack"}
-        )  # Tune's own
+        given = {key: value for key, value in kwargs.items() if key != "use_msgpack"}  # Tune's own
+        refuse_arguments("save_to_path", **given)
         if path is None:
             raise CheckpointError("save_to_path needs the folder to write: algo.save_to_path('checkpoints/mine')")
         contents, metadata = self.checkpoint_contents()

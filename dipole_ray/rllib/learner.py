@@ -25,9 +25,9 @@ from dipole_ray.agents.adapters import with_backbone
 from dipole_ray.agents.agent import Agent, make_agent
 from dipole_ray.agents.captured import CapturedUpdates
 from dipole_ray.agents.data_parallel import DataParallel
-from dipole_ray.agents.observations import flattened
 from dipole_ray.agents.precision import torch_products
 from dipole_ray.agents.state import check_matches, copy_into
+from dipole_ray.columns import flattened
 from dipole_ray.envs.spaces import schema_of
 from dipole_ray.errors import NonFiniteError
 from dipole_ray.rllib.stack import LearnerStack

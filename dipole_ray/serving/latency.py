@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from dipole_ray.agents.observations import together
 from dipole_ray.agents.policy import Policy
+from dipole_ray.columns import nested
 from dipole_ray.errors import ConfigError
 from dipole_ray.progress import Progress
 from dipole_ray.serving.policy import load_policy
@@ -119,7 +119,7 @@ def _milliseconds(policy: Policy, batch: int, candidates: int, steps: int | None
         policy.config = replace(policy.config, denoise_steps=steps)
     random, observed = np.random.default_rng(0), policy.networks.observed
     arrays = {name: _drawn(random, (batch, *column.shape), column.dtype) for name, column in observed.items()}
-    observations: Any = together(arrays)
+    observations: Any = nested(arrays)["observations"]
     taken = []
     for _ in range(_WARM_UP_CALLS + calls):
         start = time.perf_counter()
