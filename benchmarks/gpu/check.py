@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
 import subprocess
 import sys
 import tempfile
@@ -19,14 +18,13 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.attempt import BEGIN, attempt
+from benchmarks.gpu.attempt import BEGIN, attempt, provenance
 from benchmarks.gpu.eager import SCHEMA, Batch, latencies, random_batches, rate
 from benchmarks.gpu.parts import PRECISIONS, fused_parts, make_agent, parts
 from dipole_ray.agents import fused_layers
@@ -378,13 +376,8 @@ def main() -> None:
     if arguments.warm_up is not None:
         warm_up(arguments.warm_up)
         return
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     result: dict[str, Any] = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "command": "python -m benchmarks.gpu.check",
-        "gpu": torch.cuda.get_device_name(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda},
-        "commit": commit or None,
+        **provenance("python -m benchmarks.gpu.check"),
         "sizes": {"hidden_dims": [512] * 3, "batch_size": 256, **SCHEMA.to_json()},
     }
     warm_up_all(arguments.parts)

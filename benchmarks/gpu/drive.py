@@ -13,22 +13,18 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import platform
-import subprocess
 import time
-import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
-from datetime import UTC, datetime
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.gpu.attempt import attempt, provenance
 from dipole_ray.agents.adapters import AdapterConfig
 from dipole_ray.agents.agent import Agent, make_agent
 from dipole_ray.agents.backbones import BackboneConfig
@@ -37,7 +33,7 @@ from dipole_ray.agents.florence import SHAPES, FlorenceEncoder
 from dipole_ray.columns import Column, Schema
 
 EGO, ACTIONS, PLANS = 20, 32, 11
-BEGIN, SECONDS = time.perf_counter(), 100
+WITHIN_S = 100
 """Parts that would start later than this after the beginning are left out."""
 Scenes = dict[str, Tensor]
 
@@ -172,22 +168,6 @@ def encoding(case: Case, dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
-def attempt(what: str, part: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    """Return what a part found; of one that fails print the traceback, and return its last line."""
-    start = time.perf_counter()
-    if start - BEGIN > SECONDS:
-        return {"failed": "no time was left"}
-    try:
-        found = part(*arguments)
-    except Exception as error:  # a part that fails must not hide the others
-        traceback.print_exc()
-        found = {"failed": f"{type(error).__name__}: {error}"}
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    print(f"{what}: {time.perf_counter() - start:.1f} s with setting up", flush=True)
-    return found
-
-
 def print_table(parts: dict[str, dict[str, Any]]) -> None:
     """Print a row a part."""
     print(f"\n{'':40}{'samples/s':>12}{'scenes/s':>12}{'peak GiB':>10}  other")
@@ -228,18 +208,13 @@ def main() -> None:
         "clone, float32": (epoch, "float32", True),
         "RL, float32": (epoch, "float32", False),
     }
-    parts = {name: attempt(name, part, case, *rest) for name, (part, *rest) in todo.items()}
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    parts = {}
+    for name, (part, *rest) in todo.items():
+        parts[name] = attempt(f"{name}, with setting up", part, case, *rest, within_s=WITHIN_S)
+        if not arguments.small:
+            torch.cuda.empty_cache()
     result = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "command": "bash benchmarks/gpu/drive.sh",
-        "gpu": None if arguments.small else torch.cuda.get_device_name(),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "transformers", "peft")},
-            "cuda": torch.version.cuda,
-        },
-        "commit": commit or None,
+        **provenance("bash benchmarks/gpu/drive.sh", "transformers", "peft"),
         "seed": 0,
         "sizes": {"batch_size": case.batch, "rank": 16, "context": list(case.context), "plans_a_scene": PLANS},
         "parts": parts,

@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.gpu.attempt import provenance
 from dipole_ray.agents import flow
 from dipole_ray.agents.config import AgentConfig
 from dipole_ray.agents.dipole import DipoleAgent
@@ -154,19 +152,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     out = parser.parse_args().out
-    gpu = torch.cuda.get_device_name()
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     result: dict[str, Any] = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "command": "python -m benchmarks.gpu.eager",
-        "gpu": gpu,
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda},
-        "commit": commit or None,
+        **provenance("python -m benchmarks.gpu.eager"),
         "sizes": {"hidden_dims": [512] * 3, "batch_size": 256, **SCHEMA.to_json()},
         "updates": {bootstrap: measure_updates(bootstrap) for bootstrap in ("value", "policy")},
         "latency_ms": measure_acting(),
     }
-    print(f"{gpu}, torch {torch.__version__}; 3 x 512, batch 256; updates/s, median [min, max] of 3 rounds")
+    print(f"{result['gpu']}, torch {torch.__version__}; 3 x 512, batch 256; updates/s, median [min, max] of 3 rounds")
     print(f"{'bootstrap':10}{'precision':10}{'rows on device':>26}{'rows on host':>26}{'kernels':>9}{'device ms':>11}")
     for bootstrap, found in result["updates"].items():
         for precision in ("float32", "tf32"):
