@@ -6,11 +6,14 @@ and observations that are pictures do.
 """
 
 import ctypes.util
+import gc
 import importlib
 import os
 import sys
 import traceback
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from dipole_ray.errors import EnvironmentUnavailable
@@ -79,3 +82,19 @@ def enable_rendering() -> None:
             "for OSMesa), choose another backend with MUJOCO_GL=egl, osmesa or glfw ('dipole doctor' tries them), or "
             "leave rendering out"
         ) from error
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Collect no garbage in the block, in which something is drawn.
+
+    A renderer that is collected takes the current OpenGL context away from its thread, whose it ever is; what is drawn
+    after that is black, and nothing says so.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

@@ -20,7 +20,7 @@ from dipole_ray.columns import Schema
 from dipole_ray.envs.contract import check_contract
 from dipole_ray.envs.control import ControlEnv
 from dipole_ray.envs.faults import described
-from dipole_ray.envs.gl import disable_rendering_by_default, enable_rendering, is_disabled, lacks_rendering
+from dipole_ray.envs.gl import disable_rendering_by_default, enable_rendering, is_disabled, lacks_rendering, undisturbed
 from dipole_ray.envs.narrowing import narrowing_warnings
 from dipole_ray.envs.registry import family, is_visual
 from dipole_ray.envs.scenes import DRIVE, DrivingConfig
@@ -252,7 +252,8 @@ def _make_gymnasium(config: EnvConfig, render: bool) -> gymnasium.Env:
 def constructing(config: EnvConfig) -> Iterator[None]:
     """Say what a constructor fails with, and at which line."""
     try:
-        yield
+        with undisturbed():  # some draw while they are built
+            yield
     except (Exception, SystemExit) as error:  # any environment's any error
         found = f"environment '{config.id}' is registered, but cannot be built here: {described(error)}"
         if not config.kwargs:

@@ -9,6 +9,7 @@ import gymnasium
 import numpy as np
 
 from dipole_ray.envs.faults import failure
+from dipole_ray.envs.gl import undisturbed
 from dipole_ray.envs.observations import Observation
 from dipole_ray.envs.spaces import has_images, schema_of, spaces_of
 from dipole_ray.errors import ConfigError, EnvironmentUnavailable, NonFiniteError
@@ -109,9 +110,9 @@ class StandardEnv(gymnasium.Wrapper):
             self._global_random.seed(seed)
             self.inner_action_space.seed(seed)
         with nullcontext() if self._global_draws == "never" else self._global_random.swapped_in():
-            self._take_context()
             try:
-                observation, info = self.env.reset(seed=seed, options=options)
+                with self._drawing() if self._has_images else nullcontext():
+                    observation, info = self.env.reset(seed=seed, options=options)
                 return self._seen(observation), info
             except (Exception, SystemExit) as error:  # any environment's any error
                 raise failure(self._id, "reset", error) from error
@@ -128,9 +129,9 @@ class StandardEnv(gymnasium.Wrapper):
             raise NonFiniteError(f"action {action} is not finite: the policy has diverged; nothing was stepped")
         action = self.unmap(np.clip(action, -1.0, 1.0))
         with self._global_random.swapped_in() if self._global_draws == "step" else nullcontext():
-            self._take_context()
             try:
-                observation, reward, terminated, truncated, info = self.env.step(action)
+                with self._drawing() if self._has_images else nullcontext():
+                    observation, reward, terminated, truncated, info = self.env.step(action)
                 observed, success = self._seen(observation), success_of(info)
                 number, flags = float(reward), (bool(terminated), bool(truncated))
             except (Exception, SystemExit) as error:  # any environment's any error
@@ -139,11 +140,14 @@ class StandardEnv(gymnasium.Wrapper):
             info = {**info, "success": success}  # another dict: an environment may give its own again and again
         return observed, number, *flags, info
 
-    def _take_context(self) -> None:
-        """Let gymnasium's MuJoCo renderer, which draws into whatever OpenGL context is current, find its own."""
-        if self._has_images and (renderer := getattr(self.unwrapped, "mujoco_renderer", None)) is not None:
-            for viewer in renderer._viewers.values():
-                viewer.make_context_current()
+    @contextmanager
+    def _drawing(self) -> Iterator[None]:
+        """Let gymnasium's MuJoCo renderer, which draws into whatever OpenGL context is current, keep to its own."""
+        with undisturbed():
+            if (renderer := getattr(self.unwrapped, "mujoco_renderer", None)) is not None:
+                for viewer in renderer._viewers.values():
+                    viewer.make_context_current()
+            yield
 
     def _seen(self, observation: Any) -> Observation:
         """Return one observation as policies take it; ValueError where it is not of its space."""
@@ -212,7 +216,8 @@ class StandardEnv(gymnasium.Wrapper):
             # Drawing in software gets 10 to 30 times faster; it counts only before the first rendering context.
             vis.quality.shadowsize = vis.quality.offsamples = 0
         try:
-            return np.asarray(self.env.render())
+            with self._drawing():
+                return np.asarray(self.env.render())
         except gymnasium.error.DependencyNotInstalled as error:
             raise EnvironmentUnavailable(f"cannot draw {self.env}: {error}") from error
 

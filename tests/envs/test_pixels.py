@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -121,6 +122,33 @@ def test_evaluation_plays_an_environment_that_is_seen_as_images() -> None:
     result = evaluate_cell(act := Looks(), NAMED, Cell(), episodes=3, seed=0)
     assert (result.lengths == pixel_envs.STEPS).all() and result.successes is not None and result.maze is None
     assert act.seen[0]["camera"].dtype == np.uint8 and act.seen[0]["place"].dtype == np.float32
+
+
+def test_renderers_that_are_garbage_blacken_no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A collection may come at any allocation; here it comes right before each drawing, where it is let."""
+    config = EnvConfig(id="tests.pixel_envs:Rendered-v0", kwargs={"render_only": True})
+    try:
+        env = make_env(config)
+    except EnvironmentUnavailable as error:
+        pytest.skip(f"no OpenGL here: {error}")
+    from gymnasium.envs.mujoco.mujoco_rendering import OffScreenViewer
+
+    draw, expected = OffScreenViewer.render, env.reset(seed=0)[0]
+
+    def drawn_late(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if gc.isenabled():
+            gc.collect()
+        return draw(self, *args, **kwargs)
+
+    monkeypatch.setattr(OffScreenViewer, "render", drawn_late)
+    for call in (lambda: env.reset(seed=0)[0], env.render):
+        other: list[Any] = [make_env(config)]
+        other[0].reset(seed=1)
+        other.append(other)  # only a collection ends it
+        del other
+        assert np.array_equal(call(), expected)
+        gc.collect()
+    env.close()
 
 
 @pytest.mark.parametrize(
