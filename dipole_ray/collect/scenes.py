@@ -9,7 +9,7 @@ import numpy as np
 from dipole_ray.collect.convert import CACHE, made_once
 from dipole_ray.columns import flattened
 from dipole_ray.data.dataset import write_dataset
-from dipole_ray.driving.actions import actions_of
+from dipole_ray.driving.actions import actions_of, way_of
 from dipole_ray.driving.container import SceneFolder
 from dipole_ray.driving.group import judged_rows
 from dipole_ray.driving.observations import observe, schema_of
@@ -35,9 +35,10 @@ def scene_dataset(driving: DrivingConfig, cache: Path = CACHE, *, make: bool = T
     """
     scenes = SceneSet(driving.scenes, driving.observation)
     encoder = [] if scenes.encoder is None else [scenes.encoder]
-    key = digest([VERSION, driving.observation, [folder.content for folder in scenes.folders], *encoder])
+    kinds = [driving.observation] if driving.actions == "poses" else [driving.observation, driving.actions]
+    key = digest([VERSION, *kinds, [folder.content for folder in scenes.folders], *encoder])
     name = "-".join(folder.folder.name for folder in scenes.folders)
-    out = cache.expanduser() / "converted" / f"{name:.60}-{driving.observation}-{key}"
+    out = cache.expanduser() / "converted" / f"{name:.60}-{'-'.join(kinds)}-{key}"
     return made_once(out, lambda: _write(driving, scenes, out)) if make else out
 
 
@@ -48,6 +49,7 @@ class _File:
     folder: Path
     tokens: tuple[str, ...]
     observation: str
+    actions: str
 
     def __str__(self) -> str:
         return f"{self.folder}, {self.tokens[0]} and so on"
@@ -55,7 +57,7 @@ class _File:
 
 def _write(driving: DrivingConfig, scenes: SceneSet, out: Path) -> None:
     files = [
-        _File(folder.folder, tokens, "status" if scenes.encoder else driving.observation)
+        _File(folder.folder, tokens, "status" if scenes.encoder else driving.observation, driving.actions)
         for folder in scenes.folders
         for tokens in folder.files
         if tokens
@@ -73,8 +75,8 @@ def _write(driving: DrivingConfig, scenes: SceneSet, out: Path) -> None:
         "attribution": sorted({folder.origin.attribution for folder in scenes.folders}),
         "offset": {},
     }
-    rows = judged_rows(np.arange(len(actions)), actions, np.zeros(len(actions)), driving.observation)
-    schema = schema_of(driving.observation)
+    rows = judged_rows(np.arange(len(actions)), actions, np.zeros(len(actions)), driving)
+    schema = schema_of(driving.observation, driving.actions)
     arrays = flattened({"observations": observations})
     tables = {table: arrays[name] for name, table in schema.references.items()}
     write_dataset(out, [rows], schema, source, tables=tables)
@@ -85,4 +87,4 @@ def _observed(file: _File) -> tuple[Observations, np.ndarray]:
     folder = SceneFolder(file.folder)
     seen = [folder.read(token) for token in file.tokens]
     observations = stacked([observe(one, file.observation) for one in seen])
-    return observations, actions_of(np.stack([one.human for one in seen]))
+    return observations, np.stack([actions_of(one.human, way_of(one, file.actions)) for one in seen])

@@ -5,6 +5,7 @@ import numpy as np
 from dipole_ray.data.schema import Rows, build_rows
 from dipole_ray.driving.observations import schema_of
 from dipole_ray.driving.vehicle import Array
+from dipole_ray.envs.scenes import DrivingConfig
 
 STD_FLOOR = 1e-6
 
@@ -21,10 +22,10 @@ def group_advantages(scores: Array) -> Array:
     return advantages
 
 
-def judged_rows(numbers: Array, actions: Array, advantages: Array, observation: str) -> Rows:
+def judged_rows(numbers: Array, actions: Array, advantages: Array, driving: DrivingConfig) -> Rows:
     """Return the rows of plans (N, A) for scenes with these numbers, each an episode of one step with its advantage."""
     twice, closing = np.repeat(numbers, 2).astype(np.int32), np.tile([False, True], len(numbers))
     pairs = np.repeat(actions, 2, axis=0), np.repeat(advantages, 2), np.zeros(len(twice))
-    schema = schema_of(observation)
+    schema = schema_of(driving.observation, driving.actions)
     seen = {name.partition(".")[2]: twice for name in schema.observed}
     return build_rows(seen.get("", seen), *pairs, closing, schema)

@@ -3,12 +3,13 @@
 import numpy as np
 
 from dipole_ray.columns import Column, Schema
-from dipole_ray.driving.actions import ACTION_DIM
+from dipole_ray.driving.actions import action_dim
 from dipole_ray.driving.ego_status import hot_commands
 from dipole_ray.driving.encoders import POLICIES, context_shape
 from dipole_ray.driving.log import COMMANDS, HISTORY
 from dipole_ray.driving.raster import CHANNELS, RasterConfig, raster
 from dipole_ray.driving.recorded import RecordedScene
+from dipole_ray.driving.surroundings import SURROUNDINGS_DIM, surroundings
 from dipole_ray.driving.vehicle import Array
 from dipole_ray.envs.observations import Observation
 
@@ -22,6 +23,7 @@ BEV_DIM, TOKEN_DIM = STATUS_DIM + len(CHANNELS) * CELLS**2, len(CHANNELS) * PATC
 _COLUMNS: dict[str, Column | dict[str, Column]] = {
     "status": Column((STATUS_DIM,), table="scenes"),
     "bev": Column((BEV_DIM,), table="scenes"),
+    "vector": Column((STATUS_DIM + SURROUNDINGS_DIM,), table="scenes"),
     "tokens": {
         "ego": Column((STATUS_DIM,), table="ego"),
         "context": Column((PATCHES**2, TOKEN_DIM), "float16", table="context"),
@@ -36,17 +38,17 @@ _COLUMNS |= {
 }
 
 
-def schema_of(kind: str) -> Schema:
+def schema_of(kind: str, actions: str = "poses") -> Schema:
     """Return what rows of judged plans hold: the number of a scene, of which side tables say what is seen."""
-    return Schema(_COLUMNS[kind], ACTION_DIM)
+    return Schema(_COLUMNS[kind], action_dim(actions))
 
 
 def observe(one: RecordedScene, kind: str, context: Array | None = None) -> Observation:
     """Return what is seen of a scene, as `schema_of` says; what an encoder made of it is given.
 
     `status` is the car's motion now and at three times before, its poses then, and the command; `bev` adds how much of
-    each cell around the car every layer of the raster covers. `tokens` has the status as `ego`, and as `context` such
-    cells by patches, each with the place of its middle, from -1 to 1 along rows and columns.
+    each cell around the car every layer of the raster covers, `vector` its surroundings. `tokens` has the status as
+    `ego`, and as `context` cells by patches, each with the place of its middle, from -1 to 1 along rows and columns.
     """
     motion, poses = one.motion / _MOTION_UNITS, one.history[:-1] / _POSE_UNITS
     status = np.concatenate([motion.ravel(), poses.ravel(), hot_commands([one.command])[0]]).astype(np.float32)
@@ -55,6 +57,8 @@ def observe(one: RecordedScene, kind: str, context: Array | None = None) -> Obse
         return {"ego": status, "context": context}
     if kind == "status":
         return status
+    if kind == "vector":
+        return np.concatenate([status, surroundings(one)])
     if kind == "bev":
         return np.concatenate([status, _covered(one, CELLS).ravel()])
     cells = _covered(one, PATCHES * PATCH).reshape(len(CHANNELS), PATCHES, PATCH, PATCHES, PATCH)

@@ -185,7 +185,7 @@ def env_dims(config: EnvConfig | str) -> EnvDims:
 
         driving = config.driving  # what cannot be opened, or was encoded by two encoders, is refused here
         SceneSet([*dict.fromkeys((*driving.scenes, *driving.driven_in))], driving.observation)
-        schema, count = schema_of(driving.observation).as_seen, len(SceneSet(driving.driven_in))
+        schema, count = schema_of(driving.observation, driving.actions).as_seen, len(SceneSet(driving.driven_in))
         bounds = (-1.0,) * schema.action_dim, (1.0,) * schema.action_dim
         return EnvDims(schema=schema, max_episode_steps=1, has_success=False, action_bounds=bounds, num_episodes=count)
     with closing(make_env(config)) as env:

@@ -24,12 +24,16 @@ class DrivingConfig:
     `~/.cache/dipole_ray/recorded`; a fourth part is another seed."""
     validation: tuple[str, ...] = ()
     """Folders of scenes that evaluations drive in, of other cities; none: those to learn from."""
-    observation: Literal["status", "bev", "tokens", "tiny", "small", "large"] = "status"
+    observation: Literal["status", "bev", "vector", "tokens", "tiny", "small", "large"] = "status"
     """What is seen: `status` (speeds, accelerations, past poses and command; 29 numbers), `bev` (besides, what is
-    around from above: 5 layers of 16 x 16 cells of 4 m; 1309 numbers) or `tokens` (status as `ego`, and what is around
+    around from above: 5 layers of 16 x 16 cells of 4 m; 1309 numbers), `vector` (besides, the way ahead and its room, a
+    red light, who leads and who is near; 322 numbers) or `tokens` (status as `ego`, and what is around
     in cells of 2 m as `context`, 64 tokens, for a head that plans:
     `agent.backbone.network=dipole_ray.agents.plan_heads:tiny`). `tiny`, `small` and `large`: status as `ego`, and as
     `context` what that encoder made of the scene, which `dipole drive encode` wrote for each folder."""
+    actions: Literal["poses", "way"] = "poses"
+    """What is said of a plan: `poses` in the car's own frame, 8 x 4 numbers, or `way`, speeds along the route's
+    centreline and offsets aside from it, 8 x 2 numbers."""
     plans: int = 10
     """G, plans that the policy draws for a scene whenever it is its turn, at least 2."""
     logged_plan: bool = True
@@ -44,6 +48,9 @@ class DrivingConfig:
 
     def __post_init__(self) -> None:
         """Reject what cannot be drawn."""
+        if self.actions == "way" and self.observation not in ("status", "bev", "vector"):
+            found = f"env.driving.actions is way and env.driving.observation {self.observation}"
+            raise ConfigError(f"{found}, which is for heads whose tokens are poses; set env.driving.actions=poses")
         if self.plans < 2:
             raise ConfigError(f"env.driving.plans is {self.plans}: a group needs at least 2")
         if not 0.0 <= self.noise < math.inf:

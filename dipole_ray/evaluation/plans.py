@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dipole_ray.driving.actions import plans_of
+from dipole_ray.driving.actions import plans_of, way_of
 from dipole_ray.driving.scene_set import SceneSet
 from dipole_ray.driving.score import PDMScorer, Scores
 from dipole_ray.envs.observations import row_of, stacked
@@ -56,7 +56,7 @@ def evaluate_plans(
         actions = acting(row_of(observations, np.arange(len(seen)).repeat(len(cells))), played)
         actions = actions.reshape(len(seen), len(cells), -1)
         for one, own in zip(seen, actions, strict=True):
-            judged = PDMScorer(one.scene, driving.bearing).score(plans_of(own))
+            judged = PDMScorer(one.scene, driving.bearing).score(plans_of(own, way_of(one, driving.actions)))
             scores.append(np.stack([getattr(judged, name) for name in MEASURES], axis=1))
             on_scene()
         at_bound += list((np.abs(actions) >= AT_BOUND).mean(axis=2))

@@ -12,10 +12,11 @@ import numpy as np
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
-from dipole_ray.driving.actions import actions_of, explored, plans_of
+from dipole_ray.driving.actions import actions_of, explored, plans_of, way_of
 from dipole_ray.driving.group import group_advantages, judged_rows
 from dipole_ray.driving.scene_set import SceneSet
 from dipole_ray.driving.score import PDMScorer
+from dipole_ray.driving.way import Way
 from dipole_ray.envs.observations import row_of, stacked
 from dipole_ray.errors import ConfigError
 from dipole_ray.evaluation.cells import Cell
@@ -100,7 +101,7 @@ class SceneRunner(DIPOLEEnvRunner):
         if self._driving.logged_plan:
             measures["logged_pdms"] = scores[:, -1, MEASURES.index("pdms")]
         return FragmentReport(
-            rows=judged_rows(numbers, actions, advantages.ravel(), self._driving.observation),
+            rows=judged_rows(numbers, actions, advantages.ravel(), self._driving),
             worker=self.worker_index,
             incarnation=self._incarnation,
             sequence=self._sequence,
@@ -131,15 +132,17 @@ class SceneRunner(DIPOLEEnvRunner):
         self._beat()
         observations = stacked([scenes.observe(number, one) for number, one in zip(numbers, seen, strict=True)])
         drawn_for = np.arange(len(seen)).repeat(self._driving.plans)
-        plans = plans_of(self._act(row_of(observations, drawn_for), ()))
+        ways = [way_of(one, self._driving.actions) for one in seen]
+        drawn = np.split(self._act(row_of(observations, drawn_for), ()), len(seen))
+        plans = [plans_of(own, way) for own, way in zip(drawn, ways, strict=True)]
         if noise:
             random = np.random.default_rng(self._derived_seed(_NOISE_STREAM, sum(self._num_episodes)))
-            plans = explored(plans, noise, random)
+            plans = _explored(plans, ways, noise, random)
         groups = []
-        for number, one, own in zip(numbers, seen, np.split(plans, len(seen)), strict=True):
+        for number, one, way, own in zip(numbers, seen, ways, plans, strict=True):
             logged = [one.human[None]] if self._driving.logged_plan else []
-            actions = actions_of(np.concatenate([own, *logged]))
-            scores = PDMScorer(one.scene, self._driving.bearing).score(plans_of(actions))
+            actions = actions_of(np.concatenate([own, *logged]), way)
+            scores = PDMScorer(one.scene, self._driving.bearing).score(plans_of(actions, way))
             table = np.stack([getattr(scores, name) for name in MEASURES], axis=1)
             groups.append(_Group(number, actions, table))
             self._beat()
@@ -169,6 +172,16 @@ class SceneRunner(DIPOLEEnvRunner):
         """Go on with the scenes where they were; see the base class."""
         super().load_rollout_state(tensors, state)
         self._order = (-1, self._order[1])
+
+
+def _explored(
+    plans: list[np.ndarray], ways: Sequence[Way | None], noise: float, random: np.random.Generator
+) -> list[np.ndarray]:
+    """Return the plans of scenes with noise, along the way where actions are said along it."""
+    pairs = zip(plans, ways, strict=True)
+    courses = [own if way is None else way.courses(own) for own, way in pairs]
+    changed = np.split(explored(np.concatenate(courses), noise, random), len(plans))
+    return [own if way is None else way.plans(own) for own, way in zip(changed, ways, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)

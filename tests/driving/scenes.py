@@ -137,6 +137,8 @@ def moved(content: Content, angle: float, shift: tuple[float, float]) -> Content
     new["ego0"][:3] = [*placed(new["ego0"][:2]).tolist(), new["ego0"][2] + angle]
     new["pdm"] = [[*placed(pose[:2]).tolist(), pose[2] + angle] for pose in new["pdm"]]
     new["center"] = placed(new["center"]).tolist()
+    for known in new["objs"].values():
+        known["heading"] += angle
     for part in (*new["occ"], new["map"]):
         part["wkb"] = [polygon(text) for text in part["wkb"]]
     return new

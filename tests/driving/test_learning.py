@@ -15,11 +15,12 @@ from dipole_ray.cli import main
 from dipole_ray.collect.scenes import scene_dataset
 from dipole_ray.data.dataset import open_dataset
 from dipole_ray.driving import scene_set
-from dipole_ray.driving.actions import ACTION_DIM, actions_of, explored, plans_of
+from dipole_ray.driving.actions import ACTION_DIM, WAY_DIM, actions_of, explored, plans_of
 from dipole_ray.driving.group import group_advantages
 from dipole_ray.driving.observations import observe
 from dipole_ray.driving.scene_set import SceneSet
 from dipole_ray.driving.score import PDMScorer
+from dipole_ray.driving.way import Way
 from dipole_ray.envs.make import EnvConfig, make_env
 from dipole_ray.envs.scenes import DrivingConfig
 from dipole_ray.errors import ConfigError, DatasetError
@@ -51,6 +52,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def settings(folders: tuple[Path, Path], place: Path, **training: Any) -> dict[str, Any]:
     """Return the preset drive_tiny on scenes made by hand, and smaller still: two rounds after a short clone phase."""
     driving = {"scenes": [str(folders[0])], "validation": [str(folders[1])], "plans": PLANS}
+    driving |= {"observation": "vector", "actions": "way"}
     loop = {
         "updates_per_env_step": 1.0,
         "learner_steps_per_call": 8,
@@ -103,7 +105,7 @@ def test_rows_refer_to_scenes_stored_once_and_hold_whole_groups(run: Run, folder
     scenes, driving = SceneSet([folders[0]]), run.config.env.driving
     dataset = open_dataset(scene_dataset(driving, Path(run.config.data.cache)))
     assert len(dataset.tables["scenes"]) == TRAIN and dataset.num_transitions == TRAIN
-    np.testing.assert_array_equal(dataset.tables["scenes"][2], observe(scenes.read(2), "status"))
+    np.testing.assert_array_equal(dataset.tables["scenes"][2], observe(scenes.read(2), "vector"))
     checkpoint = read_checkpoint(newest_valid(run.folder / "checkpoints"))
     assert checkpoint.metadata["env_steps"] == 2 * ROUND
     assert not [name for name in checkpoint.tensors["agent"] if "critic" in name or "value." in name]
@@ -118,11 +120,12 @@ def test_rows_refer_to_scenes_stored_once_and_hold_whole_groups(run: Run, folder
     numbers = columns["observations"][rows].reshape(2, TRAIN, GROUP)
     assert (numbers == numbers[..., :1]).all() and (np.sort(numbers[..., 0]) == np.arange(TRAIN)).all()
     advantages = columns["rewards"][rows].reshape(-1, GROUP)
-    actions = columns["actions"][rows].reshape(-1, GROUP, ACTION_DIM)
+    actions = columns["actions"][rows].reshape(-1, GROUP, WAY_DIM)
     for number, group, own in zip(numbers[..., 0].ravel(), actions, advantages, strict=True):
         scene = scenes.read(int(number))
-        np.testing.assert_array_equal(group[-1], actions_of(scene.human[None])[0])
-        scores = PDMScorer(scene.scene, "clipped").score(plans_of(group)).pdms
+        way = Way(scene)
+        np.testing.assert_array_equal(group[-1], actions_of(scene.human, way))
+        scores = PDMScorer(scene.scene, "clipped").score(plans_of(group, way)).pdms
         np.testing.assert_allclose(own, group_advantages(scores[None])[0], atol=1e-5)
     replay.close()
 
@@ -182,7 +185,7 @@ def test_a_head_that_plans_learns_from_tokens_by_adapters_on_the_clone(
     cluster: None, folders: Any, tmp_path: Path
 ) -> None:
     given = settings(folders, tmp_path, clone_learner_steps=10, offline_learner_steps=0, online_env_steps=ROUND)
-    given["env"]["driving"]["observation"] = "tokens"
+    given["env"]["driving"] |= {"observation": "tokens", "actions": "poses"}
     adapters = {"rank": 2, "targets": ["attention", "mlp"]}
     given["agent"] |= {"backbone": {"network": "dipole_ray.agents.plan_heads:tiny"}, "adapters": adapters}
     given["agent"]["observation_normalization"] = "none"
@@ -241,6 +244,9 @@ def test_what_contradicts_scenes_is_refused_with_the_remedy(folders: tuple[Path,
     assert "evaluation.videos" in refusal(("evaluation", "videos", 1))
     assert "is one plan; leave it out" in refusal(("env", "max_episode_steps", 5))
     assert "env.driving names 1 folders" in refusal(("env", "id", "Pendulum-v1"))
+    assert "set env.driving.actions=poses" in refusal(
+        ("env", "driving", {"scenes": ["x"], "observation": "tokens", "actions": "way"})
+    )
     assert "give both, or set both to 0" in refusal(("env", "driving", {"scenes": ["x"], "noise": 0.1}))
     assert "agent.advantage=critic" in refusal(
         ("env", "id", "Pendulum-v1"), ("env", "driving", {}), ("training", "offline_learner_steps", 0)
