@@ -21,6 +21,8 @@ from dipole_ray.data.schema import Rows
 
 NICE = 10
 """So that the process which feeds the GPU goes first."""
+CLONES_END_S = 60.0
+"""How long the runs wait for clones that are late."""
 
 
 class Study:
@@ -60,8 +62,7 @@ class Study:
         scaled[rows["remaining"] > 0] = advantages / advantages.std()
         data = self.work / "advantages"
         write_dataset(data, [{**rows, "rewards": scaled}], schema, {"format": "advantages over their deviation"})
-        for process in list(self._running.values()):
-            process.wait(max(1.0, self.until - time.time()))
+        self._wait(min(self.until, time.time() + CLONES_END_S))
         for seed in range(self.seeds):
             for method in METHODS:
                 name = f"{method}-seed{seed}"
@@ -73,12 +74,9 @@ class Study:
         """Wait for all runs, which end by themselves, and return what they found, or the end of what they said."""
         if self._beginning is not None:
             self._beginning.join()
+        self._wait(self.until + grace_s)
         found = []
         for name, process in self._running.items():
-            try:
-                process.wait(max(0.1, self.until + grace_s - time.time()))
-            except subprocess.TimeoutExpired:
-                process.kill()
             text = (self.work / f"{name}.out").read_text()
             if text.endswith("}\n"):
                 found.append({"name": name, **json.loads(text.splitlines()[-1])})
@@ -86,6 +84,15 @@ class Study:
                 print(f"{name}: exit {process.returncode}\n{text[-1500:]}", flush=True)
                 found.append({"name": name, "failed": text[-300:]})
         return found
+
+    def _wait(self, until: float) -> None:
+        """Wait for what was started so far, and end what does not end by then."""
+        for process in list(self._running.values()):
+            try:
+                process.wait(max(0.1, until - time.time()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
     def _backbone(self, seed: int) -> Path:
         return self.work / f"backbone-{seed}.safetensors"
