@@ -56,11 +56,11 @@ def measure(args: argparse.Namespace, work: Path, begin: float) -> dict[str, Any
     rows, schema = carried.unpack(args.rows, work / "data")
     batch = learner.transitions(rows)
     print(f"{len(batch['rewards'])} transitions after {time.time() - begin:.1f} s", flush=True)
+    torch.set_float32_matmul_precision("high")
+    agent = learner.paper_agent(schema, 0, args.device, **changes)
     study = Study(work, args.seeds, args.study_marks, until)
     study.clone(work / "data", args.clone_updates, begin + args.clone_until)
 
-    torch.set_float32_matmul_precision("high")
-    agent = learner.paper_agent(schema, 0, args.device, **changes)
     at: dict[int, Any] = {mark: partial(policies.save, work / "cell", agent, schema) for mark in args.marks}
     known: dict[str, float] = {}
 
@@ -75,6 +75,9 @@ def measure(args: argparse.Namespace, work: Path, begin: float) -> dict[str, Any
     at[args.advantages_at] = lambda: (saving(), begin_study())
     print(learner.HEAD, flush=True)
     curve = attempt("cell", lambda: learner.train(agent, batch, args.updates, until, at=at, seed=0, call=args.call))
+    if "failed" in curve and not known:
+        study.end(-args.seconds)
+        raise SystemExit("the cell failed before the study could begin")
     policies.save(work / "cell", agent, schema)
     if not known:  # too late for a study, if the cell did not come so far; still what a short trial shows
         begin_study()
