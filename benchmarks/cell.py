@@ -128,7 +128,7 @@ def table_of_study(rows: Sequence[dict[str, Any]]) -> str:
 TABLES = {"cell": table_of_cell, "study": table_of_study}
 TITLES = {
     "cell": ("gpu_cell", "A cell of the paper's protocol: cube-single, task 2"),
-    "study": ("adapters_cube", "Adapters against two networks on cube-single, task 2, from the same advantages"),
+    "study": ("gpu_cell_adapters", "Adapters against two networks on cube-single, task 2, from the same advantages"),
 }
 
 
