@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dipole_ray.agents import flow, losses, state, vp
+from dipole_ray.agents import flow, losses, scores, state, vp
 from dipole_ray.agents.augmentation import random_shift
 from dipole_ray.agents.branches import Branches
 from dipole_ray.agents.config import AgentConfig
@@ -101,7 +101,7 @@ class Agent(ABC):
         self.generator, self.sample_actions = self.policy.generator, self.policy.sample_actions
         self.policy.updates = lambda: self.learner_steps
         self._statistics = {name: torch.zeros((), device=self.device) for name in self.statistics}
-        names = ("critic", "target_critic") if config.has_critic else ()
+        names = ("critic", "target_critic") if config.has_targets else ()
         learned: list[list[Tensor]] = [[*self.networks.critic_parameters(name)] for name in names]
         self._critic_parameters: list[Tensor]
         self._target_parameters: list[Tensor]
@@ -148,7 +148,7 @@ class Agent(ABC):
         given = Sizes(dim, schema.action_dim, config.hidden_dims, config.num_critics, observed)
         generator = torch.Generator().manual_seed(seed)
         reads_observations = config.encoder.sharing == "own" and (make_fields is not None or config.reads_observations)
-        encoders = draw_encoders(config.encoder, given, cls._readers(config, reads_observations), generator)
+        encoders = draw_encoders(config.encoder, given, cls._readers(config, given, reads_observations), generator)
         sizes = given if not encoders else replace(given, observation_dim=encoders.embedding_dim, observed={})
 
         def mlp(members: int, input_dim: int) -> StackedMLP:
@@ -156,7 +156,7 @@ class Agent(ABC):
 
         # The order of these draws is what a seed means: checkpoints and published results rest on it.
         roles: Roles = {}
-        if config.has_critic:
+        if config.has_targets:
             critic, target_critic = (mlp(sizes.num_critics, sizes.pair_dim) for _ in range(2))
             target_critic.requires_grad_(False).load_state_dict(critic.state_dict())
             roles |= {"critic": critic, "target_critic": target_critic}
@@ -168,15 +168,19 @@ class Agent(ABC):
         if reads_observations:
             make_fields = _of_sizes(make_fields, given)
         roles |= cls.policy_class.draw_actor(config, make_fields, sizes, generator)
+        noise_seed = int(torch.randint(2**62, (1,), generator=generator).item())
+        if config.learned_score:  # after all else, which is then drawn as without it
+            roles["critic"] = scores.draw_score(config, given, sizes, generator)
         networks = Networks(sizes, roles, observed).to(device)
-        return networks, cls.policy_class(config, networks, int(torch.randint(2**62, (1,), generator=generator).item()))
+        return networks, cls.policy_class(config, networks, noise_seed)
 
     @classmethod
-    def _readers(cls, config: AgentConfig, reads_observations: bool) -> list[str]:
+    def _readers(cls, config: AgentConfig, given: Sizes, reads_observations: bool) -> list[str]:
         """Return the roles of the networks that read states, but for fields where they read observations."""
-        learning = ["critic", *(["value"] if cls.has_value else []), "target_critic"] if config.has_critic else []
+        learning = ["critic", *(["value"] if cls.has_value else []), "target_critic"] if config.has_targets else []
         of_policy = ["policy"] if reads_observations else ["fields", "policy"]
-        return [*learning, *(role for role in of_policy if role in cls.policy_class.roles)]
+        of_score = ["critic"] if config.learned_score and not scores.reads_context(config, given) else []
+        return [*learning, *(role for role in of_policy if role in cls.policy_class.roles), *of_score]
 
     def compile(self, threads: int = 1, matmul_precision: str = "float32") -> bool:
         """Update by compiled loops on so many threads from now on, where numba and a CPU can; return whether they do.

@@ -86,6 +86,7 @@ class AgentConfig(metaclass=Tagged):
     target_aggregation = "mean"
     advantage_normalization = "none"
     advantage = "critic"
+    learned_score = False
     diffusion = "flow"
     noise_scale = 1.0
     solver = "euler"
@@ -190,9 +191,14 @@ class AgentConfig(metaclass=Tagged):
         return "bc" in self.fields
 
     @property
+    def has_targets(self) -> bool:
+        """Whether critics learn by temporal differences, with targets and perhaps V; or rows bring advantages."""
+        return self.advantage == "critic"
+
+    @property
     def has_critic(self) -> bool:
         """Whether critics are trained, which may choose among candidates."""
-        return self.advantage == "critic"
+        return self.has_targets or self.learned_score
 
     @property
     def make_fields(self) -> MakeFields:

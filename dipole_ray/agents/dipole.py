@@ -52,6 +52,8 @@ OF_CRITICS = (
     *("target_omega", "target_aggregation", "advantage_normalization"),
 )
 """Settings of what critics learn, or of what is made of their estimates."""
+OF_SCORE = ("num_candidates", "num_critics", "value_aggregation", "advantage_aggregation", "rho")
+"""Those that a learned score reads, too."""
 
 MAX_SHIFT = 12.0
 """Shift beyond which one of the two fields hardly has weights: sigma(-12) is 6e-6."""
@@ -95,6 +97,10 @@ class DipoleConfig(AgentConfig):
     """Where A comes from: `critic`, Q - V (paper), or `group`: a row's reward is its advantage already. Who judges all
     actions of one state together makes it, as soon as all scores are there: (score - mean) / (deviation + 1e-6) within
     the group, 0 where all scores are the same. No critic, no V and no target is then built or trained."""
+    learned_score: bool = False
+    """With advantage `group`, train critics all the same, to choose among candidates: each regresses on the rows'
+    advantages, which rank the actions of one state. Rows whose advantage is 0 teach no rank and are left out: those of
+    a dataset, and of groups without spread. The fields neither read the score nor are changed by it."""
     bootstrap: Annotated[str, BOOTSTRAP] = "policy"
     """What Q bootstraps from: `policy`, Qbar(s', a') with a' from the policy (paper), or `value`, V(s') (IQL)."""
     target_candidates: Annotated[int, COUNT] = 1
@@ -130,14 +136,24 @@ class DipoleConfig(AgentConfig):
         if not self.is_guided:
             for name in ("omega", "target_omega"):
                 self.require(name, 0, f"{scheme} has nothing to guide", remedy)
-        if self.advantage == "group":
-            defaults = {field.name: field.default for field in fields(self)}
-            for name, default in {**{name: defaults[name] for name in OF_CRITICS}, "num_candidates": 1}.items():
-                self.require(name, default, "advantage 'group' trains no critics", "agent.advantage=critic")
+        self._check_advantage()
         if self.bootstrap == "value":
             for name, neutral in {"target_omega": 0, "target_candidates": 1, "target_aggregation": "mean"}.items():
                 self.require(name, neutral, "bootstrap 'value' asks no target critic at s'", "agent.bootstrap=policy")
         self._check_adapters(scheme)
+
+    def _check_advantage(self) -> None:
+        """Reject settings of critics that are not there, and a score where critics are."""
+        if self.advantage == "critic":
+            why = "advantage 'critic' has critics, which choose among candidates"
+            self.require("learned_score", False, why, "agent.advantage=group")
+            return
+        defaults = {field.name: field.default for field in fields(self)}
+        for name in (*OF_CRITICS, "num_candidates"):
+            if not (self.learned_score and name in OF_SCORE):
+                default = 1 if name == "num_candidates" else defaults[name]
+                remedy = "agent.learned_score=true" if name in OF_SCORE else "agent.advantage=critic"
+                self.require(name, default, "advantage 'group' trains no critics", remedy)
 
     def _check_adapters(self, scheme: str) -> None:
         """Reject adapters that nothing weighs, and a backbone without adapters."""
@@ -266,10 +282,29 @@ class DipoleAgent(ValueAgent):
         velocities, target = self._velocities(batch["observations"], batch["actions"])
         weights = self._field_weights(batch["rewards"], batch["is_offline"])
         field_losses = losses.flow_matching_losses(velocities, target, weights)
-        metrics = self._field_metrics(field_losses)
+        terms, metrics = {"actor": field_losses.sum()}, self._field_metrics(field_losses)
         if diagnostics:
             metrics |= self._advantage_metrics(batch["rewards"], weights[0])
-        return {"actor": field_losses.sum()}, metrics, self._statistics
+        if self.config.learned_score:
+            terms["critic"], own = self._score_loss(batch, diagnostics)
+            metrics |= own
+        return terms, metrics, self._statistics
+
+    def _score_loss(self, batch: Mapping[str, Any], diagnostics: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss and the metrics of the critics as a score, which regress on what rows bring."""
+        states, actions = seen_by("critic", batch["observations"]), batch["actions"].unsqueeze(1)
+        q, advantage = self.networks.critic.at(states, actions)[..., 0, 0], batch["rewards"]
+        loss = losses.ranked_regression_loss(q, advantage)
+        metrics = {"critic/loss": loss.detach()}
+        if diagnostics:
+            metrics |= self._score_metrics(q, advantage)
+        return loss, metrics
+
+    def _score_metrics(self, q: Tensor, advantage: Tensor) -> dict[str, Tensor]:
+        """Return how far the choice by estimates (E, B) agrees with the advantage (B,), over all learners' rows."""
+        found = losses.aggregate(q.detach(), self.config.choice_aggregation, self.config.rho)
+        found, advantage = map(self.data_parallel.all_gather, (found, advantage))
+        return {"critic/correlation": losses.ranked_correlation(found, advantage)}
 
     def _cloning_losses(self, batch: Mapping[str, Any]) -> Losses:
         """Return the loss of the backbone in the clone phase, in which all rows weigh alike."""

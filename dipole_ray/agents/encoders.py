@@ -162,8 +162,8 @@ def draw_encoders(
                 raise unread(f"agent.encoder.{name}", found, neutral, why, remedy)
     if config.network == "none" and is_vector(sizes.observed):
         return None
-    if config.sharing == SHARED and "critic" not in roles:
-        why = "agent.advantage 'group' trains no critics, whose loss alone would move a shared encoder"
+    if config.sharing == SHARED and TARGET not in roles:
+        why = "agent.advantage 'group' trains no critics and V, whose losses alone would move a shared encoder"
         raise ConfigError(f"agent.encoder.sharing: found 'shared', but {why}; set agent.encoder.sharing=own")
     by_role = {role: SHARED if config.sharing == SHARED and role != TARGET else role for role in roles}
     made: dict[str, nn.Module] = {}

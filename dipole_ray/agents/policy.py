@@ -102,9 +102,8 @@ class Policy(ABC):
         candidates = self.config.num_candidates if num_candidates is None else num_candidates
         if candidates < 1:
             raise ConfigError(f"num_candidates: found {candidates}; give a whole number of at least 1")
-        if candidates > 1 and not self.config.has_critic:
-            why = f"advantage '{self.config.advantage}' trains no critics that could choose"
-            raise ConfigError(f"num_candidates: found {candidates}, but {why}; give 1, or train with critics")
+        if candidates > 1:
+            self._require_choice(f"num_candidates: found {candidates}")
         given = read_observations(observations, self.networks.observed, self.device)
         seen = self.normalized(given)
         noise = self.normal((rows_of(given), candidates, self.sizes.action_dim), generator)
@@ -133,9 +132,31 @@ class Policy(ABC):
         """Return the best of N actions (B, N, A) by the online critics, (B, A), observations `normalized`."""
         if actions.shape[1] == 1:
             return actions[:, 0]
-        q = self.networks.critic.at(seen_by("critic", observations), actions).squeeze(-1)
-        best = losses.aggregate(q, self.config.choice_aggregation, self.config.rho).argmax(dim=1)
+        best = self._estimates(observations, actions).argmax(dim=1)
         return actions[torch.arange(len(actions), device=self.device), best]
+
+    @torch.no_grad()
+    def estimates(
+        self, observations: np.ndarray | Tensor | Mapping[str, np.ndarray | Tensor], actions: np.ndarray | Tensor
+    ) -> Tensor:
+        """Return by what candidates are chosen, (B, N): the online critics' one estimate of actions (B, N, A).
+
+        Observations are those of `sample_actions`. ConfigError if there are no critics.
+        """
+        self._require_choice("estimates")
+        seen = self.normalized(read_observations(observations, self.networks.observed, self.device))
+        return self.packed()._estimates(seen, torch.as_tensor(actions).to(self.device))
+
+    def _estimates(self, observations: Seen, actions: Tensor) -> Tensor:
+        q = self.networks.critic.at(seen_by("critic", observations), actions).squeeze(-1)
+        return losses.aggregate(q, self.config.choice_aggregation, self.config.rho)
+
+    def _require_choice(self, what: str) -> None:
+        """Raise ConfigError, which says what was asked for, where nothing can choose among candidates."""
+        if not self.config.has_critic:
+            why = f"advantage '{self.config.advantage}' trains no critics that could choose"
+            remedy = "give 1 candidate, or train with agent.learned_score=true"
+            raise ConfigError(f"{what}, but {why}; {remedy}")
 
     def _check_policy(self, policy: str, omega: float | Tensor | None) -> float | Tensor:
         """Return the omega to sample with, or raise ConfigError if it cannot be sampled so."""

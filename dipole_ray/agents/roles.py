@@ -24,7 +24,7 @@ class Networks(nn.Module):
     """
 
     critic: StackedMLP
-    """Q(s, a), one member a critic."""
+    """Q(s, a), one member a critic; or a `PlanScore`, which is asked in the same words."""
     target_critic: StackedMLP
     """Follows the critics by Polyak averaging."""
     value: StackedMLP

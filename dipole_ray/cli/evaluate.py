@@ -14,8 +14,8 @@ examples:
   dipole evaluate RUN --scenes braunschweig-0 --episodes 500
 
 omega is the greediness of the guided policy (0 is pi+ alone), candidates the actions sampled per step, of which the
-one with the highest Q is taken; 1 candidate is the result without rejection sampling. Every cell starts its
-episodes from the same states. BC rows are included where the run trained a behaviour-cloned field.
+one with the highest Q, or learned score, is taken; 1 candidate is the result without rejection sampling. Every cell
+starts its episodes from the same states. BC rows are included where the run trained a behaviour-cloned field.
 """
 
 
@@ -57,7 +57,8 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     acting = {key: value for key, value in changes.items() if value is not None}
     trained = load_policy(arguments.policy, **acting)
     if max(arguments.candidates or [1]) > 1 and not trained.policy.config.has_critic:
-        raise ConfigError("--candidates: this policy has no critics that could choose; leave it out, or give 1")
+        remedy = "leave it out, give 1, or train with agent.learned_score=true"
+        raise ConfigError(f"--candidates: this policy has no critics that could choose; {remedy}")
     if arguments.scenes:
         trained = trained.driving_in(arguments.scenes)
     results = evaluate_policy(trained, config)

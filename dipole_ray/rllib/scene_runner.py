@@ -17,7 +17,8 @@ from dipole_ray.driving.group import group_advantages, judged_rows
 from dipole_ray.driving.scene_set import SceneSet
 from dipole_ray.driving.score import PDMScorer
 from dipole_ray.driving.way import Way
-from dipole_ray.envs.observations import row_of, stacked
+from dipole_ray.envs.acting import Episode
+from dipole_ray.envs.observations import Observations, row_of, stacked
 from dipole_ray.errors import ConfigError
 from dipole_ray.evaluation.cells import Cell
 from dipole_ray.evaluation.pieces import Piece
@@ -98,6 +99,11 @@ class SceneRunner(DIPOLEEnvRunner):
         pdms = scores[:, drawn, MEASURES.index("pdms")]
         measures = {name: scores[:, drawn, column].ravel() for column, name in enumerate(MEASURES)}
         measures |= {"best_of_group": pdms.max(axis=1), "has_spread": (advantages != 0).any(axis=1).astype(float)}
+        if self.module.policy.config.has_critic:
+            chosen = pdms[np.arange(len(pdms)), [group.chosen for group in judged]]
+            mean = pdms.mean(axis=1)
+            beats_mean = np.where(pdms.max(axis=1) == pdms.min(axis=1), 0.5, chosen > mean)
+            measures |= {"chosen_pdms": chosen, "chosen_beats_mean": beats_mean}
         if self._driving.logged_plan:
             measures["logged_pdms"] = scores[:, -1, MEASURES.index("pdms")]
         return FragmentReport(
@@ -138,15 +144,30 @@ class SceneRunner(DIPOLEEnvRunner):
         if noise:
             random = np.random.default_rng(self._derived_seed(_NOISE_STREAM, sum(self._num_episodes)))
             plans = _explored(plans, ways, noise, random)
+        if self._driving.logged_plan:
+            plans = [np.concatenate([own, one.human[None]]) for own, one in zip(plans, seen, strict=True)]
+        judged = [actions_of(own, way) for own, way in zip(plans, ways, strict=True)]
+        chosen = self._chosen(observations, np.stack(judged)[:, : self._driving.plans])
         groups = []
-        for number, one, way, own in zip(numbers, seen, ways, plans, strict=True):
-            logged = [one.human[None]] if self._driving.logged_plan else []
-            actions = actions_of(np.concatenate([own, *logged]), way)
+        for number, one, way, actions, best in zip(numbers, seen, ways, judged, chosen, strict=True):
             scores = PDMScorer(one.scene, self._driving.bearing).score(plans_of(actions, way))
             table = np.stack([getattr(scores, name) for name in MEASURES], axis=1)
-            groups.append(_Group(number, actions, table))
+            groups.append(_Group(number, actions, table, best))
             self._beat()
         return groups
+
+    def _act(self, observations: Observations, episodes: Sequence[Episode]) -> np.ndarray:
+        """Return drawn plans: a group is drawn, and nothing is chosen among candidates."""
+        how: Any = {"num_candidates": 1, "generator": self._generator, "explore": True}
+        return np.asarray(self.module.policy.sample_actions(observations, **how))
+
+    def _chosen(self, observations: Observations, actions: np.ndarray) -> list[int]:
+        """Return which of the plans (S, G, A) the policy's learned score would take; the first where it has none."""
+        policy = self.module.policy
+        if not policy.config.has_critic:
+            return [0] * len(actions)
+        found: list[int] = policy.estimates(observations, actions).argmax(dim=1).tolist()
+        return found
 
     def _next_scene(self, i: int, count: int) -> int:
         """Return the scene whose turn it is: each comes once an epoch, in an order of this worker and life."""
@@ -191,3 +212,4 @@ class _Group:
     number: int
     actions: np.ndarray  # (G, A)
     scores: np.ndarray  # (G, measures)
+    chosen: int  # which of the drawn plans the policy's learned score would have taken; 0 where there is none

@@ -129,7 +129,7 @@ def require_judged(agent: AgentConfig, training: TrainingConfig, env_id: str) ->
     is_judged = env_id == DRIVE
     if is_judged and agent.advantage != "group":
         found = f"agent.advantage is '{agent.advantage}', and the plans of '{DRIVE}' come with their advantage"
-        raise ConfigError(f"{found}; set agent.advantage=group and agent.num_candidates=1")
+        raise ConfigError(f"{found}; set agent.advantage=group, and agent.num_candidates=1 or agent.learned_score=true")
     if not is_judged and agent.advantage == "group" and training.online_env_steps:
         found = f"agent.advantage is 'group', and environment '{env_id}' judges no actions of one state together"
         raise ConfigError(f"{found}; set agent.advantage=critic, or training.online_env_steps=0")

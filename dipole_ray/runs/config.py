@@ -35,7 +35,7 @@ from dipole_ray.tracking.tracker import TrackingConfig, located_uri
 
 PRESETS = Path(__file__).resolve().parents[1] / "tune_configs"
 _NETWORKS = ("algorithm", "hidden_dims", "num_critics", "weight_scheme", "train_bc", "observation_normalization")
-_LAYERS = ("encoder.network", "encoder.sharing", "backbone.network", "backbone.dtype", "adapters")
+_LAYERS = ("learned_score", "encoder.network", "encoder.sharing", "backbone.network", "backbone.dtype", "adapters")
 FIXED = ("env", "seed", "training.clone_learner_steps", *(f"agent.{name}" for name in (*_NETWORKS, *_LAYERS)))
 """Settings of a run that its checkpoints cannot be continued without."""
 

@@ -76,7 +76,7 @@ def load_policy(run: str | Path, device: str | torch.device = "cpu", **acting: A
     observation_dim = schema.observation_dim if schema.is_flat else 0  # what an encoder makes of it is not known yet
     widths = (observation_dim + schema.action_dim, *config.hidden_dims)
     members, held = config.num_critics, sum(tensor.numel() for tensor in state.values())
-    if isinstance(config, DipoleConfig) and not config.has_critic:
+    if isinstance(config, DipoleConfig) and not config.has_targets:
         members, elsewhere = int(config.backbone.network == "mlp"), config.backbone.path
         if elsewhere is not None and not holds_backbone(state) and Path(elsewhere).is_file():
             held += Path(elsewhere).stat().st_size // 2  # bytes of the smallest number

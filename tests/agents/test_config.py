@@ -110,7 +110,7 @@ def test_an_algorithm_has_the_settings_that_it_reads() -> None:
     dipole, fql, iql = (set(vars(AgentConfig.preset(name))) for name in ("dipole", "fql", "iql"))
     assert dipole - fql == {
         *("weight_scheme", "shift", "omega", "exp_weight_max", "bootstrap", "target_omega", "advantage_normalization"),
-        *("advantage", "backbone", "adapters", "diffusion", "noise_scale"),
+        *("advantage", "learned_score", "backbone", "adapters", "diffusion", "noise_scale"),
     }
     assert fql - dipole == {"alpha", "normalize_q_loss"}
     assert iql - fql == {"exp_weight_max", "bootstrap", "advantage_normalization"}

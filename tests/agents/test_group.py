@@ -103,7 +103,8 @@ OF_CRITICS = {
 
 @pytest.mark.parametrize(("setting", "value"), OF_CRITICS.items())
 def test_settings_of_critics_are_refused_with_the_remedy(setting: str, value: Any) -> None:
-    with pytest.raises(ConfigError, match=rf"agent\.{setting}: found {value}, but .*agent\.advantage=critic"):
+    remedy = r"agent\.(advantage=critic|learned_score=true)"
+    with pytest.raises(ConfigError, match=rf"agent\.{setting}: found {value}, but .*{remedy}"):
         tiny_config(**{**GROUP, setting: value})
 
 

@@ -49,7 +49,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return made_folder(place / "train", TRAIN), made_folder(place / "validation", VALIDATION)
 
 
-def settings(folders: tuple[Path, Path], place: Path, **training: Any) -> dict[str, Any]:
+SCORED: dict[str, Any] = {"learned_score": True, "num_candidates": 4}
+
+
+def settings(folders: tuple[Path, Path], place: Path, *, scored: bool = False, **training: Any) -> dict[str, Any]:
     """Return the preset drive_tiny on scenes made by hand, and smaller still: two rounds after a short clone phase."""
     driving = {"scenes": [str(folders[0])], "validation": [str(folders[1])], "plans": PLANS}
     driving |= {"observation": "vector", "actions": "way"}
@@ -64,11 +67,14 @@ def settings(folders: tuple[Path, Path], place: Path, **training: Any) -> dict[s
         "folder": str(place / "runs"),
         "env": {"id": "drive", "driving": {**driving, "noise": 0.1, "noise_rounds": 1}},
         "data": {"cache": str(place / "cache")},
-        "agent": {"advantage": "group", "num_candidates": 1, "omega": 1.0, **agent},
+        "agent": {"advantage": "group", "omega": 1.0, **agent, **(SCORED if scored else {"num_candidates": 1})},
         "training": {"offline_learner_steps": 20, "online_env_steps": 2 * ROUND, **loop, **training},
         "rollout": {"envs_per_worker": 2, "fragment_steps": 3},
         "learner": {"num_threads": 1},
-        "evaluation": {"episodes": 100, "omegas": [0.0, 1.0], "every_learner_steps": 20, "interval_episodes": 2},
+        "evaluation": {
+            **{"episodes": 100, "omegas": [0.0, 1.0], "candidates": [1, 4]},
+            **{"every_learner_steps": 20, "interval_episodes": 2},
+        },
         "tracking": {"mlflow": False},
     }
     return merge(read_yaml("drive_tiny"), smaller)
@@ -76,7 +82,7 @@ def settings(folders: tuple[Path, Path], place: Path, **training: Any) -> dict[s
 
 @pytest.fixture(scope="module")
 def run(cluster: None, folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return start_run(RunConfig.from_mapping(settings(folders, tmp_path_factory.mktemp("run"))))
+    return start_run(RunConfig.from_mapping(settings(folders, tmp_path_factory.mktemp("run"), scored=True)))
 
 
 def test_an_advantage_is_a_plans_place_in_its_group_and_none_where_all_are_alike() -> None:
@@ -108,7 +114,7 @@ def test_rows_refer_to_scenes_stored_once_and_hold_whole_groups(run: Run, folder
     np.testing.assert_array_equal(dataset.tables["scenes"][2], observe(scenes.read(2), "vector"))
     checkpoint = read_checkpoint(newest_valid(run.folder / "checkpoints"))
     assert checkpoint.metadata["env_steps"] == 2 * ROUND
-    assert not [name for name in checkpoint.tensors["agent"] if "critic" in name or "value." in name]
+    assert not [name for name in checkpoint.tensors["agent"] if "target_critic" in name or "value." in name]
     ring: Any = {"capacity": checkpoint.metadata["replay"]["online"]["capacity"]}
     ring["online"] = run.folder / "replay" / "online.arrow"
     replay = Replay(schema=dataset.schema, offline=[dataset.directory], **ring)
@@ -134,12 +140,15 @@ def test_sub_scores_are_in_metrics_progress_and_table(run: Run, capsys: pytest.C
     lines = read_metrics(run.folder)
     rounds = [line for line in lines if "rollout/nc" in line]
     assert len(rounds) == 2
-    for name in ("pdms", "nc", "dac", "ep", "ttc", "c", "best_of_group", "has_spread", "logged_pdms"):
+    of_groups = ("best_of_group", "has_spread", "logged_pdms", "chosen_pdms", "chosen_beats_mean")
+    for name in ("pdms", "nc", "dac", "ep", "ttc", "c", *of_groups):
         assert all(0 <= line[f"rollout/{name}"] <= 1 for line in rounds), name
     assert all(line["rollout/best_of_group"] >= line["rollout/pdms"] for line in rounds)
-    assert any("eval/ttc/omega_1_candidates_1" in line for line in lines)
+    assert all(line["rollout/best_of_group"] >= line["rollout/chosen_pdms"] for line in rounds)
+    assert all(any(f"eval/ttc/omega_1_candidates_{count}" in line for line in lines) for count in (1, 4))
+    assert {"critic/loss", "critic/correlation"} <= rounds[-1].keys()
     rows = run.evaluation["online"]
-    assert {row["omega"] for row in rows} == {0.0, 1.0} and {row["candidates"] for row in rows} == {1}
+    assert {(row["omega"], row["candidates"]) for row in rows} == {(0.0, 1), (1.0, 1), (0.0, 4), (1.0, 4)}
     for row in rows:
         assert row["episodes"] == VALIDATION and row["return"] == pytest.approx(row["scores"]["pdms"])
         assert row["score_errors"]["pdms"] is not None
@@ -148,22 +157,24 @@ def test_sub_scores_are_in_metrics_progress_and_table(run: Run, capsys: pytest.C
     assert "pdms" in shown and "+-" in shown and "4 scenes per row" in shown
 
 
-def test_an_evaluation_afterwards_finds_what_the_run_found_and_drives_elsewhere(
-    run: Run, folders: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_evaluation_afterwards_finds_what_the_run_found_and_drives_elsewhere(run: Run, folders: Any) -> None:
+    """Of four plans the published score takes the one that the run's took."""
     trained = load_policy(run.folder)
-    found = evaluate_policy(trained, EvalConfig(episodes=100, omegas=(1.0,)), progress=False)
+    found = evaluate_policy(trained, EvalConfig(episodes=100, omegas=(1.0,), candidates=(1, 4)), progress=False)
     assert rows_of(found, run.config.agent) == [row for row in run.evaluation["online"] if row["omega"] == 1.0]
-    assert main(["evaluate", str(run.folder), "--candidates", "4"]) == 2
-    assert "no critics that could choose" in capsys.readouterr().err
     trained = trained.driving_in([str(folders[0])])
-    (elsewhere,) = evaluate_policy(trained, EvalConfig(episodes=100, omegas=(1.0,)), progress=False)
+    once = EvalConfig(episodes=100, omegas=(1.0,), candidates=(1,))
+    (elsewhere,) = evaluate_policy(trained, once, progress=False)
     assert len(elsewhere.returns) == TRAIN and set(elsewhere.clusters) == {f"train-log{i}" for i in range(TRAIN // 2)}
 
 
 def test_a_run_that_is_continued_ends_bitwise_as_one_that_was_not(run: Run, folders: Any, tmp_path: Path) -> None:
-    half = start_run(RunConfig.from_mapping(settings(folders, tmp_path, online_env_steps=ROUND)))
-    longer = resume_run(half.folder, [f"training.online_env_steps={2 * ROUND}", "training.replay_capacity=null"])
+    """How many candidates it acts with elsewhere is nothing to its training: groups are drawn, not chosen."""
+    given = settings(folders, tmp_path, scored=True, online_env_steps=ROUND)
+    given["agent"]["num_candidates"] = 1
+    half = start_run(RunConfig.from_mapping(given))
+    more = [f"training.online_env_steps={2 * ROUND}", "training.replay_capacity=null", "agent.num_candidates=4"]
+    longer = resume_run(half.folder, more)
     ends = [newest_valid(one.folder / "checkpoints") for one in (run, longer)]
     agents = [(end / "agent.safetensors").read_bytes() for end in ends if end is not None]
     assert len(agents) == 2 and agents[0] == agents[1]
@@ -209,7 +220,7 @@ def test_a_policy_on_a_backbone_that_lies_elsewhere_is_loaded(cluster: None, fol
 
 
 def test_rounds_end_early_and_the_run_goes_back_to_the_networks_of_its_best_evaluation(
-    cluster: None, folders: Any, tmp_path: Path
+    cluster: None, folders: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Also where it was interrupted in between; once ended it stays so, until nobody waits for better ones."""
     given = settings(folders, tmp_path, online_env_steps=8 * ROUND, offline_learner_steps=1200)
@@ -226,6 +237,8 @@ def test_rounds_end_early_and_the_run_goes_back_to_the_networks_of_its_best_eval
     assert (again.algorithm.env_steps, again.evaluation) == (ended.algorithm.env_steps, ended.evaluation)
     with pytest.raises(ConfigError, match=r"set evaluation\.every_learner_steps"):
         EvalConfig(patience=2)
+    assert main(["evaluate", str(ended.folder), "--candidates", "4"]) == 2
+    assert "no critics that could choose" in capsys.readouterr().err
 
 
 def test_what_contradicts_scenes_is_refused_with_the_remedy(folders: tuple[Path, Path], tmp_path: Path) -> None:
