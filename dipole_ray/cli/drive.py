@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from dipole_ray.cli.command import add_command, print_files, require_place, write_file
 from dipole_ray.cli.drive_encode import add_encoder_commands
+from dipole_ray.cli.drive_policy import add_policy_commands
+from dipole_ray.cli.drive_show import add_show_command
 from dipole_ray.errors import ConfigError, counted
 from dipole_ray.progress import Progress
 from dipole_ray.tables import DASH, print_table, terminal_table
@@ -88,13 +90,6 @@ human is the driver of the log, brake goes straight on and brakes with 3 m/s^2, 
 and the ego-status MLP knows the car's speed, acceleration and command alone. A standard error takes scenes of one log
 as one draw.
 """
-_SHOW = """\
-Draw scenes from above with plans coloured by their PDM score: those of files, or else those of the anchors.
-
-examples:
-  dipole drive show braunschweig-0 --first 4
-  dipole drive show braunschweig-0 --tokens 25c18fbe9a6e1aa3 --plans omega0.npz omega1.npz omega4.npz
-"""
 Item = TypeVar("Item")
 _NAMES = ("nc", "dac", "ep", "ttc", "c", "ddc", "pdms")
 TOLERANCE = 1e-4  # of ep and pdms against stored ones; the others must be equal
@@ -108,8 +103,9 @@ def add_parser(subparsers: Any) -> None:
     _add_import(commands)
     _add_record(commands)
     _add_anchors(commands)
-    _add_show(commands)
+    add_show_command(commands)
     add_encoder_commands(commands)
+    add_policy_commands(commands)
     score = add_command(commands, "score", run_score, _SCORE, epilog=_FORMAT)
     files = "scenes: files, .json.gz, or folders; before them a file of plans, if they are not the scene files' own"
     score.add_argument("files", metavar="FILE", type=Path, nargs="+", help=files)
@@ -254,45 +250,6 @@ def run_anchors(arguments: argparse.Namespace) -> int:
     caption = f"{folder.origin.source}: {counted(len(folder), 'scene')}, percent, with standard errors over logs"
     caption += f"; bearing {bearing}\n{folder.origin.attribution}"
     print_table(terminal_table(["driver", *NAMES], rows, numbers=range(1, 8), caption=caption), 120)
-    return 0
-
-
-def _add_show(commands: Any) -> None:
-    parser = add_command(commands, "show", run_show, _SHOW)
-    parser.add_argument("scenes", metavar="FOLDER", type=Path, help="folder of scenes")
-    parser.add_argument("--tokens", metavar="TOKEN", nargs="+", default=[], help="the scenes (default: the first ones)")
-    parser.add_argument("--first", metavar="N", type=int, default=4, help="how many of the first ones (default: 4)")
-    text = "files of plans, .npz or .json; a panel each, in this order"
-    parser.add_argument("--plans", metavar="FILE", type=Path, nargs="+", default=[], help=text)
-    text = "folder for the pictures, TOKEN.png (default: FOLDER/pictures)"
-    parser.add_argument("--out", metavar="FOLDER", type=Path, help=text)
-
-
-def run_show(arguments: argparse.Namespace) -> int:
-    """Draw scenes with plans from above."""
-    from dipole_ray.driving.anchors import own_plans
-    from dipole_ray.driving.container import SceneFolder
-    from dipole_ray.driving.plan_file import read_plans
-    from dipole_ray.plots.driving import draw_scene
-
-    folder = SceneFolder(arguments.scenes)
-    if arguments.first < 1:
-        raise ConfigError(f"--first is {arguments.first}; at least 1 is needed")
-    files = {path.stem: read_plans(path) for path in arguments.plans}
-    if len(files) < len(arguments.plans):
-        raise ConfigError("two files of plans have one name; panels are called by them, so rename one")
-    tokens = arguments.tokens or folder.tokens[: arguments.first]
-    out = arguments.out or arguments.scenes / "pictures"
-    pictures = []
-    for token in tokens:
-        one = folder.read(token)
-        if lacking := [name for name, plans in files.items() if token not in plans]:
-            raise ConfigError(f"{lacking[0]} has no plan for scene {token}; choose scenes that it has by --tokens")
-        plans = {name: found[token] for name, found in files.items()} or own_plans(one)
-        stacked = {name: plan[None] for name, plan in plans.items()}
-        title, said = f"{one.map}, {token}", folder.origin.attribution
-        pictures.append(draw_scene(one, stacked, out / f"{token}.png", title=title, attribution=said))
-    print_files(pictures)
     return 0
 
 

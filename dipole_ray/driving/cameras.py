@@ -74,12 +74,17 @@ def images(one: RecordedScene, config: CameraConfig | None = None, sensors: Path
     return np.stack([_read(sensors / one.cameras[name].path, config) for name in VIEWS])
 
 
+def resized(picture: Image.Image, config: CameraConfig) -> Array:
+    """Return a camera's picture in the size that is wanted, (height, width, 3) uint8."""
+    return np.asarray(picture.convert("RGB").resize((config.width, config.height)))
+
+
 def _read(path: Path, config: CameraConfig) -> Array:
     try:
         with Image.open(path, formats=("JPEG", "PNG")) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 raise ValueError(f"{picture.width} x {picture.height} pixels, which no camera has")
-            return np.asarray(picture.convert("RGB").resize((config.width, config.height)))
+            return resized(picture, config)
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise DatasetError(f"{path}: not a picture that can be read ({error})") from None
 

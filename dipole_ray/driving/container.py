@@ -173,6 +173,11 @@ class SceneFolder:
     def __iter__(self) -> Iterator[RecordedScene]:
         return (self.read(token) for token in self._places)
 
+    def require(self, token: str) -> None:
+        """Raise DatasetError if there is no scene of that token."""
+        if token not in self._places:
+            raise DatasetError(f"{self.folder}: no scene {token!r:.60}; it has {counted(len(self), 'scene')}")
+
     def read(self, token: str) -> RecordedScene:
         """Return a scene.
 
@@ -180,8 +185,7 @@ class SceneFolder:
             DatasetError: There is none of that token.
             CorruptSegment: Its file differs from what the list says.
         """
-        if token not in self._places:
-            raise DatasetError(f"{self.folder}: no scene {token!r:.60}; it has {counted(len(self), 'scene')}")
+        self.require(token)
         shard, index = self._places[token]
         reader = self._open.pop(shard.name, None) or _verified(self.folder / shard.name, shard)
         self._open[shard.name] = reader

@@ -180,6 +180,11 @@ def require_one_encoder(contexts: Sequence[Contexts]) -> str:
     return first.encoder
 
 
+def encoder_of(folder: Path) -> str:
+    """Return the checksum of the encoder that made a folder's tokens; DatasetError where there are none."""
+    return _listed(folder).encoder
+
+
 def _require(folder: Path, found: _List, scenes: SceneFolder, encoder: ContextEncoder | None = None) -> None:
     remedy = "give another folder, or remove this one"
     if found.scenes != scenes.content:

@@ -60,11 +60,38 @@ class ContextEncoder:
     @torch.no_grad()
     def __call__(self, scenes: Sequence[RecordedScene]) -> Array:
         """Return the context tokens of scenes, (N, T, C) float16."""
-        parts = [self._encoded(scenes[i : i + BATCH]) for i in range(0, len(scenes), BATCH)]
-        found: Array = torch.cat(parts).to(torch.float16).cpu().numpy()
-        if not np.isfinite(found).all():
-            raise CheckpointError("the encoder's tokens do not fit float16; its weights are not those of this encoder")
+        return _halved(torch.cat([self._encoded(scenes[i : i + BATCH]) for i in range(0, len(scenes), BATCH)]))
+
+
+@dataclass(frozen=True, slots=True)
+class PictureEncoder:
+    """Makes context tokens of what three cameras see and of the prompt, without a scene around them."""
+
+    identity: str
+    """as ContextEncoder's"""
+    cameras: CameraConfig
+    """what the pictures have to be like"""
+    _encoder: FlorenceEncoder
+    _tokenizer: Tokenizer
+    _device: str
+
+    @torch.no_grad()
+    def __call__(self, pictures: Array, prompts: Sequence[str]) -> Array:
+        """Return the context tokens (N, T, C) float16 of pictures (N, 3, height, width, 3) uint8 and N prompts."""
+        return _halved(self.encoded(pictures, prompts))
+
+    def encoded(self, pictures: Array, prompts: Sequence[str]) -> Tensor:
+        """Return them as the encoder has them."""
+        tokens = torch.from_numpy(padded(prompts, self._tokenizer, self._encoder.shape.prompt))
+        found: Tensor = self._encoder(torch.from_numpy(pictures).to(self._device), tokens.to(self._device))
         return found
+
+
+def _halved(tokens: Tensor) -> Array:
+    found: Array = tokens.to(torch.float16).cpu().numpy()
+    if not np.isfinite(found).all():
+        raise CheckpointError("the encoder's tokens do not fit float16; its weights are not those of this encoder")
+    return found
 
 
 def open_encoder(
@@ -82,6 +109,35 @@ def open_encoder(
     Raises:
         ConfigError: There is no such policy, or weights are missing, damaged or too many.
     """
+    _require_weights(policy, weights)
+    if policy == "small":
+        assert weights is not None
+        return _small(read_small(weights), device)
+    encoder = picture_encoder(policy, weights, device)
+
+    def encoded(scenes: Sequence[RecordedScene]) -> Tensor:
+        pictures = np.stack([images(one, encoder.cameras, sensors) for one in scenes])
+        return encoder.encoded(pictures, [prompt(one) for one in scenes])
+
+    return ContextEncoder(encoder.identity, context_shape(policy), encoded)
+
+
+def picture_encoder(policy: str, weights: Path | None = None, device: str = "cpu") -> PictureEncoder:
+    """Return the encoder of `tiny` or `large`, see `open_encoder`, for who has pictures and no scene."""
+    _require_weights(policy, weights)
+    encoder, tokenizer = FlorenceEncoder(policy), few_words
+    seen: dict[str, Any] = {}
+    if weights is not None:
+        tokenizer = _with_weights(encoder, weights)
+        seen["tokenizer"] = hashlib.sha256((weights / TOKENIZER).read_bytes()).hexdigest()
+    shape = encoder.shape
+    cameras = CameraConfig(width=shape.pixels, height=shape.pixels)
+    identity = _identity(encoder, policy, {**seen, "cameras": asdict(cameras), "prompt": shape.prompt})
+    encoder.to(device=device, dtype=torch.float16 if device != "cpu" else torch.float32)
+    return PictureEncoder(identity, cameras, encoder, tokenizer, device)
+
+
+def _require_weights(policy: str, weights: Path | None) -> None:
     if policy not in POLICIES:
         raise ConfigError(f"policy '{policy}': unknown; choose one of {', '.join(POLICIES)}")
     if (policy == "tiny") != (weights is None):
@@ -91,10 +147,6 @@ def open_encoder(
             "large": f"give --weights the folder of Florence-2-large, with {FLORENCE_FILE} and {TOKENIZER}",
         }
         raise ConfigError(f"policy '{policy}': found --weights {weights}; {remedy[policy]}")
-    if policy == "small":
-        assert weights is not None
-        return _small(read_small(weights), device)
-    return _florence(policy, weights, sensors, device)
 
 
 def train_small(folders: Sequence[SceneFolder], out: Path, seed: int = 0) -> None:
@@ -142,26 +194,6 @@ def _small(encoder: bev_encoder.BEVEncoder, device: str) -> ContextEncoder:
     identity = _identity(encoder, "small", {"raster": asdict(bev_encoder.RASTER)})
     encoder.to(device)
     return ContextEncoder(identity, context_shape("small"), encoded)
-
-
-def _florence(policy: str, weights: Path | None, sensors: Path | None, device: str) -> ContextEncoder:
-    encoder, tokenizer = FlorenceEncoder(policy), few_words
-    seen: dict[str, Any] = {}
-    if weights is not None:
-        tokenizer = _with_weights(encoder, weights)
-        seen["tokenizer"] = hashlib.sha256((weights / TOKENIZER).read_bytes()).hexdigest()
-    shape = encoder.shape
-    cameras = CameraConfig(width=shape.pixels, height=shape.pixels)
-    identity = _identity(encoder, policy, {**seen, "cameras": asdict(cameras), "prompt": shape.prompt})
-    encoder.to(device=device, dtype=torch.float16 if device != "cpu" else torch.float32)
-
-    def encoded(scenes: Sequence[RecordedScene]) -> Tensor:
-        pictures = torch.from_numpy(np.stack([images(one, cameras, sensors) for one in scenes]))
-        tokens = torch.from_numpy(padded([prompt(one) for one in scenes], tokenizer, shape.prompt))
-        found: Tensor = encoder(pictures.to(device), tokens.to(device))
-        return found
-
-    return ContextEncoder(identity, context_shape(policy), encoded)
 
 
 def _with_weights(encoder: FlorenceEncoder, folder: Path) -> Tokenizer:

@@ -128,7 +128,7 @@ def _frame(one: Any) -> LogFrame:
         route=_words(one["roadblock_ids"], "roadblock_ids"),
         pose=np.array([*position[:2], _yaw(_numbers(one["ego2global_rotation"], "ego2global_rotation", (4,)))]),
         motion=motion,
-        command=_command(one["driving_command"]),
+        command=command_of(one["driving_command"]),
         red=_red_lights(one["traffic_lights"]),
         tracks=tracks,
         kinds=kinds,
@@ -147,7 +147,8 @@ def _yaw(quaternion: Array) -> float:
     return float(np.arctan2(2 * (w * z - x * y), 1 - 2 * (y**2 + z**2)))
 
 
-def _command(value: Any) -> str:
+def command_of(value: Any) -> str:
+    """Return the command of a log's one-hot `driving_command`; ValueError if it is none."""
     hot = _numbers(value, "driving_command", (len(COMMANDS),))
     return COMMANDS[int(hot.argmax())] if hot.any() else "unknown"
 

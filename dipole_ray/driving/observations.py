@@ -50,8 +50,7 @@ def observe(one: RecordedScene, kind: str, context: Array | None = None) -> Obse
     each cell around the car every layer of the raster covers, `vector` its surroundings. `tokens` has the status as
     `ego`, and as `context` cells by patches, each with the place of its middle, from -1 to 1 along rows and columns.
     """
-    motion, poses = one.motion / _MOTION_UNITS, one.history[:-1] / _POSE_UNITS
-    status = np.concatenate([motion.ravel(), poses.ravel(), hot_commands([one.command])[0]]).astype(np.float32)
+    status = status_of(one.motion, one.history, one.command)
     if kind in POLICIES:
         assert context is not None, f"an encoder's tokens are read, not made: {kind}"
         return {"ego": status, "context": context}
@@ -66,6 +65,17 @@ def observe(one: RecordedScene, kind: str, context: Array | None = None) -> Obse
     places = np.stack(np.meshgrid(middles, middles, indexing="ij"), axis=-1).reshape(-1, 2)
     context = np.concatenate([cells.transpose(1, 3, 0, 2, 4).reshape(PATCHES**2, -1), places], axis=1)
     return {"ego": status, "context": context.astype(np.float16)}
+
+
+def status_of(motion: Array, history: Array, command: str) -> Array:
+    """Return the car's status (29,) float32, from what RecordedScene has by these names.
+
+    Poses are rounded to float32 first, as NAVSIM hands them to an agent, so that both see the same bits.
+    """
+    poses = history[:-1].astype(np.float32).astype(np.float64) / _POSE_UNITS
+    numbers = np.concatenate([(motion / _MOTION_UNITS).ravel(), poses.ravel(), hot_commands([command])[0]])
+    status: Array = numbers.astype(np.float32) + np.float32(0.0)  # one zero: there is -0.0 as well
+    return status
 
 
 def _covered(one: RecordedScene, cells: int) -> Array:

@@ -41,9 +41,14 @@ class Tokenizer(Protocol):
 
 
 def prompt(one: RecordedScene) -> str:
-    """Return a scene's prompt: speed in m/s, acceleration ahead and to the left in m/s^2."""
-    speed, _, ahead, aside = one.motion[-1]
-    return f"navigation {one.command}, speed {speed:.1f}, acceleration {ahead:.1f}, aside {aside:.1f}"
+    """Return a scene's prompt."""
+    return prompt_of(one.motion, one.command)
+
+
+def prompt_of(motion: Array, command: str) -> str:
+    """Return the prompt of a car with this motion (4, 4): speed in m/s, acceleration ahead and to the left in m/s^2."""
+    speed, _, ahead, aside = motion[-1]
+    return f"navigation {command}, speed {speed:.1f}, acceleration {ahead:.1f}, aside {aside:.1f}"
 
 
 def padded(texts: Sequence[str], tokenizer: Tokenizer, length: int) -> Array:

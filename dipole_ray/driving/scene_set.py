@@ -67,18 +67,29 @@ def folder_of(name: str) -> Path:
         ConfigError: There is no such map, or the numbers are none.
         DipoleError: SUMO is not installed, or failed.
     """
-    if not name.startswith(RECORDED):
-        return Path(name).expanduser()
-    words = name.split(":")[1:]
-    if not 2 <= len(words) <= 3 or not all(word.isdecimal() for word in words[1:]):
-        raise ConfigError(f"env.driving names the scenes '{name}'; write sumo:MAP:SCENES or sumo:MAP:SCENES:SEED")
-    city, scenes, seed = words[0], int(words[1]), int(words[2]) if len(words) == 3 else 0
-    out = CACHE.expanduser() / f"{city}-{scenes}-seed{seed}"
-    if not is_complete(out):
+    out = place_of(name)
+    if name.startswith(RECORDED) and not is_complete(out):
         from dipole_ray.driving.sumo.record import RecordConfig, record_scenes  # needs SUMO
 
+        city, scenes, seed = _recording(name)
         config = RecordConfig(map=city, scenes=scenes, seed=seed, scenes_per_part=SCENES_A_PART)
         with FolderLock(out.parent, math.inf, f".{out.name}{LOCK}"):
             if not is_complete(out):
                 record_scenes(config, out)
     return out
+
+
+def place_of(name: str) -> Path:
+    """Return where the folder lies that a setting names, whether it is there or not; ConfigError as `folder_of`."""
+    if not name.startswith(RECORDED):
+        return Path(name).expanduser()
+    city, scenes, seed = _recording(name)
+    return CACHE.expanduser() / f"{city}-{scenes}-seed{seed}"
+
+
+def _recording(name: str) -> tuple[str, int, int]:
+    """Return the city, how many scenes, and the seed."""
+    words = name.split(":")[1:]
+    if not 2 <= len(words) <= 3 or not all(word.isdecimal() for word in words[1:]):
+        raise ConfigError(f"env.driving names the scenes '{name}'; write sumo:MAP:SCENES or sumo:MAP:SCENES:SEED")
+    return words[0], int(words[1]), int(words[2]) if len(words) == 3 else 0

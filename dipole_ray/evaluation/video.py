@@ -1,8 +1,9 @@
 """Videos of a policy acting. They are for looking at: no episode recorded here enters a statistic."""
 
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
+from contextlib import closing, contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -37,27 +38,45 @@ def record_video(
     if path.suffix != ".mp4" or episodes < 1:
         found = f"found {path.name}, episodes={episodes}"
         raise ConfigError(f"a video needs a name ending in .mp4 and at least 1 episode; {found}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial.mp4")
     made = make_env(env, render=True)
-    rate = round(float(made.metadata.get("render_fps") or 30))
     try:
-        writer: Any = imageio.get_writer(partial, fps=rate, macro_block_size=1)
-        with closing(writer):
-            evaluate_cell(agent, [_Filmed(made, writer)], cell, episodes=episodes, seed=seed)
-        commit_file(partial, path)
+        with video_file(path, round(float(made.metadata.get("render_fps") or 30))) as write:
+            evaluate_cell(agent, [_Filmed(made, write)], cell, episodes=episodes, seed=seed)
     finally:
         made.close()
-        partial.unlink(missing_ok=True)
     return path
+
+
+@contextmanager
+def video_file(path: Path, rate: float) -> Iterator[Callable[[Any], None]]:
+    """Give what adds a picture (height, width, 3) to a video, .mp4 or .gif, which is there once the block has ended.
+
+    Its folder is made; its sides are cut to what the codec takes. `rate` is pictures per second.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial{path.suffix}")
+    how: Any = {"fps": rate, "macro_block_size": 1} if path.suffix == ".mp4" else {"duration": 1000 / rate, "loop": 0}
+    writer: Any = imageio.get_writer(partial, **how)
+
+    def write(picture: Any) -> None:
+        frame = np.asarray(picture, np.uint8)
+        height, width = (max(side - side % _BLOCK, _BLOCK) for side in frame.shape[:2])
+        writer.append_data(frame[:height, :width])
+
+    try:
+        with closing(writer):
+            yield write
+        commit_file(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 class _Filmed(gymnasium.Wrapper[Any, Any, Any, Any]):
     """An environment that writes a picture of each state."""
 
-    def __init__(self, env: gymnasium.Env, writer: Any) -> None:
+    def __init__(self, env: gymnasium.Env, write: Callable[[Any], None]) -> None:
         super().__init__(env)
-        self._writer = writer
+        self._write = write
 
     def reset(self, **kwargs: Any) -> Any:
         result = self.env.reset(**kwargs)
@@ -70,13 +89,11 @@ class _Filmed(gymnasium.Wrapper[Any, Any, Any, Any]):
         return result
 
     def _film(self) -> None:
-        """Write one picture (height, width, 3), its sides cut to what the codec takes."""
+        """Write one picture."""
         picture: Any = self.env.render()
         if picture is None:
             raise EnvironmentUnavailable(f"{self.env}: render() gives no picture; this environment cannot be recorded")
-        frame = np.asarray(picture, np.uint8)
-        height, width = (max(side - side % _BLOCK, _BLOCK) for side in frame.shape[:2])
-        self._writer.append_data(frame[:height, :width])
+        self._write(picture)
 
 
 def record_run(run: Path, cell: Cell, path: Path, *, episodes: int = 1, seed: int = 0, **acting: Any) -> Path:

@@ -1,7 +1,8 @@
 """The picture of a driving scene: from above, the plans in it coloured by what they score."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import matplotlib as mpl
@@ -21,7 +22,9 @@ from dipole_ray.plots import style
 _ROAD, _LANE, _ROUTE, _RED = "#E9EAEC", "#C4C7CC", "#D5E8DA", "#E58A84"
 _OTHERS = {"vehicle": "#8A94A6", "pedestrian": style.ORANGE, "bicycle": style.PURPLE}
 _MARGIN_M, _LEAST_M = 12.0, 18.0
+_MOST_M = np.array([120.0, 30.0])  # ahead and aside, of plans that are not the driver's
 COLOURS = "RdYlGn"
+_LETTERS_AN_INCH = 24  # of what stands below
 
 
 def draw_scene(
@@ -32,6 +35,7 @@ def draw_scene(
     bearing: Bearing = "clipped",
     title: str = "",
     attribution: str = "",
+    within: Sequence[np.ndarray] = (),
 ) -> Path:
     """Draw a scene once for each name in `plans`, save the picture as PNG, and return `path`.
 
@@ -42,6 +46,7 @@ def draw_scene(
         bearing: As `PDMScorer` takes it.
         title: Stands above the panels.
         attribution: Whose map it is; stands below them.
+        within: Plans (N, K, 3) of other pictures that are to show the same part of the map.
 
     Raises:
         ConfigError: There are no plans.
@@ -49,11 +54,12 @@ def draw_scene(
     if not plans or any(len(found) == 0 for found in plans.values()):
         raise ConfigError("there are no plans to draw")
     scorer, around = PDMScorer(one.scene, bearing), outlines(one)
-    seen = np.concatenate([found[..., :2].reshape(-1, 2) for found in [one.human[None], *plans.values()]])
-    ahead = max(float(seen[:, 0].max()) + _MARGIN_M, 3 * _LEAST_M)
-    aside = max(float(np.abs(seen[:, 1]).max()) + _MARGIN_M, _LEAST_M)
+    reached = np.array([_reached(found) for found in [*plans.values(), *within]]).max(axis=0).clip(max=_MOST_M)
+    ahead, aside = np.maximum(reached, _reached(one.human[None])) + _MARGIN_M
+    ahead, aside = max(float(ahead), 3 * _LEAST_M), max(float(aside), _LEAST_M)
     tall = (ahead + _MARGIN_M) / (2 * aside)
-    size = (2.3 * len(plans) + 0.9, 2.3 * min(tall, 2.5) + 0.8)
+    panel = 4.0 if len(plans) == 1 else 2.3
+    size = (panel * len(plans) + 0.9, panel * min(tall, 2.5) + 0.8)
     norm = Normalize(0, 1)
     with style.picture(path, size, (1, len(plans)), title=title, sharex=True, sharey=True) as (figure, grid):
         for axes, (name, found) in zip(grid[0], plans.items(), strict=True):
@@ -71,8 +77,15 @@ def draw_scene(
             axes.set_aspect("equal")
         figure.colorbar(ScalarMappable(norm, COLOURS), ax=list(grid[0]), label="PDM score", shrink=0.7)
         if attribution:
-            figure.supxlabel(attribution, fontsize=5.5, color=style.GREY)
+            figure.supxlabel(fill(attribution, int(size[0] * _LETTERS_AN_INCH)), fontsize=5.5, color=style.GREY)
     return path
+
+
+def _reached(plans: np.ndarray) -> np.ndarray:
+    """Return how far ahead and aside, (2,), the nearest four fifths of plans (B, K, 3) reach: a wild one may leave."""
+    farthest: np.ndarray = np.sort(np.abs(plans[..., :2]).max(axis=1), axis=0)
+    reached: np.ndarray = farthest[int(0.8 * (len(plans) - 1))]
+    return reached
 
 
 def _draw_surroundings(axes: Axes, around: Outlines) -> None:

@@ -225,7 +225,7 @@ def test_rounds_end_early_and_the_run_goes_back_to_the_networks_of_its_best_eval
     """Also where it was interrupted in between; once ended it stays so, until nobody waits for better ones."""
     given = settings(folders, tmp_path, online_env_steps=8 * ROUND, offline_learner_steps=1200)
     given["agent"] |= {"learning_rate": 0.003, "hidden_dims": [64, 64], "omega": 0.0}
-    given["evaluation"] |= {"patience": 2, "interval_episodes": 100, "omegas": [0.0]}
+    given["evaluation"] |= {"patience": 2, "interval_episodes": 100, "omegas": [0.0], "seed": 1}
     ended = start_run(RunConfig.from_mapping(given))
     scores = [line["eval/return"] for line in read_metrics(ended.folder) if line["env_steps"] and "eval/return" in line]
     *watched, final = scores
