@@ -3,8 +3,8 @@
 bash benchmarks/gpu/gradients.sh build/gradients/plans.npz build/gradients
 
 The head `base` (459 million weights) is cloned from the drivers for a few seconds; from there every scheme trains it by
-adapters of rank 16 and with all of its weights, and so the head `small` for comparison, seed after seed until the time
-is over. Each training is printed and written as it ends. `--tiny` does the same with the head `tiny` on a CPU.
+adapters of rank 16 and with all of its weights, and so the heads `small` and `tiny` with all of theirs, seed after seed
+until the time is over. Each training is printed and written as it ends. `--cpu` does it with `tiny` alone, on a CPU.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from benchmarks.gradients.judged import BATCH, RANK, Case, JudgedPlans, Learners
 from benchmarks.gradients.measure import Scheme, trained
 
 CLONE_UPDATES, UPDATES, SEEDS = 300, 80, 5
-PARTS = (("base", True), ("base", False), ("small", False))
+PARTS = (("base", True), ("base", False), ("small", False), ("tiny", False))
 """Networks, and whether they are trained by adapters, the most wanted first."""
 
 
@@ -43,13 +43,13 @@ def main() -> None:
         "--plans", type=Path, required=True, metavar="FILE.npz", help="of benchmarks.driving.judged_plans"
     )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--seconds", type=float, default=130, help="after which nothing more is begun (default: 130)")
+    parser.add_argument("--seconds", type=float, default=125, help="after which nothing more is learned (default: 125)")
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--updates", type=int, default=UPDATES)
-    parser.add_argument("--tiny", action="store_true", help="small sizes on a CPU, to see that it runs")
+    parser.add_argument("--cpu", action="store_true", help="the smallest size on a CPU, to see that it runs")
     options = parser.parse_args()
-    device, parts = ("cpu", [("tiny", True), ("tiny", False)]) if options.tiny else ("cuda", PARTS)
-    if options.tiny:
+    device, parts = ("cpu", [("tiny", True), ("tiny", False)]) if options.cpu else ("cuda", PARTS)
+    if options.cpu:
         torch.set_num_threads(1)
     torch.set_float32_matmul_precision("high")
     plans, deadline = JudgedPlans(options.plans, device), BEGIN + options.seconds
@@ -59,7 +59,7 @@ def main() -> None:
         "precision": "tf32",
         "sizes": {"scenes": plans.scenes, "plans_a_scene": plans.plans, "batch_size": BATCH, "rank": RANK},
         "folders": plans.folders,
-        "clone_updates": 20 if options.tiny else CLONE_UPDATES,
+        "clone_updates": 20 if options.cpu else CLONE_UPDATES,
         "runs": [],
     }
     options.out.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ Shapes: S scenes, G plans a scene, N = S G rows, B rows of a batch.
 from __future__ import annotations
 
 import copy
+import gc
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -140,6 +141,7 @@ class Learners:
             for name, parameter in agent.networks.trained_parameters().items():
                 parameter.copy_(start[name])
         agent._begin_steps()
+        gc.collect()  # moments of before, which may be gigabytes
         agent.generator.manual_seed(seed)
         agent.skipped_updates = agent.consecutive_skips = 0
         return agent

@@ -37,7 +37,7 @@ QUANTITIES = {
     "gradient": "gradient norm per parameter",
     "effective": "effective share of the batch",
     "loss": "weighted loss of pi+",
-    "held_out": "unweighted error, held out",
+    "held_out": "held-out error, over that before",
 }
 ORDER = ("mlp 2 x 128, critics", "mlp 3 x 512", "tiny", "small", "base")
 
@@ -119,6 +119,14 @@ def table(runs: dict[str, dict[int, Run]]) -> str:
     return "\n".join(lines)
 
 
+def before(runs: dict[str, dict[int, Run]]) -> str:
+    """Return what the held-out error is before the first update, a sentence."""
+    cloning = list(runs.get(SCHEMES[0].name, next(iter(runs.values()))).values())
+    first, better = (over_seeds([run["held_out"][key][0] for run in cloning]) for key in ("error", "error_of_better"))
+    known = "" if better == "not finite" else f", {better} on plans above their group's mean"
+    return f"Held-out error before: {first}{known}."
+
+
 def by_kind(cases: dict[Case, dict[str, dict[int, Run]]]) -> str:
     """Return the table of groups of parameters: their gradients over cloning's, at the middle beta."""
     shown = [scheme.name for scheme in SCHEMES if scheme.beta == BETAS[1]]
@@ -146,7 +154,7 @@ def by_kind(cases: dict[Case, dict[str, dict[int, Run]]]) -> str:
 def curve(quantity: str, name: str, runs: Sequence[Run]) -> Line:
     """Return the median over seeds, in a band from the lowest to the largest single value."""
     if quantity == "held_out":
-        parts = [(run["held_out"]["update"], *[run["held_out"]["error"]] * 2) for run in runs]
+        parts = [(run["held_out"]["update"], *[over_first(run["held_out"]["error"])] * 2) for run in runs]
     else:
         parts = [tuple(run[quantity]["curve"][key] for key in ("update", "median", "most")) for run in runs]
     longest = max(parts, key=lambda part: len(part[0]))[0]
@@ -162,6 +170,11 @@ def curve(quantity: str, name: str, runs: Sequence[Run]) -> Line:
     return Line(label=name, colour=COLOURS[name], x=places, y=middles, low=lows, high=highs)
 
 
+def over_first(values: Sequence[float | None]) -> list[float | None]:
+    """Return numbers over the first of them."""
+    return [ratio(value, values[0]) for value in values]
+
+
 def panels_of(cases: dict[Case, dict[str, dict[int, Run]]]) -> list[Panel]:
     """Return a row of panels for each quantity, on the same axis for all networks."""
     found = []
@@ -171,9 +184,8 @@ def panels_of(cases: dict[Case, dict[str, dict[int, Run]]]) -> list[Panel]:
             for case, runs in cases.items()
         }
         seen = [value for own in lines.values() for line in own for value in (*line.y, *line.high) if value > 0]
-        limits = (min(seen) / 1.3, max(seen) * 1.3)
-        if quantity == "effective":
-            limits = (limits[0], 1.1)
+        is_wide = style.is_wide(seen)
+        limits = (min(seen) / 1.3, max(seen) * 1.3) if is_wide else (0.95 * min(seen), 1.02 * max(seen))
         found += [
             Panel(
                 title=title_of(case) if quantity == next(iter(QUANTITIES)) else "",
@@ -181,7 +193,7 @@ def panels_of(cases: dict[Case, dict[str, dict[int, Run]]]) -> list[Panel]:
                 ylabel=ylabel if case == next(iter(cases)) else "",
                 lines=own,
                 ylim=limits,
-                log=(False, True),
+                log=(False, is_wide),
             )
             for case, own in lines.items()
         ]
@@ -195,7 +207,7 @@ def text(parts: Sequence[dict[str, Any]], cases: dict[Case, dict[str, dict[int, 
         where = f"{part['date']}, {part.get('machine') or part['gpu']}, torch {part['versions']['torch']}"
         counts = f"{len(part['runs'])} trainings, clones of {part['clone_updates']} updates"
         made.append(f"- `{part['command']}`: {where}, commit {str(part['commit'])[:7]}; {counts}")
-    sections = [f"## {title_of(case)}\n\n{table(runs)}\n" for case, runs in cases.items()]
+    sections = [f"## {title_of(case)}\n\n{before(runs)}\n\n{table(runs)}\n" for case, runs in cases.items()]
     last = f"## Groups of parameters, beta {BETAS[1]:g}\n\nGradient norm per parameter of cloning; others times it."
     first = (
         "## pi+'s gradient, times that of cloning on the same batches\n\nMedian of updates, over seeds [least, most]."

@@ -34,7 +34,9 @@ def plans(tmp_path_factory: pytest.TempPathFactory) -> JudgedPlans:
     return JudgedPlans(file, "cpu")
 
 
-@pytest.mark.parametrize(("network", "is_adapted"), [("mlp", False), ("tiny", True)])
+@pytest.mark.parametrize(
+    ("network", "is_adapted"), [pytest.param("mlp", False, marks=pytest.mark.slow), ("tiny", True)]
+)
 def test_the_gradient_of_the_positive_field_is_autograds(plans: JudgedPlans, network: str, is_adapted: bool) -> None:
     case = Case(plans, network, "cpu", clone_updates=2)
     learners, found = Learners(case, is_adapted), {}
