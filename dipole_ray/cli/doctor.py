@@ -69,6 +69,31 @@ try:
 except Exception as error:
     answer = {"error": reason_of(error), "remedy": remedy_of(error)}
 """
+SUMO_PROBE = """
+import subprocess
+from dipole_ray.driving.sumo.cities import CITIES, sumo_home
+from dipole_ray.errors import DipoleError
+try:
+    home = sumo_home()
+    said = subprocess.run([home / "bin" / "sumo", "--version"], capture_output=True, text=True, check=True).stdout
+    maps = [one.name for one in CITIES.values() if (home / one.network).is_file()]
+    answer = {"version": said.split()[3], "maps": maps, "wanted": len(CITIES)}
+except DipoleError:
+    answer = {}
+"""
+SCENES_PROBE = """
+from pathlib import Path
+from dipole_ray.driving.container import SceneFolder
+from dipole_ray.errors import DipoleError
+answer = {"scenes": 0, "folders": 0, "begun": 0, "damaged": ""}
+for path in sorted(Path(sys.argv[1]).glob("*/scenes.json")):
+    try:
+        answer["scenes"] += len(SceneFolder(path.parent))
+        answer["folders"] += 1
+    except DipoleError as error:
+        answer["begun"] += "not complete" in str(error)
+        answer["damaged"] = answer["damaged"] or ("" if "not complete" in str(error) else str(error))
+"""
 ENVIRONMENT_PROBE = """
 from dipole_ray.envs.make import make_env
 env = make_env(sys.argv[1])
@@ -90,7 +115,7 @@ class Finding:
 
 def add_parser(subparsers: Any) -> None:
     """Add the subcommand to the parsers of `dipole`."""
-    summary = "check Python, torch, GPU, MuJoCo, GL, Ray, MLflow and disk"
+    summary = "check Python, torch, GPU, MuJoCo, GL, Ray, MLflow, what driving needs and disk"
     text = "Check what a run needs. Ends with status 1 if something fails; a warning is no failure."
     parser = add_command(subparsers, "doctor", run_doctor, text, help=summary)
     parser.add_argument("--address", help="Ray cluster to try (default: RAY_ADDRESS, or a small local one)")
@@ -127,6 +152,7 @@ def examine(runs: Path, cache: Path, address: str | None = None) -> Iterator[Fin
     yield check_rendering()
     yield check_ray(address or os.environ.get("RAY_ADDRESS") or None)  # None: a small local one, started there
     yield check_mlflow(runs)
+    yield from check_driving(CACHE / "recorded")
     yield check_folder("Run folder", runs, "choose another with folder=PATH")
     yield check_folder("Dataset cache", cache, "choose another with data.cache=PATH")
 
@@ -295,6 +321,50 @@ def check_mlflow(runs: Path) -> Finding:
     message = f"{shown}: {redacted(trouble)}; training works, its metrics stay in metrics.jsonl"
     remedy = remedy or "start the server, correct MLFLOW_TRACKING_URI, or unset it to use SQLite beside the runs"
     return Finding("MLflow", "warn", message, remedy)
+
+
+def check_driving(recorded: Path) -> Iterator[Finding]:
+    """Look at the extra `driving`, at SUMO and at the scenes that runs have recorded; who has no shapely wants none."""
+    from packaging.requirements import Requirement
+
+    install = "pip install 'dipole-ray[driving]', in a checkout pip install -e '.[driving]'"
+    if _installed("shapely") is None:
+        yield Finding("Driving", "ok", f"not installed, and needed by env.id=drive and dipole drive alone: {install}")
+        return
+    declared = [Requirement(one) for one in requires("dipole-ray") or [] if "driving" in one]
+    misfits = [
+        f"{one.name} {_installed(one.name) or 'not installed'}, needed is {one.specifier}"
+        for one in declared
+        if one.name != "eclipse-sumo" and not one.specifier.contains(_installed(one.name) or "0", prereleases=True)
+    ]
+    fitting = ", ".join(f"{name} {_installed(name)}" for name in ("shapely", "scipy", "pillow", "transformers"))
+    yield Finding("Driving", "warn", "; ".join(misfits), install) if misfits else Finding("Driving", "ok", fitting)
+    yield _check_sumo(install)
+    folder = recorded.expanduser()
+    answer, trouble = _probe(SCENES_PROBE, str(folder), timeout_s=60)
+    found = f"{answer['scenes']} recorded in {answer['folders']} folders of {recorded}" if answer else trouble
+    if answer and not answer["damaged"]:
+        begun = f", {answer['begun']} begun, which go on when a run needs them" if answer["begun"] else ""
+        yield Finding("Driving, scenes", "ok", found + begun)
+        return
+    why = f"{found}; {answer['damaged']}" if answer else found
+    yield Finding("Driving, scenes", "warn", why, f"remove that folder of {recorded}; a run records it again")
+
+
+def _check_sumo(install: str) -> Finding:
+    """Ask SUMO for its version, and look for the maps."""
+    name = "Driving, SUMO"
+    answer, trouble = _probe(SUMO_PROBE, timeout_s=60)
+    if answer == {}:
+        return Finding(name, "ok", f"not installed: scenes are imported, and none recorded; to record, {install}")
+    if answer is None:
+        message = f"does not run ({trouble}): no scenes can be recorded"
+        return Finding(name, "warn", message, "pip install --force-reinstall 'eclipse-sumo>=1.28,<2'")
+    found = f"{answer['version']}, maps {', '.join(answer['maps'])}"
+    if len(answer["maps"]) == answer["wanted"]:
+        return Finding(name, "ok", found)
+    message = f"{found}, {answer['wanted'] - len(answer['maps'])} missing: another version than these maps are of"
+    return Finding(name, "warn", message, "pip install 'eclipse-sumo>=1.28,<2'")
 
 
 def check_folder(name: str, folder: Path, alternative: str) -> Finding:

@@ -192,3 +192,32 @@ def test_the_command_reports_everything_as_json(tmp_path: Path, capsys: pytest.C
     assert all(finding["status"] == "ok" or finding["remedy"] for finding in findings)
     assert by_name["Ray"]["status"] == "ok", by_name["Ray"]
     assert status == (1 if any(finding["status"] == "fail" for finding in findings) else 0)
+
+
+def test_driving_is_looked_at_where_it_is_wanted_and_else_nothing_is_red(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "_installed", {}.get)
+    (only,) = doctor.check_driving(tmp_path)
+    assert only.status == "ok" and "pip install 'dipole-ray[driving]'" in only.message
+    monkeypatch.undo()
+    pytest.importorskip("shapely")
+    extra, sumo, scenes = doctor.check_driving(tmp_path)
+    assert {extra.status, sumo.status, scenes.status} == {"ok"} and "transformers" in extra.message
+    assert "0 recorded" in scenes.message and ("maps berlin" in sumo.message or "none recorded" in sumo.message)
+    # A folder that was begun goes on; one that is damaged is named, and the remedy is to remove it.
+    for name, text in {"begun": '{"complete": false}', "bad": "{}"}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "scenes.json").write_text(text)
+    monkeypatch.setattr(doctor, "_installed", {"shapely": "2.1", "scipy": "1.15", "transformers": "4.0"}.get)
+    answers = iter(
+        [
+            ({"version": "1.20.0", "maps": ["berlin"], "wanted": 5}, ""),
+            doctor._probe(doctor.SCENES_PROBE, str(tmp_path), timeout_s=60),
+        ]
+    )
+    monkeypatch.setattr(doctor, "_probe", lambda *_, **__: next(answers))
+    extra, sumo, scenes = doctor.check_driving(tmp_path)
+    assert {extra.status, sumo.status, scenes.status} == {"warn"}
+    assert "transformers 4.0, needed is" in extra.message and "4 missing" in sumo.message
+    assert str(tmp_path / "bad") in scenes.message and "remove that folder" in scenes.remedy

@@ -1,13 +1,19 @@
-"""Folders of scenes made by hand, for whatever learns from them."""
+"""Folders of scenes made by hand, for whatever learns from them, and policies that have learned nothing."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from dipole_ray.agents.agent import make_agent
+from dipole_ray.agents.dipole import DipoleConfig
 from dipole_ray.driving.container import Origin, finish_folder, shard_bytes, start_folder, write_shard
 from dipole_ray.driving.log import parsed_frames
+from dipole_ray.driving.observations import schema_of
 from dipole_ray.driving.recorded import RecordedScene, scene_on_map
+from dipole_ray.envs.make import EnvConfig
+from dipole_ray.files.checkpoint import write_checkpoint
+from dipole_ray.settings import from_mapping, to_mapping
 from tests.driving.drives import drive, town
 
 
@@ -28,4 +34,21 @@ def made_folder(folder: Path, scenes: int, files: int = 2) -> Path:
     ]
     shards = [write_shard(folder, f"part{i}", shard_bytes(all_of_them[i::files])) for i in range(files)]
     finish_folder(folder, origin, shards)
+    return folder
+
+
+def saved_policy(folder: Path, scenes: Path, observation: str, actions: str = "poses", **agent: Any) -> Path:
+    """Write the checkpoint of a fresh policy that drives, whose fields differ, as a run's."""
+    given = {"advantage": "group", "num_candidates": 1, "omega": 1.0, "hidden_dims": [16, 16], "denoise_steps": 3}
+    config = from_mapping(DipoleConfig, {**given, **agent}, "agent")
+    driving = {"scenes": [str(scenes)], "observation": observation, "actions": actions}
+    env = from_mapping(EnvConfig, {"id": "drive", "driving": driving}, "env")
+    schema = schema_of(observation, actions).as_seen
+    made = make_agent(config, schema, seed=0)
+    metadata = {
+        "algorithm": {"agent": to_mapping(config), "env": to_mapping(env)},
+        **schema.to_json(),
+        "env_steps": 0,
+    }
+    write_checkpoint(folder / "checkpoints", 1, {"agent": made.state_dict()}, metadata)
     return folder

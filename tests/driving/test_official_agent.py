@@ -20,27 +20,24 @@ import yaml
 from PIL import Image
 
 import dipole_ray
-from dipole_ray.agents.agent import make_agent
-from dipole_ray.agents.dipole import DipoleConfig
 from dipole_ray.cli import main
 from dipole_ray.driving.container import Origin, finish_folder, shard_bytes, start_folder, write_shard
 from dipole_ray.driving.contexts import default_folder, encode_scenes
 from dipole_ray.driving.log import parsed_frames
-from dipole_ray.driving.observations import schema_of, status_of
+from dipole_ray.driving.observations import status_of
 from dipole_ray.driving.plan_file import read_plans
 from dipole_ray.driving.recorded import scene_on_map
 from dipole_ray.driving.scene_set import SceneSet
 from dipole_ray.driving.vehicle import seen_from
-from dipole_ray.envs.make import EnvConfig
 from dipole_ray.evaluation import planner
 from dipole_ray.evaluation.cells import Cell
 from dipole_ray.evaluation.planner import Planner, PlannerConfig
 from dipole_ray.evaluation.plans import planned
-from dipole_ray.files.checkpoint import write_checkpoint
 from dipole_ray.serving.policy import load_policy
-from dipole_ray.settings import from_mapping, to_mapping
+from dipole_ray.settings import from_mapping
 from tests.driving import navsim_stub
 from tests.driving.drives import drive, quaternion, town
+from tests.driving.folders import saved_policy
 
 SPEEDS = (3.0, 6.5, 9.0)
 
@@ -70,23 +67,6 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
     finish_folder(place / "scenes", origin, files)
     logs["place"] = place  # type: ignore[assignment]
     return logs
-
-
-def saved_policy(folder: Path, scenes: Path, observation: str, actions: str = "poses", **agent: Any) -> Path:
-    """Write the checkpoint of a fresh policy that drives, whose fields differ, as a run's."""
-    given = {"advantage": "group", "num_candidates": 1, "omega": 1.0, "hidden_dims": [16, 16], "denoise_steps": 3}
-    config = from_mapping(DipoleConfig, {**given, **agent}, "agent")
-    driving = {"scenes": [str(scenes)], "observation": observation, "actions": actions}
-    env = from_mapping(EnvConfig, {"id": "drive", "driving": driving}, "env")
-    schema = schema_of(observation, actions).as_seen
-    made = make_agent(config, schema, seed=0)
-    metadata = {
-        "algorithm": {"agent": to_mapping(config), "env": to_mapping(env)},
-        **schema.to_json(),
-        "env_steps": 0,
-    }
-    write_checkpoint(folder / "checkpoints", 1, {"agent": made.state_dict()}, metadata)
-    return folder
 
 
 def official_agent(folder: Path) -> Any:
