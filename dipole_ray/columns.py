@@ -6,6 +6,7 @@ vector, an image, several named arrays, or a reference to an entry that lies onc
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -75,11 +76,13 @@ class Schema:
     Schema(Column((64, 64, 3), "uint8"), 8)                        # an image
     Schema({"camera": Column((64, 64, 3), "uint8"), "joints": Column((9,))}, 8)
     Schema(Column((64, 64, 3), "uint8", table="frames"), 8)        # rows refer to frames, each stored once
+    Schema(29, 8).keeping({"chains": Column((11, 8))})             # rows of rollouts keep what a method asks for
     """
 
     # By the names of columns: `observations`, or `observations.NAME` of several arrays, in a batch a dict under it.
     observed: dict[str, Column]
     actions: Column  # the action, float32 in [-1, 1]
+    kept: dict[str, Column]  # what rows of rollouts have besides, which no dataset has
 
     def __init__(self, observations: Column | Mapping[str, Column] | int, actions: Column | int) -> None:
         """Take columns; an int stands for a flat vector of that length."""
@@ -90,6 +93,7 @@ class Schema:
         named = {} if isinstance(single, Column) else {f"observations.{name}": item for name, item in single.items()}
         object.__setattr__(self, "observed", {"observations": single} if isinstance(single, Column) else named)
         object.__setattr__(self, "actions", actions if isinstance(actions, Column) else Column((int(actions),)))
+        object.__setattr__(self, "kept", {})
         if self.actions.dtype != "float32" or not self.actions.shape or self.actions.table is not None:
             raise ConfigError(f"actions are {self.actions}; they must be float32 arrays, stored in the rows themselves")
         names = [*(name.partition(".")[2] for name in named), *self.tables]
@@ -113,7 +117,13 @@ class Schema:
         """The columns of stored rows, in order; those that refer to a table hold numbers."""
         number, count = Column(), Column(dtype="int32")
         stored = {**self.observed, **dict.fromkeys(self.references, count)}
-        return {**stored, "actions": self.actions, "rewards": number, "masks": number, "remaining": count}
+        return {**stored, "actions": self.actions, "rewards": number, "masks": number, "remaining": count, **self.kept}
+
+    def keeping(self, kept: Mapping[str, Column]) -> Schema:
+        """Return the same whose rows keep these columns, and no others, beside what every row has."""
+        found = copy.copy(self)
+        object.__setattr__(found, "kept", dict(kept))
+        return found
 
     @property
     def references(self) -> dict[str, str]:
@@ -127,7 +137,7 @@ class Schema:
 
     @property
     def as_seen(self) -> Schema:
-        """The same without references: what batches hold and policies see."""
+        """The same without references and what is kept: what policies see."""
         return _named({name: replace(column, table=None) for name, column in self.observed.items()}, self.actions)
 
     @property
@@ -162,18 +172,20 @@ class Schema:
 
     def to_json(self) -> dict[str, Any]:
         """Return the schema as a JSON object; that of flat vectors is what it was before there were others."""
+        kept = {"kept": {name: column.to_json() for name, column in self.kept.items()}} if self.kept else {}
         if self.is_flat:
-            return {"observation_dim": self.observation_dim, "action_dim": self.action_dim}
+            return {"observation_dim": self.observation_dim, "action_dim": self.action_dim, **kept}
         observed = {name: column.to_json() for name, column in self.observed.items()}
-        return {"observations": observed, "actions": self.actions.to_json()}
+        return {"observations": observed, "actions": self.actions.to_json(), **kept}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Schema:
         """Rebuild a schema from `to_json`."""
+        kept = {str(name): Column.from_json(column) for name, column in value.get("kept", {}).items()}
         if "observations" not in value:
-            return cls(int(value["observation_dim"]), int(value["action_dim"]))
+            return cls(int(value["observation_dim"]), int(value["action_dim"])).keeping(kept)
         observed = {str(name): Column.from_json(column) for name, column in value["observations"].items()}
-        return _named(observed, Column.from_json(value["actions"]))
+        return _named(observed, Column.from_json(value["actions"])).keeping(kept)
 
 
 def _named(observed: Mapping[str, Column], actions: Column) -> Schema:

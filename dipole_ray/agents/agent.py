@@ -101,12 +101,11 @@ class Agent(ABC):
         self.generator, self.sample_actions = self.policy.generator, self.policy.sample_actions
         self.policy.updates = lambda: self.learner_steps
         self._statistics = {name: torch.zeros((), device=self.device) for name in self.statistics}
-        names = ("critic", "target_critic") if config.has_targets else ()
-        learned: list[list[Tensor]] = [[*self.networks.critic_parameters(name)] for name in names]
-        self._critic_parameters: list[Tensor]
-        self._target_parameters: list[Tensor]
-        self._critic_parameters, self._target_parameters = learned or ([], [])
-        self._columns = columns_of_batch(schema, COLUMNS)
+        of, has = self.networks.critic_parameters, config.has_targets
+        self._critic_parameters: list[Tensor] = [*of("critic")] if has else []
+        self._target_parameters: list[Tensor] = [*of("target_critic")] if has else []
+        self._kept = config.kept_columns(self.sizes.action_dim)
+        self._columns = columns_of_batch(schema, COLUMNS) | self._kept
         self._begin_steps()
 
     def _begin_steps(self) -> None:
@@ -368,6 +367,8 @@ class Agent(ABC):
         """Return the batch on the agent's device, with discounts; names a column that is missing or misfits."""
         rows = len(batch["rewards"]) if "rewards" in batch else 0
         defaults = {"is_offline": 1.0}
+        if self._kept and float(torch.as_tensor(batch.get("is_offline", 1.0)).min()) > 0:  # a dataset keeps nothing
+            defaults |= dict.fromkeys(self._kept, 0.0)
         if self.config.n_step == 1:  # longer horizons end early at an episode's end, so each row must bring its own
             defaults["discounts"] = self.config.discount
         for name in ("n_step", "discount"):  # a replay's batch says what its windows were made with

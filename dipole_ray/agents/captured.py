@@ -100,7 +100,7 @@ class CapturedUpdates(GraphedUpdates):
         if self._fused is not None:
             self._passes = self._fused.FusedPasses(self._loss.trained, self._gradient_of, self._branches)
 
-        self._layout, rows = RowLayout(agents[0].sizes), table_rows or batch_size * max_updates
+        self._layout, rows = RowLayout(agents[0]._columns), table_rows or batch_size * max_updates
         self._table = torch.zeros(count, rows, self._layout.width, device=self._device)
         self._index = torch.zeros(max_updates, count, batch_size, dtype=torch.int64, device=self._device)
         self._prepare()

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple, get_type_hints
 
 from dipole_ray.agents.encoders import EncoderConfig
 from dipole_ray.agents.fields import MakeFields, StackedFields
+from dipole_ray.columns import Column
 from dipole_ray.errors import ConfigError
 from dipole_ray.settings import Tagged, unread
 
@@ -56,6 +57,7 @@ CEILING = Rule(lambda x: x > 0, "give a number above 0, or .inf for none")
 RATE = Rule(lambda x: 0 < x <= 1, "give a number in (0, 1]")
 INSIDE_UNIT = Rule(lambda x: 0 < x < 1, "give a number strictly between 0 and 1")
 COUNT = Rule(lambda x: x >= 1, "give a whole number of at least 1")
+COUNT_OR_NONE = Rule(lambda x: x is None or x >= 1, f"{COUNT.wanted}, or null")
 WIDTHS = Rule(lambda x: len(x) > 0 and min(x) >= 1, "give at least one positive width")
 AGGREGATION = one_of("min", "mean", "mean_minus_std")
 AS_VALUE = Rule(lambda x: x is None or AGGREGATION.holds(x), f"{AGGREGATION.wanted}, or null")
@@ -199,6 +201,10 @@ class AgentConfig(metaclass=Tagged):
     def has_critic(self) -> bool:
         """Whether critics are trained, which may choose among candidates."""
         return self.has_targets or self.learned_score
+
+    def kept_columns(self, action_dim: int) -> dict[str, Column]:
+        """Return what a row keeps of how its action was drawn, beside what every row has."""
+        return {}
 
     @property
     def make_fields(self) -> MakeFields:

@@ -7,13 +7,13 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from functools import partial
+from functools import cached_property, partial
 from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from dipole_ray.agents import backbones, flow, losses
+from dipole_ray.agents import backbones, flow, losses, policy_gradient
 from dipole_ray.agents.adapters import AdapterConfig
 from dipole_ray.agents.agent import Losses
 from dipole_ray.agents.backbones import BackboneConfig
@@ -23,6 +23,7 @@ from dipole_ray.agents.config import (
     BOOTSTRAP,
     CEILING,
     COUNT,
+    COUNT_OR_NONE,
     DIFFUSION,
     DIVISOR,
     FINITE,
@@ -34,17 +35,26 @@ from dipole_ray.agents.config import (
 from dipole_ray.agents.encoders import Seen, seen_by
 from dipole_ray.agents.fields import MakeFields
 from dipole_ray.agents.networks import Sizes
-from dipole_ray.agents.policy import Policy
+from dipole_ray.agents.observations import Observations, read_observations, rows_of
+from dipole_ray.agents.policy import Noise, Policy
+from dipole_ray.agents.policy_gradient import CHAINS, LIKELIHOODS, Denoising, PolicyGradientConfig
 from dipole_ray.agents.roles import Roles
 from dipole_ray.agents.value import ValueAgent
+from dipole_ray.columns import Column
 from dipole_ray.errors import ConfigError
 from dipole_ray.settings import unread
 
 __all__ = ["AgentConfig", "DipoleAgent", "DipoleConfig"]
 
-SCHEME_FIELDS = {"dipole": ("positive", "negative"), "bc": ("bc",), "exp": ("positive",), "cfgrl": ("positive", "bc")}
+SCHEME_FIELDS = {
+    "dipole": ("positive", "negative"),
+    "bc": ("bc",),
+    "exp": ("positive",),
+    "cfgrl": ("positive", "bc"),
+    "dppo": ("positive",),
+}
 """The vector fields that each weight scheme trains."""
-_OWN_NETWORKS, _NO_ADAPTERS = BackboneConfig(), AdapterConfig()
+_OWN_NETWORKS, _NO_ADAPTERS, _CLIPPED = BackboneConfig(), AdapterConfig(), PolicyGradientConfig()
 
 OF_CRITICS = (
     *("expectile", "discount", "tau", "target_update", "value_aggregation", "advantage_aggregation", "rho"),
@@ -75,7 +85,8 @@ class DipoleConfig(AgentConfig):
     """`dipole`."""
     weight_scheme: Annotated[str, one_of(*SCHEME_FIELDS)] = "dipole"
     """The flow policies: `dipole` (Eq. 9), `bc` (weight 1), `exp` (Eq. 4) or `cfgrl` (1[A >= 0] beside an unweighted
-    field)."""
+    field). Or `dppo`, which weighs nothing: a clipped policy gradient through the denoise steps of its own plans, for
+    advantages of a group; offline rows it clones."""
     shift: Annotated[float, FINITE] = 0.0
     """k in sigma(beta A + k), only for `dipole`. Paper: 0."""
     omega: Annotated[float, OMEGA] = 0.0
@@ -86,6 +97,9 @@ class DipoleConfig(AgentConfig):
     diffusion: Annotated[str, DIFFUSION] = "flow"
     """What lies between noise and action: a `flow` (paper), or `vp`, the variance-preserving diffusion of the paper's
     driving policy, whose fields predict noise and are followed by DPM-Solver++ of order 2, one evaluation a step."""
+    rollout_denoise_steps: Annotated[int | None, COUNT_OR_NONE] = None
+    """Steps of the solver when acting for training, >= 1; null: `denoise_steps`, which evaluations take in any case.
+    Driving policy: 5 beside 10."""
     noise_scale: Annotated[float, ABOVE_ZERO] = 1.0
     """The standard normal noise that becomes an action is first multiplied by this, > 0. Driving policy: 0.5."""
     exp_weight_max: Annotated[float, CEILING] = 100.0
@@ -113,6 +127,8 @@ class DipoleConfig(AgentConfig):
     """How the target critics make one TD target: `min`, `mean` or `mean_minus_std`. Paper: mean."""
     advantage_normalization: Annotated[str, DIVISOR] = "none"
     """Divisor of the advantage in the weights: `none` (paper), `batch_std` or `running_std`."""
+    policy_gradient: PolicyGradientConfig = _CLIPPED
+    """How `dppo` draws plans and learns from them."""
     backbone: BackboneConfig = _OWN_NETWORKS
     """The network behind the fields."""
     adapters: AdapterConfig = _NO_ADAPTERS
@@ -141,6 +157,7 @@ class DipoleConfig(AgentConfig):
             for name, neutral in {"target_omega": 0, "target_candidates": 1, "target_aggregation": "mean"}.items():
                 self.require(name, neutral, "bootstrap 'value' asks no target critic at s'", "agent.bootstrap=policy")
         self._check_adapters(scheme)
+        policy_gradient.require_settings(self)
 
     def _check_advantage(self) -> None:
         """Reject settings of critics that are not there, and a score where critics are."""
@@ -169,8 +186,8 @@ class DipoleConfig(AgentConfig):
             found = f"agent.adapters.rank: found {self.adapters.rank}, but agent.encoder would move before the backbone"
             remedy = "let agent.backbone.network be a module:factory that reads observations, and encoder.sharing own"
             raise ConfigError(f"{found}, which is frozen; {remedy}, or set agent.adapters.rank=0")
-        if self.weight_scheme not in ("dipole", "exp"):
-            remedy = "set agent.weight_scheme=dipole or exp, or agent.adapters.rank=0"
+        if self.weight_scheme not in ("dipole", "exp", "dppo"):
+            remedy = "set agent.weight_scheme=dipole, exp or dppo, or agent.adapters.rank=0"
             raise ConfigError(f"agent.adapters.rank: {scheme} trains a field of its own beside the backbone; {remedy}")
 
     @property
@@ -183,6 +200,17 @@ class DipoleConfig(AgentConfig):
     def has_bc(self) -> bool:
         """Whether there is a behaviour-cloning field to act with: a trained one, or the backbone."""
         return "bc" in self.fields or self.adapters.rank > 0
+
+    @property
+    def steps_in_rollouts(self) -> int:
+        """Denoise steps when acting for training."""
+        return self.rollout_denoise_steps or self.denoise_steps
+
+    def kept_columns(self, action_dim: int) -> dict[str, Column]:
+        """Return what a row keeps of how its action was drawn: of a policy gradient the chain and its likelihoods."""
+        if self.weight_scheme != "dppo":
+            return {}
+        return policy_gradient.kept_columns(self.steps_in_rollouts, action_dim)
 
     @property
     def make_fields(self) -> MakeFields:
@@ -216,13 +244,16 @@ class FlowPolicy(Policy):
     roles: ClassVar[tuple[str, ...]] = ("critic", "fields")
     is_flow: ClassVar[bool] = True
     bc_remedy: ClassVar[str] = "set agent.train_bc=true"
+    config: DipoleConfig
 
     @staticmethod
     def draw_actor(config: DipoleConfig, make_fields: MakeFields, sizes: Sizes, generator: torch.Generator) -> Roles:
         """Return one field for each name in `config.fields`."""
         return {"fields": make_fields(config.fields, sizes, generator)}
 
-    def from_noise(self, observations: Seen, noise: Tensor, omega: float | Tensor, policy: str) -> Tensor:
+    def from_noise(
+        self, observations: Seen, noise: Tensor, omega: float | Tensor, policy: str, explore: bool = False
+    ) -> Tensor:
         """Return the actions (B, N, A) that `noise` flows to; evaluates only the fields that matter."""
         towards, *away = self.config.fields[:2]  # pi+, and what omega pushes away from, where there is one
         # At 0 and -1 the other field has no weight.
@@ -231,8 +262,33 @@ class FlowPolicy(Policy):
         along = ["bc"] if policy == "bc" else along
         config, states = self.config, seen_by("fields", observations)
         noise = noise if config.noise_scale == 1.0 else config.noise_scale * noise
-        solver = "dpm" if config.diffusion == "vp" else config.solver
-        return flow.generate(self.networks.fields, states, noise, along, config.denoise_steps, omega, solver)
+        of_vp = "dpm-clipped" if config.weight_scheme == "dppo" else "dpm"  # as its field has learned
+        solver = of_vp if config.diffusion == "vp" else config.solver
+        steps = config.steps_in_rollouts if explore else config.denoise_steps
+        return flow.generate(self.networks.fields, states, noise, along, steps, omega, solver)
+
+    @cached_property
+    def denoising(self) -> Denoising:
+        """The random steps by which a policy gradient draws its plans."""
+        config = self.config
+        how = config.steps_in_rollouts, config.noise_scale, config.policy_gradient, self.device
+        return policy_gradient.make_denoising(config.diffusion, *how)
+
+    @torch.no_grad()
+    def draw_chains(self, observations: Any, generator: Noise | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return an action (B, A) for each observation, drawn by random steps, and `kept_columns` of how, (B, ...)."""
+        given: Observations = read_observations(observations, self.networks.observed, self.device)
+        noise = self.normal((rows_of(given), len(self.denoising.times) + 1, self.sizes.action_dim), generator)
+        noise[:, 0] *= self.config.noise_scale
+        fields, along = self.networks.fields, [self.config.fields[0]]
+        context = fields.encode(seen_by("fields", self.normalized(given)), along)
+
+        def field(x: Tensor, t: float) -> Tensor:
+            found: Tensor = fields.velocity(context, x.unsqueeze(1), t, along)
+            return found[0, :, 0]
+
+        chains, likelihoods = policy_gradient.draw_chain(field, noise, self.denoising)
+        return chains[:, -1].clamp(-1.0, 1.0), {CHAINS: chains, LIKELIHOODS: likelihoods}
 
 
 class DipoleAgent(ValueAgent):
@@ -241,6 +297,7 @@ class DipoleAgent(ValueAgent):
     algorithm: ClassVar[str] = "dipole"
     config: DipoleConfig
     policy_class: ClassVar[type[Policy]] = FlowPolicy
+    policy: FlowPolicy
 
     def _losses(self, batch: Mapping[str, Any], diagnostics: bool) -> Losses:
         if self.is_cloning:
@@ -279,16 +336,23 @@ class DipoleAgent(ValueAgent):
 
     def _group_losses(self, batch: Mapping[str, Any], diagnostics: bool) -> Losses:
         """Return the losses of the fields alone, of rows that bring their advantage as their reward."""
-        velocities, target = self._velocities(batch["observations"], batch["actions"])
-        weights = self._field_weights(batch["rewards"], batch["is_offline"])
-        field_losses = losses.flow_matching_losses(velocities, target, weights)
-        terms, metrics = {"actor": field_losses.sum()}, self._field_metrics(field_losses)
-        if diagnostics:
-            metrics |= self._advantage_metrics(batch["rewards"], weights[0])
+        by_chain = self.config.weight_scheme == "dppo"
+        loss, metrics = (self._chain_loss if by_chain else self._weighted_loss)(batch, diagnostics)
+        terms = {"actor": loss}
         if self.config.learned_score:
             terms["critic"], own = self._score_loss(batch, diagnostics)
             metrics |= own
         return terms, metrics, self._statistics
+
+    def _weighted_loss(self, batch: Mapping[str, Any], diagnostics: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss and the metrics of fields whose rows are weighed by the advantage that they bring."""
+        velocities, target = self._velocities(batch["observations"], batch["actions"])
+        weights = self._field_weights(batch["rewards"], batch["is_offline"])
+        field_losses = losses.flow_matching_losses(velocities, target, weights)
+        metrics = self._field_metrics(field_losses)
+        if diagnostics:
+            metrics |= self._advantage_metrics(batch["rewards"], weights[0])
+        return field_losses.sum(), metrics
 
     def _score_loss(self, batch: Mapping[str, Any], diagnostics: bool) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss and the metrics of the critics as a score, which regress on what rows bring."""
@@ -305,6 +369,14 @@ class DipoleAgent(ValueAgent):
         found = losses.aggregate(q.detach(), self.config.choice_aggregation, self.config.rho)
         found, advantage = map(self.data_parallel.all_gather, (found, advantage))
         return {"critic/correlation": losses.ranked_correlation(found, advantage)}
+
+    def _chain_loss(self, batch: Mapping[str, Any], diagnostics: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the policy gradient of one denoise step of each drawn row, and the cloning loss of offline ones."""
+        fields, rows = partial(self.networks.fields, seen_by("fields", batch["observations"])), len(batch["rewards"])
+        path = self._path(batch["actions"])
+        uniform = self.data_parallel.shard(self._draw("uniform", (rows * self.data_parallel.size,)))
+        loss, measured = policy_gradient.chain_loss(fields, batch, path, uniform, self.policy.denoising)
+        return loss, self._field_metrics(loss.unsqueeze(0)) | (measured if diagnostics else {})
 
     def _cloning_losses(self, batch: Mapping[str, Any]) -> Losses:
         """Return the loss of the backbone in the clone phase, in which all rows weigh alike."""

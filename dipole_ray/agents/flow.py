@@ -66,7 +66,7 @@ def generate(
     """Carry noise (B, N, A) to actions in [-1, 1], for observations (B, O).
 
     The way goes along one named field, or along two, v+ and v-, that omega combines, a number or one for each row
-    (B, 1, 1); no other field is evaluated. The solver is one of `sample`'s, or `dpm` for fields of `vp`.
+    (B, 1, 1); no other field is evaluated. The solver is one of `sample`'s, or of `vp` `dpm` or `dpm-clipped`.
     """
     if isinstance(fields, PackedFields):
         return fields.generate(observations, noise, along, denoise_steps, omega, solver)
@@ -80,6 +80,6 @@ def generate(
         found = fields.velocity(context, x, t, along)
         return found[0] if len(found) == 1 else guided_velocity(found[0], found[1], omega)
 
-    if solver == "dpm":
-        return vp.sample(velocity, noise, denoise_steps)
+    if solver.startswith("dpm"):
+        return vp.sample(velocity, noise, denoise_steps, clips_predictions=solver == "dpm-clipped")
     return sample(velocity, noise, denoise_steps, solver=solver)

@@ -63,7 +63,9 @@ class OneStepPolicy(Policy):
         dims = (sizes.pair_dim, *sizes.hidden_dims, sizes.action_dim)
         return {"fields": fields, "policy": StackedMLP(1, dims, layer_norm=False, generator=generator)}
 
-    def from_noise(self, observations: Seen, noise: Tensor, omega: float | Tensor, policy: str) -> Tensor:
+    def from_noise(
+        self, observations: Seen, noise: Tensor, omega: float | Tensor, policy: str, explore: bool = False
+    ) -> Tensor:
         """Return the actions (B, N, A) of the one-step policy, or of the cloned flow."""
         if policy == "bc":
             return self.cloned(observations, noise)

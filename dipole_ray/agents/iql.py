@@ -59,7 +59,9 @@ class GaussianPolicy(Policy):
             mean.kernels[-1].mul_(LAST_KERNEL_SCALE)
         return {"policy": mean, "policy_log_std": nn.Parameter(torch.zeros(1, sizes.action_dim))}
 
-    def from_noise(self, observations: Seen, noise: Tensor, omega: float | Tensor, policy: str) -> Tensor:
+    def from_noise(
+        self, observations: Seen, noise: Tensor, omega: float | Tensor, policy: str, explore: bool = False
+    ) -> Tensor:
         """Return the actions (B, N, A) at mean + deviation * noise, clipped to the action box."""
         mean, log_std = self.gaussian(observations)
         return (mean.unsqueeze(1) + log_std.exp() * noise).clamp(-1.0, 1.0)

@@ -62,10 +62,12 @@ class Policy(ABC):
         """Return what acts beside the critics, by role, drawn from `generator`."""
 
     @abstractmethod
-    def from_noise(self, observations: Seen, noise: Tensor, omega: float | Tensor, policy: str) -> Tensor:
+    def from_noise(
+        self, observations: Seen, noise: Tensor, omega: float | Tensor, policy: str, explore: bool = False
+    ) -> Tensor:
         """Return the actions (B, N, A) in [-1, 1] that `policy` makes of noise (B, N, A), observations `normalized`.
 
-        Omega is one number, or one for each row, (B, 1, 1).
+        Omega is one number, or one for each row, (B, 1, 1). A flow may take other steps where it is to `explore`.
         """
 
     @property
@@ -92,8 +94,8 @@ class Policy(ABC):
             num_candidates: N; None for the config's. With 1 the critics are not asked.
             generator: Where the noise comes from; None for the policy's own generator.
             policy: `guided`, the policy that is trained, or `bc` for the behaviour-cloning field.
-            explore: Draw also where the policy has a mode, which otherwise is its action with 1 candidate. Only the
-                Gaussian of IQL has one; a flow is always sampled.
+            explore: Act for training: draw also where the policy has a mode, which otherwise is its action with 1
+                candidate (only the Gaussian of IQL has one), and follow a flow in `rollout_denoise_steps`.
 
         Returns:
             (B, A) in [-1, 1], on the policy's device. ConfigError if there is no such policy, or omega does not apply.
@@ -110,7 +112,7 @@ class Policy(ABC):
         if self.has_mode and candidates == 1 and not explore:
             noise = torch.zeros_like(noise)
         acting = self.packed()
-        actions = acting.from_noise(seen, noise, omega, policy)
+        actions = acting.from_noise(seen, noise, omega, policy, explore)
         return acting.best(seen, actions)
 
     def packed(self) -> "Policy":

@@ -3,13 +3,13 @@
 Shapes: W numbers in a row.
 """
 
+import math
 from collections.abc import Mapping
 from itertools import accumulate
 
 from torch import Tensor
 
-from dipole_ray.agents.agent import COLUMNS
-from dipole_ray.agents.networks import Sizes
+from dipole_ray.columns import Column
 
 _ALIGNMENT = 4
 """Numbers: each column begins at 16 bytes, as matrix products like it."""
@@ -22,21 +22,22 @@ class RowLayout:
         width: W.
     """
 
-    def __init__(self, sizes: Sizes) -> None:
-        widths = {"observations": sizes.observation_dim, "actions": sizes.action_dim}
-        widths["next_observations"] = sizes.observation_dim
-        aligned = [-(-widths.get(name, 1) // _ALIGNMENT) * _ALIGNMENT for name in COLUMNS]
+    def __init__(self, columns: Mapping[str, Column]) -> None:
+        widths = [math.prod(column.shape) for column in columns.values()]
+        aligned = [-(-width // _ALIGNMENT) * _ALIGNMENT for width in widths]
         self.width = sum(aligned)
-        starts = dict(zip(COLUMNS, accumulate(aligned, initial=0), strict=False))
-        self._places = {
-            name: slice(start, start + widths[name]) if name in widths else start for name, start in starts.items()
-        }
+        starts = zip(columns.items(), accumulate(aligned, initial=0), widths, strict=False)
+        self._places = {name: (slice(start, start + width), column.shape) for (name, column), start, width in starts}
 
     def write(self, table: Tensor, columns: Mapping[str, Tensor]) -> None:
         """Put a batch, with all of its columns, into the first rows of a table (..., W)."""
-        for name, place in self._places.items():
-            table[: len(columns["rewards"]), place].copy_(columns[name])
+        rows = len(columns["rewards"])
+        for name, (place, _) in self._places.items():
+            table[:rows, place].copy_(columns[name].reshape(rows, -1))
 
     def read(self, rows: Tensor) -> dict[str, Tensor]:
         """Return rows (..., W) by column, as views."""
-        return {name: rows[..., place] for name, place in self._places.items()}
+        return {
+            name: rows[..., place].unflatten(-1, shape) if shape else rows[..., place.start]
+            for name, (place, shape) in self._places.items()
+        }

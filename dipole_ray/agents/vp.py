@@ -31,29 +31,43 @@ def times(uniform: Tensor) -> Tensor:
 
 
 def sample(
-    noise_prediction: Callable[[Tensor, float], Tensor], noise: Tensor, denoise_steps: int, clip: bool = True
+    noise_prediction: Callable[[Tensor, float], Tensor],
+    noise: Tensor,
+    denoise_steps: int,
+    clip: bool = True,
+    clips_predictions: bool = False,
 ) -> Tensor:
     """Carry noise to actions of its shape, asking the field K times, from t = 1 to t = 1e-3.
 
     The times are spaced evenly in log(alpha / sigma). Each step goes along the line through the last two predictions
-    of the action; the last prediction is the result, clipped to the action box [-1, 1].
+    of the action, clipped or not; the last prediction is the result, clipped to the action box [-1, 1].
     """
-    steps = [_half_log_snr(t) for t in (1.0, FIRST)]
-    width = (steps[1] - steps[0]) / max(denoise_steps - 1, 1)
-    schedule = [_schedule(steps[0] + k * width) for k in range(denoise_steps)]
+    points, width = schedule(denoise_steps), _width(denoise_steps)
 
     def actions(x: Tensor, k: int) -> Tensor:
-        alpha, sigma, t = schedule[k]
-        return (x - sigma * noise_prediction(x, t)) / alpha
+        alpha, sigma, t = points[k]
+        found = (x - sigma * noise_prediction(x, t)) / alpha
+        return found.clamp(-1.0, 1.0) if clips_predictions else found
 
     x, found = noise, actions(noise, 0)
     along = found
     for k in range(1, denoise_steps):
-        alpha, sigma, _ = schedule[k]
-        x = sigma / schedule[k - 1][1] * x - alpha * math.expm1(-width) * along
+        alpha, sigma, _ = points[k]
+        x = sigma / points[k - 1][1] * x - alpha * math.expm1(-width) * along
         before, found = found, actions(x, k)
         along = 1.5 * found - 0.5 * before
     return found.clamp(-1.0, 1.0) if clip else found
+
+
+def schedule(denoise_steps: int) -> list[tuple[float, float, float]]:
+    """Return alpha, sigma and t where a sampler asks the field, spaced evenly in log(alpha / sigma)."""
+    first, width = _half_log_snr(1.0), _width(denoise_steps)
+    return [_schedule(first + k * width) for k in range(denoise_steps)]
+
+
+def _width(denoise_steps: int) -> float:
+    """Return the step in log(alpha / sigma)."""
+    return (_half_log_snr(FIRST) - _half_log_snr(1.0)) / max(denoise_steps - 1, 1)
 
 
 def _log_alpha(t: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """A group: the plans of one scene that are judged together, and what each is worth beside the others."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from dipole_ray.data.schema import Rows, build_rows
@@ -22,10 +24,19 @@ def group_advantages(scores: Array) -> Array:
     return advantages
 
 
-def judged_rows(numbers: Array, actions: Array, advantages: Array, driving: DrivingConfig) -> Rows:
-    """Return the rows of plans (N, A) for scenes with these numbers, each an episode of one step with its advantage."""
+def judged_rows(
+    numbers: Array, actions: Array, advantages: Array, driving: DrivingConfig, kept: Mapping[str, Array] | None = None
+) -> Rows:
+    """Return the rows of plans (N, A) for scenes with these numbers, each an episode of one step with its advantage.
+
+    What is `kept` of each plan, (N, ...), is a column of its own, 0 in closing rows.
+    """
     twice, closing = np.repeat(numbers, 2).astype(np.int32), np.tile([False, True], len(numbers))
     pairs = np.repeat(actions, 2, axis=0), np.repeat(advantages, 2), np.zeros(len(twice))
     schema = schema_of(driving.observation, driving.actions)
     seen = {name.partition(".")[2]: twice for name in schema.observed}
-    return build_rows(seen.get("", seen), *pairs, closing, schema)
+    rows = build_rows(seen.get("", seen), *pairs, closing, schema)
+    for name, values in (kept or {}).items():
+        rows[name] = np.zeros((len(twice), *values.shape[1:]), np.float32)
+        rows[name][~closing] = values
+    return rows

@@ -11,13 +11,15 @@ Observations are gathered from each of their columns, `observations` or several 
 table where rows only hold numbers.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from dipole_ray.data.schema import Rows
 
 
 def gather_n_step(
-    columns: Rows, rows: np.ndarray, powers: np.ndarray, tables: Rows | None = None
+    columns: Rows, rows: np.ndarray, powers: np.ndarray, tables: Rows | None = None, kept: Iterable[str] = ()
 ) -> dict[str, np.ndarray]:
     """Gather the windows that begin at `rows`; none of them crosses a closing row or a mask of 0.
 
@@ -26,6 +28,7 @@ def gather_n_step(
         rows: (B,) positions of transitions (remaining > 0).
         powers: (n + 1,) float64, discount^0 ... discount^n.
         tables: The side table of each column that refers to one, by the column's name.
+        kept: Further columns, taken as they are where the file has them.
     """
     length, num_steps, tables = len(columns["remaining"]), len(powers) - 1, tables or {}
     if num_steps == 1:
@@ -46,6 +49,7 @@ def gather_n_step(
         "masks": _take(columns["masks"], last),
         **{f"next_{name}": _take(columns[name], following, tables.get(name)) for name in observed},
         "discounts": discounts,
+        **{name: _take(columns[name], rows) for name in kept if name in columns},
     }
 
 

@@ -144,7 +144,7 @@ class Replay:
         """Add the files of a dataset; return the side table of each column that has one."""
         dataset = open_dataset(directory)
         remedy = "use a dataset of this environment"
-        require_fit(dataset.schema, self.schema, what=directory, whom="this replay", remedy=remedy)
+        require_fit(dataset.schema, self.schema.keeping({}), what=directory, whom="this replay", remedy=remedy)
         for text in losses_of(dataset):
             warn_once(f"{directory}: {text}")
         self._entries += [*dataset.manifest.files, *dataset.manifest.tables.values()]
@@ -206,7 +206,8 @@ class Replay:
 
         Returns:
             Arrays with leading dimension num_batches * B: observations and next_observations (dicts of arrays where the
-            schema names several), and float32 actions, rewards (n-step sum), masks, discounts, is_offline (1 or 0).
+            schema names several), and float32 actions, rewards (n-step sum), masks, discounts, is_offline (1 or 0),
+            and what the schema keeps, 0 in offline rows.
             Each consecutive B of them is one batch.
 
         Raises:
@@ -230,14 +231,14 @@ class Replay:
             chosen = np.flatnonzero(part == index)
             first = self._ends[index - 1] if index else 0
             for name, values in self._gather_part(index, picks[chosen] - first).items():
-                if name not in batch:
-                    batch[name] = np.empty((len(picks), *values.shape[1:]), dtype=values.dtype)
+                if name not in batch:  # zeros where a file has no such column
+                    batch[name] = np.zeros((len(picks), *values.shape[1:]), dtype=values.dtype)
                 batch[name][chosen] = values
         return batch
 
     def _gather_part(self, part: int, picks: np.ndarray) -> dict[str, np.ndarray]:
         columns, rows_of, tables = self._parts[part]
-        return gather_n_step(columns, rows_of(picks), self._powers, tables)
+        return gather_n_step(columns, rows_of(picks), self._powers, tables, self.schema.kept)
 
     def _pick(self, batch_size: int, num_batches: int, fraction: float | None) -> np.ndarray:
         """Draw (num_batches, batch_size) numbers; those from `num_offline` on mean online transitions."""

@@ -47,6 +47,7 @@ from dipole_ray.rllib.sections import (
     TrainingConfig,
     require_backbone,
     require_equal_shares,
+    require_own_plans,
 )
 
 Section = TypeVar("Section")
@@ -311,6 +312,7 @@ class DIPOLEConfig(AlgorithmConfig):
         self._settle_spaces()  # an unknown environment would otherwise fail in an actor
         require_equal_shares(agent.batch_size, self.num_learners)
         require_backbone(agent, training)
+        require_own_plans(agent, training, self.env_settings().driving, self.learner_matmul_precision)
         if self.num_learners > 1 and 0 < self.num_gpus_per_learner < 1:
             raise ConfigError(
                 f"num_gpus_per_learner is {self.num_gpus_per_learner} with num_learners={self.num_learners}: NCCL "

@@ -146,6 +146,7 @@ def open_replay(
         require_fit(data.schema, dims.schema, what=data.paths[0], whom=whom, remedy=remedy, error=ConfigError)
     capacity = ring_rows(config, held) if training.online_env_steps else 0
     schema = data.schema if data is not None and data.schema.tables else dims.schema
+    schema = schema.keeping(agent.kept_columns(schema.actions.shape[-1]))
     note_ring(schema, capacity)
     is_remote = config.num_env_runners > 0 or config.num_learners > 0
     replay = (ReplayClient if is_remote else Replay)(

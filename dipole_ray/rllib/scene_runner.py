@@ -96,6 +96,7 @@ class SceneRunner(DIPOLEEnvRunner):
         advantages = group_advantages(scores[..., MEASURES.index("pdms")])
         numbers = np.array([group.number for group in judged]).repeat(size)
         actions = np.concatenate([group.actions for group in judged])
+        kept = {name: np.concatenate([group.kept[name] for group in judged]) for name in judged[0].kept}
         pdms = scores[:, drawn, MEASURES.index("pdms")]
         measures = {name: scores[:, drawn, column].ravel() for column, name in enumerate(MEASURES)}
         measures |= {"best_of_group": pdms.max(axis=1), "has_spread": (advantages != 0).any(axis=1).astype(float)}
@@ -107,7 +108,7 @@ class SceneRunner(DIPOLEEnvRunner):
         if self._driving.logged_plan:
             measures["logged_pdms"] = scores[:, -1, MEASURES.index("pdms")]
         return FragmentReport(
-            rows=judged_rows(numbers, actions, advantages.ravel(), self._driving),
+            rows=judged_rows(numbers, actions, advantages.ravel(), self._driving, kept),
             worker=self.worker_index,
             incarnation=self._incarnation,
             sequence=self._sequence,
@@ -139,8 +140,8 @@ class SceneRunner(DIPOLEEnvRunner):
         observations = stacked([scenes.observe(number, one) for number, one in zip(numbers, seen, strict=True)])
         drawn_for = np.arange(len(seen)).repeat(self._driving.plans)
         ways = [way_of(one, self._driving.actions) for one in seen]
-        drawn = np.split(self._act(row_of(observations, drawn_for), ()), len(seen))
-        plans = [plans_of(own, way) for own, way in zip(drawn, ways, strict=True)]
+        drawn, kept = self._drawn(row_of(observations, drawn_for))
+        plans = [plans_of(own, way) for own, way in zip(np.split(drawn, len(seen)), ways, strict=True)]
         if noise:
             random = np.random.default_rng(self._derived_seed(_NOISE_STREAM, sum(self._num_episodes)))
             plans = _explored(plans, ways, noise, random)
@@ -149,12 +150,21 @@ class SceneRunner(DIPOLEEnvRunner):
         judged = [actions_of(own, way) for own, way in zip(plans, ways, strict=True)]
         chosen = self._chosen(observations, np.stack(judged)[:, : self._driving.plans])
         groups = []
-        for number, one, way, actions, best in zip(numbers, seen, ways, judged, chosen, strict=True):
+        each_kept = [{name: values[drawn_for == i] for name, values in kept.items()} for i in range(len(seen))]
+        for number, one, way, actions, best, own in zip(numbers, seen, ways, judged, chosen, each_kept, strict=True):
             scores = PDMScorer(one.scene, self._driving.bearing).score(plans_of(actions, way))
             table = np.stack([getattr(scores, name) for name in MEASURES], axis=1)
-            groups.append(_Group(number, actions, table, best))
+            groups.append(_Group(number, actions, table, best, own))
             self._beat()
         return groups
+
+    def _drawn(self, observations: Observations) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Return plans as actions (B, A), and what their rows keep of how they were drawn, (B, ...)."""
+        policy: Any = self.module.policy
+        if not policy.config.kept_columns(policy.sizes.action_dim):
+            return self._act(observations, ()), {}
+        actions, kept = policy.draw_chains(observations, self._generator)
+        return actions.numpy(), {name: values.numpy() for name, values in kept.items()}
 
     def _act(self, observations: Observations, episodes: Sequence[Episode]) -> np.ndarray:
         """Return drawn plans: a group is drawn, and nothing is chosen among candidates."""
@@ -213,3 +223,4 @@ class _Group:
     actions: np.ndarray  # (G, A)
     scores: np.ndarray  # (G, measures)
     chosen: int  # which of the drawn plans the policy's learned score would have taken; 0 where there is none
+    kept: dict[str, np.ndarray]  # of a method that asks for it, how the plans were drawn, (G, ...)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from dipole_ray.agents.config import AgentConfig
 from dipole_ray.agents.precision import PRECISIONS, SETTING
-from dipole_ray.envs.scenes import DRIVE
+from dipole_ray.envs.scenes import DRIVE, DrivingConfig
 from dipole_ray.errors import ConfigError, warn_once
 
 
@@ -133,6 +133,29 @@ def require_judged(agent: AgentConfig, training: TrainingConfig, env_id: str) ->
     if not is_judged and agent.advantage == "group" and training.online_env_steps:
         found = f"agent.advantage is 'group', and environment '{env_id}' judges no actions of one state together"
         raise ConfigError(f"{found}; set agent.advantage=critic, or training.online_env_steps=0")
+
+
+def require_own_plans(
+    agent: AgentConfig, training: TrainingConfig, driving: DrivingConfig, matmul_precision: str
+) -> None:
+    """Raise ConfigError where a policy gradient would get plans whose likelihood nobody knows, or too old ones."""
+    if agent.weight_scheme != "dppo":
+        return
+    scheme = "agent.weight_scheme is 'dppo', which learns from plans of its own policy"
+    if driving.scenes and driving.logged_plan:
+        raise ConfigError(f"env.driving.logged_plan: {scheme}, and no policy drew the driver's; set it to false")
+    if driving.noise:
+        found = f"env.driving.noise is {driving.noise}: {scheme}, and it has no likelihood of shaken ones"
+        raise ConfigError(f"{found}; set env.driving.noise=0 env.driving.noise_rounds=0")
+    if not training.online_env_steps:
+        found = f"training.online_env_steps is 0: {scheme}, and clones those of the dataset"
+        raise ConfigError(f"{found}; give it some, or set agent.weight_scheme=bc")
+    if training.replay_capacity is None:
+        rows = 2 * training.env_steps_per_iteration
+        found = f"training.replay_capacity is null: {scheme} of now, and the ring would hold those of all rounds"
+        raise ConfigError(f"{found}; set it to the rows of a round or two, such as {rows}")
+    if matmul_precision != "float32":
+        raise ConfigError(f"{SETTING} is {matmul_precision}: {scheme} by likelihoods in float32; set float32")
 
 
 def require_backbone(agent: AgentConfig, training: TrainingConfig) -> None:

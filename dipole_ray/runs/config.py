@@ -30,6 +30,7 @@ from dipole_ray.rllib.sections import (
     require_backbone,
     require_equal_shares,
     require_judged,
+    require_own_plans,
 )
 from dipole_ray.tracking.tracker import TrackingConfig, located_uri
 
@@ -109,6 +110,7 @@ class RunConfig:
         require_equal_shares(self.agent.batch_size, self.learner.num_learners)
         require_backbone(self.agent, self.training)
         require_judged(self.agent, self.training, self.env.id)
+        require_own_plans(self.agent, self.training, self.env.driving, self.learner.matmul_precision)
         self._require_data()
 
     def _require_data(self) -> None:

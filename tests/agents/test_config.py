@@ -45,6 +45,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"algorithm": "fql", "weight_scheme": "bc"}, "set agent.weight_scheme=dipole or agent.algorithm=dipole"),
     ({"algorithm": "fql", "advantage_normalization": "batch_std"}, "set agent.advantage_normalization=none"),
     ({"algorithm": "fql", "target_omega": 1.0}, "set agent.target_omega=0 or agent.algorithm=dipole"),
+    (
+        {"algorithm": "fql", "rollout_denoise_steps": 5},
+        "set agent.rollout_denoise_steps=null or agent.algorithm=dipole",
+    ),
+    ({"rollout_denoise_steps": 0}, "give a whole number of at least 1, or null"),
     ({"algorithm": "fql", "shift": 1.0}, "set agent.shift=0 or agent.algorithm=dipole"),
     ({"num_critics": 1, "target_aggregation": "mean_minus_std"}, "set agent.num_critics=2"),
     ({"discount": 1.0, "reward_shift": 1.0}, "set agent.discount below 1 or agent.reward_shift=0"),
@@ -111,6 +116,7 @@ def test_an_algorithm_has_the_settings_that_it_reads() -> None:
     assert dipole - fql == {
         *("weight_scheme", "shift", "omega", "exp_weight_max", "bootstrap", "target_omega", "advantage_normalization"),
         *("advantage", "learned_score", "backbone", "adapters", "diffusion", "noise_scale"),
+        *("rollout_denoise_steps", "policy_gradient"),
     }
     assert fql - dipole == {"alpha", "normalize_q_loss"}
     assert iql - fql == {"exp_weight_max", "bootstrap", "advantage_normalization"}

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from dipole_ray import DIPOLE
+from dipole_ray.agents import flow
 from dipole_ray.data.dataset import open_dataset
 from dipole_ray.errors import ConfigError
 from tests.rllib.nan_env import NanSteps
@@ -42,6 +43,23 @@ def test_updates_per_env_step_hold_exactly_and_across_a_restart(ratio: float, pe
     assert algorithm.env_steps == 7 * 60
     assert algorithm.group_metrics["replay/updates_per_env_step"] == pytest.approx(ratio, abs=1 / algorithm.env_steps)
     algorithm.stop()
+
+
+def test_rollouts_take_denoise_steps_of_their_own_and_evaluations_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken, generate = [], flow.generate
+
+    def noted(*given: Any) -> Any:
+        taken.append(given[4])
+        return generate(*given)
+
+    monkeypatch.setattr(flow, "generate", noted)
+    algorithm = config(None, offline_learner_steps=0, denoise_steps=3, rollout_denoise_steps=1).build_algo()
+    algorithm.train()
+    in_rollouts = set(taken)
+    taken.clear()
+    algorithm.evaluate()
+    algorithm.stop()
+    assert in_rollouts == {1} and set(taken) == {3}
 
 
 def test_offline_phase_ends_exactly_at_its_count(pendulum: Path) -> None:
