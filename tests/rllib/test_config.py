@@ -19,6 +19,7 @@ from dipole_ray.agents.adapters import AdapterConfig
 from dipole_ray.agents.backbones import BackboneConfig
 from dipole_ray.agents.dipole import AgentConfig
 from dipole_ray.agents.encoders import EncoderConfig
+from dipole_ray.agents.policy_gradient import PolicyGradientConfig
 from dipole_ray.errors import ConfigError
 from dipole_ray.rllib.sections import TrainingConfig
 from dipole_ray.runs.config import RunConfig
@@ -66,6 +67,8 @@ AGENT_VALUES: dict[str, Any] = {
     "diffusion": "flow",
     "noise_scale": 0.5,
     "advantage": "critic",
+    "rollout_denoise_steps": 2,
+    "policy_gradient": PolicyGradientConfig(),
 }
 TRAINING_VALUES: dict[str, Any] = {
     "clone_learner_steps": 10,
