@@ -67,6 +67,7 @@ AGENT_VALUES: dict[str, Any] = {
     "diffusion": "flow",
     "noise_scale": 0.5,
     "advantage": "critic",
+    "learned_score": False,
     "rollout_denoise_steps": 2,
     "policy_gradient": PolicyGradientConfig(),
 }
