@@ -167,7 +167,7 @@ def chain_loss(
 
     likelihood = denoising.log_likelihood(following, denoising.mean(x, field, k), k)
     log_ratio = (likelihood - batch[LIKELIHOODS].gather(1, k.unsqueeze(1)).squeeze(1)) / chains.shape[-1]
-    log_ratio = torch.where(is_cloned, 0.0, log_ratio)
+    log_ratio = log_ratio.masked_fill(is_cloned, 0.0)
     climbing = clipped_losses(log_ratio, denoising.discounts[k] * batch["rewards"], denoising.clips[k])
     cloning = (field - target).square().mean(dim=-1)
     ratio, drawn = log_ratio.detach().exp(), (~is_cloned).float().mean().clamp(min=1.0 / len(k))

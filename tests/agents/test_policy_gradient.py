@@ -31,7 +31,7 @@ from tests.agents.battery import (
     make_batch,
     tiny_config,
 )
-from tests.agents.test_captured import UPDATES, assert_close, joined
+from tests.agents.test_captured import UPDATES, OnTheDevice, assert_close, joined
 
 DPPO: dict[str, Any] = {"weight_scheme": "dppo", "advantage": "group", "num_candidates": 1, "denoise_steps": 4}
 DIFFUSIONS = ["flow", "vp"]
@@ -164,8 +164,9 @@ def test_it_saves_and_resumes_bitwise_and_acts_as_before(adapters: int) -> None:
 
 
 def test_fast_ways_end_where_the_readable_one_does() -> None:
+    """Compiled, captured and stacked; a captured step asks the host for nothing, as a CUDA graph has to."""
     config = tiny_config(**DPPO)
-    agents: list[Agent] = [make_agent(config) for _ in range(3)]
+    agents: list[Agent] = [make_agent(config) for _ in range(5)]
     assert agents[1].compile()
     batches = [drawn_batch(agents[0], seed) for seed in range(UPDATES)]
     batches[0]["is_offline"][:5] = 1.0
@@ -173,8 +174,18 @@ def test_fast_ways_end_where_the_readable_one_does() -> None:
         agents[0].update(batch)
         agents[1].update(batch)
     CapturedUpdates([agents[2]], ROWS, UPDATES, fused=False).update_on([joined(batches)])
+    CapturedUpdates(agents[3:], ROWS, UPDATES, fused=False).update_on([joined(batches)] * 2)
     for other in agents[1:]:
         assert_close(agents[0], other)
+    captured = CapturedUpdates([agents[2]], ROWS, 1, fused=False)
+    captured.load([batches[0]])
+    with OnTheDevice():
+        captured._update(diagnostics=True)
+
+
+def test_a_learned_score_is_trained_beside_it() -> None:
+    agent = make_agent(tiny_config(learned_score=True, **DPPO))
+    assert {"critic/loss", "actor/loss_positive", "actor/kl"} <= agent.update(drawn_batch(agent, 0)).keys()
 
 
 @pytest.mark.parametrize("diffusion", DIFFUSIONS)
