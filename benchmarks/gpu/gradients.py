@@ -4,7 +4,8 @@ bash benchmarks/gpu/gradients.sh build/gradients/plans.npz build/gradients
 
 The head `base` (459 million weights) is cloned from the drivers for a few seconds; from there every scheme trains it by
 adapters of rank 16 and with all of its weights, and so the heads `small` and `tiny` with all of theirs, seed after seed
-until the time is over. Each training is printed and written as it ends. `--cpu` does it with `tiny` alone, on a CPU.
+until the time is over. Each training is printed and written as it ends; one that the end of the time cuts short has
+fewer updates. What one run has no time for another does, with `--parts`. `--cpu` does it with `tiny` alone, on a CPU.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from benchmarks.gradients.judged import BATCH, RANK, Case, JudgedPlans, Learners
 from benchmarks.gradients.measure import Scheme, trained
 
 CLONE_UPDATES, UPDATES, SEEDS = 300, 80, 5
-PARTS = (("base", True), ("base", False), ("small", False), ("tiny", False))
-"""Networks, and whether they are trained by adapters, the most wanted first."""
+PARTS = "base-adapted", "base", "small", "tiny"
+"""Networks, trained by adapters or with all of their weights, the most wanted first."""
 
 
 def line(found: dict[str, Any]) -> str:
@@ -46,16 +47,24 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=125, help="after which nothing more is learned (default: 125)")
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--updates", type=int, default=UPDATES)
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        choices=[*PARTS, "small-adapted", "tiny-adapted"],
+        help=f"what is trained, in this order (default: {' '.join(PARTS)})",
+    )
     parser.add_argument("--cpu", action="store_true", help="the smallest size on a CPU, to see that it runs")
     options = parser.parse_args()
-    device, parts = ("cpu", [("tiny", True), ("tiny", False)]) if options.cpu else ("cuda", PARTS)
+    device, names = ("cpu", ("tiny-adapted", "tiny")) if options.cpu else ("cuda", options.parts or PARTS)
+    parts = [(name.partition("-")[0], "-" in name) for name in names]
     if options.cpu:
         torch.set_num_threads(1)
     torch.set_float32_matmul_precision("high")
     plans, deadline = JudgedPlans(options.plans, device), BEGIN + options.seconds
     print(f"read {plans.scenes} scenes after {time.perf_counter() - BEGIN:.1f} s", flush=True)
+    command = f"bash benchmarks/gpu/gradients.sh {options.plans.name} {options.out} {options.first_seed}"
     result: dict[str, Any] = {
-        **provenance("bash benchmarks/gpu/gradients.sh", "peft"),
+        **provenance(f"{command} --seconds {options.seconds:g} --parts {' '.join(names)}", "peft"),
         "precision": "tf32",
         "sizes": {"scenes": plans.scenes, "plans_a_scene": plans.plans, "batch_size": BATCH, "rank": RANK},
         "folders": plans.folders,
@@ -63,7 +72,7 @@ def main() -> None:
         "runs": [],
     }
     options.out.mkdir(parents=True, exist_ok=True)
-    file = options.out / f"gradients_gpu-{result['date']}-seed{options.first_seed}.json"
+    file = options.out / f"gradients_gpu-{result['date']}-seed{options.first_seed}-{'_'.join(names)}.json"
     cases = {name: Case(plans, name, device, result["clone_updates"]) for name, _ in parts}
     learners = {part: Learners(cases[part[0]], part[1]) for part in parts}
     for seed in range(options.first_seed, options.first_seed + SEEDS):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from benchmarks.gradients.cases import cases_of
 from benchmarks.gradients.judged import Case, JudgedPlans, Learners
 from benchmarks.gradients.measure import EQUAL_BETA, Scheme, trained
+from benchmarks.gradients.report import text
 from dipole_ray.agents import flow
 from dipole_ray.driving.group import group_advantages
 
@@ -62,3 +65,21 @@ def test_the_gradient_of_the_positive_field_is_autograds(plans: JudgedPlans, net
     assert found[EXP]["gradient"]["median"] > 3 * found[SIGMOID]["gradient"]["median"]
     starts = {run["held_out"]["error"][0] for run in found.values()}
     assert len(starts) == 1, "every scheme begins with the same clone"
+
+
+def test_a_training_cut_short_is_named_and_left_out() -> None:
+    def run(scheme: Scheme, updates: int) -> dict[str, Any]:
+        spread = {"median": 2.0, "max": 2.0}
+        held_out = {"update": [0, updates], "error": [1.0, 0.5], "error_of_better": [1.0, 0.5]}
+        found = {"scheme": scheme.name, "updates": updates, "parameters": 10, "diverged": False, "skipped": 0}
+        found |= {"gradient": spread, "effective": spread, "loss": spread, "kinds": {}, "held_out": held_out}
+        return {"task": "driving", "network": "base", "adapted": False, "seed": 0, **found}
+
+    runs = [run(CLONING, 80), run(SIGMOID, 21), run(EXP, 80)]
+    cases = cases_of(runs)
+    assert list(cases["driving", "base", False]) == [CLONING.name, EXP.name]
+    made = {"date": "2026-11-27", "command": "x", "gpu": "none", "versions": {"torch": "2"}, "commit": None}
+    report = text([{**made, "clone_updates": 1, "runs": runs}], cases)
+    assert "3 trainings" in report
+    assert "left out: base, sigmoid, beta 3" in report
+    assert "| sigmoid, beta 3 | - |" in report
