@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -66,8 +67,6 @@ def _write(driving: DrivingConfig, scenes: SceneSet, out: Path) -> None:
     found = map_tasks(_observed, files, size=lambda one: len(one.tokens), **shown)
     observations = each(lambda *parts: np.concatenate(parts), *(seen for seen, _ in found))
     actions = np.concatenate([plans for _, plans in found])
-    if scenes.encoder is not None:
-        observations = {"ego": observations, "context": scenes.contexts()}
     source: dict[str, Any] = {
         "reader": "scenes",
         "observation": driving.observation,
@@ -77,9 +76,12 @@ def _write(driving: DrivingConfig, scenes: SceneSet, out: Path) -> None:
     }
     rows = judged_rows(np.arange(len(actions)), actions, np.zeros(len(actions)), driving)
     schema = schema_of(driving.observation, driving.actions)
-    arrays = flattened({"observations": observations})
-    tables = {table: arrays[name] for name, table in schema.references.items()}
-    write_dataset(out, [rows], schema, source, tables=tables)
+    with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as place:
+        if scenes.encoder is not None:
+            observations = {"ego": observations, "context": scenes.mapped_contexts(Path(place) / "contexts.npy")}
+        arrays = flattened({"observations": observations})
+        tables = {table: arrays[name] for name, table in schema.references.items()}
+        write_dataset(out, [rows], schema, source, tables=tables)
 
 
 def _observed(file: _File) -> tuple[Observations, np.ndarray]:

@@ -26,6 +26,7 @@ Rows = dict[str, np.ndarray]
 Observations = np.ndarray | Mapping[str, np.ndarray]
 
 ACTION_LIMIT = 1.0 - 1e-5  # largest action magnitude that is imported (OGBench's reference agents clip to it as well)
+_CHECKED_NUMBERS = 1 << 22  # at a time
 ACTION_TOLERANCE = 1e-4  # how far beyond [-1, 1] an action may lie and still count as rounding
 
 
@@ -196,8 +197,12 @@ def check_references(numbers: np.ndarray, count: int, where: str, table: str) ->
 
 def first_non_finite(values: np.ndarray) -> int | None:
     """Return the first row of `values` (N, ...) that holds NaN or infinity, or None."""
-    finite = np.isfinite(values)
-    return None if finite.all() else int(finite.reshape(len(values), -1).all(axis=1).argmin())
+    rows = max(1, _CHECKED_NUMBERS // max(1, values[0].size)) if len(values) else 1
+    for start in range(0, len(values), rows):  # of a mapped table no more is in memory at a time
+        finite = np.isfinite(values[start : start + rows])
+        if not finite.all():
+            return start + int(finite.reshape(len(finite), -1).all(axis=1).argmin())
+    return None
 
 
 def _check_layout(rows: Rows, schema: Schema, where: str) -> None:

@@ -54,10 +54,14 @@ class SceneSet:
         context = self._contexts[folder].read([token])[0] if self.encoder is not None else None
         return observe(one, self._observation, context)
 
-    def contexts(self) -> Array:
-        """Return the context tokens of all scenes, (N, T, C)."""
-        found: Array = np.concatenate([self._contexts[folder].read(folder.tokens) for folder in self.folders])
-        return found
+    def mapped_contexts(self, path: Path) -> Array:
+        """Write the context tokens of all scenes into a file, and return them mapped, (N, T, C): all need no memory."""
+        shape = next(iter(self._contexts.values())).shape
+        with path.open("wb") as file:  # not by the map: on a full disk that would end the process
+            for folder in self.folders:
+                for tokens in folder.files:
+                    file.write(self._contexts[folder].read(tokens).data)
+        return np.memmap(path, np.float16, "r", shape=(len(self), *shape))
 
 
 def folder_of(name: str) -> Path:

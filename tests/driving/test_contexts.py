@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,19 @@ import torch
 
 from dipole_ray.agents import florence
 from dipole_ray.agents.florence import SHAPES
+from dipole_ray.collect.scenes import scene_dataset
+from dipole_ray.data import schema, segment
+from dipole_ray.data.dataset import open_dataset, write_dataset
 from dipole_ray.driving import bev_encoder, contexts, encoders
 from dipole_ray.driving.container import Origin, SceneFolder, finish_folder, start_folder, write_shard
 from dipole_ray.driving.container import shard_bytes as packed
 from dipole_ray.driving.contexts import Contexts, default_folder, encode_scenes, require_one_encoder
 from dipole_ray.driving.encoders import open_encoder, read_small, save_small
+from dipole_ray.driving.group import judged_rows
+from dipole_ray.driving.observations import schema_of
 from dipole_ray.driving.prompt import _WORDS, few_words, padded, prompt
-from dipole_ray.errors import ConfigError, CorruptSegment, DatasetError
+from dipole_ray.envs.scenes import DrivingConfig
+from dipole_ray.errors import ConfigError, CorruptSegment, DatasetError, NonFiniteError
 from tests.agents.test_florence import as_published, whole_model
 from tests.driving.test_anchors import scene
 
@@ -187,3 +194,28 @@ def test_weights_belong_to_the_policies_that_have_some(tmp_path: Path) -> None:
         open_encoder("small")
     with pytest.raises(ConfigError, match="choose one of tiny, small, large"):
         open_encoder("huge")
+
+
+def test_tokens_go_into_a_dataset_in_parts(
+    scenes: SceneFolder, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as there are of NAVSIM's scenes, 100 GB of them, would fit into no memory; their order is the scenes'."""
+    found = encode_scenes(scenes, default_folder(scenes.folder, "small"), "small", small)
+    dataset = open_dataset(scene_dataset(DrivingConfig(scenes=(str(scenes.folder),), observation="small"), tmp_path))
+    np.testing.assert_array_equal(dataset.tables["context"], found.read(scenes.tokens))
+    assert [path.name for path in (tmp_path / "converted").iterdir() if path.is_dir()] == [dataset.directory.name]
+    many, numbers = 1600, np.random.default_rng(0).integers(0, 9, (64, 128)).astype(np.float16)
+    monkeypatch.setattr(schema, "_CHECKED_NUMBERS", 1 << 16)
+    monkeypatch.setattr(segment, "_CHUNK_BYTES", 1 << 16)
+    table = np.memmap(tmp_path / "many", np.float16, "w+", shape=(many, 64, 128))  # 26 MB
+    table[:] = numbers
+    rows = judged_rows(np.arange(many), np.zeros((many, 32)), np.zeros(many), DrivingConfig(observation="small"))
+    tables = {"ego": np.zeros((many, 29), np.float32), "context": table}
+    tracemalloc.start()
+    write_dataset(tmp_path / "large", [rows], schema_of("small"), {"offset": {}}, tables=tables)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < table.nbytes / 2  # of which a list of files takes 8 MB
+    table[311, 5, 7] = np.inf
+    with pytest.raises(NonFiniteError, match="entry 311 of table 'context'"):
+        write_dataset(tmp_path / "bad", [rows], schema_of("small"), {"offset": {}}, tables=tables)
