@@ -203,7 +203,7 @@ class AgentConfig(metaclass=Tagged):
         return self.has_targets or self.learned_score
 
     def kept_columns(self, action_dim: int) -> dict[str, Column]:
-        """Return what a row keeps of how its action was drawn, beside what every row has."""
+        """Return what a row keeps of its action, beside what every row has."""
         return {}
 
     @property

@@ -39,6 +39,7 @@ from dipole_ray.agents.observations import Observations, read_observations, rows
 from dipole_ray.agents.policy import Noise, Policy
 from dipole_ray.agents.policy_gradient import CHAINS, LIKELIHOODS, Denoising, PolicyGradientConfig
 from dipole_ray.agents.roles import Roles
+from dipole_ray.agents.scores import SCORES
 from dipole_ray.agents.value import ValueAgent
 from dipole_ray.columns import Column
 from dipole_ray.errors import ConfigError
@@ -112,9 +113,9 @@ class DipoleConfig(AgentConfig):
     actions of one state together makes it, as soon as all scores are there: (score - mean) / (deviation + 1e-6) within
     the group, 0 where all scores are the same. No critic, no V and no target is then built or trained."""
     learned_score: bool = False
-    """With advantage `group`, train critics all the same, to choose among candidates: each regresses on the rows'
-    advantages, which rank the actions of one state. Rows whose advantage is 0 teach no rank and are left out: those of
-    a dataset, and of groups without spread. The fields neither read the score nor are changed by it."""
+    """With advantage `group`, train critics all the same, to choose among candidates: each regresses on the score of
+    an action, which judged rows then keep. Rows of a dataset were not judged and are left out. The fields neither read
+    the learned score nor are changed by it."""
     bootstrap: Annotated[str, BOOTSTRAP] = "policy"
     """What Q bootstraps from: `policy`, Qbar(s', a') with a' from the policy (paper), or `value`, V(s') (IQL)."""
     target_candidates: Annotated[int, COUNT] = 1
@@ -207,10 +208,10 @@ class DipoleConfig(AgentConfig):
         return self.rollout_denoise_steps or self.denoise_steps
 
     def kept_columns(self, action_dim: int) -> dict[str, Column]:
-        """Return what a row keeps of how its action was drawn: of a policy gradient the chain and its likelihoods."""
-        if self.weight_scheme != "dppo":
-            return {}
-        return policy_gradient.kept_columns(self.steps_in_rollouts, action_dim)
+        """Return what a row keeps of its action: how a policy gradient drew it, and for a learned score its own."""
+        by_chain = self.weight_scheme == "dppo"
+        chains = policy_gradient.kept_columns(self.steps_in_rollouts, action_dim) if by_chain else {}
+        return {**chains, **({SCORES: Column()} if self.learned_score else {})}
 
     @property
     def make_fields(self) -> MakeFields:
@@ -355,20 +356,16 @@ class DipoleAgent(ValueAgent):
         return field_losses.sum(), metrics
 
     def _score_loss(self, batch: Mapping[str, Any], diagnostics: bool) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss and the metrics of the critics as a score, which regress on what rows bring."""
+        """Return the loss and the metrics of the critics as a score: they regress on what judged rows were worth."""
         states, actions = seen_by("critic", batch["observations"]), batch["actions"].unsqueeze(1)
-        q, advantage = self.networks.critic.at(states, actions)[..., 0, 0], batch["rewards"]
-        loss = losses.ranked_regression_loss(q, advantage)
+        q, told = self.networks.critic.at(states, actions)[..., 0, 0], (batch[SCORES], 1.0 - batch["is_offline"])
+        loss = losses.score_regression_loss(q, *told)
         metrics = {"critic/loss": loss.detach()}
         if diagnostics:
-            metrics |= self._score_metrics(q, advantage)
+            found = losses.aggregate(q.detach(), self.config.choice_aggregation, self.config.rho)
+            rows = map(self.data_parallel.all_gather, (found, *told))
+            metrics["critic/correlation"] = losses.weighted_correlation(*rows)
         return loss, metrics
-
-    def _score_metrics(self, q: Tensor, advantage: Tensor) -> dict[str, Tensor]:
-        """Return how far the choice by estimates (E, B) agrees with the advantage (B,), over all learners' rows."""
-        found = losses.aggregate(q.detach(), self.config.choice_aggregation, self.config.rho)
-        found, advantage = map(self.data_parallel.all_gather, (found, advantage))
-        return {"critic/correlation": losses.ranked_correlation(found, advantage)}
 
     def _chain_loss(self, batch: Mapping[str, Any], diagnostics: bool) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the policy gradient of one denoise step of each drawn row, and the cloning loss of offline ones."""

@@ -116,25 +116,15 @@ def temporal_difference_loss(q: Tensor, target: Tensor) -> Tensor:
     return (q - target).square().mean()
 
 
-def ranked_regression_loss(q: Tensor, advantage: Tensor) -> Tensor:
-    """Return the mean squared error of all critics (E, B) against the rows' advantages (B,), a scalar.
-
-    Rows whose advantage is 0 have no rank within a group and weigh nothing; the mean is still over all B.
-    """
-    weights = is_ranked(advantage).expand(q.shape)
-    return flow_matching_losses(q.unsqueeze(-1), advantage.unsqueeze(-1), weights).mean()
+def score_regression_loss(q: Tensor, scores: Tensor, weight: Tensor) -> Tensor:
+    """Return the mean over critics (E, B) and rows of w times the squared error against the scores (B,), a scalar."""
+    return flow_matching_losses(q.unsqueeze(-1), scores.unsqueeze(-1), weight.expand(q.shape)).mean()
 
 
-def is_ranked(advantage: Tensor) -> Tensor:
-    """Return 1 for rows (B,) that have a place in their group, and 0 for those of no group or of one without spread."""
-    return advantage.ne(0).to(advantage.dtype)
-
-
-def ranked_correlation(estimate: Tensor, advantage: Tensor) -> Tensor:
-    """Return the correlation of estimates (B,) with advantages (B,) where these have a rank, a scalar; 0 if nowhere."""
-    weight = is_ranked(advantage)
+def weighted_correlation(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+    """Return the correlation of x and y, (B,), with weights (B,) of 0 or 1, a scalar; 0 where nothing varies."""
     count, tiny = weight.sum().clamp(min=1), torch.finfo(weight.dtype).tiny
-    x, y = ((values - (weight * values).sum() / count) * weight for values in (estimate, advantage))
+    x, y = ((values - (weight * values).sum() / count) * weight for values in (x, y))
     return (x * y).sum() / (x.square().sum() * y.square().sum()).sqrt().clamp(min=tiny)
 
 

@@ -1,4 +1,4 @@
-"""What chooses among candidates where rows bring what they are worth: critics that regress on it, without targets.
+"""What chooses among candidates where rows bring their advantage: critics that regress on scores, without targets.
 
 Shapes: E members, B rows, N candidates, A action dim; C context tokens of D numbers, O numbers of the ego's state.
 """
@@ -13,6 +13,9 @@ from dipole_ray.agents.dit import PARTS
 from dipole_ray.agents.networks import Sizes, StackedMLP
 from dipole_ray.agents.observations import Observations
 from dipole_ray.agents.plan_heads import tiny
+
+SCORES = "scores"
+"""The column of what an action was judged to be worth, which rows of a learned score keep."""
 
 
 def reads_context(config: AgentConfig, given: Sizes) -> bool:

@@ -12,6 +12,10 @@ import numpy as np
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
+from dipole_ray.agents.policy import Policy
+from dipole_ray.agents.policy_gradient import CHAINS
+from dipole_ray.agents.scores import SCORES
+from dipole_ray.columns import Column
 from dipole_ray.driving.actions import actions_of, explored, plans_of, way_of
 from dipole_ray.driving.group import group_advantages, judged_rows
 from dipole_ray.driving.scene_set import SceneSet
@@ -93,11 +97,14 @@ class SceneRunner(DIPOLEEnvRunner):
         self._sequence += 1
         size, drawn = self._driving.group_size, slice(self._driving.plans)
         scores = np.stack([group.scores for group in judged])  # (S, G, measures)
-        advantages = group_advantages(scores[..., MEASURES.index("pdms")])
+        every = scores[..., MEASURES.index("pdms")]
+        advantages = group_advantages(every)
         numbers = np.array([group.number for group in judged]).repeat(size)
         actions = np.concatenate([group.actions for group in judged])
         kept = {name: np.concatenate([group.kept[name] for group in judged]) for name in judged[0].kept}
-        pdms = scores[:, drawn, MEASURES.index("pdms")]
+        if SCORES in self._kept_columns():
+            kept[SCORES] = every.ravel()
+        pdms = every[:, drawn]
         measures = {name: scores[:, drawn, column].ravel() for column, name in enumerate(MEASURES)}
         measures |= {"best_of_group": pdms.max(axis=1), "has_spread": (advantages != 0).any(axis=1).astype(float)}
         if self.module.policy.config.has_critic:
@@ -106,7 +113,7 @@ class SceneRunner(DIPOLEEnvRunner):
             beats_mean = np.where(pdms.max(axis=1) == pdms.min(axis=1), 0.5, chosen > mean)
             measures |= {"chosen_pdms": chosen, "chosen_beats_mean": beats_mean}
         if self._driving.logged_plan:
-            measures["logged_pdms"] = scores[:, -1, MEASURES.index("pdms")]
+            measures["logged_pdms"] = every[:, -1]
         return FragmentReport(
             rows=judged_rows(numbers, actions, advantages.ravel(), self._driving, kept),
             worker=self.worker_index,
@@ -161,10 +168,15 @@ class SceneRunner(DIPOLEEnvRunner):
     def _drawn(self, observations: Observations) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Return plans as actions (B, A), and what their rows keep of how they were drawn, (B, ...)."""
         policy: Any = self.module.policy
-        if not policy.config.kept_columns(policy.sizes.action_dim):
+        if CHAINS not in self._kept_columns():
             return self._act(observations, ()), {}
         actions, kept = policy.draw_chains(observations, self._generator)
         return actions.numpy(), {name: values.numpy() for name, values in kept.items()}
+
+    def _kept_columns(self) -> dict[str, Column]:
+        """Return what rows keep of a plan."""
+        policy: Policy = self.module.policy
+        return policy.config.kept_columns(policy.sizes.action_dim)
 
     def _act(self, observations: Observations, episodes: Sequence[Episode]) -> np.ndarray:
         """Return drawn plans: a group is drawn, and nothing is chosen among candidates."""

@@ -133,6 +133,9 @@ def require_judged(agent: AgentConfig, training: TrainingConfig, env_id: str) ->
     if not is_judged and agent.advantage == "group" and training.online_env_steps:
         found = f"agent.advantage is 'group', and environment '{env_id}' judges no actions of one state together"
         raise ConfigError(f"{found}; set agent.advantage=critic, or training.online_env_steps=0")
+    if not is_judged and agent.learned_score:
+        found = f"agent.learned_score is true, and environment '{env_id}' judges no actions to learn it from"
+        raise ConfigError(f"{found}; set agent.learned_score=false")
 
 
 def require_own_plans(

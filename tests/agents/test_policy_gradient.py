@@ -185,7 +185,8 @@ def test_fast_ways_end_where_the_readable_one_does() -> None:
 
 def test_a_learned_score_is_trained_beside_it() -> None:
     agent = make_agent(tiny_config(learned_score=True, **DPPO))
-    assert {"critic/loss", "actor/loss_positive", "actor/kl"} <= agent.update(drawn_batch(agent, 0)).keys()
+    batch = {**drawn_batch(agent, 0), "scores": torch.zeros(ROWS)}
+    assert {"critic/loss", "actor/loss_positive", "actor/kl"} <= agent.update(batch).keys()
 
 
 @pytest.mark.parametrize("diffusion", DIFFUSIONS)

@@ -26,7 +26,7 @@ from dipole_ray.envs.scenes import DrivingConfig
 from dipole_ray.errors import ConfigError, DatasetError
 from dipole_ray.evaluation.cells import EvalConfig
 from dipole_ray.evaluation.parallel import evaluate_policy
-from dipole_ray.evaluation.report import print_table
+from dipole_ray.evaluation.report import print_table, sort_rows
 from dipole_ray.evaluation.table import rows_of
 from dipole_ray.files.checkpoint import newest_valid, read_checkpoint
 from dipole_ray.replay.replay import Replay
@@ -117,7 +117,8 @@ def test_rows_refer_to_scenes_stored_once_and_hold_whole_groups(run: Run, folder
     assert not [name for name in checkpoint.tensors["agent"] if "target_critic" in name or "value." in name]
     ring: Any = {"capacity": checkpoint.metadata["replay"]["online"]["capacity"]}
     ring["online"] = run.folder / "replay" / "online.arrow"
-    replay = Replay(schema=dataset.schema, offline=[dataset.directory], **ring)
+    schema = dataset.schema.keeping(run.config.agent.kept_columns(WAY_DIM))
+    replay = Replay(schema=schema, offline=[dataset.directory], **ring)
     replay.load_state(checkpoint.metadata["replay"])
     assert replay._ring is not None and replay.num_online == 2 * ROUND
     columns = replay._ring.columns
@@ -127,12 +128,14 @@ def test_rows_refer_to_scenes_stored_once_and_hold_whole_groups(run: Run, folder
     assert (numbers == numbers[..., :1]).all() and (np.sort(numbers[..., 0]) == np.arange(TRAIN)).all()
     advantages = columns["rewards"][rows].reshape(-1, GROUP)
     actions = columns["actions"][rows].reshape(-1, GROUP, WAY_DIM)
-    for number, group, own in zip(numbers[..., 0].ravel(), actions, advantages, strict=True):
+    scored = columns["scores"][rows].reshape(-1, GROUP)
+    for number, group, own, told in zip(numbers[..., 0].ravel(), actions, advantages, scored, strict=True):
         scene = scenes.read(int(number))
         way = Way(scene)
         np.testing.assert_array_equal(group[-1], actions_of(scene.human, way))
         scores = PDMScorer(scene.scene, "clipped").score(plans_of(group, way)).pdms
         np.testing.assert_allclose(own, group_advantages(scores[None])[0], atol=1e-5)
+        np.testing.assert_allclose(told, scores, atol=1e-6)
     replay.close()
 
 
@@ -160,8 +163,8 @@ def test_sub_scores_are_in_metrics_progress_and_table(run: Run, capsys: pytest.C
 def test_an_evaluation_afterwards_finds_what_the_run_found_and_drives_elsewhere(run: Run, folders: Any) -> None:
     """Of four plans the published score takes the one that the run's took."""
     trained = load_policy(run.folder)
-    found = evaluate_policy(trained, EvalConfig(episodes=100, omegas=(1.0,), candidates=(1, 4)), progress=False)
-    assert rows_of(found, run.config.agent) == [row for row in run.evaluation["online"] if row["omega"] == 1.0]
+    found = evaluate_policy(trained, EvalConfig(episodes=100, omegas=(0.0, 1.0), candidates=(1, 4)), progress=False)
+    assert sort_rows(rows_of(found, run.config.agent)) == sort_rows(run.evaluation["online"])
     trained = trained.driving_in([str(folders[0])])
     once = EvalConfig(episodes=100, omegas=(1.0,), candidates=(1,))
     (elsewhere,) = evaluate_policy(trained, once, progress=False)
@@ -263,6 +266,10 @@ def test_what_contradicts_scenes_is_refused_with_the_remedy(folders: tuple[Path,
     assert "give both, or set both to 0" in refusal(("env", "driving", {"scenes": ["x"], "noise": 0.1}))
     assert "agent.advantage=critic" in refusal(
         ("env", "id", "Pendulum-v1"), ("env", "driving", {}), ("training", "offline_learner_steps", 0)
+    )
+    assert "set agent.learned_score=false" in refusal(
+        *(("env", "id", "Pendulum-v1"), ("env", "driving", {}), ("training", "online_env_steps", 0)),
+        *(("agent", "learned_score", True), ("evaluation", "patience", 0)),
     )
     with pytest.raises(ConfigError, match="is not stepped"):
         make_env(EnvConfig(id="drive", driving=DrivingConfig(scenes=(str(folders[0]),))))
