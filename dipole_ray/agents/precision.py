@@ -4,7 +4,7 @@ Parameters, moments, sums of products, losses and all that is no matrix product 
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 
@@ -14,6 +14,16 @@ PRECISIONS = ("float32", "tf32", "bf16")
 SETTING = "learner.matmul_precision"
 _AMPERE = 8
 """The first generation of GPUs that has TF32."""
+
+
+def require_device(device: str | torch.device) -> None:
+    """Raise ConfigError, with what is there instead, where this machine has no such device."""
+    with suppress(RuntimeError):  # of a name that is none
+        found = torch.device(device)
+        if found.type == "cpu" or (found.type == "cuda" and (found.index or 0) < torch.cuda.device_count()):
+            return
+    have = "cpu and cuda" if torch.cuda.is_available() else "only cpu"
+    raise ConfigError(f"device '{device}': torch has {have} here; choose among those")
 
 
 def require_precision(precision: str, device: torch.device) -> None:

@@ -69,7 +69,7 @@ def run_plan(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--out {arguments.out}: a file of plans ends in .npz")
     acting: dict[str, Any] = {} if arguments.steps is None else {"denoise_steps": arguments.steps}
     trained = load_policy(arguments.policy, **acting).driving_in([str(arguments.scenes)])
-    cell = cell_of(trained.policy.config, arguments.omega, arguments.candidates)
+    cell = cell_of(trained.policy.config, arguments.omega, arguments.candidates, arguments.seed)
     scenes = SceneSet([arguments.scenes], trained.env.driving.observation)
     plans = {}
     with Progress("plan", len(scenes), "scenes") as progress:

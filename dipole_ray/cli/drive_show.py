@@ -124,8 +124,8 @@ def _planned(
     from dipole_ray.serving.policy import load_policy
     from dipole_ray.settings import from_mapping
 
-    given = {} if arguments.omega is None else {"omegas": arguments.omega}
-    omegas = from_mapping(EvalConfig, {"omegas": [0.0, 0.5, 1.0, 2.0, 4.0], **given}, "--omega").omegas
+    omegas = [0.0, 0.5, 1.0, 2.0, 4.0] if arguments.omega is None else arguments.omega
+    omegas = from_mapping(EvalConfig, {"omegas": omegas, "seed": arguments.seed}, "evaluation").omegas
     trained = load_policy(arguments.policy).driving_in([str(folder.folder)])
     cells = [Cell("guided", omega, 1) for omega in sorted(set(omegas))]
     driving = trained.env.driving

@@ -24,6 +24,7 @@ from dipole_ray.driving.rows import SCHEMA, scene_of_row, scene_row, status_arra
 from dipole_ray.driving.vehicle import Array
 from dipole_ray.errors import CorruptSegment, DatasetError, counted
 from dipole_ray.files.durable import read_json, replacing, write_json
+from dipole_ray.files.place import make_folder
 
 LIST_NAME, FORMAT = "scenes.json", 1
 MAX_LIST_BYTES = 256 << 20
@@ -93,7 +94,7 @@ def start_folder(folder: Path, origin: Origin) -> None:
     Raises:
         DatasetError: It holds other scenes, or is complete.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     if (folder / LIST_NAME).exists():
         found = _listed(folder)
         if json.loads(json.dumps(dict(origin.settings))) != found["settings"]:

@@ -23,6 +23,7 @@ from dipole_ray.driving.encoders import ContextEncoder, open_encoder
 from dipole_ray.driving.vehicle import Array
 from dipole_ray.errors import CorruptSegment, DatasetError, counted
 from dipole_ray.files.durable import read_json, write_json
+from dipole_ray.files.place import make_folder
 from dipole_ray.parallel import map_tasks
 
 LIST_NAME, FORMAT = "contexts.json", 1
@@ -93,7 +94,7 @@ def encode_scenes(
     if (out / LIST_NAME).exists():
         found = _listed(out)
         _require(out, found, scenes, encoder)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     files = dict(found.files)
 
     def save(task: _Task, tokens: Array) -> SegmentEntry:

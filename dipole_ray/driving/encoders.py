@@ -21,6 +21,7 @@ from dipole_ray.agents import state
 from dipole_ray.agents.adapters import checksum
 from dipole_ray.agents.backbones import read_weights
 from dipole_ray.agents.florence import SHAPES, FlorenceEncoder, load_florence
+from dipole_ray.agents.precision import require_device
 from dipole_ray.driving import bev_encoder
 from dipole_ray.driving.cameras import VIEWS, CameraConfig, images
 from dipole_ray.driving.container import SceneFolder, joined_status
@@ -31,6 +32,7 @@ from dipole_ray.driving.recorded import RecordedScene
 from dipole_ray.driving.vehicle import Array
 from dipole_ray.errors import CheckpointError, ConfigError
 from dipole_ray.files.durable import replacing
+from dipole_ray.files.place import make_folder
 from dipole_ray.progress import Progress
 
 POLICIES = ("tiny", "small", "large")
@@ -112,6 +114,7 @@ def open_encoder(
     _require_weights(policy, weights)
     if policy == "small":
         assert weights is not None
+        require_device(device)
         return _small(read_small(weights), device)
     encoder = picture_encoder(policy, weights, device)
 
@@ -125,6 +128,7 @@ def open_encoder(
 def picture_encoder(policy: str, weights: Path | None = None, device: str = "cpu") -> PictureEncoder:
     """Return the encoder of `tiny` or `large`, see `open_encoder`, for who has pictures and no scene."""
     _require_weights(policy, weights)
+    require_device(device)
     encoder, tokenizer = FlorenceEncoder(policy), few_words
     seen: dict[str, Any] = {}
     if weights is not None:
@@ -156,6 +160,7 @@ def train_small(folders: Sequence[SceneFolder], out: Path, seed: int = 0) -> Non
         ConfigError: There are too few scenes.
         CorruptSegment: A file of scenes is damaged.
     """
+    make_folder(out)  # before the work for it is done
     status, count = joined_status(folders), sum(map(len, folders))
     rasters = np.empty((count, len(CHANNELS), bev_encoder.RASTER.pixels, bev_encoder.RASTER.pixels), dtype=np.uint8)
     with Progress("draw scenes from above", count, "scenes") as bar:
@@ -168,7 +173,7 @@ def train_small(folders: Sequence[SceneFolder], out: Path, seed: int = 0) -> Non
 
 def save_small(encoder: bev_encoder.BEVEncoder, folder: Path) -> None:
     """Write the small encoder's weights into a folder, whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with replacing(folder / SMALL_FILE) as temporary:
         temporary.write_bytes(safetensors.torch.save(dict(encoder.state_dict())))
 

@@ -56,6 +56,8 @@ def import_logs(
     """
     if (maps is None) == (caches is None):
         raise DatasetError("give the maps of nuPlan, or the metric caches of NAVSIM: one of the two")
+    if not logs.is_dir():
+        raise DatasetError(f"{logs}: no such folder; give that of NAVSIM's logs, *{SUFFIX}")
     names = {path.stem: path for path in sorted(logs.glob(f"*{SUFFIX}"))}
     wanted = names.keys() if split.logs is None else names.keys() & split.logs
     if not wanted:

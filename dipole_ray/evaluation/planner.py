@@ -32,7 +32,7 @@ from dipole_ray.envs.observations import stacked
 from dipole_ray.envs.scenes import DRIVE
 from dipole_ray.errors import ConfigError, DipoleError
 from dipole_ray.evaluation.batches import Batches
-from dipole_ray.evaluation.cells import Cell, chosen_cell
+from dipole_ray.evaluation.cells import Cell, EvalConfig, chosen_cell
 from dipole_ray.evaluation.plans import drawn_actions
 from dipole_ray.serving.policy import load_policy
 from dipole_ray.settings import from_mapping
@@ -63,14 +63,16 @@ class PlannerConfig:
     """Where it computes."""
 
 
-def cell_of(agent: AgentConfig, omega: float | None, candidates: int | None) -> Cell:
-    """Return the way to act that an agent's own config has, but for what is given."""
+def cell_of(agent: AgentConfig, omega: float | None, candidates: int | None, seed: int) -> Cell:
+    """Return the way to act that an agent's own config has, but for what is given; ConfigError as an evaluation's."""
     chosen = chosen_cell(agent)
-    return replace(
+    found = replace(
         chosen,
         omega=chosen.omega if omega is None else omega,
         candidates=chosen.candidates if candidates is None else candidates,
     )
+    EvalConfig(omegas=(found.omega or 0.0,), candidates=(found.candidates,), seed=seed)
+    return found
 
 
 class Planner:
@@ -88,7 +90,7 @@ class Planner:
         self.kind = _visible(config.run, trained.env)
         if (config.candidates or 1) > 1 and not trained.policy.config.has_critic:
             raise ConfigError(f"candidates {config.candidates}: this policy has nothing that could choose; give 1")
-        self._cell = cell_of(trained.policy.config, config.omega, config.candidates)
+        self._cell = cell_of(trained.policy.config, config.omega, config.candidates, config.seed)
         self._acting, self._seed = Batches(trained.policy), config.seed
         weights = None if config.weights is None else Path(config.weights)
         self._encoder = None

@@ -18,6 +18,7 @@ from dipole_ray.evaluation.batches import SamplesActions
 from dipole_ray.evaluation.cells import Cell
 from dipole_ray.evaluation.play import evaluate_cell
 from dipole_ray.files.durable import commit_file
+from dipole_ray.files.place import make_folder
 from dipole_ray.serving.policy import load_policy
 
 _BLOCK = 2  # H.264 with chroma at half resolution wants even sides, in pixels
@@ -53,7 +54,7 @@ def video_file(path: Path, rate: float) -> Iterator[Callable[[Any], None]]:
 
     Its folder is made; its sides are cut to what the codec takes. `rate` is pictures per second.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     partial = path.with_name(f".{path.name}.partial{path.suffix}")
     how: Any = {"fps": rate, "macro_block_size": 1} if path.suffix == ".mp4" else {"duration": 1000 / rate, "loop": 0}
     writer: Any = imageio.get_writer(partial, **how)

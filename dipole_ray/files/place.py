@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from dipole_ray.errors import ConfigError
+
 
 def absolute(path: str | Path, start: str | Path = "") -> Path:
     """Return a path for good: a relative one begins at `start`, or the working directory of this process now.
@@ -16,6 +18,14 @@ def absolute(path: str | Path, start: str | Path = "") -> Path:
     Threads, other processes and a later working directory would take it for another.
     """
     return Path(start).absolute() / Path(path).expanduser()
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder that may be there already; ConfigError where a file is in its way, or it may not be made."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise ConfigError(f"{path}: no folder can be made there ({error.strerror}); give another place") from None
 
 
 def place_of(folder: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from dipole_ray.files.durable import replacing
+from dipole_ray.files.place import make_folder
 
 DPI = 150
 BLUE, ORANGE, GREEN, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
@@ -71,7 +72,7 @@ def picture(
         yield figure, figure.subplots(*shape, squeeze=False, **sharing)
         if title:
             figure.suptitle(title, fontsize=10.5, fontweight="bold")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         with replacing(path) as temporary:
             figure.savefig(temporary, format="png", dpi=DPI)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from dipole_ray.agents.policy import Policy
+from dipole_ray.agents.precision import require_device
 from dipole_ray.columns import nested
 from dipole_ray.errors import ConfigError
 from dipole_ray.progress import Progress
@@ -63,9 +63,7 @@ class Grid:
         if self.calls < 20:
             raise ConfigError(f"calls: found {self.calls}; give at least 20, of which p95 is one")
         for device in self.devices:
-            if device != "cpu" and not (device == "cuda" and torch.cuda.is_available()):
-                have = "cpu and cuda" if torch.cuda.is_available() else "only cpu"
-                raise ConfigError(f"device '{device}': torch has {have} here; choose among those")
+            require_device(device)
 
 
 def measure(run: Path, grid: Grid, progress: Progress, **acting: object) -> list[Latency]:

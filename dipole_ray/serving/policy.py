@@ -15,6 +15,7 @@ from dipole_ray.agents.agent import make_policy
 from dipole_ray.agents.config import AgentConfig
 from dipole_ray.agents.dipole import DipoleConfig
 from dipole_ray.agents.policy import Policy
+from dipole_ray.agents.precision import require_device
 from dipole_ray.columns import Schema
 from dipole_ray.envs.make import EnvConfig
 from dipole_ray.envs.scenes import DRIVE
@@ -56,6 +57,7 @@ def load_policy(run: str | Path, device: str | torch.device = "cpu", **acting: A
     Neither the dataset nor the online rows need to be there. `acting` are settings of the agent's that it is to act
     with instead of those that it was trained with: `denoise_steps`, `solver`, `num_candidates`, `omega`.
     """
+    require_device(device)
     run = absolute(run)
     path = newest_valid(run / "checkpoints") if (run / "checkpoints").is_dir() else run
     if path is None or not path.is_dir():

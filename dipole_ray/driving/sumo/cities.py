@@ -1,5 +1,6 @@
 """The road networks inside the installed wheel of eclipse-sumo, and which of them are for what."""
 
+import difflib
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,9 @@ def city(name: str) -> City:
     """
     if name not in CITIES:
         known = ", ".join(f"{one.name} ({one.split})" for one in CITIES.values())
-        raise ConfigError(f"no map {name!r:.40}; choose one of {known}")
+        near = difflib.get_close_matches(name, CITIES, n=1)
+        hint = f"did you mean '{near[0]}'? There are" if near else "choose one of"
+        raise ConfigError(f"no map {name!r:.40}; {hint} {known}")
     return CITIES[name]
 
 

@@ -30,6 +30,7 @@ from dipole_ray.driving.sumo.network import Network, read_network
 from dipole_ray.driving.sumo.parked import parked_cars
 from dipole_ray.driving.sumo.traffic import TrafficConfig, simulate_traffic
 from dipole_ray.errors import ConfigError, DatasetError, DipoleError
+from dipole_ray.files.place import make_folder
 from dipole_ray.parallel import map_tasks
 
 MIN_SECONDS, MAX_SECONDS, CARS = 200.0, 900.0, 200.0  # of traffic at a time, in which about so many cars drive
@@ -102,7 +103,7 @@ def record_scenes(config: RecordConfig, out: Path, *, logs: Path | None = None) 
     origin = Origin(SOURCE, ATTRIBUTION, settings)
     start_folder(out, origin)
     if logs is not None:
-        logs.mkdir(parents=True, exist_ok=True)
+        make_folder(logs)
         write_map(logs / f"{config.map}{MAP_SUFFIX}", network.roads)
     size = config.scenes_per_part
     parts = [
