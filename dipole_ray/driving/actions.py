@@ -18,6 +18,7 @@ NUMBERS = 4  # of a pose
 ACTION_DIM, WAY_DIM = PLAN_POSES * NUMBERS, PLAN_POSES * 2
 MAX_SPEED, MAX_ASIDE_M = 40.0, 80.0  # what -1 and 1 stand for: standing still and 144 km/h, and 80 m to either side
 MAX_FASTER, MAX_BESIDE_M, LINEAR_M = 12.0, 20.0, 0.1  # for `way`: m/s beside the speed now, metres beside the way
+LANE_M = 3.5
 _TIMES = PLAN_STEP_S * np.arange(1, PLAN_POSES + 1)
 _HALF, _BEND, _WAY_BEND = MAX_SPEED / 2, np.arcsinh(MAX_ASIDE_M), np.arcsinh(MAX_BESIDE_M / LINEAR_M)
 
@@ -62,12 +63,18 @@ def plans_of(actions: Array, way: Way | None = None) -> Array:
     return np.stack([along, aside, np.arctan2(numbers[..., 3], numbers[..., 2])], axis=-1)
 
 
-def explored(plans: Array, noise: float, random: np.random.Generator) -> Array:
-    """Return plans or courses (B, 8, 3), each longer or shorter by a factor of deviation `noise`, and bent by as much.
+def explored(plans: Array, noise: float, random: np.random.Generator, *, are_courses: bool = False) -> Array:
+    """Return plans (B, 8, 3), each longer or shorter by a factor of deviation `noise`, and bent by as many radians.
 
-    Whole plans are changed, not poses: drives of shaken poses are uncomfortable, and would be learned from.
+    Whole plans are changed, not poses: drives of shaken poses are uncomfortable, and would be learned from. Courses are
+    not bent but go aside, in the end by `noise` lanes: what is an angle to a plan leads a course off the road.
     """
     factor, angle = 1 + noise * random.standard_normal((len(plans), 1)), noise * random.standard_normal((len(plans), 1))
     bent = angle * np.arange(1, PLAN_POSES + 1) / PLAN_POSES
+    if are_courses:
+        moved: Array = plans * np.array([1.0, 1.0, 0.0])
+        moved[..., 0] *= factor.clip(min=0.0)
+        moved[..., 1] += LANE_M * bent
+        return moved
     places = turned(plans[..., :2] * factor.clip(min=0.0)[..., None], bent / 2)  # on a circle: half the turn
     return np.concatenate([places, wrap(plans[..., 2:] + bent[..., None])], axis=-1)

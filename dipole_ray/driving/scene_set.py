@@ -19,6 +19,7 @@ from dipole_ray.files.lock import LOCK, FolderLock
 
 CACHE = Path("~/.cache/dipole_ray/recorded")
 FILES_IN_MEMORY, SCENES_A_PART = 32, 20
+TRAFFIC_VERSION = 2  # of what is recorded by default: 3.5 cars a kilometre at first
 
 
 class SceneSet:
@@ -88,7 +89,7 @@ def place_of(name: str) -> Path:
     if not name.startswith(RECORDED):
         return Path(name).expanduser()
     city, scenes, seed = _recording(name)
-    return CACHE.expanduser() / f"{city}-{scenes}-seed{seed}"
+    return CACHE.expanduser() / f"{city}-{scenes}-seed{seed}-v{TRAFFIC_VERSION}"
 
 
 def _recording(name: str) -> tuple[str, int, int]:

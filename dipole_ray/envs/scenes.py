@@ -40,7 +40,8 @@ class DrivingConfig:
     """Judge the plan that was driven in each group besides, so that it is learned from as well."""
     noise: float = 0.0
     """Exploration of drawn plans, at least 0: deviation of the factor on a plan's length, and of the angle in radians
-    that its last pose is turned by. It is learned from like the rest, so it adds up over rounds."""
+    that its last pose is turned by, or of the lanes that it goes aside along the way. It is learned from like the rest,
+    so it adds up over rounds."""
     noise_rounds: int = 0
     """Rounds, of `training.env_steps_per_iteration` plans each, in which there is that noise."""
     bearing: Literal["official", "clipped"] = "clipped"

@@ -221,10 +221,11 @@ def _explored(
     plans: list[np.ndarray], ways: Sequence[Way | None], noise: float, random: np.random.Generator
 ) -> list[np.ndarray]:
     """Return the plans of scenes with noise, along the way where actions are said along it."""
-    pairs = zip(plans, ways, strict=True)
-    courses = [own if way is None else way.courses(own) for own, way in pairs]
-    changed = np.split(explored(np.concatenate(courses), noise, random), len(plans))
-    return [own if way is None else way.plans(own) for own, way in zip(changed, ways, strict=True)]
+    courses = [own if way is None else way.courses(own) for own, way in zip(plans, ways, strict=True)]
+    changed = explored(np.concatenate(courses), noise, random, are_courses=ways[0] is not None)
+    return [
+        own if way is None else way.plans(own) for own, way in zip(np.split(changed, len(plans)), ways, strict=True)
+    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,7 +62,7 @@ def settings(folders: tuple[Path, Path], place: Path, *, scored: bool = False, *
         "learner_steps_per_iteration": 20,
         "env_steps_per_iteration": ROUND,
     }
-    agent = {"hidden_dims": [32, 32], "batch_size": 16, "denoise_steps": 3, "observation_normalization": "dataset"}
+    agent = {"hidden_dims": [32, 32], "batch_size": 16, "denoise_steps": 3}
     smaller = {
         "folder": str(place / "runs"),
         "env": {"id": "drive", "driving": {**driving, "noise": 0.1, "noise_rounds": 1}},
@@ -202,7 +202,6 @@ def test_a_head_that_plans_learns_from_tokens_by_adapters_on_the_clone(
     given["env"]["driving"] |= {"observation": "tokens", "actions": "poses"}
     adapters = {"rank": 2, "targets": ["attention", "mlp"]}
     given["agent"] |= {"backbone": {"network": "dipole_ray.agents.plan_heads:tiny"}, "adapters": adapters}
-    given["agent"]["observation_normalization"] = "none"
     made = start_run(RunConfig.from_mapping(given))
     found = evaluate_policy(load_policy(made.folder), EvalConfig(episodes=100, omegas=(1.0,)), progress=False)
     assert found[-1].returns.mean() == pytest.approx(made.evaluation["online"][-1]["return"])
@@ -212,7 +211,7 @@ def test_a_head_that_plans_learns_from_tokens_by_adapters_on_the_clone(
 def test_a_policy_on_a_backbone_that_lies_elsewhere_is_loaded(cluster: None, folders: Any, tmp_path: Path) -> None:
     """Of critics and V, which others have, there is nothing in its checkpoint: the networks are in the other file."""
     given = settings(folders, tmp_path, clone_learner_steps=10, offline_learner_steps=0, online_env_steps=ROUND)
-    given["agent"] |= {"adapters": {"rank": 2}, "hidden_dims": [128, 128], "observation_normalization": "none"}
+    given["agent"] |= {"adapters": {"rank": 2}, "hidden_dims": [128, 128]}
     first = start_run(RunConfig.from_mapping(given))
     (backbone,) = (first.folder / "checkpoints").glob("backbone-*.safetensors")
     given["agent"]["backbone"] = {"path": str(backbone)}
@@ -296,8 +295,8 @@ def test_drive_tiny_records_its_scenes_and_learns_from_them(
     places = [f"folder={tmp_path / 'runs'}", f"data.cache={tmp_path / 'cache'}", "tracking.mlflow=false"]
     done = start_run(load("drive_tiny", places))
     assert sorted(path.name for path in (tmp_path / "recorded").glob("ing*")) == [
-        "ingolstadt-16-seed1",
-        "ingolstadt-24-seed0",
+        "ingolstadt-16-seed1-v2",
+        "ingolstadt-24-seed0-v2",
     ]
     assert done.finished and {len(rows) for rows in done.evaluation.values()} == {3}
     assert all(row["episodes"] == 16 for row in done.evaluation["online"])

@@ -32,8 +32,8 @@ SIZES = {"vehicle": (LENGTH, 2.2, 1.7), "bicycle": (1.7, 0.65, 1.7), "pedestrian
 class TrafficConfig:
     """Who is on the road."""
 
-    cars_per_km: float = 3.5
-    """cars a kilometre of lane, on average and about"""
+    cars_per_km: float = 1.5
+    """cars a kilometre of lane, on average and about; with 3.5 most scenes are queues, in which braking gets far"""
     bicycles_per_km: float = 0.6
     """bicycles a kilometre of lane"""
     pedestrians_per_km: float = 1.0
