@@ -263,7 +263,8 @@ class FlowPolicy(Policy):
         along = ["bc"] if policy == "bc" else along
         config, states = self.config, seen_by("fields", observations)
         noise = noise if config.noise_scale == 1.0 else config.noise_scale * noise
-        of_vp = "dpm-clipped" if config.weight_scheme == "dppo" else "dpm"  # as its field has learned
+        learned_clipped = config.weight_scheme == "dppo" and policy != "bc"
+        of_vp = "dpm-clipped" if learned_clipped else "dpm"
         solver = of_vp if config.diffusion == "vp" else config.solver
         steps = config.steps_in_rollouts if explore else config.denoise_steps
         return flow.generate(self.networks.fields, states, noise, along, steps, omega, solver)
