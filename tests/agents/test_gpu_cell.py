@@ -16,9 +16,9 @@ from dipole_ray.columns import Schema
 from dipole_ray.data.dataset import write_dataset
 from dipole_ray.data.schema import Rows, close_trajectory, concatenate
 from dipole_ray.replay.replay import Replay
-from dipole_ray.serving.policy import load_policy
+from dipole_ray.serving.policy import TrainedPolicy, load_policy
 
-SCHEMA = Schema(28, 5)
+SCHEMA, STATE = Schema(28, 5), np.zeros((1, 28), np.float32)
 MISSING = "ray", "mujoco", "ogbench", "gymnasium", "dm_control", "mlflow"
 
 
@@ -50,34 +50,44 @@ def test_what_travels_is_bitwise_what_was_packed_and_its_transitions_are_the_rep
         assert np.array_equal(column, theirs[name]), name
 
 
-def test_a_policy_of_either_part_acts_after_it_was_brought_home_as_it_did_where_it_learned(
+def brought_home(there: Path, run: str, here: Path) -> TrainedPolicy:
+    """Return the policy of a run that was packed where it learned, and unpacked."""
+    here.mkdir()
+    policies.pack([there / run], there, here / "packed.tar")
+    policies.unpack(here / "packed.tar", here)
+    return load_policy(here / run)
+
+
+def test_a_policy_of_the_cell_acts_after_it_was_brought_home_as_it_did_where_it_learned(
     data: tuple[Path, Rows], tmp_path: Path
 ) -> None:
-    folder, rows = data
-    batch = learner.transitions(rows)
+    batch = learner.transitions(data[1])
     agent = learner.paper_agent(SCHEMA, 0, "cpu", hidden_dims=(8,), batch_size=16)
-    saved = {4: lambda: policies.save(tmp_path / "there" / "cell", agent, SCHEMA)}
+    saved = {4: lambda: policies.save(tmp_path / "cell", agent, SCHEMA)}
     learner.train(agent, batch, 4, time.time() + 60, at=saved, seed=0, call=2)
     assert learner.advantages(agent, batch).shape == (80,)
-    backbone, there, end = tmp_path / "backbone", tmp_path / "there", time.time() + 60
-    fields.train("clone", 0, folder, backbone, marks=[2], until=end)
-    found = fields.train("lora-4", 0, folder, there / "lora-4-seed0", marks=[1, 2], until=0.0, backbone=backbone)
-    assert found["updates"] == 0  # no time was left, and what there is is saved
-
-    policies.pack([there / "cell", there / "lora-4-seed0"], there, tmp_path / "packed.tar")
-    policies.unpack(tmp_path / "packed.tar", tmp_path / "here")
-    state, home = np.zeros((1, 28), np.float32), load_policy(tmp_path / "here" / "cell")
+    home = brought_home(tmp_path, "cell", tmp_path / "here")
     assert home.learner_steps == 4 and home.env.id == policies.ENVIRONMENT
     for way in ({"omega": 4.0}, {"policy": "bc"}):
         actions = [
-            each.sample_actions(state, num_candidates=32, generator=noise, **way) for each in (agent, home.policy)
+            each.sample_actions(STATE, num_candidates=32, generator=noise, **way) for each in (agent, home.policy)
         ]
         torch.testing.assert_close(*actions)
-    adapted = load_policy(tmp_path / "here" / "lora-4-seed0").policy
+
+
+@pytest.mark.slow
+def test_adapters_of_the_study_act_after_they_were_brought_home_as_the_backbone_they_lie_on(
+    data: tuple[Path, Rows], tmp_path: Path
+) -> None:
+    folder, backbone, end = data[0], tmp_path / "backbone", time.time() + 60
+    fields.train("clone", 0, folder, backbone, marks=[2], until=end)
+    found = fields.train("lora-4", 0, folder, tmp_path / "lora-4-seed0", marks=[1, 2], until=0.0, backbone=backbone)
+    assert found["updates"] == 0  # no time was left, and what there is is saved
+    adapted = brought_home(tmp_path, "lora-4-seed0", tmp_path / "here").policy
     # Untrained adapters add nothing: guided by any omega the policy is the backbone.
     ways = ({"omega": 1.0}, {"policy": "bc"})
     torch.testing.assert_close(
-        *(adapted.sample_actions(state, num_candidates=1, generator=noise, **way) for way in ways)
+        *(adapted.sample_actions(STATE, num_candidates=1, generator=noise, **way) for way in ways)
     )
 
 
@@ -85,6 +95,7 @@ def noise(shape: tuple[int, ...]) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.mark.slow
 def test_it_needs_neither_ray_nor_a_simulator() -> None:
     lines = ["import sys", f"sys.modules.update(dict.fromkeys({MISSING}))", "import benchmarks.gpu.cell.__main__"]
     subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True, cwd=Path(__file__).parents[2], timeout=60)
