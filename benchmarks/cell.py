@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.cell_report import NAMES, READING, TABLES, TITLES, Row, draw, trained_text
+from benchmarks.cell_report import NAMES, READING, TABLES, TITLES, Row, draw, trained_text, updates_of
 from benchmarks.gpu.cell.__main__ import NAME
 from benchmarks.gpu.cell.policies import unpack
 from benchmarks.record import write_record
@@ -122,7 +122,8 @@ def main() -> None:
         trained = {**shared, **training[args.part]}
         picture = draw(args.part, rows, trained, args.out)
         text = "\n\n".join((trained_text(trained), table, f"![]({picture.name})", READING[args.part]))
-        command = f"python -m benchmarks.cell FOLDER --part {args.part}"
+        updates = " ".join(map(str, updates_of(rows)))
+        command = f"python -m benchmarks.cell FOLDER --part {args.part} --updates {updates} --episodes {args.episodes}"
         numbers = {"training": trained, "rows": rows}
         write_record(args.out, NAMES[args.part], command, numbers, TITLES[args.part], text)
 
