@@ -23,9 +23,10 @@ TITLES = {
 }
 READING = {
     "cell": """\
-One training seed, so intervals are Wilson's over episodes and say nothing of the spread over seeds. The paper's choice
-for this task is omega 4 with 32 candidates; the other rows are the same networks. BC with 32 candidates is the best of
-the clone by the same critics, which had a policy's bootstrap: not IFQL, whose critics learn by IQL alone.""",
+One training seed, so intervals are Wilson's over episodes and say nothing of the spread over seeds. Omega 4, as behind
+the published videos of this task, and 32 candidates were named before; the other rows are the same networks. BC with 32
+candidates is the best of the clone by the same critics, which had a policy's bootstrap: not IFQL, whose critics learn
+by IQL alone.""",
     "study": """\
 All methods learn from the same advantages, of the cell's critics after the updates that `training.advantages` in the
 JSON file tells: what differs is the fields, there are no critics of their own and no best of many candidates. Two

@@ -98,4 +98,4 @@ def noise(shape: tuple[int, ...]) -> torch.Tensor:
 @pytest.mark.slow
 def test_it_needs_neither_ray_nor_a_simulator() -> None:
     lines = ["import sys", f"sys.modules.update(dict.fromkeys({MISSING}))", "import benchmarks.gpu.cell.__main__"]
-    subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True, cwd=Path(__file__).parents[2], timeout=60)
+    subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True, cwd=Path(__file__).parents[2], timeout=600)
