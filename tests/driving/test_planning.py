@@ -30,6 +30,8 @@ from dipole_ray.driving.score import PDMScorer
 from dipole_ray.errors import DatasetError
 from dipole_ray.evaluation.cells import EvalConfig
 from dipole_ray.evaluation.parallel import evaluate_policy
+from dipole_ray.evaluation.report import sort_rows
+from dipole_ray.evaluation.table import rows_of
 from dipole_ray.runs.config import RunConfig
 from dipole_ray.runs.start import start_run
 from dipole_ray.serving.policy import load_policy
@@ -78,9 +80,11 @@ def test_a_head_clones_the_drivers_plans_from_cached_tokens_and_its_plans_are_sc
 
 @pytest.mark.slow
 def test_a_run_learns_and_drives_by_tokens_that_were_encoded_before(cluster: None, tmp_path: Path) -> None:
+    """Of four plans a learned score, which attends to the tokens too, takes one."""
     folders = made_folder(tmp_path / "train", 6), made_folder(tmp_path / "validation", 4)
-    given = settings(folders, tmp_path, clone_learner_steps=8, offline_learner_steps=0, online_env_steps=ROUND)
-    given["env"]["driving"]["observation"] = "small"
+    loop = {"clone_learner_steps": 8, "offline_learner_steps": 0, "online_env_steps": ROUND}
+    given = settings(folders, tmp_path, scored=True, **loop)
+    given["env"]["driving"] |= {"observation": "small", "actions": "poses"}
     given["agent"] |= {
         "backbone": {"network": "dipole_ray.agents.plan_heads:tiny"},
         "adapters": {"rank": 2},
@@ -104,5 +108,7 @@ def test_a_run_learns_and_drives_by_tokens_that_were_encoded_before(cluster: Non
     assert seen["context"].shape == (64, 128) and seen["context"].any()
     for name in ("ego", "context"):
         np.testing.assert_array_equal(dataset.tables[name][4], seen[name])
-    found = evaluate_policy(load_policy(run.folder), EvalConfig(episodes=100, omegas=(1.0,)), progress=False)
-    assert found[-1].returns.mean() == pytest.approx(run.evaluation["online"][-1]["return"])
+    how = EvalConfig(episodes=100, omegas=(0.0, 1.0), candidates=(1, 4))
+    found = sort_rows(rows_of(evaluate_policy(load_policy(run.folder), how, progress=False), run.config.agent))
+    assert [row["candidates"] for row in found] == [1, 1, 1, 4, 4, 4]
+    assert found == sort_rows(run.evaluation["online"])
