@@ -114,8 +114,8 @@ class AgentConfig(metaclass=Tagged):
     value_aggregation: Annotated[str, AGGREGATION] = "min"
     """How critics make one estimate for V: `min`, `mean` or `mean_minus_std`. Paper: min."""
     advantage_aggregation: Annotated[str | None, AS_VALUE] = None
-    """The same for the advantage and the choice of candidates; None = as `value_aggregation`. The authors' q_agg=mean
-    is `value_aggregation` mean beside `min` here."""
+    """The same for the advantage and the choice of candidates; None = as `value_aggregation`, `mean` of a learned
+    score. The authors' q_agg=mean is `value_aggregation` mean beside `min` here."""
     rho: Annotated[float, NOT_NEGATIVE] = 0.5
     """Pessimism in `mean_minus_std`, mean - rho std, >= 0."""
     num_critics: Annotated[int, COUNT] = 2
@@ -180,7 +180,7 @@ class AgentConfig(metaclass=Tagged):
     @property
     def choice_aggregation(self) -> str:
         """How critics make one estimate for the advantage and the choice of candidates."""
-        return self.advantage_aggregation or self.value_aggregation
+        return self.advantage_aggregation or ("mean" if self.learned_score else self.value_aggregation)
 
     @property
     def fields(self) -> tuple[str, ...]:

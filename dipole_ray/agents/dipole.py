@@ -63,7 +63,7 @@ OF_CRITICS = (
     *("target_omega", "target_aggregation", "advantage_normalization"),
 )
 """Settings of what critics learn, or of what is made of their estimates."""
-OF_SCORE = ("num_candidates", "num_critics", "value_aggregation", "advantage_aggregation", "rho")
+OF_SCORE = ("num_candidates", "num_critics", "advantage_aggregation", "rho")
 """Those that a learned score reads, too."""
 
 MAX_SHIFT = 12.0

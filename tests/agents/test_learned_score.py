@@ -179,10 +179,12 @@ def test_evaluations_choose_where_a_score_was_learned() -> None:
 def test_what_cannot_be_scored_or_is_not_read_is_refused_with_the_remedy() -> None:
     with pytest.raises(ConfigError, match=r"learned_score: found true, but .*has critics.*agent\.advantage=group"):
         tiny_config(learned_score=True)
-    for setting, value in {"expectile": 0.7, "n_step": 3, "bootstrap": "value", "tau": 0.01}.items():
+    others = {"expectile": 0.7, "n_step": 3, "bootstrap": "value", "tau": 0.01, "value_aggregation": "mean"}
+    for setting, value in others.items():
         with pytest.raises(ConfigError, match=rf"agent\.{setting}: found {value}, but"):
             tiny_config(**SCORED, **{setting: value})
-    assert tiny_config(**SCORED, num_critics=4, num_candidates=8, value_aggregation="mean").has_critic
+    assert tiny_config(**SCORED, num_critics=4, num_candidates=8).choice_aggregation == "mean"
+    assert tiny_config(**SCORED, advantage_aggregation="min").choice_aggregation == "min"
     with pytest.raises(ConfigError, match="column 'scores' is missing"):
         make_agent(tiny_config(**SCORED)).update({**make_batch(0), "is_offline": np.zeros(ROWS)})
     with pytest.raises(ConfigError, match=r"num_candidates: found 8, .*agent\.learned_score=true"):
