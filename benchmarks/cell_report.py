@@ -146,7 +146,9 @@ def panels_of_study(rows: Sequence[Row], training: dict[str, Any]) -> list[Panel
             level = float(mean(scores_of(found["clone", None])))
             lines.append(Line(label=LABELS["clone"], colour=style.GREY, x=(), y=[level], dashed=True))
         title = f"{style.thousands(updates)} updates"
-        panels.append(Panel(title=title, xlabel="greediness ω", ylabel="success (%)", ylim=(-4, 104), lines=lines))
+        axes: dict[str, Any] = {"xlabel": "greediness ω", "ylabel": "success (%)", "ylim": (-4, 104)}
+        ticks = sorted({omega for _, omega in found if omega is not None})
+        panels.append(Panel(title=title, lines=lines, ticks=ticks, **axes))
     return panels
 
 
