@@ -14,7 +14,7 @@ Write a policy's plan for each scene of a folder, as a file that dipole drive sc
 
 examples:
   dipole drive plan runs/RUN braunschweig-0 --omega 1 --out omega1.npz
-  dipole drive score omega1.npz braunschweig-0 --csv scores.csv
+  dipole drive score omega1.npz braunschweig-0 --bearing clipped --csv scores.csv
 
 The plans are those of dipole evaluate with the same seed, omega and candidates.
 """
@@ -83,7 +83,8 @@ def run_plan(arguments: argparse.Namespace) -> int:
     except OSError as error:
         raise refusal("--out", arguments.out, error) from error
     print(f"{arguments.out}: {counted(len(plans), 'plan')} at {cell}")
-    print(f"next: dipole drive score {arguments.out} {arguments.scenes} --csv scores.csv")
+    how = f"--bearing {trained.env.driving.bearing} --csv scores.csv"
+    print(f"next: dipole drive score {arguments.out} {arguments.scenes} {how}")
     return 0
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dipole_ray.agents.agent import make_agent
 from dipole_ray.agents.dipole import DipoleConfig
 from dipole_ray.driving.container import Origin, finish_folder, shard_bytes, start_folder, write_shard
@@ -45,6 +47,12 @@ def saved_policy(folder: Path, scenes: Path, observation: str, actions: str = "p
     env = from_mapping(EnvConfig, {"id": "drive", "driving": driving}, "env")
     schema = schema_of(observation, actions).as_seen
     made = make_agent(config, schema, seed=0)
+    if made.networks.adapted is not None:
+        made.clone(is_cloning=True)  # or its backbone would be the fresh one
+    random = torch.Generator().manual_seed(1)
+    with torch.no_grad():  # fresh heads end in zeros, and see nothing
+        for weight in made.networks.parameters():
+            weight += 0.05 * torch.randn(weight.shape, generator=random)
     metadata = {
         "algorithm": {"agent": to_mapping(config), "env": to_mapping(env)},
         **schema.to_json(),
