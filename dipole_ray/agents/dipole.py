@@ -373,7 +373,8 @@ class DipoleAgent(ValueAgent):
         fields, rows = partial(self.networks.fields, seen_by("fields", batch["observations"])), len(batch["rewards"])
         path = self._path(batch["actions"])
         uniform = self.data_parallel.shard(self._draw("uniform", (rows * self.data_parallel.size,)))
-        loss, measured = policy_gradient.chain_loss(fields, batch, path, uniform, self.policy.denoising)
+        how = self.policy.denoising, self.config.policy_gradient.cloning_weight
+        loss, measured = policy_gradient.chain_loss(fields, batch, path, uniform, *how)
         return loss, self._field_metrics(loss.unsqueeze(0)) | (measured if diagnostics else {})
 
     def _cloning_losses(self, batch: Mapping[str, Any]) -> Losses:

@@ -42,19 +42,23 @@ class PolicyGradientConfig:
     denoise_discount: float = 0.99
     """Discount of the advantage for each denoise step that lies between a step and the action, in (0, 1]. DPPO: 0.99
     on gym's tasks, 0.9 elsewhere."""
-    clip: float = 0.01
+    clip: float = 0.05
     """c of the last denoise step, beyond which a ratio of likelihoods moves nothing any more, > 0. DPPO: 0.01."""
-    clip_first: float = 0.001
+    clip_first: float = 0.005
     """c of the first one, which grows to `clip` exponentially, > 0. DPPO: 0.001."""
     eta: float = 1.0
     """Share of the path's noise that is drawn anew in each denoise step, in [0, 1]: 1 is DDPM's, at 0 there is but
     `min_std`. DPPO: 1."""
-    min_std: float = 0.02
-    """Least deviation of a denoise step, > 0, so that the last one explores as well. DPPO: 0.1, which plans do not
-    bear."""
+    min_std: float = 0.05
+    """Least deviation of a denoise step, > 0, so that the last one explores as well. DPPO: 0.1. Plans that are said as
+    `poses` bear 0.01, or drives are uncomfortable."""
     min_likelihood_std: float = 0.1
     """Least deviation with which a step's likelihood is judged, > 0: without it the last steps, whose deviations are
     small, outweigh all others. DPPO: 0.1."""
+
+    cloning_weight: float = 0.03
+    """Weight of the cloning loss of offline rows beside the policy gradient, > 0. At 1 it outweighs all else: its
+    gradients are some thirty times as long."""
 
     def __post_init__(self) -> None:
         """Reject what is out of range."""
@@ -142,6 +146,7 @@ def chain_loss(
     path: tuple[Tensor, Tensor, Tensor],
     uniform: Tensor,
     denoising: Denoising,
+    cloning_weight: float,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the mean loss over rows, a scalar, and what tells how far the policy is from who drew them.
 
@@ -154,6 +159,7 @@ def chain_loss(
         path: Points, times and what the field is to say there, for cloning.
         uniform: Numbers in [0, 1), (B,), that choose the denoise steps.
         denoising: Its steps.
+        cloning_weight: Of the losses of offline rows.
     """
     (x, t, target), chains, steps = path, batch[CHAINS], len(denoising.times)
     k = (uniform * steps).long().clamp(max=steps - 1)
@@ -169,7 +175,7 @@ def chain_loss(
     log_ratio = (likelihood - batch[LIKELIHOODS].gather(1, k.unsqueeze(1)).squeeze(1)) / chains.shape[-1]
     log_ratio = log_ratio.masked_fill(is_cloned, 0.0)
     climbing = clipped_losses(log_ratio, denoising.discounts[k] * batch["rewards"], denoising.clips[k])
-    cloning = (field - target).square().mean(dim=-1)
+    cloning = cloning_weight * (field - target).square().mean(dim=-1)
     ratio, drawn = log_ratio.detach().exp(), (~is_cloned).float().mean().clamp(min=1.0 / len(k))
     measured = {
         "actor/clip_fraction": ((ratio - 1.0).abs() > denoising.clips[k]).float().mean() / drawn,

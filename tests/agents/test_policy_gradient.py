@@ -141,7 +141,7 @@ def test_offline_rows_are_cloned_and_drawn_ones_climb_in_one_batch() -> None:
     k, steps = (agent._draw("uniform", (ROWS,)) * 4).long(), agent.policy.denoising
     cloning = (agent.networks.fields(read["observations"], x, t)[0] - target).square().mean(dim=1)[:8]
     climbing = -(steps.discounts[k] * read["rewards"])[8:]
-    torch.testing.assert_close(loss, (cloning.sum() + climbing.sum()) / ROWS)
+    torch.testing.assert_close(loss, (0.03 * cloning.sum() + climbing.sum()) / ROWS)
     del batch[CHAINS]
     with pytest.raises(ConfigError, match="column 'chains' is missing"):
         agent.update(batch)
@@ -224,7 +224,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"omega": 1.0}, "weight_scheme 'dppo' has nothing to guide; set agent.omega=0"),
     (
         {"weight_scheme": "exp", "policy_gradient": PolicyGradientConfig(clip=0.2)},
-        "set agent.policy_gradient.clip=0.01",
+        "set agent.policy_gradient.clip=0.05",
     ),
     (
         {"adapters": AdapterConfig(rank=2), "backbone": BackboneConfig(dtype="bfloat16")},
