@@ -8,9 +8,9 @@
 
 Of each seed one clone is made, and all methods begin as it. They learn in the training towns and are stopped by the
 validation town; `dipole on the test scenes` learns from the plans that it draws in the test scenes themselves, as the
-paper's highest row does, without the drivers' plans there, and is stopped by them. All drive in the test scenes, one
-plan a scene or the best of 16 by the learned score. What is finished is not done again: the same command goes on where
-it was interrupted.
+paper's highest row does, without the drivers' plans there, and is stopped by them; another row has those, too. All
+drive in the test scenes, one plan a scene or the best of 16 by the learned score. What is finished is not done again:
+the same command goes on where it was interrupted.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from dipole_ray.serving.policy import load_policy
 
 OMEGAS, CHOSEN = (0.0, 0.5, 1.0, 2.0, 4.0), 1.0  # CHOSEN was named before anything was measured
 CANDIDATES = (1, 16)
-DIPOLE, EXP, POLICY_GRADIENT, ON_TEST = NAMES
+DIPOLE, EXP, POLICY_GRADIENT, ON_TEST, ON_TEST_AND_DRIVERS = NAMES
 LIMITS = {  # five rounds of 300 scenes, with 200 updates each, of the last three rounds and as many driven plans
     "training.online_env_steps": 16500,
     "training.env_steps_per_iteration": 3300,
@@ -69,6 +69,7 @@ METHODS: dict[str, dict[str, Any]] = {
     DIPOLE: {},
     EXP: {"agent.weight_scheme": "exp", **WITHOUT_OMEGA},
     ON_TEST: {**DRAWN_ALONE, "training.offline_fraction": 0.0},
+    ON_TEST_AND_DRIVERS: {},
     POLICY_GRADIENT: GRADIENT,
 }
 
@@ -106,7 +107,7 @@ class Study:
         if out.is_file():
             return
         settings = {**LIMITS, **METHODS[method]}
-        if method == ON_TEST:
+        if method in (ON_TEST, ON_TEST_AND_DRIVERS):
             settings |= {f"env.driving.{name}": _list([self.test]) for name in ("scenes", "validation")}
         settings |= {"agent.backbone.path": self.clone(seed), "training.clone_learner_steps": 0}
         settings["agent.learned_score"] = "true"

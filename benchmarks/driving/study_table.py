@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,9 @@ from dipole_ray.data.clusters import clustered_errors
 
 MEASURES = ("nc", "dac", "ep", "ttc", "c", "ddc", "pdms")
 SHOWN = ("nc", "dac", "ep", "ttc", "c", "pdms")
-NAMES = ("dipole", "exp", "policy gradient", "dipole on the test scenes")
-GUIDED = (NAMES[0], NAMES[3])
+ON_TEST = "dipole on the test scenes"
+NAMES = ("dipole", "exp", "policy gradient", ON_TEST, f"{ON_TEST} and their drivers")
+GUIDED = (NAMES[0], *NAMES[3:])
 HERE, THERE = "SUMO-OSM, not NAVSIM", "NAVSIM v1 navtest (needs OpenScene data: 0 scenes scored here)"
 PUBLISHED = """\
 | DP-VLA, imitation | 98.0 | 97.0 | 82.5 | 94.3 | 100 | 88.3 |
@@ -78,14 +78,12 @@ def _cells(runs: Path, name: str, seeds: Sequence[int]) -> Iterator[Cell]:
     if not tables:
         return
     first = next(iter(tables.values()))
+    clone = np.stack([np.load(file_of(runs, NAMES[0], seed))["bc|None|1"] for seed in tables])
     ways = [key.split("|") for key in first.files if key.startswith(("guided|", "bc|"))]
     for policy, omega, candidates in sorted(ways, key=lambda way: (int(way[2]), way[0], way[1])):
         if policy == "bc" and name != NAMES[0]:
             continue
-        scores, clone = (
-            np.stack([table[way] for table in tables.values()])
-            for way in (f"{policy}|{omega}|{candidates}", "bc|None|1")
-        )
+        scores = np.stack([table[f"{policy}|{omega}|{candidates}"] for table in tables.values()])
         method, logs = "clone" if policy == "bc" else name, first["logs"]
         chosen = float(omega) if method in GUIDED else None
         yield Cell(method, chosen, int(candidates), tuple(tables), scores, clone, logs)
@@ -135,20 +133,19 @@ def write_study(out: Path, runs: Path, seeds: Sequence[int], sizes: Sequence[int
         "",
     ]
     text += ["| run | rounds | clone | method |", "|---|--:|--:|--:|"]
-    text += [
-        f"| {name} | {one['rounds']:g} | {one['clone']:.1f} | {one['method']:.1f} |" for name, one in ended.items()
-    ]
+    shown = {name: {key: "" if x is None else f"{x:.1f}" for key, x in one.items()} for name, one in ended.items()}
+    text += [f"| {name} | {one['rounds']} | {one['clone']} | {one['method']} |" for name, one in shown.items()]
     numbers = {"label": HERE, "scenes": list(sizes), "seeds": list(seeds), "omega_chosen": chosen}
     numbers |= {"rows": rows, "anchors": others, "ended": ended}
-    command = " ".join(["python -m benchmarks.driving.study", *sys.argv[1:]])
+    command = f"python -m benchmarks.driving.study --seeds {' '.join(map(str, seeds))}"
     write_record(out, "drive_study", command, numbers, "Driving over seeds", "\n".join(text))
     draw(out / "drive_study.png", rows, others)
 
 
-def _ended(table: Any) -> dict[str, float]:
+def _ended(table: Any) -> dict[str, float | None]:
     """Return in which round a run ended, and what the clone and the method then scored in validation."""
     found = {key.partition("|")[2]: 100 * float(table[key]) for key in table.files if key.startswith("validation|")}
-    clone = found.pop("BC")
+    clone = found.pop("BC", None)  # a policy gradient's own network is no backbone to act with
     return {"rounds": float(table["rounds"]), "clone": clone, "method": next(iter(found.values()))}
 
 

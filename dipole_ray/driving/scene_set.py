@@ -18,7 +18,8 @@ from dipole_ray.errors import ConfigError, DatasetError
 from dipole_ray.files.lock import LOCK, FolderLock
 
 CACHE = Path("~/.cache/dipole_ray/recorded")
-FILES_IN_MEMORY, SCENES_A_PART = 32, 20
+FILES_IN_MEMORY = 32
+MIN_PART, MAX_PART, PARTS = 20, 100, 8  # scenes of one simulation, and into how many a recording is parted, about
 TRAFFIC_VERSION = 2  # of what is recorded by default: 3.5 cars a kilometre at first
 
 
@@ -77,7 +78,8 @@ def folder_of(name: str) -> Path:
         from dipole_ray.driving.sumo.record import RecordConfig, record_scenes  # needs SUMO
 
         city, scenes, seed = _recording(name)
-        config = RecordConfig(map=city, scenes=scenes, seed=seed, scenes_per_part=SCENES_A_PART)
+        size = min(max(scenes // PARTS, MIN_PART), MAX_PART)  # each part fills the streets anew before it records
+        config = RecordConfig(map=city, scenes=scenes, seed=seed, scenes_per_part=size)
         with FolderLock(out.parent, math.inf, f".{out.name}{LOCK}"):
             if not is_complete(out):
                 record_scenes(config, out)
