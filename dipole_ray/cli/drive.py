@@ -297,6 +297,9 @@ def _score_plan_file(source: Path, sources: Sequence[_Source], arguments: argpar
     scores: dict[str, Scores | None] = dict.fromkeys(one.token for one in sources)
     if len(scores) < len(sources):
         raise ConfigError("two scenes have the same token, a file's being its name; give each scene once")
+    if not plans.keys() & scores.keys():
+        some = f"{next(iter(plans))} and so on" if plans else "none at all"
+        raise ConfigError(f"{source}: has no plan for any of {counted(len(scores), 'scene')}; its tokens: {some}")
     for one in _shown([one for one in sources if one.token in plans]):
         scores[one.token] = PDMScorer(one.read(), arguments.bearing).score(plans[one.token][None])
     rows = [{"scene": token, **found.rows()[0]} for token, found in scores.items() if found is not None]

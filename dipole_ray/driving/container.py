@@ -219,11 +219,22 @@ class SceneFolder:
 
 
 def joined_status(folders: Sequence[SceneFolder]) -> SceneStatus:
-    """Return what is known of the car in the scenes of several folders."""
+    """Return what is known of the car in the scenes of several folders; DatasetError where they share a scene."""
+    require_each_scene_once(folders)
     parts = [folder.status() for folder in folders]
     tokens, commands = (tuple(x for one in parts for x in getattr(one, key)) for key in ("tokens", "commands"))
     arrays = (np.concatenate([getattr(one, key) for one in parts]) for key in ("motion", "history", "human"))
     return SceneStatus(tokens, commands, *arrays)
+
+
+def require_each_scene_once(folders: Sequence[SceneFolder]) -> None:
+    """Raise DatasetError if a scene is in two of the folders: it would count twice, in silence."""
+    homes: dict[str, Path] = {}
+    for folder in folders:
+        for token in folder.tokens:
+            if token in homes:
+                raise DatasetError(f"scene {token} is in {homes[token]} and in {folder.folder}; give each scene once")
+            homes[token] = folder.folder
 
 
 def _columns(reader: pa.RecordBatchFileReader, path: Path) -> pa.Table:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dipole_ray.driving.container import SceneFolder, is_complete
+from dipole_ray.driving.container import SceneFolder, is_complete, require_each_scene_once
 from dipole_ray.driving.contexts import Contexts, default_folder, require_one_encoder
 from dipole_ray.driving.encoders import POLICIES
 from dipole_ray.driving.observations import observe
@@ -30,10 +30,11 @@ class SceneSet:
         """Open the folders, with the context tokens of their scenes where the observation has such.
 
         Raises:
-            DatasetError: One cannot be opened, there are no scenes at all, or scenes are not encoded, or not by one
-                encoder.
+            DatasetError: One cannot be opened, two share a scene, there are no scenes at all, or scenes are not
+                encoded, or not by one encoder.
         """
         self.folders = [SceneFolder(folder_of(str(folder)), FILES_IN_MEMORY) for folder in folders]
+        require_each_scene_once(self.folders)
         self._places = [(folder, token) for folder in self.folders for token in folder.tokens]
         if not self._places:
             raise DatasetError(f"no scenes in {', '.join(map(str, folders))}; 'dipole drive record' makes some")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from dipole_ray.collect.scenes import scene_dataset
 from dipole_ray.data.dataset import open_dataset
 from dipole_ray.driving import scene_set
 from dipole_ray.driving.actions import ACTION_DIM, WAY_DIM, actions_of, explored, plans_of
+from dipole_ray.driving.container import SceneFolder
+from dipole_ray.driving.encoders import train_small
 from dipole_ray.driving.group import group_advantages
 from dipole_ray.driving.observations import observe
 from dipole_ray.driving.scene_set import SceneSet
@@ -276,6 +279,14 @@ def test_what_contradicts_scenes_is_refused_with_the_remedy(folders: tuple[Path,
         SceneSet(["sumo:berlin"])
     with pytest.raises(DatasetError, match=r"no scenes\.json|cannot be read"):
         SceneSet([tmp_path])
+
+
+def test_a_scene_that_two_folders_share_is_refused_and_not_counted_twice(folders: Any, tmp_path: Path) -> None:
+    copy = shutil.copytree(folders[0], tmp_path / "copy")
+    with pytest.raises(DatasetError, match=r"scene train-\S+ is in .*train and in .*copy; give each scene once"):
+        SceneSet([folders[0], folders[1], copy])
+    with pytest.raises(DatasetError, match="give each scene once"):
+        train_small([SceneFolder(folders[0]), SceneFolder(copy)], tmp_path / "encoder")
 
 
 def test_folders_of_scenes_are_meant_relative_to_where_they_are_given(folders: Any, tmp_path: Path) -> None:

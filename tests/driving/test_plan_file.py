@@ -119,4 +119,5 @@ def test_what_is_missing_is_said(scenes: Path) -> None:
     refused(scenes, "no scene files, *.json.gz, in this folder", "plans.json", ".")
     refused(scenes, "the folder does not exist", "plans.json", "scenes", "--csv", "nowhere/scores.csv")
     refused(scenes, "--csv is the table of a plan file", "scenes", "--csv", "scores.csv")
+    refused(scenes, "plans.json: has no plan for any of 3 scenes; its tokens: none at all", "plans.json", "scenes")
     refused(scenes, "two scenes have the same token", "plans.json", "scenes", "scenes/aa.json.gz")
