@@ -62,6 +62,10 @@ def file_of(runs: Path, method: str, seed: int) -> Path:
     return runs / f"{method.replace(' ', '_')}-seed{seed}.npz"
 
 
+def _scores(path: Path) -> Any:
+    return np.load(path, allow_pickle=False)
+
+
 def _error(values: np.ndarray) -> float | None:
     return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
 
@@ -74,11 +78,11 @@ def rows_of(runs: Path, seeds: Sequence[int]) -> list[dict[str, Any]]:
 
 def _cells(runs: Path, name: str, seeds: Sequence[int]) -> Iterator[Cell]:
     """Yield what a method scored in every way to act; with the first method's, what the clone scored."""
-    tables = {seed: np.load(path) for seed in seeds if (path := file_of(runs, name, seed)).is_file()}
+    tables = {seed: _scores(path) for seed in seeds if (path := file_of(runs, name, seed)).is_file()}
     if not tables:
         return
     first = next(iter(tables.values()))
-    clone = np.stack([np.load(file_of(runs, NAMES[0], seed))["bc|None|1"] for seed in tables])
+    clone = np.stack([_scores(file_of(runs, NAMES[0], seed))["bc|None|1"] for seed in tables])
     ways = [key.split("|") for key in first.files if key.startswith(("guided|", "bc|"))]
     for policy, omega, candidates in sorted(ways, key=lambda way: (int(way[2]), way[0], way[1])):
         if policy == "bc" and name != NAMES[0]:
@@ -107,14 +111,14 @@ def _lines(rows: Sequence[dict[str, Any]], chosen: float) -> list[str]:
 
 def write_study(out: Path, runs: Path, seeds: Sequence[int], sizes: Sequence[int], chosen: float) -> None:
     """Write `drive_study.md`, `.json` and `.png` of the runs that are finished."""
-    anchors, rows = np.load(runs / "anchors.npz"), rows_of(runs, seeds)
+    anchors, rows = _scores(runs / "anchors.npz"), rows_of(runs, seeds)
     others = {
         name: {"scores": (100 * anchors[name].mean(axis=0)).tolist()}
         | {"error_over_logs": float(100 * clustered_errors(anchors[name], anchors["logs"])[-1])}
         for name in anchors.files
         if name != "logs"
     }
-    ended = {path.stem: _ended(np.load(path)) for path in sorted(runs.glob("*-seed*.npz"))}
+    ended = {path.stem: _ended(_scores(path)) for path in sorted(runs.glob("*-seed*.npz"))}
     learned = " + ".join(map(str, sizes[:-2]))
     text = [
         f"`{HERE}`: {learned} scenes to learn from, {sizes[-2]} for validation, {sizes[-1]} for the test. Percent, with"

@@ -39,7 +39,7 @@ class JudgedPlans:
     """Rows of judged plans on a device."""
 
     def __init__(self, file: Path, device: str) -> None:
-        with np.load(file) as arrays:
+        with np.load(file, allow_pickle=False) as arrays:
             self.columns = {name: torch.from_numpy(arrays[name]).to(device) for name in arrays if name != "folders"}
             self.folders = arrays["folders"].tolist()
         self.scenes, self.plans, self.action_dim = self.columns["actions"].shape

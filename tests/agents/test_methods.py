@@ -126,7 +126,7 @@ CHANGES_OF_OTHERS: dict[str, dict[str, Any]] = {
 """What FQL and IQL share with the family, they act on too."""
 COVERED_ELSEWHERE = {
     *("batch_size", "n_step", "observation_normalization", "encoder", "backbone", "adapters", "advantage"),
-    *("rollout_denoise_steps", "policy_gradient"),
+    *("rollout_denoise_steps", "policy_gradient", "learned_score"),
 }
 """The first two are the replay's to act on; files of their own cover the others, such as `test_adapters.py`."""
 
