@@ -109,10 +109,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", help="only these of the study: for processes side by side")
     parser.add_argument("--omegas", type=float, nargs="+", help="only these in what is not played yet: to save time")
     parser.add_argument("--episodes", type=int, help="of each policy at each omega and number of candidates")
-    parser.add_argument("--work", type=Path, default=Path("/tmp/cell-evaluation"))
+    parser.add_argument("--work", type=Path, help="where policies are unpacked and episodes noted (FOLDER/played)")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     args.episodes = args.episodes or EPISODES[args.part]
+    args.work = args.work or args.folder / "played"
     args.work.mkdir(parents=True, exist_ok=True)
     rows, training = gathered(args), json.loads((args.folder / NAME).read_text())
     table = TABLES[args.part](rows)

@@ -66,7 +66,8 @@ def make_fields(case: Case) -> AdaptedFields:
     fields = AdaptedFields((*NAMES,), network, config, torch.Generator().manual_seed(1), dtype=dtype).to(case.device)
     for parameter in fields._of_adapters:
         parameter.data.normal_(0.0, 0.02, generator=generator)
-    fields.network.eval()  # type: ignore[attr-defined]  # in training PEFT refuses its mixed batch; nothing else minds
+    adapted: Any = fields.network
+    adapted.eval()  # in training PEFT refuses its mixed batch; nothing else minds
     return fields
 
 

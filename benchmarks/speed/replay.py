@@ -91,7 +91,7 @@ def import_speed(folder: Path, schema: Schema, transitions: int) -> dict[str, An
     """Import a compressed OGBench file by the command, and read it bare."""
     random, count = np.random.default_rng(0), transitions // TRAJECTORY * (TRAJECTORY + 1)
     terminals = (np.arange(count) % (TRAJECTORY + 1) == TRAJECTORY).astype(np.float32)
-    columns = {
+    columns: dict[str, Any] = {
         "observations": random.normal(size=(count, schema.observation_dim)).astype(np.float32),
         "actions": random.uniform(-1, 1, size=(count, schema.action_dim)).astype(np.float32),
         "terminals": terminals,
@@ -99,7 +99,7 @@ def import_speed(folder: Path, schema: Schema, transitions: int) -> dict[str, An
         "masks": np.ones(count, np.float32),
     }
     file = folder / "big-v0.npz"
-    np.savez_compressed(file, **columns)  # type: ignore[arg-type]
+    np.savez_compressed(file, **columns)
     start = time.perf_counter()
     with np.load(file, allow_pickle=False) as opened:
         for name in opened.files:

@@ -13,13 +13,13 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from dipole_ray.agents import state
-from dipole_ray.agents.config import ABOVE_ZERO, Rule
+from dipole_ray.agents.config import ABOVE_ZERO, Rule, require_rules
 from dipole_ray.agents.fields import VelocityField
 from dipole_ray.agents.narrow import keep_weights_in
 from dipole_ray.errors import CheckpointError, ConfigError
@@ -38,9 +38,9 @@ _RANK = Rule(lambda x: x >= 0, "give a whole number of at least 0 (none)")
 class AdapterConfig:
     """Whether the fields are low-rank adapters (LoRA) on one frozen backbone, and which."""
 
-    rank: int = 0
+    rank: Annotated[int, _RANK] = 0
     """Rank r of an adapter's matrices, >= 1; 0 = no adapters, each field is a network of its own."""
-    alpha: float = 16.0
+    alpha: Annotated[float, ABOVE_ZERO] = 16.0
     """What an adapter adds to a layer is scaled by alpha / rank, > 0. The released driving policy: 16, at rank 64."""
     targets: tuple[str, ...] = ("linear",)
     """Layers that get an adapter: by kind, `linear` (all), `attention` or `mlp` (linear layers in modules whose class
@@ -48,9 +48,7 @@ class AdapterConfig:
 
     def __post_init__(self) -> None:
         """Reject what is out of range, and what no adapter would read."""
-        for name, rule in {"rank": _RANK, "alpha": ABOVE_ZERO}.items():
-            if not rule.holds(getattr(self, name)):
-                raise ConfigError(f"agent.adapters.{name}: found {getattr(self, name)!r}; {rule.wanted}")
+        require_rules(self, "agent.adapters")
         if not self.targets:
             raise ConfigError("agent.adapters.targets: found none; name a kind of layers, such as linear")
         for name, neutral in () if self.rank else (("alpha", 16.0), ("targets", ("linear",))):

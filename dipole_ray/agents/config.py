@@ -49,6 +49,14 @@ def one_of(*choices: str) -> Rule:
     return Rule(lambda x: x in choices, f"choose one of {', '.join(choices)}")
 
 
+def require_rules(config: Any, section: str) -> None:
+    """Raise ConfigError, by its name in `section`, where a setting breaks a rule that stands in its type."""
+    for name, hint in get_type_hints(type(config), include_extras=True).items():
+        for rule in getattr(hint, "__metadata__", ()):
+            if not rule.holds(found := getattr(config, name)):
+                raise ConfigError(f"{section}.{name}: found {found!r}; {rule.wanted}")
+
+
 ABOVE_ZERO = Rule(lambda x: 0 < x < math.inf, "give a finite number above 0")
 NOT_NEGATIVE = Rule(lambda x: 0 <= x < math.inf, "give a finite number of at least 0")
 FINITE = Rule(math.isfinite, "give a finite number")
@@ -143,11 +151,7 @@ class AgentConfig(metaclass=Tagged):
 
     def __post_init__(self) -> None:
         """Reject values out of range and settings that contradict each other."""
-        for name, hint in get_type_hints(type(self), include_extras=True).items():
-            for rule in getattr(hint, "__metadata__", ()):
-                value = getattr(self, name)
-                if not rule.holds(value):
-                    raise ConfigError(f"agent.{name}: found {value!r}; {rule.wanted}")
+        require_rules(self, "agent")
         aggregations = (self.value_aggregation, self.choice_aggregation, self.target_aggregation)
         if self.num_critics == 1 and "mean_minus_std" in aggregations:
             raise ConfigError("agent.num_critics: 1 critic has no spread for 'mean_minus_std'; set agent.num_critics=2")

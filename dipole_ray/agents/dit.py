@@ -11,7 +11,7 @@ numbers, W width, H heads.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -194,7 +194,8 @@ class DiTFields(nn.Module):
             nn.init.zeros_(layer.weight)
 
     def _blocks(self) -> list[Block]:
-        return list(self.blocks)  # type: ignore[arg-type]
+        blocks: Any = self.blocks
+        return list(blocks)
 
 
 def _normal(tokens: Tensor) -> Tensor:

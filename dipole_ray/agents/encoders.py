@@ -111,7 +111,8 @@ class Encoders(nn.ModuleDict):
     @property
     def embedding_dim(self) -> int:
         """D, the same of all."""
-        found: int = next(iter(self.values())).embedding_dim  # type: ignore[assignment]
+        first: Any = next(iter(self.values()))
+        found: int = first.embedding_dim
         return found
 
     def parameters_of(self, role: str) -> list[nn.Parameter]:

@@ -17,13 +17,13 @@ Shapes: B rows, A action dim; K denoise steps, k the number of one, (B,).
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from dipole_ray.agents import vp
-from dipole_ray.agents.config import ABOVE_ZERO, RATE, Rule
+from dipole_ray.agents.config import ABOVE_ZERO, RATE, Rule, require_rules
 from dipole_ray.agents.losses import gaussian_log_likelihood
 from dipole_ray.columns import Column
 from dipole_ray.errors import ConfigError
@@ -39,34 +39,30 @@ _SHARE = Rule(lambda x: 0 <= x <= 1, "give a number in [0, 1]")
 class PolicyGradientConfig:
     """Of `agent.weight_scheme=dppo`: how plans are drawn, and how far a step may take their likelihood."""
 
-    denoise_discount: float = 0.99
+    denoise_discount: Annotated[float, RATE] = 0.99
     """Discount of the advantage for each denoise step that lies between a step and the action, in (0, 1]. DPPO: 0.99
     on gym's tasks, 0.9 elsewhere."""
-    clip: float = 0.05
+    clip: Annotated[float, ABOVE_ZERO] = 0.05
     """c of the last denoise step, beyond which a ratio of likelihoods moves nothing any more, > 0. DPPO: 0.01."""
-    clip_first: float = 0.005
+    clip_first: Annotated[float, ABOVE_ZERO] = 0.005
     """c of the first one, which grows to `clip` exponentially, > 0. DPPO: 0.001."""
-    eta: float = 1.0
+    eta: Annotated[float, _SHARE] = 1.0
     """Share of the path's noise that is drawn anew in each denoise step, in [0, 1]: 1 is DDPM's, at 0 there is but
     `min_std`. DPPO: 1."""
-    min_std: float = 0.05
+    min_std: Annotated[float, ABOVE_ZERO] = 0.05
     """Least deviation of a denoise step, > 0, so that the last one explores as well. DPPO: 0.1. Plans that are said as
     `poses` bear 0.01, or drives are uncomfortable."""
-    min_likelihood_std: float = 0.1
+    min_likelihood_std: Annotated[float, ABOVE_ZERO] = 0.1
     """Least deviation with which a step's likelihood is judged, > 0: without it the last steps, whose deviations are
     small, outweigh all others. DPPO: 0.1."""
 
-    cloning_weight: float = 0.03
+    cloning_weight: Annotated[float, ABOVE_ZERO] = 0.03
     """Weight of the cloning loss of offline rows beside the policy gradient, > 0. At 1 it outweighs all else: its
     gradients are some thirty times as long."""
 
     def __post_init__(self) -> None:
         """Reject what is out of range."""
-        rules = {"denoise_discount": RATE, "eta": _SHARE}
-        for name in self.__dataclass_fields__:
-            rule, found = rules.get(name, ABOVE_ZERO), getattr(self, name)
-            if not rule.holds(found):
-                raise ConfigError(f"agent.policy_gradient.{name}: found {found!r}; {rule.wanted}")
+        require_rules(self, "agent.policy_gradient")
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,16 +83,18 @@ except DipoleError:
 """
 SCENES_PROBE = """
 from pathlib import Path
-from dipole_ray.driving.container import SceneFolder
+from dipole_ray.driving.container import SceneFolder, is_complete
 from dipole_ray.errors import DipoleError
 answer = {"scenes": 0, "folders": 0, "begun": 0, "damaged": ""}
 for path in sorted(Path(sys.argv[1]).glob("*/scenes.json")):
     try:
-        answer["scenes"] += len(SceneFolder(path.parent))
-        answer["folders"] += 1
+        if is_complete(path.parent):
+            answer["scenes"] += len(SceneFolder(path.parent))
+            answer["folders"] += 1
+        else:
+            answer["begun"] += 1
     except DipoleError as error:
-        answer["begun"] += "not complete" in str(error)
-        answer["damaged"] = answer["damaged"] or ("" if "not complete" in str(error) else str(error))
+        answer["damaged"] = answer["damaged"] or str(error)
 """
 ENVIRONMENT_PROBE = """
 from dipole_ray.envs.make import make_env

@@ -78,7 +78,7 @@ def _write(driving: DrivingConfig, scenes: SceneSet, out: Path) -> None:
     schema = schema_of(driving.observation, driving.actions)
     with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as place:
         if scenes.encoder is not None:
-            observations = {"ego": observations, "context": scenes.mapped_contexts(Path(place) / "contexts.npy")}
+            observations = {"ego": observations, "context": scenes.mapped_contexts(Path(place) / "contexts")}
         arrays = flattened({"observations": observations})
         tables = {table: arrays[name] for name, table in schema.references.items()}
         write_dataset(out, [rows], schema, source, tables=tables)

@@ -22,9 +22,9 @@ REACH_M, SEEN_M = 80.0, 60.0  # along the way, and around the car
 OTHERS, STANDING = 12, 0.1  # m/s
 _KINDS = ("vehicle", "pedestrian", "bicycle")
 _LIGHT_WAY_M = 2.0  # of a connector's polygon on the way, from which on its light is the car's own
-WAY_DIM, ROOM_DIM, LIGHT_DIM, LEAD_DIM = 3 + 3 * len(WAY_M), 2 * len(ROOM_M), 2, 6
+AHEAD_DIM, ROOM_DIM, LIGHT_DIM, LEAD_DIM = 3 + 3 * len(WAY_M), 2 * len(ROOM_M), 2, 6
 OTHER_DIM = 13 + len(_KINDS)
-SURROUNDINGS_DIM = WAY_DIM + ROOM_DIM + LIGHT_DIM + LEAD_DIM + OTHERS * OTHER_DIM
+SURROUNDINGS_DIM = AHEAD_DIM + ROOM_DIM + LIGHT_DIM + LEAD_DIM + OTHERS * OTHER_DIM
 
 
 def surroundings(one: RecordedScene, way: Way | None = None) -> Array:

@@ -12,16 +12,23 @@ pytest.importorskip("shapely")
 
 from dipole_ray.driving.actions import WAY_DIM, actions_of, explored, plans_of
 from dipole_ray.driving.recorded import RecordedScene
-from dipole_ray.driving.surroundings import LEAD_DIM as LEADS
-from dipole_ray.driving.surroundings import LIGHT_DIM, OTHER_DIM, OTHERS, ROOM_DIM, SURROUNDINGS_DIM, surroundings
-from dipole_ray.driving.surroundings import WAY_DIM as AHEAD
+from dipole_ray.driving.surroundings import (
+    AHEAD_DIM,
+    LEAD_DIM,
+    LIGHT_DIM,
+    OTHER_DIM,
+    OTHERS,
+    ROOM_DIM,
+    SURROUNDINGS_DIM,
+    surroundings,
+)
 from dipole_ray.driving.vehicle import FRONT
 from dipole_ray.driving.way import Way
 from tests.driving.folders import made_scene
 from tests.driving.scenes import add_area, add_object, crowded, moved, road, scene_of, wild_plans
 
-ROOM, LIGHT = slice(AHEAD, AHEAD + ROOM_DIM), slice(AHEAD + ROOM_DIM, AHEAD + ROOM_DIM + LIGHT_DIM)
-LEAD = slice(LIGHT.stop, LIGHT.stop + LEADS)
+ROOM, LIGHT = slice(AHEAD_DIM, AHEAD_DIM + ROOM_DIM), slice(AHEAD_DIM + ROOM_DIM, AHEAD_DIM + ROOM_DIM + LIGHT_DIM)
+LEAD = slice(LIGHT.stop, LIGHT.stop + LEAD_DIM)
 
 
 def recorded(content: Any, folder: Path, **changes: Any) -> RecordedScene:
